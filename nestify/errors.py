@@ -1,0 +1,69 @@
+"""Every error that a user can cause, each class with the exit code of its kind.
+
+Only the command line exits; the library raises. A message is one sentence that names the value, the
+place and the remedy.
+"""
+
+
+class NestifyError(Exception):
+    """Base of all errors that are told to a user rather than reported as a bug."""
+
+    exit_code = 70
+
+
+class GateFailed(NestifyError):
+    """A limit that the user set (accuracy, size, MACs) was not met; nothing else is wrong."""
+
+    exit_code = 1
+
+
+class RecipeError(NestifyError):
+    """A recipe or a command-line option is wrong. Holds every problem that was found.
+
+    Args:
+        problems: one sentence each.
+        source: the recipe's path, or "" for the command line.
+    """
+
+    exit_code = 2
+
+    def __init__(self, problems: str | list[str], source: str = "") -> None:
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        prefix = f"{source}: " if source else ""
+        super().__init__("\n".join(prefix + problem for problem in self.problems))
+
+
+class CheckpointError(NestifyError):
+    """A checkpoint is missing, damaged, or belongs to another model."""
+
+    exit_code = 3
+
+
+class DataError(NestifyError):
+    """The images are missing, empty, unreadable, or their classes do not fit the model."""
+
+    exit_code = 3
+
+
+class BadFileError(NestifyError):
+    """A nested file is damaged, forged, truncated, or of a format that this version does not read."""
+
+    exit_code = 3
+
+
+class OutputError(NestifyError):
+    """The result cannot be written where the user wants it."""
+
+    exit_code = 3
+
+
+class UnsupportedModelError(NestifyError):
+    """A model that this schedule cannot compress; the message says what stopped it."""
+
+    exit_code = 3
+
+
+class DivergedError(NestifyError):
+    """Training ended in a non-finite loss."""
+
+    exit_code = 4
