@@ -1,0 +1,142 @@
+"""The manifest: everything a nested file says about itself, as one JSON document. No torch here."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+SCHEMA_VERSION = 1
+
+Coding = Literal["all", "bits", "elias-fano", "none"]
+"""How a parameter's entry positions in one chunk are stored (see `entry_codec`): `all` remaining
+positions enter, `none` does, or the two codings."""
+
+Scalar = bool | int | float | str | None
+Kwarg = Scalar | list[Scalar] | list[list[Scalar]]
+Size = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Preprocessing(_Part):
+    """What timm's `create_transform` needs to prepare an image for evaluation.
+
+    `input_size` is (channels, height, width); `mean` and `std` are per channel, for pixels in [0, 1].
+    """
+
+    input_size: tuple[int, int, int]
+    mean: list[float]
+    std: list[float]
+    interpolation: str
+    crop_pct: float
+    crop_mode: str
+
+
+class ModelEntry(_Part):
+    """The timm model that every level is built from: `timm.create_model(architecture, **kwargs)`."""
+
+    architecture: str
+    kwargs: dict[str, Kwarg]
+    num_classes: int
+    preprocessing: Preprocessing
+    class_names: list[str] | None
+
+
+class ParameterEntry(_Part):
+    """Layout of one shared tensor.
+
+    Attributes:
+        name: timm's state-dict name.
+        shape: of the dense tensor.
+        dtype: safetensors' name of the stored values' type, such as `F32`.
+        maskable: whether it has entry levels; a tensor that has none enters at level 1 whole.
+        unit: (rows, cols) of the blocks of output x input channels that enter together.
+        coding: one per level, core first, of a maskable tensor; empty otherwise.
+        aliases: other state-dict names of the same tensor (tied weights).
+    """
+
+    name: str
+    shape: list[Size]
+    dtype: str
+    maskable: bool
+    unit: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    coding: list[Coding] = []
+    aliases: list[str] = []
+
+
+class LayerEntry(_Part):
+    """One maskable tensor at one level, for the per-layer table."""
+
+    name: str
+    weights: Count
+    kept: Count
+    dense_macs: Count | None
+    effective_macs: Count | None
+
+
+class Metrics(_Part):
+    """What was measured or counted for one level. None means: not measured.
+
+    Attributes:
+        parameters: elements of the plain model at this level (dense, private tensors included).
+        nonzero_parameters: those that are not masked out.
+        dense_macs: multiply-accumulates per image that dense kernels execute.
+        effective_macs: multiply-accumulates per image that a kernel would execute if it skipped every
+            masked-out weight at no cost; theory, not time.
+        uncounted: operators that the MAC counter does not know, with how often they ran; empty when
+            the counts are whole.
+        top1, top5: accuracy in percent on `images` validation images; `loss` is mean cross-entropy.
+        top1_before: top-1 of the same level before training, its batch norm recalibrated.
+    """
+
+    parameters: Count
+    nonzero_parameters: Count
+    dense_macs: Count | None
+    effective_macs: Count | None
+    uncounted: dict[str, int] = {}
+    top1: float | None = None
+    top5: float | None = None
+    loss: float | None = None
+    images: Count | None = None
+    top1_before: float | None = None
+
+
+class LevelEntry(_Part):
+    """One level: what was asked, what was reached, what was measured, and how to check it.
+
+    Attributes:
+        private: state-dict names of the level's private tensors.
+        data_bytes: bytes of the level's own chunk.
+        sha256: of the level's own chunk, hexadecimal.
+        fingerprint: logits of the fixed synthetic input, shape (num_classes,).
+    """
+
+    name: str
+    sparsity: float
+    achieved_sparsity: float
+    pattern: str
+    private: list[str]
+    data_bytes: Size
+    sha256: str
+    fingerprint: list[float]
+    metrics: Metrics
+    layers: list[LayerEntry]
+
+
+class Manifest(_Part):
+    """The whole document. `levels` run from the core level to the full level."""
+
+    schema_version: Literal[1] = 1
+    model: ModelEntry
+    schedule: Literal["weight"]
+    levels: Annotated[list[LevelEntry], Field(min_length=1, max_length=254)]
+    parameters: list[ParameterEntry]
+    original: dict[str, float]
+    """Validation accuracy of the unchanged pretrained model: `top1`, `top5`, `loss`; empty if not measured."""
+    recipe: dict[str, Any]
+    seed: int
+    versions: dict[str, str]
+    source_sha256: str | None
+    """SHA-256 of the checkpoint file that the run started from; None when there was no file."""
