@@ -1,0 +1,183 @@
+"""A timm model as data: how to build it again, how to prepare its images, which weights are maskable."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from timm.models import get_model_args
+from torch import Tensor, nn
+
+from nestify.errors import UnsupportedModelError
+
+Kwargs = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What nestify needs to know of a timm model beside its tensors.
+
+    Attributes:
+        architecture: name in timm's registry, without a pretrained tag.
+        kwargs: plain values, so that `timm.create_model(architecture, **kwargs)` builds it again.
+        num_classes: outputs of the classifier.
+        preprocessing: timm's data configuration (input_size (C, H, W), mean, std, interpolation,
+            crop_pct, crop_mode).
+        classifier: module names of the classifiers, such as `("fc",)`.
+        first: module names of the first convolutions.
+        maskable: state-dict names of the weights that a weight schedule may mask, in module order.
+        depthwise: those of `maskable` that belong to depthwise convolutions.
+        aliases: tied name -> the name that is kept.
+    """
+
+    architecture: str
+    kwargs: Kwargs
+    num_classes: int
+    preprocessing: dict[str, Any]
+    classifier: tuple[str, ...]
+    first: tuple[str, ...]
+    maskable: tuple[str, ...]
+    depthwise: frozenset[str]
+    aliases: Mapping[str, str]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Channels, height and width of one image, in pixels."""
+        channels, height, width = self.preprocessing["input_size"]
+        return int(channels), int(height), int(width)
+
+
+def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> ModelSpec:
+    """Describe a model that `timm.create_model` made.
+
+    Args:
+        model: a timm classification model.
+        input_size: (channels, height, width) where it is not the model's own.
+
+    Raises:
+        UnsupportedModelError: if it has no classifier, or no weight that could be masked.
+    """
+    cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
+    architecture = cfg.get("architecture")
+    if not architecture:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} was not made by timm.create_model, so it cannot be built again"
+        )
+    num_classes = int(getattr(model, "num_classes", 0))
+    if num_classes < 1:
+        raise UnsupportedModelError(f"{architecture} has no classifier (num_classes = {num_classes})")
+    maskable, depthwise = _maskable_weights(model)
+    if not maskable:
+        raise UnsupportedModelError(f"{architecture} has no convolution or linear weight to mask")
+    args = {"input_size": input_size} if input_size else None
+    return ModelSpec(
+        architecture=architecture,
+        kwargs=_plain_kwargs(model),
+        num_classes=num_classes,
+        preprocessing=resolve_model_data_config(model, args=args),
+        classifier=_as_tuple(cfg.get("classifier")),
+        first=_as_tuple(cfg.get("first_conv")),
+        maskable=tuple(maskable),
+        depthwise=frozenset(depthwise),
+        aliases=tied_names(model),
+    )
+
+
+def build_model(architecture: str, kwargs: Kwargs) -> nn.Module:
+    """Build a timm model without weights of its own training; never reaches a network.
+
+    Raises:
+        UnsupportedModelError: if timm has no such architecture or refuses the arguments.
+    """
+    if not timm.is_model(architecture):
+        raise UnsupportedModelError(
+            f"{architecture!r} is not in the registry of timm {timm.__version__}; a newer timm may have it"
+        )
+    try:
+        model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
+    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError) as error:
+        raise UnsupportedModelError(
+            f"timm cannot build {architecture} with {kwargs}: {type(error).__name__}: {error}"
+        ) from error
+    return model
+
+
+def tied_names(model: nn.Module) -> dict[str, str]:
+    """State-dict names that share a tensor with an earlier name: tied name -> first name."""
+    first: dict[int, str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        kept = first.setdefault(id(tensor), name)
+        if kept != name:
+            tied[name] = kept
+    return tied
+
+
+def _maskable_weights(model: nn.Module) -> tuple[list[str], list[str]]:
+    """Names of the maskable weights, and of those that are depthwise; a tied weight is named once.
+
+    A weight is maskable when it multiplies its input: two or more dimensions and `weight` in its name,
+    which covers every Conv and Linear, timm's subclasses of them, and layers that keep raw parameters
+    (`weight_ih_l0` of an LSTM, `in_proj_weight` of an attention). Embeddings are looked up, not
+    multiplied; position tables, tokens and scales have other names.
+    """
+    maskable: list[str] = []
+    depthwise: list[str] = []
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag):
+            continue
+        for local, parameter in module.named_parameters(recurse=False):
+            is_weight = "weight" in local and parameter.ndim >= 2 and parameter.is_floating_point()
+            if not is_weight or id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            name = f"{prefix}.{local}" if prefix else local
+            maskable.append(name)
+            groups = getattr(module, "groups", 1)
+            if isinstance(groups, int) and groups > 1 and groups == getattr(module, "in_channels", 0):
+                depthwise.append(name)
+    return maskable, depthwise
+
+
+def _plain_kwargs(model: nn.Module) -> Kwargs:
+    """The arguments that build the model again, as timm recorded them, class count and size included."""
+    return {key: _plain(value) for key, value in get_model_args(model).items()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise UnsupportedModelError(
+        f"model argument {value!r} is a {type(value).__name__}; a nested file can hold plain values only"
+    )
+
+
+def _as_tuple(value: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def state_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by state-dict name, each tied tensor once, not detached."""
+    aliases = tied_names(model)
+    return {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in aliases}
+
+
+def synthetic_input(input_size: tuple[int, int, int], batch: int = 1) -> Tensor:
+    """The fixed input of logit fingerprints: a sine of the position, the same on every machine.
+
+    Returns:
+        float32 of shape (batch, channels, height, width), values in [-1, 1].
+    """
+    channels, height, width = input_size
+    phase = torch.arange(batch * channels, dtype=torch.float64).view(batch, channels, 1, 1)
+    rows = torch.arange(height, dtype=torch.float64).view(1, 1, height, 1)
+    cols = torch.arange(width, dtype=torch.float64).view(1, 1, 1, width)
+    wave = torch.sin(0.11 * rows + 0.23 * cols + 1.7 * phase) * torch.cos(0.013 * rows * cols / width + phase)
+    return wave.float()

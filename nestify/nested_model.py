@@ -1,0 +1,305 @@
+"""The nested model: one set of weights, seen at any level."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from copy import deepcopy
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from nestify.model_spec import ModelSpec, state_tensors, tied_names
+from nestify.nested_file.state import NestedState
+from nestify.nesting import EntryLevels, entry_mask
+from nestify.private import BatchNormMode, private_names
+
+
+class NestedModel(nn.Module):
+    """n networks in one set of weights.
+
+    The full level lives in `network`, an ordinary timm model. A lower level is the same architecture with
+    other tensors in some places (its projection): shared weights times the level's mask, and the level's
+    private tensors. The projection is differentiable, so training a level trains the shared weights.
+
+    Args:
+        network: a timm model; it is taken over, not copied.
+        spec: its description.
+        level_names: core level first.
+        entry: entry levels of the maskable weights that the schedule uses; None starts dense.
+        bn: what of batch norm is private to a level.
+        masked: names of the weights that have entry levels; ignored where `entry` is given.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        spec: ModelSpec,
+        level_names: Sequence[str],
+        *,
+        entry: EntryLevels | None = None,
+        masked: Sequence[str] | None = None,
+        bn: BatchNormMode = "private",
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.spec = spec
+        self.level_names = tuple(level_names)
+        self.n_levels = len(self.level_names)
+        self.bn = bn
+        shared = state_tensors(network)
+        self._shared = {name: _owner(network, name) for name in shared}
+        self._tied = _tied_across_modules(network)
+        names = tuple(entry) if entry is not None else tuple(spec.maskable if masked is None else masked)
+        self.entry = _Tensors({name: torch.ones_like(shared[name], dtype=torch.uint8) for name in names})
+        own = private_names(network, bn)
+        # The full level owns the tensors inside `network`; every lower level owns a copy of them.
+        self.private = nn.ModuleList(
+            _Tensors({name: deepcopy(shared[name].detach()) for name in own}, like=shared)
+            for _ in range(self.n_levels - 1)
+        )
+        self._dense_seen: tuple[object, tuple[frozenset[str], ...]] | None = None
+        self._cached: tuple[object, dict[str, Tensor]] | None = None
+        self.set_entry_levels(entry or EntryLevels(self.n_levels, {n: self.entry[n] for n in names}))
+
+    # -- levels ------------------------------------------------------------------------------------
+
+    def level_number(self, level: int | str) -> int:
+        """1-based number of a level that is given by number or name.
+
+        Raises:
+            ValueError: for a level that this model does not have.
+        """
+        if isinstance(level, str) and level in self.level_names:
+            return self.level_names.index(level) + 1
+        number = int(level) if isinstance(level, int) or level.isdecimal() else 0
+        if not 1 <= number <= self.n_levels:
+            names = ", ".join(f"{k} ({name})" for k, name in enumerate(self.level_names, 1))
+            raise ValueError(f"level {level!r} is not one of {names}")
+        return number
+
+    @property
+    def entry_levels(self) -> EntryLevels:
+        """The entry levels as they are now; the tensors are the model's own."""
+        return EntryLevels(self.n_levels, dict(self.entry.items()))
+
+    @torch.no_grad()
+    def set_entry_levels(self, entry: EntryLevels) -> None:
+        """Take over new entry levels, of the same weights and the same number of levels."""
+        assert set(entry) == set(self.entry)
+        assert entry.n_levels == self.n_levels
+        for name in entry:
+            self.entry[name].copy_(entry[name])
+
+    def _dense(self, level: int) -> frozenset[str]:
+        """Names of the weights that a level uses whole, so that they need no mask.
+
+        Looked up again whenever an entry tensor changed, by whatever way (an average of models writes
+        into the buffers directly).
+        """
+        state = _identity(tensor for _, tensor in self.entry.items())
+        if self._dense_seen is None or self._dense_seen[0] != state:
+            highest = {name: int(entry.max()) if entry.numel() else 1 for name, entry in self.entry.items()}
+            whole = (frozenset(n for n, top in highest.items() if top <= k + 1) for k in range(self.n_levels))
+            self._dense_seen = (state, tuple(whole))
+        return self._dense_seen[1][level - 1]
+
+    # -- views -------------------------------------------------------------------------------------
+
+    def projection(self, level: int) -> dict[str, Tensor]:
+        """The tensors in which a level differs from `network`, by state-dict name; differentiable."""
+        dense = self._dense(level)
+        masked = {
+            name: self.shared_tensor(name) * entry_mask(entry, level)
+            for name, entry in self.entry.items()
+            if name not in dense
+        }
+        return masked | self.private_tensors(level, shared_too=False)
+
+    def private_tensors(self, level: int, *, shared_too: bool = True) -> dict[str, Tensor]:
+        """The tensors that a level owns, by state-dict name.
+
+        Args:
+            level: 1-based.
+            shared_too: give the full level's tensors, which live in `network`, as well.
+        """
+        if level < self.n_levels:
+            return dict(self._private(level).items())
+        if not shared_too:
+            return {}
+        return {name: self.shared_tensor(name) for name in private_names(self.network, self.bn)}
+
+    def shared_tensor(self, name: str) -> Tensor:
+        """A tensor of `network` by state-dict name, as it is now."""
+        module, local = self._shared[name]
+        tensor = getattr(module, local)
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def _private(self, level: int) -> "_Tensors":
+        tensors = self.private[level - 1]
+        assert isinstance(tensors, _Tensors)
+        return tensors
+
+    def forward(self, images: Tensor, level: int | str | None = None) -> Tensor:
+        """Logits of a level.
+
+        Args:
+            images: (B, C, H, W), prepared as `spec.preprocessing` says.
+            level: number or name; None is the full level.
+
+        Returns:
+            (B, num_classes)
+        """
+        number = self.n_levels if level is None else self.level_number(level)
+        changed = self._projection_now(number)
+        if not changed:
+            logits: Tensor = self.network(images)
+            return logits
+        # A module that is registered under several names must be given under one, and a tensor that
+        # several modules hold under each: torch's own tying does the first wrongly.
+        tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
+        return functional_call(self.network, changed | tied, (images,), tie_weights=False)  # type: ignore[no-any-return]
+
+    def _projection_now(self, level: int) -> dict[str, Tensor]:
+        """The projection; kept between calls while nothing changes, one level at a time."""
+        if self.training or torch.is_grad_enabled():
+            self._cached = None
+            return self.projection(level)
+        state = (level, self._dense(level), _identity(self.parameters()))
+        if self._cached is None or self._cached[0] != state:
+            self._cached = None  # free the old level's copy before the new one is made
+            self._cached = (state, self.projection(level))
+        return self._cached[1]
+
+    @torch.no_grad()
+    def at_level(self, level: int | str) -> nn.Module:
+        """A plain timm model of one level in eval mode, which shares no tensor with this one."""
+        number = self.level_number(level)
+        plain = deepcopy(self.network).eval()
+        for parameter in plain.parameters():
+            parameter.grad = None
+        own = state_tensors(plain)
+        for name, tensor in self.projection(number).items():
+            own[name].copy_(tensor)
+        return plain
+
+    @torch.no_grad()
+    def load_private(self, level: int, plain: nn.Module) -> None:
+        """Take a level's private tensors over from a plain model, such as a recalibrated one."""
+        theirs = state_tensors(plain)
+        for name, tensor in self.private_tensors(level).items():
+            tensor.copy_(theirs[name])
+
+    # -- state -------------------------------------------------------------------------------------
+
+    def nested_state(self, units: dict[str, tuple[int, int]] | None = None) -> NestedState:
+        """The tensors that a nested file stores, on the CPU."""
+        own = set(private_names(self.network, self.bn))
+        shared = {k: t.detach().cpu() for k, t in state_tensors(self.network).items() if k not in own}
+        return NestedState(
+            shared=shared,
+            entry=EntryLevels(self.n_levels, {name: t.cpu() for name, t in self.entry.items()}),
+            private=[
+                {name: t.detach().cpu() for name, t in self.private_tensors(level).items()}
+                for level in range(1, self.n_levels + 1)
+            ],
+            aliases=tied_names(self.network),
+            units=units or {},
+        )
+
+    @classmethod
+    @torch.no_grad()
+    def from_state(
+        cls, network: nn.Module, spec: ModelSpec, state: NestedState, level_names: Sequence[str]
+    ) -> "NestedModel":
+        """Fill a freshly built timm model with what a nested file stores; in eval mode.
+
+        Raises:
+            ValueError: if the tensors do not fit the architecture.
+        """
+        full = state.shared | state.private[-1]
+        given = full | {name: full[kept] for name, kept in state.aliases.items()}
+        try:
+            missing, unexpected = network.load_state_dict(given, strict=False)
+        except RuntimeError as error:  # a shape that differs
+            raise ValueError(str(error).splitlines()[-1].strip()) from error
+        if missing or unexpected:
+            what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r} besides"
+            raise ValueError(f"the file {what}, so its tensors do not make a {spec.architecture}")
+        affine_is_private = set(private_names(network, "private")) == set(state.private[-1])
+        nested = cls(
+            network,
+            spec,
+            level_names,
+            entry=state.entry,
+            bn="private" if affine_is_private else "recalibrate",
+        )
+        for level, tensors in enumerate(state.private[:-1], start=1):
+            own = nested.private_tensors(level)
+            if set(own) != set(tensors):
+                raise ValueError(f"the private tensors of level {level} do not fit {spec.architecture}")
+            for name, tensor in tensors.items():
+                own[name].copy_(tensor)
+        return nested.eval()
+
+    # -- module plumbing ---------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "NestedModel":
+        """Switch between training and eval mode; a cached level is dropped."""
+        self._cached = None
+        super().train(mode)
+        return self
+
+
+def _identity(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """What changes when a tensor is replaced or written to."""
+    return tuple((id(t), -1 if t.is_inference() else t._version) for t in tensors)
+
+
+def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a tensor, and the tensor's name there."""
+    prefix, _, local = name.rpartition(".")
+    return network.get_submodule(prefix), local
+
+
+def _tied_across_modules(network: nn.Module) -> dict[str, str]:
+    """Tied names that another module holds, one per module: tied name -> kept name."""
+    tied: dict[str, str] = {}
+    seen: set[tuple[int, str]] = set()
+    for alias, name in tied_names(network).items():
+        seen.add((id(_owner(network, name)[0]), name.rpartition(".")[2]))
+        place = (id(_owner(network, alias)[0]), alias.rpartition(".")[2])
+        if place not in seen:
+            tied[alias] = name
+            seen.add(place)
+    return tied
+
+
+class _Tensors(nn.Module):
+    """Named tensors as a module, so that they follow `.to()`, `state_dict` and copies.
+
+    A tensor is a parameter where its namesake in `like` is one, else a buffer. Module attributes cannot
+    have dots in their names, so they are kept with slashes.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor], like: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            key = name.replace(".", "/")
+            if like is not None and isinstance(like[name], nn.Parameter):
+                self.register_parameter(key, nn.Parameter(tensor, requires_grad=like[name].requires_grad))
+            else:
+                self.register_buffer(key, tensor)
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = getattr(self, name.replace(".", "/"))
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self.items())
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Pairs of original name and tensor."""
+        for key, tensor in [*self._parameters.items(), *self._buffers.items()]:
+            assert tensor is not None
+            yield key.replace("/", "."), tensor

@@ -1,0 +1,228 @@
+"""The pretrained model that a run starts from: a timm name, and a local checkpoint or timm's own weights."""
+
+import hashlib
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import timm
+from timm.models import load_state_dict, resolve_model_input_args
+from torch import Tensor, nn
+
+from nestify.errors import CheckpointError, RecipeError
+from nestify.model_spec import Kwargs, ModelSpec, describe_model
+
+Weights = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A model with its weights, described, and where the weights came from.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        source_sha256: hexadecimal hash of the checkpoint file; None where timm's cache provided it.
+        new_head: whether the classifier is fresh, so that the model knows nothing of its classes yet.
+    """
+
+    model: nn.Module
+    spec: ModelSpec
+    source_sha256: str | None
+    new_head: bool
+
+
+def load_pretrained(
+    name: str,
+    *,
+    checkpoint: str | Path | None = None,
+    pretrained: bool = True,
+    kwargs: Kwargs | None = None,
+    new_head_classes: int | None = None,
+    input_size: int | tuple[int, int] | None = None,
+) -> PretrainedModel:
+    """Make a timm model and give it its pretrained weights.
+
+    Args:
+        name: a name of timm's registry, `hf-hub:owner/name`, or `local-dir:folder`.
+        checkpoint: a local `.safetensors` file, or a `.pth` that holds nothing but weights.
+        pretrained: without a checkpoint, whether timm fetches its own weights; False starts at random.
+        kwargs: further arguments of `timm.create_model`.
+        new_head_classes: class count of a fresh classifier, where the data has other classes than the
+            checkpoint; None keeps the checkpoint's classifier.
+        input_size: image side, or (height, width), in pixels; None keeps the model's own.
+
+    Raises:
+        RecipeError: for a name that timm does not know.
+        CheckpointError: for a checkpoint that is missing, damaged, or of another architecture.
+    """
+    _check_name(name)
+    arguments = dict(kwargs or {})
+    if input_size is not None:
+        arguments = _with_input_size(name, arguments, input_size)
+    weights: Weights | None = None
+    if checkpoint is not None:
+        weights = _read_checkpoint(Path(checkpoint))
+    with _told_as_checkpoint_error(name):
+        if weights is None:
+            classes = {} if new_head_classes is None else {"num_classes": new_head_classes}
+            model = timm.create_model(name, pretrained=pretrained, **{**arguments, **classes})
+        else:
+            model = _create_with(name, weights, arguments, new_head_classes, str(checkpoint))
+    model.eval()
+    size = None if input_size is None else (_in_chans(model), *_pair(input_size))
+    return PretrainedModel(
+        model=model,
+        spec=describe_model(model, input_size=size),
+        source_sha256=None if checkpoint is None else _sha256(Path(checkpoint)),
+        new_head=new_head_classes is not None or (weights is None and not pretrained),
+    )
+
+
+def _check_name(name: str) -> None:
+    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+        return
+    architecture = name.partition(".")[0]
+    if not timm.is_model(architecture):
+        close = get_close_matches(architecture, timm.list_models(), n=3)
+        hint = f"; close names are {', '.join(close)}" if close else ""
+        raise RecipeError(f"model.name = {name!r} is not a model of timm {timm.__version__}{hint}")
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _in_chans(model: nn.Module) -> int:
+    return int(getattr(model, "in_chans", 3))
+
+
+def _with_input_size(name: str, arguments: Kwargs, size: int | tuple[int, int]) -> Kwargs:
+    """Arguments with `img_size` where the architecture fixes its input size when it is built."""
+    try:
+        resolved = resolve_model_input_args(name, {"img_size": list(_pair(size))}, **arguments)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        raise RecipeError(f"model.input_size = {size} does not fit {name}: {error}") from error
+    return {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
+
+
+def _read_checkpoint(path: Path) -> dict[str, Tensor]:
+    """State dictionary of a checkpoint; never runs code from it."""
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint {path} is not a file; give the path of a .safetensors or .pth file"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of the legacy formats that it still reads
+            state: Weights = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # foreign bytes can make the unpickler raise anything
+        raise CheckpointError(_damaged(path, error)) from error
+    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+    if not tensors:
+        raise CheckpointError(f"checkpoint {path} holds no tensors; give a state dictionary of a timm model")
+    return tensors
+
+
+def _damaged(path: Path, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+    return f"checkpoint {path} cannot be read ({reason}); it may be truncated, or hold more than weights"
+
+
+def _create_with(
+    name: str, weights: Weights, arguments: Kwargs, new_head_classes: int | None, source: str
+) -> nn.Module:
+    """The model with the checkpoint's weights, through timm's own loading and its key conversions."""
+    probe_cfg = timm.models.get_pretrained_cfg(name.removeprefix("local-dir:"), allow_unregistered=True)
+    classifier = (probe_cfg.classifier if probe_cfg else None) or ()
+    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    classes = next((weights[f"{n}.weight"].shape[0] for n in names if f"{n}.weight" in weights), None)
+    num_classes = new_head_classes if new_head_classes is not None else classes
+    if num_classes is not None:
+        arguments = {**arguments, "num_classes": int(num_classes)}
+    # A fresh head is asked for even where the counts agree, so timm must see two different counts.
+    declared = -1 if new_head_classes is not None else arguments.get("num_classes")
+    overlay = {"state_dict": dict(weights), "num_classes": declared, "custom_load": False, "label_offset": 0}
+    if declared is None:
+        del overlay["num_classes"]
+    try:
+        model: nn.Module = timm.create_model(
+            name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+        )
+    except (RuntimeError, KeyError) as error:
+        difference = _difference(name, weights, arguments)
+        if not difference:
+            raise
+        raise CheckpointError(f"checkpoint {source} does not fit {name}: {difference}") from error
+    cfg = model.pretrained_cfg
+    assert isinstance(cfg, dict)
+    cfg.pop("state_dict", None)  # else every copy of the model would carry the checkpoint
+    if new_head_classes is not None:
+        _check_only_head_is_new(model, weights, names, f"checkpoint {source} does not fit {name}")
+    return model
+
+
+def _check_only_head_is_new(model: nn.Module, weights: Weights, heads: tuple[str, ...], prefix: str) -> None:
+    """With a fresh head timm loads leniently, so a foreign checkpoint would pass as a random network."""
+    wanted = {
+        key: tensor
+        for key, tensor in model.state_dict().items()
+        if not any(key.startswith(f"{head}.") for head in heads)
+    }
+    absent = [key for key in wanted if key not in weights]
+    if len(absent) > len(wanted) // 2:
+        raise CheckpointError(f"{prefix}: {_some('keys are missing', absent)}")
+
+
+def _difference(name: str, weights: Weights, arguments: Kwargs) -> str:
+    """Which keys of a checkpoint do not fit the architecture; empty where they all do."""
+    expected = timm.create_model(name, pretrained=False, **arguments).state_dict()
+    missing = [key for key in expected if key not in weights]
+    extra = [key for key in weights if key not in expected]
+    shapes = [
+        f"{key} is {tuple(weights[key].shape)}, not {tuple(tensor.shape)}"
+        for key, tensor in expected.items()
+        if key in weights and weights[key].shape != tensor.shape
+    ]
+    parts = [
+        _some("keys are missing", missing),
+        _some("keys are unknown", extra),
+        _some("shapes differ", shapes),
+    ]
+    return "; ".join(part for part in parts if part)
+
+
+def _some(what: str, items: list[str]) -> str:
+    """The first items of a list in one phrase, with their number; empty for none."""
+    if not items:
+        return ""
+    more = ", ..." if len(items) > 3 else ""
+    return f"{len(items)} {what} ({', '.join(items[:3])}{more})"
+
+
+@contextmanager
+def _told_as_checkpoint_error(name: str) -> Iterator[None]:
+    """Turn what timm and the hub raise into one sentence, with the way out."""
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"{name} with its weights cannot be made ({reason}); "
+            "give --checkpoint FILE with the weights, or check model.kwargs"
+        ) from error
+    finally:
+        logger.setLevel(level)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,45 @@
+"""Gradual sparsity: how sparse each level is while it learns, and when its weights are chosen again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from math import ceil
+
+from nestify.levels import Level
+
+
+@dataclass(frozen=True)
+class Ramp:
+    """Raises every level's sparsity from 0 to its target, then freezes the entry levels.
+
+    s(t) = s_target * (1 - (1 - t / T)^3) (Zhu and Gupta, "To prune, or not to prune", 2017, equation 1,
+    from sparsity 0).
+
+    Attributes:
+        levels: the targets, core level first.
+        steps: training steps T until the targets are reached; 0 starts at the targets.
+        selections: how often the weights are chosen again on the way, evenly spaced.
+    """
+
+    levels: Sequence[Level]
+    steps: int
+    selections: int
+
+    def due(self, step: int) -> bool:
+        """Whether the weights are chosen again before training step `step` (counted from 0)."""
+        if step >= self.steps:
+            return step == self.steps
+        return step % max(1, ceil(self.steps / max(1, self.selections))) == 0
+
+    def levels_at(self, step: int) -> list[Level]:
+        """The levels with the sparsities of this step; an N:M level keeps whole numbers of each M."""
+        rest = 0.0 if step >= self.steps else 1 - step / self.steps
+        return [_at(level, level.sparsity * (1 - rest**3)) for level in self.levels]
+
+
+def _at(level: Level, sparsity: float) -> Level:
+    pattern = level.pattern
+    if pattern.kind == "n:m" and level.sparsity > 0:
+        kept = ceil((1 - sparsity) * pattern.m - 1e-9)
+        pattern = replace(pattern, n=kept)
+        sparsity = 1 - kept / pattern.m
+    return replace(level, sparsity=sparsity, pattern=pattern)

@@ -1,0 +1,120 @@
+"""The joint loss of all levels, as a timm training task."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from timm.task import TrainingTask
+from torch import Tensor, nn
+
+from nestify.nested_model import NestedModel
+from nestify.training.distillation import Teacher
+
+
+@dataclass(frozen=True)
+class LevelResult:
+    """What one level did in one step: loss (0-d, detached, unweighted) and logits (B, classes), detached."""
+
+    level: int
+    loss: Tensor
+    logits: Tensor
+
+
+class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
+    """L = sum_k a_k * [(1 - b_k) * task loss + b_k * distillation loss], over the levels k.
+
+    Args:
+        nested: the model to train.
+        criterion: task loss of logits (B, classes) and targets.
+        weights: a_k by level, core first; they are scaled to sum 1.
+        distill: b_k by level, core first, in [0, 1]; 0 for the full level where it teaches itself alone.
+        teacher: where soft targets come from.
+        sandwich: how many levels a step trains; None trains all. Always core and full, the others are
+            drawn evenly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019, section 3.2), and
+            their weights are raised so that the expected loss stays the same.
+        autocast: makes the context of a forward pass, for reduced precision.
+    """
+
+    def __init__(
+        self,
+        nested: NestedModel,
+        criterion: nn.Module,
+        *,
+        weights: Sequence[float],
+        distill: Sequence[float],
+        teacher: Teacher,
+        sandwich: int | None = None,
+        autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+        device: torch.device | None = None,
+    ) -> None:
+        super().__init__(device=device, verbose=False)
+        n = nested.n_levels
+        assert len(weights) == len(distill) == n
+        self.trainable_module = nested
+        self.criterion = criterion
+        self.teacher = teacher
+        self.autocast = autocast
+        self.n_levels = n
+        self.level_weights = [weight / sum(weights) for weight in weights]
+        self.distill = [0.0 if teacher.kind == "none" else share for share in distill]
+        if teacher.kind == "self":
+            self.distill[-1] = 0.0
+        self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
+
+    def drawn_levels(self) -> list[tuple[int, float]]:
+        """Levels of one step with their weights, from full to core."""
+        weights = self.level_weights
+        middle = list(range(2, self.n_levels))
+        drawn = self.sandwich - 2
+        if drawn < len(middle):
+            order = torch.randperm(len(middle))[:drawn].tolist()
+            raised = len(middle) / drawn if drawn else 0.0
+            chosen = {middle[i]: weights[middle[i] - 1] * raised for i in order}
+        else:
+            chosen = {level: weights[level - 1] for level in middle}
+        chosen |= {1: weights[0], self.n_levels: weights[-1]}
+        return sorted(chosen.items(), reverse=True)
+
+    def losses(self, images: Tensor, target: Tensor) -> Iterator[tuple[Tensor, LevelResult]]:
+        """Weighted loss and result of each level in turn, so that a backward can follow each forward."""
+        with self.autocast():
+            answer = self.teacher.answer(images) if any(self.distill) else None
+        for level, weight in self.drawn_levels():
+            with self.autocast():
+                logits = self.trainable_module(images, level=level)
+            logits = logits.float()
+            loss = self._level_loss(level, logits, target, answer)
+            yield weight * loss, LevelResult(level, loss.detach(), logits.detach())
+            if level == self.n_levels and self.teacher.learns_from_full:
+                own = self.teacher.soften(logits)
+                answer = own if answer is None else (answer + own) / 2
+
+    def _level_loss(self, level: int, logits: Tensor, target: Tensor, answer: Tensor | None) -> Tensor:
+        share = self.distill[level - 1]
+        if share == 0 or answer is None:
+            loss: Tensor = self.criterion(logits, target)
+            return loss
+        taught = self.teacher.loss(logits, answer)
+        return taught if share == 1 else (1 - share) * self.criterion(logits, target) + share * taught
+
+    def backward(
+        self, images: Tensor, target: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss
+    ) -> list[LevelResult]:
+        """Forward and backward of every level in turn; the memory of one level's graph, not of n.
+
+        Args:
+            images: (B, C, H, W).
+            target: (B,) class indices, or (B, classes) soft targets.
+            scale: applied to a loss before its backward, for gradient scaling.
+        """
+        results = []
+        for loss, result in self.losses(images, target):
+            scale(loss).backward()
+            results.append(result)
+        return results
+
+    def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
+        """The whole loss in one graph, as timm's own loops expect; `output` is the full level's."""
+        pairs = list(self.losses(input, target))
+        return {"loss": torch.stack([loss for loss, _ in pairs]).sum(), "output": pairs[0][1].logits}
