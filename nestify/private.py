@@ -4,15 +4,19 @@ Levels that share batch norm destroy each other's statistics, because the same l
 each sparsity. Private tensors are small and make nested training work at all.
 """
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import Literal
 
 import torch
-from fvcore.nn.precise_bn import update_bn_stats
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # fvcore scripts a loss as it is imported, which torch warns about
+    from fvcore.nn.precise_bn import update_bn_stats
 
 BatchNormMode = Literal["private", "recalibrate"]
 

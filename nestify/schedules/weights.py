@@ -240,7 +240,7 @@ def _select_n_of_m(weights: Weights, levels: Sequence[Level], m: int) -> EntryLe
             tensors[name] = torch.ones_like(weight, dtype=torch.uint8)
             continue
         groups = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, m))  # (O, *K, I / m, m)
-        rank = groups.argsort(-1, descending=True, stable=True).argsort(-1)
+        rank = groups.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
         entry = torch.full_like(rank, n + 1, dtype=torch.uint8)
         for level in range(n, 0, -1):
             entry[rank < kept[level - 1]] = level

@@ -1,0 +1,153 @@
+"""Entry levels: exact counts, nestedness, patterns, and scores against NumPy."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nestify.levels import Level, Pattern, parse_pattern
+from nestify.nesting import EntryLevels
+from nestify.schedules.weights import Score, layer_budgets, select_entry_levels
+
+SCORES: list[Score] = ["lamp", "magnitude", "uniform", "erk"]
+
+shapes = st.lists(
+    st.one_of(
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        st.tuples(st.integers(1, 8), st.integers(1, 6), st.just(3), st.just(3)),
+    ),
+    min_size=1,
+    max_size=4,
+)
+sparsities = st.lists(st.floats(0, 0.99), min_size=2, max_size=4, unique=True).map(
+    lambda values: sorted(values, reverse=True)
+)
+
+
+def make_weights(sizes: list[tuple[int, ...]], seed: int, distinct: int | None) -> dict[str, torch.Tensor]:
+    """Random weights; with few distinct values there are many ties."""
+    rng = np.random.default_rng(seed)
+    draw = (lambda s: rng.normal(size=s)) if distinct is None else (lambda s: rng.integers(0, distinct, s))
+    return {f"layer{i}.weight": torch.tensor(draw(size), dtype=torch.float32) for i, size in enumerate(sizes)}
+
+
+def make_levels(values: list[float], pattern: Pattern = Pattern()) -> list[Level]:
+    return [Level(f"l{i}", value, pattern) for i, value in enumerate(values)]
+
+
+def is_nested(entry: EntryLevels) -> bool:
+    return all(
+        bool(((e <= k).to(torch.uint8) <= (e <= k + 1).to(torch.uint8)).all())
+        for e in entry.tensors.values()
+        for k in range(1, entry.n_levels)
+    )
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, sparsities, st.sampled_from(SCORES), st.integers(0, 99), st.sampled_from([None, 1, 3]))
+def test_counts_are_exact_and_levels_nest(
+    sizes: list[tuple[int, ...]], values: list[float], score: Score, seed: int, distinct: int | None
+) -> None:
+    weights = make_weights(sizes, seed, distinct)
+    total = sum(int(np.prod(size)) for size in sizes)
+    entry = select_entry_levels(weights, make_levels(values), score)
+    for k, sparsity in enumerate(values, start=1):
+        kept = sum(int((e.numpy() <= k).sum()) for e in entry.tensors.values())
+        assert kept == round(total * (1 - sparsity))
+    assert is_nested(entry)
+
+
+@settings(deadline=None, max_examples=40)
+@given(shapes, sparsities, st.sampled_from(SCORES), st.sampled_from(["4x1", "2x2", "1x3"]), st.integers(0, 9))
+def test_blocks_enter_whole(
+    sizes: list[tuple[int, ...]], values: list[float], score: Score, text: str, seed: int
+) -> None:
+    pattern = parse_pattern(text)
+    weights = make_weights(sizes, seed, None)
+    entry = select_entry_levels(weights, make_levels(values, pattern), score)
+    assert is_nested(entry)
+    for tensor in entry.tensors.values():
+        flat = tensor.numpy().reshape(tensor.shape[0], tensor.shape[1], -1)
+        for row in range(0, flat.shape[0], pattern.rows):
+            for col in range(0, flat.shape[1], pattern.cols):
+                block = flat[row : row + pattern.rows, col : col + pattern.cols]
+                assert (block == block[:1, :1]).all()
+
+
+@pytest.mark.parametrize("score", ["lamp", "magnitude"])
+def test_blocks_reach_the_nearest_whole_block(score: Score) -> None:
+    weights = make_weights([(64, 48), (32, 16, 3, 3)], 0, None)
+    total = 64 * 48 + 32 * 16 * 9
+    entry = select_entry_levels(weights, make_levels([0.9, 0.5], parse_pattern("32x1")), score)
+    for k, sparsity in enumerate([0.9, 0.5], start=1):
+        assert abs(entry.kept(k) - total * (1 - sparsity)) <= 16  # half a block of 32 weights
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 6), st.integers(1, 5), st.sampled_from([2, 4, 8]), st.booleans(), st.integers(0, 99))
+def test_n_of_m_keeps_the_largest_n_of_each_group(
+    out: int, groups: int, m: int, kernel: bool, seed: int
+) -> None:
+    shape = (out, groups * m, 3, 3) if kernel else (out, groups * m)
+    weights = make_weights([shape], seed, None)
+    levels = [
+        Level("core", 1 - 1 / m, Pattern("n:m", n=1, m=m)),
+        Level("half", 0.5, Pattern("n:m", n=m // 2, m=m)),
+        Level("full", 0.0),
+    ]
+    entry = select_entry_levels(weights, levels)["layer0.weight"].numpy()
+    weight = np.abs(weights["layer0.weight"].numpy()).reshape(out, groups, m, -1)
+    for k, n in ((1, 1), (2, m // 2), (3, m)):
+        kept = (entry <= k).reshape(out, groups, m, -1)
+        assert (kept.sum(2) == n).all()
+        smallest_kept = np.where(kept, weight, np.inf).min(2)
+        assert (smallest_kept >= np.where(kept, -np.inf, weight).max(2)).all()
+
+
+def test_n_of_m_leaves_other_layers_dense() -> None:
+    weights = make_weights([(8, 3, 3, 3), (16, 1, 3, 3), (8, 8)], 0, None)
+    entry = select_entry_levels(weights, [Level("a", 0.5, Pattern("n:m", n=2, m=4)), Level("b", 0.0)])
+    assert entry.kept(1, "layer0.weight") == 8 * 27
+    assert entry.kept(1, "layer1.weight") == 16 * 9
+    assert entry.kept(1, "layer2.weight") == 32
+
+
+def test_lamp_follows_its_equation() -> None:
+    """Lee et al., equation 4, evaluated in NumPy float64, keeps the same weights."""
+    weights = make_weights([(9, 7), (4, 5, 3, 3), (3, 40)], 3, None)
+    scores = []
+    for weight in weights.values():
+        squared = weight.numpy().astype(np.float64).reshape(-1) ** 2
+        scores.append(np.array([value / squared[squared >= value].sum() for value in squared]))
+    joined = np.concatenate(scores)
+    for sparsity in (0.9, 0.6, 0.2):
+        entry = select_entry_levels(weights, make_levels([sparsity, 0.0]), "lamp")
+        ours = np.concatenate([e.numpy().reshape(-1) <= 1 for e in entry.tensors.values()])
+        best = np.argsort(-joined)[: round(len(joined) * (1 - sparsity))]
+        assert set(np.flatnonzero(ours)) == set(best)
+
+
+def test_magnitude_keeps_the_largest_of_all_layers() -> None:
+    weights = make_weights([(9, 7), (3, 40)], 5, None)
+    joined = np.concatenate([w.numpy().reshape(-1) for w in weights.values()])
+    entry = select_entry_levels(weights, make_levels([0.75, 0.0]), "magnitude")
+    ours = np.concatenate([e.numpy().reshape(-1) <= 1 for e in entry.tensors.values()])
+    assert set(np.flatnonzero(ours)) == set(np.argsort(-np.abs(joined))[: round(len(joined) * 0.25)])
+
+
+def test_uniform_gives_every_layer_the_same_density() -> None:
+    budgets = layer_budgets({"a": (10, 10), "b": (20, 5, 2, 2)}, make_levels([0.9, 0.0]), "uniform")
+    assert budgets == [{"a": 10, "b": 40}, {"a": 100, "b": 400}]
+
+
+def test_erk_densities_follow_their_formula() -> None:
+    """Density in proportion to sum(shape) / prod(shape); the small layer is full and passes the rest on."""
+    shapes_ = {"big": (100, 100, 3, 3), "wide": (200, 100), "small": (10, 3, 3, 3)}
+    target = round(0.1 * (90_000 + 20_000 + 270))
+    (budget, _) = layer_budgets(shapes_, make_levels([0.9, 0.0]), "erk")
+    assert budget["small"] == 270  # 19 * scale is above its 270 weights at this target
+    scale = (target - 270) / (206 + 300)
+    assert budget["big"] == pytest.approx(206 * scale, abs=1)
+    assert budget["wide"] == pytest.approx(300 * scale, abs=1)
+    assert sum(budget.values()) == target
