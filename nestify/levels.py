@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
+_ORDER = "levels run from the core (sparsest) to the full level"
 MAX_LEVELS = 254  # entry levels are stored as uint8, and n + 1 means "no level uses it"
 
 
@@ -27,6 +28,11 @@ class Pattern:
     rows: int = 1
     cols: int = 1
 
+    @property
+    def sparsity(self) -> float | None:
+        """The sparsity that `n:m` sets; None where the pattern leaves it open."""
+        return 1 - self.n / self.m if self.kind == "n:m" else None
+
     def __str__(self) -> str:
         if self.kind == "n:m":
             return f"{self.n}:{self.m}"
@@ -41,12 +47,12 @@ def parse_pattern(text: str) -> Pattern:
     """
     if text == "unstructured":
         return Pattern()
-    if found := re.fullmatch(r"(\d{1,3}):(\d{1,3})", text):
+    if found := re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", text):
         n, m = int(found[1]), int(found[2])
         if not 1 <= n < m:
             raise ValueError(f"pattern {text!r} keeps {n} of {m}; N:M needs 1 <= N < M")
         return Pattern("n:m", n=n, m=m)
-    if found := re.fullmatch(r"(\d{1,4})x(\d{1,4})", text):
+    if found := re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text):
         rows, cols = int(found[1]), int(found[2])
         if rows < 1 or cols < 1 or rows * cols < 2:
             raise ValueError(f"pattern {text!r} is not a block; RxC needs at least two weights")
@@ -69,11 +75,11 @@ class Level:
     pattern: Pattern = Pattern()
 
 
-def check_levels(levels: Sequence[Level]) -> list[str]:
+def check_levels(levels: Sequence[Level | None]) -> list[str]:
     """Problems that keep levels (core first) from nesting; empty where there are none.
 
-    Every level must be at least as dense as the one before, and patterns must nest: blocks of one
-    shape, N:M of one M.
+    Every level must be denser than the one before, and patterns must nest: blocks of one shape, N:M of
+    one M. None stands for a level whose own problems are told elsewhere: it only counts.
     """
     problems: list[str] = []
     if not 2 <= len(levels) <= MAX_LEVELS:
@@ -81,33 +87,56 @@ def check_levels(levels: Sequence[Level]) -> list[str]:
             f"{len(levels)} level{'' if len(levels) == 1 else 's'} given; a nested network has "
             f"2 to {MAX_LEVELS}, from the core (sparsest) to the full level"
         )
-    for k, level in enumerate(levels, start=1):
-        if not 0 <= level.sparsity < 1:
-            problems.append(
-                f"level[{k}].sparsity = {level.sparsity:g} is not in [0, 1); "
-                "levels run from the core (sparsest) to the full level"
-            )
-    for k, (lower, higher) in enumerate(pairwise(levels), start=2):
-        if higher.sparsity >= lower.sparsity:
-            problems.append(
-                f"level[{k}].sparsity = {higher.sparsity:g} is not below level[{k - 1}].sparsity = "
-                f"{lower.sparsity:g}; levels run from the core (sparsest) to the full level"
-            )
-    names = [level.name for level in levels]
-    problems += [f"level name {name!r} is used twice" for name in sorted(set(names)) if names.count(name) > 1]
-    problems += [
-        f"level name {name!r} is not allowed; use letters, digits, '-', '_' and '.', not a bare number"
-        for name in names
-        if not re.fullmatch(r"(?!\d+$)(?!all$)[\w.-]{1,64}", name)
+    numbered = [(k, level) for k, level in enumerate(levels, start=1) if level is not None]
+    return problems + _wrong_sparsities(numbered) + _wrong_names(numbered) + _wrong_patterns(numbered)
+
+
+def _wrong_sparsities(numbered: Sequence[tuple[int, Level]]) -> list[str]:
+    out_of_range = [
+        f"level[{k}].sparsity = {level.sparsity!r} is not in [0, 1); {_ORDER}"
+        for k, level in numbered
+        if not 0 <= level.sparsity < 1
     ]
-    shapes = {
-        (level.pattern.kind, level.pattern.m, level.pattern.rows, level.pattern.cols): str(level.pattern)
-        for level in levels
-        if level.sparsity > 0
-    }
-    if len(shapes) > 1:
-        problems.append(
-            f"patterns {', '.join(shapes.values())} do not nest; sparse levels share one kind: "
-            "unstructured, N:M of one M, or blocks of one shape"
-        )
+    in_range = [(k, level) for k, level in numbered if 0 <= level.sparsity < 1]
+    disagreeing = [
+        f"level[{k}].sparsity = {level.sparsity!r} does not agree with pattern {level.pattern}, "
+        f"which is a sparsity of {level.pattern.sparsity:g}; give one of the two"
+        for k, level in in_range
+        if level.pattern.sparsity is not None and abs(level.sparsity - level.pattern.sparsity) > 1e-9
+    ]
+    not_falling = [
+        f"level[{k}].sparsity = {higher.sparsity!r} is not below level[{j}].sparsity = "
+        f"{lower.sparsity!r}; {_ORDER}"
+        for (j, lower), (k, higher) in pairwise(in_range)
+        if higher.sparsity >= lower.sparsity
+    ]
+    return out_of_range + disagreeing + not_falling
+
+
+def _wrong_names(numbered: Sequence[tuple[int, Level]]) -> list[str]:
+    problems: list[str] = []
+    first: dict[str, int] = {}
+    for k, level in numbered:
+        if not re.fullmatch(r"(?!\d+$)(?!all$)\w[\w.-]{0,63}", level.name):
+            problems.append(
+                f"level[{k}].name = {level.name!r} is not allowed; use up to 64 letters, digits, '-', '_' "
+                "and '.', not a bare number, and not all"
+            )
+        elif level.name in first:
+            problems.append(
+                f"level[{k}].name = {level.name!r} is the name of level[{first[level.name]}] already; "
+                "give each level its own"
+            )
+        first.setdefault(level.name, k)
     return problems
+
+
+def _wrong_patterns(numbered: Sequence[tuple[int, Level]]) -> list[str]:
+    sparse = [level.pattern for _, level in numbered if level.sparsity > 0]
+    shapes = {(pattern.kind, pattern.m, pattern.rows, pattern.cols): str(pattern) for pattern in sparse}
+    if len(shapes) < 2:
+        return []
+    return [
+        f"patterns {', '.join(shapes.values())} do not nest; sparse levels share one kind: "
+        "unstructured, N:M of one M, or blocks of one shape"
+    ]

@@ -5,9 +5,8 @@ each sparsity. Private tensors are small and make nested training work at all.
 """
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from typing import Literal
 
 import torch
@@ -49,7 +48,7 @@ def _transient(module: nn.Module) -> set[str]:
 
 
 @torch.no_grad()
-def recalibrate(model: nn.Module, batches: Callable[[], Iterable[Tensor]], n_batches: int) -> int:
+def recalibrate(model: nn.Module, batches: Iterable[Tensor], n_batches: int) -> int:
     """Recompute the running statistics of a plain model from images, in place.
 
     The population statistics over all batches (Wu and Johnson, "Rethinking Batch in BatchNorm", 2021,
@@ -57,19 +56,22 @@ def recalibrate(model: nn.Module, batches: Callable[[], Iterable[Tensor]], n_bat
 
     Args:
         model: a plain model, such as `NestedModel.at_level` gives; left in eval mode.
-        batches: makes an iterable of image batches of shape (B, C, H, W) on the model's device.
-        n_batches: how many batches to use at most.
+        batches: image batches of shape (B, C, H, W) on the model's device; gone through again where
+            they are fewer than `n_batches`.
+        n_batches: how many batches to use.
 
     Returns:
-        Number of batches that were used; 0 where the model has no batch norm.
+        Number of batch-norm layers that were recalibrated.
     """
     with _batch_norm_training(model) as layers:
-        if not layers:
-            return 0
-        images = list(islice(batches(), n_batches))
-        if images:
-            update_bn_stats(model, images, num_iters=len(images))
-        return len(images)
+        if layers and n_batches:
+            update_bn_stats(model, _endless(batches), num_iters=n_batches)
+    return len(layers)
+
+
+def _endless(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    while True:
+        yield from batches
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Accuracy of levels on labelled images."""
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
@@ -32,39 +33,44 @@ class Accuracy:
     images_per_second: float
 
 
-@torch.no_grad()
 def evaluate_levels(
     nested: NestedModel,
     batches: Iterable[tuple[Tensor, Tensor]],
     levels: Sequence[int],
-    *,
-    device: torch.device | None = None,
-    autocast: AbstractContextManager[object] | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> list[Accuracy]:
-    """Evaluate levels in one pass over the images.
+    """Evaluate levels of a nested model in one pass over the images.
 
     Args:
         nested: the model; its training mode is restored afterwards.
-        batches: pairs of images (B, C, H, W) and class indices (B,).
+        batches: pairs of images (B, C, H, W) and class indices (B,), on the model's device.
         levels: 1-based numbers.
-        device: where the model is; None asks the model.
-        autocast: reduced precision, entered around each forward.
+        autocast: makes the context of a forward pass, for reduced precision.
     """
-    device = device or next(nested.parameters()).device
-    evaluators = {level: ClassificationEvaluator(device) for level in levels}
-    timers = {level: _Timer(device) for level in levels}
     was_training = nested.training
     nested.eval()
     try:
-        for images, target in batches:
-            images, target = images.to(device, non_blocking=True), target.to(device, non_blocking=True)
-            for level in levels:
-                with timers[level].timing(len(images)), autocast or nullcontext():
-                    logits = nested(images, level=level)
-                evaluators[level].update(logits, target)
+        return evaluate({level: partial(nested, level=level) for level in levels}, batches, autocast)
     finally:
         nested.train(was_training)
-    return [_summary(level, evaluators[level], timers[level]) for level in levels]
+
+
+@torch.no_grad()
+def evaluate(
+    models: Mapping[int, Callable[[Tensor], Tensor]],
+    batches: Iterable[tuple[Tensor, Tensor]],
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> list[Accuracy]:
+    """Evaluate what gives logits (B, classes) for images (B, C, H, W), by level number."""
+    evaluators: dict[int, ClassificationEvaluator] = {}
+    timers: dict[int, _Timer] = {}
+    for images, target in batches:
+        for level, model in models.items():
+            timer = timers.setdefault(level, _Timer(images.device))
+            with timer.timing(len(images)), autocast():
+                logits = model(images)
+            evaluators.setdefault(level, ClassificationEvaluator(images.device)).update(logits, target)
+    return [_summary(level, evaluators[level], timers[level]) for level in models if level in evaluators]
 
 
 def _summary(level: int, evaluator: ClassificationEvaluator, timer: "_Timer") -> Accuracy:

@@ -4,6 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from nestify.levels import MAX_LEVELS
+
 SCHEMA_VERSION = 1
 
 Coding = Literal["all", "bits", "elias-fano", "none"]
@@ -14,6 +16,8 @@ Scalar = bool | int | float | str | None
 Kwarg = Scalar | list[Scalar] | list[list[Scalar]]
 Size = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+BlockSide = Annotated[int, Field(ge=1, le=9999)]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class _Part(BaseModel):
@@ -54,6 +58,7 @@ class ParameterEntry(_Part):
         maskable: whether it has entry levels; a tensor that has none enters at level 1 whole.
         unit: (rows, cols) of the blocks of output x input channels that enter together.
         coding: one per level, core first, of a maskable tensor; empty otherwise.
+        entering: likewise, how many units enter at the level.
         aliases: other state-dict names of the same tensor (tied weights).
     """
 
@@ -61,8 +66,9 @@ class ParameterEntry(_Part):
     shape: list[Size]
     dtype: str
     maskable: bool
-    unit: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]] = (1, 1)
+    unit: tuple[BlockSide, BlockSide] = (1, 1)
     coding: list[Coding] = []
+    entering: list[Count] = []
     aliases: list[str] = []
 
 
@@ -103,13 +109,10 @@ class Metrics(_Part):
     top1_before: float | None = None
 
 
-class LevelEntry(_Part):
-    """One level: what was asked, what was reached, what was measured, and how to check it.
+class LevelDescription(_Part):
+    """What the writer is told of one level: what was asked, what was reached, what was measured.
 
     Attributes:
-        private: state-dict names of the level's private tensors.
-        data_bytes: bytes of the level's own chunk.
-        sha256: of the level's own chunk, hexadecimal.
         fingerprint: logits of the fixed synthetic input, shape (num_classes,).
     """
 
@@ -117,26 +120,48 @@ class LevelEntry(_Part):
     sparsity: float
     achieved_sparsity: float
     pattern: str
-    private: list[str]
-    data_bytes: Size
-    sha256: str
     fingerprint: list[float]
     metrics: Metrics
     layers: list[LayerEntry]
 
 
-class Manifest(_Part):
-    """The whole document. `levels` run from the core level to the full level."""
+class LevelEntry(LevelDescription):
+    """One level in a file: its description, where its bytes are, and how to check them.
 
-    schema_version: Literal[1] = 1
+    Attributes:
+        private: state-dict names of the level's private tensors.
+        data_bytes: bytes of the level's own chunk.
+        sha256: of the level's own chunk, hexadecimal.
+    """
+
+    private: list[str]
+    data_bytes: Size
+    sha256: Sha256
+
+
+class _Run(_Part):
+    """What a description and a manifest share: the model and the run that made the file."""
+
     model: ModelEntry
     schedule: Literal["weight"]
-    levels: Annotated[list[LevelEntry], Field(min_length=1, max_length=254)]
-    parameters: list[ParameterEntry]
     original: dict[str, float]
-    """Validation accuracy of the unchanged pretrained model: `top1`, `top5`, `loss`; empty if not measured."""
+    """Validation accuracy of the unchanged pretrained model: `top1`, `top5`, `loss`; empty: not measured."""
     recipe: dict[str, Any]
     seed: int
     versions: dict[str, str]
-    source_sha256: str | None
+    source_sha256: Sha256 | None
     """SHA-256 of the checkpoint file that the run started from; None when there was no file."""
+
+
+class Description(_Run):
+    """What the writer is told: all of the manifest that does not follow from the tensors."""
+
+    levels: list[LevelDescription]
+
+
+class Manifest(_Run):
+    """The whole document. `levels` run from the core level to the full level."""
+
+    schema_version: Literal[1] = 1
+    levels: Annotated[list[LevelEntry], Field(min_length=1, max_length=MAX_LEVELS)]
+    parameters: list[ParameterEntry]

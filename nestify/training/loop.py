@@ -24,9 +24,11 @@ CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the
 
 
 class Batches(Sized, Protocol):
-    """Batches of images (B, C, H, W) and class indices (B,); one pass per iteration."""
+    """Training batches, as `nestify.images.Loader` gives them; the length is that of one epoch."""
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]: ...
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images (B, C, H, W) and class indices (B,) of an epoch, counted from 0."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -157,10 +159,10 @@ def _steps(batches: Batches, total: int) -> Iterator[tuple[int, bool, Tensor, Te
     """Batches of as many epochs as it takes: (epoch from 1, last of its epoch, images, target)."""
     done, epoch = 0, 0
     while done < total:
-        epoch += 1
         left = min(len(batches), total - done)
-        for seen, (images, target) in enumerate(islice(batches, left), start=1):
-            yield epoch, seen == left, images, target
+        for seen, (images, target) in enumerate(islice(batches.epoch(epoch), left), start=1):
+            yield epoch + 1, seen == left, images, target
+        epoch += 1
         done += left
 
 

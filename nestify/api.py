@@ -1,0 +1,240 @@
+"""What `import nestify` offers: load, compress, plan, evaluate, report."""
+
+import os
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import timm
+import torch
+
+from nestify.compression import Run
+from nestify.describe import describe_run, fingerprint_error
+from nestify.errors import BadFileError, OutputError, UnsupportedModelError
+from nestify.evaluation.accuracy import Accuracy, evaluate_levels
+from nestify.images import OnBadImage, eval_loader, open_images
+from nestify.inputs import pick_device, pick_workers
+from nestify.model_spec import build_model, describe_model
+from nestify.nested_file.manifest import Manifest
+from nestify.nested_file.reader import NestedFile, open_nested_file
+from nestify.nested_file.writer import write_nested_file
+from nestify.nested_model import NestedModel
+from nestify.planning import Plan
+from nestify.recipe import Recipe, load_recipe
+from nestify.training.observer import MetricsLog, Observer, Observers
+
+FINGERPRINT_TOLERANCE = 1e-2
+"""Largest allowed difference of a rebuilt level's logits, relative to the largest; another machine rounds
+differently, a wrong level or a damaged weight is off by far more."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """What `compress` made: the file, and what it says of itself."""
+
+    path: Path
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy of levels of a file on images.
+
+    Attributes:
+        names: of the levels, in the order of `levels`.
+        skipped: why images could not be read, by file name.
+    """
+
+    path: Path
+    data: str
+    names: Sequence[str]
+    levels: Sequence[Accuracy]
+    skipped: Mapping[str, str]
+
+
+def load(path: str | os.PathLike[str], *, check: bool = True) -> NestedModel:
+    """Rebuild a nested model from its file, on the CPU, in eval mode; makes no network request.
+
+    Args:
+        path: a nested file.
+        check: prove by its fingerprint that every level came out as it was stored.
+
+    Raises:
+        BadFileError: if the file is damaged, or does not make the model that it names.
+    """
+    return _load(open_nested_file(path), check)
+
+
+def plan(
+    recipe: Recipe | str, overrides: Mapping[str, object] | None = None, *, estimate: bool = False
+) -> Plan:
+    """What `compress` would do; opens model and images, trains nothing, writes nothing.
+
+    Args:
+        recipe: a recipe, or what `load_recipe` takes.
+        overrides: options on top, where `recipe` is not a `Recipe`.
+        estimate: try one small step for time and memory.
+    """
+    return Run(_recipe(recipe, overrides), Observer()).plan(estimate=estimate)
+
+
+def compress(
+    recipe: Recipe | str,
+    overrides: Mapping[str, object] | None = None,
+    *,
+    observer: Observer | None = None,
+) -> Result:
+    """Turn a pretrained model into a nested file, with `metrics.jsonl` beside it.
+
+    Args:
+        recipe: a recipe, or what `load_recipe` takes: a path, a built-in recipe, a timm model.
+        overrides: options on top, where `recipe` is not a `Recipe`.
+        observer: told of progress.
+
+    Raises:
+        NestifyError: the kind says what was wrong; an older file at the output is then unchanged.
+    """
+    recipe = _recipe(recipe, overrides)
+    watcher = observer or Observer()
+    output = recipe.output_path
+    _check_writable(output)
+    run = Run(recipe, watcher)
+    watcher.planned(run.plan())
+    with MetricsLog(metrics_path(output)) as log:
+        run.observer = Observers([watcher, log])
+        done = run.execute()
+    watcher.stage(f"writing {output}")
+    manifest = write_nested_file(
+        output, done.nested.nested_state(_units(recipe, done.nested)), describe_run(recipe, done)
+    )
+    load(output)  # what cannot be loaded again was not written
+    return Result(output, manifest)
+
+
+def evaluate(
+    path: str | os.PathLike[str],
+    data: str,
+    *,
+    level: int | str = "all",
+    split: str = "validation",
+    data_root: str | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    device: str = "auto",
+    max_images: int | None = None,
+    on_bad_image: OnBadImage = "refuse",
+    seed: int = 42,
+) -> Evaluation:
+    """Evaluate levels of a nested file; the file brings the model, its preprocessing and its classes.
+
+    Args:
+        data: images, as for `compress`.
+        level: number, name, or `all`.
+        split: `validation`, or what the data calls it.
+        max_images: use at most so many, the classes as even as possible.
+        seed: of the choice of `max_images`.
+
+    Raises:
+        NestifyError: if the file or the images are not right, or there is no such level.
+    """
+    file = open_nested_file(path)
+    numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
+    model = file.manifest.model
+    images = open_images(
+        data,
+        split,
+        data_root=data_root,
+        class_names=model.class_names,
+        num_classes=model.num_classes,
+        on_bad_image=on_bad_image,
+        max_images=max_images,
+        seed=seed,
+    )
+    where = pick_device(device)
+    nested = _load(file, check=True).to(where)
+    loader = eval_loader(
+        images,
+        nested.spec.preprocessing,
+        batch_size=batch_size,
+        workers=pick_workers(workers, where),
+        device=where,
+    )
+    # Level by level, so that each is materialised once and timed by itself.
+    results = [result for number in numbers for result in evaluate_levels(nested, loader, [number])]
+    names = [file.manifest.levels[result.level - 1].name for result in results]
+    return Evaluation(Path(path), data, names, results, dict(images.skipped))
+
+
+def metrics_path(output: Path) -> Path:
+    """Where the log of a run lies: `resnet.metrics.jsonl` beside `resnet.nested.safetensors`."""
+    return output.with_name(
+        output.name.removesuffix(".safetensors").removesuffix(".nested") + ".metrics.jsonl"
+    )
+
+
+def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Recipe:
+    if isinstance(recipe, Recipe):
+        assert not overrides, "a Recipe is complete; overrides go with a recipe's name"
+        return recipe
+    return load_recipe(recipe, overrides)
+
+
+def _check_writable(output: Path) -> None:
+    """Find out before the work, not after it, that the result has no place."""
+    trial = output.with_name(f".{output.name}.trial")
+    try:
+        if output.is_dir():
+            raise OutputError(f"output = {output} is a folder; give the path of a file in it")
+        trial.touch()
+    except OSError as error:
+        raise OutputError(
+            f"output = {output} cannot be written ({error.strerror or error}); "
+            "choose a folder that exists and can be written to"
+        ) from error
+    finally:
+        with suppress(OSError):
+            trial.unlink()
+
+
+def _units(recipe: Recipe, nested: NestedModel) -> dict[str, tuple[int, int]]:
+    """Blocks in which the entry levels are constant, by weight."""
+    pattern = next((level.pattern for level in recipe.levels if level.sparsity > 0), None)
+    if pattern is None or pattern.kind != "block":
+        return {}
+    return dict.fromkeys(nested.entry, (pattern.rows, pattern.cols))
+
+
+def _load(file: NestedFile, check: bool) -> NestedModel:
+    manifest = file.manifest
+    try:
+        network = build_model(manifest.model.architecture, manifest.model.kwargs)
+        described = describe_model(network)
+    except UnsupportedModelError as error:
+        raise BadFileError(f"{file.path}: {error}") from error
+    spec = replace(described, preprocessing=manifest.model.preprocessing.model_dump())
+    try:
+        nested = NestedModel.from_state(
+            network, spec, file.state(), [level.name for level in manifest.levels]
+        )
+    except ValueError as error:
+        raise BadFileError(f"{file.path}: {error}; {_made_with(file)}") from error
+    if check:
+        _check_fingerprints(file, nested)
+    return nested
+
+
+def _check_fingerprints(file: NestedFile, nested: NestedModel) -> None:
+    with torch.random.fork_rng():
+        for number, level in enumerate(file.manifest.levels, start=1):
+            off = fingerprint_error(nested, number, level.fingerprint)
+            if not off <= FINGERPRINT_TOLERANCE:
+                raise BadFileError(
+                    f"{file.path}: level {number} ({level.name}) gives other logits than when it was "
+                    f"stored (off by {off:.2g} of the largest); {_made_with(file)}"
+                )
+
+
+def _made_with(file: NestedFile) -> str:
+    """The first thing to check when a file does not fit: another timm may build another network."""
+    return f"it was made with timm {file.manifest.versions.get('timm')}, this is {timm.__version__}"

@@ -1,0 +1,148 @@
+"""`nestify compress`: pretrained model in, nested file out."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nestify.recipe import option_help, parse_setting
+
+_MODEL = "Model and images"
+_LEVELS = "Levels"
+_TRAINING = "Training"
+
+
+def _option(key: str, *names: str, panel: str) -> typer.models.OptionInfo:
+    """A flag for a recipe's option, with the option's own help; the default stays the recipe's."""
+    info: typer.models.OptionInfo = typer.Option(
+        *names, help=option_help(key), rich_help_panel=panel, show_default=False
+    )
+    return info
+
+
+def compress(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            metavar="RECIPE_OR_MODEL",
+            help="A .toml recipe, a built-in recipe (digits), or a timm model's name.",
+            show_default=False,
+        ),
+    ],
+    checkpoint: Annotated[str | None, _option("model.checkpoint", "--checkpoint", panel=_MODEL)] = None,
+    new_head: Annotated[
+        bool | None, _option("model.new_head", "--new-head/--keep-head", panel=_MODEL)
+    ] = None,
+    input_size: Annotated[int | None, _option("model.input_size", "--input-size", panel=_MODEL)] = None,
+    data: Annotated[str | None, _option("data.path", "--data", panel=_MODEL)] = None,
+    data_root: Annotated[str | None, _option("data.root", "--data-root", panel=_MODEL)] = None,
+    train_split: Annotated[str | None, _option("data.train_split", "--train-split", panel=_MODEL)] = None,
+    val_split: Annotated[str | None, _option("data.val_split", "--val-split", panel=_MODEL)] = None,
+    holdout: Annotated[float | None, _option("data.holdout", "--holdout", panel=_MODEL)] = None,
+    max_train: Annotated[int | None, _option("data.max_train", "--max-train", panel=_MODEL)] = None,
+    max_val: Annotated[int | None, _option("data.max_val", "--max-val", panel=_MODEL)] = None,
+    workers: Annotated[int | None, _option("data.workers", "--workers", panel=_MODEL)] = None,
+    on_bad_image: Annotated[str | None, _option("data.on_bad_image", "--on-bad-image", panel=_MODEL)] = None,
+    output: Annotated[str | None, _option("output", "-o", "--output", panel=_MODEL)] = None,
+    schedule: Annotated[str | None, _option("schedule.kind", "--schedule", panel=_LEVELS)] = None,
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            "--levels",
+            help="sparsities (0.95,0.8,0) or N:M patterns (1:4,2:4,0), from the core to the full level "
+            "(default 0.95,0.8,0)",
+            rich_help_panel=_LEVELS,
+        ),
+    ] = None,
+    score: Annotated[str | None, _option("schedule.score", "--score", "--criterion", panel=_LEVELS)] = None,
+    pattern: Annotated[str | None, _option("schedule.pattern", "--pattern", panel=_LEVELS)] = None,
+    skip: Annotated[list[str] | None, _option("schedule.skip", "--skip", panel=_LEVELS)] = None,
+    bn: Annotated[str | None, _option("train.bn", "--bn", panel=_LEVELS)] = None,
+    epochs: Annotated[float | None, _option("train.epochs", "--epochs", panel=_TRAINING)] = None,
+    finetune_epochs: Annotated[
+        int | None, _option("finetune.epochs", "--finetune-epochs", panel=_TRAINING)
+    ] = None,
+    batch_size: Annotated[int | None, _option("train.batch_size", "--batch-size", panel=_TRAINING)] = None,
+    lr: Annotated[float | None, _option("train.lr", "--lr", panel=_TRAINING)] = None,
+    opt: Annotated[str | None, _option("train.opt", "--opt", panel=_TRAINING)] = None,
+    teacher: Annotated[str | None, _option("train.teacher", "--teacher", panel=_TRAINING)] = None,
+    amp: Annotated[bool | None, _option("train.amp", "--amp/--no-amp", panel=_TRAINING)] = None,
+    seed: Annotated[int | None, _option("seed", "--seed", panel=_TRAINING)] = None,
+    device: Annotated[str | None, _option("device", "--device", panel=_TRAINING)] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="any other option of a recipe, as in train.warmup_epochs=2; may be repeated",
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
+) -> None:
+    """Make a nested file from a pretrained model and images.
+
+    An option beats the recipe, and the recipe beats the default. Beside the file lies a log of the run,
+    NAME.metrics.jsonl. Where the data has other classes than the checkpoint, --new-head with
+    --finetune-epochs learns a fresh classifier first.
+    """
+    overrides: dict[str, object] = {
+        "model.checkpoint": checkpoint,
+        "model.new_head": new_head,
+        "model.input_size": input_size,
+        "data.path": data,
+        "data.root": data_root,
+        "data.train_split": train_split,
+        "data.val_split": val_split,
+        "data.holdout": holdout,
+        "data.max_train": max_train,
+        "data.max_val": max_val,
+        "data.workers": workers,
+        "data.on_bad_image": on_bad_image,
+        "output": output,
+        "schedule.kind": schedule,
+        "levels": levels,
+        "schedule.score": score,
+        "schedule.pattern": pattern,
+        "schedule.skip": skip or None,
+        "train.bn": bn,
+        "train.epochs": epochs,
+        "finetune.epochs": finetune_epochs,
+        "train.batch_size": batch_size,
+        "train.lr": lr,
+        "train.opt": opt,
+        "train.teacher": teacher,
+        "train.amp": amp,
+        "seed": seed,
+        "device": device,
+        **dict(parse_setting(text) for text in settings or []),
+    }
+    run(recipe, {key: value for key, value in overrides.items() if value is not None}, dry_run, as_json)
+
+
+def run(source: str, overrides: dict[str, object], dry_run: bool, as_json: bool) -> None:
+    """Read the recipe, then plan, or compress and print the table of levels."""
+    from nestify.recipe import load_recipe
+
+    recipe = load_recipe(source, overrides)  # told before torch is imported
+    from nestify import api
+    from nestify.cli.output import render, write_result
+    from nestify.cli.progress import Display, plan_document, plan_text
+    from nestify.report.document import read_report
+    from nestify.report.table import report_notes, report_table
+
+    if dry_run:
+        plan = api.plan(recipe, estimate=True)
+        text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan)
+        write_result(text, None)
+        return
+    with Display() as display:
+        result = api.compress(recipe, observer=display)
+    report = read_report(result.path)
+    if as_json:
+        write_result(json.dumps(report.to_dict(layers=True), indent=2) + "\n", None)
+        return
+    title = f"{report.architecture}, {report.num_classes} classes"
+    notes = [*report_notes(report), f"Written: {Path(result.path)}"]
+    write_result(render(title, [report_table(report)], notes), None)

@@ -1,0 +1,108 @@
+"""`nestify eval`: accuracy of the levels of a nested file."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from nestify.api import Evaluation
+
+SCHEMA_VERSION = 1
+
+
+def evaluate(
+    file: Annotated[Path, typer.Argument(help="Nested file.", show_default=False)],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data", help="Images: a folder of class folders, a tar, or hfds/..., wds/..., torch/..."
+        ),
+    ],
+    level: Annotated[str, typer.Option("--level", help="Level by number or name, or all.")] = "all",
+    split: Annotated[
+        str, typer.Option("--split", "--val-split", help="Split to evaluate on.")
+    ] = "validation",
+    data_root: Annotated[
+        str | None, typer.Option("--data-root", help="Folder of a hfds/..., wds/... or torch/... data set.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")] = 64,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=0, help="Processes that load images.", show_default="auto")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    max_images: Annotated[
+        int | None, typer.Option("--max-images", min=1, help="Use at most so many.", show_default="all")
+    ] = None,
+    on_bad_image: Annotated[
+        str, typer.Option("--on-bad-image", help="What an unreadable image does: refuse or skip.")
+    ] = "refuse",
+    min_top1: Annotated[
+        float | None,
+        typer.Option(
+            "--min-top1",
+            min=0,
+            max=100,
+            help="Exit with 1 if an evaluated level's top-1 is below this percent.",
+        ),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Evaluate levels on labelled images; the file brings the model, its preprocessing and its classes.
+
+    images/s is over the forward passes alone, image loading aside.
+    """
+    from nestify.errors import GateFailed, RecipeError
+
+    if on_bad_image not in ("refuse", "skip"):
+        raise RecipeError(f"--on-bad-image {on_bad_image} is not refuse or skip")
+    from nestify.api import evaluate as run
+    from nestify.cli.output import render, write_result
+    from nestify.report.table import evaluation_table
+
+    done = run(
+        file,
+        data,
+        level=level,
+        split=split,
+        data_root=data_root,
+        batch_size=batch_size,
+        workers=workers,
+        device=device,
+        max_images=max_images,
+        on_bad_image=on_bad_image,  # type: ignore[arg-type]  # checked above
+    )
+    if as_json:
+        write_result(json.dumps(_document(done, min_top1), indent=2) + "\n", None)
+    else:
+        notes = [f"{len(done.skipped)} images could not be read: {', '.join(done.skipped)}"]
+        write_result(
+            render(f"{file} on {data}", [evaluation_table(done)], notes if done.skipped else []), None
+        )
+    if failed := _below(done, min_top1):
+        raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
+
+
+def _below(done: "Evaluation", min_top1: float | None) -> str:
+    """The levels that miss the gate, in words; empty where all meet it."""
+    return ", ".join(
+        f"level {result.level} ({name}) has top-1 {result.top1:.2f} %"
+        for name, result in zip(done.names, done.levels, strict=True)
+        if min_top1 is not None and result.top1 < min_top1
+    )
+
+
+def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "file": str(done.path),
+        "data": done.data,
+        "levels": [
+            {"name": name, **asdict(result)} for name, result in zip(done.names, done.levels, strict=True)
+        ],
+        "skipped": dict(done.skipped),
+        "min_top1": min_top1,
+        "passed": not _below(done, min_top1),
+    }

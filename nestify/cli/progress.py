@@ -1,0 +1,134 @@
+"""How a run shows itself on standard error, and a plan as text."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from nestify.cli.output import render
+from nestify.evaluation.accuracy import Accuracy
+from nestify.planning import Plan
+from nestify.report.table import mebibytes, plan_table, quantity
+from nestify.training.loop import StepLog
+from nestify.training.observer import Moment, Observer, Phase
+
+SCHEMA_VERSION = 1
+
+
+class Display(Observer):
+    """Progress on standard error: a bar at a terminal, a line per epoch elsewhere."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=20),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}", markup=False),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._bars: dict[str, TaskID] = {}
+        self._epoch_start = time.perf_counter()
+
+    def __enter__(self) -> "Display":
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def stage(self, text: str) -> None:
+        """One line."""
+        self._epoch_start = time.perf_counter()
+        self._say(text)
+
+    def planned(self, plan: Plan) -> None:
+        """The whole plan, above the work."""
+        self._say(plan_text(plan))
+
+    def stepped(self, phase: Phase, log: StepLog) -> None:
+        """The bar moves; a finished epoch leaves a line."""
+        seconds = time.perf_counter() - self._epoch_start
+        speed = f"{log.images / seconds:.0f} images/s" if seconds else ""
+        detail = f"loss {_joined(log.losses, '.3f')}  top-1 {_joined(log.top1, '.1f')}  {speed}"
+        if phase not in self._bars:
+            self._bars[phase] = self.progress.add_task(phase, total=log.total_steps, detail="")
+        self.progress.update(self._bars[phase], completed=log.step, detail=detail)
+        if log.epoch_ended:
+            self._say(f"{phase} epoch {log.epoch} ({log.step}/{log.total_steps} steps): {detail}")
+            self._epoch_start = time.perf_counter()
+
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
+        """One line."""
+        when = f"after epoch {epoch}" if moment == "epoch" else moment
+        self._say(f"validation top-1 ({when}): {_joined([result.top1 for result in results], '.2f')}")
+        self._epoch_start = time.perf_counter()
+
+    def skipped(self, split: str, images: dict[str, str]) -> None:
+        """The number of images that were left out, and the first names."""
+        if images:
+            names = ", ".join(list(images)[:3]) + (", ..." if len(images) > 3 else "")
+            self._say(f"skipped {len(images)} unreadable {split} images: {names}")
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True)
+
+
+def plan_text(plan: Plan) -> str:
+    """A plan for people."""
+    spec = plan.spec
+    size = "x".join(map(str, spec.input_size))
+    notes = [
+        f"images: {plan.train_images} to train on, {plan.val_images} to validate on",
+        f"steps: {plan.finetune_steps} of fine-tuning, {plan.steps} of nested training",
+    ]
+    if plan.seconds is not None and plan.memory_bytes is not None:
+        notes.append(
+            f"estimate: {plan.seconds / 60:.1f} min of training steps on this machine, loading and "
+            f"validation aside; {mebibytes(plan.memory_bytes)} MiB of memory for a step"
+        )
+    if plan.dense_layers:
+        notes.append(f"the pattern does not divide these, which stay dense: {', '.join(plan.dense_layers)}")
+    if plan.uncounted:
+        notes.append(f"MACs leave out operators that are not known: {', '.join(plan.uncounted)}")
+    title = (
+        f"{spec.architecture}, {spec.num_classes} classes, input {size}, "
+        f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers"
+    )
+    return render(title, [plan_table(plan)], notes)
+
+
+def plan_document(plan: Plan) -> dict[str, Any]:
+    """A plan as plain JSON values."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "architecture": plan.spec.architecture,
+        "num_classes": plan.spec.num_classes,
+        "input_size": list(plan.spec.input_size),
+        "maskable": plan.maskable,
+        "dense_layers": list(plan.dense_layers),
+        "train_images": plan.train_images,
+        "val_images": plan.val_images,
+        "finetune_steps": plan.finetune_steps,
+        "steps": plan.steps,
+        "seconds": plan.seconds,
+        "memory_bytes": plan.memory_bytes,
+        "uncounted": dict(plan.uncounted),
+        "levels": [
+            {**asdict(level), "level": k, "name": level.level.name, "pattern": str(level.level.pattern)}
+            for k, level in enumerate(plan.levels, start=1)
+        ],
+    }
+
+
+def _joined(values: Sequence[float], form: str) -> str:
+    return " / ".join(format(value, form) for value in values)

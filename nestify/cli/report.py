@@ -1,0 +1,46 @@
+"""`nestify report`: what a nested file holds, without data and without torch."""
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+class Format(StrEnum):
+    """How the report is printed."""
+
+    table = "table"
+    json = "json"
+    markdown = "markdown"
+
+
+def report(
+    file: Annotated[Path, typer.Argument(help="Nested file.", show_default=False)],
+    format: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write to this file.", show_default="stdout")
+    ] = None,
+) -> None:
+    """Show the levels of a nested file: parameters, MACs, bytes, accuracy.
+
+    Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
+    at no cost, prefix MiB what a device must load to run the level.
+    """
+    from nestify.cli.output import render, write_result
+    from nestify.report.document import read_report
+    from nestify.report.table import layer_table, report_notes, report_table
+
+    data = read_report(file)
+    if as_json or format is Format.json:
+        write_result(json.dumps(data.to_dict(layers=layers), indent=2) + "\n", output)
+        return
+    markdown = format is Format.markdown
+    tables = [report_table(data, markdown=markdown)]
+    if layers:
+        tables.append(layer_table(data, markdown=markdown))
+    title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
+    write_result(render(title, tables, report_notes(data), wide=markdown or output is not None), output)

@@ -1,0 +1,339 @@
+"""One run of `compress`, from a recipe to a nested file."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from timm.loss import create_classification_loss
+from torch import Tensor, nn
+
+from nestify.errors import CheckpointError
+from nestify.evaluation.accuracy import Accuracy, evaluate, evaluate_levels
+from nestify.images import Images, Loader, eval_loader, train_loader
+from nestify.inputs import augmentation, open_recipe_images, open_recipe_model, pick_device, pick_workers
+from nestify.nested_file.atomic import atomic_file
+from nestify.nested_model import NestedModel
+from nestify.planning import Plan, plan_levels
+from nestify.pretrained import PretrainedModel, load_pretrained
+from nestify.private import recalibrate
+from nestify.recipe import Recipe
+from nestify.recipe_sections import TEACHERS
+from nestify.report.costs import MacCount, count_macs
+from nestify.schedules.ramp import Ramp
+from nestify.schedules.skip import masked_names
+from nestify.schedules.weights import select_entry_levels, takes_n_of_m
+from nestify.training.distillation import Teacher
+from nestify.training.estimate import estimate_step
+from nestify.training.loop import Precision, StepLog, total_steps, train
+from nestify.training.observer import Observer, Phase
+from nestify.training.task import NestedTask
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a run leaves in memory, before it is written.
+
+    Attributes:
+        nested: the trained model, on the CPU, in eval mode.
+        count: MACs of its network.
+        original: accuracy of the dense model before nesting; None if there was nothing to validate.
+        before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
+    """
+
+    nested: NestedModel
+    pretrained: PretrainedModel
+    count: MacCount
+    class_names: Sequence[str] | None
+    original: Accuracy | None
+    before: Sequence[Accuracy]
+    after: Sequence[Accuracy]
+
+
+class Run:
+    """The parts of one run: model and images are opened on construction, the rest on request.
+
+    Args:
+        recipe: what to do.
+        observer: told of what happens.
+
+    Raises:
+        NestifyError: if the recipe, the checkpoint or the images are not right.
+    """
+
+    def __init__(self, recipe: Recipe, observer: Observer) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe = recipe
+        self.observer = observer
+        self.device = pick_device(recipe.device)
+        self.precision = Precision(self.device, recipe.train.amp)
+        observer.stage("opening images")
+        self.train_images, self.val_images = open_recipe_images(recipe)
+        observer.stage(f"loading {recipe.model.name}")
+        self.pretrained = open_recipe_model(recipe, self.train_images)
+        self.spec = self.pretrained.spec
+        self.masked = masked_names(self.spec, recipe.schedule.skip)
+        self.levels = recipe.levels
+        self.workers = pick_workers(recipe.data.workers, self.device)
+        self.train_batches = train_loader(
+            self.train_images,
+            self.spec.preprocessing,
+            batch_size=recipe.train.batch_size,
+            workers=self.workers,
+            augment=augmentation(recipe),
+            seed=recipe.seed,
+            device=self.device,
+        )
+
+    def plan(self, *, estimate: bool = False) -> Plan:
+        """Costs of the levels, were the weights chosen now.
+
+        Args:
+            estimate: try one small step for the time and memory that training needs.
+        """
+        network = self.pretrained.model
+        nested = self._nest(deepcopy(network).cpu())
+        self._choose(nested)
+        private = [nested.private_tensors(level) for level in range(1, nested.n_levels + 1)]
+        count = count_macs(network, self.spec.input_size)
+        steps = total_steps(self.recipe.train.epochs, len(self.train_batches))
+        finetune_steps = self.recipe.finetune.epochs * len(self.train_batches)
+        seconds = memory = None
+        if estimate:
+            task = self._task(nested.to(self.device), None)
+            step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
+            seconds = step_seconds * (steps + finetune_steps / nested.n_levels)
+        return Plan(
+            spec=self.spec,
+            levels=plan_levels(network, self.levels, nested.entry_levels, private, count),
+            maskable=nested.entry_levels.total,
+            dense_layers=self._dense_layers(nested),
+            train_images=len(self.train_images),
+            val_images=len(self.val_images),
+            finetune_steps=finetune_steps,
+            steps=steps,
+            uncounted=count.uncounted,
+            seconds=seconds,
+            memory_bytes=memory,
+        )
+
+    def execute(self) -> Compressed:
+        """Fine-tune, nest, train, recalibrate and evaluate.
+
+        Raises:
+            DivergedError: when a loss is not finite.
+        """
+        recipe, observer = self.recipe, self.observer
+        network = self.pretrained.model.to(self.device)
+        if recipe.finetune.epochs:
+            network = self._finetune(network)
+        original = self._evaluate_plain({0: network}, "evaluating the original model")[0]
+        observer.evaluated("original", 0, [original])
+        teacher = self._frozen_teacher(network)
+        nested = self._nest(network)
+        before = self._before(nested) if recipe.train.eval_before else []
+        if recipe.train.epochs:
+            nested = self._train(nested, teacher)
+        else:
+            self._choose(nested)
+        if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
+            self._recalibrate(nested)
+        observer.stage("evaluating the levels")
+        after = evaluate_levels(nested, self._val_batches(), range(1, nested.n_levels + 1), self._autocast)
+        observer.evaluated("after", int(recipe.train.epochs), after)
+        observer.skipped("training", self.train_images.skipped)
+        observer.skipped("validation", self.val_images.skipped)
+        nested = nested.cpu().eval()
+        return Compressed(
+            nested=nested,
+            pretrained=self.pretrained,
+            count=count_macs(nested.network, self.spec.input_size),
+            class_names=self.train_images.class_names,
+            original=original,
+            before=before,
+            after=after,
+        )
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        return self.precision.autocast()
+
+    def _nest(self, network: nn.Module) -> NestedModel:
+        names = [level.name for level in self.levels]
+        return NestedModel(network, self.spec, names, masked=self.masked, bn=self.recipe.train.bn)
+
+    def _choose(self, nested: NestedModel) -> None:
+        """Choose the weights of every level at its target, at once."""
+        weights = {name: nested.shared_tensor(name) for name in nested.entry}
+        nested.set_entry_levels(select_entry_levels(weights, self.levels, self.recipe.schedule.score))
+
+    def _dense_layers(self, nested: NestedModel) -> list[str]:
+        m = next((level.pattern.m for level in self.levels if level.pattern.kind == "n:m"), 0)
+        return [n for n, e in nested.entry.items() if m and not takes_n_of_m(tuple(e.shape), m)]
+
+    def _finetune(self, network: nn.Module) -> nn.Module:
+        """Plain training of the dense model: a nested model of one level."""
+        recipe = self.recipe
+        self.observer.stage("fine-tuning the dense model")
+        dense = NestedModel(network, self.spec, ["full"], masked=())
+        options = recipe.train.model_copy(
+            update={"epochs": float(recipe.finetune.epochs), "lr": recipe.finetune.lr, "warmup_epochs": 0.0}
+        )
+        task = NestedTask(
+            dense,
+            self._criterion(),
+            weights=[1.0],
+            distill=[0.0],
+            teacher=Teacher("none"),
+            autocast=self._autocast,
+            device=self.device,
+        )
+        trained = train(
+            task, self.train_batches, options, recipe.augment, on_log=partial(self._on_log, "finetune")
+        )
+        if recipe.finetune.save is not None:
+            _save_plain(trained.network, Path(recipe.finetune.save))
+        return trained.network
+
+    def _train(self, nested: NestedModel, frozen: nn.Module | None) -> NestedModel:
+        recipe = self.recipe
+        self.observer.stage("training the levels")
+        steps = total_steps(recipe.train.epochs, len(self.train_batches))
+        ramp = Ramp(self.levels, round(recipe.schedule.ramp * steps), recipe.schedule.reselect)
+        task = self._task(nested, frozen)
+
+        def on_log(log: StepLog) -> None:
+            self._on_log("train", log)
+            if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < steps:
+                model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
+                results = evaluate_levels(
+                    model, self._val_batches(), range(1, nested.n_levels + 1), self._autocast
+                )
+                self.observer.evaluated("epoch", log.epoch, results)
+
+        return train(
+            task,
+            self.train_batches,
+            recipe.train,
+            recipe.augment,
+            ramp=ramp,
+            score=recipe.schedule.score,
+            on_log=on_log,
+        )
+
+    def _task(self, nested: NestedModel, frozen: nn.Module | None) -> NestedTask:
+        options, levels = self.recipe.train, self.recipe.level
+        kind = options.teacher if options.teacher in TEACHERS else "other"
+        if frozen is None and kind in ("original", "both", "other"):
+            frozen = deepcopy(nested.network)  # for an estimate: a teacher of the same cost
+        mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
+        teacher = Teacher(kind, frozen, mean=mean, std=std, temperature=options.temperature)  # type: ignore[arg-type]
+        return NestedTask(
+            nested,
+            self._criterion(),
+            weights=[level.weight for level in levels],
+            distill=[options.distill if level.distill is None else level.distill for level in levels],
+            teacher=teacher.to(self.device),
+            sandwich=options.sandwich or (None if len(levels) <= 4 else 4),
+            autocast=self._autocast,
+            device=self.device,
+        )
+
+    def _criterion(self) -> nn.Module:
+        augment = self.recipe.augment
+        criterion: nn.Module = create_classification_loss(
+            smoothing=augment.smoothing, soft_targets=bool(augment.mixup or augment.cutmix)
+        )
+        return criterion.to(self.device)
+
+    def _frozen_teacher(self, network: nn.Module) -> nn.Module | None:
+        """The network that teaches, in eval mode; None where nobody or the full level does."""
+        options = self.recipe.train
+        if not options.epochs or options.teacher in ("none", "self"):
+            return None
+        if options.teacher in ("original", "both"):
+            return deepcopy(network).eval()
+        other = load_pretrained(options.teacher, checkpoint=options.teacher_checkpoint)
+        if other.spec.num_classes != self.spec.num_classes:
+            raise CheckpointError(
+                f"train.teacher = {options.teacher!r} tells {other.spec.num_classes} classes, the model "
+                f"{self.spec.num_classes}; give a teacher that was trained on the same classes"
+            )
+        return other.model.to(self.device)
+
+    def _before(self, nested: NestedModel) -> list[Accuracy]:
+        """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""
+        dense = nested.entry_levels
+        kept = {name: entry.clone() for name, entry in dense.tensors.items()}
+        self._choose(nested)
+        plain = {}
+        self.observer.stage("evaluating the levels before training")
+        for level in range(1, nested.n_levels + 1):
+            model = nested.at_level(level)
+            if nested.entry_levels.kept(level) < nested.entry_levels.total:
+                self._recalibrate_plain(model)
+            plain[level] = model
+        before = self._evaluate_plain(plain)
+        nested.set_entry_levels(replace(dense, tensors=kept))
+        self.observer.evaluated("before", 0, before)
+        return before
+
+    def _recalibrate(self, nested: NestedModel) -> None:
+        """Private statistics of every level from training images; an untouched dense level keeps its own."""
+        self.observer.stage("recalibrating batch norm")
+        entry = nested.entry_levels
+        for level in range(1, nested.n_levels + 1):
+            if self.recipe.train.epochs or entry.kept(level) < entry.total:
+                plain = nested.at_level(level)
+                self._recalibrate_plain(plain)
+                nested.load_private(level, plain)
+
+    def _recalibrate_plain(self, model: nn.Module) -> None:
+        loader = self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed)
+        batches = min(self.recipe.train.recalibrate_batches, len(loader))
+        recalibrate(model, _Pictures(loader), batches)
+
+    def _evaluate_plain(self, models: dict[int, nn.Module], stage: str = "") -> list[Accuracy]:
+        if stage:
+            self.observer.stage(stage)
+        for model in models.values():
+            model.eval()
+        return evaluate(models, self._val_batches(), self._autocast)
+
+    def _val_batches(self) -> Loader:
+        return self._eval_batches(self.val_images)
+
+    def _eval_batches(self, images: Images, shuffle_seed: int | None = None) -> Loader:
+        return eval_loader(
+            images,
+            self.spec.preprocessing,
+            batch_size=self.recipe.train.batch_size,
+            workers=self.workers,
+            device=self.device,
+            shuffle_seed=shuffle_seed,
+        )
+
+    def _on_log(self, phase: Phase, log: StepLog) -> None:
+        self.observer.stepped(phase, log)
+
+
+class _Pictures:
+    """The images of a loader without their labels, as often as asked for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (images for images, _ in self.loader)
+
+
+def _save_plain(network: nn.Module, path: Path) -> None:
+    """Write a dense model as a plain timm checkpoint, atomically."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    with atomic_file(path) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))

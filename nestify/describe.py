@@ -1,0 +1,121 @@
+"""What a nested file says of a finished run, and how a reader proves that it rebuilt a level."""
+
+from collections.abc import Sequence
+from importlib.metadata import version
+
+import torch
+
+from nestify.compression import Compressed
+from nestify.evaluation.accuracy import Accuracy
+from nestify.levels import Level
+from nestify.model_spec import ModelSpec, synthetic_input
+from nestify.nested_file.manifest import (
+    Description,
+    LevelDescription,
+    Metrics,
+    ModelEntry,
+    Preprocessing,
+)
+from nestify.nested_model import NestedModel
+from nestify.planning import densities
+from nestify.recipe import Recipe
+from nestify.report.costs import effective_macs, layer_entries
+
+DIGITS = 7  # of a stored logit; float32 has no more
+
+
+def describe_run(recipe: Recipe, done: Compressed) -> Description:
+    """The description that goes into a nested file.
+
+    Args:
+        recipe: what was asked for.
+        done: what came out.
+    """
+    nested = done.nested
+    before = {result.level: result.top1 for result in done.before}
+    after = {result.level: result for result in done.after}
+    return Description(
+        model=_model_entry(nested.spec, done.class_names),
+        schedule=recipe.schedule.kind,
+        levels=[
+            _level(done, level, k, after.get(k), before.get(k))
+            for k, level in enumerate(recipe.levels, start=1)
+        ],
+        original=_original(done.original),
+        recipe=recipe.to_dict(),
+        seed=recipe.seed,
+        versions={name: version(name) for name in ("nestify", "torch", "timm")},
+        source_sha256=done.pretrained.source_sha256,
+    )
+
+
+def fingerprint(nested: NestedModel, level: int) -> list[float]:
+    """Logits of the fixed synthetic input at a level, float32 on the CPU, rounded; (num_classes,)."""
+    was_training = nested.training
+    nested.eval()
+    with torch.no_grad():
+        logits = nested(synthetic_input(nested.spec.input_size), level=level)[0]
+    nested.train(was_training)
+    return [float(f"{value:.{DIGITS}g}") for value in logits.tolist()]
+
+
+def fingerprint_error(nested: NestedModel, level: int, expected: Sequence[float]) -> float:
+    """Largest difference of a level's logits from a stored fingerprint, over their largest magnitude."""
+    ours = torch.tensor(fingerprint(nested, level), dtype=torch.float64)
+    theirs = torch.tensor(expected, dtype=torch.float64)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
+
+
+def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEntry:
+    prepared = spec.preprocessing
+    return ModelEntry(
+        architecture=spec.architecture,
+        kwargs=spec.kwargs,
+        num_classes=spec.num_classes,
+        preprocessing=Preprocessing(
+            input_size=spec.input_size,
+            mean=list(prepared["mean"]),
+            std=list(prepared["std"]),
+            interpolation=prepared["interpolation"],
+            crop_pct=float(prepared["crop_pct"]),
+            crop_mode=prepared["crop_mode"],
+        ),
+        class_names=None if class_names is None else list(class_names),
+    )
+
+
+def _level(
+    done: Compressed, level: Level, k: int, after: Accuracy | None, top1_before: float | None
+) -> LevelDescription:
+    nested, count = done.nested, done.count
+    entry = nested.entry_levels
+    parameters = sum(parameter.numel() for parameter in nested.network.parameters())
+    kept = entry.kept(k)
+    return LevelDescription(
+        name=level.name,
+        sparsity=level.sparsity,
+        achieved_sparsity=1 - kept / entry.total,
+        pattern=str(level.pattern),
+        fingerprint=fingerprint(nested, k),
+        metrics=Metrics(
+            parameters=parameters,
+            nonzero_parameters=parameters - entry.total + kept,
+            dense_macs=count.total,
+            effective_macs=effective_macs(count, densities(entry, k)),
+            uncounted=dict(count.uncounted),
+            top1=None if after is None else after.top1,
+            top5=None if after is None else after.top5,
+            loss=None if after is None else after.loss,
+            images=None if after is None else after.images,
+            top1_before=top1_before,
+        ),
+        layers=layer_entries(count, {name: (entry.kept(k, name), entry[name].numel()) for name in entry}),
+    )
+
+
+def _original(original: Accuracy | None) -> dict[str, float]:
+    if original is None:
+        return {}
+    return {"top1": original.top1, "top5": original.top5, "loss": original.loss}

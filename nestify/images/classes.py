@@ -1,0 +1,138 @@
+"""Class names and labels: what a data set has, and how its classes fit those of a model."""
+
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestify.errors import DataError
+from nestify.images.source import Source
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The label space that images are given in.
+
+    Attributes:
+        names: by class index; None where nobody knows them.
+        count: number of classes; None where nobody knows it.
+        index_of: the class index for each of the data set's own indices; None: the same.
+    """
+
+    names: tuple[str, ...] | None
+    count: int | None
+    index_of: tuple[int, ...] | None = None
+
+
+def names_in(dataset: Any) -> tuple[str, ...] | None:
+    """The data set's own class names in the order of its labels, None if it does not tell."""
+    reader = getattr(dataset, "reader", None)
+    if reader is None:  # torchvision
+        names = getattr(dataset, "wnids", None) or getattr(dataset, "classes", None) or ()
+        return tuple(names) if names and all(isinstance(name, str) for name in names) else None
+    to_index = getattr(reader, "class_to_idx", None) or getattr(reader, "class_name_to_idx", None)
+    return tuple(sorted(to_index, key=to_index.__getitem__)) if to_index else None
+
+
+def labels_in(dataset: Any, source: Source) -> NDArray[np.int64]:
+    """The label of every image, shape (n,), without reading an image.
+
+    Raises:
+        DataError: the data set does not tell, or has other labels than one class per image.
+    """
+    reader: Any = getattr(dataset, "reader", None)
+    found: Any
+    if hasattr(reader, "iter_targets"):
+        found = list(reader.iter_targets())
+    elif hasattr(reader, "samples") and not hasattr(reader, "targets"):
+        found = [label for _, label in reader.samples]
+    else:
+        found = getattr(dataset if reader is None else reader, "targets", None)
+    if found is None:
+        raise DataError(f"{source}: it does not list its labels, so no part of it can be chosen by class")
+    labels: NDArray[Any] = np.asarray(found)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise DataError(f"{source}: its labels are not one class per image; nestify needs single labels")
+    return labels.astype(np.int64)
+
+
+def fit_classes(
+    source: Source,
+    found: tuple[str, ...] | None,
+    wanted: Sequence[str] | None = None,
+    count: int | None = None,
+) -> Classes:
+    """Fit a data set's classes to those of a model.
+
+    By name where both have names: a part of the model's classes is enough. By number otherwise, and
+    then the numbers must be the same.
+
+    Args:
+        source: for messages.
+        found: the data set's class names.
+        wanted: the model's class names.
+        count: the model's number of classes; that of `wanted` where it is given.
+
+    Raises:
+        DataError: a class that the model lacks, or other numbers of classes.
+    """
+    count = count if wanted is None else len(wanted)
+    if found is None:
+        return Classes(None if wanted is None else tuple(wanted), count)
+    if wanted is not None:
+        index = {name: i for i, name in enumerate(wanted)}
+        if unknown := [name for name in found if name not in index]:
+            raise DataError(
+                f"{source}: class {_few(unknown)} is not among the model's {len(wanted)} classes "
+                f"({_few(wanted)}); rename or remove what the model does not know"
+            )
+        return Classes(tuple(wanted), count, tuple(index[name] for name in found))
+    if count is not None and len(found) != count:
+        raise DataError(
+            f"{source}: {len(found)} classes ({_few(found)}), but the model has {count}; without the "
+            "model's class names the numbers must be the same"
+        )
+    if len(found) < 2:
+        raise DataError(f"{source}: only one class, {found[0]!r}; a classifier needs two or more")
+    return Classes(found, len(found))
+
+
+def check_class_folders(source: Source, dataset: Any, names: Sequence[str]) -> None:
+    """Refuse images outside class folders, and class folders without images: timm passes both over.
+
+    Raises:
+        DataError: naming the place.
+    """
+    root = Path(source.root or "")
+    if "" in names or "." in names:
+        raise DataError(
+            f"{root}: images lie outside class folders; put each into the folder of its class, such as "
+            f"{root.stem}/cat/1.jpg"
+        )
+    if not root.is_dir():
+        return
+    # classes are named after the folder that directly holds the images, so only the others need a look
+    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name not in names):
+        if folder.name.startswith(".") or _holds_any(folder, dataset):
+            continue
+        endings = Counter(file.suffix or "no ending" for file in folder.rglob("*") if file.is_file())
+        holds = ", ".join(f"{n} x {ending}" for ending, n in endings.most_common(3)) or "nothing"
+        raise DataError(
+            f"{folder}: no .png, .jpg or .jpeg images in this class folder; it holds {holds}; "
+            "convert them, or remove the folder"
+        )
+
+
+def _holds_any(folder: Path, dataset: Any) -> bool:
+    inside = str(folder) + os.sep
+    return any(str(path).startswith(inside) for path, _ in dataset.reader.samples)
+
+
+def _few(names: Sequence[str], limit: int = 5) -> str:
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(repr(name) for name in names[:limit]) + more

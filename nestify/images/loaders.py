@@ -1,0 +1,327 @@
+"""Batches for training and evaluation: timm's transforms, in an order that a seed and an epoch fix.
+
+The order, the augmentation and the accounting of bad images are why the loaders are torch's own, with
+timm's `create_transform`, and not timm's `create_loader`: that takes neither a sampler nor a seed, and pads
+a distributed validation with images seen twice. Images are normalised on the CPU, by the workers: moving
+that to the main process (timm's prefetcher) was not faster on a CPU, and would make pixels depend on the
+device.
+"""
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
+from typing import Any
+
+import torch
+from timm.data import create_transform
+from torch import Tensor
+from torch.utils.data import DataLoader, Sampler
+
+from nestify.errors import DataError, RecipeError, UnsupportedModelError
+from nestify.images.dataset import Images
+from nestify.images.samples import Batch, Fault, Samples, Stream, collate, init_worker
+from nestify.images.source import open_source
+
+_MODES = {1: "L", 3: "RGB"}
+
+
+class Order(Sampler[tuple[int, int | None]]):
+    """The keys of one epoch, for `Samples`: a function of (seed, epoch) alone, and of the rank.
+
+    Args:
+        n: number of images.
+        seed: shuffle, and seed each image's augmentation; None: as they lie, and no seeds.
+        rank, world_size: this process's share is every `world_size`-th image.
+        even: give all processes the same number, leaving out the last few.
+    """
+
+    def __init__(self, n: int, seed: int | None, rank: int, world_size: int, even: bool) -> None:
+        self.epoch = 0
+        self.first = 0
+        self._n, self._seed, self._rank, self._world_size = n, seed, rank, world_size
+        self._end = n - n % world_size if even else n
+
+    def __len__(self) -> int:
+        return len(range(self._rank, self._end, self._world_size))
+
+    def __iter__(self) -> Iterator[tuple[int, int | None]]:
+        mine = slice(self._rank, self._end, self._world_size)
+        if self._seed is None:
+            for position in range(self._n)[mine][self.first :]:
+                yield position, None
+            return
+        generator = torch.Generator().manual_seed((self._seed * 1_000_003 + self.epoch) % 2**63)
+        order = torch.randperm(self._n, generator=generator)[mine][self.first :]
+        seeds = torch.randint(2**32, (self._n,), generator=generator)[order]
+        yield from zip(order.tolist(), seeds.tolist(), strict=True)
+
+
+class Loader:
+    """Batches (images, targets) on a device: float32 (B, C, H, W), normalised, and int64 (B,).
+
+    Skipped images make a batch smaller. A pass raises `DataError` when an image cannot be read and the
+    images say `refuse`, when none can be read, and when a worker process dies.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        loader: DataLoader[Any],
+        device: torch.device,
+        order: Order | None,
+        whole_stream: bool = False,
+    ) -> None:
+        self.images = images
+        self._whole_stream = whole_stream
+        self._loader = loader
+        self._device = device
+        self._order = order
+        samples: Any = loader.dataset
+        self._stream: Any = None if order is not None else samples.dataset
+
+    def __len__(self) -> int:
+        """Batches of a whole pass of this process; for a stream an estimate."""
+        # timm rounds a training stream up to whole batches of every worker
+        n = len(self._stream) if self._order is None else len(self._order)
+        size = self._loader.batch_size or 1
+        return n // size if self._loader.drop_last else -(-n // size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self.epoch(0)
+
+    def epoch(self, number: int, first_batch: int = 0) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of one epoch.
+
+        Args:
+            number: from 0; another number is another order and augmentation, where there are such.
+            first_batch: begin with this batch, from 0, without reading those before (a stream reads them):
+                the rest of an epoch that was cut off.
+        """
+        if self._order is not None:
+            self._order.epoch = number
+            self._order.first = first_batch * (self._loader.batch_size or 1)
+        else:
+            self._stream.set_epoch(number)
+        count = 0
+        with closing(self._batches()) as batches:
+            for place, (batch, faults) in enumerate(batches):
+                self._take_note(faults)
+                if batch is None:
+                    continue
+                images, targets = batch
+                count += len(targets)
+                if self._order is not None or place >= first_batch:
+                    yield (
+                        images.to(self._device, non_blocking=True),
+                        targets.to(self._device, non_blocking=True),
+                    )
+        if not first_batch:
+            self._check_count(count)
+
+    def _check_count(self, count: int) -> None:
+        """After a whole pass that gave `count` images: refuse none at all, and an incomplete stream."""
+        source = self.images.source
+        if not count:
+            raise DataError(f"{source}: none of its images could be read")
+        # webdataset passes bad images over; a training stream repeats images to fill its batches
+        missing = len(self.images) - count if self._whole_stream else 0
+        if missing > 0 and self.images.on_bad_image == "refuse":
+            raise DataError(
+                f"{source}: {missing} of {len(self.images)} images did not come; some may be damaged, so "
+                "replace them, or pass --on-bad-image skip"
+            )
+        if missing > 0:
+            self.images.skipped[str(source)] = f"{missing} images did not come"
+
+    def _batches(self) -> Generator[Batch]:
+        batches, whole = iter(self._loader), False
+        try:
+            while True:
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    whole = True
+                    return
+                except RuntimeError as error:
+                    if "DataLoader worker" not in str(error):
+                        raise
+                    raise DataError(
+                        f"{self.images.source}: a worker process died ({error}); memory may be short, so "
+                        "use a smaller --workers or --batch-size"
+                    ) from error
+                yield batch
+        finally:
+            if not whole:
+                # End the workers of a cut pass now. The garbage collector may take the queues apart first,
+                # and then every worker takes its five seconds to notice.
+                self._loader._iterator = None
+                del batches
+            if isinstance(self._loader.dataset, Samples):
+                self._loader.dataset.close()
+
+    def _take_note(self, faults: Sequence[Fault]) -> None:
+        for fault in faults:
+            if not fault.skippable:
+                raise DataError(f"{fault.name}: cannot be used: {fault.reason}")
+            if self.images.on_bad_image == "refuse":
+                raise DataError(
+                    f"{fault.name}: not a readable image ({fault.reason}); replace or remove it, or pass "
+                    "--on-bad-image skip"
+                )
+            self.images.skipped[fault.name] = fault.reason
+
+
+def train_loader(
+    images: Images,
+    preprocessing: Mapping[str, Any],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    augment: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    device: torch.device | str = "cpu",
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Shuffled, augmented batches of one size; what is left of an epoch is dropped.
+
+    Args:
+        images: the training images.
+        preprocessing: what the model wants: `input_size` (channels, height, width), `mean` and `std` per
+            channel for pixels in [0, 1], `interpolation`, and for evaluation `crop_pct` and `crop_mode`.
+        batch_size: of this process.
+        workers: processes that load images; 0 loads in this one.
+        augment: arguments of timm's `create_transform` (`hflip`, `scale`, `ratio`, `color_jitter`,
+            `auto_augment`, `re_prob`, `no_aug`, ...); timm's defaults where left out, and the model's
+            interpolation. Mixup is up to the training loop.
+        seed: with the epoch it fixes the order and every image's augmentation, for any number of
+            workers. A stream's depend on timm and on the number of workers.
+        rank, world_size: of this process, in distributed training.
+
+    Raises:
+        DataError: there are fewer images than a batch.
+        RecipeError: timm does not accept `augment`.
+        UnsupportedModelError: timm does not accept `preprocessing`.
+    """
+    mine = len(images) // world_size
+    if mine < batch_size and not images.source.is_stream:  # a stream repeats images to fill a batch
+        raise DataError(
+            f"{images.source}: {mine} training images are fewer than one batch of {batch_size}; use "
+            f"--batch-size {max(mine, 1)} or less"
+        )
+    mode, transform = _transform(preprocessing, training=True, augment=augment or {})
+    order = None
+    if not images.source.is_stream:
+        order = Order(len(images), seed, rank, world_size, even=True)
+    samples = _samples(images, mode, transform, batch_size, workers, seed=seed, training=True)
+    device = torch.device(device)
+    loader = _torch_loader(samples, order, batch_size, workers, device, seed=seed, drop_last=True)
+    return Loader(images, loader, device, order)
+
+
+def eval_loader(
+    images: Images,
+    preprocessing: Mapping[str, Any],
+    *,
+    batch_size: int,
+    workers: int = 0,
+    device: torch.device | str = "cpu",
+    shuffle_seed: int | None = None,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Batches under the model's evaluation preprocessing, the last one smaller; every image once.
+
+    Args:
+        shuffle_seed: shuffle the order: for batch statistics, which images that lie class by class
+            would distort. None: as they lie.
+        rank, world_size: this process's share is every `world_size`-th image, none seen twice. (A
+            stream shares out by itself, and may repeat images.)
+
+    The other arguments and errors are those of `train_loader`.
+    """
+    mode, transform = _transform(preprocessing, training=False, augment={})
+    order = None
+    if not images.source.is_stream:
+        order = Order(len(images), shuffle_seed, rank, world_size, even=False)
+    samples = _samples(images, mode, transform, batch_size, workers)
+    device = torch.device(device)
+    loader = _torch_loader(samples, order, batch_size, workers, device)
+    return Loader(images, loader, device, order, whole_stream=order is None and world_size == 1)
+
+
+def _samples(
+    images: Images,
+    mode: str,
+    transform: Any,
+    batch_size: int,
+    workers: int,
+    *,
+    seed: int = 0,
+    training: bool = False,
+) -> Samples | Stream:
+    if not images.source.is_stream:
+        return Samples(images, mode, transform)
+    options = {"is_training": training, "batch_size": batch_size, "seed": seed, "input_img_mode": mode}
+    dataset = open_source(images.source, **options)
+    dataset.transform = transform
+    dataset.set_loader_cfg(num_workers=workers)
+    return Stream(images, dataset)
+
+
+def _torch_loader(
+    samples: Samples | Stream,
+    order: Order | None,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    *,
+    seed: int = 0,
+    drop_last: bool = False,
+) -> DataLoader[Any]:
+    return DataLoader(
+        samples,
+        batch_size=batch_size,
+        sampler=order,
+        num_workers=workers,
+        collate_fn=collate,
+        pin_memory=device.type == "cuda",
+        drop_last=drop_last,
+        worker_init_fn=init_worker,
+        persistent_workers=workers > 0,
+        generator=torch.Generator().manual_seed(seed),  # so that a pass leaves the global one alone
+    )
+
+
+def _transform(
+    preprocessing: Mapping[str, Any], *, training: bool, augment: Mapping[str, Any]
+) -> tuple[str, Any]:
+    """Pillow's mode for the model's channels, and timm's transform from such an image to its input."""
+    channels = preprocessing["input_size"][0]
+    if channels not in _MODES:
+        raise UnsupportedModelError(
+            f"the model takes {channels} input channels; images can be read for 1 (grey) or 3 (RGB)"
+        )
+    options = {
+        "input_size": tuple(preprocessing["input_size"]),
+        "mean": _per_channel(preprocessing["mean"], channels),
+        "std": _per_channel(preprocessing["std"], channels),
+        "interpolation": preprocessing["interpolation"],
+    }
+    crop = {key: preprocessing[key] for key in ("crop_pct", "crop_mode")}
+    try:
+        plain = create_transform(**options, **crop)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise UnsupportedModelError(
+            f"timm does not accept the model's preprocessing {dict(preprocessing)}: {error!r}"
+        ) from error
+    if not training:
+        return _MODES[channels], plain
+    try:
+        return _MODES[channels], create_transform(**{**options, **augment}, is_training=True)
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
+        raise RecipeError(f"timm does not accept the augmentation {dict(augment)}: {error!r}") from error
+
+
+def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
+    """Statistics of RGB for a grey model: their mean, as timm does."""
+    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels

@@ -1,0 +1,185 @@
+"""What runs in the worker processes: one image from file to tensor, and one batch of them.
+
+timm replaces an image that it cannot read by the next one. Here it becomes a `Fault` that travels with the
+batch to the main process, which knows whether to refuse or to count it.
+"""
+
+import os
+import random
+import signal
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset, IterableDataset, default_collate
+
+from nestify.images.dataset import Images
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Stands in a batch for an image that could not be used.
+
+    Attributes:
+        name: the image's.
+        reason: why.
+        skippable: whether the image is to blame (and not its label, or the whole stream).
+    """
+
+    name: str
+    reason: str
+    skippable: bool = True
+
+
+Sample = tuple[Tensor, int] | Fault
+Batch = tuple[list[Tensor] | None, list[Fault]]
+
+
+class Samples(Dataset[Sample]):
+    """Images as tensors (C, H, W) with their class index.
+
+    A key is (position in `images.indices`, seed or None): with a seed, random transforms depend on it
+    alone, not on the worker or on what was loaded before.
+
+    Args:
+        images: of a data set with random access.
+        mode: Pillow's, such as `RGB`; every image is converted to it, as timm does.
+        transform: from the converted image to the tensor.
+    """
+
+    def __init__(self, images: Images, mode: str, transform: Transform) -> None:
+        assert images.indices is not None
+        self._images = images
+        self._indices = images.indices
+        self._mode = mode
+        self._transform = transform
+        self._pid = os.getpid()
+
+    def __getitem__(self, key: tuple[int, int | None]) -> Sample:
+        position, seed = key
+        index = int(self._indices[position])
+        if self._pid != os.getpid():
+            # A forked worker shares the file offset of a tar that the parent opened, and would read other
+            # bytes than it asked for. It opens its own.
+            self.close()
+            self._pid = os.getpid()
+        try:
+            image, target = self._read(index)
+        except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
+            return Fault(self._images.file_name(index), reason_of(error))
+        label = class_index(self._images, target)
+        if label is None:
+            return Fault(self._images.file_name(index), f"its label is {target!r}", skippable=False)
+        if seed is None:
+            return self._transform(image), label
+        with seeded(seed):
+            return self._transform(image), label
+
+    def _read(self, index: int) -> tuple[Image.Image, Any]:
+        """The image in the wanted mode, every pixel decoded, and the data set's label."""
+        dataset = self._images.dataset
+        with warnings.catch_warnings():
+            # converting such a palette drops the transparency, as wanted
+            warnings.filterwarnings("ignore", "Palette images with Transparency")
+            if not hasattr(dataset, "reader"):  # torchvision
+                image, target = dataset[index]
+                return image.convert(self._mode), target
+            file, target = dataset.reader[index]
+            with file:
+                return Image.open(file).convert(self._mode), target
+
+    def close(self) -> None:
+        """Close the tars that timm's reader keeps open; it opens them again when it needs them."""
+        state = getattr(getattr(self._images.dataset, "reader", None), "tar_state", None)
+        states = list(state.values()) if isinstance(state, dict) else [state] if state else []
+        for tar in states:
+            for open_tar in (*tar.children.values(), tar):
+                if open_tar.tf is not None:
+                    open_tar.tf.close()
+                open_tar.reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        self.close()  # an open file cannot be sent to a spawned worker
+        return self.__dict__
+
+
+class Stream(IterableDataset[Sample]):
+    """The same for a data set that gives its images one after the other.
+
+    Args:
+        images: of a stream; for the classes.
+        dataset: timm's, opened for the loader's batch size and with its transform.
+    """
+
+    def __init__(self, images: Images, dataset: Any) -> None:
+        self._images = images
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[Sample]:
+        name = str(self._images.source)
+        try:
+            for image, target in self.dataset:
+                label = class_index(self._images, target)
+                if label is None:
+                    yield Fault(name, f"a label is {target!r}", skippable=False)
+                    return
+                yield image, label
+        except Exception as error:  # network, damaged shard, damaged image: the stream cannot go on
+            yield Fault(name, reason_of(error), skippable=False)
+
+
+def class_index(images: Images, target: Any) -> int | None:
+    """The class index of a data set's label, None if it is no label of these classes."""
+    if not isinstance(target, Integral):
+        return None
+    label = int(target)
+    index_of = images.classes.index_of
+    if index_of is not None:
+        return index_of[label] if 0 <= label < len(index_of) else None
+    count = images.num_classes
+    return label if label >= 0 and (count is None or label < count) else None
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """A batch of what is good: images (B, C, H, W) and targets (B,) int64, or None; and the faults."""
+    good = [sample for sample in samples if not isinstance(sample, Fault)]
+    faults = [sample for sample in samples if isinstance(sample, Fault)]
+    return (default_collate(good) if good else None), faults
+
+
+def reason_of(error: Exception) -> str:
+    """One line that says what an exception says."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed every CPU generator that timm's and torchvision's transforms draw from, and put them back."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPU as well
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+
+
+def init_worker(_: int) -> None:
+    """Leave Ctrl-C to the main process, which still needs its workers to end in good order.
+
+    SIGTERM stays torch's: it is how the main process ends workers when it exits.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,246 @@
+"""Where a split's images are: one string of the user's becomes what timm's `create_dataset` takes.
+
+timm takes a missing split for the folder itself, and asserts or passes errors of other packages on; here
+every such case ends in a `DataError` that names the place and the remedy.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import tarfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from timm.data import create_dataset
+
+from nestify.errors import DataError, RecipeError
+
+TRAIN_NAMES = ("train", "training")
+VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
+TEST_NAMES = ("test", "testing")
+
+EMBEDDED = Path(__file__).parent.parent / "recipes"
+
+# the packages that each kind of data set needs beside timm's own dependencies, and what to do when it fails
+_PACKAGES = {
+    "hfds": ("datasets",),
+    "hfids": ("datasets",),
+    "tfds": ("tensorflow", "tensorflow_datasets"),
+    "wds": ("webdataset",),
+    "torch": (),
+}
+_REMEDIES = {
+    "hfds": "check the name, the split (--train-split, --val-split) and the network",
+    "hfids": "check the name, the split (--train-split, --val-split) and the network, or use hfds/",
+    "tfds": "check the name and the split, or pass --download or --data-root",
+    "wds": "a split is a name in the folder's info.json, or shards such as 'train-{0000..0009}.tar|50000'",
+    "torch": "pass --download, or the folder that holds it as --data-root",
+}
+STREAMS = ("hfids", "tfds", "wds")
+
+# torchvision's sets with a `train` flag: timm takes every other split for the test images, misspelt ones too
+_TRAIN_OR_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of a data set, in the words of timm's `create_dataset`.
+
+    Attributes:
+        name: `hfds/...`, `wds/...`, `torch/...`; empty for a folder or a tar.
+        root: the folder or tar of this split; for named data sets the folder that holds them, if any.
+        split: the split's name; a folder or tar is already that of the split.
+        download: whether a named data set may be downloaded.
+    """
+
+    name: str
+    root: str | None
+    split: str
+    download: bool = False
+
+    def __str__(self) -> str:
+        if not self.name:
+            return str(self.root)
+        place = self.root if self.kind == "wds" else ""
+        return f"{self.name}{place} (split {self.split!r})"
+
+    @property
+    def kind(self) -> str:
+        """`hfds`, `torch` and so on; empty for a folder or a tar."""
+        return self.name.partition("/")[0]
+
+    @property
+    def is_tar(self) -> bool:
+        return not self.name and Path(self.root or "").is_file()
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it gives its images one after the other only."""
+        return self.kind in STREAMS
+
+    def overlaps(self, other: "Source") -> bool:
+        """Whether two splits surely share images: the same split, or one folder inside the other."""
+        if self.name or other.name:
+            return (self.name, self.root, _canonical(self)) == (other.name, other.root, _canonical(other))
+        a, b = Path(self.root or "").resolve(), Path(other.root or "").resolve()
+        return a.is_relative_to(b) or b.is_relative_to(a)
+
+
+def _canonical(source: Source) -> str:
+    if source.kind == "torch":
+        if source.split in TRAIN_NAMES:
+            return "train"
+        if source.split in (*VALIDATION_NAMES, *TEST_NAMES):
+            return "validation"
+    return source.split
+
+
+def locate(data: str, split: str, data_root: str | None = None, download: bool = False) -> Source:
+    """Find one split of a data set. Reads folder names only.
+
+    Args:
+        data: a folder that holds the splits as folders or tars (`train/`, `val.tar`; timm's synonyms
+            are tried too), a folder of class folders, a `.tar` of class folders; or, by prefix, one of
+            timm's data sets: `hfds/NAME`, `hfids/NAME`, `tfds/NAME`, `torch/NAME`, `wds/FOLDER`; or
+            `embedded/digits`, which comes with nestify. `./torch/x` is a folder, `torch/x` is not.
+        split: the split's name. A folder that has no splits, or a tar, is taken whole.
+        data_root: where timm finds or puts a named data set.
+        download: whether a named data set may be downloaded.
+
+    Raises:
+        DataError: nothing is there, or not that split.
+        RecipeError: `data_root` or `download` is missing or has no meaning here.
+    """
+    prefix, slash, rest = data.partition("/")
+    kind = prefix.lower() if slash and rest else ""
+    if kind in _PACKAGES:
+        return replace(_locate_named(kind, rest, split, data_root), download=download)
+    if data_root is not None or download:
+        option = "--download" if data_root is None else f"--data-root {data_root}"
+        raise RecipeError(f"{option} has no meaning for --data {data}; leave it out")
+    path = Path(data)
+    if kind == "embedded":
+        path = EMBEDDED / rest
+        names = sorted(archive.parent.name for archive in EMBEDDED.glob("*/train.tar"))
+        if rest not in names:
+            raise DataError(
+                f"{data}: no such images; nestify comes with embedded/{', embedded/'.join(names)}"
+            )
+    try:
+        return Source("", str(_local_split(path, split)), split)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error}") from error
+
+
+def _locate_named(kind: str, rest: str, split: str, data_root: str | None) -> Source:
+    if kind == "wds":
+        return Source("wds/", data_root or rest, split)
+    if kind == "torch":
+        if rest.lower() in ("image_folder", "folder"):
+            raise RecipeError(f"--data torch/{rest}: give the folder itself as --data")
+        if data_root is None:
+            raise RecipeError(f"--data torch/{rest} needs the folder that holds it: --data-root FOLDER")
+        known = (*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES)
+        if rest.lower() in _TRAIN_OR_TEST and split not in known:
+            raise DataError(f"torch/{rest}: no split {split!r}; it has train and test")
+    return Source(f"{kind}/{rest}", data_root, split)
+
+
+def _local_split(path: Path, split: str) -> Path:
+    """The folder or tar of a split below `path`, or `path` itself where it has no splits."""
+    if not path.exists():
+        raise DataError(
+            f"{path}: no such file or folder; --data takes a folder of class folders, a .tar of them, "
+            "or a data set's name after hfds/, hfids/, tfds/, wds/ or torch/"
+        )
+    if path.is_file():
+        return path
+    synonyms = next((names for names in (TRAIN_NAMES, VALIDATION_NAMES) if split in names), ())
+    if found := _first_of(path, (split, *synonyms)):
+        return found
+    others = [name for name in (*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES) if _first_of(path, (name,))]
+    if others or not synonyms:
+        option = "--train-split" if split in TRAIN_NAMES else "--val-split"
+        raise DataError(
+            f"{path}: no split {split!r}; it holds {_listing(path)}; name the right one with {option} "
+            f"({option} . is the folder itself), or set training images aside with --holdout 0.1"
+        )
+    return path
+
+
+def _first_of(path: Path, names: tuple[str, ...]) -> Path | None:
+    for name in names:
+        for candidate in (path / name, path / f"{name}.tar"):
+            if candidate.exists():
+                return candidate
+    return None
+
+
+def _listing(path: Path, limit: int = 8) -> str:
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more if names else "nothing"
+
+
+def open_source(source: Source, **options: Any) -> Any:
+    """timm's or torchvision's data set of a source; nothing is written into a folder of images.
+
+    Args:
+        source: from `locate`.
+        options: further arguments of timm's `create_dataset`.
+
+    Raises:
+        DataError: it cannot be opened; the message says why and what to do.
+    """
+    for package in _PACKAGES.get(source.kind, ()):
+        found = importlib.util.find_spec(package)
+        if found is None or found.origin is None:  # a folder of that name is no package
+            raise DataError(
+                f"{source}: {source.kind}/ needs the package {package}; pip install "
+                + package.replace("_", "-")
+            )
+    if source.is_tar:
+        _check_tar(Path(source.root or ""))
+        options["cache_tarinfo"] = False  # timm would write its cache beside the images
+    if source.name:
+        options["download"] = source.download
+    try:
+        # some readers print to standard output, which is for results
+        with contextlib.redirect_stdout(sys.stderr):
+            return create_dataset(
+                source.name, root=source.root, split=source.split, search_split=False, **options
+            )
+    except Exception as error:  # whatever timm, datasets, torchvision or tensorflow meet
+        if source.name:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            raise DataError(f"{source}: {lines[0]}; {_REMEDIES[source.kind]}") from error
+        raise _no_images(source, error) from error
+
+
+def _check_tar(path: Path) -> None:
+    """Refuse what is no plain tar, and a cut one: timm reads that as far as it goes."""
+    try:
+        with tarfile.open(path, "r:"):
+            pass
+    except (tarfile.TarError, OSError) as error:
+        raise DataError(
+            f"{path}: not a plain tar archive ({error}); images are read from a folder or an "
+            "uncompressed .tar, so unpack or repack it"
+        ) from error
+    if path.suffix != ".tar":
+        raise DataError(f"{path}: the name of an archive of images ends in .tar; rename it")
+    with path.open("rb") as file:
+        file.seek(-512, os.SEEK_END)
+        if path.stat().st_size % 512 or any(file.read(512)):
+            raise DataError(f"{path}: the archive is cut off (it has no end mark); copy it again")
+
+
+def _no_images(source: Source, error: Exception) -> DataError:
+    """What a folder or tar without any image is told."""
+    root = Path(source.root or "")
+    if isinstance(error, (OSError, tarfile.TarError)):
+        return DataError(f"{root}: cannot be read: {error}")
+    holds = "" if root.is_file() else f"; it holds {_listing(root)}"
+    return DataError(f"{root}: no .png, .jpg or .jpeg images in class folders{holds}")

@@ -1,0 +1,189 @@
+"""The gate: what a manifest must hold, and how it must agree with the header. No torch here.
+
+Reader and writer pass the same gate, so nothing is written that would not be read.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from math import prod
+
+from pydantic import ValidationError
+
+from nestify.nested_file.entry_codec import choose_codings, coded_bytes, unit_grid
+from nestify.nested_file.header import MAX_DIMS, Header, bounded_bytes
+from nestify.nested_file.layout import (
+    ALIGNMENT,
+    DTYPE_BYTES,
+    FILE_DTYPES,
+    Layout,
+    Shape,
+    Slot,
+    TensorSpec,
+    chunk_names,
+    entry_name,
+    place,
+    values_name,
+)
+from nestify.nested_file.manifest import Coding, Manifest, ParameterEntry
+from nestify.nested_file.refusal import Refusal
+from nestify.nested_file.strict_json import quoted, strict_json
+
+MAX_EXPANSION = 4096
+"""Dense bytes per file byte that a reader accepts. A real file needs about 1 / density: 0.999 sparsity
+in float16 takes some 600. Without a bound, a few bytes could ask for all memory."""
+
+FREE_DENSE_BYTES = 64 * 2**20
+"""Dense bytes that a file of any size may ask for, so that the bound never meets small models."""
+
+
+def parse_manifest(text: str) -> Manifest:
+    """Read the manifest and check it against its schema.
+
+    Raises:
+        Refusal: naming the first problem and its place.
+    """
+    try:
+        strict_json(text)
+        return Manifest.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise Refusal(f"has a manifest that fails its schema at {quoted(place)} ({first['msg']})") from None
+    except ValueError as error:
+        raise Refusal(f"has a manifest that is not valid JSON ({error})") from None
+
+
+def check_manifest(manifest: Manifest, file_bytes: int) -> None:
+    """Check what the schema cannot say, from the manifest alone.
+
+    The architecture's name is checked for its letters only; whether timm has it is for the loader of the
+    model to say.
+
+    Args:
+        file_bytes: size of the file, which bounds the size of what it may unpack to.
+
+    Raises:
+        Refusal: naming the tensor or field.
+    """
+    if not re.fullmatch("[A-Za-z0-9_.]+", manifest.model.architecture):
+        name = quoted(manifest.model.architecture)
+        raise Refusal(f"has {name} as its architecture, which is no name in timm")
+    _check_distinct("level", [level.name for level in manifest.levels])
+    for level in manifest.levels:
+        _check_distinct("private tensor", level.private)
+    _check_distinct("tensor", [n for entry in manifest.parameters for n in (entry.name, *entry.aliases)])
+    dense_bytes = 0
+    for parameter in manifest.parameters:
+        if problem := _parameter_problem(parameter, len(manifest.levels)):
+            raise Refusal(f"tensor {quoted(parameter.name)} {problem}")
+        dense_bytes += bounded_bytes(parameter.shape, parameter.dtype)
+        if dense_bytes > FREE_DENSE_BYTES + MAX_EXPANSION * file_bytes:
+            raise Refusal(
+                f"tensor {quoted(parameter.name)} would unpack {file_bytes} bytes to more than "
+                f"{MAX_EXPANSION} times as many"
+            )
+
+
+def check_layout(manifest: Manifest, header: Header) -> Layout:
+    """Check that the header holds exactly the tensors of a checked manifest, each where it belongs.
+
+    Raises:
+        Refusal: naming the tensor that is missing, extra, of a wrong type, shape or place, or the
+            level whose number of bytes disagrees.
+    """
+    if header.data_start % ALIGNMENT:
+        raise Refusal(f"has data that begins misaligned, at byte {header.data_start}")
+    chunks = [list(chunk_names(manifest, level)) for level in range(1, len(manifest.levels) + 1)]
+    for name in chain.from_iterable(chunks):
+        if name not in header.slots:
+            raise Refusal(f"tensor {quoted(name)} is missing")
+    for parameter in manifest.parameters:
+        _check_stored(parameter, header.slots)
+    layout = place([[header.slots[name].spec for name in chunk] for chunk in chunks])
+    _check_places({slot.spec.name: slot for slot in layout.slots}, header.slots)
+    for level, due in zip(manifest.levels, layout.chunk_bytes, strict=True):
+        if level.data_bytes != due:
+            raise Refusal(
+                f"level {quoted(level.name)} has {due} bytes where its manifest says {level.data_bytes}"
+            )
+    return layout
+
+
+def units_left(parameter: ParameterEntry) -> Iterator[tuple[int, int, Coding]]:
+    """Per level, core first: units that no lower level took, how many of them enter, their coding."""
+    remaining = prod(unit_grid(tuple(parameter.shape), parameter.unit))
+    for entering, coding in zip(parameter.entering, parameter.coding, strict=True):
+        yield remaining, entering, coding
+        remaining -= entering
+
+
+def _check_distinct(kind: str, names: list[str]) -> None:
+    for name, times in Counter(names).items():
+        if times > 1:
+            raise Refusal(f"lists the {kind} {quoted(name)} twice")
+        if not name or not name.isprintable():
+            raise Refusal(f"has {quoted(name)} as the name of a {kind}")
+
+
+def _parameter_problem(parameter: ParameterEntry, n_levels: int) -> str | None:
+    allowed = FILE_DTYPES if parameter.maskable else tuple(DTYPE_BYTES)
+    if parameter.dtype not in allowed:
+        return f"has dtype {quoted(parameter.dtype)}, not one of {', '.join(allowed)}"
+    if len(parameter.shape) > MAX_DIMS:
+        return f"has {len(parameter.shape)} dimensions, more than {MAX_DIMS}"
+    if parameter.unit != (1, 1) and not (parameter.maskable and len(parameter.shape) >= 2):
+        return "has blocks, which only maskable tensors of two or more dimensions have"
+    due = n_levels if parameter.maskable else 0
+    if not len(parameter.coding) == len(parameter.entering) == due:
+        return f"does not list {due} levels of entering weights"
+    return _entering_problem(parameter) if parameter.maskable else None
+
+
+def _entering_problem(parameter: ParameterEntry) -> str | None:
+    units = prod(unit_grid(tuple(parameter.shape), parameter.unit))
+    if sum(parameter.entering) > units:
+        return f"has {sum(parameter.entering)} entering units where it has {units}"
+    if parameter.coding != choose_codings(units, parameter.entering):
+        return "has entry positions in a coding that does not fit their number"
+    return None
+
+
+def _check_stored(parameter: ParameterEntry, slots: Mapping[str, Slot]) -> None:
+    """Refuse stored tensors of a parameter whose type or shape is not what the manifest implies."""
+    if not parameter.maskable:
+        if 0 not in parameter.shape:
+            spec = slots[values_name(1, parameter.name)].spec
+            _expect(spec, parameter.dtype, tuple(parameter.shape))
+        return
+    for level, (remaining, entering, coding) in enumerate(units_left(parameter), start=1):
+        if size := coded_bytes(coding, remaining, entering):
+            _expect(slots[entry_name(level, parameter.name)].spec, "U8", (size,))
+        if entering:
+            spec = slots[values_name(level, parameter.name)].spec
+            most = entering * prod(parameter.unit)  # blocks at a ragged edge hold fewer weights
+            count = min(max(prod(spec.shape), entering), most)
+            _expect(spec, parameter.dtype, (count,))
+
+
+def _expect(spec: TensorSpec, dtype: str, shape: Shape) -> None:
+    if (spec.dtype, spec.shape) != (dtype, shape):
+        raise Refusal(
+            f"tensor {quoted(spec.name)} is {spec.dtype} of shape {list(spec.shape)} where {dtype} of shape "
+            f"{list(shape)} is due"
+        )
+
+
+def _check_places(due: Mapping[str, Slot], found: Mapping[str, Slot]) -> None:
+    for name, slot in found.items():
+        if name not in due:
+            raise Refusal(f"holds a tensor {quoted(name)} that its manifest does not list")
+        if slot.begin != due[name].begin:
+            raise Refusal(
+                f"tensor {quoted(name)} begins at data byte {slot.begin} where {due[name].begin} is due "
+                "(8-byte aligned, in level order)"
+            )
+        _expect(slot.spec, due[name].spec.dtype, due[name].spec.shape)
+    if missing := set(due) - set(found):
+        raise Refusal(f"tensor {quoted(min(missing))} is missing")

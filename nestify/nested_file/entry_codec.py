@@ -1,0 +1,198 @@
+"""Coding of entry positions: which of the positions that no lower level took enter at a level.
+
+Positions are units: single weights, or blocks of output x input channels. With `remaining` units left
+and `count` of them entering, the coding and its length in bytes follow from these two numbers alone:
+
+- `none`, `all`: nothing is stored.
+- `bits`: one bit per remaining unit, little bit order, zero bits up to a multiple of 8 bytes.
+- `elias-fano`: where that is smaller. Each position is split at its `low` lowest bits,
+  low = max(0, floor(log2(remaining / count))). The low parts are packed one after another, `low` bits
+  each; the high parts are a bit vector of count + ((remaining - 1) >> low) + 1 bits, in which the i-th
+  position (from 0) sets bit (high part + i). Both in little bit order, each padded with zero bits to a
+  multiple of 8 bytes. P. Elias, "Efficient storage and retrieval by content and address of static
+  files", J. ACM 21 (1974); R. Fano, "On the number of bits required to implement an associative memory",
+  MIT Project MAC (1971).
+
+NumPy only. Every function works on whole arrays; memory is a few bytes per remaining unit.
+"""
+
+from collections.abc import Sequence
+from itertools import accumulate
+from operator import sub
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestify.nested_file.layout import ALIGNMENT, Shape
+from nestify.nested_file.manifest import Coding
+
+U8Array = NDArray[np.uint8]
+BoolArray = NDArray[np.bool_]
+AnyType = TypeVar("AnyType", bound=np.generic)
+
+
+def choose_coding(remaining: int, count: int) -> Coding:
+    """The one coding of `count` entering units among `remaining`: the smaller, `bits` on a tie."""
+    if count == 0:
+        return "none"
+    if count == remaining:
+        return "all"
+    smaller = coded_bytes("elias-fano", remaining, count) < coded_bytes("bits", remaining, count)
+    return "elias-fano" if smaller else "bits"
+
+
+def choose_codings(units: int, entering: Sequence[int]) -> list[Coding]:
+    """The coding of each level, core first, where `entering[k - 1]` of `units` enter at level k."""
+    left = accumulate(entering, sub, initial=units)
+    return [choose_coding(remaining, count) for remaining, count in zip(left, entering, strict=False)]
+
+
+def coded_bytes(coding: Coding, remaining: int, count: int) -> int:
+    """Length in bytes of the coded positions, a multiple of 8; 0 for `all` and `none`."""
+    if coding == "bits":
+        return _padded_bytes(remaining)
+    if coding == "elias-fano":
+        low = _low_bits(remaining, count)
+        return _padded_bytes(count * low) + _padded_bytes(_high_bits(remaining, count, low))
+    return 0
+
+
+def encode(coding: Coding, enters: BoolArray) -> U8Array:
+    """Code which units enter.
+
+    Args:
+        coding: as `choose_coding` gives it.
+        enters: (remaining,) one per remaining unit, in C order of the unit grid.
+
+    Returns:
+        (`coded_bytes(...)`,) the bytes to store.
+    """
+    if coding == "bits":
+        return _pack(enters)
+    if coding == "elias-fano":
+        return _encode_elias_fano(enters)
+    return np.empty(0, np.uint8)
+
+
+def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> BoolArray:
+    """Inverse of `encode`; accepts only bytes that `encode` can have made.
+
+    Args:
+        data: (`coded_bytes(coding, remaining, count)`,) the stored bytes.
+
+    Returns:
+        (remaining,) whether each remaining unit enters; exactly `count` are true.
+
+    Raises:
+        ValueError: if the bytes are of another length, set padding bits, code another number of units,
+            or code positions that do not increase or are out of range.
+    """
+    if coding != choose_coding(remaining, count):
+        raise ValueError(f"{count} of {remaining} entering units are not coded as {coding!r}")
+    expected = coded_bytes(coding, remaining, count)
+    if data.size != expected:
+        raise ValueError(f"entry positions take {data.size} bytes where {expected} are due")
+    if coding == "bits":
+        return _unpack(data, remaining, count)
+    if coding == "elias-fano":
+        return _decode_elias_fano(data, remaining, count)
+    return np.full(remaining, coding == "all")
+
+
+def _encode_elias_fano(enters: BoolArray) -> U8Array:
+    positions = np.flatnonzero(enters)
+    count, remaining = positions.size, enters.size
+    low = _low_bits(remaining, count)
+    low_parts = np.empty((count, low), np.bool_)
+    for bit in range(low):
+        low_parts[:, bit] = (positions >> bit) & 1
+    high_parts = np.zeros(_high_bits(remaining, count, low), np.bool_)
+    high_parts[(positions >> low) + np.arange(count)] = True
+    return np.concatenate([_pack(low_parts.reshape(-1)), _pack(high_parts)])
+
+
+def _decode_elias_fano(data: U8Array, remaining: int, count: int) -> BoolArray:
+    low = _low_bits(remaining, count)
+    split = _padded_bytes(count * low)
+    low_parts = _unpack(data[:split], count * low).reshape(count, low)
+    high_parts = _unpack(data[split:], _high_bits(remaining, count, low), count)
+    positions = (np.flatnonzero(high_parts) - np.arange(count)) << low
+    for bit in range(low):
+        positions |= low_parts[:, bit].astype(np.int64) << bit
+    if np.any(positions[1:] <= positions[:-1]):
+        raise ValueError("entry positions do not increase")
+    if positions[-1] >= remaining:
+        raise ValueError(f"entry position {positions[-1]} is not below {remaining}")
+    enters = np.zeros(remaining, np.bool_)
+    enters[positions] = True
+    return enters
+
+
+def _low_bits(remaining: int, count: int) -> int:
+    return (remaining // count).bit_length() - 1
+
+
+def _high_bits(remaining: int, count: int, low: int) -> int:
+    return count + ((remaining - 1) >> low) + 1
+
+
+def _padded_bytes(bits: int) -> int:
+    return -(-bits // (8 * ALIGNMENT)) * ALIGNMENT
+
+
+def _pack(bits: BoolArray) -> U8Array:
+    packed = np.zeros(_padded_bytes(bits.size), np.uint8)
+    packed[: -(-bits.size // 8)] = np.packbits(bits, bitorder="little")
+    return packed
+
+
+def _unpack(data: U8Array, bits: int, ones: int | None = None) -> BoolArray:
+    """(bits,) the packed bits; `ones` is how many must be set."""
+    unpacked = np.unpackbits(data, bitorder="little").view(np.bool_)
+    if unpacked[bits:].any():
+        raise ValueError("padding bits of entry positions are set")
+    found = np.count_nonzero(unpacked[:bits])
+    if ones is not None and found != ones:
+        raise ValueError(f"entry positions name {found} units where {ones} enter")
+    return unpacked[:bits]
+
+
+# Units: (rows, cols) is a block of output x input channels at one kernel position; edges are ragged.
+
+
+def unit_grid(shape: Shape, unit: tuple[int, int]) -> Shape:
+    """Shape of the grid of units: (ceil(out / rows), ceil(in / cols), *kernel); `shape` below two dims."""
+    if len(shape) < 2:
+        return shape
+    return (-(-shape[0] // unit[0]), -(-shape[1] // unit[1]), *shape[2:])
+
+
+def reduce_to_units(entry: U8Array, unit: tuple[int, int]) -> U8Array:
+    """Entry level of each unit.
+
+    Args:
+        entry: (out, in, *kernel) entry level of each weight.
+
+    Returns:
+        (prod(unit_grid),) in C order of the unit grid; a view of `entry` where units are single weights.
+
+    Raises:
+        ValueError: if entry levels differ inside a block.
+    """
+    if entry.ndim < 2 or unit == (1, 1):
+        return entry.reshape(-1)
+    units = np.ascontiguousarray(entry[:: unit[0], :: unit[1]]).reshape(-1)
+    if not np.array_equal(expand_units(units, entry.shape, unit), entry):
+        raise ValueError(f"entry levels differ inside a block of {unit[0]}x{unit[1]}")
+    return units
+
+
+def expand_units(units: NDArray[AnyType], shape: Shape, unit: tuple[int, int]) -> NDArray[AnyType]:
+    """Inverse of `reduce_to_units`: (prod(unit_grid),) to `shape`, each unit's value over its block."""
+    grid = units.reshape(unit_grid(shape, unit))
+    if len(shape) < 2 or unit == (1, 1):
+        return grid
+    for axis in (0, 1):
+        grid = grid.take(np.arange(shape[axis]) // unit[axis], axis=axis)
+    return grid

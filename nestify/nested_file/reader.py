@@ -1,0 +1,134 @@
+"""Opening a nested file: header and manifest at once, tensors on demand.
+
+A file is untrusted: all that can be checked without its data is checked on opening, the rest before the
+data is used. Opening imports no torch, so that a report takes no time.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from nestify.errors import BadFileError, RecipeError
+from nestify.nested_file.checks import check_layout, check_manifest, parse_manifest
+from nestify.nested_file.header import read_header
+from nestify.nested_file.layout import Layout
+from nestify.nested_file.manifest import Manifest
+from nestify.nested_file.refusal import Refusal
+from nestify.nested_file.source import LocalFile, Source
+
+if TYPE_CHECKING:
+    from nestify.nested_file.state import NestedState
+
+
+@dataclass(frozen=True)
+class NestedFile:
+    """A nested file whose header and manifest have been checked.
+
+    Attributes:
+        path: where it lies.
+        manifest: all that it says about itself.
+        layout: place of every tensor.
+        header_bytes: bytes before the data: header length and header.
+        source: its bytes.
+    """
+
+    path: Path
+    manifest: Manifest
+    layout: Layout
+    header_bytes: int
+    source: Source
+
+    @property
+    def n_levels(self) -> int:
+        return len(self.manifest.levels)
+
+    def prefix_bytes(self, level: int) -> int:
+        """Bytes of the file, from its first on, that are needed to run a level; header included.
+
+        Raises:
+            RecipeError: if there is no such level.
+        """
+        self._check_level(level)
+        return self.header_bytes + self.layout.ends[level - 1]
+
+    def level_index(self, level: str) -> int:
+        """Number (1 for the core) of a level given by its name, its number or as `level2`.
+
+        Raises:
+            RecipeError: if there is no such level; the message lists those there are.
+        """
+        names = [entry.name for entry in self.manifest.levels]
+        numbers = [str(number) for number in range(1, self.n_levels + 1)]
+        for spellings in (names, numbers, [f"level{number}" for number in numbers]):
+            if level in spellings:
+                return spellings.index(level) + 1
+        raise self._no_level(level)
+
+    def state(self, level: int | None = None, verify: bool = True) -> "NestedState":
+        """Read the tensors of levels 1 to `level`, and no byte of the levels above.
+
+        Args:
+            level: the highest level to read; all where None. The state has `level` levels: what enters
+                above counts as unused (entry level `level + 1`, value 0).
+            verify: whether to check each level's SHA-256. Everything else is checked in any case.
+
+        Returns:
+            dense tensors on the CPU, in the types that the file holds them in.
+
+        Raises:
+            RecipeError: if there is no such level.
+            BadFileError: if the data is damaged: a hash, a number of entry bits, a non-finite value.
+        """
+        from nestify.nested_file.decoder import read_state
+
+        self._check_level(highest := self.n_levels if level is None else level)
+        return read_state(self, highest, verify)
+
+    def _check_level(self, level: int) -> None:
+        if not 1 <= level <= self.n_levels:
+            raise self._no_level(str(level))
+
+    def _no_level(self, level: str) -> RecipeError:
+        return RecipeError(f"{self.path} has no level {level!r}; give one of {_listing(self.manifest)}")
+
+
+def open_nested_file(path: str | os.PathLike[str]) -> NestedFile:
+    """Open a nested file and check all that can be checked without reading its data.
+
+    Raises:
+        BadFileError: with one sentence that names the file, the tensor and the remedy, if there is no
+            such file, it is not a nested file of this format, it is damaged or truncated.
+    """
+    source = LocalFile(path)
+    try:
+        header = read_header(source)
+        manifest = parse_manifest(header.manifest)
+        check_manifest(manifest, header.data_start + header.data_bytes)
+        layout = check_layout(manifest, header)
+        _check_size(source.size - header.data_start, manifest, layout)
+    except Refusal as error:
+        raise BadFileError(f"{source.name}: {error}") from None
+    return NestedFile(Path(path), manifest, layout, header.data_start, source)
+
+
+def whole_levels(layout: Layout, data_bytes: int) -> int:
+    """How many levels, from the core on, lie whole in the first `data_bytes` bytes of the data."""
+    return sum(end <= data_bytes for end in layout.ends)
+
+
+def _check_size(data_bytes: int, manifest: Manifest, layout: Layout) -> None:
+    due = layout.ends[-1]
+    if data_bytes > due:
+        raise Refusal(f"has {data_bytes - due} bytes after its last tensor")
+    if data_bytes < due:
+        whole = whole_levels(layout, data_bytes)
+        available = (
+            f"levels {_listing(manifest, whole)} are whole in it" if whole else "no level is whole in it"
+        )
+        raise Refusal(f"is truncated, with {data_bytes} of {due} data bytes; {available}")
+
+
+def _listing(manifest: Manifest, count: int | None = None) -> str:
+    names = [entry.name for entry in manifest.levels[:count]]
+    return ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))

@@ -1,0 +1,65 @@
+"""Where a nested file's bytes come from: one small seam, `read(offset, length)`."""
+
+import os
+import stat
+from pathlib import Path
+from typing import Protocol
+
+from nestify.errors import BadFileError
+
+
+class Source(Protocol):
+    """Bytes that can be read in ranges.
+
+    Attributes:
+        name: what error messages call it.
+        size: bytes in all.
+    """
+
+    name: str
+    size: int
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """Bytes [offset, offset + length), all of them.
+
+        Raises:
+            BadFileError: if they cannot be had.
+        """
+
+
+class LocalFile:
+    """A regular file on this machine. Opened anew for each range, so there is nothing to close.
+
+    Raises:
+        BadFileError: on construction, if there is no such file or it is not a regular one.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.name = os.fspath(path)
+        try:
+            status = Path(path).stat()
+        except FileNotFoundError:
+            raise BadFileError(f"{self.name}: there is no such file; check the path") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise BadFileError(f"{self.name}: cannot be opened ({_reason(error)}); check the path") from None
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
+            raise BadFileError(f"{self.name}: is {kind}; give the nested file itself")
+        self.size = status.st_size
+
+    def read(self, offset: int, length: int) -> bytearray:
+        """See `Source.read`."""
+        data = bytearray(length)
+        try:
+            with open(self.name, "rb") as file:
+                file.seek(offset)
+                found = file.readinto(data)
+        except OSError as error:
+            raise BadFileError(f"{self.name}: cannot be read ({_reason(error)}); check the file") from None
+        if found != length:
+            raise BadFileError(f"{self.name}: became shorter while it was read; read it again")
+        return data
+
+
+def _reason(error: Exception) -> str:
+    return getattr(error, "strerror", None) or str(error)

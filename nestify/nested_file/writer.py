@@ -1,0 +1,164 @@
+"""Writing a nested file: plan from counts alone, then stream one tensor at a time.
+
+All lengths follow from how many weights enter where, so the header's length is known before any byte is
+encoded. The data is encoded, hashed and written once; the header, its hashes by then known, is written
+over its placeholder, and only then does the file take its place.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable, Mapping
+from typing import BinaryIO
+
+import numpy as np
+import torch
+
+from nestify.errors import OutputError
+from nestify.nested_file.atomic import atomic_file
+from nestify.nested_file.checks import check_manifest
+from nestify.nested_file.encoder import StoredTensor, parameter_entries, stored_tensors
+from nestify.nested_file.layout import (
+    FILE_DTYPES,
+    MAX_HEADER_BYTES,
+    Layout,
+    chunk_names,
+    encode_header,
+    place,
+)
+from nestify.nested_file.manifest import Description, LevelEntry, Manifest, ParameterEntry
+from nestify.nested_file.refusal import Refusal
+from nestify.nested_file.state import NestedState
+from nestify.nested_file.strict_json import quoted
+from nestify.nested_file.tensors import TORCH_DTYPES
+
+UNKNOWN_SHA256 = "0" * 64
+"""Stands in a planned manifest for hashes that are not known yet, at their length."""
+
+
+def write_nested_file(
+    path: str | os.PathLike[str],
+    state: NestedState,
+    description: Description,
+    dtype: torch.dtype = torch.float32,
+) -> Manifest:
+    """Write a nested network to one file, atomically.
+
+    Needs no more memory beyond the state than one tensor and its coding; for a state that is not on the
+    CPU, one byte per maskable weight besides.
+
+    Args:
+        path: of the file; an older one is replaced only when the new one is complete.
+        state: the tensors. Weights that no level uses are not stored.
+        description: what the manifest says beyond the tensors; its levels are those of the state.
+        dtype: what shared floating-point tensors are stored in: float32, float16 or bfloat16. Private
+            tensors keep their own type.
+
+    Returns:
+        the manifest as written.
+
+    Raises:
+        OutputError: if the file system refuses, a value is not finite or overflows `dtype`, a tensor's
+            type has no place in the format, or a reader would refuse the file. What was at `path`
+            before is unchanged.
+        ValueError: if state, description and dtype contradict each other (a bug of the caller).
+    """
+    file_name = os.fspath(path)
+    _check_arguments(state, description, dtype)
+    _check_types(file_name, state)
+    parameters = parameter_entries(state, dtype)
+    stored = {tensor.spec.name: tensor for tensor in stored_tensors(parameters, state)}
+    manifest, layout = _plan(parameters, stored, state, description)
+    header = encode_header(layout, manifest)
+    _check_readable(file_name, manifest, len(header), layout.ends[-1])
+    with atomic_file(path) as file:
+        file.write(header)
+        hashes = _write_data(file, file_name, layout, stored)
+        manifest = _update_levels(manifest, "sha256", hashes)
+        file.seek(0)
+        file.write(encode_header(layout, manifest))
+    return manifest
+
+
+def _check_arguments(state: NestedState, description: Description, dtype: torch.dtype) -> None:
+    if dtype not in [TORCH_DTYPES[name] for name in FILE_DTYPES]:
+        raise ValueError(f"{dtype} is not one of {', '.join(FILE_DTYPES)}")
+    counts = {len(description.levels), len(state.private), state.entry.n_levels}
+    if len(counts) > 1:
+        raise ValueError(f"description, private tensors and entry levels differ in levels: {counts}")
+    unknown = (set(state.aliases.values()) | set(state.entry)) - set(state.shared)
+    if unknown := unknown | (set(state.units) - set(state.entry)):
+        raise ValueError(f"aliases, entry levels or units of unknown tensors: {sorted(unknown)}")
+    for name in state.entry:
+        tensor = state.shared[name]
+        if tensor.shape != state.entry[name].shape or not tensor.is_floating_point():
+            raise ValueError(
+                f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}; its entry levels differ"
+            )
+
+
+def _check_types(file_name: str, state: NestedState) -> None:
+    for tensors in (state.shared, *state.private):
+        for name, tensor in tensors.items():
+            if tensor.dtype not in TORCH_DTYPES.values():
+                raise OutputError(
+                    f"{file_name}: tensor {quoted(name)} is {tensor.dtype}, not one of "
+                    f"{', '.join(TORCH_DTYPES)}; convert it first"
+                )
+
+
+def _plan(
+    parameters: list[ParameterEntry],
+    stored: Mapping[str, StoredTensor],
+    state: NestedState,
+    description: Description,
+) -> tuple[Manifest, Layout]:
+    """The manifest, whole but for the hashes, and where everything goes."""
+    levels = [
+        LevelEntry(**dict(level), private=list(private), data_bytes=0, sha256=UNKNOWN_SHA256)
+        for level, private in zip(description.levels, state.private, strict=True)
+    ]
+    manifest = Manifest(**{**dict(description), "levels": levels}, parameters=parameters)
+    numbers = range(1, len(levels) + 1)
+    layout = place([[stored[name].spec for name in chunk_names(manifest, level)] for level in numbers])
+    return _update_levels(manifest, "data_bytes", layout.chunk_bytes), layout
+
+
+def _check_readable(file_name: str, manifest: Manifest, header_bytes: int, data_bytes: int) -> None:
+    """Refuse to write what a reader would refuse to read."""
+    if header_bytes > MAX_HEADER_BYTES:
+        raise OutputError(
+            f"{file_name}: its header of {header_bytes} bytes is above 64 MiB; shorten the recipe"
+        )
+    try:
+        check_manifest(manifest, header_bytes + data_bytes)
+    except Refusal as error:
+        raise OutputError(
+            f"{file_name}: {error.problem}, so it could not be read back; change it first"
+        ) from None
+
+
+def _write_data(
+    file: BinaryIO, file_name: str, layout: Layout, stored: Mapping[str, StoredTensor]
+) -> list[str]:
+    """Encode and write all chunks; the SHA-256 of each."""
+    hashes = []
+    for chunk in layout.chunks:
+        digest = hashlib.sha256()
+        for slot in chunk:
+            name = slot.spec.name
+            try:
+                data = stored[name].encode() if name in stored else np.zeros(slot.spec.nbytes, np.uint8)
+            except ValueError as error:
+                raise OutputError(f"{file_name}: tensor {quoted(name)} {error}") from None
+            assert data.size == slot.spec.nbytes, name
+            digest.update(data.data)
+            file.write(data.data)
+        hashes.append(digest.hexdigest())
+    return hashes
+
+
+def _update_levels(manifest: Manifest, field: str, values: Iterable[object]) -> Manifest:
+    levels = [
+        level.model_copy(update={field: value}) for level, value in zip(manifest.levels, values, strict=True)
+    ]
+    return manifest.model_copy(update={"levels": levels})

@@ -1,0 +1,264 @@
+"""Recipes: what a run does, as one frozen value. TOML, options and defaults in; every problem told at once.
+
+A recipe is a TOML file with the sections of `recipe_sections`, `extends = "other"` to build on another one,
+and "none" to take an optional value back. No torch.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, Field, ValidationError
+
+from nestify.errors import RecipeError
+from nestify.levels import Level, Pattern, check_levels, parse_pattern
+from nestify.recipe_problems import Problem, section_of, sentence, shown
+from nestify.recipe_sections import (
+    TEACHERS,
+    AugmentOptions,
+    DataOptions,
+    FinetuneOptions,
+    LevelOptions,
+    ModelOptions,
+    ScheduleOptions,
+    Section,
+    Text,
+    TrainOptions,
+)
+from nestify.recipe_source import Table, apply_options, builtin_recipes, parse_setting, read_source
+
+__all__ = [
+    "AugmentOptions",
+    "DataOptions",
+    "FinetuneOptions",
+    "LevelOptions",
+    "ModelOptions",
+    "Recipe",
+    "ScheduleOptions",
+    "TrainOptions",
+    "builtin_recipes",
+    "load_recipe",
+    "option_help",
+    "parse_setting",
+]
+
+DEFAULT_SPARSITIES = (0.95, 0.8, 0.0)
+ROUNDED = 0.005  # a sparsity of 0.67 agrees with the pattern 1:3
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", text):
+        raise ValueError("is not a device; give auto, cpu, cuda, cuda:1 or mps")
+    return text
+
+
+class Recipe(Section):
+    """Everything that one run of `compress` is asked to do. Made by `load_recipe`."""
+
+    output: Text | None = Field(
+        default=None,
+        description="nested file to write; <model>.nested.safetensors in the current folder by default",
+    )
+    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of every random choice")
+    device: Annotated[str, AfterValidator(_device)] = Field(
+        default="auto", description="where to compute: auto, cpu, cuda, cuda:1, mps"
+    )
+    model: ModelOptions
+    data: DataOptions
+    augment: AugmentOptions = AugmentOptions()
+    schedule: ScheduleOptions = ScheduleOptions()
+    level: Annotated[tuple[LevelOptions, ...], Field(strict=False)] = Field(
+        default=tuple(LevelOptions(sparsity=sparsity) for sparsity in DEFAULT_SPARSITIES),
+        description="levels, from the core (sparsest) to the full level",
+    )
+    train: TrainOptions = TrainOptions()
+    finetune: FinetuneOptions = FinetuneOptions()
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """The levels with their names, sparsities and patterns resolved, core first."""
+        common = parse_pattern(self.schedule.pattern)
+        levels = [_resolve(options, k, common) for k, options in enumerate(self.level, start=1)]
+        assert None not in levels, "load_recipe lets no level pass that has no sparsity"
+        return tuple(level for level in levels if level is not None)
+
+    @property
+    def output_path(self) -> Path:
+        """The nested file to write, relative to the current folder unless absolute."""
+        if self.output is not None:
+            return Path(self.output)
+        stem = re.split(r"[/\\:]", self.model.name.rstrip("/\\"))[-1]
+        return Path(f"{stem}.nested.safetensors")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every option as plain JSON values, in a fixed order; `Recipe.model_validate` reads it back."""
+        return self.model_dump(mode="json")
+
+
+def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> Recipe:
+    """Read a recipe, lay options over it, and check all of it.
+
+    Args:
+        source: the path of a `.toml` file, the name of a built-in recipe, or a timm model's name. Whether
+            timm has such a model is checked where the model is made.
+        overrides: dotted keys and values that beat the recipe's: `{"train.epochs": 3}`. `levels` replaces
+            all levels (`"0.95,0.8,0"`, `"1:4,2:4,0"`, or a list of such values), and then `level[1].weight`
+            changes one. None means not given.
+
+    Raises:
+        RecipeError: with every problem that was found.
+    """
+    options = {key: value for key, value in (overrides or {}).items() if value is not None}
+    table, place = read_source(source)
+    defaults = [{"sparsity": sparsity} for sparsity in DEFAULT_SPARSITIES]
+    table, problems = apply_options(table, options, defaults)
+    recipe, more_problems = _check(table, [problem.key for problem in problems])
+    if problems := problems + more_problems:
+        changed = ["level" if key == "levels" else key for key in options]
+        raise RecipeError([_told(problem, changed if place else []) for problem in problems], place)
+    return recipe
+
+
+def option_help(key: str) -> str:
+    """Help text of an option by its dotted key, with its default: `option_help("train.epochs")`.
+
+    Raises:
+        KeyError: for a key that recipes do not have.
+    """
+    *outer, name = key.split(".")
+    section = section_of(Recipe.model_fields[outer[0]]) if outer else Recipe
+    if section is None or len(outer) > 1:
+        raise KeyError(key)
+    field = section.model_fields[name]
+    if field.is_required() or field.default is None:
+        return str(field.description)
+    default = field.default if isinstance(field.default, str) else shown(field.default)
+    return f"{field.description} (default {default})"
+
+
+def _told(problem: Problem, changed: Sequence[str]) -> str:
+    """A problem's sentence, which says where the value is not the file's own."""
+    return problem.text + (" (set by an option)" if _touches(problem.key, changed) else "")
+
+
+def _touches(key: str, others: Iterable[str]) -> bool:
+    """Whether a dotted key is one of the others, or lies inside one, or around one."""
+    return any(_is_inside(key, other) or _is_inside(other, key) for other in others)
+
+
+def _is_inside(key: str, outer: str) -> bool:
+    return key == outer or key.startswith((f"{outer}.", f"{outer}["))
+
+
+def _check(table: Table, broken: Iterable[str]) -> tuple[Recipe, list[Problem]]:
+    """The recipe, as far as it is right, and all of its problems.
+
+    Options that are wrong in themselves take their default for a second pass, which finds what does not
+    fit together; `broken` keys and those options are left out of it.
+    """
+    table = {"model": {}, "data": {}} | table
+    problems: list[Problem] = []
+    try:
+        recipe = Recipe.model_validate(table)
+    except ValidationError as error:
+        errors = error.errors(include_url=False)
+        problems = [sentence(Recipe, each) for each in errors]
+        recipe = Recipe.model_validate(_without(table, [each["loc"] for each in errors]))
+    broken = [*broken, *(problem.key for problem in problems)]
+    return recipe, problems + _level_problems(recipe, broken) + _conflicts(recipe, broken)
+
+
+def _without(table: Table, paths: Iterable[tuple[str | int, ...]]) -> Table:
+    """A recipe's table without some options; a level stays, so that the others keep their numbers."""
+    rest = deepcopy(table)
+    for path in paths:
+        *outer, last = path[: 3 if path[0] == "level" else 2]
+        parent: Any = rest
+        for part in outer:
+            parent = parent[part]
+        if isinstance(last, int):
+            parent[last] = {}
+        else:
+            parent.pop(last, None)
+    rest.setdefault("model", {}).setdefault("name", "unknown")
+    rest.setdefault("data", {}).setdefault("path", "unknown")
+    return rest
+
+
+def _resolve(options: LevelOptions, k: int, common: Pattern) -> Level | None:
+    """Level k as data; None where nothing says how sparse it is."""
+    pattern = common if options.sparsity else Pattern()
+    if options.pattern is not None:
+        pattern = parse_pattern(options.pattern)
+    sparsity, implied = options.sparsity, pattern.sparsity
+    if implied is not None and (sparsity is None or abs(sparsity - implied) < ROUNDED):
+        sparsity = implied
+    if sparsity is None:
+        return None
+    return Level(f"level{k}" if options.name is None else options.name, sparsity, pattern)
+
+
+def _level_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
+    if "level" in broken:
+        return []
+    problems: list[Problem] = []
+    levels: list[Level | None] = []
+    common = parse_pattern(recipe.schedule.pattern)
+    for k, options in enumerate(recipe.level, start=1):
+        key = f"level[{k}].sparsity"
+        level = None
+        if not _touches(key, broken) and not _touches(f"level[{k}].pattern", broken):
+            level = _resolve(options, k, common)
+            if level is None:
+                text = f'{key} is not given; set it, or an N:M pattern such as "2:4", which implies it'
+                problems.append(Problem(key, text))
+        levels.append(level)
+    if _touches("schedule.pattern", broken):  # then nobody knows whether the patterns nest
+        levels = [level and replace(level, pattern=Pattern()) for level in levels]
+    for text in check_levels(levels):
+        found = re.match(r"level\[\d+\]\.\w+", text)
+        problems.append(Problem(found[0] if found else "level", text))
+    return problems
+
+
+def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
+    """Options that are right in themselves but not together."""
+    model, train, finetune = recipe.model, recipe.train, recipe.finetune
+    rules: list[tuple[tuple[str, str], bool, str]] = [
+        (
+            ("model.new_head", "finetune.epochs"),
+            model.new_head and finetune.epochs == 0,
+            "model.new_head = true needs finetune.epochs above 0; a fresh classifier must learn first",
+        ),
+        (
+            ("finetune.save", "finetune.epochs"),
+            finetune.save is not None and finetune.epochs == 0,
+            f"finetune.save = {shown(finetune.save)} has nothing to save; set finetune.epochs above 0",
+        ),
+        (
+            ("train.teacher_checkpoint", "train.teacher"),
+            train.teacher_checkpoint is not None and train.teacher in TEACHERS,
+            f"train.teacher_checkpoint = {shown(train.teacher_checkpoint)} has no use with train.teacher = "
+            f"{shown(train.teacher)}; set train.teacher to the name of a timm model",
+        ),
+        (
+            ("train.min_lr", "train.lr"),
+            train.min_lr > train.lr,
+            f"train.min_lr = {train.min_lr:g} is above train.lr = {train.lr:g}; "
+            "the learning rate falls from lr to min_lr",
+        ),
+        (
+            ("train.warmup_epochs", "train.epochs"),
+            train.warmup_epochs > train.epochs > 0,
+            f"train.warmup_epochs = {train.warmup_epochs:g} is above train.epochs = {train.epochs:g}; "
+            "the warmup is part of the training",
+        ),
+    ]
+    return [
+        Problem(keys[0], text)
+        for keys, wrong, text in rules
+        if wrong and not any(_touches(key, broken) for key in keys)
+    ]

@@ -1,0 +1,162 @@
+"""What is wrong with a recipe, in its own words: dotted keys, TOML values, ranges, the nearest known key.
+
+Pydantic finds the problems; this module only says them, so that an option's type and range stand in one
+place. No torch.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+from typing import Any, NamedTuple, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+KeyPath = Sequence[str | int]
+"""Where a value stands: `("level", 0, "sparsity")`. Positions count from 0 here, from 1 in sentences."""
+
+_NOT_A = {
+    "bool_type": "true or false",
+    "dict_type": "a table",
+    "finite_number": "a finite number",
+    "float_type": "a number",
+    "int_type": "a whole number",
+    "list_type": "a list",
+    "string_type": "a text in quotes",
+    "tuple_type": "a list",
+}
+
+
+class Problem(NamedTuple):
+    """One sentence about a recipe, and the dotted key it is about."""
+
+    key: str
+    text: str
+
+
+def dotted(path: KeyPath) -> str:
+    """`("level", 0, "sparsity")` -> `level[1].sparsity`."""
+    text = ""
+    for part in path:
+        if isinstance(part, int):
+            text += f"[{part + 1}]"
+        else:
+            bare = part if re.fullmatch(r"[\w-]+", part) else json.dumps(part, ensure_ascii=False)
+            text += f".{bare}" if text else bare
+    return text
+
+
+def shown(value: object) -> str:
+    """A value as TOML writes it, cut where it is long."""
+    if isinstance(value, float):
+        return f"{value:.15g}"
+    try:
+        text = json.dumps(value, ensure_ascii=False, default=str)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        return "a number of thousands of digits"
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def section_of(field: FieldInfo) -> type[BaseModel] | None:
+    """The model behind a section: of `[train]` TrainOptions, of `[[level]]` LevelOptions."""
+    for candidate in (field.annotation, *get_args(field.annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+            return candidate
+    return None
+
+
+def _find_option(recipe: type[BaseModel], path: KeyPath) -> FieldInfo | None:
+    """The deepest option on a path: of `("augment", "scale", 1)` that of augment.scale."""
+    found: FieldInfo | None = None
+    section: type[BaseModel] | None = recipe
+    for part in path:
+        if isinstance(part, int):
+            continue
+        field = section.model_fields.get(part) if section else None
+        if field is None:
+            break
+        found, section = field, section_of(field)
+    return found
+
+
+def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
+    """One of pydantic's errors about a recipe as a sentence of ours."""
+    path, value, context = error["loc"], error["input"], error.get("ctx", {})
+    key = dotted(path)
+    if error["type"] == "extra_forbidden":
+        return Problem(key, _unknown(recipe, path))
+    field = _find_option(recipe, path)
+    hint = f" ({field.description})" if field and field.description else ""
+    if error["type"] == "missing":
+        return Problem(key, f"{key} is not given; set it in the recipe or as an option{hint}")
+    subject = f"{key} = {shown(value)}"
+    match error["type"]:
+        case "value_error":
+            predicate = str(context["error"])
+        case "literal_error":
+            predicate = f"is not {context['expected']}"
+        case "string_too_short":
+            predicate = f"is empty{hint}"
+        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal" if field:
+            predicate = f"{_outside(field)}{hint}"
+        case "model_type":
+            header = f"[{path[0]}]" if len(path) == 1 else f"[[{path[0]}]]"
+            predicate = f"is not a section; write {header} and its options below it"
+        case "tuple_type" if field and section_of(field):
+            subject, predicate = key, f"is not a list of sections; write [[{key}]] above each {key}"
+        case kind if kind in _NOT_A:
+            predicate = f"is not {_NOT_A[kind]}{hint}"
+        case _:
+            predicate = f"is wrong: {error['msg']}{hint}"
+    return Problem(key, f"{subject} {predicate}")
+
+
+def _outside(field: FieldInfo) -> str:
+    """How a number misses the range of its option: `is not in [0, 1)`, `is not above 0`."""
+    limits: dict[str, object] = {}
+    for constraint in _constraints(field):
+        limits |= {
+            name: getattr(constraint, name) for name in ("ge", "gt", "le", "lt") if hasattr(constraint, name)
+        }
+    text = {name: shown(limit) for name, limit in limits.items()}
+    if "le" in text or "lt" in text:
+        low = f"[{text['ge']}" if "ge" in text else f"({text['gt']}"
+        high = f"{text['le']}]" if "le" in text else f"{text['lt']})"
+        return f"is not in {low}, {high}"
+    return f"is less than {text['ge']}" if "ge" in text else f"is not above {text['gt']}"
+
+
+def _constraints(field: FieldInfo) -> Iterator[Any]:
+    """Constraints of an option; those of `Annotated[...] | None` lie inside the union."""
+    yield from field.metadata
+    for member in get_args(field.annotation):
+        for item in getattr(member, "__metadata__", ()):
+            yield from item.metadata if isinstance(item, FieldInfo) else (item,)
+
+
+def _unknown(recipe: type[BaseModel], path: KeyPath) -> str:
+    """An unknown key and the one that was meant: this name elsewhere, a near name here, or elsewhere."""
+    name, section = str(path[-1]), recipe
+    if len(path) > 1:
+        section = section_of(recipe.model_fields[str(path[0])]) or recipe
+    here = {option: dotted((*path[:-1], option)) for option in section.model_fields}
+    elsewhere = _all_keys(recipe)
+    near = [here[close] for close in get_close_matches(name, here, n=1)]
+    near += [elsewhere[close] for close in get_close_matches(name, elsewhere, n=1)]
+    meant = elsewhere.get(name) or next(iter(near), None)
+    place = dotted(path[:-1]) or "a recipe"
+    return f"unknown key {dotted(path)}; " + (
+        f"did you mean {meant}?" if meant else f"{place} has {', '.join(here)}"
+    )
+
+
+def _all_keys(recipe: type[BaseModel]) -> dict[str, str]:
+    """Dotted keys of all options by their last part; of one used twice, train's wins and level's loses."""
+    keys: dict[str, str] = {}
+    for outer in sorted(recipe.model_fields, key=lambda name: {"level": 0, "train": 2}.get(name, 1)):
+        section = section_of(recipe.model_fields[outer])
+        prefix = "[[level]] " if outer == "level" else f"{outer}."
+        keys |= {name: f"{prefix}{name}" for name in section.model_fields} if section else {outer: outer}
+    return keys

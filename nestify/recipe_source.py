@@ -1,0 +1,231 @@
+"""Where a recipe comes from: TOML files, built-in recipes, `extends`, and options that beat them. No torch.
+
+The result is one table as TOML would give it; nothing here knows which keys exist, except those that hold
+paths and `level`.
+"""
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from nestify.errors import RecipeError
+from nestify.recipe_problems import Problem, shown
+from nestify.recipe_sections import CHECKPOINT_ENDINGS
+
+Table = dict[str, Any]
+
+_HUB = re.compile(r"(local-dir|hf-hub|hf_hub):", re.IGNORECASE)
+_OF_LEVEL = re.compile(r"level\[(?P<k>[0-9]{1,3})\]\.(?P<option>.+)")
+_DATASET = re.compile(r"(hfds|hfids|tfds|wds|torch)/", re.IGNORECASE)  # prefixes of timm's create_dataset
+
+
+def builtin_recipes() -> list[str]:
+    """Names of the recipes that come with nestify."""
+    return sorted(path.stem for path in _builtin_folder().glob("*.toml"))
+
+
+def _builtin_folder() -> Path:
+    return Path(str(files("nestify") / "recipes"))
+
+
+def read_source(source: str) -> tuple[Table, str]:
+    """The table of a recipe file, a built-in recipe, or a model's name, and what errors call its place.
+
+    Raises:
+        RecipeError: where there is no such file, or it cannot be read.
+    """
+    if source in builtin_recipes():
+        return _read_extended(_builtin_folder() / f"{source}.toml", ()), source
+    if not _looks_like_path(source):
+        return {"model": {"name": source}}, ""
+    path = Path(source)
+    if not os.path.exists(path):
+        hint = f" (a model of the hub is hf-hub:{source})" if path.suffix != ".toml" else ""
+        raise RecipeError(
+            "there is no such file; give a .toml recipe, a model's name, or a built-in recipe: "
+            f"{', '.join(builtin_recipes())}{hint}",
+            source,
+        )
+    if path.is_file() and path.suffix != ".toml":
+        raise RecipeError(
+            "this is not a .toml recipe; a checkpoint goes with its model's name, as model.checkpoint", source
+        )
+    return _read_extended(path, ()), source
+
+
+def _looks_like_path(source: str) -> bool:
+    separators = {"/", os.sep, os.altsep or "/"}
+    return not _HUB.match(source) and (
+        source.endswith((".toml", *CHECKPOINT_ENDINGS))
+        or any(separator in source for separator in separators)
+    )
+
+
+def _read_extended(path: Path, chain: Sequence[Path]) -> Table:
+    """A recipe on top of the one that it extends, and so on; every path resolved against its own file."""
+    table = _resolve_paths(_read_toml(path), path.parent)
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str) or not base:
+        raise RecipeError(
+            "extends is not a text in quotes; give a .toml file or a built-in recipe", str(path)
+        )
+    base_path = path.parent / base if base.endswith(".toml") else _builtin_folder() / f"{base}.toml"
+    if not base_path.is_file():
+        raise RecipeError(
+            f"extends = {shown(base)} is neither a .toml file beside this one nor a built-in recipe: "
+            f"{', '.join(builtin_recipes())}",
+            str(path),
+        )
+    chain = [*chain, path]
+    if any(base_path.samefile(earlier) for earlier in chain):
+        names = " -> ".join(file.name for file in [*chain, base_path])
+        raise RecipeError(f"extends = {shown(base)} leads back to itself: {names}; remove one", str(path))
+    return merge(_read_extended(base_path, chain), table)
+
+
+def _read_toml(path: Path) -> Table:
+    place = str(path)
+    if path.is_dir():
+        raise RecipeError("this is a folder; give the path of a .toml recipe", place)
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+        return tomllib.loads(text)
+    except OSError as error:
+        raise RecipeError(f"this file cannot be read: {error.strerror or error}", place) from error
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"byte {error.start} is not UTF-8; save the recipe as UTF-8 text", place) from error
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(_syntax_error(str(error), text), place) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+        raise RecipeError(f"this is not a recipe that can be read: {error}", place) from error
+
+
+def _syntax_error(message: str, text: str) -> str:
+    found = re.fullmatch(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", message, re.DOTALL)
+    if found is None:
+        return f"this is not TOML: {message}"
+    what, line, column = found.groups()
+    if line is None:
+        line, column = text.count("\n") + 1, len(text) - text.rfind("\n")
+    return f"line {line}, column {column}: {what[0].lower()}{what[1:]}; the format is described at toml.io"
+
+
+def _resolve_paths(table: Table, folder: Path) -> Table:
+    """Relative paths start at the recipe's folder, so that a recipe means the same wherever it is run.
+
+    Images may also be somewhere below the current folder: that is where they are looked for if the
+    recipe's folder has nothing of that name. What the run writes goes to the current folder.
+    """
+
+    def below(text: str, must_exist: bool = False) -> str:
+        path = str(folder / os.path.expanduser(text))
+        return path if not must_exist or os.path.exists(path) else text
+
+    def resolve(key: str, value: object) -> object:
+        if not isinstance(value, str) or value in ("", "none"):
+            return value
+        if key in ("checkpoint", "teacher_checkpoint"):
+            return below(value)
+        if key in ("path", "root"):
+            return value if _DATASET.match(value) else below(value, must_exist=True)
+        prefix, separator, rest = value.partition(":")
+        local = key in ("name", "teacher") and prefix == "local-dir" and rest
+        return f"{prefix}{separator}{below(rest)}" if local else value
+
+    return {
+        name: {key: resolve(key, value) for key, value in part.items()}
+        if name in ("model", "data", "train") and isinstance(part, dict)
+        else part
+        for name, part in table.items()
+    }
+
+
+def merge(base: Table, over: Mapping[str, Any]) -> Table:
+    """`over` on top of `base`: tables key by key, anything else (lists too) replaced whole."""
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        merged[key] = merge(old, value) if isinstance(old, dict) and isinstance(value, Mapping) else value
+    return merged
+
+
+def parse_setting(text: str) -> tuple[str, object]:
+    """Read `train.warmup_epochs=2`: the dotted key, and the value as TOML, or as a text if it is none.
+
+    Raises:
+        RecipeError: if there is no key or no `=`.
+    """
+    key, equals, value = (part.strip() for part in text.partition("="))
+    if not key or not equals:
+        raise RecipeError(f"setting {text!r} is not KEY=VALUE, as in train.epochs=3")
+    try:
+        parsed = tomllib.loads(f"value = {value}")
+    except (ValueError, RecursionError):
+        return key, value
+    plain = parsed.keys() == {"value"} and isinstance(parsed["value"], str | bool | int | float | list | dict)
+    return key, parsed["value"] if plain else value
+
+
+def apply_options(
+    table: Table, options: Mapping[str, object], default_levels: Sequence[Table]
+) -> tuple[Table, list[Problem]]:
+    """Options on top of a recipe: dotted keys, `levels`, and `level[2].weight`. None means not given.
+
+    Returns:
+        The table, and problems with the options themselves.
+    """
+    table = deepcopy(table)
+    given = {key: deepcopy(value) for key, value in options.items() if value is not None}
+    problems: list[Problem] = []
+    if "levels" in given:
+        table["level"], problems = _parse_levels(given.pop("levels"))
+    of_levels = {found: given.pop(found[0]) for key in list(given) if (found := _OF_LEVEL.fullmatch(key))}
+    for key, value in given.items():
+        table = merge(table, _nested(key, os.fspath(value) if isinstance(value, os.PathLike) else value))
+    if isinstance(table.get("level"), tuple):
+        table["level"] = list(table["level"])
+    if of_levels:
+        levels = table.setdefault("level", deepcopy(list(default_levels)))
+        known = dict(enumerate(levels, start=1)) if isinstance(levels, list) else {}
+        for found, value in of_levels.items():
+            level = known.get(int(found["k"]))
+            if isinstance(level, dict):
+                level[found["option"]] = value
+            else:
+                problems.append(
+                    Problem(found[0], f"{found[0]} is set, but the recipe has {len(known)} levels")
+                )
+    return table, problems
+
+
+def _nested(key: str, value: object) -> Table:
+    """`train.epochs` and 3 as `{"train": {"epochs": 3}}`."""
+    first, _, rest = key.partition(".")
+    return {first: _nested(rest, value) if rest else value}
+
+
+def _parse_levels(levels: object) -> tuple[list[Table], list[Problem]]:
+    """`0.95,0.8,0` or `1:4,2:4,0`, or a list of such values, as a recipe's [[level]] tables."""
+    items = levels.split(",") if isinstance(levels, str) else levels
+    tables: list[Table] = []
+    wrong: list[str] = []
+    for item in items if isinstance(items, list | tuple) else [items]:
+        text = str(item).strip()
+        try:
+            tables.append({"pattern": text} if ":" in text else {"sparsity": float(text)})
+        except ValueError:
+            wrong.append(shown(text))
+    if not wrong:
+        return tables, []
+    problem = (
+        f"levels has {', '.join(wrong)}, not a sparsity (0.8) or N:M (2:4); give the levels from the core to "
+        "the full level, as in 0.95,0.8,0, and blocks as schedule.pattern"
+    )
+    return tables, [Problem("level", problem)]

@@ -1,0 +1,122 @@
+"""The report of a nested file as data: versioned, and read from the manifest alone. No torch here."""
+
+import os
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nestify.nested_file.manifest import LayerEntry, Manifest
+from nestify.nested_file.reader import NestedFile, open_nested_file
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LevelReport:
+    """One level.
+
+    Attributes:
+        level: 1 for the core. `sparsity`: achieved, over the maskable weights.
+        parameters, nonzero_parameters: of the plain model, and without those masked out.
+        dense_macs, effective_macs: multiply-accumulates per image that dense kernels execute, and that
+            would be left if every zero were skipped at no cost.
+        prefix_bytes: bytes of the file that the level needs, header included.
+        top1, top5: percent of `images` validation images. `top1_before`: without training.
+        layers: per maskable weight, (kept, weights, dense MACs, effective MACs).
+    """
+
+    level: int
+    name: str
+    sparsity: float
+    pattern: str
+    parameters: int
+    nonzero_parameters: int
+    dense_macs: int | None
+    effective_macs: int | None
+    prefix_bytes: int
+    top1: float | None
+    top5: float | None
+    loss: float | None
+    images: int | None
+    top1_before: float | None
+    layers: list[LayerEntry]
+
+
+@dataclass(frozen=True)
+class Report:
+    """All levels of one file, core first.
+
+    Attributes:
+        original: validation accuracy of the dense model before nesting: top1, top5, loss; may be empty.
+        uncounted: operators that the MACs leave out, with how often they ran.
+    """
+
+    path: str
+    architecture: str
+    num_classes: int
+    input_size: tuple[int, int, int]
+    schedule: str
+    file_bytes: int
+    header_bytes: int
+    original: dict[str, float]
+    uncounted: dict[str, int]
+    levels: list[LevelReport]
+    versions: dict[str, str]
+
+    def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
+        """Plain JSON values under a schema version; layers only where asked for."""
+        document: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
+        for level, source in zip(document["levels"], self.levels, strict=True):
+            level["layers"] = [layer.model_dump() for layer in source.layers]
+            if not layers:
+                del level["layers"]
+        return document
+
+
+def read_report(path: str | os.PathLike[str]) -> Report:
+    """The report of a nested file; needs no data and no torch.
+
+    Raises:
+        BadFileError: if it is not a nested file, or a damaged one.
+    """
+    return report_of(open_nested_file(path))
+
+
+def report_of(file: NestedFile) -> Report:
+    """The report of an opened nested file."""
+    manifest = file.manifest
+    model = manifest.model
+    return Report(
+        path=str(file.path),
+        architecture=model.architecture,
+        num_classes=model.num_classes,
+        input_size=model.preprocessing.input_size,
+        schedule=manifest.schedule,
+        file_bytes=file.prefix_bytes(file.n_levels),
+        header_bytes=file.header_bytes,
+        original=dict(manifest.original),
+        uncounted=dict(manifest.levels[-1].metrics.uncounted),
+        levels=[_level(manifest, k, file.prefix_bytes(k)) for k in range(1, file.n_levels + 1)],
+        versions=dict(manifest.versions),
+    )
+
+
+def _level(manifest: Manifest, k: int, prefix_bytes: int) -> LevelReport:
+    entry = manifest.levels[k - 1]
+    measured = entry.metrics
+    return LevelReport(
+        level=k,
+        name=entry.name,
+        sparsity=entry.achieved_sparsity,
+        pattern=entry.pattern,
+        parameters=measured.parameters,
+        nonzero_parameters=measured.nonzero_parameters,
+        dense_macs=measured.dense_macs,
+        effective_macs=measured.effective_macs,
+        prefix_bytes=prefix_bytes,
+        top1=measured.top1,
+        top5=measured.top5,
+        loss=measured.loss,
+        images=measured.images,
+        top1_before=measured.top1_before,
+        layers=list(entry.layers),
+    )

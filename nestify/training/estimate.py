@@ -1,0 +1,60 @@
+"""What a training step will need, from one small step on synthetic images."""
+
+import time
+from copy import deepcopy
+
+import torch
+from torch import Tensor
+
+from nestify.model_spec import synthetic_input
+from nestify.nested_model import NestedModel
+from nestify.training.task import NestedTask
+
+SAMPLE = 8  # images of the trial step; larger batches are taken to cost in proportion
+
+
+def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
+    """Seconds and peak bytes of one step, roughly; the model is left as it is.
+
+    Returns:
+        Seconds of forward and backward of all levels at `batch_size`, and bytes of weights, gradients, one
+        masked copy, two optimizer slots, the teacher, and what autograd keeps of one level.
+    """
+    trial = deepcopy(task)
+    nested = trial.get_trainable_module()
+    assert isinstance(nested, NestedModel)
+    nested.train()
+    batch = min(SAMPLE, batch_size)
+    images = synthetic_input(nested.spec.input_size, batch).to(task.device)
+    target = torch.zeros(batch, dtype=torch.long, device=task.device)
+    kept = _kept_bytes(nested, images)
+    trial.backward(images, target)  # warms up
+    _wait(task.device)
+    start = time.perf_counter()
+    trial.backward(images, target)
+    _wait(task.device)
+    seconds = (time.perf_counter() - start) * batch_size / batch
+    weights = sum(tensor.numel() * tensor.element_size() for tensor in nested.network.parameters())
+    teacher = sum(tensor.numel() * tensor.element_size() for tensor in trial.teacher.parameters())
+    return seconds, round(kept * batch_size / batch) + 5 * weights + teacher
+
+
+def _kept_bytes(nested: NestedModel, images: Tensor) -> int:
+    """Bytes of activations that autograd keeps for one level's backward."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    own = {tensor.untyped_storage().data_ptr() for tensor in nested.state_dict().values()}
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        logits = nested(images)
+    del logits
+    return sum(size for pointer, size in seen.items() if pointer not in own)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

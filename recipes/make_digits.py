@@ -1,0 +1,63 @@
+"""Make the embedded digits images: nestify/recipes/digits/{train,validation}.tar, byte for byte.
+
+    pip install scikit-learn
+    python recipes/make_digits.py [OUTPUT_FOLDER]
+
+The images come with scikit-learn (nothing is downloaded); SOURCE.md beside the archives says what they are.
+"""
+
+import io
+import random
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+EMBEDDED = Path(__file__).parent.parent / "nestify" / "recipes" / "digits"
+VALIDATION_SHARE = 0.2
+SEED = 0
+
+
+def png(levels: np.ndarray) -> bytes:
+    """An 8-bit grey PNG of grey levels 0..16, shape (8, 8).
+
+    `level * 255 // 16` gives 17 different values, so nothing is lost. The pixels are stored and not
+    compressed: compressed bytes differ between zlib versions, and a tar rounds up to 512 bytes anyway.
+    """
+    file = io.BytesIO()
+    Image.fromarray((levels.astype(np.int64) * 255 // 16).astype(np.uint8)).save(
+        file, "PNG", compress_level=0
+    )
+    return file.getvalue()
+
+
+def write_tar(path: Path, members: dict[str, bytes]) -> None:
+    """Write files, sorted by name, with nothing in the headers that depends on when or by whom."""
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in sorted(members):
+            info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 0644
+            info.size = len(members[name])
+            tar.addfile(info, io.BytesIO(members[name]))
+
+
+def main(folder: Path) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    split: dict[str, dict[str, bytes]] = {"train": {}, "validation": {}}
+    rng = random.Random(SEED)
+    for digit in range(10):
+        rows = [int(row) for row in np.flatnonzero(digits.target == digit)]
+        validation = set(rng.sample(rows, round(len(rows) * VALIDATION_SHARE)))
+        for row in rows:
+            members = split["validation" if row in validation else "train"]
+            members[f"{digit}/{row:04d}.png"] = png(digits.images[row])
+    for name, members in split.items():
+        write_tar(folder / f"{name}.tar", members)
+        print(f"{folder / name}.tar: {len(members)} images", file=sys.stderr)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else EMBEDDED)

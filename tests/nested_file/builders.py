@@ -1,0 +1,130 @@
+"""Small nested states and descriptions to write files from."""
+
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nestify.nested_file.manifest import (
+    Description,
+    LayerEntry,
+    LevelDescription,
+    Metrics,
+    ModelEntry,
+    Preprocessing,
+)
+from nestify.nested_file.state import NestedState
+from nestify.nesting import EntryLevels
+
+
+def description(n_levels: int, **changes: Any) -> Description:
+    levels = [
+        LevelDescription(
+            name=f"size-{level}",
+            sparsity=1 - level / n_levels,
+            achieved_sparsity=1 - level / n_levels,
+            pattern="unstructured",
+            fingerprint=[0.5, -1.25],
+            metrics=Metrics(parameters=10, nonzero_parameters=5, dense_macs=20, effective_macs=None),
+            layers=[LayerEntry(name="conv.weight", weights=10, kept=5, dense_macs=20, effective_macs=None)],
+        )
+        for level in range(1, n_levels + 1)
+    ]
+    preprocessing = Preprocessing(
+        input_size=(3, 32, 32),
+        mean=[0.5, 0.5, 0.5],
+        std=[0.25, 0.25, 0.25],
+        interpolation="bicubic",
+        crop_pct=0.875,
+        crop_mode="center",
+    )
+    model = ModelEntry(
+        architecture="resnet18.a1_in1k",
+        kwargs={"drop_rate": 0.0, "sizes": [1, 2]},
+        num_classes=2,
+        preprocessing=preprocessing,
+        class_names=["Käfer", "cat"],
+    )
+    facts: dict[str, Any] = {
+        "model": model,
+        "schedule": "weight",
+        "levels": levels,
+        "original": {"top1": 81.25},
+        "recipe": {"levels": [0.5, 0.0]},
+        "seed": 3,
+        "versions": {"nestify": "0.1.0"},
+        "source_sha256": None,
+    }
+    return Description(**(facts | changes))
+
+
+def scrambled(shape: Sequence[int], salt: int) -> Tensor:
+    """Numbers in [0, 1) that look random and are the same under every version of every library."""
+    index = torch.arange(prod(shape), dtype=torch.int64) + 1000 * salt
+    mixed = (index * index * 40503 + index * 2654435761) % 2**32
+    return ((mixed >> 8) % 2**16 / 2**16).reshape(tuple(shape))
+
+
+def entry_levels(shape: Sequence[int], densities: Sequence[float], salt: int) -> Tensor:
+    """Scattered entry levels; densities[k - 1] is the share of weights that level k uses."""
+    return (torch.bucketize(scrambled(shape, salt), torch.tensor(densities), right=True) + 1).to(torch.uint8)
+
+
+def small_state(n_levels: int = 3) -> NestedState:
+    """A conv in 2x1 blocks, a linear in `elias-fano` and `bits`, shared and private tensors, a tied name."""
+    densities = [0.1 + 0.7 * k / n_levels for k in range(n_levels)]
+    blocks = entry_levels((3, 3, 3, 3), densities, salt=1)
+    entry = {
+        "conv.weight": blocks.repeat_interleave(2, dim=0)[:5].contiguous(),
+        "fc.weight": entry_levels((20, 33), densities, salt=3),
+    }
+    shared = {
+        "conv.weight": scrambled((5, 3, 3, 3), salt=3) - 0.5,
+        "fc.weight": scrambled((20, 33), salt=4) - 0.5,
+        "fc.bias": scrambled((3,), salt=5) - 0.5,
+        "index": torch.arange(5),
+    }
+    private = [
+        {"bn.running_mean": scrambled((5,), salt=5 + level), "bn.num_batches_tracked": torch.tensor(level)}
+        for level in range(1, n_levels + 1)
+    ]
+    return NestedState(
+        shared=shared,
+        entry=EntryLevels(n_levels, entry),
+        private=private,
+        aliases={"tied.weight": "fc.weight"},
+        units={"conv.weight": (2, 1)},
+    )
+
+
+def at_level(state: NestedState, level: int) -> NestedState:
+    """What a file gives back for levels 1 to `level`, computed the plain way."""
+    entry = {name: torch.clamp(state.entry[name], max=level + 1) for name in state.entry}
+    shared = {
+        name: tensor.where(entry[name] <= level, torch.zeros((), dtype=tensor.dtype))
+        if name in entry
+        else tensor
+        for name, tensor in state.shared.items()
+    }
+    return NestedState(shared, EntryLevels(level, entry), state.private[:level], state.aliases, state.units)
+
+
+def assert_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert list(found) == list(expected)
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype, name
+        assert found[name].shape == tensor.shape, name
+        assert torch.equal(found[name], tensor), name
+
+
+def assert_same_state(found: NestedState, expected: NestedState) -> None:
+    assert_same_tensors(found.shared, expected.shared)
+    assert found.entry.n_levels == expected.entry.n_levels
+    assert_same_tensors(found.entry.tensors, expected.entry.tensors)
+    assert len(found.private) == len(expected.private)
+    for own, due in zip(found.private, expected.private, strict=True):
+        assert_same_tensors(own, due)
+    assert found.aliases == expected.aliases
+    assert found.units == {name: unit for name, unit in expected.units.items() if unit != (1, 1)}

@@ -1,0 +1,60 @@
+"""Taking a small nested file apart and putting it together again, one thing wrong."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass
+class Parts:
+    """A nested file as plain data: header (without metadata), metadata, manifest, data bytes."""
+
+    header: dict[str, Any]
+    metadata: dict[str, Any]
+    manifest: dict[str, Any]
+    data: bytearray
+
+    def tensor(self, name: str) -> memoryview:
+        """A tensor's bytes, writable in place."""
+        begin, end = self.header[name]["data_offsets"]
+        return memoryview(self.data)[begin:end]
+
+    def parameter(self, name: str) -> dict[str, Any]:
+        [entry] = [entry for entry in self.manifest["parameters"] if entry["name"] == name]
+        return entry
+
+    def rehash(self) -> None:
+        """Make the hashes fit again, as a forger would."""
+        begin = 0
+        for level in self.manifest["levels"]:
+            end = begin + level["data_bytes"]
+            level["sha256"] = hashlib.sha256(self.data[begin:end]).hexdigest()
+            begin = end
+
+
+def take_apart(path: Path) -> Parts:
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    metadata = header.pop("__metadata__")
+    return Parts(header, metadata, json.loads(metadata["nestify.manifest"]), bytearray(content[8 + length :]))
+
+
+def put_together(parts: Parts, path: Path) -> None:
+    metadata = parts.metadata | {"nestify.manifest": json.dumps(parts.manifest)}
+    write_raw(path, json.dumps({"__metadata__": metadata} | parts.header), bytes(parts.data))
+
+
+def write_raw(path: Path, header: str, data: bytes) -> None:
+    text = header.encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def damage(path: Path, change: Callable[[Parts], object]) -> None:
+    parts = take_apart(path)
+    change(parts)
+    put_together(parts, path)
