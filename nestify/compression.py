@@ -129,6 +129,8 @@ class Run:
         """
         recipe, observer = self.recipe, self.observer
         network = self.pretrained.model.to(self.device)
+        if recipe.train.channels_last:
+            network = network.to(memory_format=torch.channels_last)
         if recipe.finetune.epochs:
             network = self._finetune(network)
         original = self._evaluate_plain({0: network}, "evaluating the original model")[0]
@@ -147,7 +149,7 @@ class Run:
         observer.evaluated("after", int(recipe.train.epochs), after)
         observer.skipped("training", self.train_images.skipped)
         observer.skipped("validation", self.val_images.skipped)
-        nested = nested.cpu().eval()
+        nested = nested.to("cpu", memory_format=torch.contiguous_format).eval()
         return Compressed(
             nested=nested,
             pretrained=self.pretrained,

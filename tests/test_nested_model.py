@@ -31,7 +31,7 @@ def nest(model: nn.Module, levels: Sequence[Level] = LEVELS, bn: BatchNormMode =
     nested.set_entry_levels(select_entry_levels(weights, levels))
     with torch.no_grad():
         for level in range(1, nested.n_levels + 1):
-            for name, tensor in nested.private_tensors(level).items():
+            for tensor in nested.private_tensors(level).values():
                 if tensor.is_floating_point():
                     tensor.mul_(1 + 0.1 * level * torch.rand_like(tensor))
                 else:

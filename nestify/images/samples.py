@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, default_collate
 
@@ -158,6 +158,8 @@ def collate(samples: list[Sample]) -> Batch:
 
 def reason_of(error: Exception) -> str:
     """One line that says what an exception says."""
+    if isinstance(error, UnidentifiedImageError):
+        return "Pillow knows no such image format"  # its own words name a file object
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

@@ -138,13 +138,14 @@ def measure(
         ratio = file.layout.ends[level - 1] / bound
         worst = max(worst, ratio)
         table.add_row(
-            f"{architecture} {str(dtype).removeprefix('torch.')}" if level == 1 else "",
+            {1: architecture, 2: str(dtype).removeprefix("torch.")}.get(level, ""),
             f"{sparsities[level - 1]:.2f}",
             f"{file.prefix_bytes(level) / MIB:.2f}",
             f"{bound / MIB:.2f}",
             f"{ratio:.4f}",
             f"{file.header_bytes / 1024:.0f}" if level == 1 else "",
-            f"{written - started:.1f} / {read - written:.1f}" if level == 1 else "",
+            f"{written - started:.1f}" if level == 1 else "",
+            f"{read - written:.1f}" if level == 1 else "",
             end_section=level == file.n_levels,
         )
     return worst
@@ -154,8 +155,8 @@ def main(architectures: Sequence[str]) -> int:
     """Print the table; 1 if a ratio is above the bar."""
     table = Table(title="Nested file size: data bytes of each level's prefix over the bound")
     table.add_column("model", no_wrap=True)
-    for heading in ("sparsity", "prefix MiB", "bound MiB", "ratio", "header KiB", "write / read s"):
-        table.add_column(heading, justify="right")
+    for heading in ("sparsity", "prefix MiB", "bound MiB", "ratio", "header KiB", "write s", "read s"):
+        table.add_column(heading, justify="right", min_width=max(map(len, heading.split())))
     with tempfile.TemporaryDirectory() as folder:
         worst = max(
             measure(table, Path(folder), architecture, sparsities, dtype)

@@ -217,6 +217,13 @@ def test_missing_package(monkeypatch: pytest.MonkeyPatch, data: str, package: st
         open_images(data, "train")
 
 
+def test_folder_with_the_name_of_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "webdataset").mkdir()
+    monkeypatch.setattr("sys.path", [str(tmp_path)])
+    with pytest.raises(DataError, match="needs the package webdataset"):
+        open_images("wds/webdataset", "train")
+
+
 def test_errors_of_other_packages_become_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     def offline(*args: object, **kwargs: object) -> None:
         raise ConnectionError("Couldn't reach 'a/b' on the Hub\nand so on")

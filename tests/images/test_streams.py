@@ -88,10 +88,12 @@ def test_stream_that_passes_bad_images_over(reader: Reader) -> None:
 
 
 @pytest.mark.parametrize("label", [-1, 2, [0, 1], None, 0.5])
-def test_labels_that_are_no_class(reader: Reader, label: Any) -> None:
+@pytest.mark.parametrize("class_names", [None, ["odd", "other", "even"]])
+def test_labels_that_are_no_class(reader: Reader, label: Any, class_names: list[str] | None) -> None:
     reader.label_at = {3: label}
+    images = open_images("wds/shards", "train", class_names=class_names, on_bad_image="skip")
     with pytest.raises(DataError, match="cannot be used: a label is"):
-        greys(open_images("wds/shards", "train", on_bad_image="skip"))
+        greys(images)
 
 
 def test_stream_cannot_be_divided(reader: Reader) -> None:

@@ -1,4 +1,4 @@
-"""Taking a small nested file apart and putting it together again, one thing wrong."""
+"""Taking a small nested file apart, putting it together again with one thing wrong, and being refused."""
 
 import hashlib
 import json
@@ -6,6 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import pytest
+
+from nestify.errors import BadFileError
+from nestify.nested_file.reader import open_nested_file
 
 
 @dataclass
@@ -58,3 +63,15 @@ def damage(path: Path, change: Callable[[Parts], object]) -> None:
     parts = take_apart(path)
     change(parts)
     put_together(parts, path)
+
+
+def refusal(path: Path) -> str:
+    """The one sentence, after the file's name, with which opening or reading fails."""
+    with pytest.raises(BadFileError) as caught:
+        open_nested_file(path).state()
+    file_name, message = str(caught.value).split(": ", maxsplit=1)
+    assert file_name == str(path)
+    assert "\n" not in message
+    assert "; " in message, "names a remedy"
+    assert caught.value.exit_code == 3
+    return message

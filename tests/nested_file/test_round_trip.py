@@ -22,7 +22,7 @@ from nestify.nested_file.state import NestedState
 from nestify.nested_file.writer import write_nested_file
 from nestify.nesting import EntryLevels
 
-from .builders import assert_same_state, assert_same_tensors, at_level, description, small_state
+from .builders import assert_same_state, at_level, description, small_state
 
 FLOATING = [torch.float32, torch.float16, torch.bfloat16]
 OTHERS = [torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
@@ -136,6 +136,17 @@ def test_masked_out_weights_are_not_stored(tmp_path: Path) -> None:
             stored[name] += slot.spec.shape[0]
     assert stored == kept
     assert sum(manifest.parameters[1].entering) == kept["fc.weight"]
+
+
+def test_tensors_without_elements(tmp_path: Path) -> None:
+    """Shared ones are not stored, their shape is in the manifest; private ones are, with no bytes."""
+    shared = {"w": torch.empty(0, 3), "b": torch.empty(2, 0)}
+    entry = EntryLevels(1, {"w": torch.empty(0, 3, dtype=torch.uint8)})
+    state = NestedState(shared, entry, [{"p": torch.empty(0, dtype=torch.int64)}])
+    write_nested_file(tmp_path / "model", state, description(1))
+    stock = safetensors.numpy.load_file(tmp_path / "model")
+    assert {name: array.shape for name, array in stock.items()} == {"level1/private/p": (0,)}
+    assert_same_state(open_nested_file(tmp_path / "model").state(), state)
 
 
 def test_layouts_in_memory_do_not_matter(tmp_path: Path) -> None:

@@ -1,0 +1,270 @@
+"""One model through everything that nestify does with one: what every family of timm has to pass.
+
+Every comparison is with the plain timm model, which is built beside the nested one by timm alone.
+"""
+
+import time
+import warnings
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import nestify
+from nestify.compression import Compressed
+from nestify.describe import describe_run, fingerprint_error
+from nestify.nested_file.writer import write_nested_file
+from nestify.nested_model import NestedModel
+from nestify.planning import plan_levels
+from nestify.pretrained import PretrainedModel, load_pretrained
+from nestify.recipe import Recipe, load_recipe
+from nestify.report.costs import MacCount, count_macs
+from nestify.schedules.weights import kept_weights, select_entry_levels
+from nestify.training.distillation import Teacher
+from nestify.training.task import NestedTask
+
+Kwargs = dict[str, Any]
+
+CLASSES = 10
+SPARSITIES = (0.9, 0.5, 0.0)
+SIDES = (64, 96, 128, 224)
+"""Image sides in pixels, tried in turn before a model's own."""
+TOLERANCE = 1e-5
+"""Of logits, relative to the largest one; float32."""
+SMALLER: Mapping[str, Kwargs] = {}
+"""Arguments that make a family's smallest model small enough to walk through."""
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A model that came through.
+
+    Attributes:
+        kwargs: beyond the class count, with which the model was made.
+        input_size: (channels, height, width) in pixels.
+        parameters: of the plain model. `maskable`: how many of them are weights that have entry levels.
+        seconds: of all of it.
+    """
+
+    name: str
+    kwargs: Kwargs
+    input_size: tuple[int, int, int]
+    parameters: int
+    maskable: int
+    seconds: float
+
+
+def smallest_model(family: str, seconds: float = 30) -> str:
+    """Name of the model with the fewest parameters in a module of timm; timm's own test models go first.
+
+    Args:
+        family: one of `timm.list_modules()`.
+        seconds: after which the smallest so far is taken.
+    """
+    names = timm.list_models(module=family)
+    names = [name for name in names if name.startswith("test_")] or names
+    sizes: dict[str, int] = {}
+    end = time.perf_counter() + seconds
+    for name in names:
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+        if time.perf_counter() > end:
+            break
+    return min(sizes, key=lambda name: sizes[name])
+
+
+def walk(name: str, *, macs: bool = True) -> Walked:
+    """Plan, nest, train, save and load a model with random weights, and check every step.
+
+    Args:
+        name: of timm's registry.
+        macs: count MACs, which traces the model.
+
+    Raises:
+        AssertionError: where something is not as it should be.
+        NestifyError: where nestify refuses the model.
+    """
+    start = time.perf_counter()
+    torch.manual_seed(0)
+    kwargs = dict(SMALLER.get(name, {}))
+    plain, side = _plain_model(name, kwargs)
+    pretrained = load_pretrained(
+        name, pretrained=False, kwargs=kwargs, new_head_classes=CLASSES, input_size=side
+    )
+    network, spec = pretrained.model, pretrained.spec
+    _enliven(network)
+    recipe = load_recipe(name, {"data.path": "none", "levels": ",".join(map(str, SPARSITIES))})
+    nested = NestedModel(network, spec, [level.name for level in recipe.levels])
+    _choose(nested, recipe)
+    count = _planned(nested, recipe) if macs else _nothing_counted(network)
+    images = torch.randn(2, *spec.input_size)
+    _train_once(nested, images)
+    logits = _checked_logits(nested, plain, images)
+    del plain
+    _check_file(nested, pretrained, recipe, count, logits, images)
+    return Walked(
+        name=name,
+        kwargs=kwargs,
+        input_size=spec.input_size,
+        parameters=sum(parameter.numel() for parameter in nested.network.parameters()),
+        maskable=nested.entry_levels.total,
+        seconds=time.perf_counter() - start,
+    )
+
+
+def _plain_model(name: str, kwargs: Kwargs) -> tuple[nn.Module, int | None]:
+    """timm's own model, and the first of `SIDES` at which it runs and trains; None for its own size."""
+    cfg = timm.models.get_pretrained_cfg(name)
+    assert cfg is not None
+    own = cfg.input_size[-1]
+    for side in (*(side for side in SIDES if side < own), None):
+        size = {"img_size": side} if side and cfg.fixed_input_size else {}
+        try:
+            model = _create(name, num_classes=CLASSES, **kwargs, **size)
+            _run_both_ways(model, torch.zeros(2, 3, side or own, side or own))
+        except Exception:  # whatever a model raises at a size that it was not made for
+            if side is None:
+                raise
+            continue
+        return model, side
+    raise AssertionError("the own size returns or raises")
+
+
+def _create(name: str, **kwargs: Any) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the models' own making
+        model: nn.Module = timm.create_model(name, **kwargs)
+    return model
+
+
+@torch.no_grad()
+def _run_both_ways(model: nn.Module, images: Tensor) -> None:
+    trial = deepcopy(model)
+    trial.train()(images)
+    trial.eval()(images)
+
+
+@torch.no_grad()
+def _enliven(network: nn.Module) -> None:
+    """Give parameters that start constant (zero branches, layer scales) values that tell levels apart."""
+    for parameter in network.parameters():
+        if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def _choose(nested: NestedModel, recipe: Recipe) -> None:
+    """Entry levels as in a run, with the promised number of weights at each level."""
+    weights = {name: nested.shared_tensor(name) for name in nested.entry}
+    nested.set_entry_levels(select_entry_levels(weights, recipe.levels, "lamp"))
+    entry = nested.entry_levels
+    assert set(entry) == set(nested.spec.maskable)
+    for k, level in enumerate(recipe.levels, start=1):
+        assert entry.kept(k) == kept_weights(entry.total, level.sparsity)
+
+
+def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
+    count = count_macs(nested.network, nested.spec.input_size)
+    assert not count.uncounted, f"MACs not counted: {dict(count.uncounted)}"
+    private = [nested.private_tensors(level) for level in range(1, nested.n_levels + 1)]
+    planned = plan_levels(nested.network, recipe.levels, nested.entry_levels, private, count)
+    assert [level.dense_macs for level in planned] == [count.total] * nested.n_levels
+    macs = [level.effective_macs for level in planned]
+    assert 0 < macs[0] < macs[1] < macs[2] == count.total
+    return count
+
+
+def _nothing_counted(network: nn.Module) -> MacCount:
+    return MacCount(0, {name: 0 for name, _ in network.named_parameters()}, frozenset(), {})
+
+
+def _train_once(nested: NestedModel, images: Tensor) -> None:
+    """Forward and backward of every level in training mode; what the plain model trains is trained."""
+    target = torch.arange(len(images))
+    criterion = nn.CrossEntropyLoss()
+    plain = deepcopy(nested.network).train()
+    criterion(plain(images), target).backward()
+    trained = {name for name, parameter in plain.named_parameters() if parameter.grad is not None}
+    del plain
+    task = NestedTask(
+        nested, criterion, weights=[1.0] * 3, distill=[0.5, 0.5, 0.0], teacher=Teacher("self")
+    )
+    nested.train()
+    results = task.backward(images, target)
+    assert [result.level for result in results] == [3, 2, 1]
+    for result in results:
+        assert torch.isfinite(result.loss), f"the loss of level {result.level} is {result.loss}"
+        assert result.logits.shape == (len(images), CLASSES)
+    for name in nested.entry:
+        grad = nested.shared_tensor(name).grad
+        assert (grad is not None) == (name in trained), f"{name} is trained in one model only"
+        assert grad is None or bool(torch.isfinite(grad).all()), f"the gradient of {name} is not finite"
+    nested.zero_grad()
+    nested.eval()
+
+
+@torch.no_grad()
+def _checked_logits(nested: NestedModel, plain: nn.Module, images: Tensor) -> dict[int, Tensor]:
+    """Logits of every level, (B, classes), the same in three ways, and different between levels."""
+    logits: dict[int, Tensor] = {}
+    plain.eval()
+    for level in range(1, nested.n_levels + 1):
+        plain.load_state_dict(_state_at(nested, level))
+        logits[level] = plain(images)
+        _assert_same(nested(images, level=level), logits[level], f"level {level} of the nested model")
+        _assert_same(nested.at_level(level)(images), logits[level], f"the model of level {level}")
+    for level in range(1, nested.n_levels):
+        assert _difference(logits[level], logits[level + 1]) > 10 * TOLERANCE, "two levels are the same"
+    return logits
+
+
+def _state_at(nested: NestedModel, level: int) -> dict[str, Tensor]:
+    """The state dictionary of a plain model at a level, without nestify's own views."""
+    state = dict(nested.network.state_dict())
+    entry = nested.entry_levels
+    own = nested.private_tensors(level)
+    for name in state:
+        kept = nested.spec.aliases.get(name, name)
+        if kept in entry.tensors:
+            state[name] = state[name].where(entry[kept] <= level, 0.0)
+        elif kept in own:
+            state[name] = own[kept]
+    return state
+
+
+def _check_file(
+    nested: NestedModel,
+    pretrained: PretrainedModel,
+    recipe: Recipe,
+    count: MacCount,
+    logits: Mapping[int, Tensor],
+    images: Tensor,
+) -> None:
+    """Save and load; the file's own check runs as it is loaded."""
+    done = Compressed(nested, pretrained, count, class_names=None, original=None, before=(), after=())
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.nested.safetensors"
+        manifest = write_nested_file(path, nested.nested_state(), describe_run(recipe, done))
+        again = nestify.load(path)
+    assert not again.training
+    for level, expected in logits.items():
+        with torch.no_grad():
+            _assert_same(again(images, level=level), expected, f"level {level} of the file")
+        assert fingerprint_error(again, level, manifest.levels[level - 1].fingerprint) < TOLERANCE
+
+
+def _assert_same(found: Tensor, expected: Tensor, what: str) -> None:
+    off = _difference(found, expected)
+    assert off <= TOLERANCE, f"{what} is off by {off:.2g} of the largest logit"
+
+
+def _difference(found: Tensor, expected: Tensor) -> float:
+    """Largest difference, relative to the largest magnitude expected."""
+    assert found.shape == expected.shape
+    return float((found - expected).abs().max() / expected.abs().max())

@@ -1,0 +1,48 @@
+"""What a level owns, and its statistics against NumPy."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from nestify.private import private_names, recalibrate
+
+MakeModel = Callable[..., nn.Module]
+
+
+def test_batch_norm_is_private_and_nothing_else(make_model: MakeModel) -> None:
+    model = make_model("test_resnet")
+    norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
+    parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert set(private_names(model, "private")) == {f"{norm}.{part}" for norm in norms for part in parts}
+    assert set(private_names(model, "recalibrate")) == {
+        f"{norm}.{part}" for norm in norms for part in parts[2:]
+    }
+
+
+def test_a_transformer_has_nothing_private(make_model: MakeModel) -> None:
+    assert private_names(make_model("test_vit"), "private") == []
+
+
+def test_statistics_are_those_of_all_images() -> None:
+    model = nn.Sequential(nn.Dropout(0.9), nn.BatchNorm2d(3))
+    images = torch.randn(5, 8, 3, 4, 4) * 3 + 2
+    assert recalibrate(model, list(images), 5) == 1
+    norm = model[1]
+    assert isinstance(norm, nn.BatchNorm2d)
+    pixels = images.transpose(1, 2).transpose(0, 1).reshape(3, -1).numpy()
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    torch.testing.assert_close(norm.running_mean, torch.tensor(pixels.mean(1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(norm.running_var, torch.tensor(pixels.var(1)), rtol=1e-3, atol=1e-3)
+    assert not any(module.training for module in model.modules())
+
+
+def test_few_images_are_gone_through_again() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3))
+    images = [torch.randn(8, 3, 4, 4)]
+    recalibrate(model, images, 4)
+    norm = model[0]
+    assert isinstance(norm, nn.BatchNorm2d)
+    assert norm.running_mean is not None
+    torch.testing.assert_close(norm.running_mean, images[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,153 @@
+"""The loop: steps, gradual sparsity, averaging, and what it does with a loss that is not finite."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nestify.errors import DivergedError
+from nestify.levels import Level
+from nestify.model_spec import describe_model
+from nestify.nested_model import NestedModel
+from nestify.recipe_sections import AugmentOptions, TrainOptions
+from nestify.schedules.ramp import Ramp
+from nestify.training.distillation import Teacher
+from nestify.training.loop import StepLog, train
+from nestify.training.task import NestedTask
+
+MakeModel = Callable[..., nn.Module]
+LEVELS = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
+
+
+class Squares:
+    """A task that a network can learn: is the left half brighter than the right one?"""
+
+    def __init__(self, batches: int = 6) -> None:
+        self.batches = batches
+        self.epochs: list[int] = []
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self.epochs.append(number)
+        generator = torch.Generator().manual_seed(number)
+        for _ in range(self.batches):
+            images = torch.randn(16, 3, 32, 32, generator=generator)
+            target = torch.randint(2, (16,), generator=generator)
+            images[target == 1, :, :, :16] += 1
+            images[target == 0, :, :, 16:] += 1
+            yield images, target
+
+
+def make_task(make_model: MakeModel) -> NestedTask:
+    model = make_model("test_resnet", num_classes=2)
+    nested = NestedModel(model, describe_model(model), ["a", "b", "c"])
+    return NestedTask(
+        nested, nn.CrossEntropyLoss(), weights=[1, 1, 1], distill=[0, 0, 0], teacher=Teacher("none")
+    )
+
+
+def options(**values: object) -> TrainOptions:
+    return TrainOptions(**{"epochs": 4.0, "lr": 0.05, **values})  # type: ignore[arg-type]
+
+
+def run(
+    task: NestedTask, chosen: TrainOptions, ramp: Ramp | None = None
+) -> tuple[NestedModel, list[StepLog]]:
+    logs: list[StepLog] = []
+    trained = train(task, Squares(), chosen, AugmentOptions(), ramp=ramp, on_log=logs.append)
+    return trained, logs
+
+
+def test_all_levels_learn_while_sparsity_rises_to_its_exact_target(make_model: MakeModel) -> None:
+    trained, logs = run(make_task(make_model), options(epochs=8.0), Ramp(LEVELS, 24, 12))
+    assert all(top1 > 90 for top1 in logs[-1].top1)
+    assert logs[-1].losses[0] < logs[0].losses[0]
+    sparsities = [log.sparsity[0] for log in logs]
+    assert sparsities == sorted(sparsities)
+    entry = trained.entry_levels
+    assert [entry.kept(k) for k in (1, 2, 3)] == [round(entry.total * (1 - s)) for s in (0.9, 0.5, 0)]
+    assert not trained.training
+
+
+def test_entry_levels_are_frozen_after_the_ramp(make_model: MakeModel) -> None:
+    task = make_task(make_model)
+    seen: list[dict[str, Tensor]] = []
+    nested = task.get_trainable_module()
+
+    def note(log: StepLog) -> None:
+        seen.append({name: entry.clone() for name, entry in nested.entry.items()})
+
+    train(task, Squares(), options(), AugmentOptions(), ramp=Ramp(LEVELS, 12, 4), on_log=note)
+    later = seen[3:]  # every log after step 12
+    assert len(later) >= 2
+    for name, entry in later[0].items():
+        assert torch.equal(entry, later[-1][name])
+
+
+def test_a_ramp_as_long_as_the_training_still_reaches_its_target(make_model: MakeModel) -> None:
+    trained, _ = run(make_task(make_model), options(epochs=1.0), Ramp(LEVELS, 6, 2))
+    assert trained.entry_levels.kept(1) == round(trained.entry_levels.total * 0.1)
+
+
+def test_steps_of_a_fraction_of_an_epoch(make_model: MakeModel) -> None:
+    task = make_task(make_model)
+    data = Squares()
+    logs: list[StepLog] = []
+    train(task, data, options(epochs=1.5), AugmentOptions(), on_log=logs.append)
+    assert logs[-1].step == logs[-1].total_steps == 9
+    assert data.epochs == [0, 1]
+    assert [log.epoch for log in logs if log.epoch_ended] == [1, 2]
+
+
+def test_cosine_ends_at_the_smallest_rate_and_warms_up(make_model: MakeModel) -> None:
+    rates: list[float] = []
+    task = make_task(make_model)
+    train(
+        task,
+        Squares(10),
+        options(epochs=10.0, lr=0.02, min_lr=0.001, warmup_epochs=2.0),
+        AugmentOptions(),
+        on_log=lambda log: rates.append(log.lr),
+    )
+    assert rates[0] < rates[1]
+    assert max(rates) == pytest.approx(0.02, rel=0.1)
+    assert rates[-1] == pytest.approx(0.001, rel=0.1)
+
+
+def test_average_of_the_weights_is_what_comes_back(make_model: MakeModel) -> None:
+    task = make_task(make_model)
+    trained, _ = run(task, options(ema_decay=0.9), Ramp(LEVELS, 12, 4))
+    last = task.get_trainable_module()
+    assert isinstance(last, NestedModel)
+    assert trained is not last
+    assert trained.entry_levels.kept(1) == last.entry_levels.kept(1)
+    for name in trained.entry:
+        assert torch.equal(trained.entry[name], last.entry[name])
+    assert not torch.equal(trained.shared_tensor("fc.weight"), last.shared_tensor("fc.weight"))
+
+
+def test_mixup_trains_on_soft_targets(make_model: MakeModel) -> None:
+    from timm.loss import SoftTargetCrossEntropy
+
+    task = make_task(make_model)
+    task.criterion = SoftTargetCrossEntropy()
+    logs: list[StepLog] = []
+    train(task, Squares(), options(), AugmentOptions(mixup=0.2, cutmix=0.5), on_log=logs.append)
+    assert all(loss < 1 for loss in logs[-1].losses)
+
+
+def test_diverged_loss_names_level_step_and_remedy(make_model: MakeModel) -> None:
+    with pytest.raises(DivergedError, match=r"the loss of level \d is (nan|inf) at step \d+; a smaller"):
+        run(make_task(make_model), options(lr=1e12))
+
+
+def test_same_seed_gives_the_same_weights(make_model: MakeModel) -> None:
+    states = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        trained, _ = run(make_task(make_model), options(epochs=1.0), Ramp(LEVELS, 3, 2))
+        states.append(trained.state_dict())
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

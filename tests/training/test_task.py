@@ -1,0 +1,140 @@
+"""The joint loss against its equation, written out with plain models."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from nestify.levels import Level
+from nestify.model_spec import describe_model
+from nestify.nested_model import NestedModel
+from nestify.schedules.weights import select_entry_levels
+from nestify.training.distillation import Teacher, TeacherKind
+from nestify.training.task import NestedTask
+
+MakeModel = Callable[..., nn.Module]
+WEIGHTS = [2.0, 1.0, 1.0]
+DISTILL = [0.25, 1.0, 0.5]
+
+
+@pytest.fixture
+def nested(make_model: MakeModel) -> NestedModel:
+    model = make_model("test_vit", img_size=32)  # no batch norm: eval and training mode agree
+    names = ["a", "b", "c"]
+    nested = NestedModel(model, describe_model(model), names)
+    levels = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
+    nested.set_entry_levels(
+        select_entry_levels({name: nested.shared_tensor(name) for name in nested.entry}, levels)
+    )
+    return nested
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 9, 3])
+
+
+def make_task(
+    nested: NestedModel, kind: TeacherKind, frozen: nn.Module | None, **options: object
+) -> NestedTask:
+    teacher = Teacher(kind, frozen, mean=(0.5,) * 3, std=(0.5,) * 3, temperature=2.0)
+    return NestedTask(
+        nested,
+        nn.CrossEntropyLoss(),
+        weights=WEIGHTS,
+        distill=DISTILL,
+        teacher=teacher,
+        **options,  # type: ignore[arg-type]
+    )
+
+
+@pytest.mark.parametrize("kind", ["none", "original", "self", "both", "other"])
+def test_loss_is_the_weighted_sum_over_levels(
+    kind: TeacherKind, nested: NestedModel, batch: tuple[torch.Tensor, torch.Tensor], make_model: MakeModel
+) -> None:
+    frozen = make_model("test_vit", img_size=32) if kind in ("original", "both", "other") else None
+    images, target = batch
+    loss = make_task(nested, kind, frozen)(images, target)["loss"]
+
+    logits = [nested.at_level(k)(images) for k in (1, 2, 3)]
+    theirs = None if frozen is None else (frozen.eval()(images) / 2).softmax(-1)
+    own = (logits[2] / 2).softmax(-1)
+    lower = {"none": None, "original": theirs, "other": theirs, "self": own}.get(
+        kind, None if theirs is None else (theirs + own) / 2
+    )
+    shares = {"none": [0.0] * 3, "self": [*DISTILL[:2], 0.0]}.get(kind, DISTILL)
+    expected = torch.tensor(0.0)
+    for k, weight in enumerate(WEIGHTS):
+        soft = theirs if k == 2 else lower  # the full level cannot learn from itself
+        value = (1 - shares[k]) * functional.cross_entropy(logits[k], target)
+        if shares[k]:
+            assert soft is not None
+            divergence = (soft * (soft.log() - (logits[k] / 2).log_softmax(-1))).sum(-1).mean() * 4
+            value = value + shares[k] * divergence
+        expected = expected + weight / 4 * value
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_backward_per_level_gives_the_gradient_of_the_sum(
+    nested: NestedModel, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    task = make_task(nested, "self", None)
+    task(*batch)["loss"].backward()
+    whole = {name: p.grad.clone() for name, p in nested.named_parameters() if p.grad is not None}
+    nested.zero_grad()
+    results = task.backward(*batch)
+    assert [result.level for result in results] == [3, 2, 1]
+    assert whole
+    for name, parameter in nested.named_parameters():
+        if name in whole:
+            assert parameter.grad is not None
+            torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6)
+
+
+def test_teacher_sees_images_in_its_own_normalisation(make_model: MakeModel) -> None:
+    frozen = make_model("test_vit", img_size=32).eval()
+    frozen.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.5)}  # type: ignore[assignment]
+    teacher = Teacher("other", frozen, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    pixels = torch.rand(2, 3, 32, 32)
+    answer = teacher.answer((pixels - 0.5) / 0.5)
+    mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 0.5])
+    expected = frozen((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).softmax(-1)
+    assert answer is not None
+    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_teacher_stays_frozen_and_in_eval_mode(nested: NestedModel, make_model: MakeModel) -> None:
+    task = make_task(nested, "original", make_model("test_resnet"))
+    task.train()
+    assert not task.teacher.training
+    assert task.teacher.frozen is not None
+    assert not any(module.training for module in task.teacher.modules())
+    assert not any(parameter.requires_grad for parameter in task.teacher.parameters())
+
+
+def test_sandwich_always_trains_core_and_full_and_keeps_the_expected_weight(make_model: MakeModel) -> None:
+    model = make_model("test_vit", img_size=32)
+    nested = NestedModel(model, describe_model(model), list("abcdef"))
+    task = NestedTask(
+        nested,
+        nn.CrossEntropyLoss(),
+        weights=[1.0] * 6,
+        distill=[0.0] * 6,
+        teacher=Teacher("none"),
+        sandwich=4,
+    )
+    totals = dict.fromkeys(range(1, 7), 0.0)
+    draws = 4000
+    for _ in range(draws):
+        drawn = task.drawn_levels()
+        levels = [level for level, _ in drawn]
+        assert len(set(levels)) == len(levels) == 4
+        assert levels[0] == 6
+        assert levels[-1] == 1
+        assert levels == sorted(levels, reverse=True)
+        for level, weight in drawn:
+            totals[level] += weight / draws
+    for level in totals:
+        assert totals[level] == pytest.approx(1 / 6, rel=0.1)
