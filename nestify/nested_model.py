@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nestify.masking import MaskedWeight, masked_weight
 from nestify.model_spec import ModelSpec, state_tensors, tied_names
 from nestify.nested_file.state import NestedState
-from nestify.nesting import EntryLevels, entry_mask
+from nestify.nesting import EntryLevels
 from nestify.private import BatchNormMode, private_names
 
 
@@ -104,11 +105,17 @@ class NestedModel(nn.Module):
 
     # -- views -------------------------------------------------------------------------------------
 
-    def projection(self, level: int) -> dict[str, Tensor]:
-        """The tensors in which a level differs from `network`, by state-dict name; differentiable."""
+    def projection(self, level: int, *, stand_ins: bool = False) -> dict[str, Tensor]:
+        """The tensors in which a level differs from `network`, by state-dict name; differentiable.
+
+        Args:
+            level: 1-based.
+            stand_ins: give masked weights that are made where they are used, to save memory.
+        """
+        make = MaskedWeight if stand_ins else masked_weight
         dense = self._dense(level)
         masked = {
-            name: self.shared_tensor(name) * entry_mask(entry, level)
+            name: make(self.shared_tensor(name), entry, level)
             for name, entry in self.entry.items()
             if name not in dense
         }
@@ -163,7 +170,7 @@ class NestedModel(nn.Module):
         """The projection; kept between calls while nothing changes, one level at a time."""
         if self.training or torch.is_grad_enabled():
             self._cached = None
-            return self.projection(level)
+            return self.projection(level, stand_ins=torch.is_grad_enabled())
         state = (level, self._dense(level), _identity(self.parameters()))
         if self._cached is None or self._cached[0] != state:
             self._cached = None  # free the old level's copy before the new one is made

@@ -32,8 +32,8 @@ def make_weights(sizes: list[tuple[int, ...]], seed: int, distinct: int | None) 
     return {f"layer{i}.weight": torch.tensor(draw(size), dtype=torch.float32) for i, size in enumerate(sizes)}
 
 
-def make_levels(values: list[float], pattern: Pattern = Pattern()) -> list[Level]:
-    return [Level(f"l{i}", value, pattern) for i, value in enumerate(values)]
+def make_levels(values: list[float], pattern: Pattern | None = None) -> list[Level]:
+    return [Level(f"l{i}", value, pattern or Pattern()) for i, value in enumerate(values)]
 
 
 def is_nested(entry: EntryLevels) -> bool:

@@ -1,0 +1,177 @@
+"""What nesting costs in training: one nested step against the plain timm steps of the same levels.
+
+    python tests/benchmarks/training_overhead.py [--models resnet18,vit_tiny_patch16_224] [--size 64,128]
+
+The baseline knows nothing of nestify: for each level, a plain timm model that holds the level's masked
+weights does forward, backward and an optimizer step. Nested and plain steps alternate in one process, and
+the median of the ratios pair by pair is printed. Memory is the peak of the resident set beyond what the
+process had before the model was made, each variant in a process of its own; the plain one trains one
+level, with the same optimizer.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+SPARSITIES = (0.95, 0.8, 0.0)
+BATCH = 64
+
+
+def nested_step(name: str, size: int, optimizer: str) -> Callable[[], None]:
+    """A step of all levels through nestify, without a teacher."""
+    import timm
+    import torch
+    from timm.optim import create_optimizer_v2
+
+    from nestify.levels import Level
+    from nestify.model_spec import describe_model
+    from nestify.nested_model import NestedModel
+    from nestify.schedules.weights import select_entry_levels
+    from nestify.training.distillation import Teacher
+    from nestify.training.task import NestedTask
+
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=100, **size_argument(name, size))
+    names = [f"l{k}" for k in range(len(SPARSITIES))]
+    nested = NestedModel(network, describe_model(network), names)
+    levels = [Level(n, sparsity) for n, sparsity in zip(names, SPARSITIES, strict=True)]
+    weights = {n: nested.shared_tensor(n) for n in nested.entry}
+    nested.set_entry_levels(select_entry_levels(weights, levels))
+    task = NestedTask(
+        nested, torch.nn.CrossEntropyLoss(), weights=[1] * 3, distill=[0] * 3, teacher=Teacher("none")
+    )
+    chosen = create_optimizer_v2(nested, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
+    images, target = batch(size)
+    nested.train()
+
+    def step() -> None:
+        chosen.zero_grad(set_to_none=True)
+        task.backward(images, target)
+        chosen.step()
+
+    return step
+
+
+def plain_step(name: str, size: int, optimizer: str, sparsity: float) -> Callable[[], None]:
+    """A step of one plain timm model whose smallest weights are zero."""
+    import timm
+    import torch
+    from timm.optim import create_optimizer_v2
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=100, **size_argument(name, size)).train()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim >= 2 and sparsity:
+                threshold = (
+                    parameter.abs().flatten().kthvalue(max(1, int(sparsity * parameter.numel()))).values
+                )
+                parameter.mul_(parameter.abs() > threshold)
+    chosen = create_optimizer_v2(model, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
+    images, target = batch(size)
+    criterion = torch.nn.CrossEntropyLoss()
+
+    def step() -> None:
+        chosen.zero_grad(set_to_none=True)
+        criterion(model(images), target).backward()
+        chosen.step()
+
+    return step
+
+
+def size_argument(name: str, size: int) -> dict[str, int]:
+    """`img_size` where the architecture fixes its input size."""
+    from timm.models import get_pretrained_cfg
+
+    return {"img_size": size} if get_pretrained_cfg(name).fixed_input_size else {}
+
+
+def batch(size: int) -> tuple["torch.Tensor", "torch.Tensor"]:  # noqa: F821
+    """Random images and labels."""
+    import torch
+
+    return torch.randn(BATCH, 3, size, size), torch.randint(100, (BATCH,))
+
+
+def measure_time(name: str, size: int, optimizer: str, rounds: int) -> dict[str, float]:
+    """Median seconds of both sides, and the median ratio."""
+    nested = nested_step(name, size, optimizer)
+    plain = [plain_step(name, size, optimizer, sparsity) for sparsity in SPARSITIES]
+    pairs = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        nested()
+        middle = time.perf_counter()
+        for step in plain:
+            step()
+        pairs.append((middle - start, time.perf_counter() - middle))
+    pairs = pairs[1:]  # the first round warms up
+    return {
+        "nested_s": statistics.median(a for a, _ in pairs),
+        "plain_s": statistics.median(b for _, b in pairs),
+        "ratio": statistics.median(a / b for a, b in pairs),
+    }
+
+
+def measure_memory(which: str, name: str, size: int, optimizer: str) -> dict[str, float]:
+    """Peak resident bytes beyond those before the model was made."""
+    import timm  # noqa: F401
+    import torch
+
+    import nestify.training.task  # noqa: F401
+
+    warm = torch.nn.Conv2d(3, 8, 3)
+    warm(torch.randn(1, 3, 8, 8)).sum().backward()  # the libraries' own buffers
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step = nested_step(name, size, optimizer) if which == "nested" else plain_step(name, size, optimizer, 0.8)
+    for _ in range(3):
+        step()
+    return {"bytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0}
+
+
+def in_child(*arguments: object) -> dict[str, float]:
+    """Run one measurement in a fresh process."""
+    command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(arguments)]
+    environment = dict(os.environ)
+    if arguments[0] != "time":  # else the allocator keeps what was freed, and the peak is not of live memory
+        environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> None:
+    """Print one row per model and size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="resnet18,vit_tiny_patch16_224")
+    parser.add_argument("--size", default="64,128")
+    parser.add_argument("--opt", default="sgd")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        kind, *rest = json.loads(options.child)
+        print(json.dumps(measure_time(*rest) if kind == "time" else measure_memory(kind, *rest)))
+        return
+    print(f"{BATCH} images, levels {SPARSITIES}, {options.opt}; ratios are nested / plain")
+    print(f"{'model':<24}{'pixels':>7}{'nested s':>10}{'plain s':>10}{'time ratio':>12}{'memory ratio':>14}")
+    for name in options.models.split(","):
+        for size in map(int, options.size.split(",")):
+            timed = in_child("time", name, size, options.opt, options.rounds)
+            nested = in_child("nested", name, size, options.opt)["bytes"]
+            plain = in_child("plain", name, size, options.opt)["bytes"]
+            print(
+                f"{name:<24}{size:>7}{timed['nested_s']:>10.3f}{timed['plain_s']:>10.3f}"
+                f"{timed['ratio']:>12.3f}{nested / plain:>14.3f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""A stand-in behaves as the product that it stands for, and keeps no copy of it."""
+
+import gc
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from nestify.masking import MaskedWeight, masked_weight
+
+USES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tensor], Tensor]]] = {
+    "linear": ((6, 5), (3, 5), functional.linear),
+    "matmul of a transpose": ((6, 5), (3, 5), lambda x, w: x @ w.t()),
+    "convolution": ((6, 4, 3, 3), (2, 4, 8, 8), functional.conv2d),
+    "standardised weight": (
+        (6, 4, 3, 3),
+        (2, 4, 8, 8),
+        lambda x, w: functional.conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / w.std()),
+    ),
+    "two uses": ((5, 5), (3, 5), lambda x, w: functional.linear(functional.linear(x, w), w)),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_value_and_gradients_are_those_of_the_product(use: str) -> None:
+    shape, input_shape, operate = USES[use]
+    weight = torch.randn(shape, requires_grad=True)
+    images = torch.randn(input_shape, requires_grad=True)
+    entry = torch.randint(1, 4, shape, dtype=torch.uint8)
+    plain = weight.detach().clone().requires_grad_()
+    expected = operate(images, torch.where(entry <= 2, plain, torch.tensor(0.0)))
+    expected_images, expected_weight = torch.autograd.grad(expected.square().sum(), (images, plain))
+
+    result = operate(images, MaskedWeight(weight, entry, 2))
+    assert type(result) is Tensor
+    torch.testing.assert_close(result, expected)
+    ours_images, ours_weight = torch.autograd.grad(result.square().sum(), (images, weight))
+    torch.testing.assert_close(ours_images, expected_images, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours_weight, expected_weight, rtol=1e-4, atol=1e-4)
+    assert torch.all(ours_weight[entry > 2] == 0)
+
+
+def test_gradient_of_the_mask_passes_gradcheck() -> None:
+    weight = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    entry = torch.randint(1, 4, (4, 3), dtype=torch.uint8)
+    assert torch.autograd.gradcheck(lambda w: masked_weight(w, entry, 2).square(), (weight,))
+
+
+def test_shape_and_type_are_the_weights() -> None:
+    stand_in = MaskedWeight(torch.randn(4, 3, dtype=torch.float16), torch.ones(4, 3, dtype=torch.uint8), 1)
+    assert (stand_in.shape, stand_in.dtype, stand_in.ndim) == ((4, 3), torch.float16, 2)
+
+
+def test_products_are_freed_before_the_backward() -> None:
+    """The masked weight is made once in the forward and again in the backward, and not kept between."""
+    alive: list[weakref.ref[Any]] = []
+
+    class Watched(MaskedWeight):
+        def product(self) -> Tensor:
+            product = super().product()
+            alive.append(weakref.ref(product.untyped_storage()))
+            return product
+
+    weight = torch.randn(64, 64, requires_grad=True)
+    images = torch.randn(2, 64, requires_grad=True)
+    result = functional.linear(images, Watched(weight, torch.ones(64, 64, dtype=torch.uint8), 1))
+    assert len(alive) == 1
+    gc.collect()
+    assert alive[0]() is None
+    result.sum().backward()
+    assert len(alive) == 2
+    assert weight.grad is not None
+    torch.testing.assert_close(weight.grad, images.detach().sum(0).expand(64, 64))
