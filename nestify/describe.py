@@ -1,7 +1,10 @@
 """What a nested file says of a finished run, and how a reader proves that it rebuilt a level."""
 
+import os
 from collections.abc import Sequence
 from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,7 +45,7 @@ def describe_run(recipe: Recipe, done: Compressed) -> Description:
             for k, level in enumerate(recipe.levels, start=1)
         ],
         original=_original(done.original),
-        recipe=recipe.to_dict(),
+        recipe=_without_folders(recipe.to_dict()),
         seed=recipe.seed,
         versions={name: version(name) for name in ("nestify", "torch", "timm")},
         source_sha256=done.pretrained.source_sha256,
@@ -66,6 +69,19 @@ def fingerprint_error(nested: NestedModel, level: int, expected: Sequence[float]
     if ours.shape != theirs.shape:
         return float("inf")
     return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
+
+
+def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
+    """A recipe's options, local files and folders by name alone: a file need not tell where they lay."""
+    places = [("data", "path"), ("data", "root"), ("model", "checkpoint")]
+    places += [("train", "teacher_checkpoint"), ("finetune", "save")]
+    for section, key in places:
+        value = options[section][key]
+        if value is not None and os.path.isabs(value):
+            options[section][key] = Path(value).name
+    if options["output"] is not None:
+        options["output"] = Path(options["output"]).name
+    return options
 
 
 def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEntry:

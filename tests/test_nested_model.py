@@ -188,3 +188,20 @@ def test_unknown_level_is_named_with_the_known_ones(make_model: MakeModel) -> No
     with pytest.raises(ValueError, match="level 4 is not one of"):
         nested.level_number(4)
     assert nested.level_number("2") == nested.level_number("middle") == nested.level_number(2) == 2
+
+
+def test_weight_that_two_modules_hold_is_masked_in_both(make_model: MakeModel) -> None:
+    model = make_model("test_vit", img_size=32)
+    first, second = (model.get_submodule(f"blocks.{i}.mlp.fc1") for i in (0, 1))
+    second.weight = first.weight
+    nested = nest(model)
+    entry = nested.entry_levels
+    assert "blocks.0.mlp.fc1.weight" in entry.tensors
+    assert "blocks.1.mlp.fc1.weight" not in entry.tensors
+    images = torch.randn(2, 3, 32, 32)
+    plain = nested.at_level(1)
+    weight = plain.get_parameter("blocks.1.mlp.fc1.weight")
+    assert torch.count_nonzero(weight) == entry.kept(1, "blocks.0.mlp.fc1.weight")
+    with torch.no_grad():
+        torch.testing.assert_close(nested(images, level=1), plain(images))
+    torch.testing.assert_close(nested.train()(images, level=1), plain(images))
