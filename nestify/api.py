@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import timm
 import torch
@@ -98,7 +99,7 @@ def compress(
     recipe = _recipe(recipe, overrides)
     watcher = observer or Observer()
     output = recipe.output_path
-    _check_writable(output)
+    _check_outputs(recipe)
     run = Run(recipe, watcher)
     watcher.planned(run.plan())
     with MetricsLog(metrics_path(output)) as log:
@@ -106,9 +107,11 @@ def compress(
         done = run.execute()
     watcher.stage(f"writing {output}")
     manifest = write_nested_file(
-        output, done.nested.nested_state(_units(recipe, done.nested)), describe_run(recipe, done)
+        output,
+        done.nested.nested_state(_units(recipe, done.nested)),
+        describe_run(recipe, done),
+        check=partial(_check_loads, output),
     )
-    load(output)  # what cannot be loaded again was not written
     return Result(output, manifest)
 
 
@@ -140,6 +143,7 @@ def evaluate(
     """
     file = open_nested_file(path)
     numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
+    where = pick_device(device)
     model = file.manifest.model
     images = open_images(
         data,
@@ -151,7 +155,6 @@ def evaluate(
         max_images=max_images,
         seed=seed,
     )
-    where = pick_device(device)
     nested = _load(file, check=True).to(where)
     loader = eval_loader(
         images,
@@ -180,21 +183,37 @@ def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Rec
     return load_recipe(recipe, overrides)
 
 
-def _check_writable(output: Path) -> None:
-    """Find out before the work, not after it, that the result has no place."""
-    trial = output.with_name(f".{output.name}.trial")
+def _check_outputs(recipe: Recipe) -> None:
+    """Find out before the work, not after it, that a result has no place."""
+    outputs = {"output": recipe.output_path}
+    if recipe.finetune.save is not None:
+        outputs["finetune.save"] = Path(recipe.finetune.save)
+    inputs = [path for path in (recipe.model.checkpoint, recipe.train.teacher_checkpoint) if path is not None]
+    for option, path in outputs.items():
+        try:
+            if path.is_dir():
+                raise OutputError(f"{option} = {path} is a folder; give the path of a file in it")
+            if path.exists() and not path.is_file():
+                raise OutputError(f"{option} = {path} is not a regular file; choose another path")
+            if path.exists() and any(os.path.exists(other) and path.samefile(other) for other in inputs):
+                raise OutputError(f"{option} = {path} is the checkpoint of this run; choose another path")
+            with TemporaryFile(dir=Path(os.path.realpath(path)).parent):
+                pass
+        except OSError as error:
+            raise OutputError(
+                f"{option} = {path} cannot be written ({error.strerror or error}); "
+                "choose a folder that exists and can be written to"
+            ) from error
+
+
+def _check_loads(output: Path, written: Path) -> None:
+    """What cannot be loaded again must not replace what was there."""
     try:
-        if output.is_dir():
-            raise OutputError(f"output = {output} is a folder; give the path of a file in it")
-        trial.touch()
-    except OSError as error:
+        load(written)
+    except BadFileError as error:
         raise OutputError(
-            f"output = {output} cannot be written ({error.strerror or error}); "
-            "choose a folder that exists and can be written to"
+            f"{output}: what was written does not load again, so it was not kept: {error}"
         ) from error
-    finally:
-        with suppress(OSError):
-            trial.unlink()
 
 
 def _units(recipe: Recipe, nested: NestedModel) -> dict[str, tuple[int, int]]:
@@ -213,6 +232,11 @@ def _load(file: NestedFile, check: bool) -> NestedModel:
     except UnsupportedModelError as error:
         raise BadFileError(f"{file.path}: {error}") from error
     spec = replace(described, preprocessing=manifest.model.preprocessing.model_dump())
+    if described.num_classes != manifest.model.num_classes:
+        raise BadFileError(
+            f"{file.path}: says {manifest.model.num_classes} classes, but describes a network of "
+            f"{described.num_classes}; get an intact copy or write it again"
+        )
     try:
         nested = NestedModel.from_state(
             network, spec, file.state(), [level.name for level in manifest.levels]
@@ -227,7 +251,13 @@ def _load(file: NestedFile, check: bool) -> NestedModel:
 def _check_fingerprints(file: NestedFile, nested: NestedModel) -> None:
     with torch.random.fork_rng():
         for number, level in enumerate(file.manifest.levels, start=1):
-            off = fingerprint_error(nested, number, level.fingerprint)
+            try:
+                off = fingerprint_error(nested, number, level.fingerprint)
+            except RuntimeError as error:  # the input's size is no size for this network
+                size = "x".join(map(str, nested.spec.input_size))
+                raise BadFileError(
+                    f"{file.path}: level {number} ({level.name}) takes no images of {size} ({error})"
+                ) from error
             if not off <= FINGERPRINT_TOLERANCE:
                 raise BadFileError(
                     f"{file.path}: level {number} ({level.name}) gives other logits than when it was "

@@ -12,14 +12,21 @@ from safetensors.torch import save
 from timm.loss import create_classification_loss
 from torch import Tensor, nn
 
-from nestify.errors import CheckpointError
-from nestify.evaluation.accuracy import Accuracy, evaluate, evaluate_levels
+from nestify.evaluation.accuracy import Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.images import Images, Loader, eval_loader, train_loader
-from nestify.inputs import augmentation, open_recipe_images, open_recipe_model, pick_device, pick_workers
+from nestify.inputs import (
+    augmentation,
+    check_optimizer,
+    open_recipe_images,
+    open_recipe_model,
+    open_recipe_teacher,
+    pick_device,
+    pick_workers,
+)
 from nestify.nested_file.atomic import atomic_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, plan_levels
-from nestify.pretrained import PretrainedModel, load_pretrained
+from nestify.pretrained import PretrainedModel
 from nestify.private import recalibrate
 from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
@@ -71,11 +78,13 @@ class Run:
         self.observer = observer
         self.device = pick_device(recipe.device)
         self.precision = Precision(self.device, recipe.train.amp)
+        check_optimizer(recipe)
         observer.stage("opening images")
         self.train_images, self.val_images = open_recipe_images(recipe)
         observer.stage(f"loading {recipe.model.name}")
         self.pretrained = open_recipe_model(recipe, self.train_images)
         self.spec = self.pretrained.spec
+        self.teacher = open_recipe_teacher(recipe, self.spec)
         self.masked = masked_names(self.spec, recipe.schedule.skip)
         self.levels = recipe.levels
         self.workers = pick_workers(recipe.data.workers, self.device)
@@ -135,6 +144,7 @@ class Run:
             network = self._finetune(network)
         original = self._evaluate_plain({0: network}, "evaluating the original model")[0]
         observer.evaluated("original", 0, [original])
+        check_finite([original], "finetune.lr")
         teacher = self._frozen_teacher(network)
         nested = self._nest(network)
         before = self._before(nested) if recipe.train.eval_before else []
@@ -147,9 +157,10 @@ class Run:
         observer.stage("evaluating the levels")
         after = evaluate_levels(nested, self._val_batches(), range(1, nested.n_levels + 1), self._autocast)
         observer.evaluated("after", int(recipe.train.epochs), after)
+        check_finite(after, "train.lr")
         observer.skipped("training", self.train_images.skipped)
         observer.skipped("validation", self.val_images.skipped)
-        nested = nested.to("cpu", memory_format=torch.contiguous_format).eval()
+        nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
         return Compressed(
             nested=nested,
             pretrained=self.pretrained,
@@ -260,13 +271,7 @@ class Run:
             return None
         if options.teacher in ("original", "both"):
             return deepcopy(network).eval()
-        other = load_pretrained(options.teacher, checkpoint=options.teacher_checkpoint)
-        if other.spec.num_classes != self.spec.num_classes:
-            raise CheckpointError(
-                f"train.teacher = {options.teacher!r} tells {other.spec.num_classes} classes, the model "
-                f"{self.spec.num_classes}; give a teacher that was trained on the same classes"
-            )
-        return other.model.to(self.device)
+        return None if self.teacher is None else self.teacher.to(self.device)
 
     def _before(self, nested: NestedModel) -> list[Accuracy]:
         """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""

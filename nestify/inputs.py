@@ -1,13 +1,20 @@
-"""What a recipe names, opened: device, images, model."""
+"""What a recipe names, opened: device, images, model, teacher, optimizer."""
 
 import os
+from difflib import get_close_matches
 
 import torch
+from timm.optim import create_optimizer_v2, list_optimizers
+from torch import nn
 
 from nestify.errors import CheckpointError, RecipeError
 from nestify.images import Images, open_splits
+from nestify.model_spec import ModelSpec
 from nestify.pretrained import PretrainedModel, load_pretrained
 from nestify.recipe import Recipe
+from nestify.recipe_sections import TEACHERS
+
+USUAL_OPTIMIZERS = ("sgd", "adamw", "lamb")
 
 
 def pick_device(name: str) -> torch.device:
@@ -20,7 +27,7 @@ def pick_device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.zeros(1, device=device).item()  # "meta" makes tensors, but computes nothing
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(f"device = {name!r} is not available here; give auto or cpu") from error
     return device
@@ -70,9 +77,53 @@ def open_recipe_model(recipe: Recipe, images: Images) -> PretrainedModel:
         keys = ", ".join(f"{name}.weight" for name in spec.classifier) or "its classifier"
         raise CheckpointError(
             f"{source} tells {spec.num_classes} classes ({keys}), {images.source} has {classes}; for a fresh "
-            "classifier that is learned first, pass --set model.new_head=true --set finetune.epochs=5"
+            "classifier that is learned first, pass --new-head --finetune-epochs 5"
         )
     return pretrained
+
+
+def open_recipe_teacher(recipe: Recipe, spec: ModelSpec) -> nn.Module | None:
+    """The timm model that teaches, in eval mode; None where the run itself does, or nothing is trained.
+
+    Args:
+        spec: of the model to train, whose classes the teacher must have.
+    """
+    options = recipe.train
+    if not options.epochs or options.teacher in TEACHERS:
+        return None
+    teacher = load_pretrained(
+        options.teacher,
+        checkpoint=options.teacher_checkpoint,
+        options=("train.teacher", "train.teacher_checkpoint"),
+    )
+    if teacher.spec.num_classes != spec.num_classes:
+        raise CheckpointError(
+            f"train.teacher = {options.teacher!r} tells {teacher.spec.num_classes} classes, the model "
+            f"{spec.num_classes}; give a teacher that was trained on the same classes"
+        )
+    return teacher.model
+
+
+def check_optimizer(recipe: Recipe) -> None:
+    """Refuse, before any work is done, an optimizer that cannot be used.
+
+    Raises:
+        RecipeError: timm does not know it, or not on this machine, or it needs second derivatives.
+    """
+    name = recipe.train.opt
+    try:
+        optimizer = create_optimizer_v2(nn.Linear(1, 1), opt=name, lr=recipe.train.lr)
+    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+        known = list_optimizers()
+        close = [] if name in known else get_close_matches(name, known, n=3)
+        raise RecipeError(
+            f"train.opt = {name!r} cannot be used ({error}); try {', '.join(close or USUAL_OPTIMIZERS)}"
+        ) from error
+    if getattr(optimizer, "is_second_order", False):
+        raise RecipeError(
+            f"train.opt = {name!r} needs second derivatives, which nested training does not compute; "
+            f"try {', '.join(USUAL_OPTIMIZERS)}"
+        )
 
 
 def augmentation(recipe: Recipe) -> dict[str, object]:

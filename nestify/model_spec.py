@@ -57,7 +57,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
         input_size: (channels, height, width) where it is not the model's own.
 
     Raises:
-        UnsupportedModelError: if it has no classifier, or no weight that could be masked.
+        UnsupportedModelError: if it has no classifier or several outputs, or no weight to mask.
     """
     cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     architecture = cfg.get("architecture")
@@ -68,6 +68,10 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
     num_classes = int(getattr(model, "num_classes", 0))
     if num_classes < 1:
         raise UnsupportedModelError(f"{architecture} has no classifier (num_classes = {num_classes})")
+    if getattr(model, "aux_logits", False):
+        raise UnsupportedModelError(
+            f"{architecture} with auxiliary classifiers has several outputs; build it with aux_logits = false"
+        )
     maskable, depthwise = _maskable_weights(model)
     if not maskable:
         raise UnsupportedModelError(f"{architecture} has no convolution or linear weight to mask")

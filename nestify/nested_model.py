@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nestify.errors import UnsupportedModelError
 from nestify.masking import MaskedWeight, masked_weight
 from nestify.model_spec import ModelSpec, state_tensors, tied_names
 from nestify.nested_file.state import NestedState
@@ -155,16 +156,26 @@ class NestedModel(nn.Module):
 
         Returns:
             (B, num_classes)
+
+        Raises:
+            UnsupportedModelError: if the network gives more than one tensor.
         """
         number = self.n_levels if level is None else self.level_number(level)
         changed = self._projection_now(number)
         if not changed:
-            logits: Tensor = self.network(images)
-            return logits
+            return self._one_tensor(self.network(images))
         # A module that is registered under several names must be given under one, and a tensor that
         # several modules hold under each: torch's own tying does the first wrongly.
         tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
-        return functional_call(self.network, changed | tied, (images,), tie_weights=False)  # type: ignore[no-any-return]
+        return self._one_tensor(functional_call(self.network, changed | tied, (images,), tie_weights=False))
+
+    def _one_tensor(self, output: object) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise UnsupportedModelError(
+                f"{self.spec.architecture} gives a {type(output).__name__} and not one tensor of logits; "
+                "switch its auxiliary or distillation outputs off (set_distilled_training(False))"
+            )
+        return output
 
     def _projection_now(self, level: int) -> dict[str, Tensor]:
         """The projection; kept between calls while nothing changes, one level at a time."""

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import timm
+import torch
 from timm.models import load_state_dict, resolve_model_input_args
 from torch import Tensor, nn
 
@@ -43,6 +45,7 @@ def load_pretrained(
     kwargs: Kwargs | None = None,
     new_head_classes: int | None = None,
     input_size: int | tuple[int, int] | None = None,
+    options: tuple[str, str] = ("model.name", "model.checkpoint"),
 ) -> PretrainedModel:
     """Make a timm model and give it its pretrained weights.
 
@@ -54,24 +57,27 @@ def load_pretrained(
         new_head_classes: class count of a fresh classifier, where the data has other classes than the
             checkpoint; None keeps the checkpoint's classifier.
         input_size: image side, or (height, width), in pixels; None keeps the model's own.
+        options: the recipe's options that name and checkpoint came from, for messages.
 
     Raises:
         RecipeError: for a name that timm does not know.
-        CheckpointError: for a checkpoint that is missing, damaged, or of another architecture.
+        CheckpointError: for a checkpoint that is missing, damaged, or of another architecture, and where
+            values are not finite.
     """
-    _check_name(name)
+    _check_name(name, options[0])
     arguments = dict(kwargs or {})
     if input_size is not None:
         arguments = _with_input_size(name, arguments, input_size)
     weights: Weights | None = None
     if checkpoint is not None:
         weights = _read_checkpoint(Path(checkpoint))
-    with _told_as_checkpoint_error(name):
+    with _told_as_checkpoint_error(name, options[1]):
         if weights is None:
             classes = {} if new_head_classes is None else {"num_classes": new_head_classes}
             model = timm.create_model(name, pretrained=pretrained, **{**arguments, **classes})
         else:
             model = _create_with(name, weights, arguments, new_head_classes, str(checkpoint))
+    _check_finite(model, name, options[1])
     model.eval()
     size = None if input_size is None else (_in_chans(model), *_pair(input_size))
     return PretrainedModel(
@@ -82,14 +88,23 @@ def load_pretrained(
     )
 
 
-def _check_name(name: str) -> None:
+def _check_name(name: str, option: str) -> None:
     if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
         return
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         close = get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"; close names are {', '.join(close)}" if close else ""
-        raise RecipeError(f"model.name = {name!r} is not a model of timm {timm.__version__}{hint}")
+        hint = f"close names are {', '.join(close)}" if close else "timm.list_models() names them all"
+        raise RecipeError(f"{option} = {name!r} is not a model of timm {timm.__version__}; {hint}")
+
+
+def _check_finite(model: nn.Module, name: str, option: str) -> None:
+    """Some models start with infinite bounds, which only a checkpoint replaces; no nested file holds them."""
+    for key, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"{name}: {key} holds values that are not finite; give a file that sets it as {option}"
+            )
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -124,12 +139,26 @@ def _read_checkpoint(path: Path) -> dict[str, Tensor]:
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
         raise CheckpointError(f"checkpoint {path} holds no tensors; give a state dictionary of a timm model")
+    for key, tensor in tensors.items():
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError(
+                f"checkpoint {path}: {key} holds values that are not finite; give one of a run that did not "
+                "diverge"
+            )
     return tensors
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-    return f"checkpoint {path} cannot be read ({reason}); it may be truncated, or hold more than weights"
+    return (
+        f"checkpoint {path} cannot be read ({_reason(error)}); it may be truncated, or hold more than "
+        "weights: copy it again, or save its state_dict alone"
+    )
+
+
+def _reason(error: Exception) -> str:
+    """The first sentence of an exception; its kind where it has no words."""
+    text = str(error).strip()
+    return re.split(r"\. |\n", text)[0].rstrip(".") if " " in text else type(error).__name__
 
 
 def _create_with(
@@ -204,7 +233,7 @@ def _some(what: str, items: list[str]) -> str:
 
 
 @contextmanager
-def _told_as_checkpoint_error(name: str) -> Iterator[None]:
+def _told_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
     """Turn what timm and the hub raise into one sentence, with the way out."""
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
@@ -214,10 +243,9 @@ def _told_as_checkpoint_error(name: str) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise CheckpointError(
-            f"{name} with its weights cannot be made ({reason}); "
-            "give --checkpoint FILE with the weights, or check model.kwargs"
+            f"{name} with its weights cannot be made ({_reason(error)}); "
+            f"give a file with the weights as {option}, or check model.kwargs"
         ) from error
     finally:
         logger.setLevel(level)

@@ -133,7 +133,7 @@ def option_help(key: str) -> str:
     if section is None or len(outer) > 1:
         raise KeyError(key)
     field = section.model_fields[name]
-    if field.is_required() or field.default is None:
+    if field.is_required() or field.default in (None, ()):
         return str(field.description)
     default = field.default if isinstance(field.default, str) else shown(field.default)
     return f"{field.description} (default {default})"

@@ -284,6 +284,9 @@ class TrainOptions(Section):
         default=None, description="largest norm of the gradient; not clipped by default"
     )
     amp: bool = Field(default=False, description="whether to compute in mixed precision on a GPU")
+    channels_last: bool = Field(
+        default=False, description="whether weights lie channels last, which depthwise networks run faster in"
+    )
     ema_decay: float = Field(
         default=0.0, ge=0, lt=1, description="decay of averaged weights per step; 0 is off"
     )

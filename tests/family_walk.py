@@ -14,7 +14,9 @@ from typing import Any
 
 import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 import nestify
 from nestify.compression import Compressed
@@ -37,7 +39,7 @@ SIDES = (64, 96, 128, 224)
 """Image sides in pixels, tried in turn before a model's own."""
 TOLERANCE = 1e-5
 """Of logits, relative to the largest one; float32."""
-SMALLER: Mapping[str, Kwargs] = {}
+SMALLER: Mapping[str, Kwargs] = {"deepseek_vit_412m": {"depth": 2}}
 """Arguments that make a family's smallest model small enough to walk through."""
 
 
@@ -73,19 +75,20 @@ def smallest_model(family: str, seconds: float = 30) -> str:
     end = time.perf_counter() + seconds
     for name in names:
         with torch.device("meta"):
-            model = timm.create_model(name)
+            model = _create(name)
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
         if time.perf_counter() > end:
             break
     return min(sizes, key=lambda name: sizes[name])
 
 
-def walk(name: str, *, macs: bool = True) -> Walked:
-    """Plan, nest, train, save and load a model with random weights, and check every step.
+def walk(name: str, *, macs: bool = True, kwargs: Kwargs | None = None) -> Walked:
+    """Open a checkpoint of random weights, plan, nest, train, save and load; check every step.
 
     Args:
         name: of timm's registry.
         macs: count MACs, which traces the model.
+        kwargs: arguments that make the model smaller; those of `SMALLER` by default.
 
     Raises:
         AssertionError: where something is not as it should be.
@@ -93,20 +96,18 @@ def walk(name: str, *, macs: bool = True) -> Walked:
     """
     start = time.perf_counter()
     torch.manual_seed(0)
-    kwargs = dict(SMALLER.get(name, {}))
+    kwargs = dict(SMALLER.get(name, {}) if kwargs is None else kwargs)
     plain, side = _plain_model(name, kwargs)
-    pretrained = load_pretrained(
-        name, pretrained=False, kwargs=kwargs, new_head_classes=CLASSES, input_size=side
-    )
+    _enliven(plain)
+    pretrained = _opened(name, plain, kwargs, side)
     network, spec = pretrained.model, pretrained.spec
-    _enliven(network)
     recipe = load_recipe(name, {"data.path": "none", "levels": ",".join(map(str, SPARSITIES))})
     nested = NestedModel(network, spec, [level.name for level in recipe.levels])
     _choose(nested, recipe)
     count = _planned(nested, recipe) if macs else _nothing_counted(network)
-    images = torch.randn(2, *spec.input_size)
-    _train_once(nested, images)
-    logits = _checked_logits(nested, plain, images)
+    images, target = torch.randn(2, *spec.input_size), torch.arange(2)
+    _train_once(nested, plain, images, target)
+    logits = _checked_logits(nested, plain, images, target)
     del plain
     _check_file(nested, pretrained, recipe, count, logits, images)
     return Walked(
@@ -152,11 +153,29 @@ def _run_both_ways(model: nn.Module, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def _enliven(network: nn.Module) -> None:
-    """Give parameters that start constant (zero branches, layer scales) values that tell levels apart."""
-    for parameter in network.parameters():
+def _enliven(model: nn.Module) -> None:
+    """Give a model what training would: zero branches and layer scales that do something, finite bounds."""
+    for parameter in model.parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
             parameter.add_(0.1 * torch.randn_like(parameter))
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.nan_to_num_(posinf=10, neginf=-10)
+
+
+def _opened(name: str, plain: nn.Module, kwargs: Kwargs, side: int | None) -> PretrainedModel:
+    """What nestify makes of the model's checkpoint: the same tensors, and the same number of classes."""
+    state = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        save_file(state, path, metadata={"format": "pt"})
+        pretrained = load_pretrained(name, checkpoint=path, kwargs=kwargs, input_size=side)
+    assert pretrained.spec.num_classes == CLASSES
+    found = pretrained.model.state_dict()
+    assert list(found) == list(state)
+    for key, tensor in state.items():
+        assert torch.equal(found[key], tensor), f"{key} is not as in the checkpoint"
+    return pretrained
 
 
 def _choose(nested: NestedModel, recipe: Recipe) -> None:
@@ -184,19 +203,15 @@ def _nothing_counted(network: nn.Module) -> MacCount:
     return MacCount(0, {name: 0 for name, _ in network.named_parameters()}, frozenset(), {})
 
 
-def _train_once(nested: NestedModel, images: Tensor) -> None:
+def _train_once(nested: NestedModel, plain: nn.Module, images: Tensor, target: Tensor) -> None:
     """Forward and backward of every level in training mode; what the plain model trains is trained."""
-    target = torch.arange(len(images))
     criterion = nn.CrossEntropyLoss()
-    plain = deepcopy(nested.network).train()
-    criterion(plain(images), target).backward()
+    criterion(plain.train()(images), target).backward()
     trained = {name for name, parameter in plain.named_parameters() if parameter.grad is not None}
-    del plain
-    task = NestedTask(
-        nested, criterion, weights=[1.0] * 3, distill=[0.5, 0.5, 0.0], teacher=Teacher("self")
-    )
+    task = NestedTask(nested, criterion, weights=[1.0] * 3, distill=[0.5, 0.5, 0.0], teacher=Teacher("self"))
     nested.train()
     results = task.backward(images, target)
+    nested.eval()
     assert [result.level for result in results] == [3, 2, 1]
     for result in results:
         assert torch.isfinite(result.loss), f"the loss of level {result.level} is {result.loss}"
@@ -205,34 +220,61 @@ def _train_once(nested: NestedModel, images: Tensor) -> None:
         grad = nested.shared_tensor(name).grad
         assert (grad is not None) == (name in trained), f"{name} is trained in one model only"
         assert grad is None or bool(torch.isfinite(grad).all()), f"the gradient of {name} is not finite"
-    nested.zero_grad()
-    nested.eval()
 
 
-@torch.no_grad()
-def _checked_logits(nested: NestedModel, plain: nn.Module, images: Tensor) -> dict[int, Tensor]:
-    """Logits of every level, (B, classes), the same in three ways, and different between levels."""
+def _checked_logits(
+    nested: NestedModel, plain: nn.Module, images: Tensor, target: Tensor
+) -> dict[int, Tensor]:
+    """Logits of every level, (B, classes), the same in four ways, and different between levels."""
     logits: dict[int, Tensor] = {}
-    plain.eval()
     for level in range(1, nested.n_levels + 1):
         plain.load_state_dict(_state_at(nested, level))
-        logits[level] = plain(images)
-        _assert_same(nested(images, level=level), logits[level], f"level {level} of the nested model")
-        _assert_same(nested.at_level(level)(images), logits[level], f"the model of level {level}")
+        plain.train().eval()  # LeViT and its kin drop the position biases that they keep in eval mode
+        expected = plain(images)
+        trained = nested(images, level=level)
+        _assert_same(trained, expected, f"level {level} of the nested model, with gradients,")
+        _assert_same_gradients(nested, plain, level, trained, expected, target)
+        logits[level] = expected.detach()
+        nested.eval()  # drops them, too
+        with torch.no_grad():
+            _assert_same(nested(images, level=level), logits[level], f"level {level} of the nested model")
+            _assert_same(nested.at_level(level)(images), logits[level], f"the model of level {level}")
     for level in range(1, nested.n_levels):
         assert _difference(logits[level], logits[level + 1]) > 10 * TOLERANCE, "two levels are the same"
     return logits
 
 
+def _assert_same_gradients(
+    nested: NestedModel, plain: nn.Module, level: int, ours: Tensor, theirs: Tensor, target: Tensor
+) -> None:
+    """The gradient of a level is the plain model's, under the level's mask."""
+    nested.zero_grad()
+    plain.zero_grad()
+    functional.cross_entropy(ours, target).backward()
+    functional.cross_entropy(theirs, target).backward()
+    entry, parameters = nested.entry_levels, dict(plain.named_parameters())
+    expected = {name: grad for name in entry if (grad := parameters[name].grad) is not None}
+    smallest = 1e-6 * max(float(grad.norm()) for grad in expected.values())  # below it is only rounding
+    for name, grad in expected.items():
+        grad = grad * (entry[name] <= level)
+        found = nested.shared_tensor(name).grad
+        assert found is not None
+        off, size = float((found - grad).norm()), float(grad.norm())
+        assert off <= 1e-3 * size + smallest, (
+            f"the gradient of {name} at level {level} is off by {off:.2g} of {size:.2g}"
+        )
+
+
+@torch.no_grad()
 def _state_at(nested: NestedModel, level: int) -> dict[str, Tensor]:
     """The state dictionary of a plain model at a level, without nestify's own views."""
     state = dict(nested.network.state_dict())
     entry = nested.entry_levels
     own = nested.private_tensors(level)
-    for name in state:
+    for name, tensor in state.items():
         kept = nested.spec.aliases.get(name, name)
         if kept in entry.tensors:
-            state[name] = state[name].where(entry[kept] <= level, 0.0)
+            state[name] = tensor.where(entry[kept] <= level, 0.0)
         elif kept in own:
             state[name] = own[kept]
     return state
@@ -267,4 +309,5 @@ def _assert_same(found: Tensor, expected: Tensor, what: str) -> None:
 def _difference(found: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest magnitude expected."""
     assert found.shape == expected.shape
+    found, expected = found.detach(), expected.detach()
     return float((found - expected).abs().max() / expected.abs().max())

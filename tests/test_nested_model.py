@@ -9,6 +9,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
+from nestify.errors import UnsupportedModelError
 from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
@@ -205,3 +206,13 @@ def test_weight_that_two_modules_hold_is_masked_in_both(make_model: MakeModel) -
     with torch.no_grad():
         torch.testing.assert_close(nested(images, level=1), plain(images))
     torch.testing.assert_close(nested.train()(images, level=1), plain(images))
+
+
+def test_several_outputs_are_refused(make_model: MakeModel) -> None:
+    model = make_model("deit_tiny_distilled_patch16_224", img_size=32)
+    nested = NestedModel(model, describe_model(model), NAMES).train()
+    images = torch.randn(2, 3, 32, 32)
+    assert nested(images).shape == (2, 10)
+    model.set_distilled_training(True)
+    with pytest.raises(UnsupportedModelError, match=r"deit_tiny_distilled.* gives a tuple"):
+        nested(images)

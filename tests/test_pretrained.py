@@ -119,3 +119,9 @@ def test_input_size_is_given_to_models_that_fix_it() -> None:
 def test_unknown_model_is_told_with_near_names() -> None:
     with pytest.raises(RecipeError, match=r"model.name = 'resnet18x' is not a model of timm .* resnet18"):
         load_pretrained("resnet18x", pretrained=False)
+
+
+def test_values_that_only_a_checkpoint_makes_finite_are_asked_for() -> None:
+    small = {"embed_dim": 16, "depth": 1, "num_heads": 1, "head_dim": 16, "intermediate_size": 16}
+    with pytest.raises(CheckpointError, match=r"input_min holds values that are not finite; give a file"):
+        load_pretrained("gemma4_vit_167m", pretrained=False, kwargs=small)

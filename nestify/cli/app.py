@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import traceback
+from collections.abc import Sequence
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -12,9 +13,11 @@ import typer
 from nestify import __version__
 from nestify.cli.compress import compress
 from nestify.cli.eval import evaluate
+from nestify.cli.output import abandon_stdout, say, write_result
 from nestify.cli.report import report
 from nestify.errors import NestifyError
 
+OUT_OF_MEMORY = 3
 BUG = 70
 INTERRUPTED = 130
 TERMINATED = 143
@@ -34,7 +37,7 @@ app.command("report")(report)
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"nestify {__version__}")
+        write_result(f"nestify {__version__}\n", None)
         raise typer.Exit
 
 
@@ -45,7 +48,8 @@ def _root(
         typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
     show_traceback: Annotated[
-        bool, typer.Option("--traceback", help="Show where an error comes from, for a bug report.")
+        bool,
+        typer.Option("--traceback", help="Show where an error comes from; may stand after the command too."),
     ] = False,
 ) -> None:
     """Options that stand before a command."""
@@ -55,50 +59,83 @@ def main() -> NoReturn:
     """Run the command line and exit with the contract's code."""
     # Threads that spin while they wait make a busy machine many times slower; must be set before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks how the line goes on
+        app()
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(_run())
+    sys.exit(run(sys.argv[1:]))
 
 
-def _run() -> int:
-    wants_traceback = "--traceback" in sys.argv
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line, without the name of the program.
+
+    Returns:
+        The exit code; whatever went wrong has been told on standard error.
+    """
+    wants_traceback = "--traceback" in arguments
+    words = [word for word in arguments if word != "--traceback"]
+    command = typer.main.get_command(app)
     try:
-        code = app(standalone_mode=False)
+        # Not app(words): typer would make Ctrl-C and every broken pipe its own.
+        with command.make_context("nestify", words) as context:
+            command.invoke(context)
     except NestifyError as error:
         return _tell(str(error), error.exit_code, wants_traceback)
-    except KeyboardInterrupt:
-        return _tell("interrupted; nothing was written to the output", INTERRUPTED, False)
-    except _Terminated:
-        return _tell("terminated; nothing was written to the output", TERMINATED, False)
-    except BrokenPipeError:  # the reader of a pipe has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except typer.Exit as end:
+        return end.exit_code
+    except (KeyboardInterrupt, SystemExit, _Terminated) as stop:
+        return _stopped(stop, wants_traceback)
     except Exception as error:
-        return _other(error, wants_traceback)
-    return code if isinstance(code, int) else 0
+        return _failed(error, wants_traceback)
+    return 0
 
 
-def _other(error: Exception, wants_traceback: bool) -> int:
-    """Usage errors are click's, with its own printing; everything else is a bug of ours."""
+def _stopped(stop: BaseException, wants_traceback: bool) -> int:
+    """From outside: by a signal, or because nobody reads what is printed, where rich ends the program."""
+    if isinstance(stop, SystemExit):
+        abandon_stdout()
+        return 0
+    word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
+    return _tell(f"{word}; no output was written", code, wants_traceback)
+
+
+def _failed(error: Exception, wants_traceback: bool) -> int:
+    """Usage errors are click's, with its own printing; most else is a bug of ours."""
     show, usage_code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(usage_code, int):
         show()
         return usage_code
-    if type(error).__name__ == "Abort":
-        return _tell("interrupted; nothing was written to the output", INTERRUPTED, False)
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return _tell(f"out of memory: {error}; a smaller --batch-size needs less", 3, wants_traceback)
+    if isinstance(error, BrokenPipeError) and _nobody_reads():
+        abandon_stdout()
+        return 0
+    if _is_out_of_memory(error):
+        remedy = "a smaller --batch-size or --input-size needs less"
+        return _tell(f"out of memory: {error}; {remedy}", OUT_OF_MEMORY, wants_traceback)
     return _tell(
         f"this is a bug in nestify {__version__}: {type(error).__name__}: {error}\n"
-        "please report it with the command, and what `nestify --traceback ...` prints",
+        "please report it with the command, and what it prints with --traceback",
         BUG,
         wants_traceback,
     )
 
 
+def _nobody_reads() -> bool:
+    """Whether the reader of standard output has closed the pipe."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or "can't allocate memory" in str(error)  # torch's RuntimeError on the CPU
+
+
 def _tell(message: str, code: int, wants_traceback: bool) -> int:
     if wants_traceback:
-        traceback.print_exc()
-    typer.echo(f"nestify: {message}", err=True)
+        say(traceback.format_exc().rstrip("\n"))
+    say(f"nestify: {message}")
     return code
 
 

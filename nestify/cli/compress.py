@@ -1,6 +1,8 @@
 """`nestify compress`: pretrained model in, nested file out."""
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -16,9 +18,14 @@ _TRAINING = "Training"
 def _option(key: str, *names: str, panel: str) -> typer.models.OptionInfo:
     """A flag for a recipe's option, with the option's own help; the default stays the recipe's."""
     info: typer.models.OptionInfo = typer.Option(
-        *names, help=option_help(key), rich_help_panel=panel, show_default=False
+        *names, help=_literal(option_help(key)), rich_help_panel=panel, show_default=False
     )
     return info
+
+
+def _literal(text: str) -> str:
+    """A text that Markdown, which help texts are in, shows as it is."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
 
 
 def compress(
@@ -134,7 +141,7 @@ def run(source: str, overrides: dict[str, object], dry_run: bool, as_json: bool)
 
     if dry_run:
         plan = api.plan(recipe, estimate=True)
-        text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan)
+        text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
         write_result(text, None)
         return
     with Display() as display:
@@ -145,4 +152,4 @@ def run(source: str, overrides: dict[str, object], dry_run: bool, as_json: bool)
         return
     title = f"{report.architecture}, {report.num_classes} classes"
     notes = [*report_notes(report), f"Written: {Path(result.path)}"]
-    write_result(render(title, [report_table(report)], notes), None)
+    write_result(render(title, [report_table(report)], notes, sys.stdout), None)

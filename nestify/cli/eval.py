@@ -1,6 +1,7 @@
 """`nestify eval`: accuracy of the levels of a nested file."""
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ SCHEMA_VERSION = 1
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(help="Nested file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Nested file.", show_default=False)],
     data: Annotated[
         str,
         typer.Option(
@@ -60,7 +61,7 @@ def evaluate(
         raise RecipeError(f"--on-bad-image {on_bad_image} is not refuse or skip")
     from nestify.api import evaluate as run
     from nestify.cli.output import render, write_result
-    from nestify.report.table import evaluation_table
+    from nestify.report.table import evaluation_table, some_images
 
     done = run(
         file,
@@ -77,10 +78,8 @@ def evaluate(
     if as_json:
         write_result(json.dumps(_document(done, min_top1), indent=2) + "\n", None)
     else:
-        notes = [f"{len(done.skipped)} images could not be read: {', '.join(done.skipped)}"]
-        write_result(
-            render(f"{file} on {data}", [evaluation_table(done)], notes if done.skipped else []), None
-        )
+        notes = [f"Skipped {some_images(done.skipped)}"] if done.skipped else []
+        write_result(render(f"{file} on {data}", [evaluation_table(done)], notes, sys.stdout), None)
     if failed := _below(done, min_top1):
         raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
 

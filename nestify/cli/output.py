@@ -1,47 +1,104 @@
 """Where results go: standard output or a file; progress and messages go to standard error."""
 
+import errno
 import io
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import TextIO
 
 from rich.console import Console
-from rich.table import Table
 
+from nestify.errors import OutputError
 from nestify.nested_file.atomic import atomic_file
+from nestify.report.sheet import Sheet
 
-WIDE = 250
+WIDE = 10_000
 
 
-def render(title: str, tables: Sequence[Table], notes: Sequence[str], *, wide: bool = False) -> str:
-    """Tables and notes as text, as wide as the terminal, or as wide as they want where `wide`."""
-    colour = sys.stdout.isatty() and not wide
-    width = None if sys.stdout.isatty() and not wide else WIDE
+def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: TextIO | None) -> str:
+    """Title, tables and notes as text: fitted to the terminal that the stream is, else as wide as it takes.
+
+    Args:
+        stream: where the text will go; None for a file.
+    """
+    terminal = Console(file=stream) if _is_terminal(stream) else None
+    width = terminal.width if terminal else None
     buffer = io.StringIO()
     console = Console(
-        file=buffer, width=width, force_terminal=colour, color_system="auto" if colour else None
+        file=buffer,
+        width=width or WIDE,
+        force_terminal=terminal is not None,
+        color_system="auto" if terminal else None,
+        highlight=False,
+        markup=False,
     )
-    console.print(title, highlight=False, markup=False)
-    for table in tables:
+    console.print(title)
+    for sheet in sheets:
+        table, left_out = sheet.fitted(width)
         console.print()
         console.print(table)
+        if left_out:
+            console.print(f"(left out for want of width: {', '.join(left_out)})")
     console.print()
     for note in notes:
-        console.print(note, highlight=False, markup=False, soft_wrap=True)
+        console.print(note)
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
+def render_markdown(title: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
+    """The same in Markdown, with every column."""
+    return "\n\n".join([title, *(sheet.markdown() for sheet in sheets), *notes]) + "\n"
+
+
 def write_result(text: str, output: Path | None) -> None:
-    """Print a result, or write it to a file whole.
+    """Print a result, or write it to a file whole. A reader that closed the pipe has seen enough.
 
     Raises:
-        OutputError: if the file cannot be written.
+        OutputError: if it cannot be written.
     """
-    if output is None:
-        encoding = sys.stdout.encoding or "utf-8"
-        sys.stdout.write(text.encode(encoding, errors="replace").decode(encoding))
-        sys.stdout.flush()
+    if output is not None:
+        with atomic_file(output) as file:
+            file.write(text.encode())
         return
-    with atomic_file(output) as file:
-        file.write(text.encode())
+    if sys.stdout is None:
+        raise OutputError("standard output is closed; redirect it to a file or a pipe")
+    try:
+        sys.stdout.write(_printable(text, sys.stdout))
+        sys.stdout.flush()
+    except OSError as error:
+        abandon_stdout()
+        if error.errno != errno.EPIPE:
+            raise OutputError(
+                f"standard output: cannot be written ({error.strerror or error}); redirect it elsewhere"
+            ) from error
+
+
+def abandon_stdout() -> None:
+    """Let what is left for standard output go nowhere, so that Python's exit does not fail over it."""
+    with suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def say(text: str) -> None:
+    """A line for standard error; no work is lost because nobody can read it."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(_printable(text, sys.stderr) + "\n")
+        sys.stderr.flush()
+
+
+def _printable(text: str, stream: TextIO) -> str:
+    """The text in letters that the stream has."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("─", "-").encode(encoding, errors="replace").decode(encoding)
+    return text
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and not stream.closed and stream.isatty()

@@ -1,18 +1,21 @@
 """How a run shows itself on standard error, and a plan as text."""
 
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from math import isnan
 from types import TracebackType
-from typing import Any
+from typing import Any, TextIO
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
-from nestify.cli.output import render
+from nestify.cli.output import render, say
 from nestify.evaluation.accuracy import Accuracy
 from nestify.planning import Plan
-from nestify.report.table import mebibytes, plan_table, quantity
+from nestify.report.table import mebibytes, plan_table, quantity, some_images
 from nestify.training.loop import StepLog
 from nestify.training.observer import Moment, Observer, Phase
 
@@ -24,12 +27,11 @@ class Display(Observer):
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False)
-        self.progress = Progress(
+        self.progress = _BarAndDetail(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TimeRemainingColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
             console=self.console,
             transient=True,
             disable=not self.console.is_terminal,
@@ -53,7 +55,7 @@ class Display(Observer):
 
     def planned(self, plan: Plan) -> None:
         """The whole plan, above the work."""
-        self._say(plan_text(plan))
+        self._say(plan_text(plan, sys.stderr))
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """The bar moves; a finished epoch leaves a line."""
@@ -63,6 +65,8 @@ class Display(Observer):
         if phase not in self._bars:
             self._bars[phase] = self.progress.add_task(phase, total=log.total_steps, detail="")
         self.progress.update(self._bars[phase], completed=log.step, detail=detail)
+        if log.step == log.total_steps:
+            self.progress.remove_task(self._bars.pop(phase))
         if log.epoch_ended:
             self._say(f"{phase} epoch {log.epoch} ({log.step}/{log.total_steps} steps): {detail}")
             self._epoch_start = time.perf_counter()
@@ -76,15 +80,26 @@ class Display(Observer):
     def skipped(self, split: str, images: dict[str, str]) -> None:
         """The number of images that were left out, and the first names."""
         if images:
-            names = ", ".join(list(images)[:3]) + (", ..." if len(images) > 3 else "")
-            self._say(f"skipped {len(images)} unreadable {split} images: {names}")
+            self._say(f"{split} images: skipped {some_images(images)}")
 
     def _say(self, text: str) -> None:
-        self.console.print(text, soft_wrap=True)
+        if self.console.is_terminal:
+            self.console.print(Text.from_ansi(text))
+        else:
+            say(text)
 
 
-def plan_text(plan: Plan) -> str:
-    """A plan for people."""
+class _BarAndDetail(Progress):
+    """A bar, and what there is to say of it in the line below, where it has room."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        for task in self.tasks:
+            yield self.make_tasks_table([task])
+            yield Text(task.fields["detail"])
+
+
+def plan_text(plan: Plan, stream: TextIO | None) -> str:
+    """A plan for people, fitted to where it will be written."""
     spec = plan.spec
     size = "x".join(map(str, spec.input_size))
     notes = [
@@ -104,7 +119,7 @@ def plan_text(plan: Plan) -> str:
         f"{spec.architecture}, {spec.num_classes} classes, input {size}, "
         f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers"
     )
-    return render(title, [plan_table(plan)], notes)
+    return render(title, [plan_table(plan)], notes, stream)
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
@@ -131,4 +146,5 @@ def plan_document(plan: Plan) -> dict[str, Any]:
 
 
 def _joined(values: Sequence[float], form: str) -> str:
-    return " / ".join(format(value, form) for value in values)
+    """One number per level; a dash for a level that was not trained yet."""
+    return " / ".join("-" if isnan(value) else format(value, form) for value in values)

@@ -1,6 +1,7 @@
 """`nestify report`: what a nested file holds, without data and without torch."""
 
 import json
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ class Format(StrEnum):
 
 
 def report(
-    file: Annotated[Path, typer.Argument(help="Nested file.", show_default=False)],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Nested file.", show_default=False)],
     format: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,
@@ -30,7 +31,7 @@ def report(
     Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
     at no cost, prefix MiB what a device must load to run the level.
     """
-    from nestify.cli.output import render, write_result
+    from nestify.cli.output import render, render_markdown, write_result
     from nestify.report.document import read_report
     from nestify.report.table import layer_table, report_notes, report_table
 
@@ -38,9 +39,10 @@ def report(
     if as_json or format is Format.json:
         write_result(json.dumps(data.to_dict(layers=layers), indent=2) + "\n", output)
         return
-    markdown = format is Format.markdown
-    tables = [report_table(data, markdown=markdown)]
-    if layers:
-        tables.append(layer_table(data, markdown=markdown))
     title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
-    write_result(render(title, tables, report_notes(data), wide=markdown or output is not None), output)
+    sheets = [report_table(data), layer_table(data)] if layers else [report_table(data)]
+    notes = report_notes(data)
+    if format is Format.markdown:
+        write_result(render_markdown(title, sheets, notes), output)
+    else:
+        write_result(render(title, sheets, notes, None if output else sys.stdout), output)

@@ -5,11 +5,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
+from math import isfinite
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor
 
+from nestify.errors import DivergedError
 from nestify.nested_model import NestedModel
 
 
@@ -71,6 +73,24 @@ def evaluate(
                 logits = model(images)
             evaluators.setdefault(level, ClassificationEvaluator(images.device)).update(logits, target)
     return [_summary(level, evaluators[level], timers[level]) for level in models if level in evaluators]
+
+
+def check_finite(results: Sequence[Accuracy], option: str) -> None:
+    """Refuse what diverged in its last training step, which only an evaluation sees.
+
+    Args:
+        results: of levels, or of the dense model as level 0.
+        option: the learning rate's, for the message.
+
+    Raises:
+        DivergedError: when a loss is not finite.
+    """
+    for result in results:
+        if not isfinite(result.loss):
+            whose = f"level {result.level}" if result.level else "the dense model"
+            raise DivergedError(
+                f"the loss of {whose} on the validation images is {result.loss}; a smaller {option} may help"
+            )
 
 
 def _summary(level: int, evaluator: ClassificationEvaluator, timer: "_Timer") -> Accuracy:

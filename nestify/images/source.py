@@ -157,15 +157,18 @@ def _local_split(path: Path, split: str) -> Path:
         )
     if path.is_file():
         return path
+    if not any(path.iterdir()):
+        raise DataError(f"{path}: no .png, .jpg or .jpeg images in class folders; it holds nothing")
     synonyms = next((names for names in (TRAIN_NAMES, VALIDATION_NAMES) if split in names), ())
     if found := _first_of(path, (split, *synonyms)):
         return found
     others = [name for name in (*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES) if _first_of(path, (name,))]
     if others or not synonyms:
-        option = "--train-split" if split in TRAIN_NAMES else "--val-split"
+        option = {TRAIN_NAMES: "--train-split", VALIDATION_NAMES: "--val-split"}.get(synonyms)
         raise DataError(
-            f"{path}: no split {split!r}; it holds {_listing(path)}; name the right one with {option} "
-            f"({option} . is the folder itself), or set training images aside with --holdout 0.1"
+            f"{path}: no split {split!r}; it holds {_listing(path)}; name the right one with "
+            f"{option or '--train-split or --val-split'} (. is the folder itself), or set training images "
+            "aside with --holdout 0.1"
         )
     return path
 

@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -12,12 +12,19 @@ from nestify.errors import OutputError
 
 
 @contextmanager
-def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+def atomic_file(
+    path: str | os.PathLike[str], check: Callable[[Path], object] | None = None
+) -> Iterator[BinaryIO]:
     """Write a file that takes its place only when the block ends without an exception.
 
     The bytes go to a temporary file in the same folder, which is synced to disk and then renamed. After
     an exception the temporary file is removed; after a crash or a full disk, too, what was at `path` is
     unchanged. A symbolic link stays, and what it points to is replaced.
+
+    Args:
+        path: of the file.
+        check: called with the path of the complete temporary file; the file takes its place only if this
+            raises nothing.
 
     Raises:
         OutputError: if the file system refuses, or `path` is something else than a regular file.
@@ -35,6 +42,8 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if check is not None:
+            check(temporary)
         os.replace(temporary, target)
         _sync_folder(target.parent)
     except OSError as error:

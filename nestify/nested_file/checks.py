@@ -34,6 +34,9 @@ MAX_EXPANSION = 4096
 """Dense bytes per file byte that a reader accepts. A real file needs about 1 / density: 0.999 sparsity
 in float16 takes some 600. Without a bound, a few bytes could ask for all memory."""
 
+LOADING_KWARGS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
+"""Arguments of `timm.create_model` that fetch weights, from disk or from the network."""
+
 FREE_DENSE_BYTES = 64 * 2**20
 """Dense bytes that a file of any size may ask for, so that the bound never meets small models."""
 
@@ -70,9 +73,16 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
     if not re.fullmatch("[A-Za-z0-9_.]+", manifest.model.architecture):
         name = quoted(manifest.model.architecture)
         raise Refusal(f"has {name} as its architecture, which is no name in timm")
+    for argument in LOADING_KWARGS & manifest.model.kwargs.keys():
+        raise Refusal(f"has a model argument {quoted(argument)}, which would load something else")
+    names = manifest.model.class_names
+    if names is not None and len(names) != manifest.model.num_classes:
+        raise Refusal(f"has {len(names)} class names for {manifest.model.num_classes} classes")
     _check_distinct("level", [level.name for level in manifest.levels])
     for level in manifest.levels:
         _check_distinct("private tensor", level.private)
+        if [layer.name for layer in level.layers] != [layer.name for layer in manifest.levels[0].layers]:
+            raise Refusal(f"level {quoted(level.name)} lists other layers than the core level")
     _check_distinct("tensor", [n for entry in manifest.parameters for n in (entry.name, *entry.aliases)])
     dense_bytes = 0
     for parameter in manifest.parameters:

@@ -16,6 +16,11 @@ Scalar = bool | int | float | str | None
 Kwarg = Scalar | list[Scalar] | list[list[Scalar]]
 Size = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
+Side = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Percent = Annotated[float, Field(ge=0, le=100)]
+Label = Annotated[str, Field(pattern=r"^\P{C}*$")]
+"""A text that is printed: without control characters, which would steer a terminal."""
 BlockSide = Annotated[int, Field(ge=1, le=9999)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -30,11 +35,11 @@ class Preprocessing(_Part):
     `input_size` is (channels, height, width); `mean` and `std` are per channel, for pixels in [0, 1].
     """
 
-    input_size: tuple[int, int, int]
-    mean: list[float]
-    std: list[float]
+    input_size: tuple[Side, Side, Side]
+    mean: Annotated[list[float], Field(min_length=1)]
+    std: Annotated[list[Annotated[float, Field(ge=1e-6)]], Field(min_length=1)]
     interpolation: str
-    crop_pct: float
+    crop_pct: Annotated[float, Field(ge=0.01, le=100)]
     crop_mode: str
 
 
@@ -43,7 +48,7 @@ class ModelEntry(_Part):
 
     architecture: str
     kwargs: dict[str, Kwarg]
-    num_classes: int
+    num_classes: Annotated[int, Field(ge=1)]
     preprocessing: Preprocessing
     class_names: list[str] | None
 
@@ -75,7 +80,7 @@ class ParameterEntry(_Part):
 class LayerEntry(_Part):
     """One maskable tensor at one level, for the per-layer table."""
 
-    name: str
+    name: Label
     weights: Count
     kept: Count
     dense_macs: Count | None
@@ -101,12 +106,12 @@ class Metrics(_Part):
     nonzero_parameters: Count
     dense_macs: Count | None
     effective_macs: Count | None
-    uncounted: dict[str, int] = {}
-    top1: float | None = None
-    top5: float | None = None
+    uncounted: dict[Label, int] = {}
+    top1: Percent | None = None
+    top5: Percent | None = None
     loss: float | None = None
     images: Count | None = None
-    top1_before: float | None = None
+    top1_before: Percent | None = None
 
 
 class LevelDescription(_Part):
@@ -117,9 +122,9 @@ class LevelDescription(_Part):
     """
 
     name: str
-    sparsity: float
-    achieved_sparsity: float
-    pattern: str
+    sparsity: Share
+    achieved_sparsity: Share
+    pattern: Annotated[str, Field(pattern="^(unstructured|[0-9]{1,4}[:x][0-9]{1,4})$")]
     fingerprint: list[float]
     metrics: Metrics
     layers: list[LayerEntry]
@@ -148,7 +153,7 @@ class _Run(_Part):
     """Validation accuracy of the unchanged pretrained model: `top1`, `top5`, `loss`; empty: not measured."""
     recipe: dict[str, Any]
     seed: int
-    versions: dict[str, str]
+    versions: dict[Label, Label]
     source_sha256: Sha256 | None
     """SHA-256 of the checkpoint file that the run started from; None when there was no file."""
 

@@ -7,7 +7,8 @@ over its placeholder, and only then does the file take its place.
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -40,6 +41,7 @@ def write_nested_file(
     state: NestedState,
     description: Description,
     dtype: torch.dtype = torch.float32,
+    check: Callable[[Path], object] | None = None,
 ) -> Manifest:
     """Write a nested network to one file, atomically.
 
@@ -52,6 +54,7 @@ def write_nested_file(
         description: what the manifest says beyond the tensors; its levels are those of the state.
         dtype: what shared floating-point tensors are stored in: float32, float16 or bfloat16. Private
             tensors keep their own type.
+        check: called with the path of the complete file before it takes its place, to refuse it.
 
     Returns:
         the manifest as written.
@@ -70,7 +73,7 @@ def write_nested_file(
     manifest, layout = _plan(parameters, stored, state, description)
     header = encode_header(layout, manifest)
     _check_readable(file_name, manifest, len(header), layout.ends[-1])
-    with atomic_file(path) as file:
+    with atomic_file(path, check) as file:
         file.write(header)
         hashes = _write_data(file, file_name, layout, stored)
         manifest = _update_levels(manifest, "sha256", hashes)

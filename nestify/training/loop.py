@@ -241,8 +241,8 @@ class _Progress:
         for k, (loss, (_, _, count)) in enumerate(zip(losses, rows, strict=True), start=1):
             if count and not torch.isfinite(torch.tensor(loss)):
                 raise DivergedError(
-                    f"the loss of level {k} is {loss} at step {step}; "
-                    f"a smaller learning rate (it was {lr:g}) or train.clip_grad may help"
+                    f"the loss of level {k} is {loss} at step {step} of {self.total}; "
+                    "a smaller learning rate or train.clip_grad may help"
                 )
         log = StepLog(
             step=step,

@@ -1,0 +1,101 @@
+"""A table that fits its place: a terminal of any width, a pipe, or Markdown. No torch here."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.cells import cell_len
+from rich.console import JustifyMethod
+from rich.table import Table
+
+GAP = 2
+FOLDED = 20
+"""Terminal columns that names need where room is short; longer ones go on in the next line."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column.
+
+    Attributes:
+        title: its head; may break at its first space.
+        cells: one per row.
+        is_text: whether the cells are words, which stand on the left.
+        rank: where room is short, the highest goes first; 0 always stays.
+    """
+
+    title: str
+    cells: Sequence[str]
+    is_text: bool = False
+    rank: int = 0
+
+    @property
+    def broken(self) -> "Column":
+        """The same with its title on two lines."""
+        return Column(self.title.replace(" ", "\n", 1), self.cells, self.is_text, self.rank)
+
+    @property
+    def width(self) -> int:
+        """Terminal columns that it takes in one line."""
+        return max(map(cell_len, (*self.title.split("\n"), *self.cells)))
+
+    @property
+    def least_width(self) -> int:
+        """Terminal columns that it cannot do without."""
+        return min(self.width, FOLDED) if self.is_text else self.width
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Columns side by side."""
+
+    columns: Sequence[Column]
+
+    def fitted(self, width: int | None) -> tuple[Table, list[str]]:
+        """The table for a terminal of so many columns, or at full width for None.
+
+        Titles break onto two lines, then the least important columns go.
+
+        Returns:
+            The table, and the titles of the columns that were left out.
+        """
+        columns = list(self.columns)
+        if width is None or _total([column.width for column in columns]) <= width:
+            return _table(columns), []
+        columns = [column.broken for column in columns]
+        left_out: list[str] = []
+        while _total([column.least_width for column in columns]) > width:
+            least = max(columns, key=lambda column: column.rank)
+            if not least.rank:
+                break
+            columns.remove(least)
+            left_out.append(least.title.replace("\n", " "))
+        return _table(columns), left_out
+
+    def markdown(self) -> str:
+        """The table in Markdown, every column of it."""
+        columns = []
+        for column in self.columns:
+            cells = [text.replace("|", "\\|") for text in (column.title, *column.cells)]
+            longest = max(map(cell_len, cells))
+            pad = str.ljust if column.is_text else str.rjust
+            rule = "-" * (longest - 1)
+            head, *rest = (pad(cell, longest) for cell in cells)
+            columns.append([head, f":{rule}" if column.is_text else f"{rule}:", *rest])
+        return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + GAP * (len(widths) - 1)
+
+
+def _table(columns: Sequence[Column]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, GAP - 1, 0, 0))
+    for column in columns:
+        justify: JustifyMethod = "left" if column.is_text else "right"
+        table.add_column(
+            column.title, justify=justify, vertical="bottom", no_wrap=not column.is_text, overflow="fold"
+        )
+    for row in zip(*(column.cells for column in columns), strict=True):
+        table.add_row(*row)
+    return table

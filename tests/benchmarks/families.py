@@ -1,0 +1,169 @@
+"""Does nestify work with every family of timm models? Walks the smallest model of each through everything.
+
+    python tests/benchmarks/families.py                          # all families, about half an hour on one core
+    python tests/benchmarks/families.py --only vgg,swin_transformer
+    python tests/benchmarks/families.py --markdown > families.md
+
+A checkpoint of each model, with random weights, is opened, planned, nested at three levels, trained for one
+step of every level, saved and loaded; `tests/family_walk.py` says what is compared with what. Every family has its own process,
+so that one that crashes, or needs too much memory or time, does not end the others. Works where processes
+can be forked.
+"""
+
+import argparse
+import multiprocessing
+import os
+import resource
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import track
+from rich.table import Table
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    import timm
+    import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from family_walk import Walked, smallest_model, walk  # tests are no package
+
+from nestify.errors import NestifyError
+
+GIB = 2**30
+HEADINGS = ("family", "variant", "input", "parameters", "maskable", "result", "seconds", "peak GiB")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one family.
+
+    Attributes:
+        result: `works`, `refused: ` and nestify's own reason, or `FAILS: ` and what happened.
+        seconds: of the walk; of everything where it did not come to its end.
+        peak_bytes: the most memory that the process held; 0 where it did not tell.
+    """
+
+    family: str
+    name: str
+    walked: Walked | None
+    result: str
+    seconds: float
+    peak_bytes: int
+
+    @property
+    def works(self) -> bool:
+        return self.walked is not None
+
+
+def main() -> int:
+    """Exit code 1 where a family neither works nor is refused."""
+    options = _options()
+    families = options.only.split(",") if options.only else timm.list_modules()
+    if unknown := set(families) - set(timm.list_modules()):
+        sys.exit(f"not a family of timm {timm.__version__}: {', '.join(sorted(unknown))}")
+    torch.set_num_threads(1)  # forked processes must not inherit threads
+    bound = (options.memory * GIB, options.timeout)
+    progress = Console(stderr=True)
+    start = time.perf_counter()
+    outcomes = []
+    for family in track(families, console=progress):
+        outcomes.append(_walk_apart(family, *bound))
+        progress.print(escape(" | ".join(_cells(outcomes[-1]))), soft_wrap=True)
+    _print(outcomes, options.markdown)
+    works = sum(outcome.works for outcome in outcomes)
+    print(f"\n{works} of {len(outcomes)} families work ({time.perf_counter() - start:.0f} seconds)")
+    return int(any(outcome.result.startswith("FAILS") for outcome in outcomes))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--only", help="families, separated by commas; all by default", metavar="A,B")
+    parser.add_argument("--markdown", action="store_true", help="print a Markdown table")
+    parser.add_argument("--timeout", type=int, default=600, help="seconds for each family (default 600)")
+    parser.add_argument("--memory", type=int, default=10, help="GiB for each family (default 10)")
+    return parser.parse_args()
+
+
+def _walk_apart(family: str, memory_bytes: int, timeout: int) -> Outcome:
+    """Walk a family's smallest model in a process of its own."""
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe(duplex=False)
+    start = time.perf_counter()
+    process = context.Process(target=_child, args=(family, memory_bytes, theirs))
+    process.start()
+    theirs.close()
+    name, outcome, why = "", None, ""
+    try:
+        while outcome is None:
+            if not ours.poll(max(0, start + timeout - time.perf_counter())):
+                why = f"FAILS: not done after {timeout} seconds"
+                process.kill()
+                break
+            told = ours.recv()
+            name, outcome = (told, None) if isinstance(told, str) else (name, told)
+    except EOFError:
+        process.join()
+        why = f"FAILS: its process ended with exit code {process.exitcode}"
+    process.join()
+    return outcome or Outcome(family, name, None, why, time.perf_counter() - start, 0)
+
+
+def _child(family: str, memory_bytes: int, pipe: Connection) -> None:
+    """Send the name of the variant, then the outcome."""
+    resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # models print, too
+    start = time.perf_counter()
+    walked, name = None, ""
+    try:
+        name = smallest_model(family)
+        pipe.send(name)
+        warnings.simplefilter("error")  # as in the test suite
+        start = time.perf_counter()
+        walked = walk(name)
+        result = "works"
+    except NestifyError as error:
+        result = f"refused: {error}"
+    except Exception as error:  # whatever happens is the result
+        result = f"FAILS: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    pipe.send(Outcome(family, name, walked, result, time.perf_counter() - start, peak))
+
+
+def _cells(outcome: Outcome) -> tuple[str, ...]:
+    walked = outcome.walked
+    facts = ("", "", "")
+    variant = outcome.name
+    if walked is not None:
+        facts = (
+            "x".join(map(str, walked.input_size[1:])),
+            f"{walked.parameters:,}",
+            f"{walked.maskable / walked.parameters:.1%}",
+        )
+        variant += "".join(f" {key}={value}" for key, value in walked.kwargs.items())
+    peak = f"{outcome.peak_bytes / GIB:.1f}" if outcome.peak_bytes else ""
+    return (outcome.family, variant, *facts, outcome.result, f"{outcome.seconds:.1f}", peak)
+
+
+def _print(outcomes: Sequence[Outcome], markdown: bool) -> None:
+    rows = [_cells(outcome) for outcome in outcomes]
+    if markdown:
+        print("| " + " | ".join(HEADINGS) + " |\n" + "|---" * len(HEADINGS) + "|")
+        for row in rows:
+            print("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |")
+        return
+    table = Table(*HEADINGS)
+    for row in rows:
+        table.add_row(*map(escape, row))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,83 @@
+"""Digits as a nested file and as folders, made once; every test runs in a folder of its own."""
+
+import shutil
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .driver import DIGITS, UNTRAINED, nestify
+
+Refused = Callable[..., str]
+
+IMAGES_PER_CLASS = {"train": 20, "validation": 8}
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A nested file of three levels that nothing was trained for; not to be changed."""
+    path = tmp_path_factory.mktemp("digits") / "digits.nested.safetensors"
+    done = nestify("compress", "digits", *UNTRAINED, "-o", path)
+    assert done.code == 0, done.err
+    return path
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A few digits as a folder of splits of class folders; not to be changed."""
+    root = tmp_path_factory.mktemp("images")
+    for split, count in IMAGES_PER_CLASS.items():
+        seen: Counter[str] = Counter()
+        with tarfile.open(DIGITS / f"{split}.tar") as tar:
+            for member in tar.getmembers():
+                name = Path(member.name)
+                if not member.isfile() or seen[name.parent.name] == count:
+                    continue
+                seen[name.parent.name] += 1
+                file = tar.extractfile(member)
+                assert file is not None
+                target = root / split / name.parent.name / name.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read())
+    return root
+
+
+@pytest.fixture
+def images(digits_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the folder of digits, to damage."""
+    return Path(shutil.copytree(digits_folder, tmp_path / "images"))
+
+
+@pytest.fixture
+def refused(tmp_path: Path) -> Refused:
+    """Runs a command that must fail: `refused(code, *words)` gives its one sentence on standard error.
+
+    Nothing is printed as a result, and no file is written, changed or left behind, an older output least
+    of all. The log of a run that had begun to work may stay.
+    """
+
+    def run(code: int, *words: str | Path) -> str:
+        older = tmp_path / "digits.nested.safetensors"
+        older.write_bytes(b"an older file")
+        before = _files_in(tmp_path)
+        done = nestify(*words)
+        assert done.code == code, (done.code, done.err)
+        assert done.out == ""
+        after = _files_in(tmp_path)
+        for files in (before, after):
+            files.pop(tmp_path / "digits.metrics.jsonl", None)
+        assert after == before
+        return done.message
+
+    return run
+
+
+def _files_in(folder: Path) -> dict[Path, bytes | None]:
+    return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}

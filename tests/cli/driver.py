@@ -1,0 +1,121 @@
+"""Running the command line: in this process for speed, in one of its own where that matters."""
+
+import fcntl
+import io
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Mapping
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nestify.cli.app import run
+from nestify.nested_file.reader import open_nested_file
+
+UNTRAINED = (
+    *("--epochs", "0", "--max-train", "200", "--max-val", "100"),
+    *("--set", "train.recalibrate_batches=2", "--set", "train.eval_before=false"),
+)
+"""Options of a run that trains nothing: about a second."""
+
+TWO_STEPS = (
+    *("--epochs", "0.3", "--batch-size", "32", "--max-train", "200", "--max-val", "50"),
+    *("--set", "train.recalibrate_batches=2", "--set", "train.eval_before=false"),
+)
+"""Options of a run of two training steps: 0.3 of an epoch of six, rounded up."""
+
+DIGITS = Path(__file__).parents[2] / "nestify" / "recipes" / "digits"
+CHECKPOINT = DIGITS / "test_resnet.safetensors"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: exit code, standard output, standard error."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self) -> Any:
+        """Standard output as the one JSON document that it must be."""
+        return json.loads(self.out)
+
+    @property
+    def message(self) -> str:
+        """The error: the last line of standard error, without the program's name."""
+        last = self.err.splitlines()[-1]
+        assert last.startswith("nestify: "), self.err
+        assert "Traceback" not in self.err
+        return last.removeprefix("nestify: ")
+
+
+def nestify(*words: str | os.PathLike[str]) -> Outcome:
+    """Run a command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with redirect_stdout(out), redirect_stderr(err):
+        code = run([os.fspath(word) for word in words])
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def spawn(*words: str | os.PathLike[str], **options: Any) -> "subprocess.Popen[str]":
+    """Start a command in a process of its own, with pipes for its output."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
+    return subprocess.Popen([sys.executable, "-m", "nestify", *map(os.fspath, words)], **{**pipes, **options})
+
+
+def at_terminal(width: int, *words: str | Path) -> list[str]:
+    """The lines that a terminal of so many columns is sent, without colours and movements."""
+    master, slave = pty.openpty()
+    fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+    command = [sys.executable, "-m", "nestify", *map(str, words)]
+    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment())
+    os.close(slave)
+    shown = b""
+    while True:
+        try:
+            block = os.read(master, 2**16)
+        except OSError:  # the other side has closed
+            break
+        if not block:
+            break
+        shown += block
+    os.close(master)
+    assert process.wait() == 0
+    return (
+        re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+        .replace("\r\n", "\n")
+        .replace("\r", "\n")
+        .split("\n")
+    )
+
+
+def environment(**changes: str) -> Mapping[str, str]:
+    """This process's environment without what changes how a terminal is seen."""
+    seen = ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TERM")
+    kept = {name: value for name, value in os.environ.items() if name not in seen}
+    return {**kept, "OMP_NUM_THREADS": "1", "TERM": "xterm", **changes}
+
+
+def finish(process: "subprocess.Popen[str]", timeout: float = 60) -> Outcome:
+    """Wait for a spawned command."""
+    out, err = process.communicate(timeout=timeout)
+    return Outcome(process.returncode, out or "", err or "")
+
+
+def stored_recipe(path: Path) -> dict[str, Any]:
+    """The recipe that a nested file says it was made with."""
+    return open_nested_file(path).manifest.recipe
+
+
+def events(path: Path, kind: str) -> list[dict[str, Any]]:
+    """The lines of one kind in a run's `metrics.jsonl`."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    return [line for line in lines if line["event"] == kind]

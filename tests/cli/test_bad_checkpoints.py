@@ -1,0 +1,123 @@
+"""Checkpoints that are missing, damaged, dangerous, or of another model."""
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from .conftest import Refused
+from .driver import CHECKPOINT, UNTRAINED, nestify
+
+START = ("compress", "digits", *UNTRAINED, "--checkpoint")
+
+
+class Bomb:
+    """Leaves a file behind if it is ever unpickled for real."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.system, ("touch exploded",)
+
+
+def cut_in_half(source: Path, target: Path) -> Path:
+    content = source.read_bytes()
+    target.write_bytes(content[: len(content) // 2])
+    return target
+
+
+def test_missing(refused: Refused) -> None:
+    assert refused(3, *START, "nowhere.safetensors").startswith(
+        "checkpoint nowhere.safetensors is not a file;"
+    )
+
+
+def test_another_ending(refused: Refused) -> None:
+    assert 'model.checkpoint = "weights.h5" is not a checkpoint' in refused(2, *START, "weights.h5")
+
+
+def test_cut_safetensors(refused: Refused, tmp_path: Path) -> None:
+    message = refused(3, *START, cut_in_half(CHECKPOINT, tmp_path / "cut.safetensors"))
+    assert message.startswith(f"checkpoint {tmp_path}/cut.safetensors cannot be read (")
+    assert message.endswith("copy it again, or save its state_dict alone")
+
+
+def test_pth(tmp_path: Path) -> None:
+    torch.save(load_file(CHECKPOINT), tmp_path / "whole.pth")
+    assert nestify(*START, "whole.pth", "--dry-run").code == 0
+
+
+def test_cut_pth(refused: Refused, tmp_path: Path) -> None:
+    torch.save(load_file(CHECKPOINT), tmp_path / "whole.pth")
+    assert "cut.pth cannot be read (" in refused(3, *START, cut_in_half(Path("whole.pth"), Path("cut.pth")))
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)) * 8])
+@pytest.mark.parametrize("name", ["bad.safetensors", "bad.pth"])
+def test_no_checkpoint_at_all(content: bytes, name: str, refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    assert refused(3, *START, name).startswith(f"checkpoint {name} cannot be read (")
+
+
+def test_pickled_objects_are_not_run(refused: Refused, tmp_path: Path) -> None:
+    torch.save({"state_dict": load_file(CHECKPOINT), "optimizer": Bomb()}, tmp_path / "bomb.pth")
+    Path("legacy.pth").write_bytes(pickle.dumps({"state_dict": Bomb()}))
+    for name in ("bomb.pth", "legacy.pth"):
+        assert "may be truncated, or hold more than weights" in refused(3, *START, name)
+    assert not Path("exploded").exists()
+
+
+def test_no_tensors(refused: Refused, tmp_path: Path) -> None:
+    torch.save({"epoch": 3}, tmp_path / "empty.pth")
+    assert refused(3, *START, "empty.pth").startswith("checkpoint empty.pth holds no tensors;")
+
+
+def test_values_that_are_not_finite(refused: Refused) -> None:
+    weights = load_file(CHECKPOINT)
+    weights["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
+    save_file(weights, "nan.safetensors")
+    message = refused(3, *START, "nan.safetensors")
+    assert message.startswith(
+        "checkpoint nan.safetensors: layer1.0.conv1.weight holds values that are not finite"
+    )
+
+
+def test_another_architecture(refused: Refused) -> None:
+    save_file(timm.create_model("test_vit", num_classes=10).state_dict(), "vit.safetensors")
+    message = refused(3, *START, "vit.safetensors")
+    assert message.startswith("checkpoint vit.safetensors does not fit test_resnet: ")
+    assert "keys are missing (conv1.0.weight, " in message
+    assert "keys are unknown (blocks." in message
+
+
+def test_a_layer_of_another_shape(refused: Refused) -> None:
+    weights = load_file(CHECKPOINT)
+    weights["conv1.0.weight"] = weights["conv1.0.weight"][:, :1].contiguous()
+    save_file(weights, "grey.safetensors")
+    assert "1 shapes differ (conv1.0.weight is (16, 1, 3, 3), not (16, 3, 3, 3))" in refused(
+        3, *START, "grey.safetensors"
+    )
+
+
+def test_another_number_of_classes(refused: Refused) -> None:
+    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "seven.safetensors")
+    message = refused(3, *START, "seven.safetensors")
+    assert message.startswith("seven.safetensors tells 7 classes (fc.weight), ")
+    assert " has 10; " in message
+    assert "--new-head --finetune-epochs 5" in message
+    remedy = ("--new-head", "--finetune-epochs", "1")
+    assert nestify(*START, "seven.safetensors", *remedy, "--dry-run").code == 0
+
+
+def test_bad_teachers(refused: Refused) -> None:
+    words = ("compress", "digits", "--epochs", "1", "--teacher")
+    message = refused(2, *words, "test_resnett")
+    assert message.startswith("train.teacher = 'test_resnett' is not a model of timm")
+    assert "close names are test_resnet" in message
+    checkpoint = ("--set", "train.teacher_checkpoint=nowhere.pth")
+    assert refused(3, *words, "test_resnet", *checkpoint).startswith("checkpoint nowhere.pth is not a file")
+    save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "seven.safetensors")
+    message = refused(3, *words, "test_resnet", "--set", "train.teacher_checkpoint=seven.safetensors")
+    assert message.startswith("train.teacher = 'test_resnet' tells 7 classes, the model 10;")

@@ -1,0 +1,177 @@
+"""Where results cannot go, and what a run that fails leaves behind: what was there before."""
+
+import ctypes
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from nestify import api
+from nestify.errors import BadFileError
+from nestify.nested_model import NestedModel
+
+from .conftest import Refused
+from .driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, nestify, spawn
+
+START = ("compress", "digits", *UNTRAINED, "-o")
+
+
+def test_no_place_for_the_output(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
+    (tmp_path / "folder").mkdir()
+    remedy = "; choose a folder that exists and can be written to"
+    for output, told in (
+        ("nowhere/a.safetensors", f"cannot be written (No such file or directory){remedy}"),
+        ("file/a.safetensors", f"cannot be written (Not a directory){remedy}"),
+        ("folder", "is a folder; give the path of a file in it"),
+        ("/dev/null", "is not a regular file; choose another path"),
+        ("/proc/a.safetensors", f"cannot be written (No such file or directory){remedy}"),
+    ):
+        assert refused(3, *START, output) == f"output = {output} {told}"
+    words = ("compress", "digits", *UNTRAINED, "--finetune-epochs", "1", "--set")
+    assert refused(3, *words, "finetune.save=nowhere/a.safetensors").startswith(
+        "finetune.save = nowhere/a.safetensors cannot be written"
+    )
+
+
+def test_a_read_only_folder(refused: Refused, tmp_path: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write everywhere")
+    (tmp_path / "fixed").mkdir(mode=0o555)
+    assert "cannot be written (Permission denied)" in refused(3, *START, "fixed/a.safetensors")
+
+
+def test_the_checkpoint_is_not_overwritten(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "own.safetensors").write_bytes(CHECKPOINT.read_bytes())
+    (tmp_path / "link.safetensors").symlink_to("own.safetensors")
+    words = ("--checkpoint", "own.safetensors")
+    for output in ("own.safetensors", "./own.safetensors", "link.safetensors"):
+        assert "is the checkpoint of this run; choose another path" in refused(3, *START, output, *words)
+
+
+def test_report_without_a_place(refused: Refused, digits_file: Path, tmp_path: Path) -> None:
+    assert "cannot be written (No such file" in refused(3, "report", digits_file, "-o", "nowhere/report.txt")
+    assert "is not a regular file" in refused(3, "report", digits_file, "-o", tmp_path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 256 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mount(b"none", os.fsencode(disk), b"tmpfs", 0, b"size=256k"):
+        pytest.skip(f"cannot mount a small file system: {os.strerror(ctypes.get_errno())}")
+    yield disk
+    libc.umount(os.fsencode(disk))
+
+
+def test_a_full_disk(small_disk: Path, digits_file: Path) -> None:
+    output = small_disk / "a.safetensors"
+    output.write_text("an older file")
+    done = nestify(*START, output)
+    assert done.code == 3
+    reason = "cannot be written (No space left on device); make room, what was there before is unchanged"
+    assert done.message == f"{output}: {reason}"
+    assert output.read_text() == "an older file"
+    assert {path.name for path in small_disk.iterdir()} == {"a.safetensors", "a.metrics.jsonl"}
+
+    (small_disk / "fill").write_bytes(
+        b"x" * (os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_bsize)
+    )
+    done = nestify("report", digits_file, "--json", "-o", small_disk / "report.json")
+    assert done.code == 3
+    assert "No space left on device" in done.message
+    assert not (small_disk / "report.json").exists()
+
+
+def test_a_loss_that_is_not_finite(refused: Refused) -> None:
+    words = ("compress", "digits", *TWO_STEPS, "--epochs", "1", "--lr", "1e9")
+    message = refused(4, *words)
+    assert message.startswith("the loss of level ")
+    assert message.endswith("a smaller learning rate or train.clip_grad may help")
+    assert [event["moment"] for event in events(Path("digits.metrics.jsonl"), "evaluation")] == ["original"]
+
+
+def test_a_last_step_that_diverges(refused: Refused) -> None:
+    """The losses of the two steps are finite, the weights after them are not."""
+    message = refused(4, "compress", "digits", *TWO_STEPS, "--epochs", "0.1", "--lr", "1e30")
+    assert "on the validation images is " in message
+    assert message.endswith("a smaller train.lr may help")
+    finetuned = ("--epochs", "0", "--finetune-epochs", "1", "--batch-size", "200")
+    message = refused(4, "compress", "digits", *TWO_STEPS, *finetuned, "--set", "finetune.lr=1e30")
+    assert message.startswith("the loss of the dense model on the validation images is ")
+    assert message.endswith("a smaller finetune.lr may help")
+
+
+def test_a_file_that_does_not_load_again_is_not_kept(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> NestedModel:
+        assert path.stat().st_size > 1_000_000
+        raise BadFileError(f"{path}: does not please")
+
+    monkeypatch.setattr(api, "load", refuse)
+    message = refused(3, *START, "digits.nested.safetensors")
+    assert message.startswith("digits.nested.safetensors: what was written does not load again")
+
+
+def test_an_interrupted_write_leaves_nothing(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(path: Path) -> NestedModel:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "load", interrupt)
+    assert refused(130, *START, "digits.nested.safetensors") == "interrupted; no output was written"
+
+
+def test_fine_tuned_weights_are_a_plain_checkpoint(tmp_path: Path) -> None:
+    words = ("--finetune-epochs", "1", "--set", "finetune.save=dense.safetensors")
+    assert nestify(*START, "a.safetensors", *words).code == 0
+    assert load_file("dense.safetensors").keys() == load_file(CHECKPOINT).keys()
+
+
+# Standard output and standard error that nobody reads
+
+
+def test_a_reader_that_closes_the_pipe(digits_file: Path) -> None:
+    for words, code in (
+        (("report", digits_file, "--layers", "--json"), 0),
+        (("compress", "--help"), 0),
+        (("eval", digits_file, "--data", DIGITS, "--max-images", "20", "--min-top1", "100"), 1),
+    ):
+        reader, writer = os.pipe()
+        process = spawn(*words, stdout=writer)
+        os.close(writer)
+        os.close(reader)
+        done = finish(process)
+        assert done.code == code, done.err
+        assert "Error" not in done.err
+        assert "Exception" not in done.err
+
+
+def test_a_full_standard_output(digits_file: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = finish(spawn("report", digits_file, stdout=full))
+    assert done.code == 3
+    assert done.message == (
+        "standard output: cannot be written (No space left on device); redirect it elsewhere"
+    )
+
+
+def test_a_closed_standard_output(digits_file: Path) -> None:
+    done = finish(spawn("report", digits_file, stdout=None, preexec_fn=lambda: os.close(1)))
+    assert (done.code, done.message) == (
+        3,
+        "standard output is closed; redirect it to a file or a pipe",
+    )
+
+
+def test_progress_that_nobody_reads_stops_no_work(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    process = spawn("compress", "digits", *UNTRAINED, stderr=writer)
+    os.close(writer)
+    os.close(reader)
+    assert finish(process).code == 0
+    assert nestify("report", "digits.nested.safetensors").code == 0

@@ -1,0 +1,117 @@
+"""`nestify report`: forms, files, and terminals of every width."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from nestify.nested_file.reader import open_nested_file
+
+from .driver import TWO_STEPS, at_terminal, nestify
+
+ALL_COLUMNS = [
+    *("level", "name", "sparsity", "parameters", "non-zero", "dense MACs", "effective MACs", "prefix MiB"),
+    *("top-1 %", "top-5 %"),
+]
+
+
+def columns_of(line: str) -> list[str]:
+    return re.split(r"  +", line.strip())
+
+
+def test_table(digits_file: Path) -> None:
+    done = nestify("report", digits_file)
+    assert (done.code, done.err) == (0, "")
+    lines = done.out.splitlines()
+    assert lines[0] == "test_resnet, 10 classes, input 3x32x32"
+    assert columns_of(lines[2]) == ALL_COLUMNS
+    assert set(lines[3]) == {"─"}
+    size = digits_file.stat().st_size
+    assert columns_of(lines[6])[:8] == [
+        *("3", "level3", "0.0000", "374k", "374k", "4.1M", "4.1M"),
+        f"{size / 2**20:.2f}",
+    ]
+    assert any("top-1 100.00 %" in line for line in lines[7:])
+    assert any("save bytes, not time" in line for line in lines[7:])
+
+
+def test_json(digits_file: Path) -> None:
+    document = nestify("report", digits_file, "--format", "json").document
+    assert document == nestify("report", digits_file, "--json").document
+    assert document["schema_version"] == 1
+    manifest = open_nested_file(digits_file).manifest
+    assert [level["top1"] for level in document["levels"]] == [
+        level.metrics.top1 for level in manifest.levels
+    ]
+    assert "layers" not in document["levels"][0]
+
+
+def test_markdown(digits_file: Path) -> None:
+    text = nestify("report", digits_file, "--format", "markdown").out
+    head, rule, *rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert [cell.strip() for cell in head.strip("|").split("|")] == ALL_COLUMNS
+    assert re.fullmatch(r"\|( -+: \|| :-+ \|)+", rule)
+    assert len(rows) == 3
+    assert "\n\n\n" not in text
+
+
+def test_layers(digits_file: Path) -> None:
+    lines = nestify("report", digits_file, "--layers").out.splitlines()
+    [row] = [line for line in lines if line.startswith("fc.weight")]
+    document = nestify("report", digits_file, "--layers", "--json").document
+    layers = [level["layers"][-1] for level in document["levels"]]
+    assert columns_of(row) == [
+        *("fc.weight", "960", "960"),
+        *(f"{layer['kept'] / 960:.4f}" for layer in layers),
+    ]
+    assert layers[-1]["kept"] == 960
+
+
+@pytest.mark.parametrize("form", ["table", "json", "markdown"])
+def test_into_a_file(form: str, digits_file: Path) -> None:
+    printed = nestify("report", digits_file, "--format", form)
+    written = nestify("report", digits_file, "--format", form, "-o", "report.txt")
+    assert (written.code, written.out) == (0, "")
+    assert Path("report.txt").read_text() == printed.out
+
+
+# At a terminal
+
+
+@pytest.mark.parametrize("width", [40, 60, 80, 140])
+def test_it_fits_the_terminal(width: int, digits_file: Path) -> None:
+    lines = at_terminal(width, "report", digits_file, "--layers")
+    assert max(map(len, lines)) <= width
+    text = "\n".join(lines)
+    assert "…" not in text
+    rows = [line for line in lines if "level2" in line.split()]
+    assert len(rows) >= 1
+    for kept in ("MiB", "top-1", "level3"):
+        assert kept in text
+    assert ("(left out for want of width: " in text) == (width < 140)
+
+
+def test_at_80_columns(digits_file: Path) -> None:
+    lines = at_terminal(80, "report", digits_file)
+    assert lines[2].split() == ["dense", "effective", "prefix", "top-1", "top-5"]
+    assert lines[3].split() == ["level", "name", "sparsity", "non-zero", "MACs", "MACs", "MiB", "%", "%"]
+    assert columns_of(lines[7])[:3] == ["3", "level3", "0.0000"]
+    assert lines[8] == "(left out for want of width: parameters)"
+
+
+def test_at_140_columns_it_is_as_on_a_pipe(digits_file: Path) -> None:
+    assert at_terminal(140, "report", digits_file) == nestify("report", digits_file).out.split("\n")
+
+
+def test_progress_fits_a_narrow_terminal() -> None:
+    lines = at_terminal(60, "compress", "digits", *TWO_STEPS)
+    assert max(map(len, lines)) <= 60
+    text = "\n".join(lines)
+    assert "…" not in text
+    assert "train ━━━━" in text  # the bar, which goes when the training is over
+    for told in (
+        "training the levels",
+        "train epoch 1 (2/2 steps): loss ",
+        "Written: digits.nested.safetensors",
+    ):
+        assert told in text

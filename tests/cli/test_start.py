@@ -1,0 +1,83 @@
+"""What must be quick and quiet: help, version, reports."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import nestify as package
+
+from .driver import UNTRAINED, environment, finish, nestify, spawn
+
+RUN_AND_LIST = """
+import sys
+from nestify.cli.app import run
+code = run(sys.argv[1:])
+loaded = [name for name in ("torch", "timm", "torchvision", "PIL") if name in sys.modules]
+print("loaded:", loaded, "code:", code, file=sys.stderr)
+"""
+
+
+def loaded_by(*words: str) -> str:
+    command = [sys.executable, "-c", RUN_AND_LIST, *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
+    return done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], ["eval", "-h"], ["report", "--help"]])
+def test_help_imports_no_torch(words: list[str]) -> None:
+    assert loaded_by(*words) == "loaded: [] code: 0"
+
+
+def test_report_imports_no_torch(digits_file: Path) -> None:
+    assert loaded_by("report", str(digits_file), "--layers") == "loaded: [] code: 0"
+    assert loaded_by("report", str(digits_file), "--json") == "loaded: [] code: 0"
+
+
+def test_a_wrong_recipe_is_told_without_torch() -> None:
+    assert loaded_by("compress", "digits", "--epochs", "-1") == "loaded: [] code: 2"
+
+
+def test_help_names_every_command() -> None:
+    text = nestify("--help").out
+    for command in ("compress", "eval", "report", "--version", "--traceback"):
+        assert command in text
+
+
+def test_help_shows_brackets_and_placeholders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = nestify("compress", "--help").out
+    assert "one side, or [height, width]" in text
+    assert "<model>.nested.safetensors" in text
+    assert "(default 0.95,0.8,0)" in text
+    assert "(default [])" not in text
+
+
+def test_version() -> None:
+    assert nestify("--version").out == f"nestify {package.__version__}\n"
+
+
+def test_without_a_command_it_shows_its_help() -> None:
+    done = nestify()
+    assert done.code == 2
+    assert "compress" in done.out + done.err
+
+
+def test_as_a_module() -> None:
+    assert finish(spawn("--version")).out == f"nestify {package.__version__}\n"
+    help_text = finish(spawn("report", "--help"))
+    assert help_text.code == 0
+    assert "Usage: nestify report" in help_text.out
+
+
+def test_a_clean_run_says_nothing_but_its_progress(digits_file: Path) -> None:
+    """Warnings are errors in this process, so what the other one prints in addition is a warning."""
+    words = ["compress", "digits", *UNTRAINED]
+    own = nestify(*words, "-o", "a.safetensors")
+    other = finish(spawn(*words, "-o", "a.safetensors"))
+    assert (own.code, other.code) == (0, 0)
+    assert other.err == own.err
+    assert other.out == own.out
+    assert finish(spawn("eval", digits_file, "--data", "embedded/digits", "--max-images", "10")).err == ""
+    assert finish(spawn("report", digits_file)).err == ""

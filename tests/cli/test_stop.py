@@ -1,0 +1,73 @@
+"""Runs that end before their time: signals, bugs, too little memory."""
+
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import nestify as package
+from nestify import api
+
+from .driver import UNTRAINED, finish, nestify, spawn
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word", "workers"),
+    [(signal.SIGINT, 130, "interrupted", "2"), (signal.SIGTERM, 143, "terminated", "0")],
+)
+def test_signals_during_training(number: int, code: int, word: str, workers: str, tmp_path: Path) -> None:
+    output = tmp_path / "digits.nested.safetensors"
+    output.write_bytes(b"an older file")
+    endless = ("--epochs", "1000", "--max-train", "64", "--max-val", "10")
+    process = spawn("compress", "digits", *endless, "--workers", workers, start_new_session=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train epoch 1"):
+            break
+    process.send_signal(number)
+    done = finish(process)
+    assert done.code == code
+    assert done.message == f"{word}; no output was written"
+    assert done.out == ""
+    assert output.read_bytes() == b"an older file"
+    assert {path.name for path in tmp_path.iterdir()} == {output.name, "digits.metrics.jsonl"}
+    left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, check=False).stdout
+    assert left == b""
+
+
+def test_a_bug_is_told_with_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def break_down(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody thought of this")
+
+    monkeypatch.setattr(api, "compress", break_down)
+    done = nestify("compress", "digits", *UNTRAINED)
+    assert done.code == 70
+    assert done.err.splitlines() == [
+        f"nestify: this is a bug in nestify {package.__version__}: ZeroDivisionError: nobody thought of this",
+        "please report it with the command, and what it prints with --traceback",
+    ]
+
+
+def test_traceback_before_or_after_the_command() -> None:
+    for words in (
+        ("--traceback", "report", "nowhere"),
+        ("report", "--traceback", "nowhere"),
+        ("report", "nowhere", "--traceback"),
+    ):
+        done = nestify(*words)
+        assert done.code == 3
+        assert done.err.startswith("Traceback (most recent call last):\n")
+        assert done.err.splitlines()[-1] == "nestify: nowhere: there is no such file; check the path"
+    assert "Traceback" not in nestify("report", "nowhere").err
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(2**58), lambda: bytearray(2**58)])
+def test_too_little_memory(ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "compress", lambda *_, **__: ask())
+    done = nestify("compress", "digits", *UNTRAINED)
+    assert done.code == 3
+    assert done.message.startswith("out of memory: ")
+    assert done.message.endswith("a smaller --batch-size or --input-size needs less")

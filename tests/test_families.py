@@ -1,0 +1,70 @@
+"""Families of timm models that differ in what nestify meets come through all of it; with `-m long` all do."""
+
+from typing import Any
+
+import pytest
+import timm
+from family_walk import smallest_model, walk
+
+from nestify.errors import UnsupportedModelError
+from nestify.model_spec import build_model, describe_model
+
+FAST: dict[str, tuple[str, dict[str, Any]]] = {
+    "byobnet": ("test_byobnet", {}),  # blocks of several kinds
+    "coat": (  # modules under several names
+        "coat_tiny",
+        {"embed_dims": [32] * 4, "serial_depths": [1] * 4, "parallel_depth": 1},
+    ),
+    "convnext": ("test_convnext", {}),
+    "dla": ("dla46x_c", {}),  # grouped convolutions
+    "efficientnet": ("test_efficientnet", {}),  # depthwise convolutions
+    "fastvit": ("fastvit_t8", {"layers": [1, 1, 1, 1]}),  # branches that can be merged
+    "gemma4_vit": (  # infinite bounds
+        "gemma4_vit_167m",
+        {"embed_dim": 16, "depth": 2, "num_heads": 1, "head_dim": 16, "intermediate_size": 32},
+    ),
+    "levit": (  # position biases kept in eval mode, two heads
+        "levit_128s",
+        {"embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "depth": [1, 1, 1]},
+    ),
+    "mambaout": ("test_mambaout", {}),
+    "maxxvit": ("test_coatnet", {}),  # convolutions and attention with relative positions
+    "mlp_mixer": ("gmlp_ti16_224", {}),
+    "mobilevit": ("mobilevit_xxs", {}),
+    "nfnet": ("test_nfnet", {}),  # standardised weights
+    "repghost": ("repghostnet_050", {}),
+    "resnet": ("test_resnet", {}),
+    "sequencer": (  # LSTM
+        "sequencer2d_s",
+        {"layers": [1] * 4, "embed_dims": [16, 32, 32, 32], "hidden_sizes": [4, 8, 8, 8]},
+    ),
+    "swin_transformer": (  # shifted windows
+        "swin_tiny_patch4_window7_224",
+        {"embed_dim": 16, "depths": [2, 2, 1, 1], "num_heads": [1, 2, 4, 8]},
+    ),
+    "swin_transformer_v2": (
+        "swinv2_tiny_window8_256",
+        {"embed_dim": 16, "depths": [1, 1, 1, 1], "num_heads": [1, 2, 4, 8]},
+    ),
+    "vision_transformer": ("test_vit", {}),
+    "vision_transformer_relpos": ("test_vit_relpos", {}),
+}
+
+
+@pytest.mark.parametrize("family", FAST)
+def test_model_comes_through(family: str) -> None:
+    name, kwargs = FAST[family]
+    assert name in timm.list_models(module=family)
+    walk(name, kwargs=kwargs)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", [family for family in timm.list_modules() if family not in FAST])
+def test_family_comes_through(family: str) -> None:
+    walk(smallest_model(family))
+
+
+def test_auxiliary_classifiers_are_refused() -> None:
+    model = build_model("inception_v3", {"aux_logits": True, "num_classes": 10})
+    with pytest.raises(UnsupportedModelError, match="inception_v3 with auxiliary classifiers has several"):
+        describe_model(model)
