@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save
 from timm.loss import create_classification_loss
+from timm.utils import random_seed
 from torch import Tensor, nn
 
 from nestify.evaluation.accuracy import Accuracy, check_finite, evaluate, evaluate_levels
@@ -73,7 +74,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, observer: Observer) -> None:
-        torch.manual_seed(recipe.seed)
+        torch.manual_seed(recipe.seed)  # of Python and NumPy too, which mixup draws from
         self.recipe = recipe
         self.observer = observer
         self.device = pick_device(recipe.device)

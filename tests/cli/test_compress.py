@@ -94,9 +94,13 @@ def test_an_option_beats_the_recipe_and_the_recipe_the_default(tmp_path: Path) -
 
 
 def test_the_seed_decides_every_byte() -> None:
+    """The order of images, augmentation, mixup, the levels of a step, dropout."""
+    chances = ("--levels", "0.9,0.8,0.5,0.3,0", "--epochs", "0.5")
+    for setting in ("train.sandwich=3", "augment.mixup=0.2", "model.kwargs.drop_rate=0.3"):
+        chances += ("--set", setting)
     output = Path("out.safetensors")
     for name, seed in (("first", "1"), ("second", "1"), ("other", "2")):
-        assert nestify("compress", "digits", *TWO_STEPS, "--seed", seed, "-o", output).code == 0
+        assert nestify("compress", "digits", *TWO_STEPS, *chances, "--seed", seed, "-o", output).code == 0
         output.rename(name)
     assert filecmp.cmp("first", "second", shallow=False)
     first, other = (

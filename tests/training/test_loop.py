@@ -140,7 +140,7 @@ def test_mixup_trains_on_soft_targets(make_model: MakeModel) -> None:
 
 
 def test_diverged_loss_names_level_step_and_remedy(make_model: MakeModel) -> None:
-    with pytest.raises(DivergedError, match=r"the loss of level \d is (nan|inf) at step \d+ of 24; a smaller"):
+    with pytest.raises(DivergedError, match=r"loss of level \d is (nan|inf) at step \d+ of 24; a smaller"):
         run(make_task(make_model), options(lr=1e12))
 
 
