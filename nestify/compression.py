@@ -74,7 +74,7 @@ class Run:
     """
 
     def __init__(self, recipe: Recipe, observer: Observer) -> None:
-        torch.manual_seed(recipe.seed)  # of Python and NumPy too, which mixup draws from
+        random_seed(recipe.seed)  # of Python and NumPy too, which mixup draws from
         self.recipe = recipe
         self.observer = observer
         self.device = pick_device(recipe.device)

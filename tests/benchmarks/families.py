@@ -1,13 +1,13 @@
 """Does nestify work with every family of timm models? Walks the smallest model of each through everything.
 
-    python tests/benchmarks/families.py                          # all families, about half an hour on one core
+    python tests/benchmarks/families.py                         # all families, half an hour on one core
     python tests/benchmarks/families.py --only vgg,swin_transformer
     python tests/benchmarks/families.py --markdown > families.md
 
 A checkpoint of each model, with random weights, is opened, planned, nested at three levels, trained for one
-step of every level, saved and loaded; `tests/family_walk.py` says what is compared with what. Every family has its own process,
-so that one that crashes, or needs too much memory or time, does not end the others. Works where processes
-can be forked.
+step of every level, saved and loaded; `tests/family_walk.py` says what is compared with what. Every family
+has its own process, so that one that crashes, or needs too much memory or time, does not end the others.
+Works where processes can be forked.
 """
 
 import argparse

@@ -128,7 +128,7 @@ def test_a_level_that_was_not_trained_yet_is_a_dash() -> None:
 
 def test_a_fraction_of_an_epoch_is_rounded_up_to_steps() -> None:
     words = ("compress", "digits", "--max-train", "200", "--batch-size", "32", "--dry-run", "--json")
-    for epochs in (0, 0.1, 0.3, 0.5, 1, 1.5):
+    for epochs in (0, 0.3, 1.5):
         assert nestify(*words, "--epochs", str(epochs)).document["steps"] == ceil(epochs * 6), epochs
 
 
