@@ -6,6 +6,7 @@ if TYPE_CHECKING:
     from nestify.api import Evaluation, Result, compress, evaluate, load, plan
     from nestify.nested_model import NestedModel
     from nestify.recipe import Recipe, load_recipe
+    from nestify.report.document import read_report
 
 __version__ = "0.1.0"
 
@@ -19,6 +20,7 @@ _HOME = {
     "NestedModel": "nestify.nested_model",
     "Recipe": "nestify.recipe",
     "load_recipe": "nestify.recipe",
+    "read_report": "nestify.report.document",
 }
 
 __all__ = [
@@ -32,6 +34,7 @@ __all__ = [
     "load",
     "load_recipe",
     "plan",
+    "read_report",
 ]
 
 

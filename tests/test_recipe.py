@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
@@ -67,13 +67,6 @@ def test_every_option_has_a_help_text() -> None:
 def test_there_is_no_help_for_an_unknown_key(key: str) -> None:
     with pytest.raises(KeyError):
         option_help(key)
-
-
-def test_the_scores_are_those_of_the_schedule() -> None:
-    from nestify.recipe_sections import Score
-    from nestify.schedules import weights
-
-    assert get_args(Score) == get_args(weights.Score)
 
 
 def test_a_recipe_as_a_dictionary_is_plain_and_comes_back() -> None:

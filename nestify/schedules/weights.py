@@ -6,7 +6,6 @@ so levels nest whatever the score says. The N:M pattern ranks inside each group 
 
 from collections.abc import Callable, Mapping, Sequence
 from math import prod
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -14,8 +13,8 @@ from torch.nn import functional
 
 from nestify.levels import Level, Pattern
 from nestify.nesting import EntryLevels
+from nestify.recipe_sections import Score
 
-Score = Literal["lamp", "magnitude", "uniform", "erk"]
 Weights = Mapping[str, Tensor]
 
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from nestify.errors import DivergedError
 from nestify.nested_model import NestedModel
-from nestify.recipe_sections import AugmentOptions, TrainOptions
+from nestify.recipe_sections import AugmentOptions, Score, TrainOptions
 from nestify.schedules.ramp import Ramp
-from nestify.schedules.weights import Score, select_entry_levels
+from nestify.schedules.weights import select_entry_levels
 from nestify.training.task import NestedTask
 
 CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the device

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from nestify.levels import Level, Pattern, parse_pattern
 from nestify.nesting import EntryLevels
-from nestify.schedules.weights import Score, layer_budgets, select_entry_levels
+from nestify.recipe_sections import Score
+from nestify.schedules.weights import layer_budgets, select_entry_levels
 
 SCORES: list[Score] = ["lamp", "magnitude", "uniform", "erk"]
 
