@@ -4,9 +4,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nestify.api import Evaluation, Result, compress, evaluate, load, plan
+    from nestify.export_formats.level import Exported
+    from nestify.exporting import export
+    from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.nested_model import NestedModel
     from nestify.recipe import Recipe, load_recipe
     from nestify.report.document import read_report
+    from nestify.verification import Verification, verify
 
 __version__ = "0.1.0"
 
@@ -15,7 +19,14 @@ _HOME = {
     "evaluate": "nestify.api",
     "load": "nestify.api",
     "plan": "nestify.api",
+    "export": "nestify.exporting",
+    "slice_file": "nestify.nested_file.slicing",
+    "upgrade_slice": "nestify.nested_file.slicing",
+    "verify": "nestify.verification",
     "Evaluation": "nestify.api",
+    "Exported": "nestify.export_formats.level",
+    "Sliced": "nestify.nested_file.slicing",
+    "Verification": "nestify.verification",
     "Result": "nestify.api",
     "NestedModel": "nestify.nested_model",
     "Recipe": "nestify.recipe",
@@ -25,16 +36,23 @@ _HOME = {
 
 __all__ = [
     "Evaluation",
+    "Exported",
     "NestedModel",
     "Recipe",
     "Result",
+    "Sliced",
+    "Verification",
     "__version__",
     "compress",
     "evaluate",
+    "export",
     "load",
     "load_recipe",
     "plan",
     "read_report",
+    "slice_file",
+    "upgrade_slice",
+    "verify",
 ]
 
 

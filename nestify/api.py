@@ -2,32 +2,29 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
+from typing import overload
 
-import timm
-import torch
+from torch import nn
 
 from nestify.compression import Run
-from nestify.describe import describe_run, fingerprint_error
-from nestify.errors import BadFileError, OutputError, UnsupportedModelError
-from nestify.evaluation.accuracy import Accuracy, evaluate_levels
+from nestify.describe import describe_run
+from nestify.errors import BadFileError, OutputError
+from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.accuracy import evaluate as evaluate_networks
 from nestify.images import OnBadImage, eval_loader, open_images
-from nestify.inputs import pick_device, pick_workers
-from nestify.model_spec import build_model, describe_model
+from nestify.inputs import pick_device, pick_workers, stored_dtype
+from nestify.loading import load_level, load_nested
 from nestify.nested_file.manifest import Manifest
-from nestify.nested_file.reader import NestedFile, open_nested_file
+from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
 from nestify.training.observer import MetricsLog, Observer, Observers
-
-FINGERPRINT_TOLERANCE = 1e-2
-"""Largest allowed difference of a rebuilt level's logits, relative to the largest; another machine rounds
-differently, a wrong level or a damaged weight is off by far more."""
 
 
 @dataclass(frozen=True)
@@ -47,24 +44,42 @@ class Evaluation:
         skipped: why images could not be read, by file name.
     """
 
-    path: Path
+    path: str
     data: str
     names: Sequence[str]
     levels: Sequence[Accuracy]
     skipped: Mapping[str, str]
 
 
-def load(path: str | os.PathLike[str], *, check: bool = True) -> NestedModel:
-    """Rebuild a nested model from its file, on the CPU, in eval mode; makes no network request.
+@overload
+def load(path: str | os.PathLike[str], *, level: None = None, check: bool = True) -> NestedModel: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], *, level: int | str, check: bool = True) -> nn.Module: ...
+
+
+def load(
+    path: str | os.PathLike[str], *, level: int | str | None = None, check: bool = True
+) -> NestedModel | nn.Module:
+    """Rebuild a nested model, or one level of it, on the CPU, in eval mode.
 
     Args:
-        path: a nested file.
+        path: a nested file, or its address `https://`, `http://`, `hf://owner/repo/file`; a local path
+            makes no network request.
+        level: number or name of one level, which comes as a plain timm model: nothing is read beyond the
+            level's prefix, and little memory is needed beyond the model's own. None: all levels.
         check: prove by its fingerprint that every level came out as it was stored.
 
     Raises:
+        RecipeError: if there is no such level.
         BadFileError: if the file is damaged, or does not make the model that it names.
     """
-    return _load(open_nested_file(path), check)
+    if level is None:
+        return load_nested(open_nested_file(path), check=check)
+    file = open_nested_file(path, truncated=True)
+    file.check_whole(number := file.level_index(str(level)))
+    return load_level(file, number, check=check)
 
 
 def plan(
@@ -110,6 +125,7 @@ def compress(
         output,
         done.nested.nested_state(_units(recipe, done.nested)),
         describe_run(recipe, done),
+        stored_dtype(recipe),
         check=partial(_check_loads, output),
     )
     return Result(output, manifest)
@@ -141,8 +157,9 @@ def evaluate(
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level.
     """
-    file = open_nested_file(path)
+    file = open_nested_file(path, truncated=True)
     numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
+    file.check_whole(max(numbers))
     where = pick_device(device)
     model = file.manifest.model
     images = open_images(
@@ -155,18 +172,17 @@ def evaluate(
         max_images=max_images,
         seed=seed,
     )
-    nested = _load(file, check=True).to(where)
     loader = eval_loader(
         images,
-        nested.spec.preprocessing,
+        model.preprocessing.model_dump(),
         batch_size=batch_size,
         workers=pick_workers(workers, where),
         device=where,
     )
-    # Level by level, so that each is materialised once and timed by itself.
-    results = [result for number in numbers for result in evaluate_levels(nested, loader, [number])]
-    names = [file.manifest.levels[result.level - 1].name for result in results]
-    return Evaluation(Path(path), data, names, results, dict(images.skipped))
+    # Level by level, so that each is in memory alone and timed by itself.
+    results = [evaluate_networks({k: load_level(file, k).to(where)}, loader)[0] for k in numbers]
+    names = [file.manifest.levels[number - 1].name for number in numbers]
+    return Evaluation(file.name, data, names, results, dict(images.skipped))
 
 
 def metrics_path(output: Path) -> Path:
@@ -222,49 +238,3 @@ def _units(recipe: Recipe, nested: NestedModel) -> dict[str, tuple[int, int]]:
     if pattern is None or pattern.kind != "block":
         return {}
     return dict.fromkeys(nested.entry, (pattern.rows, pattern.cols))
-
-
-def _load(file: NestedFile, check: bool) -> NestedModel:
-    manifest = file.manifest
-    try:
-        network = build_model(manifest.model.architecture, manifest.model.kwargs)
-        described = describe_model(network)
-    except UnsupportedModelError as error:
-        raise BadFileError(f"{file.path}: {error}") from error
-    spec = replace(described, preprocessing=manifest.model.preprocessing.model_dump())
-    if described.num_classes != manifest.model.num_classes:
-        raise BadFileError(
-            f"{file.path}: says {manifest.model.num_classes} classes, but describes a network of "
-            f"{described.num_classes}; get an intact copy or write it again"
-        )
-    try:
-        nested = NestedModel.from_state(
-            network, spec, file.state(), [level.name for level in manifest.levels]
-        )
-    except ValueError as error:
-        raise BadFileError(f"{file.path}: {error}; {_made_with(file)}") from error
-    if check:
-        _check_fingerprints(file, nested)
-    return nested
-
-
-def _check_fingerprints(file: NestedFile, nested: NestedModel) -> None:
-    with torch.random.fork_rng():
-        for number, level in enumerate(file.manifest.levels, start=1):
-            try:
-                off = fingerprint_error(nested, number, level.fingerprint)
-            except RuntimeError as error:  # the input's size is no size for this network
-                size = "x".join(map(str, nested.spec.input_size))
-                raise BadFileError(
-                    f"{file.path}: level {number} ({level.name}) takes no images of {size} ({error})"
-                ) from error
-            if not off <= FINGERPRINT_TOLERANCE:
-                raise BadFileError(
-                    f"{file.path}: level {number} ({level.name}) gives other logits than when it was "
-                    f"stored (off by {off:.2g} of the largest); {_made_with(file)}"
-                )
-
-
-def _made_with(file: NestedFile) -> str:
-    """The first thing to check when a file does not fit: another timm may build another network."""
-    return f"it was made with timm {file.manifest.versions.get('timm')}, this is {timm.__version__}"

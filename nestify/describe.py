@@ -1,17 +1,17 @@
-"""What a nested file says of a finished run, and how a reader proves that it rebuilt a level."""
+"""What a nested file says of a finished run."""
 
 import os
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from nestify.compression import Compressed
 from nestify.evaluation.accuracy import Accuracy
+from nestify.fingerprint import fingerprint
 from nestify.levels import Level
-from nestify.model_spec import ModelSpec, synthetic_input
+from nestify.model_spec import ModelSpec
 from nestify.nested_file.manifest import (
     Description,
     LevelDescription,
@@ -19,12 +19,9 @@ from nestify.nested_file.manifest import (
     ModelEntry,
     Preprocessing,
 )
-from nestify.nested_model import NestedModel
 from nestify.planning import densities
 from nestify.recipe import Recipe
 from nestify.report.costs import effective_macs, layer_entries
-
-DIGITS = 7  # of a stored logit; float32 has no more
 
 
 def describe_run(recipe: Recipe, done: Compressed) -> Description:
@@ -50,25 +47,6 @@ def describe_run(recipe: Recipe, done: Compressed) -> Description:
         versions={name: version(name) for name in ("nestify", "torch", "timm")},
         source_sha256=done.pretrained.source_sha256,
     )
-
-
-def fingerprint(nested: NestedModel, level: int) -> list[float]:
-    """Logits of the fixed synthetic input at a level, float32 on the CPU, rounded; (num_classes,)."""
-    was_training = nested.training
-    nested.eval()
-    with torch.no_grad():
-        logits = nested(synthetic_input(nested.spec.input_size), level=level)[0]
-    nested.train(was_training)
-    return [float(f"{value:.{DIGITS}g}") for value in logits.tolist()]
-
-
-def fingerprint_error(nested: NestedModel, level: int, expected: Sequence[float]) -> float:
-    """Largest difference of a level's logits from a stored fingerprint, over their largest magnitude."""
-    ours = torch.tensor(fingerprint(nested, level), dtype=torch.float64)
-    theirs = torch.tensor(expected, dtype=torch.float64)
-    if ours.shape != theirs.shape:
-        return float("inf")
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
 
 
 def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
@@ -114,7 +92,7 @@ def _level(
         sparsity=level.sparsity,
         achieved_sparsity=1 - kept / entry.total,
         pattern=str(level.pattern),
-        fingerprint=fingerprint(nested, k),
+        fingerprint=fingerprint(partial(nested, level=k), nested.spec.input_size),
         metrics=Metrics(
             parameters=parameters,
             nonzero_parameters=parameters - entry.total + kept,

@@ -1,6 +1,7 @@
 """A timm model as data: how to build it again, how to prepare its images, which weights are maskable."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from timm.data import resolve_model_data_config
 from timm.models import get_model_args
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nestify.errors import UnsupportedModelError
 
@@ -89,8 +91,26 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
     )
 
 
-def build_model(architecture: str, kwargs: Kwargs) -> nn.Module:
+class _NoRandomFill(TorchFunctionMode):
+    """Leaves tensors as they are where a model would fill them with random numbers."""
+
+    _FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, nn.init.kaiming_uniform_})
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self._FILLS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build_model(architecture: str, kwargs: Kwargs, *, filled: bool = True) -> nn.Module:
     """Build a timm model without weights of its own training; never reaches a network.
+
+    Args:
+        filled: draw random weights, as timm does. Otherwise their memory is left as it was found, for all
+            of them to be loaded: a fraction of the time.
 
     Raises:
         UnsupportedModelError: if timm has no such architecture or refuses the arguments.
@@ -100,12 +120,28 @@ def build_model(architecture: str, kwargs: Kwargs) -> nn.Module:
             f"{architecture!r} is not in the registry of timm {timm.__version__}; a newer timm may have it"
         )
     try:
-        model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
+        with nullcontext() if filled else _NoRandomFill():
+            model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError) as error:
         raise UnsupportedModelError(
             f"timm cannot build {architecture} with {kwargs}: {type(error).__name__}: {error}"
         ) from error
     return model
+
+
+def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str) -> None:
+    """Load all of a model's tensors, by state-dict name.
+
+    Raises:
+        ValueError: if they are not those of the model.
+    """
+    try:
+        missing, unexpected = model.load_state_dict(tensors, strict=False)
+    except RuntimeError as error:  # a shape that differs
+        raise ValueError(str(error).splitlines()[-1].strip()) from error
+    if missing or unexpected:
+        what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r} besides"
+        raise ValueError(f"the file {what}, so its tensors do not make a {architecture}")
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:

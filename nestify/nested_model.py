@@ -1,6 +1,6 @@
 """The nested model: one set of weights, seen at any level."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 
 import torch
@@ -9,7 +9,8 @@ from torch.func import functional_call
 
 from nestify.errors import UnsupportedModelError
 from nestify.masking import MaskedWeight, masked_weight
-from nestify.model_spec import ModelSpec, state_tensors, tied_names
+from nestify.model_spec import ModelSpec, fill_model, state_tensors, tied_names
+from nestify.named_tensors import NamedTensors
 from nestify.nested_file.state import NestedState
 from nestify.nesting import EntryLevels
 from nestify.private import BatchNormMode, private_names
@@ -26,7 +27,7 @@ class NestedModel(nn.Module):
         network: a timm model; it is taken over, not copied.
         spec: its description.
         level_names: core level first.
-        entry: entry levels of the maskable weights that the schedule uses; None starts dense.
+        entry: entry levels of the maskable weights that the schedule uses, taken over; None starts dense.
         bn: what of batch norm is private to a level.
         masked: names of the weights that have entry levels; ignored where `entry` is given.
     """
@@ -51,16 +52,20 @@ class NestedModel(nn.Module):
         self._shared = {name: _owner(network, name) for name in shared}
         self._tied = _tied_across_modules(network)
         names = tuple(entry) if entry is not None else tuple(spec.maskable if masked is None else masked)
-        self.entry = _Tensors({name: torch.ones_like(shared[name], dtype=torch.uint8) for name in names})
+        self.entry = NamedTensors(
+            {name: torch.ones_like(shared[name], dtype=torch.uint8) for name in names}
+            if entry is None
+            else {name: entry[name].contiguous() for name in names}
+        )
         own = private_names(network, bn)
         # The full level owns the tensors inside `network`; every lower level owns a copy of them.
         self.private = nn.ModuleList(
-            _Tensors({name: deepcopy(shared[name].detach()) for name in own}, like=shared)
+            NamedTensors({name: deepcopy(shared[name].detach()) for name in own}, like=shared)
             for _ in range(self.n_levels - 1)
         )
         self._dense_seen: tuple[object, tuple[frozenset[str], ...]] | None = None
         self._cached: tuple[object, dict[str, Tensor]] | None = None
-        self.set_entry_levels(entry or EntryLevels(self.n_levels, {n: self.entry[n] for n in names}))
+        assert entry is None or entry.n_levels == self.n_levels
 
     # -- levels ------------------------------------------------------------------------------------
 
@@ -142,9 +147,9 @@ class NestedModel(nn.Module):
         assert isinstance(tensor, Tensor)
         return tensor
 
-    def _private(self, level: int) -> "_Tensors":
+    def _private(self, level: int) -> NamedTensors:
         tensors = self.private[level - 1]
-        assert isinstance(tensors, _Tensors)
+        assert isinstance(tensors, NamedTensors)
         return tensors
 
     def forward(self, images: Tensor, level: int | str | None = None) -> Tensor:
@@ -207,6 +212,27 @@ class NestedModel(nn.Module):
         for name, tensor in self.private_tensors(level).items():
             tensor.copy_(theirs[name])
 
+    @torch.no_grad()
+    def round_to(self, dtype: torch.dtype) -> None:
+        """Round the shared weights to what a file of this type can hold; private tensors stay as they are.
+
+        Weights that no level uses, which no file holds, become 0.
+
+        Raises:
+            ValueError: if a weight is too large for the type.
+        """
+        own = set(private_names(self.network, self.bn))
+        for name in self._shared:
+            tensor = self.shared_tensor(name)
+            if name in own or not tensor.is_floating_point():
+                continue
+            if name in self.entry:
+                tensor.masked_fill_(self.entry[name] > self.n_levels, 0)
+            largest = float(tensor.abs().max()) if tensor.numel() else 0.0
+            if largest > torch.finfo(dtype).max:
+                raise ValueError(f"tensor {name!r} holds {largest:g}, which overflows {dtype}")
+            tensor.copy_(tensor.to(dtype))
+
     # -- state -------------------------------------------------------------------------------------
 
     def nested_state(self, units: dict[str, tuple[int, int]] | None = None) -> NestedState:
@@ -231,18 +257,15 @@ class NestedModel(nn.Module):
     ) -> "NestedModel":
         """Fill a freshly built timm model with what a nested file stores; in eval mode.
 
+        Args:
+            state: its tensors are taken over or copied; those that are the network's own stay.
+
         Raises:
             ValueError: if the tensors do not fit the architecture.
         """
         full = state.shared | state.private[-1]
         given = full | {name: full[kept] for name, kept in state.aliases.items()}
-        try:
-            missing, unexpected = network.load_state_dict(given, strict=False)
-        except RuntimeError as error:  # a shape that differs
-            raise ValueError(str(error).splitlines()[-1].strip()) from error
-        if missing or unexpected:
-            what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r} besides"
-            raise ValueError(f"the file {what}, so its tensors do not make a {spec.architecture}")
+        fill_model(network, given, spec.architecture)
         affine_is_private = set(private_names(network, "private")) == set(state.private[-1])
         nested = cls(
             network,
@@ -290,34 +313,3 @@ def _tied_across_modules(network: nn.Module) -> dict[str, str]:
             tied[alias] = name
             seen.add(place)
     return tied
-
-
-class _Tensors(nn.Module):
-    """Named tensors as a module, so that they follow `.to()`, `state_dict` and copies.
-
-    A tensor is a parameter where its namesake in `like` is one, else a buffer. Module attributes cannot
-    have dots in their names, so they are kept with slashes.
-    """
-
-    def __init__(self, tensors: dict[str, Tensor], like: dict[str, Tensor] | None = None) -> None:
-        super().__init__()
-        for name, tensor in tensors.items():
-            key = name.replace(".", "/")
-            if like is not None and isinstance(like[name], nn.Parameter):
-                self.register_parameter(key, nn.Parameter(tensor, requires_grad=like[name].requires_grad))
-            else:
-                self.register_buffer(key, tensor)
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = getattr(self, name.replace(".", "/"))
-        assert isinstance(tensor, Tensor)
-        return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name, _ in self.items())
-
-    def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Pairs of original name and tensor."""
-        for key, tensor in [*self._parameters.items(), *self._buffers.items()]:
-            assert tensor is not None
-            yield key.replace("/", "."), tensor

@@ -13,8 +13,11 @@ import typer
 from nestify import __version__
 from nestify.cli.compress import compress
 from nestify.cli.eval import evaluate
+from nestify.cli.export import export
 from nestify.cli.output import abandon_stdout, say, write_result
 from nestify.cli.report import report
+from nestify.cli.slice import slice_levels
+from nestify.cli.verify import verify
 from nestify.errors import NestifyError
 
 OUT_OF_MEMORY = 3
@@ -32,7 +35,10 @@ app = typer.Typer(
 )
 app.command("compress")(compress)
 app.command("eval")(evaluate)
+app.command("export")(export)
 app.command("report")(report)
+app.command("slice")(slice_levels)
+app.command("verify")(verify)
 
 
 def _print_version(wanted: bool) -> None:

@@ -3,10 +3,11 @@
 import json
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from nestify.cli.arguments import NestedFileOrAddress
 
 if TYPE_CHECKING:
     from nestify.api import Evaluation
@@ -15,7 +16,7 @@ SCHEMA_VERSION = 1
 
 
 def evaluate(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Nested file.", show_default=False)],
+    file: NestedFileOrAddress,
     data: Annotated[
         str,
         typer.Option(
@@ -96,7 +97,7 @@ def _below(done: "Evaluation", min_top1: float | None) -> str:
 def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
-        "file": str(done.path),
+        "file": done.path,
         "data": done.data,
         "levels": [
             {"name": name, **asdict(result)} for name, result in zip(done.names, done.levels, strict=True)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from nestify.cli.arguments import NestedFileOrAddress
+
 
 class Format(StrEnum):
     """How the report is printed."""
@@ -18,7 +20,7 @@ class Format(StrEnum):
 
 
 def report(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Nested file.", show_default=False)],
+    file: NestedFileOrAddress,
     format: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,

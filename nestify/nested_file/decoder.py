@@ -1,17 +1,20 @@
-"""From a checked nested file to dense tensors, one level's chunk at a time."""
+"""From a checked nested file to dense tensors, one parameter at a time."""
 
 import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from nestify.errors import BadFileError
 from nestify.nested_file.checks import units_left
-from nestify.nested_file.entry_codec import U8Array, decode, expand_units, unit_grid
+from nestify.nested_file.entry_codec import U8Array, bits_between, decode, expand_units, unit_grid
 from nestify.nested_file.layout import Slot, entry_name, private_name, values_name
 from nestify.nested_file.manifest import ParameterEntry
+from nestify.nested_file.mapping import mapped
 from nestify.nested_file.refusal import GET_ANOTHER
 from nestify.nested_file.state import NestedState
 from nestify.nested_file.strict_json import quoted
@@ -20,6 +23,9 @@ from nestify.nesting import EntryLevels
 
 if TYPE_CHECKING:
     from nestify.nested_file.reader import NestedFile
+
+SEGMENT = 2**16
+"""Weights that are placed at a time: their positions fit into a processor's cache, and into little memory."""
 
 
 class Chunk:
@@ -38,7 +44,7 @@ class Chunk:
         self.file_name = file.source.name
         self._slots = {slot.spec.name: slot for slot in file.layout.chunks[level - 1]}
         self._begin, end = (0, *file.layout.ends)[level - 1 : level + 1]
-        data = file.source.read(file.header_bytes + self._begin, end - self._begin)
+        data = mapped(file.source, file.header_bytes + self._begin, end - self._begin)
         self._data: U8Array = np.frombuffer(data, np.uint8)
         entry = file.manifest.levels[level - 1]
         if verify and hashlib.sha256(data).hexdigest() != entry.sha256:
@@ -70,76 +76,163 @@ class Chunk:
         return BadFileError(f"{self.file_name}: tensor {quoted(name)} {problem}; {GET_ANOTHER}")
 
 
-class MaskableTensor:
-    """A dense tensor and its entry levels, filled level by level.
-
-    Attributes:
-        dense: of the parameter's shape, 0 where no level read so far uses a weight.
-    """
-
-    def __init__(self, parameter: ParameterEntry, n_levels: int) -> None:
-        self.parameter = parameter
-        self.shape = tuple(parameter.shape)
-        self.dense = torch.zeros(self.shape, dtype=TORCH_DTYPES[parameter.dtype])
-        self._unused = n_levels + 1
-        self._units = np.full(unit_grid(self.shape, parameter.unit), self._unused, np.uint8).reshape(-1)
-        self._plan = list(units_left(parameter))
-
-    def fill(self, chunk: Chunk) -> None:
-        """Place the values that enter at the chunk's level.
-
-        Raises:
-            BadFileError: if entry bits disagree with the number of values, or a value is not finite.
-        """
-        remaining, entering, coding = self._plan[chunk.level - 1]
-        if not entering:
-            return
-        name = entry_name(chunk.level, self.parameter.name)
-        try:
-            enters = decode(coding, chunk.bytes_of(name), remaining, entering)
-        except ValueError as error:
-            raise chunk.refusal(name, f"is damaged ({error})") from None
-        self._units[self._units == self._unused] = np.where(
-            enters, np.uint8(chunk.level), np.uint8(self._unused)
-        )
-        mask = expand_units(self._units == chunk.level, self.shape, self.parameter.unit).reshape(-1)
-        values = chunk.tensor(values_name(chunk.level, self.parameter.name))
-        if np.count_nonzero(mask) != values.numel():
-            problem = f"names {np.count_nonzero(mask)} weights where {values.numel()} values are stored"
-            raise chunk.refusal(name, problem)
-        elements(self.dense)[mask] = elements(values)
-
-    @property
-    def entry(self) -> Tensor:
-        """Entry levels, uint8 of the parameter's shape."""
-        return torch.from_numpy(expand_units(self._units, self.shape, self.parameter.unit))
-
-
-def read_state(file: "NestedFile", level: int, verify: bool) -> NestedState:
+def read_state(file: "NestedFile", level: int, verify: bool, into: Mapping[str, Tensor]) -> NestedState:
     """See `NestedFile.state`."""
+    chunks = _chunks(file, level, verify)
     parameters = file.manifest.parameters
-    maskable = {entry.name: MaskableTensor(entry, level) for entry in parameters if entry.maskable}
-    shared = {name: tensor.dense for name, tensor in maskable.items()}
-    private = []
-    for number in range(1, level + 1):
-        chunk = Chunk(file, number, verify)
-        for tensor in maskable.values():
-            tensor.fill(chunk)
-        if number == 1:
-            shared |= {entry.name: _whole(entry, chunk) for entry in parameters if not entry.maskable}
-        names = file.manifest.levels[number - 1].private
-        private.append({name: chunk.tensor(private_name(number, name)).clone() for name in names})
+    shared: dict[str, Tensor] = {}
+    entry: dict[str, Tensor] = {}
+    for parameter in parameters:
+        found = into.get(parameter.name)
+        if parameter.maskable:
+            shared[parameter.name], levels = _maskable(parameter, chunks, found)
+            entry[parameter.name] = torch.from_numpy(levels)
+        else:
+            shared[parameter.name] = _whole(parameter, chunks[0], found)
     return NestedState(
-        shared={entry.name: shared[entry.name] for entry in parameters},
-        entry=EntryLevels(level, {name: tensor.entry for name, tensor in maskable.items()}),
-        private=private,
+        shared=shared,
+        entry=EntryLevels(level, entry),
+        private=[_private(file, chunk) for chunk in chunks],
         aliases={alias: entry.name for entry in parameters for alias in entry.aliases},
         units={entry.name: entry.unit for entry in parameters if entry.unit != (1, 1)},
     )
 
 
-def _whole(parameter: ParameterEntry, chunk: Chunk) -> Tensor:
+def read_level(file: "NestedFile", level: int, verify: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """See `NestedFile.level_tensors`."""
+    chunks = _chunks(file, level, verify)
+    tensors: dict[str, Tensor] = {}
+    for parameter in file.manifest.parameters:
+        found = into.get(parameter.name)
+        if parameter.maskable:
+            tensor = _maskable(parameter, chunks, found)[0]
+        else:
+            tensor = _whole(parameter, chunks[0], found)
+        tensors |= dict.fromkeys((parameter.name, *parameter.aliases), tensor)
+    return tensors | _private(file, chunks[-1])
+
+
+def _chunks(file: "NestedFile", level: int, verify: bool) -> list[Chunk]:
+    """The first chunks, each verified before anything in it is used."""
+    return [Chunk(file, number, verify) for number in range(1, level + 1)]
+
+
+def _maskable(
+    parameter: ParameterEntry, chunks: Sequence[Chunk], found: Tensor | None
+) -> tuple[Tensor, U8Array]:
+    """A maskable parameter and its entry levels, both of its shape.
+
+    Where no chunk uses a weight, it is 0 and enters one level above the last chunk.
+
+    Raises:
+        BadFileError: if entry bits disagree with the number of values, or a value is not finite.
+    """
+    shape, unused = tuple(parameter.shape), len(chunks) + 1
+    entering = _entering(parameter, chunks)
+    units = np.full(unit_grid(shape, parameter.unit), unused, np.uint8).reshape(-1)
+    dense = _destination(parameter, found)
+    if sum(parameter.entering[: len(chunks)]) < units.size:
+        dense.zero_()
+    places = _enter(units, entering, unused)
+    if parameter.unit == (1, 1):
+        entry = units.reshape(shape)
+    else:
+        for _ in places:
+            pass
+        entry = expand_units(units, shape, parameter.unit)
+        places = _entered(entry.reshape(-1), len(chunks))
+    _place(parameter, chunks, dense, places)
+    return dense, entry
+
+
+Bits = U8Array | None
+"""Which of the remaining units enter at a level, packed; None: all of them."""
+
+Place = tuple[int, int, NDArray[np.intp]]
+"""A level, the first element of a segment, and which elements of the segment enter there."""
+
+
+def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[tuple[int, Bits]]:
+    """The levels at which units enter, and which of those that are left then."""
+    found: list[tuple[int, Bits]] = []
+    for chunk, (remaining, entering, coding) in zip(chunks, units_left(parameter), strict=False):
+        if coding == "all":
+            found.append((chunk.level, None))
+        elif coding != "none":
+            name = entry_name(chunk.level, parameter.name)
+            try:
+                found.append((chunk.level, decode(coding, chunk.bytes_of(name), remaining, entering)))
+            except ValueError as error:
+                raise chunk.refusal(name, f"is damaged ({error})") from None
+    return found
+
+
+def _enter(units: U8Array, entering: Sequence[tuple[int, Bits]], unused: int) -> Iterator[Place]:
+    """Fill in the entry level of every unit, telling the places."""
+    seen = [0] * len(entering)
+    for begin in range(0, units.size, SEGMENT):
+        segment = units[begin : begin + SEGMENT]
+        for index, (level, bits) in enumerate(entering):
+            left = np.flatnonzero(segment == unused) if index or bits is None else None
+            chosen = left
+            if bits is not None:
+                first, size = seen[index], segment.size if left is None else left.size
+                enters = np.flatnonzero(bits_between(bits, first, first + size))
+                chosen = enters if left is None else left[enters]
+                seen[index] += size
+            assert chosen is not None
+            segment[chosen] = level
+            yield level, begin, chosen
+
+
+def _entered(entry: U8Array, n_levels: int) -> Iterator[Place]:
+    """The places of weights whose entry levels are known."""
+    for begin in range(0, entry.size, SEGMENT):
+        segment = entry[begin : begin + SEGMENT]
+        for level in range(1, n_levels + 1):
+            yield level, begin, np.flatnonzero(segment == level)
+
+
+def _place(
+    parameter: ParameterEntry, chunks: Sequence[Chunk], dense: Tensor, places: Iterable[Place]
+) -> None:
+    """Write the values of every level, which lie in C order, to their places."""
+    values = {
+        chunk.level: chunk.tensor(values_name(chunk.level, parameter.name))
+        for chunk, entering in zip(chunks, parameter.entering, strict=False)
+        if entering
+    }
+    target = elements(dense)
+    seen = dict.fromkeys(range(1, len(chunks) + 1), 0)
+    for level, begin, chosen in places:
+        if not chosen.size:
+            continue
+        part = values[level][seen[level] : seen[level] + chosen.size]
+        seen[level] += chosen.size
+        if part.numel() < chosen.size:
+            break
+        target[begin : begin + SEGMENT][chosen] = elements(part.to(dense.dtype))
+    for chunk in chunks:
+        stored = values[chunk.level].numel() if chunk.level in values else 0
+        if seen[chunk.level] != stored:
+            name = entry_name(chunk.level, parameter.name)
+            raise chunk.refusal(name, f"names {seen[chunk.level]} weights where {stored} values are stored")
+
+
+def _whole(parameter: ParameterEntry, chunk: Chunk, found: Tensor | None) -> Tensor:
     """A shared tensor without entry levels; not stored where it has no elements."""
-    if 0 in parameter.shape:
-        return torch.empty(parameter.shape, dtype=TORCH_DTYPES[parameter.dtype])
-    return chunk.tensor(values_name(1, parameter.name)).clone()
+    whole = _destination(parameter, found)
+    return whole if 0 in parameter.shape else whole.copy_(chunk.tensor(values_name(1, parameter.name)))
+
+
+def _private(file: "NestedFile", chunk: Chunk) -> dict[str, Tensor]:
+    names = file.manifest.levels[chunk.level - 1].private
+    return {name: chunk.tensor(private_name(chunk.level, name)).clone() for name in names}
+
+
+def _destination(parameter: ParameterEntry, found: Tensor | None) -> Tensor:
+    """What to fill: the tensor that was found if it fits, else a new one."""
+    shape = tuple(parameter.shape)
+    if found is not None and found.shape == shape and found.is_contiguous():
+        return found.detach()
+    return torch.empty(shape, dtype=TORCH_DTYPES[parameter.dtype])

@@ -13,7 +13,8 @@ and `count` of them entering, the coding and its length in bytes follow from the
   files", J. ACM 21 (1974); R. Fano, "On the number of bits required to implement an associative memory",
   MIT Project MAC (1971).
 
-NumPy only. Every function works on whole arrays; memory is a few bytes per remaining unit.
+NumPy only. Every function works on whole arrays; decoding needs little memory
+beyond its result.
 """
 
 from collections.abc import Sequence
@@ -26,6 +27,9 @@ from numpy.typing import NDArray
 
 from nestify.nested_file.layout import ALIGNMENT, Shape
 from nestify.nested_file.manifest import Coding
+
+SEGMENT_BYTES = 2**14
+"""Bytes whose bits are unpacked at a time."""
 
 U8Array = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
@@ -75,14 +79,15 @@ def encode(coding: Coding, enters: BoolArray) -> U8Array:
     return np.empty(0, np.uint8)
 
 
-def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> BoolArray:
-    """Inverse of `encode`; accepts only bytes that `encode` can have made.
+def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> U8Array:
+    """Inverse of `encode`, in bits; accepts only bytes that `encode` can have made.
 
     Args:
         data: (`coded_bytes(coding, remaining, count)`,) the stored bytes.
 
     Returns:
-        (remaining,) whether each remaining unit enters; exactly `count` are true.
+        (ceil(remaining / 8) or more,) one bit per remaining unit, set where it enters, in little bit
+        order; exactly `count` are set. May share memory with `data`.
 
     Raises:
         ValueError: if the bytes are of another length, set padding bits, code another number of units,
@@ -94,10 +99,11 @@ def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> BoolArr
     if data.size != expected:
         raise ValueError(f"entry positions take {data.size} bytes where {expected} are due")
     if coding == "bits":
-        return _unpack(data, remaining, count)
+        _check_bits(data, remaining, count)
+        return data
     if coding == "elias-fano":
         return _decode_elias_fano(data, remaining, count)
-    return np.full(remaining, coding == "all")
+    return _pack(np.full(remaining, coding == "all"))
 
 
 def _encode_elias_fano(enters: BoolArray) -> U8Array:
@@ -112,20 +118,26 @@ def _encode_elias_fano(enters: BoolArray) -> U8Array:
     return np.concatenate([_pack(low_parts.reshape(-1)), _pack(high_parts)])
 
 
-def _decode_elias_fano(data: U8Array, remaining: int, count: int) -> BoolArray:
+def _decode_elias_fano(data: U8Array, remaining: int, count: int) -> U8Array:
     low = _low_bits(remaining, count)
-    split = _padded_bytes(count * low)
-    low_parts = _unpack(data[:split], count * low).reshape(count, low)
-    high_parts = _unpack(data[split:], _high_bits(remaining, count, low), count)
-    positions = (np.flatnonzero(high_parts) - np.arange(count)) << low
-    for bit in range(low):
-        positions |= low_parts[:, bit].astype(np.int64) << bit
-    if np.any(positions[1:] <= positions[:-1]):
-        raise ValueError("entry positions do not increase")
-    if positions[-1] >= remaining:
-        raise ValueError(f"entry position {positions[-1]} is not below {remaining}")
-    enters = np.zeros(remaining, np.bool_)
-    enters[positions] = True
+    low_parts, high_parts = np.split(data, [_padded_bytes(count * low)])
+    _check_bits(low_parts, count * low)
+    _check_bits(high_parts, _high_bits(remaining, count, low), count)
+    enters = np.zeros(_padded_bytes(remaining), np.uint8)
+    seen, last = 0, -1
+    for begin in range(0, high_parts.size, SEGMENT_BYTES):
+        ones = np.flatnonzero(_unpack(high_parts[begin : begin + SEGMENT_BYTES])) + 8 * begin
+        end = seen + ones.size
+        positions = (ones - np.arange(seen, end)) << low
+        lows = bits_between(low_parts, seen * low, end * low).reshape(-1, low)
+        for bit in range(low):
+            positions |= lows[:, bit].astype(np.int64) << bit
+        if np.any(np.diff(positions, prepend=last) <= 0):
+            raise ValueError("entry positions do not increase")
+        seen, last = end, positions[-1] if positions.size else last
+        if last >= remaining:
+            raise ValueError(f"entry position {last} is not below {remaining}")
+        np.bitwise_or.at(enters, positions >> 3, np.left_shift(1, positions & 7).astype(np.uint8))
     return enters
 
 
@@ -147,15 +159,26 @@ def _pack(bits: BoolArray) -> U8Array:
     return packed
 
 
-def _unpack(data: U8Array, bits: int, ones: int | None = None) -> BoolArray:
-    """(bits,) the packed bits; `ones` is how many must be set."""
-    unpacked = np.unpackbits(data, bitorder="little").view(np.bool_)
-    if unpacked[bits:].any():
+def _unpack(packed: U8Array) -> BoolArray:
+    """(8 * bytes,) all bits of packed bytes."""
+    unpacked: BoolArray = np.unpackbits(packed, bitorder="little").view(np.bool_)
+    return unpacked
+
+
+def bits_between(packed: U8Array, begin: int, end: int) -> BoolArray:
+    """(end - begin,) bits [begin, end) of packed bits."""
+    unpacked = _unpack(packed[begin // 8 : -(-end // 8)])
+    return unpacked[begin % 8 : begin % 8 + end - begin]
+
+
+def _check_bits(packed: U8Array, bits: int, ones: int | None = None) -> None:
+    """Refuse set padding bits, and another number of set bits than `ones`."""
+    if bits_between(packed, bits, 8 * packed.size).any():
         raise ValueError("padding bits of entry positions are set")
-    found = np.count_nonzero(unpacked[:bits])
+    segments = (packed[begin : begin + SEGMENT_BYTES] for begin in range(0, packed.size, SEGMENT_BYTES))
+    found = sum(int(np.count_nonzero(_unpack(segment))) for segment in segments)
     if ones is not None and found != ones:
         raise ValueError(f"entry positions name {found} units where {ones} enter")
-    return unpacked[:bits]
 
 
 # Units: (rows, cols) is a block of output x input channels at one kernel position; edges are ragged.
@@ -191,8 +214,10 @@ def reduce_to_units(entry: U8Array, unit: tuple[int, int]) -> U8Array:
 def expand_units(units: NDArray[AnyType], shape: Shape, unit: tuple[int, int]) -> NDArray[AnyType]:
     """Inverse of `reduce_to_units`: (prod(unit_grid),) to `shape`, each unit's value over its block."""
     grid = units.reshape(unit_grid(shape, unit))
-    if len(shape) < 2 or unit == (1, 1):
-        return grid
+    if len(shape) < 2 or not grid.size:
+        return grid.reshape(shape)
     for axis in (0, 1):
+        if unit[axis] == 1:
+            continue
         grid = grid.take(np.arange(shape[axis]) // unit[axis], axis=axis)
     return grid

@@ -14,10 +14,16 @@ from nestify.nested_file.checks import check_layout, check_manifest, parse_manif
 from nestify.nested_file.header import read_header
 from nestify.nested_file.layout import Layout
 from nestify.nested_file.manifest import Manifest
-from nestify.nested_file.refusal import Refusal
-from nestify.nested_file.source import LocalFile, Source
+from nestify.nested_file.refusal import GET_ANOTHER, Refusal
+from nestify.nested_file.remote import open_source
+from nestify.nested_file.source import Source
+from nestify.nested_file.strict_json import MAX_QUOTED
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
     from nestify.nested_file.state import NestedState
 
 
@@ -26,18 +32,23 @@ class NestedFile:
     """A nested file whose header and manifest have been checked.
 
     Attributes:
-        path: where it lies.
+        name: what the user calls it: a path, or an address without its secrets.
         manifest: all that it says about itself.
         layout: place of every tensor.
         header_bytes: bytes before the data: header length and header.
         source: its bytes.
     """
 
-    path: Path
+    name: str
     manifest: Manifest
     layout: Layout
     header_bytes: int
     source: Source
+
+    @property
+    def path(self) -> Path:
+        """Where it lies; of use for a local file."""
+        return Path(self.name)
 
     @property
     def n_levels(self) -> int:
@@ -65,16 +76,20 @@ class NestedFile:
                 return spellings.index(level) + 1
         raise self._no_level(level)
 
-    def state(self, level: int | None = None, verify: bool = True) -> "NestedState":
+    def state(
+        self, level: int | None = None, verify: bool = True, into: "Mapping[str, Tensor] | None" = None
+    ) -> "NestedState":
         """Read the tensors of levels 1 to `level`, and no byte of the levels above.
 
         Args:
             level: the highest level to read; all where None. The state has `level` levels: what enters
                 above counts as unused (entry level `level + 1`, value 0).
             verify: whether to check each level's SHA-256. Everything else is checked in any case.
+            into: tensors on the CPU to fill, by name, where they have the shape of what is read.
 
         Returns:
-            dense tensors on the CPU, in the types that the file holds them in.
+            dense tensors on the CPU: those of `into`, else new ones in the types that the file holds
+            them in.
 
         Raises:
             RecipeError: if there is no such level.
@@ -83,33 +98,76 @@ class NestedFile:
         from nestify.nested_file.decoder import read_state
 
         self._check_level(highest := self.n_levels if level is None else level)
-        return read_state(self, highest, verify)
+        return read_state(self, highest, verify, into or {})
+
+    def level_tensors(
+        self, level: int, verify: bool = True, into: "Mapping[str, Tensor] | None" = None
+    ) -> "dict[str, Tensor]":
+        """Read the plain network of one level: a state dict, 0 where the level uses no weight.
+
+        Arguments and errors are those of `state`. Where `into` has all tensors, what is needed besides is
+        little more than one byte per weight of the largest of them.
+
+        Returns:
+            dense tensors by state-dict name, tied ones under each of their names.
+        """
+        from nestify.nested_file.decoder import read_level
+
+        self._check_level(level)
+        return read_level(self, level, verify, into or {})
+
+    def check_whole(self, level: int) -> None:
+        """See that nothing of levels 1 to `level` is cut off.
+
+        Raises:
+            BadFileError: if something is; the message says which levels are whole.
+        """
+        data_bytes = self.source.size - self.header_bytes
+        if data_bytes >= self.layout.ends[level - 1]:
+            return
+        problem = f"is truncated, with {data_bytes} of {self.layout.ends[-1]} data bytes"
+        whole = whole_levels(self.layout, data_bytes)
+        if whole:
+            raise BadFileError(
+                f"{self.name}: {problem}; levels {_listing(self.manifest, whole)} are whole in it; get an "
+                f"intact copy, or keep them with `nestify slice` and --level {whole}"
+            )
+        raise BadFileError(f"{self.name}: {problem}; no level is whole in it; {GET_ANOTHER}")
 
     def _check_level(self, level: int) -> None:
         if not 1 <= level <= self.n_levels:
             raise self._no_level(str(level))
 
     def _no_level(self, level: str) -> RecipeError:
-        return RecipeError(f"{self.path} has no level {level!r}; give one of {_listing(self.manifest)}")
+        return RecipeError(f"{self.name} has no level {level!r}; give one of {_listing(self.manifest)}")
 
 
-def open_nested_file(path: str | os.PathLike[str]) -> NestedFile:
+def open_nested_file(path: str | os.PathLike[str], *, truncated: bool = False) -> NestedFile:
     """Open a nested file and check all that can be checked without reading its data.
+
+    Args:
+        path: local, or an address `https://`, `http://`, `hf://owner/repo/file`, of which only the bytes
+            that are needed are fetched.
+        truncated: accept a file of which levels are cut off; `check_whole` is then for the caller.
 
     Raises:
         BadFileError: with one sentence that names the file, the tensor and the remedy, if there is no
             such file, it is not a nested file of this format, it is damaged or truncated.
     """
-    source = LocalFile(path)
+    source = open_source(path)
     try:
         header = read_header(source)
         manifest = parse_manifest(header.manifest)
         check_manifest(manifest, header.data_start + header.data_bytes)
         layout = check_layout(manifest, header)
-        _check_size(source.size - header.data_start, manifest, layout)
+        if (rest := source.size - header.data_start - layout.ends[-1]) > 0:
+            raise Refusal(f"has {rest} bytes after its last tensor")
     except Refusal as error:
         raise BadFileError(f"{source.name}: {error}") from None
-    return NestedFile(Path(path), manifest, layout, header.data_start, source)
+    file = NestedFile(source.name, manifest, layout, header.data_start, source)
+    if not truncated:
+        file.check_whole(file.n_levels)
+    return file
 
 
 def whole_levels(layout: Layout, data_bytes: int) -> int:
@@ -117,18 +175,6 @@ def whole_levels(layout: Layout, data_bytes: int) -> int:
     return sum(end <= data_bytes for end in layout.ends)
 
 
-def _check_size(data_bytes: int, manifest: Manifest, layout: Layout) -> None:
-    due = layout.ends[-1]
-    if data_bytes > due:
-        raise Refusal(f"has {data_bytes - due} bytes after its last tensor")
-    if data_bytes < due:
-        whole = whole_levels(layout, data_bytes)
-        available = (
-            f"levels {_listing(manifest, whole)} are whole in it" if whole else "no level is whole in it"
-        )
-        raise Refusal(f"is truncated, with {data_bytes} of {due} data bytes; {available}")
-
-
 def _listing(manifest: Manifest, count: int | None = None) -> str:
     names = [entry.name for entry in manifest.levels[:count]]
-    return ", ".join(f"{number} ({name})" for number, name in enumerate(names, start=1))
+    return ", ".join(f"{number} ({name[:MAX_QUOTED]})" for number, name in enumerate(names, start=1))

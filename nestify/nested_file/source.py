@@ -2,10 +2,15 @@
 
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from nestify.errors import BadFileError
+
+PIECE_BYTES = 8 * 2**20
+"""Most bytes that are read at once where a range need not be whole in memory, and what a cut connection
+can cost."""
 
 
 class Source(Protocol):
@@ -25,6 +30,19 @@ class Source(Protocol):
         Raises:
             BadFileError: if they cannot be had.
         """
+
+
+def pieces(source: Source, offset: int, length: int) -> Iterator[bytearray]:
+    """Bytes [offset, offset + length) in order, piece by piece."""
+    for begin, size in piece_ranges(offset, length):
+        yield source.read(begin, size)
+
+
+def piece_ranges(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """(offset, length) of the pieces of a range."""
+    end = offset + length
+    for begin in range(offset, end, PIECE_BYTES):
+        yield begin, min(PIECE_BYTES, end - begin)
 
 
 class LocalFile:

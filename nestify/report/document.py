@@ -86,7 +86,7 @@ def report_of(file: NestedFile) -> Report:
     manifest = file.manifest
     model = manifest.model
     return Report(
-        path=str(file.path),
+        path=file.name,
         architecture=model.architecture,
         num_classes=model.num_classes,
         input_size=model.preprocessing.input_size,

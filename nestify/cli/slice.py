@@ -1,0 +1,83 @@
+"""`nestify slice`: the first levels of a nested file, as a nested file."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nestify.cli.arguments import NestedFileOrAddress
+
+if TYPE_CHECKING:
+    from nestify.nested_file.slicing import Progress, Sliced
+
+SCHEMA_VERSION = 1
+
+
+def slice_levels(
+    file: NestedFileOrAddress,
+    level: Annotated[
+        str, typer.Option("--level", help="The highest level to keep, by number or name.", show_default=False)
+    ],
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Write the slice to this file.", show_default=False)
+    ] = None,
+    upgrade: Annotated[
+        Path | None,
+        typer.Option("--upgrade", help="Add the missing levels to this slice.", show_default=False),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Keep levels 1 to K of a nested file, as a nested file.
+
+    Only the header and those levels are read, from disk or by range requests.
+    """
+    from nestify.cli.output import write_result
+    from nestify.errors import RecipeError
+    from nestify.nested_file.slicing import slice_file, upgrade_slice
+
+    if (output is None) == (upgrade is None):
+        raise RecipeError("give one of --output, for a new slice, and --upgrade, for one to be enlarged")
+    with _bar() as progress:
+        if output is not None:
+            done = slice_file(file, level, output, progress=progress)
+        else:
+            assert upgrade is not None
+            done = upgrade_slice(file, level, upgrade, progress=progress)
+    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else _text(done), None)
+
+
+@contextmanager
+def _bar() -> "Iterator[Progress]":
+    """A bar on standard error, at a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+
+    console = Console(stderr=True)
+    columns = (BarColumn(bar_width=20), DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _text(done: "Sliced") -> str:
+    from nestify.report.table import mebibytes
+
+    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
+    read = f"{mebibytes(done.bytes_read)} MiB read from {done.source}"
+    if not done.bytes_written:
+        return f"{done.path}: has levels {levels} already, so nothing was written\n{read}\n"
+    return f"{done.path}: levels {levels}\n{mebibytes(done.bytes_written)} MiB written, {read}\n"
+
+
+def _document(done: "Sliced") -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "source": done.source,
+        "path": str(done.path),
+        "levels": [{"level": number, "name": name} for number, name in enumerate(done.levels, start=1)],
+        "bytes_written": done.bytes_written,
+        "bytes_read": done.bytes_read,
+    }

@@ -1,0 +1,212 @@
+"""Fewer levels of a nested file, as a nested file; and a slice made larger again. No torch here.
+
+A level is a byte prefix, so a slice is a new header and the first bytes of the data, copied piece by
+piece and hashed on the way. What a slice says follows from the header of its source alone.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from nestify.errors import BadFileError, OutputError, RecipeError
+from nestify.nested_file.atomic import atomic_file
+from nestify.nested_file.checks import check_manifest
+from nestify.nested_file.layout import Layout, encode_header
+from nestify.nested_file.manifest import Manifest
+from nestify.nested_file.reader import NestedFile, open_nested_file
+from nestify.nested_file.refusal import GET_ANOTHER, Refusal
+from nestify.nested_file.source import LocalFile, pieces
+
+Progress = Callable[[int, int], object]
+"""Told, after each piece that the source gave: bytes read so far, bytes to read in all."""
+
+
+@dataclass(frozen=True)
+class Sliced:
+    """What `slice_file` or `upgrade_slice` did.
+
+    Attributes:
+        source: what was read, without the secrets of an address.
+        path: of the slice.
+        levels: names of its levels, core first.
+        bytes_written: size of the slice; 0 where it had all levels already.
+        bytes_read: of the source; what was read again after a failure counts once.
+    """
+
+    source: str
+    path: Path
+    levels: tuple[str, ...]
+    bytes_written: int
+    bytes_read: int
+
+
+def slice_file(
+    source: str | os.PathLike[str],
+    level: int | str,
+    output: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+) -> Sliced:
+    """Write levels 1 to `level` of a nested file as a nested file of their own.
+
+    Only the header and those levels are read, a piece at a time; a truncated file does where they are
+    whole. Their bytes stay as they are, and are checked by their hashes.
+
+    Args:
+        source: a path, or an address `https://`, `http://`, `hf://owner/repo/file`.
+        level: by number or name.
+        output: of the slice; an older file there is replaced when the slice is complete.
+
+    Raises:
+        BadFileError: if the source is damaged, or cannot be read.
+        RecipeError: if there is no such level.
+        OutputError: if the slice cannot be written there.
+    """
+    with atomic_file(output) as file:  # before the source is read, which may take long
+        whole = open_nested_file(source, truncated=True)
+        keep = whole.level_index(str(level))
+        whole.check_whole(keep)
+        _check_apart(whole, output)
+        header = _sliced_header(whole, keep)
+        file.write(header)
+        data_bytes = whole.layout.ends[keep - 1]
+        told = _Told(progress, data_bytes)
+        _copy(whole, range(1, keep + 1), file, GET_ANOTHER, told)
+    return Sliced(
+        source=whole.name,
+        path=Path(output),
+        levels=_names(whole, keep),
+        bytes_written=len(header) + data_bytes,
+        bytes_read=whole.header_bytes + data_bytes,
+    )
+
+
+def upgrade_slice(
+    source: str | os.PathLike[str],
+    level: int | str,
+    path: str | os.PathLike[str],
+    *,
+    progress: Progress | None = None,
+) -> Sliced:
+    """Add to a slice the levels that it lacks, up to `level`.
+
+    Only the header and those levels are read from the source. What the slice has already is checked and
+    kept; the slice at `path` is replaced when the new one is complete, and left alone where it has the
+    level.
+
+    Args:
+        source: the file that the slice came from, as for `slice_file`.
+        level: by number or name.
+        path: of the slice.
+
+    Raises:
+        BadFileError: if source or slice is damaged, or the slice came from another file.
+        RecipeError: if there is no such level, or the slice has more.
+        OutputError: if the slice cannot be written.
+    """
+    own = open_nested_file(path)
+    whole = open_nested_file(source, truncated=True)
+    have, want = own.n_levels, whole.level_index(str(level))
+    if want < have:
+        raise RecipeError(f"{own.name} has {have} levels, more than {want}; slice to a new file instead")
+    if _sliced_header(whole, have) != encode_header(own.layout, own.manifest):
+        raise BadFileError(
+            f"{own.name}: came from another file than {whole.name}; slice that to a new file, or name the "
+            "file that this slice came from"
+        )
+    if want == have:
+        return Sliced(whole.name, Path(path), _names(own, have), 0, whole.header_bytes)
+    whole.check_whole(want)
+    header = _sliced_header(whole, want)
+    missing = whole.layout.ends[want - 1] - whole.layout.ends[have - 1]
+    with atomic_file(path) as file:
+        file.write(header)
+        _copy(own, range(1, have + 1), file, "slice anew", None)
+        _copy(whole, range(have + 1, want + 1), file, GET_ANOTHER, _Told(progress, missing))
+    return Sliced(
+        source=whole.name,
+        path=Path(path),
+        levels=_names(whole, want),
+        bytes_written=len(header) + whole.layout.ends[want - 1],
+        bytes_read=whole.header_bytes + missing,
+    )
+
+
+def _sliced_header(whole: NestedFile, keep: int) -> bytes:
+    """The header of a slice: manifest and layout, each cut to the first `keep` levels."""
+    parameters = [
+        entry.model_copy(update={"coding": entry.coding[:keep], "entering": entry.entering[:keep]})
+        for entry in whole.manifest.parameters
+    ]
+    cut = {"levels": whole.manifest.levels[:keep], "parameters": parameters}
+    manifest: Manifest = whole.manifest.model_copy(update=cut)
+    layout = Layout(whole.layout.chunks[:keep], whole.layout.ends[:keep])
+    header = encode_header(layout, manifest)
+    try:
+        check_manifest(manifest, len(header) + layout.ends[-1])
+    except Refusal as error:  # a core so sparse that it unpacks to too many times its bytes
+        raise BadFileError(f"{whole.name}: cut to level {keep}, {error.problem}; keep more levels") from None
+    return header
+
+
+def _copy(file: NestedFile, levels: range, output: BinaryIO, remedy: str, told: "_Told | None") -> None:
+    """Copy the chunks of adjacent levels, which are one range, and check the hash of each."""
+    begin, end = (0, *file.layout.ends)[levels[0] - 1], file.layout.ends[levels[-1] - 1]
+    data = _Parts(pieces(file.source, file.header_bytes + begin, end - begin))
+    for level in levels:
+        digest = hashlib.sha256()
+        for part in data.take(file.layout.chunk_bytes[level - 1]):
+            digest.update(part)
+            output.write(part)
+            if told is not None:
+                told.add(len(part))
+        entry = file.manifest.levels[level - 1]
+        if digest.hexdigest() != entry.sha256:
+            raise BadFileError(
+                f"{file.name}: the bytes of level {level} ({entry.name}) do not match their SHA-256; {remedy}"
+            )
+
+
+class _Parts:
+    """Pieces of a range, cut where the levels end."""
+
+    def __init__(self, blocks: Iterator[bytearray]) -> None:
+        self._blocks = blocks
+        self._rest = memoryview(b"")
+
+    def take(self, count: int) -> Iterator[memoryview]:
+        """The next `count` bytes."""
+        while count:
+            if not self._rest:
+                self._rest = memoryview(next(self._blocks))
+            part, self._rest = self._rest[:count], self._rest[count:]
+            count -= len(part)
+            yield part
+
+
+class _Told:
+    """Counts what was read, for whoever watches."""
+
+    def __init__(self, progress: Progress | None, total: int) -> None:
+        self._progress = progress
+        self._total = total
+        self._done = 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+def _check_apart(whole: NestedFile, output: str | os.PathLike[str]) -> None:
+    """Refuse to replace the source: the levels above would be lost."""
+    local = isinstance(whole.source, LocalFile) and os.path.exists(output)
+    if local and os.path.samefile(whole.source.name, output):
+        raise OutputError(f"{os.fspath(output)}: is the file to be sliced; choose another path")
+
+
+def _names(file: NestedFile, count: int) -> tuple[str, ...]:
+    return tuple(entry.name for entry in file.manifest.levels[:count])
