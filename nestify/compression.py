@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from timm.loss import create_classification_loss
 from timm.utils import random_seed
 from torch import Tensor, nn
 
+from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.images import Images, Loader, eval_loader, train_loader
 from nestify.inputs import (
@@ -23,11 +23,11 @@ from nestify.inputs import (
     open_recipe_teacher,
     pick_device,
     pick_workers,
+    stored_dtype,
 )
-from nestify.nested_file.atomic import atomic_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, plan_levels
-from nestify.pretrained import PretrainedModel
+from nestify.pretrained import PretrainedModel, save_plain
 from nestify.private import recalibrate
 from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
@@ -119,7 +119,9 @@ class Run:
             seconds = step_seconds * (steps + finetune_steps / nested.n_levels)
         return Plan(
             spec=self.spec,
-            levels=plan_levels(network, self.levels, nested.entry_levels, private, count),
+            levels=plan_levels(
+                network, self.levels, nested.entry_levels, private, count, stored_dtype(self.recipe).itemsize
+            ),
             maskable=nested.entry_levels.total,
             dense_layers=self._dense_layers(nested),
             train_images=len(self.train_images),
@@ -153,6 +155,7 @@ class Run:
             nested = self._train(nested, teacher)
         else:
             self._choose(nested)
+        self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
             self._recalibrate(nested)
         observer.stage("evaluating the levels")
@@ -211,7 +214,7 @@ class Run:
             task, self.train_batches, options, recipe.augment, on_log=partial(self._on_log, "finetune")
         )
         if recipe.finetune.save is not None:
-            _save_plain(trained.network, Path(recipe.finetune.save))
+            save_plain(trained.network, Path(recipe.finetune.save))
         return trained.network
 
     def _train(self, nested: NestedModel, frozen: nn.Module | None) -> NestedModel:
@@ -291,6 +294,13 @@ class Run:
         self.observer.evaluated("before", 0, before)
         return before
 
+    def _round(self, nested: NestedModel) -> None:
+        """Give the weights the values that the file will hold, so that these are what is evaluated."""
+        try:
+            nested.round_to(stored_dtype(self.recipe))
+        except ValueError as error:
+            raise OutputError(f"{self.recipe.output_path}: {error}; choose another dtype") from None
+
     def _recalibrate(self, nested: NestedModel) -> None:
         """Private statistics of every level from training images; an untouched dense level keeps its own."""
         self.observer.stage("recalibrating batch norm")
@@ -338,10 +348,3 @@ class _Pictures:
 
     def __iter__(self) -> Iterator[Tensor]:
         return (images for images, _ in self.loader)
-
-
-def _save_plain(network: nn.Module, path: Path) -> None:
-    """Write a dense model as a plain timm checkpoint, atomically."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
-    with atomic_file(path) as file:
-        file.write(save(tensors, metadata={"format": "pt"}))

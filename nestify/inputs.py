@@ -138,3 +138,10 @@ def augmentation(recipe: Recipe) -> dict[str, object]:
         "auto_augment": augment.auto_augment,
         "re_prob": augment.random_erase,
     }
+
+
+def stored_dtype(recipe: Recipe) -> torch.dtype:
+    """The type that the file holds shared weights in."""
+    dtype = getattr(torch, recipe.dtype)
+    assert isinstance(dtype, torch.dtype)
+    return dtype

@@ -11,8 +11,6 @@ from nestify.model_spec import ModelSpec
 from nestify.nesting import EntryLevels
 from nestify.report.costs import MacCount, effective_macs
 
-FLOAT_BYTES = 4
-
 
 @dataclass(frozen=True)
 class PlannedLevel:
@@ -67,16 +65,17 @@ def plan_levels(
     entry: EntryLevels,
     private: Sequence[Mapping[str, Tensor]],
     count: MacCount,
+    value_bytes: int = 4,
 ) -> list[PlannedLevel]:
-    """Work the costs of every level out of its entry levels."""
+    """Work the costs of every level out of its entry levels; shared values take `value_bytes` each."""
     parameters = sum(parameter.numel() for parameter in network.parameters())
     planned = []
     data_bytes = 0.0
     for k, level in enumerate(levels, start=1):
         kept = entry.kept(k)
-        data_bytes += _chunk_bytes(entry, k, private[k - 1])
+        data_bytes += _chunk_bytes(entry, k, private[k - 1], value_bytes)
         if k == 1:
-            data_bytes += FLOAT_BYTES * (parameters - entry.total - _elements(private[k - 1]))
+            data_bytes += value_bytes * (parameters - entry.total - _elements(private[k - 1]))
         planned.append(
             PlannedLevel(
                 level=level,
@@ -96,13 +95,13 @@ def densities(entry: EntryLevels, level: int) -> dict[str, float]:
     return {name: entry.kept(level, name) / entry[name].numel() for name in entry if entry[name].numel()}
 
 
-def _chunk_bytes(entry: EntryLevels, level: int, private: Mapping[str, Tensor]) -> float:
+def _chunk_bytes(entry: EntryLevels, level: int, private: Mapping[str, Tensor], value_bytes: int) -> float:
     """Values, the entropy of which positions enter, and private tensors."""
     total = float(sum(tensor.numel() * tensor.element_size() for tensor in private.values()))
     for name in entry:
         below = entry.kept(level - 1, name)
         entering = entry.kept(level, name) - below
-        total += entering * FLOAT_BYTES + _entropy_bits(entering, entry[name].numel() - below) / 8
+        total += entering * value_bytes + _entropy_bits(entering, entry[name].numel() - below) / 8
     return total
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import timm
 import torch
+from safetensors.torch import save
 from timm.models import load_state_dict, resolve_model_input_args
 from torch import Tensor, nn
 
 from nestify.errors import CheckpointError, RecipeError
 from nestify.model_spec import Kwargs, ModelSpec, describe_model
+from nestify.nested_file.atomic import atomic_file
 
 Weights = Mapping[str, Tensor]
 
@@ -254,3 +256,10 @@ def _told_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def save_plain(network: nn.Module, path: Path) -> None:
+    """Write a dense model as a plain timm checkpoint, atomically."""
+    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    with atomic_file(path) as file:
+        file.write(save(tensors, metadata={"format": "pt"}))

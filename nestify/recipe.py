@@ -20,6 +20,7 @@ from nestify.recipe_sections import (
     TEACHERS,
     AugmentOptions,
     DataOptions,
+    Dtype,
     FinetuneOptions,
     LevelOptions,
     ModelOptions,
@@ -62,6 +63,7 @@ class Recipe(Section):
         default=None,
         description="nested file to write; <model>.nested.safetensors in the current folder by default",
     )
+    dtype: Dtype = Field(default="float32", description="type that weights are stored in")
     seed: int = Field(default=42, ge=0, lt=2**32, description="seed of every random choice")
     device: Annotated[str, AfterValidator(_device)] = Field(
         default="auto", description="where to compute: auto, cpu, cuda, cuda:1, mps"

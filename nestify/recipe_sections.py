@@ -21,6 +21,7 @@ from pydantic import (
 from nestify.levels import parse_pattern
 
 Score = Literal["lamp", "magnitude", "uniform", "erk"]
+Dtype = Literal["float32", "float16", "bfloat16"]
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 TEACHERS = ("original", "self", "both", "none")

@@ -137,13 +137,13 @@ def test_timms_augmentations_are_accepted(text: str) -> None:
         ("finetune.zzz", "unknown key finetune.zzz; finetune has epochs, lr, save"),
         (
             "zzz",
-            "unknown key zzz; a recipe has output, seed, device, model, data, augment, schedule, level, "
-            "train, finetune",
+            "unknown key zzz; a recipe has output, dtype, seed, device, model, data, augment, schedule, "
+            "level, train, finetune",
         ),
         (
             "a b",
-            'unknown key "a b"; a recipe has output, seed, device, model, data, augment, schedule, level, '
-            "train, finetune",
+            'unknown key "a b"; a recipe has output, dtype, seed, device, model, data, augment, schedule, '
+            "level, train, finetune",
         ),
     ],
 )

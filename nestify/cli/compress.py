@@ -52,6 +52,7 @@ def compress(
     workers: Annotated[int | None, _option("data.workers", "--workers", panel=_MODEL)] = None,
     on_bad_image: Annotated[str | None, _option("data.on_bad_image", "--on-bad-image", panel=_MODEL)] = None,
     output: Annotated[str | None, _option("output", "-o", "--output", panel=_MODEL)] = None,
+    dtype: Annotated[str | None, _option("dtype", "--dtype", panel=_MODEL)] = None,
     schedule: Annotated[str | None, _option("schedule.kind", "--schedule", panel=_LEVELS)] = None,
     levels: Annotated[
         str | None,
@@ -108,6 +109,7 @@ def compress(
         "data.workers": workers,
         "data.on_bad_image": on_bad_image,
         "output": output,
+        "dtype": dtype,
         "schedule.kind": schedule,
         "levels": levels,
         "schedule.score": score,

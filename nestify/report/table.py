@@ -9,6 +9,7 @@ from nestify.report.sheet import Column, Sheet
 if TYPE_CHECKING:
     from nestify.api import Evaluation
     from nestify.planning import Plan
+    from nestify.verification import Verification
 
 
 def report_table(report: Report) -> Sheet:
@@ -100,6 +101,21 @@ def evaluation_table(evaluation: "Evaluation") -> Sheet:
             Column("loss", [f"{result.loss:.4f}" for result in levels], rank=4),
             Column("images", [str(result.images) for result in levels], rank=2),
             Column("images/s", [f"{result.images_per_second:.0f}" for result in levels], rank=5),
+        ]
+    )
+
+
+def verification_table(verification: "Verification") -> Sheet:
+    """What was found of the levels, one row each."""
+    levels = verification.levels
+    return Sheet(
+        [
+            Column("level", [str(level.level) for level in levels], rank=1),
+            Column("name", [level.name for level in levels], is_text=True),
+            Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels], rank=2),
+            Column("weights", [quantity(level.weights) for level in levels], rank=3),
+            Column("logits off by", ["-" if v.off is None else f"{v.off:.1e}" for v in levels], rank=4),
+            Column("result", ["ok" if level.problem is None else "FAILED" for level in levels], is_text=True),
         ]
     )
 

@@ -1,0 +1,49 @@
+"""`nestify verify`: proof that a nested file holds what it says."""
+
+import json
+import sys
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nestify.cli.arguments import NestedFileOrAddress
+
+if TYPE_CHECKING:
+    from nestify.verification import Verification
+
+SCHEMA_VERSION = 1
+
+
+def verify(
+    file: NestedFileOrAddress,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Check hashes, numbers of weights, nestedness and logits of every level.
+
+    Each level is rebuilt from its own prefix alone, as a device would. Exit code 3 if one is not right.
+    """
+    from nestify.cli.output import render, write_result
+    from nestify.errors import BadFileError
+    from nestify.report.table import verification_table
+    from nestify.verification import verify as run
+
+    done = run(file)
+    bad = [level for level in done.levels if level.problem is not None]
+    if as_json:
+        write_result(json.dumps(_document(done), indent=2) + "\n", None)
+    else:
+        notes = [f"Level {level.level} ({level.name}): {level.problem}" for level in bad]
+        write_result(render(done.name, [verification_table(done)], notes, sys.stdout), None)
+    if bad:
+        names = ", ".join(f"{level.level} ({level.name})" for level in bad)
+        raise BadFileError(f"{done.name}: not right: level {names}; get an intact copy or write it again")
+
+
+def _document(done: "Verification") -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "file": done.name,
+        "passed": done.passed,
+        "levels": [asdict(level) for level in done.levels],
+    }

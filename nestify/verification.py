@@ -1,0 +1,109 @@
+"""Proof that a nested file holds what it says: every level rebuilt from its own prefix alone."""
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+from nestify.errors import BadFileError
+from nestify.loading import check_fingerprint, load_level
+from nestify.nested_file.manifest import LevelEntry
+from nestify.nested_file.reader import NestedFile, open_nested_file
+from nestify.nested_file.refusal import GET_ANOTHER
+from nestify.nested_file.state import NestedState
+from nestify.nested_file.strict_json import quoted
+from nestify.nesting import EntryLevels, entry_mask
+
+
+@dataclass(frozen=True)
+class LevelCheck:
+    """What was found of one level, rebuilt from the header and its prefix.
+
+    Attributes:
+        level: its number, 1 for the core.
+        prefix_bytes: header included.
+        weights: how many of the maskable weights it uses; None where its bytes could not be read.
+        off: how far its logits are from the stored ones, relative to the largest; None where it was not
+            rebuilt.
+        problem: what is wrong, in a sentence; None where nothing is.
+    """
+
+    level: int
+    name: str
+    prefix_bytes: int
+    weights: int | None
+    off: float | None
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was found of a file, level by level, core first."""
+
+    name: str
+    levels: tuple[LevelCheck, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(level.problem is None for level in self.levels)
+
+
+def verify(path: str | os.PathLike[str]) -> Verification:
+    """Check hashes, numbers of weights, nestedness and logits of every level.
+
+    Args:
+        path: a nested file, or its address.
+
+    Returns:
+        what was found; a level that is not right is told there, and the others are checked all the same.
+
+    Raises:
+        BadFileError: if the file's header or manifest is not right, or its model cannot be built.
+    """
+    file = open_nested_file(path, truncated=True)
+    checks: list[LevelCheck] = []
+    below: NestedState | None = None
+    for level, entry in enumerate(file.manifest.levels, start=1):
+        weights = off = problem = None
+        try:
+            file.check_whole(level)
+            state = file.state(level)
+            weights = state.entry.kept(level)
+            _check_counts(file, entry, state.entry)
+            _check_nested(file, entry, below, state)
+            off = check_fingerprint(file, load_level(file, level, check=False), level)
+            below = state
+        except BadFileError as error:
+            problem = str(error).removeprefix(f"{file.name}: ")
+        checks.append(LevelCheck(level, entry.name, file.prefix_bytes(level), weights, off, problem))
+    return Verification(file.name, tuple(checks))
+
+
+def _check_counts(file: NestedFile, entry: LevelEntry, found: EntryLevels) -> None:
+    """See that a level uses as many weights of each layer as the manifest says."""
+    for layer in entry.layers:
+        kept = found.kept(found.n_levels, layer.name) if layer.name in found.tensors else layer.weights
+        if kept != layer.kept:
+            raise BadFileError(
+                f"{file.name}: level {entry.name} uses {kept} weights of {quoted(layer.name)} where its "
+                f"manifest says {layer.kept}; {GET_ANOTHER}"
+            )
+
+
+def _check_nested(file: NestedFile, entry: LevelEntry, below: NestedState | None, state: NestedState) -> None:
+    """See that every weight of the level below is in this one, with the same value."""
+    for name, values in below.shared.items() if below else ():
+        assert below is not None
+        shared = state.shared[name]
+        if name in below.entry.tensors:
+            level = below.entry.n_levels
+            used = entry_mask(state.entry[name], level)
+            same = torch.equal(used, entry_mask(below.entry[name], level))
+            same = same and torch.equal(values[used], shared[used])
+        else:
+            same = torch.equal(values, shared)
+        if not same:
+            raise BadFileError(
+                f"{file.name}: level {entry.name} does not contain {quoted(name)} of the level below; "
+                f"{GET_ANOTHER}"
+            )

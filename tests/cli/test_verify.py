@@ -1,0 +1,141 @@
+"""`nestify verify`: what is right, and what is not, level by level."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+from nested_file.damage import Parts, damage
+
+import nestify as package
+from nestify.nested_file.reader import open_nested_file
+
+from .driver import UNTRAINED, nestify
+
+
+@pytest.fixture
+def copy(digits_file: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(digits_file, tmp_path / "copy.safetensors"))
+
+
+def results(path: Path) -> list[str | None]:
+    """What the command finds, from the core on: None where all is right."""
+    done = nestify("verify", path, "--json")
+    document = done.document
+    assert document["schema_version"] == 1
+    problems = [level["problem"] for level in document["levels"]]
+    assert document["passed"] == (problems == [None] * len(problems))
+    assert done.code == (0 if document["passed"] else 3)
+    return problems
+
+
+def test_a_file_that_is_right(digits_file: Path) -> None:
+    done = nestify("verify", digits_file)
+    assert done.code == 0
+    assert done.err == ""
+    header = done.out.splitlines()[2]
+    assert header.split() == ["level", "name", "prefix", "MiB", "weights", "logits", "off", "by", "result"]
+    assert results(digits_file) == [None, None, None]
+    found = package.verify(digits_file)
+    assert found.passed
+    file = open_nested_file(digits_file)
+    for level, check in enumerate(found.levels, start=1):
+        assert check.prefix_bytes == file.prefix_bytes(level)
+        assert check.weights == sum(layer.kept for layer in file.manifest.levels[level - 1].layers)
+        assert check.off is not None
+        assert check.off < 1e-5
+
+
+def test_a_file_of_long_ago() -> None:
+    """A real network, written when format 1 was frozen: its logits are still the stored ones."""
+    assert results(Path(__file__).parents[1] / "nested_file" / "golden" / "digits.safetensors") == [
+        None,
+        None,
+    ]
+
+
+def flip_in(level: int, copy: Path, rehash: bool = False) -> None:
+    """Change the last value that enters at a level: its sign."""
+
+    def change(parts: Parts) -> None:
+        name = [name for name in parts.header if name.startswith(f"level{level}/values/")][-1]
+        parts.tensor(name)[-1] ^= 0x80
+        if rehash:
+            parts.rehash()
+
+    damage(copy, change)
+
+
+@pytest.mark.parametrize("level", [1, 2, 3])
+def test_damage_stays_with_its_level_and_those_above(copy: Path, level: int) -> None:
+    flip_in(level, copy)
+    found = results(copy)
+    assert found[: level - 1] == [None] * (level - 1)
+    assert all("do not match their SHA-256" in str(problem) for problem in found[level - 1 :])
+
+
+def test_forged_weights_under_fitting_hashes(copy: Path) -> None:
+    def change(parts: Parts) -> None:
+        weights = parts.tensor("level1/values/conv1.0.weight")
+        weights[3::4] = bytes(byte ^ 0x80 for byte in weights[3::4])
+        parts.rehash()
+
+    damage(copy, change)
+    assert all("gives other logits" in str(problem) for problem in results(copy))
+
+
+def test_counts_that_disagree(copy: Path) -> None:
+    def change(parts: Parts) -> None:
+        parts.manifest["levels"][1]["layers"][2]["kept"] += 1
+
+    damage(copy, change)
+    first, second, third = results(copy)
+    assert first is third is None
+    assert second is not None
+    assert "weights of 'layer" in second or "weights of 'conv1" in second
+    assert "where its manifest says" in second
+
+
+def test_a_truncated_file(copy: Path) -> None:
+    end = open_nested_file(copy).prefix_bytes(2)
+    copy.write_bytes(copy.read_bytes()[:end])
+    first, second, third = results(copy)
+    assert first is second is None
+    assert third is not None
+    assert "is truncated" in third
+    done = nestify("verify", copy)
+    assert done.code == 3
+    assert done.message == f"{copy}: not right: level 3 (level3); get an intact copy or write it again"
+    assert [row.split()[-1] for row in done.out.splitlines()[4:7]] == ["ok", "ok", "FAILED"]
+
+
+def test_no_nested_file(tmp_path: Path) -> None:
+    done = nestify("verify", tmp_path / "none")
+    assert done.code == 3
+    assert done.out == ""
+    assert "no such file" in done.message
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_accuracy_and_fingerprints_are_those_of_what_was_stored(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "half.nested.safetensors"
+    done = nestify("compress", "digits", *UNTRAINED, "--dtype", dtype, "-o", path)
+    assert done.code == 0, done.err
+    assert all(check.off is not None and check.off < 1e-6 for check in package.verify(path).levels)
+    told = [level.top1 for level in package.read_report(path).levels]
+    again = package.evaluate(path, "embedded/digits", max_images=100, workers=0)
+    assert [result.top1 for result in again.levels] == told
+    manifest = open_nested_file(path).manifest
+    assert {p.dtype for p in manifest.parameters} == {"F16" if dtype == "float16" else "BF16"}
+    assert manifest.recipe["dtype"] == dtype
+
+
+def test_half_the_bytes(digits_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "half.nested.safetensors"
+    assert nestify("compress", "digits", *UNTRAINED, "--dtype", "float16", "-o", path).code == 0
+    assert open_nested_file(path).layout.ends[-1] < 0.55 * open_nested_file(digits_file).layout.ends[-1]
+
+
+def test_a_type_that_is_none() -> None:
+    done = nestify("compress", "digits", "--dtype", "float8")
+    assert done.code == 2
+    assert "dtype" in done.message
