@@ -25,7 +25,18 @@ def loaded_by(*words: str) -> str:
     return done.stderr.splitlines()[-1]
 
 
-@pytest.mark.parametrize("words", [["--help"], ["compress", "--help"], ["eval", "-h"], ["report", "--help"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--help"],
+        ["compress", "--help"],
+        ["eval", "-h"],
+        ["export", "--help"],
+        ["report", "--help"],
+        ["slice", "--help"],
+        ["verify", "--help"],
+    ],
+)
 def test_help_imports_no_torch(words: list[str]) -> None:
     assert loaded_by(*words) == "loaded: [] code: 0"
 

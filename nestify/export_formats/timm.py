@@ -1,0 +1,100 @@
+"""A level as weights that timm loads: a safetensors file, or a folder for `local-dir:`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import timm
+import torch
+from safetensors.torch import load_file, save
+from timm.models import get_model_args
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
+
+from nestify.errors import UnsupportedModelError
+from nestify.export_formats.draft import Draft, Runner
+from nestify.export_formats.facts import ExportFacts
+from nestify.export_formats.quiet import quiet
+from nestify.model_spec import build_model
+
+TOLERANCE = 1e-5
+"""The same tensors in the same modules: what differs is rounding where memory lies differently."""
+
+
+def timm_draft(plain: nn.Module, facts: ExportFacts) -> Draft:
+    """Dense tensors under timm's names, a tied one under each of its names.
+
+    Raises:
+        UnsupportedModelError: if `plain` is not the timm model that the facts name.
+    """
+    kwargs = _needed_kwargs(facts)
+    _check_is_timm(plain, facts)
+
+    def write(file: BinaryIO) -> None:
+        file.write(_saved(plain, facts))
+
+    def reopen(path: Path) -> Runner:
+        model = build_model(facts.architecture, dict(kwargs))
+        model.load_state_dict(load_file(path), strict=True)
+        return model.eval()
+
+    def load_line(path: Path) -> str:
+        words = [repr(facts.architecture), *(f"{key}={value!r}" for key, value in kwargs.items())]
+        return f"timm.create_model({', '.join(words)}, checkpoint_path={str(path)!r}).eval()"
+
+    return Draft(write, reopen, load_line, TOLERANCE)
+
+
+def write_local_dir(folder: Path, plain: nn.Module, facts: ExportFacts) -> None:
+    """Write `config.json` and `model.safetensors` as timm's `local-dir:` reads them.
+
+    Args:
+        folder: exists and is empty.
+
+    Raises:
+        UnsupportedModelError: if `plain` is not the timm model that the facts name.
+    """
+    _check_is_timm(plain, facts)
+    labels = {} if facts.class_names is None else {"label_names": list(facts.class_names)}
+    save_config_for_hf(
+        plain, str(folder / "config.json"), model_config=labels, data_config=dict(facts.preprocessing)
+    )
+    (folder / "model.safetensors").write_bytes(_saved(plain, facts))
+
+
+def reopen_local_dir(folder: Path) -> Runner:
+    """Load such a folder the way a user would."""
+    model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    return model.eval()
+
+
+def _saved(plain: nn.Module, facts: ExportFacts) -> bytes:
+    # The format refuses tensors that share memory, so each gets its own.
+    tensors: dict[str, Tensor] = {
+        name: tensor.detach().contiguous().clone() for name, tensor in plain.state_dict().items()
+    }
+    data: bytes = save(tensors, metadata={"format": "pt", **facts.metadata()})
+    return data
+
+
+def _check_is_timm(plain: nn.Module, facts: ExportFacts) -> None:
+    due, found = _without_weights(facts.architecture, facts.kwargs).state_dict(), plain.state_dict()
+    odd = [n for n in {**due, **found} if n not in due or n not in found or due[n].shape != found[n].shape]
+    if odd:
+        raise UnsupportedModelError(
+            f"{facts.title} is not the network that timm builds by this name ({odd[0]} differs); "
+            "export it as onnx or pt2"
+        )
+
+
+def _needed_kwargs(facts: ExportFacts) -> Mapping[str, Any]:
+    """The arguments without those that timm's own default model reports of itself."""
+    own = get_model_args(_without_weights(facts.architecture, {}))
+    plain = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
+    missing = object()
+    return {key: value for key, value in facts.kwargs.items() if plain.get(key, missing) != value}
+
+
+def _without_weights(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
+    with quiet(), torch.device("meta"):
+        return build_model(architecture, dict(kwargs))
