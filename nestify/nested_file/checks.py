@@ -34,6 +34,9 @@ MAX_EXPANSION = 4096
 """Dense bytes per file byte that a reader accepts. A real file needs about 1 / density: 0.999 sparsity
 in float16 takes some 600. Without a bound, a few bytes could ask for all memory."""
 
+MAX_KEYS = 4096
+"""Keys of one object in a manifest; each that is unknown takes memory until it is refused."""
+
 LOADING_KWARGS = {"pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path", "cache_dir"}
 """Arguments of `timm.create_model` that fetch weights, from disk or from the network."""
 
@@ -48,8 +51,7 @@ def parse_manifest(text: str) -> Manifest:
         Refusal: naming the first problem and its place.
     """
     try:
-        strict_json(text)
-        return Manifest.model_validate_json(text, strict=True)
+        return Manifest.model_validate(strict_json(text, MAX_KEYS), strict=True)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(str(part) for part in first["loc"])

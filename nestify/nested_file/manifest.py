@@ -1,8 +1,8 @@
 """The manifest: everything a nested file says about itself, as one JSON document. No torch here."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from nestify.levels import MAX_LEVELS
 
@@ -12,8 +12,12 @@ Coding = Literal["all", "bits", "elias-fano", "none"]
 """How a parameter's entry positions in one chunk are stored (see `entry_codec`): `all` remaining
 positions enter, `none` does, or the two codings."""
 
+Item = TypeVar("Item")
+Many = Annotated[list[Item], Field(fail_fast=True)]
+"""A list that is refused at its first wrong item: pydantic would collect all, hundreds of bytes for each."""
+
 Scalar = bool | int | float | str | None
-Kwarg = Scalar | list[Scalar] | list[list[Scalar]]
+Kwarg = Scalar | Many[Scalar] | Many[Many[Scalar]]
 Size = Annotated[int, Field(ge=0)]
 Count = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=1)]
@@ -22,6 +26,8 @@ Percent = Annotated[float, Field(ge=0, le=100)]
 Label = Annotated[str, Field(pattern=r"^\P{C}*$")]
 """A text that is printed: without control characters, which would steer a terminal."""
 BlockSide = Annotated[int, Field(ge=1, le=9999)]
+FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
+"""JSON has lists where Python has tuples."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -35,9 +41,9 @@ class Preprocessing(_Part):
     `input_size` is (channels, height, width); `mean` and `std` are per channel, for pixels in [0, 1].
     """
 
-    input_size: tuple[Side, Side, Side]
-    mean: Annotated[list[float], Field(min_length=1)]
-    std: Annotated[list[Annotated[float, Field(ge=1e-6)]], Field(min_length=1)]
+    input_size: Annotated[tuple[Side, Side, Side], FromList]
+    mean: Annotated[Many[float], Field(min_length=1)]
+    std: Annotated[Many[Annotated[float, Field(ge=1e-6)]], Field(min_length=1)]
     interpolation: str
     crop_pct: Annotated[float, Field(ge=0.01, le=100)]
     crop_mode: str
@@ -50,7 +56,7 @@ class ModelEntry(_Part):
     kwargs: dict[str, Kwarg]
     num_classes: Annotated[int, Field(ge=1)]
     preprocessing: Preprocessing
-    class_names: list[str] | None
+    class_names: Many[str] | None
 
 
 class ParameterEntry(_Part):
@@ -68,13 +74,13 @@ class ParameterEntry(_Part):
     """
 
     name: str
-    shape: list[Size]
+    shape: Many[Size]
     dtype: str
     maskable: bool
-    unit: tuple[BlockSide, BlockSide] = (1, 1)
-    coding: list[Coding] = []
-    entering: list[Count] = []
-    aliases: list[str] = []
+    unit: Annotated[tuple[BlockSide, BlockSide], FromList] = (1, 1)
+    coding: Many[Coding] = []
+    entering: Many[Count] = []
+    aliases: Many[str] = []
 
 
 class LayerEntry(_Part):
@@ -125,9 +131,9 @@ class LevelDescription(_Part):
     sparsity: Share
     achieved_sparsity: Share
     pattern: Annotated[str, Field(pattern="^(unstructured|[0-9]{1,4}[:x][0-9]{1,4})$")]
-    fingerprint: list[float]
+    fingerprint: Many[float]
     metrics: Metrics
-    layers: list[LayerEntry]
+    layers: Many[LayerEntry]
 
 
 class LevelEntry(LevelDescription):
@@ -139,7 +145,7 @@ class LevelEntry(LevelDescription):
         sha256: of the level's own chunk, hexadecimal.
     """
 
-    private: list[str]
+    private: Many[str]
     data_bytes: Size
     sha256: Sha256
 
@@ -151,7 +157,7 @@ class _Run(_Part):
     schedule: Literal["weight"]
     original: dict[str, float]
     """Validation accuracy of the unchanged pretrained model: `top1`, `top5`, `loss`; empty: not measured."""
-    recipe: dict[str, Any]
+    recipe: dict[str, JsonValue]
     seed: int
     versions: dict[Label, Label]
     source_sha256: Sha256 | None
@@ -161,12 +167,12 @@ class _Run(_Part):
 class Description(_Run):
     """What the writer is told: all of the manifest that does not follow from the tensors."""
 
-    levels: list[LevelDescription]
+    levels: Many[LevelDescription]
 
 
 class Manifest(_Run):
     """The whole document. `levels` run from the core level to the full level."""
 
     schema_version: Literal[1] = 1
-    levels: Annotated[list[LevelEntry], Field(min_length=1, max_length=MAX_LEVELS)]
-    parameters: list[ParameterEntry]
+    levels: Annotated[Many[LevelEntry], Field(min_length=1, max_length=MAX_LEVELS)]
+    parameters: Many[ParameterEntry]

@@ -2,29 +2,43 @@
 
 import json
 import math
+import re
 from collections import Counter
 from typing import Any
 
 MAX_QUOTED = 120
 MAX_INTEGER_DIGITS = 20
 
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
-def strict_json(text: str) -> Any:
+
+def strict_json(text: str, max_keys: int | None = None) -> Any:
     """Parse JSON and refuse what JSON parsers disagree on.
+
+    Args:
+        text: decoded from UTF-8, so that surrogates can only be in it as escapes.
+        max_keys: that one object may have; None: any number.
 
     Raises:
         ValueError: for invalid JSON, a key given twice, NaN or an infinity, an integer beyond 64 bits,
-            text that is not Unicode, or nesting too deep for the parser.
+            text that is not Unicode, nesting too deep for the parser, or an object with too many keys.
     """
+
+    def table(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if max_keys is not None and len(pairs) > max_keys:
+            raise ValueError(f"an object has {len(pairs)} keys, more than {max_keys}")
+        return _unique_keys(pairs)
+
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_unique_keys,
+            object_pairs_hook=table,
             parse_constant=_refuse_constant,
             parse_int=_bounded_int,
             parse_float=_finite_float,
         )
-        json.dumps(value, ensure_ascii=False).encode()  # fails on lone surrogates, which no output can print
+        if _SURROGATE.search(text):  # fails on lone ones, which no output can print
+            json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("values are nested too deep") from None
     except UnicodeEncodeError:

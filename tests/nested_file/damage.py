@@ -22,6 +22,20 @@ class Parts:
     manifest: dict[str, Any]
     data: bytearray
 
+    @classmethod
+    def of(cls, content: bytes) -> "Parts":
+        length = int.from_bytes(content[:8], "little")
+        header = json.loads(content[8 : 8 + length])
+        metadata = header.pop("__metadata__")
+        data = bytearray(content[8 + length :])
+        return cls(header, metadata, json.loads(metadata["nestify.manifest"]), data)
+
+    @property
+    def content(self) -> bytes:
+        """The file's bytes."""
+        metadata = self.metadata | {"nestify.manifest": json.dumps(self.manifest)}
+        return raw_content(json.dumps({"__metadata__": metadata} | self.header), bytes(self.data))
+
     def tensor(self, name: str) -> memoryview:
         """A tensor's bytes, writable in place."""
         begin, end = self.header[name]["data_offsets"]
@@ -40,23 +54,23 @@ class Parts:
             begin = end
 
 
+def raw_content(header: str, data: bytes) -> bytes:
+    """A file's bytes: the length of the header, the header and the data."""
+    text = header.encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
 def take_apart(path: Path) -> Parts:
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    metadata = header.pop("__metadata__")
-    return Parts(header, metadata, json.loads(metadata["nestify.manifest"]), bytearray(content[8 + length :]))
+    return Parts.of(path.read_bytes())
 
 
 def put_together(parts: Parts, path: Path) -> None:
-    metadata = parts.metadata | {"nestify.manifest": json.dumps(parts.manifest)}
-    write_raw(path, json.dumps({"__metadata__": metadata} | parts.header), bytes(parts.data))
+    path.write_bytes(parts.content)
 
 
 def write_raw(path: Path, header: str, data: bytes) -> None:
-    text = header.encode()
-    text += b" " * (-len(text) % 8)
-    path.write_bytes(len(text).to_bytes(8, "little") + text + data)
+    path.write_bytes(raw_content(header, data))
 
 
 def damage(path: Path, change: Callable[[Parts], object]) -> None:

@@ -26,7 +26,7 @@ from .builders import assert_same_state, at_level, description, small_state
 
 FLOATING = [torch.float32, torch.float16, torch.bfloat16]
 OTHERS = [torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
-GOLDEN = Path(__file__).parent / "golden" / "format1.safetensors"
+GOLDEN = Path(__file__).parent / "golden"
 
 
 def random_tensor(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -194,11 +194,13 @@ def test_a_name_comes_before_a_number(tmp_path: Path) -> None:
     assert file.level_index("2") == 2
 
 
-def test_golden_file_reads_and_is_written_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", FLOATING)
+def test_golden_files_read_and_are_written_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
     """Format 1 is frozen: files of today are readable for good, and writing them gives these bytes."""
-    write_nested_file(tmp_path / "model", small_state(), description(3), torch.float16)
-    assert_same_state(open_nested_file(GOLDEN).state(), at_level(stored_as(small_state(), torch.float16), 3))
-    assert (tmp_path / "model").read_bytes() == GOLDEN.read_bytes()
+    golden = GOLDEN / f"{str(dtype).removeprefix('torch.')}.safetensors"
+    write_nested_file(tmp_path / "model", small_state(), description(3), dtype)
+    assert_same_state(open_nested_file(golden).state(), at_level(stored_as(small_state(), dtype), 3))
+    assert (tmp_path / "model").read_bytes() == golden.read_bytes()
 
 
 def test_opening_imports_no_torch(small_file: Path) -> None:
