@@ -60,7 +60,7 @@ class NestedModel(nn.Module):
         own = private_names(network, bn)
         # The full level owns the tensors inside `network`; every lower level owns a copy of them.
         self.private = nn.ModuleList(
-            NamedTensors({name: deepcopy(shared[name].detach()) for name in own}, like=shared)
+            NamedTensors({name: shared[name].detach().clone() for name in own}, like=shared)
             for _ in range(self.n_levels - 1)
         )
         self._dense_seen: tuple[object, tuple[frozenset[str], ...]] | None = None

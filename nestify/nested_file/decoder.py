@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nestify.errors import BadFileError
 from nestify.nested_file.checks import units_left
-from nestify.nested_file.entry_codec import U8Array, bits_between, decode, expand_units, unit_grid
+from nestify.nested_file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
 from nestify.nested_file.layout import Slot, entry_name, private_name, values_name
 from nestify.nested_file.manifest import ParameterEntry
 from nestify.nested_file.mapping import mapped
@@ -24,7 +24,7 @@ from nestify.nesting import EntryLevels
 if TYPE_CHECKING:
     from nestify.nested_file.reader import NestedFile
 
-SEGMENT = 2**16
+SEGMENT = 2**17
 """Weights that are placed at a time: their positions fit into a processor's cache, and into little memory."""
 
 
@@ -145,16 +145,13 @@ def _maskable(
     return dense, entry
 
 
-Bits = U8Array | None
-"""Which of the remaining units enter at a level, packed; None: all of them."""
-
 Place = tuple[int, int, NDArray[np.intp]]
 """A level, the first element of a segment, and which elements of the segment enter there."""
 
 
-def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[tuple[int, Bits]]:
-    """The levels at which units enter, and which of those that are left then."""
-    found: list[tuple[int, Bits]] = []
+def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[tuple[int, Entering | None]]:
+    """The levels at which units enter, and which of those that are left then; None: all of them."""
+    found: list[tuple[int, Entering | None]] = []
     for chunk, (remaining, entering, coding) in zip(chunks, units_left(parameter), strict=False):
         if coding == "all":
             found.append((chunk.level, None))
@@ -167,20 +164,19 @@ def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[tuple[
     return found
 
 
-def _enter(units: U8Array, entering: Sequence[tuple[int, Bits]], unused: int) -> Iterator[Place]:
+def _enter(units: U8Array, entering: Sequence[tuple[int, Entering | None]], unused: int) -> Iterator[Place]:
     """Fill in the entry level of every unit, telling the places."""
     seen = [0] * len(entering)
     for begin in range(0, units.size, SEGMENT):
         segment = units[begin : begin + SEGMENT]
-        for index, (level, bits) in enumerate(entering):
-            left = np.flatnonzero(segment == unused) if index or bits is None else None
-            chosen = left
-            if bits is not None:
-                first, size = seen[index], segment.size if left is None else left.size
-                enters = np.flatnonzero(bits_between(bits, first, first + size))
-                chosen = enters if left is None else left[enters]
-                seen[index] += size
-            assert chosen is not None
+        for index, (level, enters) in enumerate(entering):
+            if index == 0 and enters is not None:  # at first all are left, in their places
+                chosen = enters.between(begin, begin + segment.size)
+            else:
+                chosen = np.flatnonzero(segment == unused)
+                if enters is not None:
+                    first, seen[index] = seen[index], seen[index] + chosen.size
+                    chosen = chosen[enters.between(first, seen[index])]
             segment[chosen] = level
             yield level, begin, chosen
 

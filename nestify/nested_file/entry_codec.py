@@ -18,9 +18,10 @@ beyond its result.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from operator import sub
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ SEGMENT_BYTES = 2**14
 
 U8Array = NDArray[np.uint8]
 BoolArray = NDArray[np.bool_]
+Positions = NDArray[np.intp]
 AnyType = TypeVar("AnyType", bound=np.generic)
 
 
@@ -79,15 +81,21 @@ def encode(coding: Coding, enters: BoolArray) -> U8Array:
     return np.empty(0, np.uint8)
 
 
-def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> U8Array:
-    """Inverse of `encode`, in bits; accepts only bytes that `encode` can have made.
+class Entering(Protocol):
+    """Which of the remaining units enter."""
+
+    def between(self, begin: int, end: int) -> Positions:
+        """Those of the units [begin, end) that enter, ascending, counted from `begin`."""
+
+
+def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> Entering:
+    """Inverse of `encode`; accepts only bytes that `encode` can have made.
 
     Args:
         data: (`coded_bytes(coding, remaining, count)`,) the stored bytes.
 
     Returns:
-        (ceil(remaining / 8) or more,) one bit per remaining unit, set where it enters, in little bit
-        order; exactly `count` are set. May share memory with `data`.
+        which units enter, exactly `count`; may share memory with `data`.
 
     Raises:
         ValueError: if the bytes are of another length, set padding bits, code another number of units,
@@ -98,12 +106,33 @@ def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> U8Array
     expected = coded_bytes(coding, remaining, count)
     if data.size != expected:
         raise ValueError(f"entry positions take {data.size} bytes where {expected} are due")
+    if coding == "elias-fano":
+        return _Listed(_decode_elias_fano(data, remaining, count))
     if coding == "bits":
         _check_bits(data, remaining, count)
-        return data
-    if coding == "elias-fano":
-        return _decode_elias_fano(data, remaining, count)
-    return _pack(np.full(remaining, coding == "all"))
+        return _Packed(data)
+    return _Listed(np.arange(count))
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """One bit per remaining unit."""
+
+    bits: U8Array
+
+    def between(self, begin: int, end: int) -> Positions:
+        return np.flatnonzero(_bits_between(self.bits, begin, end))
+
+
+@dataclass(frozen=True)
+class _Listed:
+    """The entering units, ascending."""
+
+    positions: NDArray[np.signedinteger[Any]]
+
+    def between(self, begin: int, end: int) -> Positions:
+        first, last = np.searchsorted(self.positions, (begin, end))
+        return self.positions[first:last].astype(np.intp) - begin
 
 
 def _encode_elias_fano(enters: BoolArray) -> U8Array:
@@ -118,27 +147,27 @@ def _encode_elias_fano(enters: BoolArray) -> U8Array:
     return np.concatenate([_pack(low_parts.reshape(-1)), _pack(high_parts)])
 
 
-def _decode_elias_fano(data: U8Array, remaining: int, count: int) -> U8Array:
+def _decode_elias_fano(data: U8Array, remaining: int, count: int) -> NDArray[np.signedinteger[Any]]:
     low = _low_bits(remaining, count)
     low_parts, high_parts = np.split(data, [_padded_bytes(count * low)])
     _check_bits(low_parts, count * low)
     _check_bits(high_parts, _high_bits(remaining, count, low), count)
-    enters = np.zeros(_padded_bytes(remaining), np.uint8)
-    seen, last = 0, -1
+    found: NDArray[np.signedinteger[Any]] = np.empty(count, np.int32 if remaining < 2**31 else np.int64)
+    seen = 0
     for begin in range(0, high_parts.size, SEGMENT_BYTES):
         ones = np.flatnonzero(_unpack(high_parts[begin : begin + SEGMENT_BYTES])) + 8 * begin
         end = seen + ones.size
         positions = (ones - np.arange(seen, end)) << low
-        lows = bits_between(low_parts, seen * low, end * low).reshape(-1, low)
+        lows = _bits_between(low_parts, seen * low, end * low).reshape(-1, low)
         for bit in range(low):
             positions |= lows[:, bit].astype(np.int64) << bit
-        if np.any(np.diff(positions, prepend=last) <= 0):
-            raise ValueError("entry positions do not increase")
-        seen, last = end, positions[-1] if positions.size else last
-        if last >= remaining:
-            raise ValueError(f"entry position {last} is not below {remaining}")
-        np.bitwise_or.at(enters, positions >> 3, np.left_shift(1, positions & 7).astype(np.uint8))
-    return enters
+        if positions.size and positions.max() >= remaining:
+            raise ValueError(f"entry position {positions.max()} is not below {remaining}")
+        found[seen:end] = positions
+        seen = end
+    if np.any(found[1:] <= found[:-1]):
+        raise ValueError("entry positions do not increase")
+    return found
 
 
 def _low_bits(remaining: int, count: int) -> int:
@@ -165,7 +194,7 @@ def _unpack(packed: U8Array) -> BoolArray:
     return unpacked
 
 
-def bits_between(packed: U8Array, begin: int, end: int) -> BoolArray:
+def _bits_between(packed: U8Array, begin: int, end: int) -> BoolArray:
     """(end - begin,) bits [begin, end) of packed bits."""
     unpacked = _unpack(packed[begin // 8 : -(-end // 8)])
     return unpacked[begin % 8 : begin % 8 + end - begin]
@@ -173,7 +202,7 @@ def bits_between(packed: U8Array, begin: int, end: int) -> BoolArray:
 
 def _check_bits(packed: U8Array, bits: int, ones: int | None = None) -> None:
     """Refuse set padding bits, and another number of set bits than `ones`."""
-    if bits_between(packed, bits, 8 * packed.size).any():
+    if _bits_between(packed, bits, 8 * packed.size).any():
         raise ValueError("padding bits of entry positions are set")
     segments = (packed[begin : begin + SEGMENT_BYTES] for begin in range(0, packed.size, SEGMENT_BYTES))
     found = sum(int(np.count_nonzero(_unpack(segment))) for segment in segments)

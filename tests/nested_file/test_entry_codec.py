@@ -33,10 +33,12 @@ def positions_of(data: bytes, remaining: int, count: int) -> list[int]:
 
 
 def decoded(coding: Coding, data: np.ndarray, remaining: int, count: int) -> np.ndarray:
-    """(remaining,) the decoded bits as bools; those beyond must be 0."""
-    bits = np.unpackbits(decode(coding, data, remaining, count), bitorder="little").astype(np.bool_)
-    assert not bits[remaining:].any()
-    return bits[:remaining]
+    """(remaining,) whether each unit enters, asked for in two parts."""
+    entering = decode(coding, data, remaining, count)
+    enters, middle = np.zeros(remaining, np.bool_), remaining // 3
+    enters[entering.between(0, middle)] = True
+    enters[entering.between(middle, remaining) + middle] = True
+    return enters
 
 
 @st.composite
