@@ -1,0 +1,155 @@
+"""A level's own network: the graph with the level's sizes, and tensors of its shapes."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from nestify.channels.calls import named_arguments, operator_name, refusal, shape_of
+from nestify.channels.choice import Choice, NotABox
+from nestify.channels.labels import Labels
+from nestify.channels.sizes import CHANGES, Rewrite
+from nestify.channels.trace import BATCH, logits_of
+
+CPU = torch.device("cpu")
+
+
+def narrow(
+    choice: Choice, constants: Mapping[str, Tensor], *, training: bool, device: torch.device
+) -> fx.GraphModule:
+    """Build the network of a level.
+
+    Args:
+        constants: the tensors that no state dict holds, cut to the level.
+        training: normalise with the statistics of the batch.
+        device: where factories put their tensors, and the constants are.
+
+    Returns:
+        A module whose parameters and persistent buffers have the names of the full model, no values, and
+        the shapes of the level.
+
+    Raises:
+        UnsupportedModelError: if the graph would not compute with the shapes that the labels promise.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in choice.found.traced.graph.nodes:
+        try:
+            copies[node] = _copied(choice, node, graph, copies)
+        except NotABox as error:
+            raise refusal(node, "keeps channels in a way that leaves no tensor of a regular shape") from error
+    graph.eliminate_dead_code()
+    root = _holder(choice, constants, device)
+    _check_shapes(choice, graph, copies, root)
+    for node in graph.nodes:
+        if node.op == "call_function":
+            _finish(node, training, device)
+    graph.lint()
+    return fx.GraphModule(root, graph, class_name="Level")
+
+
+def _copied(choice: Choice, node: fx.Node, graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+    names = choice.found.traced.names
+    if node in names:
+        return graph.get_attr(names[node])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: copies[source])
+    if node.op == "placeholder":
+        return graph.placeholder("images")
+    if node.op == "output":
+        copy: fx.Node = graph.output(copies[logits_of(choice.found.traced.graph)])
+        return copy
+    change = CHANGES.get(operator_name(node.target))
+    if change is None:
+        assert callable(node.target)
+        return graph.call_function(node.target, args, kwargs)
+    arguments = fx.map_arg(named_arguments(node), lambda source: copies[source])
+    changes = change(Rewrite(choice, node, arguments, graph))
+    return _call(graph, changes.pop("target", node.target), arguments | changes)
+
+
+def _call(graph: fx.Graph, target: Any, arguments: Mapping[str, Any]) -> fx.Node:
+    """A call with positional arguments as far as they go, so that the code stays readable."""
+    args: list[Any] = []
+    kwargs: dict[str, Any] = {}
+    for place, argument in enumerate(target._schema.arguments):
+        if argument.name not in arguments:
+            continue
+        if not argument.kwarg_only and len(args) == place:
+            args.append(arguments[argument.name])
+        else:
+            kwargs[argument.name] = arguments[argument.name]
+    return graph.call_function(target, tuple(args), kwargs)
+
+
+def _holder(choice: Choice, constants: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """Modules with nothing but tensors, under the names that the full model gives them."""
+    root = nn.Module()
+    for node, name in choice.found.traced.names.items():
+        *path, local = name.split(".")
+        module = root
+        for part in path:
+            if part not in module._modules:
+                module.add_module(part, nn.Module())
+            module = module.get_submodule(part)
+        if name in constants:
+            module.register_buffer(local, constants[name].to(device), persistent=False)
+            continue
+        full = node.meta["val"]
+        tensor = torch.empty(choice.shape(choice.found.labels[node]), dtype=full.dtype, device="meta")
+        if name in choice.found.traced.parameters:
+            module.register_parameter(local, nn.Parameter(tensor, full.requires_grad))
+        else:
+            module.register_buffer(local, tensor)
+    return root
+
+
+def _check_shapes(
+    choice: Choice, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], root: nn.Module
+) -> None:
+    """Run the graph on shapes alone; every tensor must have the shape that its labels promise."""
+    original = {copy: node for node, copy in copies.items()}
+    state = dict(root.named_parameters()) | dict(root.named_buffers())
+    images = choice.found.traced.images.meta["val"]
+    values: dict[fx.Node, Any] = {}
+    with FakeTensorMode():
+        for node in graph.nodes:
+            if node.op == "get_attr":
+                values[node] = _empty_like(state[node.target])
+            elif node.op == "placeholder":
+                values[node] = torch.empty(BATCH, *images.shape[1:], dtype=images.dtype)
+            elif node.op == "call_function":
+                values[node] = _shapes_of_call(node, original.get(node, node), values)
+            labels = choice.found.labels.get(original.get(node, node))
+            if isinstance(labels, Labels) and shape_of(values[node]) != choice.shape(labels):
+                got, promised = shape_of(values[node]), choice.shape(labels)
+                raise refusal(original[node], f"gives {got} and not {promised} at a smaller width")
+
+
+def _empty_like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype)
+
+
+def _shapes_of_call(node: fx.Node, original: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source])
+    args, kwargs = fx.node.map_aggregate((args, kwargs), lambda arg: _on(CPU, arg))
+    assert callable(node.target)
+    try:
+        return node.target(*args, **kwargs)
+    except (RuntimeError, ValueError, IndexError) as error:
+        reason = str(error).strip().partition("\n")[0].rstrip(" .:")
+        raise refusal(original, f"does not run at a smaller width ({reason})") from error
+
+
+def _finish(node: fx.Node, training: bool, device: torch.device) -> None:
+    """Put factories on the device, and batch norms with running statistics into their mode."""
+    node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda arg: _on(device, arg))
+    if training and operator_name(node.target) == "batch_norm":
+        arguments = named_arguments(node)
+        if arguments["running_mean"] is not None:
+            node.update_arg(list(arguments).index("training"), True)
+
+
+def _on(device: torch.device, argument: Any) -> Any:
+    return device if isinstance(argument, torch.device) else argument

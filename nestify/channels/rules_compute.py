@@ -1,0 +1,318 @@
+"""Rules of operators that contract, normalise, reduce or pool."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nestify.channels.calls import Call, Coupling, Result, rule
+from nestify.channels.labels import Labels, Shape, of_dims
+from nestify.channels.rules_shape import repeated
+from nestify.channels.union_find import Nodes
+
+FEW_GROUPS = 8
+"""Groups of fewer than this are thinned, all alike; of more, whole ones are dropped."""
+
+SPATIAL = (
+    "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices lp_pool2d "
+    "adaptive_avg_pool1d adaptive_avg_pool2d adaptive_max_pool2d upsample_linear1d upsample_bilinear2d "
+    "upsample_nearest2d upsample_bicubic2d _upsample_bicubic2d_aa _upsample_bilinear2d_aa"
+)
+
+
+def contract(coupling: Coupling, operands: Sequence[tuple[Labels, str]], out: str, shape: Shape) -> Labels:
+    """An Einstein sum. A letter that several operands have and that stays is a batch (a head): its channels
+    are kept together. A letter that is summed over ties the operands.
+    """
+    counts = {
+        letter: sum(letter in letters for _, letters in operands) for _, ls in operands for letter in ls
+    }
+    batch = {letter for letter in out if counts.get(letter, 0) > 1}
+    tied: list[Labels] = []
+    for labels, letters in operands:
+        labels = coupling.simplify(labels)
+        heads = {letters.index(letter) for letter in batch if letter in letters}
+        beside = [d for b in labels.blocks if not heads.isdisjoint(b.dims) for d in b.dims if d not in heads]
+        labels = coupling.tie_along(labels, beside)
+        tied.append(coupling.tie_along(labels, [d for d, letter in enumerate(letters) if letter not in out]))
+    for letter in counts:
+        if letter not in out:
+            found = [
+                labels.nodes_of(letters.index(letter))
+                for labels, letters in zip(tied, (letters for _, letters in operands), strict=True)
+                if letter in letters and labels.shape[letters.index(letter)] > 1
+            ]
+            for nodes in found[1:]:
+                coupling.sets.union(found[0], nodes)
+    moved = []
+    for labels, (_, letters) in zip(tied, operands, strict=True):
+        extents = tuple(labels.shape[letters.index(x)] if x in letters else 1 for x in out)
+        gone = [d for d, letter in enumerate(letters) if letter not in out]
+        kept = Labels(labels.shape, tuple(b for b in labels.blocks if set(gone).isdisjoint(b.dims)))
+        to = {d: out.index(letter) for d, letter in enumerate(letters) if letter in out}
+        moved.append(kept.mapped(extents, to.get))
+    return coupling.broadcast(moved, shape)
+
+
+def _matmul_letters(x: Labels, y: Labels) -> tuple[str, str, str]:
+    names = "abcdefgh"
+    rank = max(x.ndim, y.ndim) - 2
+    batch = names[:rank]
+    return batch[rank - x.ndim + 2 :] + "nk", batch[rank - y.ndim + 2 :] + "km", batch + "nm"
+
+
+def matmul(coupling: Coupling, x: Labels, y: Labels, shape: Shape) -> Labels:
+    """A product of stacks of matrices; a batch dimension of extent 1 is broadcast."""
+    left, right, out = _matmul_letters(x, y)
+    left, x = _without_ones(coupling, x, left)
+    right, y = _without_ones(coupling, y, right)
+    return contract(coupling, [(x, left), (y, right)], out, shape)
+
+
+def _without_ones(coupling: Coupling, x: Labels, letters: str) -> tuple[str, Labels]:
+    kept = [d for d in range(x.ndim) if x.shape[d] > 1 or d >= x.ndim - 2]
+    return "".join(letters[d] for d in kept), coupling.reshape(x, tuple(x.shape[d] for d in kept))
+
+
+@rule("matmul", "bmm", "mm")
+def _matmul(coupling: Coupling, call: Call) -> Result:
+    x, y = call["self"], call["other"] if "other" in call.arguments else call["mat2"]
+    if x.ndim < 2 or y.ndim < 2:
+        coupling.freeze(x)
+        coupling.freeze(y)
+        return Labels(call.shape)
+    return matmul(coupling, x, y, call.shape)
+
+
+@rule("einsum")
+def _einsum(coupling: Coupling, call: Call) -> Result:
+    inputs, out = call["equation"].replace(" ", "").split("->")
+    if "." in inputs:
+        for labels in call["tensors"]:
+            coupling.freeze(labels)
+        return Labels(call.shape)
+    return contract(coupling, list(zip(call["tensors"], inputs.split(","), strict=True)), out, call.shape)
+
+
+@rule("linear")
+def _linear(coupling: Coupling, call: Call) -> Result:
+    x: Labels = call["input"]
+    rest = "abcdefg"[: x.ndim - 1]
+    coupling.channels += [block.nodes for block in call["weight"].blocks]
+    out = contract(coupling, [(x, rest + "i"), (call["weight"], "oi")], rest + "o", call.shape)
+    return out if call.get("bias") is None else coupling.broadcast([out, call["bias"]], call.shape)
+
+
+@rule("scaled_dot_product_attention")
+def _attention(coupling: Coupling, call: Call) -> Result:
+    q, k, v = call["query"], call["key"], call["value"]
+    if call.get("enable_gqa", False) and q.shape[-3] != k.shape[-3]:
+        k, v = (repeated(coupling, x, x.ndim - 3, q.shape[-3] // x.shape[-3]) for x in (k, v))
+    turned = k.mapped(
+        (*k.shape[:-2], k.shape[-1], k.shape[-2]),
+        lambda d: {k.ndim - 1: k.ndim - 2, k.ndim - 2: k.ndim - 1}.get(d, d),
+    )
+    weights = matmul(coupling, q, turned, (*call.shape[:-1], k.shape[-2]))
+    if call.get("attn_mask") is not None:
+        weights = coupling.broadcast([weights, call["attn_mask"]], weights.shape)
+    return matmul(coupling, weights, v, call.shape)
+
+
+def _batched(x: Labels, ndim: int) -> Labels:
+    """An input whose channels are dimension 1; torch takes images without a batch as well."""
+    if x.ndim != ndim:
+        raise ValueError(f"{x.ndim} dimensions and not {ndim}")
+    return x
+
+
+@rule("conv1d", "conv2d", "conv3d")
+def _convolution(coupling: Coupling, call: Call) -> Result:
+    w: Labels = coupling.simplify(call["weight"])
+    x = coupling.tie_along(coupling.simplify(_batched(call["input"], w.ndim)), [1])
+    pointwise = [d for d in range(2, x.ndim) if w.shape[d] == 1 and call.shape[d] == x.shape[d]]
+    x = coupling.tie_along(x, pointwise)
+    x = coupling.freeze(x, [d for d in range(2, x.ndim) if d not in pointwise])
+    w = coupling.freeze(coupling.tie_along(w, range(1, w.ndim)), range(2, w.ndim))
+    out, groups = w.nodes_of(0), call.get("groups", 1)
+    coupling.channels += [w.nodes_of(0), w.nodes_of(1)]
+    _tie_groups(coupling, x.nodes_of(1).reshape(groups, -1), w.nodes_of(1), out.reshape(groups, -1))
+    carried = {d: x.nodes_of(d) for d in [0, *pointwise]}
+    result = of_dims(call.shape, carried | {1: out})
+    if call.get("bias") is None:
+        return result
+    bias: Labels = call["bias"]
+    return coupling.broadcast(
+        [result, coupling.reshape(bias, (*bias.shape, *[1] * (x.ndim - 2)))], call.shape
+    )
+
+
+def _tie_groups(coupling: Coupling, x: Nodes, w: Nodes, out: Nodes) -> None:
+    """Input (groups, i), the weight's second dimension (i,), output (groups, o)."""
+    groups, each = x.shape
+    roots = coupling.sets.roots(x)
+    if groups == 1 or bool((roots == roots[:1]).all()) or (groups < FEW_GROUPS <= each):
+        if each > 1 or groups == 1:
+            coupling.sets.union(x, w)
+        else:
+            coupling.sets.union(x[:1], x)
+        coupling.sets.union(out[:1], out)
+        return
+    coupling.sets.union(x[:, :1], x)
+    coupling.sets.union(x[:, :1], out)
+    coupling.sets.freeze(w)
+
+
+@rule("conv_transpose2d", "conv_transpose1d")
+def _transposed_convolution(coupling: Coupling, call: Call) -> Result:
+    w: Labels = call["weight"]
+    x = coupling.tie_along(coupling.simplify(_batched(call["input"], w.ndim)), [1])
+    x, w = coupling.freeze(x, range(2, x.ndim)), coupling.freeze(w, range(2, w.ndim))
+    groups = call.get("groups", 1)
+    coupling.channels += [w.nodes_of(0), w.nodes_of(1)]
+    coupling.sets.union(x.nodes_of(1), w.nodes_of(0))
+    out = w.nodes_of(1)
+    if groups > 1:
+        each = x.nodes_of(1).reshape(groups, -1)
+        coupling.sets.union(each[:, :1], each)
+        coupling.sets.freeze(out)
+        out = each[:, 0].repeat(w.shape[1])
+    if call.get("bias") is not None:
+        coupling.sets.union(out, call["bias"].nodes_of(0))
+    return of_dims(call.shape, {0: x.nodes_of(0), 1: out})
+
+
+@rule("batch_norm", "instance_norm")
+def _batch_norm(coupling: Coupling, call: Call) -> Result:
+    x: Labels = coupling.tie_along(coupling.simplify(call["input"]), [1])
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        vector = call.get(name)
+        if vector is not None:
+            x = coupling.broadcast(
+                [x, coupling.reshape(vector, (*vector.shape, *[1] * (x.ndim - 2)))], x.shape
+            )
+    if call.get("training", call.get("use_input_stats", False)):  # a weight that is standardised
+        x = coupling.tie_along(x, range(2, x.ndim))
+        coupling.mix(x, [0, *range(2, x.ndim)], call.name)
+    return x
+
+
+@rule("layer_norm", "rms_norm")
+def _layer_norm(coupling: Coupling, call: Call) -> Result:
+    x: Labels = coupling.simplify(call["input"])
+    dims = range(x.ndim - len(call["normalized_shape"]), x.ndim)
+    x = coupling.tie_along(x, dims)
+    coupling.mix(x, dims, call.name)
+    vectors = [call[name] for name in ("weight", "bias") if call.get(name) is not None]
+    return coupling.broadcast([x, *vectors], call.shape)
+
+
+@rule("group_norm")
+def _group_norm(coupling: Coupling, call: Call) -> Result:
+    x: Labels = coupling.tie_along(coupling.simplify(call["input"]), [1])
+    grouped = x.nodes_of(1).reshape(call["num_groups"], -1)
+    groups, each = grouped.shape
+    if groups < FEW_GROUPS <= each:  # thin every group
+        coupling.sets.union(grouped[:1], grouped)
+        coupling.mix(x, [1], call.name)
+    else:  # drop whole groups
+        coupling.sets.union(grouped[:, :1], grouped)
+    for name in ("weight", "bias"):
+        if call.get(name) is not None:
+            coupling.sets.union(x.nodes_of(1), call[name].nodes_of(0))
+    return x
+
+
+@rule("softmax", "log_softmax", "_softmax")
+def _softmax(coupling: Coupling, call: Call) -> Result:
+    x = coupling.tie_along(coupling.simplify(call["self"]), [call["dim"]])
+    coupling.mix(x, [call["dim"] % x.ndim], call.name)
+    return x
+
+
+@rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp", "any", "all")
+def _reduction(coupling: Coupling, call: Call) -> Result:
+    x: Labels = coupling.simplify(call["self"])
+    given = call.get("dim")
+    dims = [given] if isinstance(given, int) else list(given or range(x.ndim))
+    dims = sorted(dim % x.ndim for dim in dims)
+    x = coupling.tie_along(x, dims)
+    if call.name not in ("sum", "linalg_vector_norm"):  # zeros add nothing to these
+        coupling.mix(x, dims, call.name)
+    if not call.get("keepdim", False):
+        return x.mapped(call.shape, lambda d: None if d in dims else d - sum(dim < d for dim in dims))
+    return x.mapped(call.shape, lambda d: None if d in dims else d)
+
+
+@rule("max", "min")
+def _max(coupling: Coupling, call: Call) -> Result:
+    """The largest along a dimension; where something uses its place, the order of the indices matters."""
+    if "dim" not in call.arguments:
+        coupling.freeze(call["self"])
+        return Labels(call.shape)
+    if call.used[1]:
+        coupling.freeze(coupling.tie_along(call["self"], [call["dim"]]), [call["dim"]])
+    values = _reduction(coupling, call)
+    assert isinstance(values, Labels)
+    return values, values
+
+
+@rule(*SPATIAL.split())
+def _spatial(coupling: Coupling, call: Call) -> Result:
+    """Pooling and interpolation: pixels are whole, what is before them stays."""
+    x: Labels = call.tensors()[0]
+    spatial = 1 if "1d" in call.name else 3 if "3d" in call.name else 2
+    dims = range(x.ndim - spatial, x.ndim)
+    x = coupling.freeze(coupling.tie_along(x, dims), dims)
+    out = tuple(Labels(shape, x.blocks) for shape in call.shapes)
+    return out if len(out) > 1 else out[0]
+
+
+@rule("im2col")
+def _im2col(coupling: Coupling, call: Call) -> Result:
+    x = coupling.freeze(coupling.tie_along(_batched(call["self"], 4), [1]), [2, 3])
+    taps = call["kernel_size"][0] * call["kernel_size"][1]
+    return of_dims(call.shape, {0: x.nodes_of(0), 1: x.nodes_of(1).repeat(taps)})
+
+
+@rule("pixel_unshuffle")
+def _pixel_unshuffle(coupling: Coupling, call: Call) -> Result:
+    x = coupling.freeze(coupling.tie_along(_batched(call["self"], 4), [1]), [2, 3])
+    return of_dims(call.shape, {0: x.nodes_of(0), 1: x.nodes_of(1).repeat(call["downscale_factor"] ** 2)})
+
+
+@rule("col2im", "pixel_shuffle")
+def _columns_to_pixels(coupling: Coupling, call: Call) -> Result:
+    """Channels that become pixels of one channel are kept together."""
+    x = _batched(call["self"], 3 if call.name == "col2im" else 4)
+    x = coupling.freeze(coupling.tie_along(x, [1]), range(2, x.ndim))
+    columns = x.nodes_of(1).reshape(call.shape[1], -1)
+    coupling.sets.union(columns[:, :1], columns)
+    return of_dims(call.shape, {0: x.nodes_of(0), 1: columns[:, 0]})
+
+
+@rule("lstm")
+def _lstm(coupling: Coupling, call: Call) -> Result:
+    """Layers and directions in turn: input weights (4 h, i), recurrent (4 h, h), biases (4 h,) twice."""
+    x: Labels = coupling.tie_along(coupling.simplify(call["input"]), [2])
+    x = coupling.freeze(x, [0, 1])
+    below, params = x.nodes_of(2), list(call["params"])
+    directions, biases = 1 + bool(call["bidirectional"]), bool(call["has_biases"])
+    states: list[Nodes] = []
+    while params:
+        outputs = []
+        for _ in range(directions):
+            inner, recurrent, *vectors = params[: 2 + 2 * biases]
+            del params[: 2 + 2 * biases]
+            hidden = recurrent.nodes_of(1)
+            coupling.channels += [hidden, inner.nodes_of(1)]
+            coupling.sets.union(below, inner.nodes_of(1))
+            for gates in (inner, recurrent, *vectors):
+                coupling.sets.union(hidden[None], gates.nodes_of(0).reshape(4, -1))
+            outputs.append(hidden)
+        states += outputs
+        below = np.concatenate(outputs)
+    for nodes in states:  # one tensor holds the states of all directions
+        coupling.sets.union(states[0], nodes)
+    for state in call["hx"]:
+        coupling.sets.union(state.nodes_of(2), states[0])
+    last = of_dims(call.shapes[1], {2: states[0]})
+    return of_dims(call.shapes[0], {2: below}), last, last

@@ -1,0 +1,162 @@
+"""Small timm models in double precision in which nothing hides behind zeros or ones, and their channels."""
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, fx, nn
+from torch.func import functional_call
+
+from nestify.channels.axes import Axes, sliced
+from nestify.channels.channel_map import ChannelMap, find_channels
+from nestify.model_spec import state_tensors
+
+Kept = Sequence[NDArray[np.int64]]
+
+MODELS: dict[str, tuple[int, dict[str, Any]]] = {
+    "test_resnet": (64, {}),
+    "test_vit": (96, {}),
+    "test_efficientnet": (64, {}),
+    "test_convnext": (64, {}),
+    "mobilenetv3_small_050": (64, {}),
+    "swin_tiny_patch4_window7_224": (
+        56,
+        {"img_size": 56, "embed_dim": 24, "depths": (2, 1), "num_heads": (2, 4)},
+    ),
+    "botnet26t_256": (64, {"img_size": 64}),
+    "resnext50_32x4d": (64, {"layers": (1, 1, 1, 1)}),
+    "densenet121": (64, {"growth_rate": 8, "block_config": (2, 2)}),
+    "ghostnet_050": (64, {}),
+}
+"""Name -> image side in pixels, arguments that make it small."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A model in evaluation mode, its channels, three images and their logits (3, 10), all in float64.
+
+    Attributes:
+        spread: the largest difference that images make to a logit; what is small is small beside it.
+    """
+
+    model: nn.Module
+    channels: ChannelMap
+    images: Tensor
+    logits: Tensor
+    spread: float
+
+    def off(self, logits: Tensor) -> float:
+        """How far logits are from the model's, relative to `spread`."""
+        return difference(logits, self.logits) / self.spread
+
+    @property
+    def unmixed(self) -> list[int]:
+        """Groups of which dropping a unit is the same as zeroing it."""
+        return [k for k, group in enumerate(self.channels.groups) if not group.mixed]
+
+
+@cache
+def example(name: str) -> Example:
+    """One of `MODELS`; shared by all tests, so they must not change it."""
+    side, kwargs = MODELS[name]
+    model = randomised(name, **kwargs)
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randn(3, 3, side, side, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        logits = model(images)
+    spread = difference(logits[:1], logits[1:2])
+    assert spread > 1e-3 * float(logits.abs().max()), "the images make no difference"
+    return Example(model, find_channels(model, (3, side, side)), images, logits, spread)
+
+
+def randomised(name: str, **kwargs: Any) -> nn.Module:
+    """A timm model with ten classes in float64 and in evaluation mode, all of its tensors random."""
+    model: nn.Module = timm.create_model(name, num_classes=10, **kwargs)
+    return randomise(model.double().eval())
+
+
+@torch.no_grad()
+def randomise(model: nn.Module) -> nn.Module:
+    """Fill all parameters and running statistics so that each element matters and signals keep their size."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(tensor: Tensor) -> Tensor:
+        return torch.randn(tensor.shape, generator=generator, dtype=torch.float64)
+
+    for parameter in model.parameters():
+        if not parameter.is_floating_point():
+            continue
+        if parameter.ndim < 2:
+            parameter.copy_(0.7 + 0.2 * normal(parameter))
+        elif parameter.shape[0] == 1:  # positions and tokens
+            parameter.copy_(0.5 * normal(parameter))
+        else:
+            parameter.copy_(normal(parameter) * (2 / parameter[0].numel()) ** 0.5)
+    for key, buffer in model.named_buffers():
+        if key.endswith("running_mean"):
+            buffer.copy_(0.1 * normal(buffer))
+        elif key.endswith("running_var"):
+            buffer.copy_(0.5 + normal(buffer).square())
+    return model
+
+
+def random_units(channels: ChannelMap, seed: int, among: Sequence[int] | None = None) -> Kept:
+    """Any number of units of the groups in `among` (all by default), and all of the others."""
+    rng = np.random.default_rng(seed)
+    every = range(len(channels.groups)) if among is None else among
+    return [
+        np.sort(rng.permutation(group.units)[: rng.integers(1, group.units + 1)])
+        if k in every
+        else np.arange(group.units)
+        for k, group in enumerate(channels.groups)
+    ]
+
+
+def half(channels: ChannelMap) -> Kept:
+    """The first half of every group's units."""
+    return [np.arange(group.units // 2) for group in channels.groups]
+
+
+def cut(channels: ChannelMap, model: nn.Module, axes: Axes) -> dict[str, Tensor]:
+    """A level's tensors; differentiable."""
+    tensors = state_tensors(model)
+    return {name: sliced(tensors[name], axes.get(name, {})) for name in channels.names}
+
+
+def run_level(channels: ChannelMap, model: nn.Module, kept: Kept, images: Tensor) -> Tensor:
+    """Logits of the level that keeps these units."""
+    axes = channels.axes(kept)
+    skeleton = channels.skeleton(axes, training=False, device=images.device)
+    logits: Tensor = functional_call(skeleton, cut(channels, model, axes), (images,))
+    return logits
+
+
+@torch.no_grad()
+def zeroed(channels: ChannelMap, model: nn.Module, kept: Kept) -> nn.Module:
+    """A copy of the timm model whose dropped units are 0 in every tensor."""
+    model = deepcopy(model)
+    tensors = state_tensors(model)
+    for group, units in zip(channels.groups, kept, strict=True):
+        gone = np.setdiff1d(np.arange(group.units), units)
+        for member in group.members:
+            if member.name in tensors:
+                tensors[member.name].index_fill_(member.dim, torch.tensor(member.indices[gone].ravel()), 0)
+    return model
+
+
+def loaded(skeleton: fx.GraphModule, tensors: dict[str, Tensor]) -> fx.GraphModule:
+    """A level's network with tensors of its own."""
+    skeleton.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, assign=True)
+    return skeleton
+
+
+def difference(first: Tensor, second: Tensor) -> float:
+    """Largest difference between two tensors of one shape."""
+    assert first.shape == second.shape
+    return float((first.detach() - second.detach()).abs().max())
