@@ -6,12 +6,13 @@ Reader and writer pass the same gate, so nothing is written that would not be re
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from math import prod
 
 from pydantic import ValidationError
 
-from nestify.nested_file.entry_codec import choose_codings, coded_bytes, unit_grid
+from nestify.nested_file.axes import Runs, available_units
+from nestify.nested_file.entry_codec import choose_codings, coded_bytes, remaining_units
 from nestify.nested_file.header import MAX_DIMS, Header, bounded_bytes
 from nestify.nested_file.layout import (
     ALIGNMENT,
@@ -85,6 +86,7 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
         _check_distinct("private tensor", level.private)
         if [layer.name for layer in level.layers] != [layer.name for layer in manifest.levels[0].layers]:
             raise Refusal(f"level {quoted(level.name)} lists other layers than the core level")
+    _check_skipped(manifest)
     _check_distinct("tensor", [n for entry in manifest.parameters for n in (entry.name, *entry.aliases)])
     dense_bytes = 0
     for parameter in manifest.parameters:
@@ -124,11 +126,25 @@ def check_layout(manifest: Manifest, header: Header) -> Layout:
 
 
 def units_left(parameter: ParameterEntry) -> Iterator[tuple[int, int, Coding]]:
-    """Per level, core first: units that no lower level took, how many of them enter, their coding."""
-    remaining = prod(unit_grid(tuple(parameter.shape), parameter.unit))
-    for entering, coding in zip(parameter.entering, parameter.coding, strict=True):
-        yield remaining, entering, coding
-        remaining -= entering
+    """Per level, core first: available units that no lower level took, how many enter, their coding."""
+    remaining = remaining_units(_available(parameter), parameter.entering)
+    return zip(remaining, parameter.entering, parameter.coding, strict=True)
+
+
+def _available(parameter: ParameterEntry) -> list[int]:
+    """Units that each level may use."""
+    shape, n_levels = tuple(parameter.shape), len(parameter.entering)
+    return available_units(shape, parameter.unit, parameter.axes, n_levels)
+
+
+def _check_skipped(manifest: Manifest) -> None:
+    for level in manifest.levels:
+        _check_distinct("skipped module", level.skipped)
+    for lower, higher in pairwise(manifest.levels):
+        if more := set(higher.skipped) - set(lower.skipped):
+            raise Refusal(
+                f"level {quoted(higher.name)} skips {quoted(min(more))}, which the level below does not skip"
+            )
 
 
 def _check_distinct(kind: str, names: list[str]) -> None:
@@ -147,17 +163,43 @@ def _parameter_problem(parameter: ParameterEntry, n_levels: int) -> str | None:
         return f"has {len(parameter.shape)} dimensions, more than {MAX_DIMS}"
     if parameter.unit != (1, 1) and not (parameter.maskable and len(parameter.shape) >= 2):
         return "has blocks, which only maskable tensors of two or more dimensions have"
+    if parameter.axes and (problem := _axes_problem(parameter, n_levels)):
+        return problem
     due = n_levels if parameter.maskable else 0
     if not len(parameter.coding) == len(parameter.entering) == due:
         return f"does not list {due} levels of entering weights"
     return _entering_problem(parameter) if parameter.maskable else None
 
 
+def _axes_problem(parameter: ParameterEntry, n_levels: int) -> str | None:
+    if not parameter.maskable or parameter.unit != (1, 1):
+        return "has axes, which only maskable tensors without blocks have"
+    if len(parameter.axes) != len(parameter.shape) or not any(parameter.axes):
+        return f"has axes that do not fit its {len(parameter.shape)} dimensions"
+    for dim, (extent, runs) in enumerate(zip(parameter.shape, parameter.axes, strict=True)):
+        if runs and (problem := _runs_problem(runs, extent, n_levels)):
+            return f"has an axis {dim} {problem}"
+    return None
+
+
+def _runs_problem(runs: Runs, extent: int, n_levels: int) -> str | None:
+    if (highest := max(level for level, _ in runs)) > n_levels + 1:
+        return f"with level {highest} where {n_levels + 1} is the highest"
+    if (indices := sum(count for _, count in runs)) != extent:
+        return f"with {indices} indices where it has {extent}"
+    if highest == 1 or any(one[0] == next_one[0] for one, next_one in pairwise(runs)):
+        return "in more runs than it takes"
+    return None
+
+
 def _entering_problem(parameter: ParameterEntry) -> str | None:
-    units = prod(unit_grid(tuple(parameter.shape), parameter.unit))
-    if sum(parameter.entering) > units:
-        return f"has {sum(parameter.entering)} entering units where it has {units}"
-    if parameter.coding != choose_codings(units, parameter.entering):
+    available = _available(parameter)
+    for level, (taken, units) in enumerate(
+        zip(accumulate(parameter.entering), available, strict=True), start=1
+    ):
+        if taken > units:
+            return f"has {taken} entering units at level {level} where it has {units}"
+    if parameter.coding != choose_codings(available, parameter.entering):
         return "has entry positions in a coding that does not fit their number"
     return None
 

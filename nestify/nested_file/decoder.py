@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestify.errors import BadFileError
+from nestify.nested_file.axes import axis_levels, box_levels
 from nestify.nested_file.checks import units_left
 from nestify.nested_file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
 from nestify.nested_file.layout import Slot, entry_name, private_name, values_name
@@ -95,6 +96,7 @@ def read_state(file: "NestedFile", level: int, verify: bool, into: Mapping[str, 
         private=[_private(file, chunk) for chunk in chunks],
         aliases={alias: entry.name for entry in parameters for alias in entry.aliases},
         units={entry.name: entry.unit for entry in parameters if entry.unit != (1, 1)},
+        axes={entry.name: _axes(entry, level) for entry in parameters if entry.axes},
     )
 
 
@@ -127,13 +129,13 @@ def _maskable(
     Raises:
         BadFileError: if entry bits disagree with the number of values, or a value is not finite.
     """
-    shape, unused = tuple(parameter.shape), len(chunks) + 1
+    shape = tuple(parameter.shape)
     entering = _entering(parameter, chunks)
-    units = np.full(unit_grid(shape, parameter.unit), unused, np.uint8).reshape(-1)
+    units = box_levels(unit_grid(shape, parameter.unit), axis_levels(parameter, len(chunks))).reshape(-1)
     dense = _destination(parameter, found)
     if sum(parameter.entering[: len(chunks)]) < units.size:
         dense.zero_()
-    places = _enter(units, entering, unused)
+    places = _enter(units, entering, in_place=not parameter.axes)
     if parameter.unit == (1, 1):
         entry = units.reshape(shape)
     else:
@@ -149,35 +151,44 @@ Place = tuple[int, int, NDArray[np.intp]]
 """A level, the first element of a segment, and which elements of the segment enter there."""
 
 
-def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[tuple[int, Entering | None]]:
-    """The levels at which units enter, and which of those that are left then; None: all of them."""
-    found: list[tuple[int, Entering | None]] = []
+def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[Entering | None]:
+    """Per level, which of the units that are left then enter; None: all of them."""
+    found: list[Entering | None] = []
     for chunk, (remaining, entering, coding) in zip(chunks, units_left(parameter), strict=False):
         if coding == "all":
-            found.append((chunk.level, None))
-        elif coding != "none":
-            name = entry_name(chunk.level, parameter.name)
-            try:
-                found.append((chunk.level, decode(coding, chunk.bytes_of(name), remaining, entering)))
-            except ValueError as error:
-                raise chunk.refusal(name, f"is damaged ({error})") from None
+            found.append(None)
+            continue
+        name = entry_name(chunk.level, parameter.name)
+        try:
+            found.append(decode(coding, chunk.bytes_of(name), remaining, entering))
+        except ValueError as error:
+            raise chunk.refusal(name, f"is damaged ({error})") from None
     return found
 
 
-def _enter(units: U8Array, entering: Sequence[tuple[int, Entering | None]], unused: int) -> Iterator[Place]:
-    """Fill in the entry level of every unit, telling the places."""
+def _enter(units: U8Array, entering: Sequence[Entering | None], in_place: bool) -> Iterator[Place]:
+    """Raise every unit from the level at which it becomes available to its entry level, telling the places.
+
+    Args:
+        units: (units,) the lowest level at which each may still enter.
+        in_place: whether all are available at level 1, so that what is left then lies in its place.
+    """
     seen = [0] * len(entering)
     for begin in range(0, units.size, SEGMENT):
         segment = units[begin : begin + SEGMENT]
-        for index, (level, enters) in enumerate(entering):
-            if index == 0 and enters is not None:  # at first all are left, in their places
+        for level, enters in enumerate(entering, start=1):
+            if level == 1 and in_place and enters is not None:
                 chosen = enters.between(begin, begin + segment.size)
+                segment.fill(2)
+                segment[chosen] = 1
             else:
-                chosen = np.flatnonzero(segment == unused)
+                left = segment == level
+                chosen = np.flatnonzero(left)
                 if enters is not None:
-                    first, seen[index] = seen[index], seen[index] + chosen.size
-                    chosen = chosen[enters.between(first, seen[index])]
-            segment[chosen] = level
+                    first, seen[level - 1] = seen[level - 1], seen[level - 1] + chosen.size
+                    chosen = chosen[enters.between(first, seen[level - 1])]
+                    segment += left
+                    segment[chosen] = level
             yield level, begin, chosen
 
 
@@ -219,6 +230,10 @@ def _whole(parameter: ParameterEntry, chunk: Chunk, found: Tensor | None) -> Ten
     """A shared tensor without entry levels; not stored where it has no elements."""
     whole = _destination(parameter, found)
     return whole if 0 in parameter.shape else whole.copy_(chunk.tensor(values_name(1, parameter.name)))
+
+
+def _axes(parameter: ParameterEntry, n_levels: int) -> dict[int, Tensor]:
+    return {dim: torch.from_numpy(levels) for dim, levels in axis_levels(parameter, n_levels).items()}
 
 
 def _private(file: "NestedFile", chunk: Chunk) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 Nothing is encoded until it is asked for: types and lengths follow from counting entry levels.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nestify.nested_file.axes import available_units, axis_runs, box_levels
 from nestify.nested_file.checks import units_left
 from nestify.nested_file.entry_codec import (
     U8Array,
@@ -19,7 +20,7 @@ from nestify.nested_file.entry_codec import (
     encode,
     reduce_to_units,
 )
-from nestify.nested_file.layout import TensorSpec, entry_name, private_name, values_name
+from nestify.nested_file.layout import Shape, TensorSpec, entry_name, private_name, values_name
 from nestify.nested_file.manifest import Coding, ParameterEntry
 from nestify.nested_file.state import NestedState
 from nestify.nested_file.tensors import (
@@ -65,7 +66,8 @@ def stored_tensors(parameters: list[ParameterEntry], state: NestedState) -> Iter
     for parameter in parameters:
         name, tensor = parameter.name, state.shared[parameter.name]
         if parameter.maskable:
-            yield from _stored_maskable(parameter, tensor, _entry_array(state, name))
+            entry, axes = entry_array(state, name), axis_arrays(state, name)
+            yield from _stored_maskable(parameter, tensor, entry, axes)
         else:
             yield _stored_whole(values_name(1, name), tensor, parameter.dtype)
     for level, tensors in enumerate(state.private, start=1):
@@ -76,17 +78,20 @@ def stored_tensors(parameters: list[ParameterEntry], state: NestedState) -> Iter
 def _maskable_entry(name: str, state: NestedState, dtype: torch.dtype) -> ParameterEntry:
     tensor = state.shared[name]
     unit = state.units.get(name, (1, 1)) if tensor.dim() >= 2 else (1, 1)
-    units = reduce_to_units(_entry_array(state, name), unit)
-    entering = [int(np.count_nonzero(units == level)) for level in range(1, state.entry.n_levels + 1)]
+    units = reduce_to_units(entry_array(state, name), unit)
+    n_levels = state.entry.n_levels
+    entering = [int(np.count_nonzero(units == level)) for level in range(1, n_levels + 1)]
+    axes = axis_runs(axis_arrays(state, name), tensor.dim())
     return ParameterEntry(
         name=name,
         shape=list(tensor.shape),
         dtype=dtype_name(dtype),
         maskable=True,
         unit=unit,
-        coding=choose_codings(units.size, entering),
+        coding=choose_codings(available_units(tuple(tensor.shape), unit, axes, n_levels), entering),
         entering=entering,
         aliases=_aliases(name, state),
+        axes=axes,
     )
 
 
@@ -98,19 +103,26 @@ def _stored_whole(name: str, tensor: Tensor, dtype: str) -> StoredTensor:
     return StoredTensor(TensorSpec(name, dtype, tuple(tensor.shape)), partial(_cast, tensor, dtype))
 
 
-def _stored_maskable(parameter: ParameterEntry, tensor: Tensor, entry: U8Array) -> Iterator[StoredTensor]:
+def _stored_maskable(
+    parameter: ParameterEntry, tensor: Tensor, entry: U8Array, axes: Mapping[int, U8Array]
+) -> Iterator[StoredTensor]:
     units = reduce_to_units(entry, parameter.unit)
     for level, (remaining, entering, coding) in enumerate(units_left(parameter), start=1):
         size = coded_bytes(coding, remaining, entering)
         spec = TensorSpec(entry_name(level, parameter.name), "U8", (size,))
-        yield StoredTensor(spec, partial(_encode_entry, units, level, coding))
+        yield StoredTensor(spec, partial(_encode_entry, units, entry.shape, axes, level, coding))
         count = entering if units.size == entry.size else int(np.count_nonzero(entry == level))
         spec = TensorSpec(values_name(level, parameter.name), parameter.dtype, (count,))
         yield StoredTensor(spec, partial(_encode_values, tensor, entry, level, parameter.dtype))
 
 
-def _encode_entry(units: U8Array, level: int, coding: Coding) -> U8Array:
-    return encode(coding, units[units >= level] == level)
+def _encode_entry(
+    units: U8Array, shape: Shape, axes: Mapping[int, U8Array], level: int, coding: Coding
+) -> U8Array:
+    left = units >= level
+    if axes:
+        left &= box_levels(shape, axes).reshape(-1) <= level
+    return encode(coding, units[left] == level)
 
 
 def _encode_values(tensor: Tensor, entry: U8Array, level: int, dtype: str) -> U8Array:
@@ -131,7 +143,16 @@ def _cast(tensor: Tensor, dtype: str) -> U8Array:
     return to_bytes(cast)
 
 
-def _entry_array(state: NestedState, name: str) -> U8Array:
+def entry_array(state: NestedState, name: str) -> U8Array:
     """Entry levels in the parameter's shape; shares memory with a tensor on the CPU."""
-    array: U8Array = state.entry[name].detach().cpu().numpy()
+    return _array(state.entry[name])
+
+
+def axis_arrays(state: NestedState, name: str) -> dict[int, U8Array]:
+    """Levels of the indices of a parameter's dimensions."""
+    return {dim: _array(levels) for dim, levels in state.axes.get(name, {}).items()}
+
+
+def _array(tensor: Tensor) -> U8Array:
+    array: U8Array = tensor.detach().cpu().numpy()
     return array

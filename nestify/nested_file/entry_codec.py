@@ -48,10 +48,20 @@ def choose_coding(remaining: int, count: int) -> Coding:
     return "elias-fano" if smaller else "bits"
 
 
-def choose_codings(units: int, entering: Sequence[int]) -> list[Coding]:
-    """The coding of each level, core first, where `entering[k - 1]` of `units` enter at level k."""
-    left = accumulate(entering, sub, initial=units)
-    return [choose_coding(remaining, count) for remaining, count in zip(left, entering, strict=False)]
+def remaining_units(available: int | Sequence[int], entering: Sequence[int]) -> list[int]:
+    """Units that no lower level took, at each level, core first.
+
+    Args:
+        available: how many units there are: at every level, or at each.
+        entering: how many of them enter at each level.
+    """
+    units = [available] * len(entering) if isinstance(available, int) else available
+    return list(map(sub, units, accumulate(entering, initial=0)))
+
+
+def choose_codings(available: int | Sequence[int], entering: Sequence[int]) -> list[Coding]:
+    """The coding of each level, core first; arguments as for `remaining_units`."""
+    return list(map(choose_coding, remaining_units(available, entering), entering))
 
 
 def coded_bytes(coding: Coding, remaining: int, count: int) -> int:

@@ -1,5 +1,6 @@
 """The manifest: everything a nested file says about itself, as one JSON document. No torch here."""
 
+from operator import not_
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
@@ -29,6 +30,12 @@ BlockSide = Annotated[int, Field(ge=1, le=9999)]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """JSON has lists where Python has tuples."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+Run = Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_LEVELS + 1)], Side], FromList]
+"""A level, and how many adjacent indices of a dimension it is the lowest to have."""
+
+# Fields that the first files of format 1 did not have are left out where they say nothing.
+WholeShare = Annotated[Share, Field(exclude_if=lambda share: share == 1)]
+ManyOrNone = Annotated[Many[Item], Field(exclude_if=not_)]
 
 
 class _Part(BaseModel):
@@ -71,6 +78,8 @@ class ParameterEntry(_Part):
         coding: one per level, core first, of a maskable tensor; empty otherwise.
         entering: likewise, how many units enter at the level.
         aliases: other state-dict names of the same tensor (tied weights).
+        axes: of a maskable tensor whose indices not all belong to level 1, the runs of every dimension,
+            in ascending order of its indices; no runs for a dimension that level 1 has whole (see `axes`).
     """
 
     name: str
@@ -81,6 +90,7 @@ class ParameterEntry(_Part):
     coding: Many[Coding] = []
     entering: Many[Count] = []
     aliases: Many[str] = []
+    axes: ManyOrNone[Many[Run]] = []
 
 
 class LayerEntry(_Part):
@@ -124,6 +134,10 @@ class LevelDescription(_Part):
     """What the writer is told of one level: what was asked, what was reached, what was measured.
 
     Attributes:
+        sparsity, width, depth: shares that were asked for: of weights that are zero, of channels and of
+            layers that the level has.
+        skipped: names of the modules that the level leaves out; each level skips no others than the one
+            below.
         fingerprint: logits of the fixed synthetic input, shape (num_classes,).
     """
 
@@ -134,6 +148,9 @@ class LevelDescription(_Part):
     fingerprint: Many[float]
     metrics: Metrics
     layers: Many[LayerEntry]
+    width: WholeShare = 1.0
+    depth: WholeShare = 1.0
+    skipped: ManyOrNone[str] = []
 
 
 class LevelEntry(LevelDescription):
@@ -154,7 +171,7 @@ class _Run(_Part):
     """What a description and a manifest share: the model and the run that made the file."""
 
     model: ModelEntry
-    schedule: Literal["weight"]
+    schedule: Literal["weight", "channel", "layer", "combined"]
     original: dict[str, float]
     """Validation accuracy of the unchanged pretrained model: `top1`, `top5`, `loss`; empty: not measured."""
     recipe: dict[str, JsonValue]

@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from nestify.errors import BadFileError, OutputError, RecipeError
 from nestify.nested_file.atomic import atomic_file
+from nestify.nested_file.axes import cut_axes
 from nestify.nested_file.checks import check_manifest
 from nestify.nested_file.layout import Layout, encode_header
 from nestify.nested_file.manifest import Manifest
@@ -138,7 +139,13 @@ def upgrade_slice(
 def _sliced_header(whole: NestedFile, keep: int) -> bytes:
     """The header of a slice: manifest and layout, each cut to the first `keep` levels."""
     parameters = [
-        entry.model_copy(update={"coding": entry.coding[:keep], "entering": entry.entering[:keep]})
+        entry.model_copy(
+            update={
+                "coding": entry.coding[:keep],
+                "entering": entry.entering[:keep],
+                "axes": cut_axes(entry.axes, keep),
+            }
+        )
         for entry in whole.manifest.parameters
     ]
     cut = {"levels": whole.manifest.levels[:keep], "parameters": parameters}

@@ -20,6 +20,9 @@ class NestedState:
         aliases: tied name -> the name in `shared` that holds the tensor.
         units: name of a maskable tensor -> (rows, cols) of the blocks in which its entry levels are
             constant; absent means (1, 1).
+        axes: name of a maskable tensor -> dimension -> uint8 (extent,), the lowest level that has each
+            index, n + 1 where no level does; absent means that level 1 has the whole dimension. A level
+            uses no weight of which it lacks an index, so no weight enters before all of its indices.
     """
 
     shared: dict[str, Tensor]
@@ -27,3 +30,4 @@ class NestedState:
     private: list[dict[str, Tensor]]
     aliases: dict[str, str] = field(default_factory=dict)
     units: dict[str, tuple[int, int]] = field(default_factory=dict)
+    axes: dict[str, dict[int, Tensor]] = field(default_factory=dict)

@@ -13,11 +13,19 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from nestify.errors import OutputError
 from nestify.nested_file.atomic import atomic_file
+from nestify.nested_file.axes import box_levels
 from nestify.nested_file.checks import check_manifest
-from nestify.nested_file.encoder import StoredTensor, parameter_entries, stored_tensors
+from nestify.nested_file.encoder import (
+    StoredTensor,
+    axis_arrays,
+    entry_array,
+    parameter_entries,
+    stored_tensors,
+)
 from nestify.nested_file.layout import (
     FILE_DTYPES,
     MAX_HEADER_BYTES,
@@ -97,6 +105,22 @@ def _check_arguments(state: NestedState, description: Description, dtype: torch.
             raise ValueError(
                 f"tensor {name!r} is {tensor.dtype} {tuple(tensor.shape)}; its entry levels differ"
             )
+    for name, axes in state.axes.items():
+        _check_axes(name, axes, state)
+
+
+def _check_axes(name: str, axes: Mapping[int, Tensor], state: NestedState) -> None:
+    if name not in state.entry.tensors or state.units.get(name, (1, 1)) != (1, 1):
+        raise ValueError(f"tensor {name!r} has axes, but blocks or no entry levels")
+    shape = tuple(state.shared[name].shape)
+    highest = state.entry.n_levels + 1
+    for dim, levels in axes.items():
+        if dim not in range(len(shape)) or levels.shape != (shape[dim],) or levels.dtype != torch.uint8:
+            raise ValueError(f"tensor {name!r} of shape {shape} has no axis {dim} of {levels.shape}")
+        if levels.numel() and not 1 <= int(levels.min()) <= int(levels.max()) <= highest:
+            raise ValueError(f"axis {dim} of {name!r} has levels that are not in 1..{highest}")
+    if np.any(entry_array(state, name) < box_levels(shape, axis_arrays(state, name))):
+        raise ValueError(f"weights of {name!r} enter before their indices")
 
 
 def _check_types(file_name: str, state: NestedState) -> None:

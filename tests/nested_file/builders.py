@@ -1,9 +1,12 @@
 """Small nested states and descriptions to write files from."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import reduce
 from math import prod
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -99,6 +102,67 @@ def small_state(n_levels: int = 3) -> NestedState:
     )
 
 
+def box(shape: Sequence[int], axes: Mapping[int, Tensor]) -> Tensor:
+    """Lowest level that has all indices of each element: NumPy's outer maximum of the axes."""
+    ones = [np.ones(extent, np.uint8) for extent in shape]
+    along = [axes[dim].numpy() if dim in axes else ones[dim] for dim in range(len(shape))]
+    return torch.from_numpy(np.array(reduce(np.maximum.outer, along, np.uint8(1)), np.uint8))
+
+
+def axes_state(n_levels: int = 3) -> NestedState:
+    """Narrower and shallower levels, with and without sparsity, heads in turn, indices that no level has.
+
+    Level 1 skips the module `block`. Private tensors are as wide as their level.
+    """
+
+    def rising(extent: int) -> Tensor:
+        return torch.tensor([1 + index * n_levels // extent for index in range(extent)], dtype=torch.uint8)
+
+    def in_turn(extent: int) -> Tensor:
+        return torch.tensor([1 + index // 2 % (n_levels + 1) for index in range(extent)], dtype=torch.uint8)
+
+    later = min(2, n_levels)
+    shapes = {"stem.weight": (9, 3, 3, 3), "stem.bias": (9,), "qkv.weight": (24, 9), "table": (4, 1, 24)}
+    shapes |= {"block.weight": (45, 9), "block.gamma": (), "head.weight": (5, 9)}
+    axes = {
+        "stem.weight": {0: rising(9)},
+        "stem.bias": {0: rising(9)},
+        "qkv.weight": {0: in_turn(24), 1: rising(9)},
+        "table": {2: in_turn(24)},
+        "block.weight": {0: torch.full((45,), later, dtype=torch.uint8), 1: rising(9)},
+        "head.weight": {1: rising(9)},
+    }
+    entry = {name: box(shape, axes.get(name, {})) for name, shape in shapes.items()}
+    entry["block.gamma"] = torch.tensor(later, dtype=torch.uint8)
+    for name, first in (("qkv.weight", 0.5), ("block.weight", 0.05)):
+        densities = [first + 0.4 * k / n_levels for k in range(n_levels)]
+        entry[name] = torch.maximum(entry[name], entry_levels(shapes[name], densities, salt=8))
+    shared = {name: scrambled(shape, salt=20) - 0.5 for name, shape in shapes.items()}
+    widths = [int((rising(9) <= level).sum()) for level in range(1, n_levels + 1)]
+    return NestedState(
+        shared=shared | {"head.bias": scrambled((5,), salt=21)},
+        entry=EntryLevels(n_levels, entry),
+        private=[{"bn.running_var": scrambled((width,), salt=width)} for width in widths],
+        aliases={"tied.weight": "head.weight"},
+        axes=axes,
+    )
+
+
+def axes_description(n_levels: int) -> Description:
+    """Of levels that differ in width, in depth and in sparsity."""
+    plain = description(n_levels, schedule="combined")
+    changes = [
+        {
+            "width": level / n_levels,
+            "depth": 1.0 if level > 1 else 0.5,
+            "skipped": [] if level > 1 else ["block"],
+        }
+        for level in range(1, n_levels + 1)
+    ]
+    levels = [level.model_copy(update=more) for level, more in zip(plain.levels, changes, strict=True)]
+    return plain.model_copy(update={"levels": levels})
+
+
 def at_level(state: NestedState, level: int) -> NestedState:
     """What a file gives back for levels 1 to `level`, computed the plain way."""
     entry = {name: torch.clamp(state.entry[name], max=level + 1) for name in state.entry}
@@ -108,7 +172,19 @@ def at_level(state: NestedState, level: int) -> NestedState:
         else tensor
         for name, tensor in state.shared.items()
     }
-    return NestedState(shared, EntryLevels(level, entry), state.private[:level], state.aliases, state.units)
+    axes = {name: _clamped(axes, level + 1) for name, axes in state.axes.items()}
+    return replace(
+        state,
+        shared=shared,
+        entry=EntryLevels(level, entry),
+        private=state.private[:level],
+        axes={name: levels for name, levels in axes.items() if levels},
+    )
+
+
+def _clamped(axes: Mapping[int, Tensor], highest: int) -> dict[int, Tensor]:
+    """Levels above the highest are the highest; dimensions that level 1 has whole are not worth a word."""
+    return {dim: torch.clamp(axes[dim], max=highest) for dim in sorted(axes) if (axes[dim] > 1).any()}
 
 
 def assert_same_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -128,3 +204,8 @@ def assert_same_state(found: NestedState, expected: NestedState) -> None:
         assert_same_tensors(own, due)
     assert found.aliases == expected.aliases
     assert found.units == {name: unit for name, unit in expected.units.items() if unit != (1, 1)}
+    assert list(found.axes) == [name for name in expected.shared if name in expected.axes]
+    for name, axes in expected.axes.items():
+        assert list(found.axes[name]) == list(axes)
+        for dim, levels in axes.items():
+            assert torch.equal(found.axes[name][dim], levels), (name, dim)

@@ -30,7 +30,15 @@ from nestify.nested_file.tensors import TORCH_DTYPES
 from nestify.nested_file.writer import write_nested_file
 from nestify.nesting import EntryLevels
 
-from .builders import assert_same_state, description, entry_levels, scrambled, small_state
+from .builders import (
+    assert_same_state,
+    axes_description,
+    axes_state,
+    description,
+    entry_levels,
+    scrambled,
+    small_state,
+)
 from .mutations import forges, mutate
 
 SECONDS = 20.0
@@ -273,14 +281,20 @@ def odd_state() -> NestedState:
 
 
 def base_files(folder: Path, golden: Path) -> list[Base]:
-    """Intact files of 1, 2, 3 and 6 levels in all types, and the golden one."""
+    """Intact files of 1, 2, 3 and 6 levels in all types, with and without axes, and the golden one."""
     states = [(small_state(1), torch.float32), (small_state(2), torch.bfloat16)]
     states += [(small_state(3), torch.float32), (small_state(6), torch.float16)]
     states += [(odd_state(), torch.float32), (odd_state(), torch.float16)]
+    states += [
+        (axes_state(1), torch.float16),
+        (axes_state(3), torch.bfloat16),
+        (axes_state(6), torch.float32),
+    ]
     bases = [_base(golden)]
     for state, dtype in states:
-        path = folder / "base"
-        write_nested_file(path, state, description(state.entry.n_levels), dtype)
+        path, n_levels = folder / "base", state.entry.n_levels
+        described = axes_description(n_levels) if state.axes else description(n_levels)
+        write_nested_file(path, state, described, dtype)
         bases.append(_base(path))
     return bases
 

@@ -248,7 +248,36 @@ def _unstored_tensor(parts: Parts, rng: Rng) -> None:
     entry = {"name": "bomb", "shape": shape, "dtype": rng.choice(["F32", "F16", "I8"]), "maskable": True}
     if len(shape) > 1:
         entry["unit"] = [rng.choice([1, 2, 32, 9999]), rng.choice([1, 1, 4])]
+    if rng.random() < 0.3:
+        entry["axes"] = [[[rng.choice([2, n + 1]), extent]] for extent in shape]
     parts.manifest["parameters"].append(entry | {"coding": ["none"] * n, "entering": [0] * n})
+
+
+def _runs(parts: Parts, rng: Rng) -> None:
+    """Indices belong to other levels: runs trade places, levels or indices, one is cut in two, or is new."""
+    maskable = [parameter for parameter in parts.manifest["parameters"] if parameter["maskable"]]
+    parameter = rng.choice([one for one in maskable if "axes" in one] or maskable)
+    axes = parameter.setdefault("axes", [[[2, extent]] for extent in parameter["shape"]])
+    runs = rng.choice([axis for axis in axes if axis])
+    one, two, place = rng.choice(runs), rng.choice(runs), rng.randrange(2)
+    match rng.choice(["trade", "level", "count", "cut", "order", "axis", "axes"]):
+        case "trade":
+            one[place], two[place] = two[place], one[place]
+        case "level":
+            one[0] = rng.choice([one[0] + 1, one[0] - 1, rng.choice(NUMBERS)])
+        case "count":
+            one[1], two[1] = one[1] + 1, two[1] - 1
+        case "cut":
+            one[1] -= (count := rng.randint(0, one[1]))
+            runs.insert(runs.index(one), [rng.randint(0, 5), count])
+        case "order":
+            rng.shuffle(runs)
+        case "axis":
+            axes[rng.randrange(len(axes))] = rng.choice(
+                [[], runs, [[rng.randint(1, 4), sum(parameter["shape"])]]]
+            )
+        case "axes":
+            rng.shuffle(axes)
 
 
 def _exchange_contents(parts: Parts, rng: Rng) -> None:
@@ -334,6 +363,7 @@ VALUES: dict[str, Callable[[Parts, Rng], object]] = {
     "layout number": _layout_number,
     "swap tensors": _swap_tensors,
     "unstored tensor": _unstored_tensor,
+    "runs": _runs,
     "exchange contents": _exchange_contents,
     "forged data": _rehashed(_flip_data),
     "forged positions": _rehashed(_flip_positions),

@@ -17,6 +17,7 @@ from nestify.nested_file.entry_codec import (
     encode,
     expand_units,
     reduce_to_units,
+    remaining_units,
     unit_grid,
 )
 from nestify.nested_file.manifest import Coding
@@ -98,6 +99,19 @@ def test_coding_is_close_to_the_entropy(density: float) -> None:
 def test_codings_of_levels() -> None:
     assert choose_codings(1000, [50, 0, 900, 50]) == ["elias-fano", "none", "bits", "all"]
     assert choose_codings(0, [0, 0]) == ["none", "none"]
+    assert choose_codings([1000, 2000, 2000, 3000], [1000, 20, 980, 999]) == [
+        "all",
+        "elias-fano",
+        "all",
+        "bits",
+    ]
+
+
+def test_units_that_remain() -> None:
+    assert remaining_units(10, [3, 0, 4]) == [10, 7, 7]
+    assert remaining_units([4, 6, 10], [3, 0, 4]) == [4, 3, 7]
+    assert remaining_units([4, 6, 10], [5, 0, 4]) == [4, 1, 5]
+    assert remaining_units(10, []) == []
 
 
 def flip(data: np.ndarray, bit: int) -> np.ndarray:

@@ -13,7 +13,11 @@ import torch
 
 from nestify.nested_file.manifest import Coding
 from nestify.nested_file.reader import open_nested_file
+from nestify.nested_file.state import NestedState
+from nestify.nested_file.writer import write_nested_file
+from nestify.nesting import EntryLevels
 
+from .builders import description
 from .damage import Parts, damage, raw_content, take_apart
 from .fuzzing import Base, Hang, TorchMemory, alarm, base_files, judge, measured, spoilt_files
 from .mutations import KINDS, forges
@@ -52,11 +56,12 @@ def test_spoilt_files_can_be_made_again(bases: list[Base], tmp_path: Path) -> No
 
 
 def test_intact_files_have_everything(bases: list[Base]) -> None:
-    """All codings and types, blocks, private tensors, 1 to 6 levels."""
+    """All codings and types, blocks, axes, private tensors, 1 to 6 levels."""
     entries = [entry for base in bases for entry in base.manifest.parameters]
     assert {coding for entry in entries for coding in entry.coding} == set(Coding.__args__)
     assert {entry.dtype for entry in entries if entry.maskable} == {"F32", "F16", "BF16"}
     assert {entry.unit for entry in entries} == {(1, 1), (2, 1), (4, 3)}
+    assert {coding for entry in entries if entry.axes for coding in entry.coding} == set(Coding.__args__)
     assert {len(base.manifest.levels) for base in bases} == {1, 2, 3, 6}
     assert all(base.manifest.levels[0].private for base in bases)
 
@@ -93,6 +98,8 @@ MANIFEST_BOMBS = {
     "names of levels": '{"levels":[{"private":[' + "0," * 20_000 + "0]}]}",
     "arguments": '{"model":{"kwargs":{"a":[' + "{}," * 20_000 + "{}]}}}",
     "unknown keys": "{" + ",".join(f'"{number}":1' for number in range(20_000)) + "}",
+    "runs": '{"parameters":[{"axes":[[' + "[1,1],[2,1]," * 10_000 + "[1,1]]]}]}",
+    "numbers for runs": '{"parameters":[{"axes":[[' + "0," * 20_000 + "0]]}]}",
 }
 
 
@@ -101,6 +108,19 @@ def test_manifests_of_many_problems(bases: list[Base], tmp_path: Path, text: str
     """The first problem is enough to refuse; collecting all of them takes a thousand bytes for each byte."""
     header = {"__metadata__": {"nestify.format": "1", "nestify.manifest": text}}
     judge_changed(bases, tmp_path / "file", "JSON text", raw_content(json.dumps(header), b""))
+
+
+def test_many_runs_of_many_levels(bases: list[Base], tmp_path: Path) -> None:
+    """An intact file whose manifest is little else than runs is read, in time and memory that are allowed."""
+    runs = 30_000
+    levels = (torch.arange(runs) % 2 + 1).to(torch.uint8)
+    state = NestedState(
+        {"w": torch.zeros(runs)}, EntryLevels(254, {"w": levels}), [{}] * 254, axes={"w": {0: levels}}
+    )
+    write_nested_file(tmp_path / "file", state, description(254))
+    verdict = judge(tmp_path / "file", bases[0], bases[0], "forged data")
+    assert verdict.message is None
+    assert len(open_nested_file(tmp_path / "file").manifest.parameters[0].axes[0]) == runs
 
 
 # The judge itself

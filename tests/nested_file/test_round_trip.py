@@ -4,6 +4,7 @@ import subprocess
 import sys
 import tempfile
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,15 @@ from nestify.nested_file.state import NestedState
 from nestify.nested_file.writer import write_nested_file
 from nestify.nesting import EntryLevels
 
-from .builders import assert_same_state, at_level, description, small_state
+from .builders import (
+    assert_same_state,
+    at_level,
+    axes_description,
+    axes_state,
+    box,
+    description,
+    small_state,
+)
 
 FLOATING = [torch.float32, torch.float16, torch.bfloat16]
 OTHERS = [torch.float64, torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool]
@@ -39,7 +48,7 @@ def random_tensor(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -
 def states(draw: st.DrawFn) -> NestedState:
     """Any state: shapes of 0 to 4 dims (sides of 0 too), densities, blocks, dtypes, private tensors."""
     n_levels = draw(st.integers(1, 4))
-    shared, entry, units = {}, {}, {}
+    shared, entry, units, axes = {}, {}, {}, {}
     for index in range(draw(st.integers(0, 4))):
         name = f"layer{index}.weight"
         shape = draw(hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=6))
@@ -52,6 +61,9 @@ def states(draw: st.DrawFn) -> NestedState:
         levels = rng.choice(np.array(used, np.uint8), shape)
         for axis, side in enumerate(unit if len(shape) >= 2 else ()):
             levels = np.take(levels, np.arange(shape[axis]) // side, axis=axis)
+        if unit == (1, 1) and draw(st.booleans()):
+            axes[name] = draw(axis_levels(shape, n_levels))
+            levels = np.maximum(levels, box(shape, axes[name]).numpy())
         entry[name] = torch.from_numpy(np.array(levels, np.uint8))
         units[name] = unit
     private = [
@@ -66,12 +78,25 @@ def states(draw: st.DrawFn) -> NestedState:
         for _ in range(n_levels)
     ]
     aliases = {"tied.weight": next(iter(shared))} if shared and draw(st.booleans()) else {}
-    return NestedState(shared, EntryLevels(n_levels, entry), private, aliases, units)
+    return NestedState(shared, EntryLevels(n_levels, entry), private, aliases, units, axes)
+
+
+@st.composite
+def axis_levels(draw: st.DrawFn, shape: tuple[int, ...], n_levels: int) -> dict[int, torch.Tensor]:
+    """Levels of the indices of some of the dimensions, in few runs or many."""
+    dims = draw(st.sets(st.integers(0, len(shape) - 1))) if shape else set()
+    return {
+        dim: torch.tensor(
+            draw(st.lists(st.integers(1, n_levels + 1), min_size=shape[dim], max_size=shape[dim])),
+            dtype=torch.uint8,
+        )
+        for dim in dims
+    }
 
 
 def stored_as(state: NestedState, dtype: torch.dtype) -> NestedState:
     shared = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.shared.items()}
-    return NestedState(shared, state.entry, state.private, state.aliases, state.units)
+    return replace(state, shared=shared)
 
 
 @settings(deadline=None, max_examples=80)
@@ -201,6 +226,15 @@ def test_golden_files_read_and_are_written_the_same(tmp_path: Path, dtype: torch
     write_nested_file(tmp_path / "model", small_state(), description(3), dtype)
     assert_same_state(open_nested_file(golden).state(), at_level(stored_as(small_state(), dtype), 3))
     assert (tmp_path / "model").read_bytes() == golden.read_bytes()
+
+
+def test_golden_file_with_axes(tmp_path: Path) -> None:
+    """Format 1 as well: what the first files did not have is left out of theirs."""
+    golden = GOLDEN / "axes.safetensors"
+    write_nested_file(tmp_path / "model", axes_state(), axes_description(3))
+    assert_same_state(open_nested_file(golden).state(), at_level(axes_state(), 3))
+    assert (tmp_path / "model").read_bytes() == golden.read_bytes()
+    assert b"skipped" not in (GOLDEN / "float32.safetensors").read_bytes()
 
 
 def test_opening_imports_no_torch(small_file: Path) -> None:

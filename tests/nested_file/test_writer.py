@@ -6,6 +6,7 @@ import os
 import resource
 import tracemalloc
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,7 @@ def with_value(name: str, value: float, level: int) -> NestedState:
     tensor = state.shared[name].clone()
     index = (state.entry[name] == level).nonzero()[0] if name in state.entry else torch.tensor([0])
     tensor[tuple(index)] = value
-    return NestedState(state.shared | {name: tensor}, state.entry, state.private, state.aliases, state.units)
+    return replace(state, shared=state.shared | {name: tensor})
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -1,0 +1,110 @@
+"""Channels in a file: which indices of a tensor's dimensions belong to which level. No torch here.
+
+An index of a dimension has a level, the lowest that has it: 1 to n, or n + 1 where no level does. An
+element is available at a level when all of its indices are, so that a narrower level is a box of the
+tensor. The manifest holds a dimension as runs of indices of one level: a pair (level, count) for each, in
+ascending order of the indices, or no run at all where level 1 has the whole dimension.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import accumulate, groupby
+from operator import mul
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestify.nested_file.entry_codec import U8Array, unit_grid
+from nestify.nested_file.layout import Shape
+from nestify.nested_file.manifest import ParameterEntry, Run
+
+Runs = Sequence[Run]
+
+
+def axis_runs(levels: Mapping[int, U8Array], dims: int) -> list[list[Run]]:
+    """Runs of every dimension, as a manifest holds them; empty where there is no structure.
+
+    Args:
+        levels: by dimension, uint8 (extent,), the lowest level that has each index.
+        dims: number of dimensions.
+    """
+    runs = [_runs(levels[dim]) if dim in levels else [] for dim in range(dims)]
+    return runs if any(runs) else []
+
+
+def axis_levels(parameter: ParameterEntry, n_levels: int) -> dict[int, U8Array]:
+    """Inverse of `axis_runs`, for the first `n_levels` levels.
+
+    Returns:
+        by dimension that has a structure, uint8 (extent,), `n_levels + 1` for what levels above have.
+    """
+    return {
+        dim: np.minimum(_levels(runs), np.uint8(n_levels + 1))
+        for dim, runs in enumerate(parameter.axes)
+        if runs
+    }
+
+
+def kept_axes(parameter: ParameterEntry, level: int) -> dict[int, NDArray[np.int64]]:
+    """What a level has of a tensor: by dimension that has a structure, its indices, ascending."""
+    found = axis_levels(parameter, level)
+    return {dim: np.flatnonzero(levels <= level).astype(np.int64) for dim, levels in found.items()}
+
+
+def cut_axes(axes: Iterable[Runs], n_levels: int) -> list[list[Run]]:
+    """The runs of a file's first levels: what is above them all belongs to one level more."""
+
+    def cut_level(run: Run) -> int:
+        return min(run[0], n_levels + 1)
+
+    return [
+        [(level, sum(count for _, count in run)) for level, run in groupby(runs, cut_level)] for runs in axes
+    ]
+
+
+def available_units(shape: Shape, unit: tuple[int, int], axes: Sequence[Runs], n_levels: int) -> list[int]:
+    """How many units of a tensor are available at each level, core first, by multiplying out.
+
+    Args:
+        shape: of the tensor.
+        unit: (rows, cols) of its blocks; (1, 1) where it has axes.
+        axes: runs of every dimension, or nothing.
+    """
+    available = [1] * n_levels
+    for dim, extent in enumerate(unit_grid(shape, unit)):
+        runs = axes[dim] if axes else ()
+        available = list(map(mul, available, _counts(runs, n_levels) if runs else [extent] * n_levels))
+    return available
+
+
+def box_levels(shape: Shape, levels: Mapping[int, U8Array]) -> U8Array:
+    """Level at which every element becomes available, uint8 of `shape`: that of its latest index.
+
+    Args:
+        shape: of the tensor.
+        levels: as for `axis_runs`.
+    """
+    box = np.ones(shape, np.uint8)
+    for dim, along in levels.items():
+        np.maximum(box, along.reshape([-1 if axis == dim else 1 for axis in range(len(shape))]), out=box)
+    return box
+
+
+def _runs(levels: U8Array) -> list[Run]:
+    if not np.any(levels > 1):
+        return []
+    begins = np.flatnonzero(np.diff(levels, prepend=0))
+    counts = np.diff(begins, append=levels.size)
+    return list(zip(levels[begins].tolist(), counts.tolist(), strict=True))
+
+
+def _levels(runs: Runs) -> U8Array:
+    levels = np.fromiter((level for level, _ in runs), np.uint8, len(runs))
+    return np.repeat(levels, np.fromiter((count for _, count in runs), np.intp, len(runs)))
+
+
+def _counts(runs: Runs, n_levels: int) -> list[int]:
+    """How many indices each level has."""
+    entering = [0] * (n_levels + 2)
+    for level, count in runs:
+        entering[level] += count
+    return list(accumulate(entering[1:-1]))
