@@ -12,6 +12,7 @@ from timm.loss import create_classification_loss
 from timm.utils import random_seed
 from torch import Tensor, nn
 
+from nestify.channels.channel_map import ChannelMap, find_channels
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.images import Images, Loader, eval_loader, train_loader
@@ -25,6 +26,7 @@ from nestify.inputs import (
     pick_workers,
     stored_dtype,
 )
+from nestify.nest import choose_weights, dense_layers, nest
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, plan_levels
 from nestify.pretrained import PretrainedModel, save_plain
@@ -33,8 +35,6 @@ from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
 from nestify.report.costs import MacCount, count_macs
 from nestify.schedules.ramp import Ramp
-from nestify.schedules.skip import masked_names
-from nestify.schedules.weights import select_entry_levels, takes_n_of_m
 from nestify.training.distillation import Teacher
 from nestify.training.estimate import estimate_step
 from nestify.training.loop import Precision, StepLog, total_steps, train
@@ -86,7 +86,7 @@ class Run:
         self.pretrained = open_recipe_model(recipe, self.train_images)
         self.spec = self.pretrained.spec
         self.teacher = open_recipe_teacher(recipe, self.spec)
-        self.masked = masked_names(self.spec, recipe.schedule.skip)
+        self._channels: ChannelMap | None = None
         self.levels = recipe.levels
         self.workers = pick_workers(recipe.data.workers, self.device)
         self.train_batches = train_loader(
@@ -107,8 +107,7 @@ class Run:
         """
         network = self.pretrained.model
         nested = self._nest(deepcopy(network).cpu())
-        self._choose(nested)
-        private = [nested.private_tensors(level) for level in range(1, nested.n_levels + 1)]
+        choose_weights(nested, self.recipe)
         count = count_macs(network, self.spec.input_size)
         steps = total_steps(self.recipe.train.epochs, len(self.train_batches))
         finetune_steps = self.recipe.finetune.epochs * len(self.train_batches)
@@ -119,16 +118,15 @@ class Run:
             seconds = step_seconds * (steps + finetune_steps / nested.n_levels)
         return Plan(
             spec=self.spec,
-            levels=plan_levels(
-                network, self.levels, nested.entry_levels, private, count, stored_dtype(self.recipe).itemsize
-            ),
+            levels=plan_levels(nested, self.levels, count, stored_dtype(self.recipe).itemsize),
             maskable=nested.entry_levels.total,
-            dense_layers=self._dense_layers(nested),
+            dense_layers=dense_layers(nested, self.levels),
             train_images=len(self.train_images),
             val_images=len(self.val_images),
             finetune_steps=finetune_steps,
             steps=steps,
             uncounted=count.uncounted,
+            channel_groups=0 if self._channels is None else len(self._channels.groups),
             seconds=seconds,
             memory_bytes=memory,
         )
@@ -150,14 +148,18 @@ class Run:
         check_finite([original], "finetune.lr")
         teacher = self._frozen_teacher(network)
         nested = self._nest(network)
+        self._recalibrate_levels(nested, [k for k in self._numbers(nested) if nested.is_narrow(k)])
         before = self._before(nested) if recipe.train.eval_before else []
         if recipe.train.epochs:
             nested = self._train(nested, teacher)
         else:
-            self._choose(nested)
+            choose_weights(nested, self.recipe)
         self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
-            self._recalibrate(nested)
+            changed = bool(recipe.train.epochs)
+            self._recalibrate_levels(
+                nested, [k for k in self._numbers(nested) if changed or nested.is_part(k)]
+            )
         observer.stage("evaluating the levels")
         after = evaluate_levels(nested, self._val_batches(), range(1, nested.n_levels + 1), self._autocast)
         observer.evaluated("after", int(recipe.train.epochs), after)
@@ -181,17 +183,10 @@ class Run:
         return self.precision.autocast()
 
     def _nest(self, network: nn.Module) -> NestedModel:
-        names = [level.name for level in self.levels]
-        return NestedModel(network, self.spec, names, masked=self.masked, bn=self.recipe.train.bn)
-
-    def _choose(self, nested: NestedModel) -> None:
-        """Choose the weights of every level at its target, at once."""
-        weights = {name: nested.shared_tensor(name) for name in nested.entry}
-        nested.set_entry_levels(select_entry_levels(weights, self.levels, self.recipe.schedule.score))
-
-    def _dense_layers(self, nested: NestedModel) -> list[str]:
-        m = next((level.pattern.m for level in self.levels if level.pattern.kind == "n:m"), 0)
-        return [n for n, e in nested.entry.items() if m and not takes_n_of_m(tuple(e.shape), m)]
+        if self.recipe.schedule.kind == "channel" and self._channels is None:
+            self.observer.stage("finding the channels that belong together")
+            self._channels = find_channels(network, self.spec.input_size)
+        return nest(network, self.spec, self.recipe, self._channels)
 
     def _finetune(self, network: nn.Module) -> nn.Module:
         """Plain training of the dense model: a nested model of one level."""
@@ -281,12 +276,12 @@ class Run:
         """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""
         dense = nested.entry_levels
         kept = {name: entry.clone() for name, entry in dense.tensors.items()}
-        self._choose(nested)
+        choose_weights(nested, self.recipe)
         plain = {}
         self.observer.stage("evaluating the levels before training")
         for level in range(1, nested.n_levels + 1):
             model = nested.at_level(level)
-            if nested.entry_levels.kept(level) < nested.entry_levels.total:
+            if nested.is_part(level) and not nested.is_narrow(level):  # those are recalibrated already
                 self._recalibrate_plain(model)
             plain[level] = model
         before = self._evaluate_plain(plain)
@@ -301,15 +296,17 @@ class Run:
         except ValueError as error:
             raise OutputError(f"{self.recipe.output_path}: {error}; choose another dtype") from None
 
-    def _recalibrate(self, nested: NestedModel) -> None:
-        """Private statistics of every level from training images; an untouched dense level keeps its own."""
-        self.observer.stage("recalibrating batch norm")
-        entry = nested.entry_levels
-        for level in range(1, nested.n_levels + 1):
-            if self.recipe.train.epochs or entry.kept(level) < entry.total:
-                plain = nested.at_level(level)
-                self._recalibrate_plain(plain)
-                nested.load_private(level, plain)
+    def _numbers(self, nested: NestedModel) -> range:
+        return range(1, nested.n_levels + 1)
+
+    def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
+        """Private statistics of levels from training images."""
+        if levels:
+            self.observer.stage("recalibrating batch norm")
+        for level in levels:
+            plain = nested.at_level(level)
+            self._recalibrate_plain(plain)
+            nested.load_private(level, plain)
 
     def _recalibrate_plain(self, model: nn.Module) -> None:
         loader = self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed)

@@ -19,9 +19,8 @@ from nestify.nested_file.manifest import (
     ModelEntry,
     Preprocessing,
 )
-from nestify.planning import densities
+from nestify.planning import level_cost
 from nestify.recipe import Recipe
-from nestify.report.costs import effective_macs, layer_entries
 
 
 def describe_run(recipe: Recipe, done: Compressed) -> Description:
@@ -83,29 +82,28 @@ def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEnt
 def _level(
     done: Compressed, level: Level, k: int, after: Accuracy | None, top1_before: float | None
 ) -> LevelDescription:
-    nested, count = done.nested, done.count
-    entry = nested.entry_levels
-    parameters = sum(parameter.numel() for parameter in nested.network.parameters())
-    kept = entry.kept(k)
+    nested = done.nested
+    cost = level_cost(nested, k, done.count)
     return LevelDescription(
         name=level.name,
         sparsity=level.sparsity,
-        achieved_sparsity=1 - kept / entry.total,
+        width=level.width,
+        achieved_sparsity=cost.sparsity,
         pattern=str(level.pattern),
         fingerprint=fingerprint(partial(nested, level=k), nested.spec.input_size),
         metrics=Metrics(
-            parameters=parameters,
-            nonzero_parameters=parameters - entry.total + kept,
-            dense_macs=count.total,
-            effective_macs=effective_macs(count, densities(entry, k)),
-            uncounted=dict(count.uncounted),
+            parameters=cost.parameters,
+            nonzero_parameters=cost.nonzero_parameters,
+            dense_macs=cost.dense_macs,
+            effective_macs=cost.effective_macs,
+            uncounted=dict(done.count.uncounted),
             top1=None if after is None else after.top1,
             top5=None if after is None else after.top5,
             loss=None if after is None else after.loss,
             images=None if after is None else after.images,
             top1_before=top1_before,
         ),
-        layers=layer_entries(count, {name: (entry.kept(k, name), entry[name].numel()) for name in entry}),
+        layers=list(cost.layers),
     )
 
 

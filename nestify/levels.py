@@ -68,18 +68,21 @@ class Level:
         name: what users call it, `level1` where they gave no name.
         sparsity: share of the maskable weights that are zero, in [0, 1).
         pattern: how the kept weights may lie. A dense level (sparsity 0) fits every pattern.
+        width: share of the channels that it has, in (0, 1].
     """
 
     name: str
     sparsity: float
     pattern: Pattern = Pattern()
+    width: float = 1.0
 
 
 def check_levels(levels: Sequence[Level | None]) -> list[str]:
     """Problems that keep levels (core first) from nesting; empty where there are none.
 
-    Every level must be denser than the one before, and patterns must nest: blocks of one shape, N:M of
-    one M. None stands for a level whose own problems are told elsewhere: it only counts.
+    Every level must be denser or wider than the one before, and neither sparser nor narrower; patterns
+    must nest: blocks of one shape, N:M of one M. None stands for a level whose own problems are told
+    elsewhere: it only counts.
     """
     problems: list[str] = []
     if not 2 <= len(levels) <= MAX_LEVELS:
@@ -88,7 +91,8 @@ def check_levels(levels: Sequence[Level | None]) -> list[str]:
             f"2 to {MAX_LEVELS}, from the core (sparsest) to the full level"
         )
     numbered = [(k, level) for k, level in enumerate(levels, start=1) if level is not None]
-    return problems + _wrong_sparsities(numbered) + _wrong_names(numbered) + _wrong_patterns(numbered)
+    problems += _wrong_sparsities(numbered) + _wrong_widths(numbered)
+    return problems + _wrong_names(numbered) + _wrong_patterns(numbered)
 
 
 def _wrong_sparsities(numbered: Sequence[tuple[int, Level]]) -> list[str]:
@@ -108,9 +112,34 @@ def _wrong_sparsities(numbered: Sequence[tuple[int, Level]]) -> list[str]:
         f"level[{k}].sparsity = {higher.sparsity!r} is not below level[{j}].sparsity = "
         f"{lower.sparsity!r}; {_ORDER}"
         for (j, lower), (k, higher) in pairwise(in_range)
-        if higher.sparsity >= lower.sparsity
+        if higher.sparsity > lower.sparsity or (lower.width == 1 and _same(lower, higher))
     ]
     return out_of_range + disagreeing + not_falling
+
+
+def _same(lower: Level, higher: Level) -> bool:
+    return (lower.sparsity, lower.width) == (higher.sparsity, higher.width)
+
+
+def _wrong_widths(numbered: Sequence[tuple[int, Level]]) -> list[str]:
+    order = "levels run from the core (narrowest) to the full level"
+    out_of_range = [
+        f"level[{k}].width = {level.width!r} is not in (0, 1]; {order}"
+        for k, level in numbered
+        if not 0 < level.width <= 1
+    ]
+    in_range = [(k, level) for k, level in numbered if 0 < level.width <= 1]
+    not_rising = [
+        f"level[{k}].width = {higher.width!r} is not above level[{j}].width = {lower.width!r}; {order}"
+        for (j, lower), (k, higher) in pairwise(in_range)
+        if higher.width < lower.width or (lower.width < 1 and _same(lower, higher))
+    ]
+    last = [
+        f"level[{k}].width = {level.width!r} is not 1; the full level has all channels"
+        for k, level in in_range[-1:]
+        if level.width < 1 and k == numbered[-1][0]
+    ]
+    return out_of_range + not_rising + last
 
 
 def _wrong_names(numbered: Sequence[tuple[int, Level]]) -> list[str]:

@@ -28,7 +28,7 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
         state = file.state(into=state_tensors(network))
     try:
         nested = NestedModel.from_state(network, spec, state, [level.name for level in file.manifest.levels])
-    except ValueError as error:
+    except (ValueError, UnsupportedModelError) as error:
         raise _misfit(file, error) from error
     if check:
         for level in range(1, nested.n_levels + 1):
@@ -48,6 +48,11 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
         BadFileError: if the file is damaged, or does not make the model that it names.
     """
     network, spec = _build(file)
+    if any(parameter.axes for parameter in file.manifest.parameters):
+        network = _narrow_level(file, network, spec, level)
+        if check:
+            check_fingerprint(file, network, level)
+        return network
     with torch.no_grad():
         tensors = file.level_tensors(level, into=state_tensors(network))
     try:
@@ -58,6 +63,15 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
     if check:
         check_fingerprint(file, network, level)
     return network
+
+
+def _narrow_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level: int) -> nn.Module:
+    state = file.state(level)
+    names = [entry.name for entry in file.manifest.levels[:level]]
+    try:
+        return NestedModel.from_state(network, spec, state, names).at_level(level)
+    except (ValueError, UnsupportedModelError) as error:
+        raise _misfit(file, error) from error
 
 
 def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
@@ -100,7 +114,7 @@ def _build(file: NestedFile) -> tuple[nn.Module, ModelSpec]:
     return network, replace(described, preprocessing=model.preprocessing.model_dump())
 
 
-def _misfit(file: NestedFile, error: ValueError) -> BadFileError:
+def _misfit(file: NestedFile, error: Exception) -> BadFileError:
     return BadFileError(f"{file.name}: {error}; {_made_with(file)}")
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from nestify.channels.channel_map import find_channels
 from nestify.errors import UnsupportedModelError
 from nestify.masking import MaskedWeight, masked_weight
 from nestify.model_spec import ModelSpec, fill_model, state_tensors, tied_names
@@ -14,6 +15,8 @@ from nestify.named_tensors import NamedTensors
 from nestify.nested_file.state import NestedState
 from nestify.nesting import EntryLevels
 from nestify.private import BatchNormMode, private_names
+from nestify.structure import Structure, structure_of
+from nestify.ties import owner, tied_across_modules
 
 
 class NestedModel(nn.Module):
@@ -30,6 +33,8 @@ class NestedModel(nn.Module):
         entry: entry levels of the maskable weights that the schedule uses, taken over; None starts dense.
         bn: what of batch norm is private to a level.
         masked: names of the weights that have entry levels; ignored where `entry` is given.
+        structure: channels of the levels, where some are narrower; such a level is a network of its own,
+            which computes with slices of the shared weights.
     """
 
     def __init__(
@@ -41,6 +46,7 @@ class NestedModel(nn.Module):
         entry: EntryLevels | None = None,
         masked: Sequence[str] | None = None,
         bn: BatchNormMode = "private",
+        structure: Structure | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -48,9 +54,10 @@ class NestedModel(nn.Module):
         self.level_names = tuple(level_names)
         self.n_levels = len(self.level_names)
         self.bn = bn
+        self.structure = structure
         shared = state_tensors(network)
-        self._shared = {name: _owner(network, name) for name in shared}
-        self._tied = _tied_across_modules(network)
+        self._shared = {name: owner(network, name) for name in shared}
+        self._tied = tied_across_modules(network)
         names = tuple(entry) if entry is not None else tuple(spec.maskable if masked is None else masked)
         self.entry = NamedTensors(
             {name: torch.ones_like(shared[name], dtype=torch.uint8) for name in names}
@@ -58,10 +65,10 @@ class NestedModel(nn.Module):
             else {name: entry[name].contiguous() for name in names}
         )
         own = private_names(network, bn)
-        # The full level owns the tensors inside `network`; every lower level owns a copy of them.
+        # The full level owns the tensors inside `network`; every other level owns a copy of them.
         self.private = nn.ModuleList(
-            NamedTensors({name: shared[name].detach().clone() for name in own}, like=shared)
-            for _ in range(self.n_levels - 1)
+            NamedTensors({n: self._cut(level, n, shared[n].detach()).clone() for n in own}, like=shared)
+            for level in range(1, self.n_levels + self.is_narrow(self.n_levels))
         )
         self._dense_seen: tuple[object, tuple[frozenset[str], ...]] | None = None
         self._cached: tuple[object, dict[str, Tensor]] | None = None
@@ -109,15 +116,41 @@ class NestedModel(nn.Module):
             self._dense_seen = (state, tuple(whole))
         return self._dense_seen[1][level - 1]
 
+    def is_narrow(self, level: int) -> bool:
+        """Whether a level has fewer channels than the network."""
+        return self.structure is not None and not self.structure.is_whole(level)
+
+    def is_part(self, level: int) -> bool:
+        """Whether a level lacks channels or weights that the network has."""
+        return self.is_narrow(level) or self.entry_levels.sparsity(level) > 0
+
+    def shared_tensors(self) -> dict[str, Tensor]:
+        """The tensors of the full network by state-dict name, each tied one once."""
+        return {name: self.shared_tensor(name) for name in self._shared}
+
+    def elements(self, level: int, name: str) -> int:
+        """Number of elements of a shared tensor that a level has, masked-out ones included."""
+        return self._cut(level, name, self.shared_tensor(name)).numel()
+
+    def _cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
+        """A level's channels of a shared tensor."""
+        return tensor if self.structure is None else self.structure.cut(level, name, tensor)
+
     # -- views -------------------------------------------------------------------------------------
 
     def projection(self, level: int, *, stand_ins: bool = False) -> dict[str, Tensor]:
         """The tensors in which a level differs from `network`, by state-dict name; differentiable.
 
+        A narrow level differs in all that its network has.
+
         Args:
             level: 1-based.
             stand_ins: give masked weights that are made where they are used, to save memory.
         """
+        if self.structure and self.is_narrow(level):
+            own = self.private_tensors(level)
+            used = self.structure.channels.names
+            return {n: own[n] if n in own else self._cut(level, n, self.shared_tensor(n)) for n in used}
         make = MaskedWeight if stand_ins else masked_weight
         dense = self._dense(level)
         masked = {
@@ -134,7 +167,7 @@ class NestedModel(nn.Module):
             level: 1-based.
             shared_too: give the full level's tensors, which live in `network`, as well.
         """
-        if level < self.n_levels:
+        if level <= len(self.private):
             return dict(self._private(level).items())
         if not shared_too:
             return {}
@@ -167,6 +200,9 @@ class NestedModel(nn.Module):
         """
         number = self.n_levels if level is None else self.level_number(level)
         changed = self._projection_now(number)
+        if self.structure is not None and self.is_narrow(number):
+            skeleton = self.structure.skeleton(number, training=self.training, device=images.device)
+            return self._one_tensor(functional_call(skeleton, changed, (images,)))
         if not changed:
             return self._one_tensor(self.network(images))
         # A module that is registered under several names must be given under one, and a tensor that
@@ -195,8 +231,13 @@ class NestedModel(nn.Module):
 
     @torch.no_grad()
     def at_level(self, level: int | str) -> nn.Module:
-        """A plain timm model of one level in eval mode, which shares no tensor with this one."""
+        """A plain model of one level in eval mode, which shares no tensor with this one.
+
+        A timm model, or for a narrow level the network that torch.export made of it.
+        """
         number = self.level_number(level)
+        if self.structure and self.is_narrow(number):
+            return self.structure.network(number, self.projection(number))
         plain = deepcopy(self.network).eval()
         for parameter in plain.parameters():
             parameter.grad = None
@@ -210,7 +251,8 @@ class NestedModel(nn.Module):
         """Take a level's private tensors over from a plain model, such as a recalibrated one."""
         theirs = state_tensors(plain)
         for name, tensor in self.private_tensors(level).items():
-            tensor.copy_(theirs[name])
+            if name in theirs:  # a narrower level counts no batches
+                tensor.copy_(theirs[name])
 
     @torch.no_grad()
     def round_to(self, dtype: torch.dtype) -> None:
@@ -239,9 +281,15 @@ class NestedModel(nn.Module):
         """The tensors that a nested file stores, on the CPU."""
         own = set(private_names(self.network, self.bn))
         shared = {k: t.detach().cpu() for k, t in state_tensors(self.network).items() if k not in own}
+        entry = {name: t.cpu() for name, t in self.entry.items()}
+        axes: dict[str, dict[int, Tensor]] = {}
+        if self.structure is not None:
+            axes = self.structure.axis_levels(shared)
+            entry |= self.structure.entry_levels(shared)
         return NestedState(
             shared=shared,
-            entry=EntryLevels(self.n_levels, {name: t.cpu() for name, t in self.entry.items()}),
+            entry=EntryLevels(self.n_levels, entry),
+            axes=axes,
             private=[
                 {name: t.detach().cpu() for name, t in self.private_tensors(level).items()}
                 for level in range(1, self.n_levels + 1)
@@ -264,25 +312,31 @@ class NestedModel(nn.Module):
             ValueError: if the tensors do not fit the architecture.
         """
         full = state.shared | state.private[-1]
+        affine_is_private = set(private_names(network, "private")) == set(state.private[-1])
+        structure, entry = None, state.entry
+        if state.axes:
+            channels = find_channels(network, spec.input_size)
+            structure = structure_of(channels, state.axes, entry.n_levels)
+            if not structure.is_whole(entry.n_levels):  # then no level computes with `network` itself
+                full = {**state_tensors(network), **state.shared}
+            entry = EntryLevels(entry.n_levels, {n: entry[n] for n in entry if n not in state.axes})
         given = full | {name: full[kept] for name, kept in state.aliases.items()}
         fill_model(network, given, spec.architecture)
-        affine_is_private = set(private_names(network, "private")) == set(state.private[-1])
         nested = cls(
             network,
             spec,
             level_names,
-            entry=state.entry,
+            entry=entry,
             bn="private" if affine_is_private else "recalibrate",
+            structure=structure,
         )
-        for level, tensors in enumerate(state.private[:-1], start=1):
+        for level, tensors in enumerate(state.private[: len(nested.private)], start=1):
             own = nested.private_tensors(level)
-            if set(own) != set(tensors):
+            if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
                 raise ValueError(f"the private tensors of level {level} do not fit {spec.architecture}")
             for name, tensor in tensors.items():
                 own[name].copy_(tensor)
         return nested.eval()
-
-    # -- module plumbing ---------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "NestedModel":
         """Switch between training and eval mode; a cached level is dropped."""
@@ -294,22 +348,3 @@ class NestedModel(nn.Module):
 def _identity(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
     """What changes when a tensor is replaced or written to."""
     return tuple((id(t), -1 if t.is_inference() else t._version) for t in tensors)
-
-
-def _owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a tensor, and the tensor's name there."""
-    prefix, _, local = name.rpartition(".")
-    return network.get_submodule(prefix), local
-
-
-def _tied_across_modules(network: nn.Module) -> dict[str, str]:
-    """Tied names that another module holds, one per module: tied name -> kept name."""
-    tied: dict[str, str] = {}
-    seen: set[tuple[int, str]] = set()
-    for alias, name in tied_names(network).items():
-        seen.add((id(_owner(network, name)[0]), name.rpartition(".")[2]))
-        place = (id(_owner(network, alias)[0]), alias.rpartition(".")[2])
-        if place not in seen:
-            tied[alias] = name
-            seen.add(place)
-    return tied

@@ -4,12 +4,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import log2
 
-from torch import Tensor, nn
-
 from nestify.levels import Level
 from nestify.model_spec import ModelSpec
-from nestify.nesting import EntryLevels
-from nestify.report.costs import MacCount, effective_macs
+from nestify.nested_file.manifest import LayerEntry
+from nestify.nested_model import NestedModel
+from nestify.report.costs import MacCount, count_macs, effective_macs, layer_entries
 
 
 @dataclass(frozen=True)
@@ -38,6 +37,7 @@ class Plan:
 
     Attributes:
         spec: the model. `maskable`: number of weights that the schedule masks.
+        channel_groups: groups of coupled channels; 0 where the schedule is another.
         dense_layers: maskable weights that the pattern cannot take, so that they stay whole.
         train_images, val_images: number of images, at most where some cannot be read.
         finetune_steps, steps: training steps before nesting, and of the nested training.
@@ -55,53 +55,114 @@ class Plan:
     finetune_steps: int
     steps: int
     uncounted: Mapping[str, int]
+    channel_groups: int = 0
     seconds: float | None = None
     memory_bytes: int | None = None
 
 
+@dataclass(frozen=True)
+class LevelCost:
+    """What one level of a nested model costs; see `nested_file.manifest.Metrics` for the numbers.
+
+    Attributes:
+        sparsity: share of the maskable weights that it has as zeros; 0 for a narrower level, which has none.
+        layers: one row per maskable weight.
+    """
+
+    parameters: int
+    nonzero_parameters: int
+    dense_macs: int
+    effective_macs: int
+    sparsity: float
+    layers: Sequence[LayerEntry]
+
+
+def level_cost(nested: NestedModel, level: int, count: MacCount) -> LevelCost:
+    """The cost of a level as it is now.
+
+    Args:
+        count: MACs of the full network; a narrower level's own are counted.
+    """
+    if nested.is_narrow(level):
+        return _narrow_cost(nested, level)
+    entry = nested.entry_levels
+    parameters = sum(parameter.numel() for parameter in nested.network.parameters())
+    kept = {name: (entry.kept(level, name), entry[name].numel()) for name in entry}
+    if nested.structure is not None:
+        kept = {name: 2 * (nested.shared_tensor(name).numel(),) for name in nested.spec.maskable}
+    densities = {name: used / weights for name, (used, weights) in kept.items() if weights}
+    return LevelCost(
+        parameters=parameters,
+        nonzero_parameters=parameters - sum(weights - used for used, weights in kept.values()),
+        dense_macs=count.total,
+        effective_macs=effective_macs(count, densities),
+        sparsity=entry.sparsity(level),
+        layers=layer_entries(count, kept),
+    )
+
+
+def _narrow_cost(nested: NestedModel, level: int) -> LevelCost:
+    plain = nested.at_level(level)
+    own = dict(plain.named_parameters())
+    count = count_macs(plain, nested.spec.input_size)
+    parameters = sum(parameter.numel() for parameter in own.values())
+    return LevelCost(
+        parameters=parameters,
+        nonzero_parameters=parameters,
+        dense_macs=count.total,
+        effective_macs=count.total,
+        sparsity=0.0,
+        layers=[
+            LayerEntry(
+                name=name,
+                weights=nested.shared_tensor(name).numel(),
+                kept=own[name].numel() if name in own else 0,
+                dense_macs=count.by_weight.get(name, 0),
+                effective_macs=count.by_weight.get(name, 0),
+            )
+            for name in nested.spec.maskable
+        ],
+    )
+
+
 def plan_levels(
-    network: nn.Module,
-    levels: Sequence[Level],
-    entry: EntryLevels,
-    private: Sequence[Mapping[str, Tensor]],
-    count: MacCount,
-    value_bytes: int = 4,
+    nested: NestedModel, levels: Sequence[Level], count: MacCount, value_bytes: int = 4
 ) -> list[PlannedLevel]:
-    """Work the costs of every level out of its entry levels; shared values take `value_bytes` each."""
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    """Work out the costs of every level; shared values take `value_bytes` each."""
     planned = []
     data_bytes = 0.0
     for k, level in enumerate(levels, start=1):
-        kept = entry.kept(k)
-        data_bytes += _chunk_bytes(entry, k, private[k - 1], value_bytes)
-        if k == 1:
-            data_bytes += value_bytes * (parameters - entry.total - _elements(private[k - 1]))
+        cost = level_cost(nested, k, count)
+        data_bytes += _chunk_bytes(nested, k, value_bytes)
         planned.append(
             PlannedLevel(
                 level=level,
-                sparsity=entry.sparsity(k),
-                parameters=parameters,
-                nonzero_parameters=parameters - entry.total + kept,
-                dense_macs=count.total,
-                effective_macs=effective_macs(count, densities(entry, k)),
+                sparsity=cost.sparsity,
+                parameters=cost.parameters,
+                nonzero_parameters=cost.nonzero_parameters,
+                dense_macs=cost.dense_macs,
+                effective_macs=cost.effective_macs,
                 data_bytes=round(data_bytes),
             )
         )
     return planned
 
 
-def densities(entry: EntryLevels, level: int) -> dict[str, float]:
-    """Share of each maskable weight that a level uses, by name."""
-    return {name: entry.kept(level, name) / entry[name].numel() for name in entry if entry[name].numel()}
-
-
-def _chunk_bytes(entry: EntryLevels, level: int, private: Mapping[str, Tensor], value_bytes: int) -> float:
+def _chunk_bytes(nested: NestedModel, level: int, value_bytes: int) -> float:
     """Values, the entropy of which positions enter, and private tensors."""
+    private = nested.private_tensors(level)
     total = float(sum(tensor.numel() * tensor.element_size() for tensor in private.values()))
-    for name in entry:
-        below = entry.kept(level - 1, name)
-        entering = entry.kept(level, name) - below
-        total += entering * value_bytes + _entropy_bits(entering, entry[name].numel() - below) / 8
+    entry = nested.entry_levels
+    for name, tensor in nested.shared_tensors().items():
+        if name in private:
+            continue
+        if name in entry.tensors:
+            below = entry.kept(level - 1, name)
+            entering = entry.kept(level, name) - below
+            total += _entropy_bits(entering, tensor.numel() - below) / 8
+        else:
+            entering = nested.elements(level, name) - (nested.elements(level - 1, name) if level > 1 else 0)
+        total += entering * value_bytes
     return total
 
 
@@ -111,7 +172,3 @@ def _entropy_bits(chosen: int, of: int) -> float:
         return 0.0
     p = chosen / of
     return -of * (p * log2(p) + (1 - p) * log2(1 - p))
-
-
-def _elements(private: Mapping[str, Tensor]) -> int:
-    return sum(tensor.numel() for name, tensor in private.items() if name.endswith((".weight", ".bias")))

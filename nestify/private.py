@@ -7,10 +7,12 @@ each sparsity. Private tensors are small and make nested training work at all.
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from itertools import islice
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 with warnings.catch_warnings():
@@ -63,10 +65,50 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], n_batches: int) -> 
     Returns:
         Number of batch-norm layers that were recalibrated.
     """
+    if isinstance(model, fx.GraphModule):
+        return _recalibrate_graph(model, batches, n_batches)
     with _batch_norm_training(model) as layers:
         if layers and n_batches:
             update_bn_stats(model, _endless(batches), num_iters=n_batches)
     return len(layers)
+
+
+class _Statistics(fx.Interpreter):
+    """Runs a network that torch.export made, normalising by the batch, and sums up what its norms see.
+
+    Attributes:
+        sums: by the norm's node, mean and mean square of each channel, (channels,) each, over all runs.
+    """
+
+    def __init__(self, model: fx.GraphModule) -> None:
+        super().__init__(model)
+        self.sums: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.target is not torch.ops.aten.batch_norm.default:
+            return super().run_node(n)
+        x, weight, bias, *_, eps, _ = self.fetch_args_kwargs_from_env(n)[0]
+        others = [dim for dim in range(x.ndim) if dim != 1]
+        mean, square = self.sums.get(n, (0.0, 0.0))
+        self.sums[n] = mean + x.mean(others), square + x.square().mean(others)
+        return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+
+
+def _recalibrate_graph(model: fx.GraphModule, batches: Iterable[Tensor], n_batches: int) -> int:
+    """The same for a network that torch.export made."""
+    statistics = _Statistics(model)
+    for images in islice(_endless(batches), n_batches):
+        statistics.run(images)
+    for node, (means, squares) in statistics.sums.items():
+        mean, variance = (model.get_buffer(str(argument.target)) for argument in _running(node))
+        mean.copy_(means / n_batches)
+        variance.copy_((squares / n_batches - mean.square()).clamp_min(0))
+    return len(statistics.sums)
+
+
+def _running(norm: fx.Node) -> list[fx.Node]:
+    """Running mean and variance among the arguments of a batch norm."""
+    return [argument for argument in norm.args[3:5] if isinstance(argument, fx.Node)]
 
 
 def _endless(batches: Iterable[Tensor]) -> Iterator[Tensor]:

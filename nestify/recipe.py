@@ -46,7 +46,8 @@ __all__ = [
     "parse_setting",
 ]
 
-DEFAULT_SPARSITIES = (0.95, 0.8, 0.0)
+DEFAULT_LEVELS: Mapping[str, tuple[float, ...]] = {"weight": (0.95, 0.8, 0.0), "channel": (0.25, 0.5, 1.0)}
+"""By the kind of schedule: sparsities, widths."""
 ROUNDED = 0.005  # a sparsity of 0.67 agrees with the pattern 1:3
 
 
@@ -73,7 +74,7 @@ class Recipe(Section):
     augment: AugmentOptions = AugmentOptions()
     schedule: ScheduleOptions = ScheduleOptions()
     level: Annotated[tuple[LevelOptions, ...], Field(strict=False)] = Field(
-        default=tuple(LevelOptions(sparsity=sparsity) for sparsity in DEFAULT_SPARSITIES),
+        default=tuple(LevelOptions(sparsity=sparsity) for sparsity in DEFAULT_LEVELS["weight"]),
         description="levels, from the core (sparsest) to the full level",
     )
     train: TrainOptions = TrainOptions()
@@ -115,8 +116,7 @@ def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> R
     """
     options = {key: value for key, value in (overrides or {}).items() if value is not None}
     table, place = read_source(source)
-    defaults = [{"sparsity": sparsity} for sparsity in DEFAULT_SPARSITIES]
-    table, problems = apply_options(table, options, defaults)
+    table, problems = apply_options(table, options, DEFAULT_LEVELS)
     recipe, more_problems = _check(table, [problem.key for problem in problems])
     if problems := problems + more_problems:
         changed = ["level" if key == "levels" else key for key in options]
@@ -199,8 +199,15 @@ def _resolve(options: LevelOptions, k: int, common: Pattern) -> Level | None:
     if implied is not None and (sparsity is None or abs(sparsity - implied) < ROUNDED):
         sparsity = implied
     if sparsity is None:
-        return None
-    return Level(f"level{k}" if options.name is None else options.name, sparsity, pattern)
+        if options.width is None:
+            return None
+        sparsity = 0.0
+    return Level(
+        f"level{k}" if options.name is None else options.name,
+        sparsity,
+        pattern,
+        1.0 if options.width is None else options.width,
+    )
 
 
 def _level_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
@@ -220,9 +227,30 @@ def _level_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         levels.append(level)
     if _touches("schedule.pattern", broken):  # then nobody knows whether the patterns nest
         levels = [level and replace(level, pattern=Pattern()) for level in levels]
+    problems += _of_other_kind(recipe, levels, broken)
     for text in check_levels(levels):
         found = re.match(r"level\[\d+\]\.\w+", text)
         problems.append(Problem(found[0] if found else "level", text))
+    return problems
+
+
+def _of_other_kind(recipe: Recipe, levels: Sequence[Level | None], broken: Sequence[str]) -> list[Problem]:
+    """Levels that leave out what the schedule does not."""
+    if _touches("schedule.kind", broken):
+        return []
+    problems = []
+    for k, level in enumerate(levels, start=1):
+        if level is None:
+            continue
+        if recipe.schedule.kind == "weight" and 0 < level.width < 1:
+            text = f'level[{k}].width = {level.width:g} needs schedule.kind = "channel"'
+            problems.append(Problem(f"level[{k}].width", text))
+        if recipe.schedule.kind == "channel" and level.sparsity > 0:
+            text = (
+                f"level[{k}].sparsity = {level.sparsity:g} does not go with schedule.kind = "
+                '"channel" in this version; give widths alone'
+            )
+            problems.append(Problem(f"level[{k}].sparsity", text))
     return problems
 
 

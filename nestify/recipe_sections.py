@@ -209,8 +209,8 @@ def _common_pattern(text: str) -> str:
 
 
 def _known_kind(value: object) -> object:
-    if value in ("channel", "layer"):
-        raise ValueError('is not in this version; use "weight"')
+    if value == "layer":
+        raise ValueError('is not in this version; use "weight" or "channel"')
     return value
 
 
@@ -220,8 +220,14 @@ PatternText = Annotated[str, AfterValidator(_pattern)]
 class ScheduleOptions(Section):
     """[schedule]: which weights enter at which level."""
 
-    kind: Annotated[Literal["weight"], BeforeValidator(_known_kind)] = Field(
-        default="weight", description="what a level leaves out: weight connections"
+    kind: Annotated[Literal["weight", "channel"], BeforeValidator(_known_kind)] = Field(
+        default="weight",
+        description="what a level leaves out, and what --levels are: weight (sparsities), channel (widths)",
+    )
+    divisor: int = Field(
+        default=8,
+        ge=1,
+        description="channels of a narrower level are multiples of this, where a layer has them",
     )
     score: Score = Field(
         default="lamp",
@@ -252,6 +258,9 @@ class LevelOptions(Section):
     sparsity: float | None = Field(
         default=None,
         description="share of the maskable weights that are zero, in [0, 1); an N:M pattern implies it",
+    )
+    width: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None, description="share of the channels that it has, in (0, 1]; 1 by default"
     )
     pattern: PatternText | None = Field(
         default=None,

@@ -20,6 +20,7 @@ from nestify.recipe_sections import CHECKPOINT_ENDINGS
 Table = dict[str, Any]
 
 _HUB = re.compile(r"(local-dir|hf-hub|hf_hub):", re.IGNORECASE)
+_QUANTITY = {"weight": "sparsity", "channel": "width"}
 _OF_LEVEL = re.compile(r"level\[(?P<k>[0-9]{1,3})\]\.(?P<option>.+)")
 _DATASET = re.compile(r"(hfds|hfids|tfds|wds|torch)/", re.IGNORECASE)  # prefixes of timm's create_dataset
 
@@ -174,7 +175,7 @@ def parse_setting(text: str) -> tuple[str, object]:
 
 
 def apply_options(
-    table: Table, options: Mapping[str, object], default_levels: Sequence[Table]
+    table: Table, options: Mapping[str, object], default_levels: Mapping[str, Sequence[float]]
 ) -> tuple[Table, list[Problem]]:
     """Options on top of a recipe: dotted keys, `levels`, and `level[2].weight`. None means not given.
 
@@ -184,15 +185,16 @@ def apply_options(
     table = deepcopy(table)
     given = {key: deepcopy(value) for key, value in options.items() if value is not None}
     problems: list[Problem] = []
+    quantity = _QUANTITY.get(kind := _schedule_kind(table, given), "sparsity")
     if "levels" in given:
-        table["level"], problems = _parse_levels(given.pop("levels"))
+        table["level"], problems = _parse_levels(given.pop("levels"), quantity)
     of_levels = {found: given.pop(found[0]) for key in list(given) if (found := _OF_LEVEL.fullmatch(key))}
     for key, value in given.items():
         table = merge(table, _nested(key, os.fspath(value) if isinstance(value, os.PathLike) else value))
     if isinstance(table.get("level"), tuple):
         table["level"] = list(table["level"])
-    if of_levels:
-        levels = table.setdefault("level", deepcopy(list(default_levels)))
+    if of_levels or (kind != "weight" and kind in default_levels):
+        levels = table.setdefault("level", [{quantity: value} for value in default_levels.get(kind, ())])
         known = dict(enumerate(levels, start=1)) if isinstance(levels, list) else {}
         for found, value in of_levels.items():
             level = known.get(int(found["k"]))
@@ -211,15 +213,26 @@ def _nested(key: str, value: object) -> Table:
     return {first: _nested(rest, value) if rest else value}
 
 
-def _parse_levels(levels: object) -> tuple[list[Table], list[Problem]]:
-    """`0.95,0.8,0` or `1:4,2:4,0`, or a list of such values, as a recipe's [[level]] tables."""
+def _schedule_kind(table: Table, given: Mapping[str, object]) -> str:
+    """What kind of schedule it will be, if that is said in a way that can be understood."""
+    schedule = table.get("schedule")
+    kind = given.get("schedule.kind", schedule.get("kind") if isinstance(schedule, dict) else None)
+    return kind if isinstance(kind, str) else "weight"
+
+
+def _parse_levels(levels: object, quantity: str) -> tuple[list[Table], list[Problem]]:
+    """`0.95,0.8,0` or `1:4,2:4,0`, or a list of such values, as a recipe's [[level]] tables.
+
+    Args:
+        quantity: what a number is of a level: its sparsity or its width.
+    """
     items = levels.split(",") if isinstance(levels, str) else levels
     tables: list[Table] = []
     wrong: list[str] = []
     for item in items if isinstance(items, list | tuple) else [items]:
         text = str(item).strip()
         try:
-            tables.append({"pattern": text} if ":" in text else {"sparsity": float(text)})
+            tables.append({"pattern": text} if ":" in text else {quantity: float(text)})
         except ValueError:
             wrong.append(shown(text))
     if not wrong:

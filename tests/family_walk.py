@@ -193,8 +193,7 @@ def _choose(nested: NestedModel, recipe: Recipe) -> None:
 def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
     count = count_macs(nested.network, nested.spec.input_size)
     assert not count.uncounted, f"MACs not counted: {dict(count.uncounted)}"
-    private = [nested.private_tensors(level) for level in range(1, nested.n_levels + 1)]
-    planned = plan_levels(nested.network, recipe.levels, nested.entry_levels, private, count)
+    planned = plan_levels(nested, recipe.levels, count)
     assert [level.dense_macs for level in planned] == [count.total] * nested.n_levels
     macs = [level.effective_macs for level in planned]
     assert 0 < macs[0] < macs[1] < macs[2] == count.total

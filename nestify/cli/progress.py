@@ -115,10 +115,10 @@ def plan_text(plan: Plan, stream: TextIO | None) -> str:
         notes.append(f"the pattern does not divide these, which stay dense: {', '.join(plan.dense_layers)}")
     if plan.uncounted:
         notes.append(f"MACs leave out operators that are not known: {', '.join(plan.uncounted)}")
-    title = (
-        f"{spec.architecture}, {spec.num_classes} classes, input {size}, "
-        f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers"
-    )
+    what = f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers"
+    if plan.channel_groups:
+        what = f"{plan.channel_groups} groups of coupled channels"
+    title = f"{spec.architecture}, {spec.num_classes} classes, input {size}, {what}"
     return render(title, [plan_table(plan)], notes, stream)
 
 
@@ -130,6 +130,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "num_classes": plan.spec.num_classes,
         "input_size": list(plan.spec.input_size),
         "maskable": plan.maskable,
+        "channel_groups": plan.channel_groups,
         "dense_layers": list(plan.dense_layers),
         "train_images": plan.train_images,
         "val_images": plan.val_images,
@@ -139,7 +140,13 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "memory_bytes": plan.memory_bytes,
         "uncounted": dict(plan.uncounted),
         "levels": [
-            {**asdict(level), "level": k, "name": level.level.name, "pattern": str(level.level.pattern)}
+            {
+                **asdict(level),
+                "level": k,
+                "name": level.level.name,
+                "pattern": str(level.level.pattern),
+                "width": level.level.width,
+            }
             for k, level in enumerate(plan.levels, start=1)
         ],
     }

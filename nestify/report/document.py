@@ -15,7 +15,7 @@ class LevelReport:
     """One level.
 
     Attributes:
-        level: 1 for the core. `sparsity`: achieved, over the maskable weights.
+        level: 1 for the core. `sparsity`: achieved, over the maskable weights. `width`: share of channels.
         parameters, nonzero_parameters: of the plain model, and without those masked out.
         dense_macs, effective_macs: multiply-accumulates per image that dense kernels execute, and that
             would be left if every zero were skipped at no cost.
@@ -27,6 +27,7 @@ class LevelReport:
     level: int
     name: str
     sparsity: float
+    width: float
     pattern: str
     parameters: int
     nonzero_parameters: int
@@ -107,6 +108,7 @@ def _level(manifest: Manifest, k: int, prefix_bytes: int) -> LevelReport:
         level=k,
         name=entry.name,
         sparsity=entry.achieved_sparsity,
+        width=entry.width,
         pattern=entry.pattern,
         parameters=measured.parameters,
         nonzero_parameters=measured.nonzero_parameters,

@@ -1,6 +1,6 @@
 """Reports, plans and evaluations as tables. No torch here."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nestify.report.document import Report
@@ -18,7 +18,7 @@ def report_table(report: Report) -> Sheet:
     columns = [
         Column("level", [str(level.level) for level in levels], rank=2),
         Column("name", [level.name for level in levels], is_text=True),
-        Column("sparsity", [f"{level.sparsity:.4f}" for level in levels], rank=1),
+        *_sizes([(level.sparsity, level.width) for level in levels]),
     ]
     if any(_is_patterned(level.pattern) for level in levels):
         patterns = [level.pattern if level.sparsity else "-" for level in levels]
@@ -75,7 +75,7 @@ def plan_table(plan: "Plan") -> Sheet:
     columns = [
         Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
         Column("name", [level.level.name for level in levels], is_text=True),
-        Column("sparsity", [f"{level.sparsity:.4f}" for level in levels]),
+        *_sizes([(level.sparsity, level.level.width) for level in levels]),
     ]
     if any(_is_patterned(str(level.level.pattern)) for level in levels):
         patterns = [str(level.level.pattern) if level.sparsity else "-" for level in levels]
@@ -118,6 +118,16 @@ def verification_table(verification: "Verification") -> Sheet:
             Column("result", ["ok" if level.problem is None else "FAILED" for level in levels], is_text=True),
         ]
     )
+
+
+def _sizes(levels: Sequence[tuple[float, float]]) -> list[Column]:
+    """Sparsity and width, as far as the levels differ in them."""
+    columns = []
+    if any(width < 1 for _, width in levels):
+        columns.append(Column("width", [f"{width:.4g}" for _, width in levels], rank=1))
+    if any(sparsity > 0 for sparsity, _ in levels) or not columns:
+        columns.insert(0, Column("sparsity", [f"{sparsity:.4f}" for sparsity, _ in levels], rank=1))
+    return columns
 
 
 def _is_patterned(pattern: str) -> bool:
