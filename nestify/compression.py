@@ -127,6 +127,7 @@ class Run:
             steps=steps,
             uncounted=count.uncounted,
             channel_groups=0 if self._channels is None else len(self._channels.groups),
+            without_rule=() if self._channels is None else sorted(self._channels.unknown),
             seconds=seconds,
             memory_bytes=memory,
         )

@@ -37,7 +37,8 @@ class Plan:
 
     Attributes:
         spec: the model. `maskable`: number of weights that the schedule masks.
-        channel_groups: groups of coupled channels; 0 where the schedule is another.
+        channel_groups: groups of coupled channels; 0 where the schedule is another. `without_rule`:
+            operators for which there is no rule, so that every level has their tensors whole.
         dense_layers: maskable weights that the pattern cannot take, so that they stay whole.
         train_images, val_images: number of images, at most where some cannot be read.
         finetune_steps, steps: training steps before nesting, and of the nested training.
@@ -56,6 +57,7 @@ class Plan:
     steps: int
     uncounted: Mapping[str, int]
     channel_groups: int = 0
+    without_rule: Sequence[str] = ()
     seconds: float | None = None
     memory_bytes: int | None = None
 

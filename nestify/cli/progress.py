@@ -113,6 +113,8 @@ def plan_text(plan: Plan, stream: TextIO | None) -> str:
         )
     if plan.dense_layers:
         notes.append(f"the pattern does not divide these, which stay dense: {', '.join(plan.dense_layers)}")
+    if plan.without_rule:
+        notes.append(f"every level has the channels of these operators whole: {', '.join(plan.without_rule)}")
     if plan.uncounted:
         notes.append(f"MACs leave out operators that are not known: {', '.join(plan.uncounted)}")
     what = f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers"
@@ -131,6 +133,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "input_size": list(plan.spec.input_size),
         "maskable": plan.maskable,
         "channel_groups": plan.channel_groups,
+        "without_rule": list(plan.without_rule),
         "dense_layers": list(plan.dense_layers),
         "train_images": plan.train_images,
         "val_images": plan.val_images,

@@ -49,6 +49,8 @@ def report_notes(report: Report) -> list[str]:
             "Masked weights save bytes, not time: dense kernels execute the dense MACs at every level, "
             "and effective MACs are theory."
         )
+    if any(level.width < 1 for level in report.levels):
+        notes.append("A narrower level is a network of its own, which dense kernels run at its dense MACs.")
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
         notes.append(f"MACs leave out operators that are not known: {unknown}.")
