@@ -164,7 +164,6 @@ class NestedModel(nn.Module):
         """The tensors that a level owns, by state-dict name.
 
         Args:
-            level: 1-based.
             shared_too: give the full level's tensors, which live in `network`, as well.
         """
         if level <= len(self.private):
@@ -316,9 +315,10 @@ class NestedModel(nn.Module):
         structure, entry = None, state.entry
         if state.axes:
             channels = find_channels(network, spec.input_size)
-            structure = structure_of(channels, state.axes, entry.n_levels)
-            if not structure.is_whole(entry.n_levels):  # then no level computes with `network` itself
-                full = {**state_tensors(network), **state.shared}
+            names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
+            structure = structure_of(channels, state.axes, names, entry.n_levels)
+            if not structure.is_whole(entry.n_levels):  # no level computes with `network` itself
+                full = state_tensors(network) | state.shared
             entry = EntryLevels(entry.n_levels, {n: entry[n] for n in entry if n not in state.axes})
         given = full | {name: full[kept] for name, kept in state.aliases.items()}
         fill_model(network, given, spec.architecture)

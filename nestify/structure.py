@@ -1,12 +1,11 @@
 """Narrower levels of a nested network: how many channels of each group a level has, and what follows."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, fx
 
 from nestify.channels.axes import Axes, sliced
@@ -112,41 +111,27 @@ class Structure:
         return found
 
 
-def structure_of(channels: ChannelMap, levels: AxisLevels, n_levels: int) -> Structure:
+def structure_of(
+    channels: ChannelMap, levels: AxisLevels, names: Collection[str], n_levels: int
+) -> Structure:
     """The structure that a file describes by its tensors' axes.
 
+    Args:
+        levels: the lowest level that has each index, as far as levels differ.
+        names: of all tensors that have axes where levels differ in them.
+
     Raises:
-        ValueError: if they are not those of the first units of each group.
+        UnsupportedModelError: if the axes of a level make no network.
+        ValueError: if a level has others than the first units of a group.
     """
     counts = []
     for level in range(1, n_levels + 1):
-        counts.append(
-            tuple(
-                next(
-                    (
-                        int((_unit_levels(levels[member.name][member.dim], member.indices) <= level).sum())
-                        for member in group.members
-                        if member.dim in levels.get(member.name, {})
-                    ),
-                    group.units,
-                )
-                for group in channels.groups
-            )
-        )
-    structure = Structure(channels, tuple(counts))
-    due = structure.axis_levels({name: torch.empty(_extents(axes)) for name, axes in levels.items()})
-    for name in levels:
-        for dim, found in levels[name].items():
-            if dim not in due.get(name, {}) or not torch.equal(due[name][dim], found):
-                raise ValueError(f"the channels of {name!r} do not fit those of the other tensors")
-    return structure
-
-
-def _unit_levels(levels: Tensor, indices: NDArray[np.int64]) -> Tensor:
-    """(units,) the level of each unit, told by its first channel."""
-    return levels[torch.tensor(indices[:, 0])]
-
-
-def _extents(axes: Mapping[int, Tensor]) -> list[int]:
-    """Extents of the dimensions up to the last that has levels; those without count nothing."""
-    return [len(axes[dim]) if dim in axes else 0 for dim in range(max(axes, default=-1) + 1)]
+        axes = {
+            name: {dim: np.flatnonzero(along.numpy() <= level) for dim, along in dims.items()}
+            for name, dims in levels.items()
+        }
+        units = channels.kept_units(axes, names)
+        if any(not np.array_equal(kept, np.arange(len(kept))) for kept in units):
+            raise ValueError(f"level {level} has others than the first channels")
+        counts.append(tuple(map(len, units)))
+    return Structure(channels, tuple(counts))
