@@ -255,9 +255,7 @@ class NestedModel(nn.Module):
 
     @torch.no_grad()
     def round_to(self, dtype: torch.dtype) -> None:
-        """Round the shared weights to what a file of this type can hold; private tensors stay as they are.
-
-        Weights that no level uses, which no file holds, become 0.
+        """Round the shared weights to what a file of this type can hold; those that no level uses become 0.
 
         Raises:
             ValueError: if a weight is too large for the type.
@@ -273,6 +271,7 @@ class NestedModel(nn.Module):
             if largest > torch.finfo(dtype).max:
                 raise ValueError(f"tensor {name!r} holds {largest:g}, which overflows {dtype}")
             tensor.copy_(tensor.to(dtype))
+        self.network.train().train(self.training)  # some keep what they computed of the weights before
 
     # -- state -------------------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -9,6 +10,7 @@ from nested_file.builders import description
 from torch import nn
 
 import nestify
+from nestify.channels.axes import permute_channels
 from nestify.channels.channel_map import find_channels
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.levels import Level
@@ -209,3 +211,18 @@ def test_statistics_of_a_narrow_level_are_those_of_all_images() -> None:
     with torch.no_grad():
         inputs = images()
         torch.testing.assert_close(nested(inputs, level=1), plain(inputs), rtol=1e-3, atol=1e-4)
+
+
+def test_what_a_network_keeps_of_its_parameters_is_dropped() -> None:
+    """LeViT computes its position biases once in evaluation; channels in another order need them anew."""
+    torch.manual_seed(0)
+    network = timm.create_model("levit_128s", num_classes=7).eval()
+    inputs = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if "attention_biases" in name:
+                parameter.normal_()
+        expected = network(inputs)
+        channels = find_channels(network, (3, 224, 224))
+        permute_channels(network, channels, [np.arange(group.units)[::-1] for group in channels.groups])
+        torch.testing.assert_close(network(inputs), expected, rtol=1e-3, atol=1e-4)

@@ -60,3 +60,6 @@ def permute_channels(model: nn.Module, channel_map: "ChannelMap", orders: Sequen
     for (name, dim), move in moves.items():
         tensor = tensors[name]
         tensor.copy_(tensor.index_select(dim, torch.as_tensor(move, device=tensor.device)))
+    # LeViT and its kin keep what they computed of their parameters in evaluation until they train again.
+    was_training = model.training
+    model.train().train(was_training)

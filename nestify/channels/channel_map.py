@@ -105,8 +105,8 @@ class ChannelMap:
         told = frozenset(self.names if among is None else among)
         units = tuple(self._units(group, axes, told) for group in self.groups)
         derived = self.axes(units)
-        for name in {*axes, *told}:
-            for dim in {*axes.get(name, {}), *derived.get(name, {})}:
+        for name in dict.fromkeys((*(name for name in self._shapes if name in told), *axes)):
+            for dim in sorted({*axes.get(name, {}), *derived.get(name, {})}):
                 given, expected = axes.get(name, {}).get(dim), derived.get(name, {}).get(dim)
                 if not self._agree(name, dim, given, expected):
                     raise UnsupportedModelError(

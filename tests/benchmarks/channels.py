@@ -185,6 +185,7 @@ def _left(model: nn.Module, channels: ChannelMap, images: Tensor) -> Row:
     sizes = [sum(p.numel() for p in module.parameters()) for module in (level, model)]
     flops = []
     for module in (level, model):
+        module.requires_grad_(False)  # the counter's hooks take no parameter that is given to a module
         with FlopCounterMode(display=False) as counter:
             assert torch.isfinite(module(images)).all()
         flops.append(counter.get_total_flops())

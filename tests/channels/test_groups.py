@@ -64,6 +64,7 @@ STRUCTURES: dict[str, tuple[int, Change, list[tuple[int, int, int]]]] = {
     "both": (16, lambda y: torch.cat([y.relu(), y], 1), [(16, 1, 2)]),
     "zeros beside": (32, lambda y: functional.pad(y, (0, 0, 0, 0, 0, 16)), [(32, 1, 1), (16, 0, 1)]),
     "mean of all": (32, lambda y: y * y.mean(1, keepdim=True), [(32, 1, 1)]),
+    "softmax of all": (32, lambda y: y * y.softmax(1), [(32, 1, 1)]),
     "4 norm groups": (32, lambda y: functional.group_norm(y, 4), [(8, 4, 4)]),
     "16 norm groups": (32, lambda y: functional.group_norm(y, 16), [(16, 2, 2)]),
     "an activation for some": (
@@ -114,6 +115,23 @@ def test_groups_of_known_structures(name: str) -> None:
         assert difference(permuted(images), logits) < 1e-12
         kept = random_units(found, 0, [k for k, group in enumerate(found.groups) if not group.mixed])
         assert difference(run_level(found, model, kept, images), zeroed(found, model, kept)(images)) < 1e-12
+
+
+@pytest.mark.parametrize(
+    ("name", "operators"),
+    [
+        ("mean of all", ("mean",)),
+        ("softmax of all", ("softmax",)),
+        ("the largest", ("max",)),
+        ("4 norm groups", ("group_norm",)),
+        ("16 norm groups", ()),
+        ("radix", ()),
+    ],
+)
+def test_what_computes_with_all_channels_is_named(name: str, operators: tuple[str, ...]) -> None:
+    channels, change, _ = STRUCTURES[name]
+    (group,) = find_channels(Between(channels, change), (3, 8, 8)).groups
+    assert group.mixed == operators
 
 
 def per_unit(channels: ChannelMap, number: int, name: str, dim: int) -> int:

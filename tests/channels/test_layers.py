@@ -36,6 +36,8 @@ class Layer(nn.Module):
 
 
 class Lstm(Layer):
+    """The states of all layers and directions start as one tensor, so all have the same 12 units."""
+
     out = 24
 
     def __init__(self) -> None:
@@ -64,7 +66,7 @@ class TransposedInGroups(Transposed):
 
 
 class Grouped(Layer):
-    """8 groups of 2 channels: whole groups are units. Then 2 groups of 16: both lose the same channels."""
+    """8 groups of 2 channels, of which whole ones go; then 2 groups of 16, which lose the same channels."""
 
     out = 8
 
@@ -91,6 +93,20 @@ class Attention(Layer):
         k, v = self.both(features).flatten(2).unflatten(1, (2, 2, 8)).transpose(3, 4).unbind(1)
         out = functional.scaled_dot_product_attention(q, k, v, enable_gqa=True)
         return self.proj(out.transpose(2, 3).flatten(1, 2).unflatten(2, (8, 8)))
+
+
+class OneHead(Layer):
+    """A head alone may lose channels; its scale stays that of all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Conv2d(WIDTH, 2 * WIDTH, 1)
+
+    def layer(self, features: Tensor) -> Tensor:
+        q, k = self.both(features).flatten(2).transpose(1, 2).unsqueeze(1).chunk(2, -1)
+        v = features.flatten(2).transpose(1, 2).unsqueeze(1)
+        out = functional.scaled_dot_product_attention(q, k, v)
+        return out.squeeze(1).transpose(1, 2).unsqueeze(-1)
 
 
 class Embedded(Layer):
@@ -152,11 +168,12 @@ class Kernel(Layer):
 
 
 LAYERS: dict[type[Layer], list[int]] = {
-    Lstm: [16, 12, 12],
+    Lstm: [16, 12],
     Transposed: [16, 12],
     TransposedInGroups: [4],
-    Grouped: [8, 16, 4],
-    Attention: [16, 2, 16],
+    Grouped: [4, 4],
+    Attention: [16, 16, 2],
+    OneHead: [16, 16],
     Embedded: [16],
     BatchNorms: [16],
     Matrices: [16, 16],
