@@ -11,8 +11,8 @@ from typing import overload
 from torch import nn
 
 from nestify.compression import Run
-from nestify.describe import describe_run
-from nestify.errors import BadFileError, OutputError
+from nestify.describe import block_units, describe
+from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
 from nestify.images import OnBadImage, eval_loader, open_images
@@ -109,6 +109,7 @@ def compress(
         observer: told of progress.
 
     Raises:
+        BudgetError: if a level came out at another cost than its budget; the file is written nevertheless.
         NestifyError: the kind says what was wrong; an older file at the output is then unchanged.
     """
     recipe = _recipe(recipe, overrides)
@@ -123,11 +124,23 @@ def compress(
     watcher.stage(f"writing {output}")
     manifest = write_nested_file(
         output,
-        done.nested.nested_state(_units(recipe, done.nested)),
-        describe_run(recipe, done),
+        done.nested.nested_state(block_units(done.nested, done.levels)),
+        describe(
+            recipe,
+            done.levels,
+            done.nested,
+            done.count,
+            class_names=done.class_names,
+            source_sha256=done.pretrained.source_sha256,
+            original=done.original,
+            before=done.before,
+            after=done.after,
+        ),
         stored_dtype(recipe),
         check=partial(_check_loads, output),
     )
+    if done.missed:
+        raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
     return Result(output, manifest)
 
 
@@ -230,11 +243,3 @@ def _check_loads(output: Path, written: Path) -> None:
         raise OutputError(
             f"{output}: what was written does not load again, so it was not kept: {error}"
         ) from error
-
-
-def _units(recipe: Recipe, nested: NestedModel) -> dict[str, tuple[int, int]]:
-    """Blocks in which the entry levels are constant, by weight."""
-    pattern = next((level.pattern for level in recipe.levels if level.sparsity > 0), None)
-    if pattern is None or pattern.kind != "block":
-        return {}
-    return dict.fromkeys(nested.entry, (pattern.rows, pattern.cols))

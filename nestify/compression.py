@@ -1,21 +1,22 @@
 """One run of `compress`, from a recipe to a nested file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 from timm.loss import create_classification_loss
 from timm.utils import random_seed
-from torch import Tensor, nn
+from torch import nn
 
-from nestify.channels.channel_map import ChannelMap, find_channels
+from nestify.compressed import Compressed
+from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy, check_finite, evaluate, evaluate_levels
-from nestify.images import Images, Loader, eval_loader, train_loader
+from nestify.images import Images, Loader, Pictures, eval_loader, train_loader
 from nestify.inputs import (
     augmentation,
     check_optimizer,
@@ -26,40 +27,22 @@ from nestify.inputs import (
     pick_workers,
     stored_dtype,
 )
-from nestify.nest import choose_weights, dense_layers, nest
+from nestify.levels import Level
+from nestify.nest import choose_weights, dense_layers
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, plan_levels
-from nestify.pretrained import PretrainedModel, save_plain
+from nestify.pretrained import save_plain
 from nestify.private import recalibrate
 from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
-from nestify.report.costs import MacCount, count_macs
+from nestify.report.costs import count_macs
 from nestify.schedules.ramp import Ramp
+from nestify.solving import Design, design
 from nestify.training.distillation import Teacher
 from nestify.training.estimate import estimate_step
 from nestify.training.loop import Precision, StepLog, total_steps, train
 from nestify.training.observer import Observer, Phase
 from nestify.training.task import NestedTask
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """What a run leaves in memory, before it is written.
-
-    Attributes:
-        nested: the trained model, on the CPU, in eval mode.
-        count: MACs of its network.
-        original: accuracy of the dense model before nesting; None if there was nothing to validate.
-        before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
-    """
-
-    nested: NestedModel
-    pretrained: PretrainedModel
-    count: MacCount
-    class_names: Sequence[str] | None
-    original: Accuracy | None
-    before: Sequence[Accuracy]
-    after: Sequence[Accuracy]
 
 
 class Run:
@@ -86,8 +69,8 @@ class Run:
         self.pretrained = open_recipe_model(recipe, self.train_images)
         self.spec = self.pretrained.spec
         self.teacher = open_recipe_teacher(recipe, self.spec)
-        self._channels: ChannelMap | None = None
-        self.levels = recipe.levels
+        self._design: Design | None = None
+        self.levels: tuple[Level, ...] = recipe.levels
         self.workers = pick_workers(recipe.data.workers, self.device)
         self.train_batches = train_loader(
             self.train_images,
@@ -107,8 +90,9 @@ class Run:
         """
         network = self.pretrained.model
         nested = self._nest(deepcopy(network).cpu())
-        choose_weights(nested, self.recipe)
+        choose_weights(nested, self.levels, self.recipe.schedule.score)
         count = count_macs(network, self.spec.input_size)
+        sizes = prefix_bytes(self.recipe, self.levels, nested, count, self.train_images.class_names)
         steps = total_steps(self.recipe.train.epochs, len(self.train_batches))
         finetune_steps = self.recipe.finetune.epochs * len(self.train_batches)
         seconds = memory = None
@@ -116,9 +100,13 @@ class Run:
             task = self._task(nested.to(self.device), None)
             step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
             seconds = step_seconds * (steps + finetune_steps / nested.n_levels)
+        anatomy = None if self._design is None else self._design.anatomy
+        narrower, shallower = (
+            any(getattr(level, axis) < 1 for level in self.levels) for axis in ("width", "depth")
+        )
         return Plan(
             spec=self.spec,
-            levels=plan_levels(nested, self.levels, count, stored_dtype(self.recipe).itemsize),
+            levels=plan_levels(nested, self.levels, count, sizes),
             maskable=nested.entry_levels.total,
             dense_layers=dense_layers(nested, self.levels),
             train_images=len(self.train_images),
@@ -126,8 +114,9 @@ class Run:
             finetune_steps=finetune_steps,
             steps=steps,
             uncounted=count.uncounted,
-            channel_groups=0 if self._channels is None else len(self._channels.groups),
-            without_rule=() if self._channels is None else sorted(self._channels.unknown),
+            channel_groups=len(anatomy.channels.groups) if anatomy and narrower else 0,
+            blocks=len(anatomy.ranking) if anatomy and shallower else 0,
+            without_rule=sorted(anatomy.channels.unknown) if anatomy and narrower else (),
             seconds=seconds,
             memory_bytes=memory,
         )
@@ -149,12 +138,12 @@ class Run:
         check_finite([original], "finetune.lr")
         teacher = self._frozen_teacher(network)
         nested = self._nest(network)
-        self._recalibrate_levels(nested, [k for k in self._numbers(nested) if nested.is_narrow(k)])
+        self._recalibrate_levels(nested, [k for k in self._numbers(nested) if nested.is_smaller(k)])
         before = self._before(nested) if recipe.train.eval_before else []
         if recipe.train.epochs:
             nested = self._train(nested, teacher)
         else:
-            choose_weights(nested, self.recipe)
+            choose_weights(nested, self.levels, recipe.schedule.score)
         self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
             changed = bool(recipe.train.epochs)
@@ -168,10 +157,14 @@ class Run:
         observer.skipped("training", self.train_images.skipped)
         observer.skipped("validation", self.val_images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
+        count = count_macs(nested.network, self.spec.input_size)
+        assert self._design is not None
         return Compressed(
             nested=nested,
+            levels=self.levels,
+            missed=replace(self._design.solver, count=count).check(nested, self.levels),
             pretrained=self.pretrained,
-            count=count_macs(nested.network, self.spec.input_size),
+            count=count,
             class_names=self.train_images.class_names,
             original=original,
             before=before,
@@ -184,10 +177,18 @@ class Run:
         return self.precision.autocast()
 
     def _nest(self, network: nn.Module) -> NestedModel:
-        if self.recipe.schedule.kind == "channel" and self._channels is None:
-            self.observer.stage("finding the channels that belong together")
-            self._channels = find_channels(network, self.spec.input_size)
-        return nest(network, self.spec, self.recipe, self._channels)
+        if self.recipe.schedule.kind != "weight":
+            self.observer.stage("finding what can be left out")
+        images = Pictures(self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed))
+        self._design = design(network, self.spec, self.recipe, self.train_images.class_names, images)
+        self.levels = self._design.levels
+        return self._design.nested
+
+    def _settle(self) -> Sequence[Level]:
+        """The levels by the weights as they are now: how sparse they must be for their budgets."""
+        assert self._design is not None
+        self.levels = tuple(size.level for size in self._design.solver.sizes())
+        return self.levels
 
     def _finetune(self, network: nn.Module) -> nn.Module:
         """Plain training of the dense model: a nested model of one level."""
@@ -217,7 +218,13 @@ class Run:
         recipe = self.recipe
         self.observer.stage("training the levels")
         steps = total_steps(recipe.train.epochs, len(self.train_batches))
-        ramp = Ramp(self.levels, round(recipe.schedule.ramp * steps), recipe.schedule.reselect)
+        solved = recipe.schedule.kind == "weight" and any(level.budget for level in self.levels)
+        ramp = Ramp(
+            self.levels,
+            round(recipe.schedule.ramp * steps),
+            recipe.schedule.reselect,
+            settle=self._settle if solved else None,
+        )
         task = self._task(nested, frozen)
 
         def on_log(log: StepLog) -> None:
@@ -277,12 +284,12 @@ class Run:
         """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""
         dense = nested.entry_levels
         kept = {name: entry.clone() for name, entry in dense.tensors.items()}
-        choose_weights(nested, self.recipe)
+        choose_weights(nested, self.levels, self.recipe.schedule.score)
         plain = {}
         self.observer.stage("evaluating the levels before training")
         for level in range(1, nested.n_levels + 1):
             model = nested.at_level(level)
-            if nested.is_part(level) and not nested.is_narrow(level):  # those are recalibrated already
+            if nested.is_part(level) and not nested.is_smaller(level):  # those are recalibrated already
                 self._recalibrate_plain(model)
             plain[level] = model
         before = self._evaluate_plain(plain)
@@ -312,7 +319,7 @@ class Run:
     def _recalibrate_plain(self, model: nn.Module) -> None:
         loader = self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed)
         batches = min(self.recipe.train.recalibrate_batches, len(loader))
-        recalibrate(model, _Pictures(loader), batches)
+        recalibrate(model, Pictures(loader), batches)
 
     def _evaluate_plain(self, models: dict[int, nn.Module], stage: str = "") -> list[Accuracy]:
         if stage:
@@ -336,13 +343,3 @@ class Run:
 
     def _on_log(self, phase: Phase, log: StepLog) -> None:
         self.observer.stepped(phase, log)
-
-
-class _Pictures:
-    """The images of a loader without their labels, as often as asked for."""
-
-    def __init__(self, loader: Loader) -> None:
-        self.loader = loader
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return (images for images, _ in self.loader)

@@ -1,4 +1,4 @@
-"""What a nested file says of a finished run."""
+"""What a nested file says of a run."""
 
 import os
 from collections.abc import Sequence
@@ -7,7 +7,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from nestify.compression import Compressed
+import torch
+
 from nestify.evaluation.accuracy import Accuracy
 from nestify.fingerprint import fingerprint
 from nestify.levels import Level
@@ -19,33 +20,90 @@ from nestify.nested_file.manifest import (
     ModelEntry,
     Preprocessing,
 )
+from nestify.nested_file.writer import planned_bytes
+from nestify.nested_model import NestedModel
 from nestify.planning import level_cost
 from nestify.recipe import Recipe
+from nestify.report.costs import MacCount
 
 
-def describe_run(recipe: Recipe, done: Compressed) -> Description:
+def describe(
+    recipe: Recipe,
+    levels: Sequence[Level],
+    nested: NestedModel,
+    count: MacCount,
+    *,
+    class_names: Sequence[str] | None = None,
+    source_sha256: str | None = None,
+    original: Accuracy | None = None,
+    before: Sequence[Accuracy] = (),
+    after: Sequence[Accuracy] = (),
+    fingerprints: bool = True,
+) -> Description:
     """The description that goes into a nested file.
 
     Args:
-        recipe: what was asked for.
-        done: what came out.
+        recipe: what was asked for. `levels`: the same levels, budgets solved.
+        nested: what came out. `count`: MACs of its network.
+        original: accuracy of the dense model. `before`, `after`: of the levels, without training and with.
+        fingerprints: whether to compute each level's logits; zeros stand in for them otherwise.
     """
-    nested = done.nested
-    before = {result.level: result.top1 for result in done.before}
-    after = {result.level: result for result in done.after}
+    untrained = {result.level: result.top1 for result in before}
+    trained = {result.level: result for result in after}
     return Description(
-        model=_model_entry(nested.spec, done.class_names),
+        model=_model_entry(nested.spec, class_names),
         schedule=recipe.schedule.kind,
         levels=[
-            _level(done, level, k, after.get(k), before.get(k))
-            for k, level in enumerate(recipe.levels, start=1)
+            _level(nested, level, k, count, trained.get(k), untrained.get(k), fingerprints)
+            for k, level in enumerate(levels, start=1)
         ],
-        original=_original(done.original),
+        original=_original(original),
         recipe=_without_folders(recipe.to_dict()),
         seed=recipe.seed,
         versions={name: version(name) for name in ("nestify", "torch", "timm")},
-        source_sha256=done.pretrained.source_sha256,
+        source_sha256=source_sha256,
     )
+
+
+def block_units(nested: NestedModel, levels: Sequence[Level]) -> dict[str, tuple[int, int]]:
+    """Blocks in which the entry levels are constant, by weight."""
+    pattern = next((level.pattern for level in levels if level.sparsity > 0), None)
+    if pattern is None or pattern.kind != "block":
+        return {}
+    return dict.fromkeys(nested.entry, (pattern.rows, pattern.cols))
+
+
+def prefix_bytes(
+    recipe: Recipe,
+    levels: Sequence[Level],
+    nested: NestedModel,
+    count: MacCount,
+    class_names: Sequence[str] | None,
+) -> list[int]:
+    """Bytes of the nested file up to and with each level, header included, as the model is now.
+
+    What is not known yet (accuracies, logits, hashes) counts at a typical length.
+    """
+    plain = describe(recipe, levels, nested, count, class_names=class_names, fingerprints=False)
+    expected = {
+        "top1": 50 + 1 / 3,
+        "top5": 75 + 1 / 3,
+        "loss": 1 + 1 / 3,
+        "images": 10_000,
+        "top1_before": 10 / 3,
+    }
+    described = [
+        level.model_copy(
+            update={
+                "fingerprint": [-1 / 3] * nested.spec.num_classes,
+                "metrics": level.metrics.model_copy(update=expected),
+            }
+        )
+        for level in plain.levels
+    ]
+    state = nested.nested_state(block_units(nested, levels))
+    dtype: torch.dtype = getattr(torch, recipe.dtype)
+    return planned_bytes(state, plain.model_copy(update={"levels": described}), dtype)
 
 
 def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
@@ -80,23 +138,33 @@ def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEnt
 
 
 def _level(
-    done: Compressed, level: Level, k: int, after: Accuracy | None, top1_before: float | None
+    nested: NestedModel,
+    level: Level,
+    k: int,
+    count: MacCount,
+    after: Accuracy | None,
+    top1_before: float | None,
+    fingerprints: bool,
 ) -> LevelDescription:
-    nested = done.nested
-    cost = level_cost(nested, k, done.count)
+    cost = level_cost(nested, k, count)
+    logits = [0.0] * nested.spec.num_classes
+    if fingerprints:
+        logits = fingerprint(partial(nested, level=k), nested.spec.input_size)
     return LevelDescription(
         name=level.name,
         sparsity=level.sparsity,
         width=level.width,
+        depth=level.depth,
+        skipped=[] if nested.structure is None else nested.structure.skipped_in_order()[k - 1],
         achieved_sparsity=cost.sparsity,
         pattern=str(level.pattern),
-        fingerprint=fingerprint(partial(nested, level=k), nested.spec.input_size),
+        fingerprint=logits,
         metrics=Metrics(
             parameters=cost.parameters,
             nonzero_parameters=cost.nonzero_parameters,
             dense_macs=cost.dense_macs,
             effective_macs=cost.effective_macs,
-            uncounted=dict(done.count.uncounted),
+            uncounted=dict(count.uncounted),
             top1=None if after is None else after.top1,
             top5=None if after is None else after.top5,
             loss=None if after is None else after.loss,

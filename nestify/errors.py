@@ -67,3 +67,9 @@ class DivergedError(NestifyError):
     """Training ended in a non-finite loss."""
 
     exit_code = 4
+
+
+class BudgetError(NestifyError):
+    """A level came out at another cost than its budget allows."""
+
+    exit_code = 1

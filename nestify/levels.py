@@ -1,12 +1,14 @@
 """Levels and patterns as plain data: what a user asks of each level. No torch here."""
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
+from typing import Literal, NamedTuple
 
-_ORDER = "levels run from the core (sparsest) to the full level"
+from nestify.budgets import Budget
+
 MAX_LEVELS = 254  # entry levels are stored as uint8, and n + 1 means "no level uses it"
 
 
@@ -66,23 +68,52 @@ class Level:
 
     Attributes:
         name: what users call it, `level1` where they gave no name.
-        sparsity: share of the maskable weights that are zero, in [0, 1).
+        sparsity: share of its maskable weights that are zero, in [0, 1).
         pattern: how the kept weights may lie. A dense level (sparsity 0) fits every pattern.
         width: share of the channels that it has, in (0, 1].
+        depth: share of the blocks that can be skipped that it has, in (0, 1].
+        budget: what it may cost; until that is solved, the quantity that it decides is NaN.
     """
 
     name: str
     sparsity: float
     pattern: Pattern = Pattern()
     width: float = 1.0
+    depth: float = 1.0
+    budget: Budget | None = None
+
+
+class _Axis(NamedTuple):
+    """One way in which levels differ: what smaller levels have, and what the full level has."""
+
+    name: str
+    core: str
+    full: str
+    range: str
+    growing: bool
+
+    def holds(self, value: float) -> bool:
+        """Whether a value is in range."""
+        return 0 < value <= 1 if self.growing else 0 <= value < 1
+
+    def is_behind(self, lower: float, higher: float) -> bool:
+        """Whether the higher level has less than the lower one."""
+        return higher < lower if self.growing else higher > lower
+
+
+AXES = (
+    _Axis("sparsity", "sparsest", "", "[0, 1)", growing=False),
+    _Axis("width", "narrowest", "all channels", "(0, 1]", growing=True),
+    _Axis("depth", "shallowest", "all blocks", "(0, 1]", growing=True),
+)
 
 
 def check_levels(levels: Sequence[Level | None]) -> list[str]:
     """Problems that keep levels (core first) from nesting; empty where there are none.
 
-    Every level must be denser or wider than the one before, and neither sparser nor narrower; patterns
-    must nest: blocks of one shape, N:M of one M. None stands for a level whose own problems are told
-    elsewhere: it only counts.
+    Every level must have more than the one before on one axis (denser, wider or deeper) and not less on any;
+    the last one is full in width and depth. Patterns must nest: blocks of one shape, N:M of one M. None
+    stands for a level whose own problems are told elsewhere: it only counts.
     """
     problems: list[str] = []
     if not 2 <= len(levels) <= MAX_LEVELS:
@@ -91,55 +122,57 @@ def check_levels(levels: Sequence[Level | None]) -> list[str]:
             f"2 to {MAX_LEVELS}, from the core (sparsest) to the full level"
         )
     numbered = [(k, level) for k, level in enumerate(levels, start=1) if level is not None]
-    problems += _wrong_sparsities(numbered) + _wrong_widths(numbered)
+    for axis in AXES:
+        problems += _wrong_axis(axis, numbered)
+    problems += _equal_levels(numbered)
     return problems + _wrong_names(numbered) + _wrong_patterns(numbered)
 
 
-def _wrong_sparsities(numbered: Sequence[tuple[int, Level]]) -> list[str]:
-    out_of_range = [
-        f"level[{k}].sparsity = {level.sparsity!r} is not in [0, 1); {_ORDER}"
-        for k, level in numbered
-        if not 0 <= level.sparsity < 1
+def _wrong_axis(axis: _Axis, numbered: Sequence[tuple[int, Level]]) -> list[str]:
+    order = f"levels run from the core ({axis.core}) to the full level"
+    values = [(k, float(getattr(level, axis.name)), level) for k, level in numbered]
+    values = [entry for entry in values if entry[2].budget is None or not math.isnan(entry[1])]
+    problems = [
+        f"level[{k}].{axis.name} = {value!r} is not in {axis.range}; {order}"
+        for k, value, _ in values
+        if not axis.holds(value)
     ]
-    in_range = [(k, level) for k, level in numbered if 0 <= level.sparsity < 1]
-    disagreeing = [
-        f"level[{k}].sparsity = {level.sparsity!r} does not agree with pattern {level.pattern}, "
-        f"which is a sparsity of {level.pattern.sparsity:g}; give one of the two"
-        for k, level in in_range
-        if level.pattern.sparsity is not None and abs(level.sparsity - level.pattern.sparsity) > 1e-9
+    in_range = [(k, value, level) for k, value, level in values if axis.holds(value)]
+    if axis.name == "sparsity":
+        problems += [
+            f"level[{k}].sparsity = {value!r} does not agree with pattern {level.pattern}, "
+            f"which is a sparsity of {level.pattern.sparsity:g}; give one of the two"
+            for k, value, level in in_range
+            if level.pattern.sparsity is not None and abs(value - level.pattern.sparsity) > 1e-9
+        ]
+    problems += [
+        _behind(axis, k, higher, j, lower)
+        for (j, lower, _), (k, higher, _) in pairwise(in_range)
+        if axis.is_behind(lower, higher)
     ]
-    not_falling = [
-        f"level[{k}].sparsity = {higher.sparsity!r} is not below level[{j}].sparsity = "
-        f"{lower.sparsity!r}; {_ORDER}"
-        for (j, lower), (k, higher) in pairwise(in_range)
-        if higher.sparsity > lower.sparsity or (lower.width == 1 and _same(lower, higher))
-    ]
-    return out_of_range + disagreeing + not_falling
+    if axis.full and in_range and in_range[-1][0] == numbered[-1][0] and (value := in_range[-1][1]) < 1:
+        k = in_range[-1][0]
+        problems.append(f"level[{k}].{axis.name} = {value!r} is not 1; the full level has {axis.full}")
+    return problems
 
 
-def _same(lower: Level, higher: Level) -> bool:
-    return (lower.sparsity, lower.width) == (higher.sparsity, higher.width)
+def _behind(axis: _Axis, k: int, higher: float, j: int, lower: float) -> str:
+    side = "above" if axis.growing else "below"
+    return (
+        f"level[{k}].{axis.name} = {higher!r} is not {side} level[{j}].{axis.name} = {lower!r}; "
+        f"levels run from the core ({axis.core}) to the full level"
+    )
 
 
-def _wrong_widths(numbered: Sequence[tuple[int, Level]]) -> list[str]:
-    order = "levels run from the core (narrowest) to the full level"
-    out_of_range = [
-        f"level[{k}].width = {level.width!r} is not in (0, 1]; {order}"
-        for k, level in numbered
-        if not 0 < level.width <= 1
-    ]
-    in_range = [(k, level) for k, level in numbered if 0 < level.width <= 1]
-    not_rising = [
-        f"level[{k}].width = {higher.width!r} is not above level[{j}].width = {lower.width!r}; {order}"
-        for (j, lower), (k, higher) in pairwise(in_range)
-        if higher.width < lower.width or (lower.width < 1 and _same(lower, higher))
-    ]
-    last = [
-        f"level[{k}].width = {level.width!r} is not 1; the full level has all channels"
-        for k, level in in_range[-1:]
-        if level.width < 1 and k == numbered[-1][0]
-    ]
-    return out_of_range + not_rising + last
+def _equal_levels(numbered: Sequence[tuple[int, Level]]) -> list[str]:
+    """Neighbours that are alike on every axis; told by the axis that the lower one differs from full in."""
+    problems = []
+    for (j, lower), (k, higher) in pairwise(numbered):
+        one, other = ([getattr(level, axis.name) for axis in AXES] for level in (lower, higher))
+        if one == other and all(axis.holds(value) for axis, value in zip(AXES, one, strict=True)):
+            axis = next((axis for axis in AXES if axis.growing and getattr(lower, axis.name) < 1), AXES[0])
+            problems.append(_behind(axis, k, getattr(higher, axis.name), j, getattr(lower, axis.name)))
+    return problems
 
 
 def _wrong_names(numbered: Sequence[tuple[int, Level]]) -> list[str]:
@@ -163,6 +196,13 @@ def _wrong_names(numbered: Sequence[tuple[int, Level]]) -> list[str]:
 def _wrong_patterns(numbered: Sequence[tuple[int, Level]]) -> list[str]:
     sparse = [level.pattern for _, level in numbered if level.sparsity > 0]
     shapes = {(pattern.kind, pattern.m, pattern.rows, pattern.cols): str(pattern) for pattern in sparse}
+    narrow = next((k for k, level in numbered if level.width < 1), None)
+    blocks = next((str(pattern) for pattern in sparse if pattern.kind == "block"), None)
+    if narrow is not None and blocks is not None:
+        return [
+            f"pattern {blocks} does not go with level[{narrow}].width below 1; narrower levels take "
+            "unstructured or N:M"
+        ]
     if len(shapes) < 2:
         return []
     return [

@@ -12,6 +12,7 @@ from nestify.fingerprint import TOLERANCE, Network, fingerprint_error
 from nestify.model_spec import ModelSpec, build_model, describe_model, fill_model, state_tensors
 from nestify.nested_file.reader import NestedFile
 from nestify.nested_model import NestedModel
+from nestify.restoring import restored
 
 
 def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
@@ -27,7 +28,7 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
     with torch.no_grad():
         state = file.state(into=state_tensors(network))
     try:
-        nested = NestedModel.from_state(network, spec, state, [level.name for level in file.manifest.levels])
+        nested = restored(network, spec, state, [level.name for level in file.manifest.levels])
     except (ValueError, UnsupportedModelError) as error:
         raise _misfit(file, error) from error
     if check:
@@ -48,8 +49,9 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
         BadFileError: if the file is damaged, or does not make the model that it names.
     """
     network, spec = _build(file)
-    if any(parameter.axes for parameter in file.manifest.parameters):
-        network = _narrow_level(file, network, spec, level)
+    skips = any(entry.skipped for entry in file.manifest.levels)
+    if skips or any(parameter.axes for parameter in file.manifest.parameters):
+        network = _smaller_level(file, network, spec, level)
         if check:
             check_fingerprint(file, network, level)
         return network
@@ -65,11 +67,11 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
     return network
 
 
-def _narrow_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level: int) -> nn.Module:
+def _smaller_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level: int) -> nn.Module:
     state = file.state(level)
     names = [entry.name for entry in file.manifest.levels[:level]]
     try:
-        return NestedModel.from_state(network, spec, state, names).at_level(level)
+        return restored(network, spec, state, names).at_level(level)
     except (ValueError, UnsupportedModelError) as error:
         raise _misfit(file, error) from error
 

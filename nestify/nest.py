@@ -1,73 +1,146 @@
-"""From a pretrained network and a recipe to a nested model, before it learns."""
+"""From a pretrained network and sizes of its levels to a nested model, before it learns."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from torch import nn
 
+from nestify.anatomy import Anatomy
 from nestify.channels.axes import permute_channels
-from nestify.channels.channel_map import ChannelMap
 from nestify.errors import RecipeError, UnsupportedModelError
+from nestify.layers.ranking import kept_blocks
 from nestify.levels import Level
 from nestify.model_spec import ModelSpec, state_tensors
 from nestify.nested_model import NestedModel
 from nestify.recipe import Recipe
+from nestify.recipe_schedule import Score
 from nestify.schedules.channels import channel_counts, importance_orders
 from nestify.schedules.skip import masked_names
 from nestify.schedules.weights import select_entry_levels, takes_n_of_m
 from nestify.structure import Structure
 
 
-def nest(network: nn.Module, spec: ModelSpec, recipe: Recipe, channels: ChannelMap | None) -> NestedModel:
+@dataclass(frozen=True)
+class Size:
+    """One level as it will be.
+
+    Attributes:
+        level: what was asked for, its budget solved.
+        counts: units of every group of coupled channels that it has; empty where levels differ in neither
+            channels nor blocks.
+        skipped: names of the blocks that it skips.
+    """
+
+    level: Level
+    counts: tuple[int, ...] = ()
+    skipped: frozenset[str] = frozenset()
+
+
+def size_of(level: Level, recipe: Recipe, anatomy: Anatomy | None) -> Size:
+    """What a level of known width and depth has."""
+    if anatomy is None:
+        return Size(level)
+    (counts,) = channel_counts(anatomy.channels.groups, [level], recipe.schedule.divisor)
+    kept = kept_blocks(anatomy.ranking, level.depth)
+    return Size(level, counts, frozenset(block.name for block in anatomy.ranking if block not in kept))
+
+
+def order_channels(network: nn.Module, anatomy: Anatomy) -> None:
+    """Put a network's channels in the order of their importance, in place, which changes no logit."""
+    groups = anatomy.channels.groups
+    permute_channels(network, anatomy.channels, importance_orders(groups, state_tensors(network)))
+
+
+def nest(
+    network: nn.Module, spec: ModelSpec, recipe: Recipe, anatomy: Anatomy | None, sizes: Sequence[Size]
+) -> NestedModel:
     """Make a nested model whose weights are yet to be chosen; see `choose_weights`.
 
     Args:
-        network: taken over. With `channels`, its channels are put in the order of their importance, which
-            changes no logit.
-        channels: its coupled channels where the schedule is `channel`; None where it is `weight`.
+        network: taken over; its channels in the order of their importance where levels are narrower.
+        anatomy: of the network; None where the schedule is `weight`.
+        sizes: of the levels, core first.
 
     Raises:
-        RecipeError: if `schedule.skip` names nothing, or everything, or two levels have the same channels.
-        UnsupportedModelError: if a narrower level cannot be made of the network.
+        RecipeError: if `schedule.skip` names nothing, or everything.
+        UnsupportedModelError: if a smaller level cannot be made of the network.
     """
-    names = [level.name for level in recipe.levels]
-    if channels is None:
-        masked = masked_names(spec, recipe.schedule.skip)
-        return NestedModel(network, spec, names, masked=masked, bn=recipe.train.bn)
-    counts = channel_counts(channels.groups, recipe.levels, recipe.schedule.divisor)
-    _check_distinct(spec, recipe, channels, counts)
-    permute_channels(network, channels, importance_orders(channels.groups, state_tensors(network)))
-    structure = Structure(channels, tuple(counts))
-    return NestedModel(network, spec, names, masked=(), bn=recipe.train.bn, structure=structure)
+    levels = [size.level for size in sizes]
+    sparse = any(level.sparsity > 0 for level in levels)
+    masked = masked_names(spec, recipe.schedule.skip) if sparse or anatomy is None else ()
+    structure = None
+    if anatomy is not None:
+        counts = tuple(size.counts for size in nesting(sizes))
+        skipped = tuple(size.skipped for size in sizes)
+        structure = Structure(anatomy.channels, anatomy.layers, counts, skipped)
+    names = [level.name for level in levels]
+    return NestedModel(network, spec, names, masked=masked, bn=recipe.train.bn, structure=structure)
 
 
-def _check_distinct(
-    spec: ModelSpec, recipe: Recipe, channels: ChannelMap, counts: Sequence[tuple[int, ...]]
-) -> None:
-    """Refuse levels that would be one and the same network."""
-    if not channels.groups:
-        because = f", because of {', '.join(sorted(channels.unknown))}" if channels.unknown else ""
+def nesting(sizes: Sequence[Size]) -> list[Size]:
+    """Sizes of which none has fewer channels than the one below, which rounding may have taken away."""
+    found: list[Size] = []
+    for size in sizes:
+        below = found[-1].counts if found else size.counts
+        found.append(replace(size, counts=tuple(map(max, size.counts, below))))
+    return found
+
+
+def check_anatomy(spec: ModelSpec, levels: Sequence[Level], anatomy: Anatomy) -> None:
+    """Refuse levels of a network that has nothing to leave out.
+
+    Raises:
+        UnsupportedModelError: if levels are narrower and there are no channels, or shallower and there are
+            no blocks, that can be left out.
+    """
+    if any(level.width != 1 for level in levels) and not anatomy.channels.groups:
+        unknown = anatomy.channels.unknown
+        because = f", because of {', '.join(sorted(unknown))}" if unknown else ""
         raise UnsupportedModelError(
             f"{spec.architecture} has no channels that can be left out{because}; --schedule weight works for "
             "every model"
         )
-    for k, (lower, higher) in enumerate(pairwise(counts), start=1):
-        if lower == higher:
-            raise RecipeError(
-                f"level[{k}].width = {recipe.levels[k - 1].width:g} gives {spec.architecture} the "
-                f"same channels as level[{k + 1}]; choose widths further apart, or a schedule.divisor below "
-                f"{recipe.schedule.divisor}"
-            )
+    if any(level.depth != 1 for level in levels) and not anatomy.ranking:
+        raise UnsupportedModelError(
+            f"{spec.architecture} has no residual blocks that can be skipped; --schedule channel and "
+            "--schedule weight do not need them"
+        )
 
 
-def choose_weights(nested: NestedModel, recipe: Recipe) -> None:
+def check_distinct(spec: ModelSpec, sizes: Sequence[Size], divisor: int, blocks: int) -> None:
+    """Refuse levels that would be one and the same network.
+
+    Args:
+        divisor: of the channels. `blocks`: how many can be skipped.
+
+    Raises:
+        RecipeError: naming the first such level.
+    """
+    kinds = [(size.level.sparsity, str(size.level.pattern)) for size in sizes]
+    made = [(size.counts, size.skipped, kind) for size, kind in zip(nesting(sizes), kinds, strict=True)]
+    for k, (lower, higher) in enumerate(pairwise(made), start=1):
+        if lower != higher:
+            continue
+        level, above = sizes[k - 1].level, sizes[k].level
+        axis, what, remedy = "width", "channels", f", or a schedule.divisor below {divisor}"
+        if level.width == above.width:
+            axis, what, remedy = "depth", "blocks", f"; it has {blocks} that can be skipped"
+        raise RecipeError(
+            f"level[{k}].{axis} = {getattr(level, axis):g} gives {spec.architecture} the same {what} as "
+            f"level[{k + 1}]; choose {axis}s further apart{remedy}"
+        )
+
+
+def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score) -> None:
     """Choose the weights of every level at its target, at once; nothing where the schedule masks none."""
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
     if weights:
-        nested.set_entry_levels(select_entry_levels(weights, recipe.levels, recipe.schedule.score))
+        nested.set_entry_levels(select_entry_levels(weights, levels, score, nested.available()))
 
 
 def dense_layers(nested: NestedModel, levels: Sequence[Level]) -> list[str]:
     """Maskable weights that an N:M pattern cannot take, so that they stay whole."""
     m = next((level.pattern.m for level in levels if level.pattern.kind == "n:m"), 0)
-    return [n for n, e in nested.entry.items() if m and not takes_n_of_m(tuple(e.shape), m)]
+    available = nested.available() if m else {}
+    return [n for n, e in nested.entry.items() if m and not takes_n_of_m(tuple(e.shape), m, available[n])]

@@ -1,21 +1,20 @@
 """The nested model: one set of weights, seen at any level."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.channels.channel_map import find_channels
 from nestify.errors import UnsupportedModelError
 from nestify.masking import MaskedWeight, masked_weight
-from nestify.model_spec import ModelSpec, fill_model, state_tensors, tied_names
+from nestify.model_spec import ModelSpec, state_tensors, tied_names
 from nestify.named_tensors import NamedTensors
 from nestify.nested_file.state import NestedState
 from nestify.nesting import EntryLevels
 from nestify.private import BatchNormMode, private_names
-from nestify.structure import Structure, structure_of
+from nestify.structure import Structure
 from nestify.ties import owner, tied_across_modules
 
 
@@ -33,8 +32,8 @@ class NestedModel(nn.Module):
         entry: entry levels of the maskable weights that the schedule uses, taken over; None starts dense.
         bn: what of batch norm is private to a level.
         masked: names of the weights that have entry levels; ignored where `entry` is given.
-        structure: channels of the levels, where some are narrower; such a level is a network of its own,
-            which computes with slices of the shared weights.
+        structure: channels and blocks of the levels, where some have fewer; such a level is a network of
+            its own, which computes with slices of the shared weights.
     """
 
     def __init__(
@@ -60,15 +59,21 @@ class NestedModel(nn.Module):
         self._tied = tied_across_modules(network)
         names = tuple(entry) if entry is not None else tuple(spec.maskable if masked is None else masked)
         self.entry = NamedTensors(
-            {name: torch.ones_like(shared[name], dtype=torch.uint8) for name in names}
+            self._available({name: shared[name].detach() for name in names})
             if entry is None
             else {name: entry[name].contiguous() for name in names}
         )
-        own = private_names(network, bn)
         # The full level owns the tensors inside `network`; every other level owns a copy of them.
         self.private = nn.ModuleList(
-            NamedTensors({n: self._cut(level, n, shared[n].detach()).clone() for n in own}, like=shared)
-            for level in range(1, self.n_levels + self.is_narrow(self.n_levels))
+            NamedTensors(
+                {
+                    name: self._cut(level, name, shared[name].detach()).clone()
+                    for name in private_names(network, bn)
+                    if structure is None or structure.has(level, name)
+                },
+                like=shared,
+            )
+            for level in range(1, self.n_levels + self.is_smaller(self.n_levels))
         )
         self._dense_seen: tuple[object, tuple[frozenset[str], ...]] | None = None
         self._cached: tuple[object, dict[str, Tensor]] | None = None
@@ -116,13 +121,32 @@ class NestedModel(nn.Module):
             self._dense_seen = (state, tuple(whole))
         return self._dense_seen[1][level - 1]
 
-    def is_narrow(self, level: int) -> bool:
-        """Whether a level has fewer channels than the network."""
+    def is_smaller(self, level: int) -> bool:
+        """Whether a level has fewer channels or blocks than the network."""
         return self.structure is not None and not self.structure.is_whole(level)
 
     def is_part(self, level: int) -> bool:
-        """Whether a level lacks channels or weights that the network has."""
-        return self.is_narrow(level) or self.entry_levels.sparsity(level) > 0
+        """Whether a level lacks channels, blocks or weights that the network has."""
+        return self.is_smaller(level) or self.sparsity(level) > 0
+
+    def available(self) -> dict[str, Tensor]:
+        """The lowest level that can use each maskable weight, uint8: that has its channels and its block."""
+        return self._available({name: self.shared_tensor(name).detach() for name in self.entry})
+
+    def _available(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        found = {} if self.structure is None else self.structure.entry_levels(weights)
+        return {
+            name: found[name].to(weight.device)
+            if name in found
+            else torch.ones_like(weight, dtype=torch.uint8)
+            for name, weight in weights.items()
+        }
+
+    def sparsity(self, level: int) -> float:
+        """Share of a level's maskable weights that are zero: of those that its channels and blocks have."""
+        kept = sum(int(torch.count_nonzero(entry <= level)) for _, entry in self.entry.items())
+        total = sum(self.elements(level, name) for name in self.entry)
+        return 1 - kept / total if total else 0.0
 
     def shared_tensors(self) -> dict[str, Tensor]:
         """The tensors of the full network by state-dict name, each tied one once."""
@@ -130,6 +154,8 @@ class NestedModel(nn.Module):
 
     def elements(self, level: int, name: str) -> int:
         """Number of elements of a shared tensor that a level has, masked-out ones included."""
+        if self.structure is not None and not self.structure.has(level, name):
+            return 0
         return self._cut(level, name, self.shared_tensor(name)).numel()
 
     def _cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
@@ -141,17 +167,17 @@ class NestedModel(nn.Module):
     def projection(self, level: int, *, stand_ins: bool = False) -> dict[str, Tensor]:
         """The tensors in which a level differs from `network`, by state-dict name; differentiable.
 
-        A narrow level differs in all that its network has.
+        A smaller level differs in all that its network has.
 
         Args:
             level: 1-based.
             stand_ins: give masked weights that are made where they are used, to save memory.
         """
-        if self.structure and self.is_narrow(level):
-            own = self.private_tensors(level)
-            used = self.structure.channels.names
-            return {n: own[n] if n in own else self._cut(level, n, self.shared_tensor(n)) for n in used}
         make = MaskedWeight if stand_ins else masked_weight
+        if self.structure and self.is_smaller(level):
+            own = self.private_tensors(level)
+            names = self.structure.names(level)
+            return {name: own[name] if name in own else self._part(level, name, make) for name in names}
         dense = self._dense(level)
         masked = {
             name: make(self.shared_tensor(name), entry, level)
@@ -159,6 +185,14 @@ class NestedModel(nn.Module):
             if name not in dense
         }
         return masked | self.private_tensors(level, shared_too=False)
+
+    def _part(self, level: int, name: str, make: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
+        """What a smaller level has of a shared tensor, masked where it is."""
+        weight = self._cut(level, name, self.shared_tensor(name))
+        if name not in self.entry:
+            return weight
+        entry = self._cut(level, name, self.entry[name])
+        return weight if int(entry.max()) <= level else make(weight, entry, level)
 
     def private_tensors(self, level: int, *, shared_too: bool = True) -> dict[str, Tensor]:
         """The tensors that a level owns, by state-dict name.
@@ -199,7 +233,7 @@ class NestedModel(nn.Module):
         """
         number = self.n_levels if level is None else self.level_number(level)
         changed = self._projection_now(number)
-        if self.structure is not None and self.is_narrow(number):
+        if self.structure is not None and self.is_smaller(number):
             skeleton = self.structure.skeleton(number, training=self.training, device=images.device)
             return self._one_tensor(functional_call(skeleton, changed, (images,)))
         if not changed:
@@ -232,10 +266,10 @@ class NestedModel(nn.Module):
     def at_level(self, level: int | str) -> nn.Module:
         """A plain model of one level in eval mode, which shares no tensor with this one.
 
-        A timm model, or for a narrow level the network that torch.export made of it.
+        A timm model, or for a smaller level the network that torch.export made of it.
         """
         number = self.level_number(level)
-        if self.structure and self.is_narrow(number):
+        if self.structure and self.is_smaller(number):
             return self.structure.network(number, self.projection(number))
         plain = deepcopy(self.network).eval()
         for parameter in plain.parameters():
@@ -250,7 +284,7 @@ class NestedModel(nn.Module):
         """Take a level's private tensors over from a plain model, such as a recalibrated one."""
         theirs = state_tensors(plain)
         for name, tensor in self.private_tensors(level).items():
-            if name in theirs:  # a narrower level counts no batches
+            if name in theirs:  # a smaller level counts no batches
                 tensor.copy_(theirs[name])
 
     @torch.no_grad()
@@ -279,11 +313,14 @@ class NestedModel(nn.Module):
         """The tensors that a nested file stores, on the CPU."""
         own = set(private_names(self.network, self.bn))
         shared = {k: t.detach().cpu() for k, t in state_tensors(self.network).items() if k not in own}
-        entry = {name: t.cpu() for name, t in self.entry.items()}
+        entry: dict[str, Tensor] = {}
         axes: dict[str, dict[int, Tensor]] = {}
+        skipped: list[list[str]] = []
         if self.structure is not None:
             axes = self.structure.axis_levels(shared)
-            entry |= self.structure.entry_levels(shared)
+            entry = self.structure.entry_levels(shared)
+            skipped = self.structure.skipped_in_order()
+        entry |= {name: t.cpu() for name, t in self.entry.items()}  # none below what its structure allows
         return NestedState(
             shared=shared,
             entry=EntryLevels(self.n_levels, entry),
@@ -294,48 +331,8 @@ class NestedModel(nn.Module):
             ],
             aliases=tied_names(self.network),
             units=units or {},
+            skipped=skipped,
         )
-
-    @classmethod
-    @torch.no_grad()
-    def from_state(
-        cls, network: nn.Module, spec: ModelSpec, state: NestedState, level_names: Sequence[str]
-    ) -> "NestedModel":
-        """Fill a freshly built timm model with what a nested file stores; in eval mode.
-
-        Args:
-            state: its tensors are taken over or copied; those that are the network's own stay.
-
-        Raises:
-            ValueError: if the tensors do not fit the architecture.
-        """
-        full = state.shared | state.private[-1]
-        affine_is_private = set(private_names(network, "private")) == set(state.private[-1])
-        structure, entry = None, state.entry
-        if state.axes:
-            channels = find_channels(network, spec.input_size)
-            names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
-            structure = structure_of(channels, state.axes, names, entry.n_levels)
-            if not structure.is_whole(entry.n_levels):  # no level computes with `network` itself
-                full = state_tensors(network) | state.shared
-            entry = EntryLevels(entry.n_levels, {n: entry[n] for n in entry if n not in state.axes})
-        given = full | {name: full[kept] for name, kept in state.aliases.items()}
-        fill_model(network, given, spec.architecture)
-        nested = cls(
-            network,
-            spec,
-            level_names,
-            entry=entry,
-            bn="private" if affine_is_private else "recalibrate",
-            structure=structure,
-        )
-        for level, tensors in enumerate(state.private[: len(nested.private)], start=1):
-            own = nested.private_tensors(level)
-            if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
-                raise ValueError(f"the private tensors of level {level} do not fit {spec.architecture}")
-            for name, tensor in tensors.items():
-                own[name].copy_(tensor)
-        return nested.eval()
 
     def train(self, mode: bool = True) -> "NestedModel":
         """Switch between training and eval mode; a cached level is dropped."""

@@ -1,8 +1,7 @@
 """What a run is going to do, before it does it: levels with their costs, steps, and rough needs."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from math import log2
 
 from nestify.levels import Level
 from nestify.model_spec import ModelSpec
@@ -19,7 +18,7 @@ class PlannedLevel:
         level: what was asked for. `sparsity`: what its pattern can reach on this model.
         parameters: of the plain model. `nonzero_parameters`: those that are not masked out.
         dense_macs, effective_macs: per image; see `nested_file.manifest.Metrics`.
-        data_bytes: about how many data bytes of the nested file the level needs, header aside.
+        prefix_bytes: bytes of the nested file that the level needs, header included.
     """
 
     level: Level
@@ -28,7 +27,7 @@ class PlannedLevel:
     nonzero_parameters: int
     dense_macs: int
     effective_macs: int
-    data_bytes: int
+    prefix_bytes: int
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,9 @@ class Plan:
 
     Attributes:
         spec: the model. `maskable`: number of weights that the schedule masks.
-        channel_groups: groups of coupled channels; 0 where the schedule is another. `without_rule`:
-            operators for which there is no rule, so that every level has their tensors whole.
+        channel_groups, blocks: groups of coupled channels where levels are narrower, and blocks that can be
+            skipped where they are shallower; 0 elsewhere.
+        without_rule: operators for which there is no rule, so that every level has their channels whole.
         dense_layers: maskable weights that the pattern cannot take, so that they stay whole.
         train_images, val_images: number of images, at most where some cannot be read.
         finetune_steps, steps: training steps before nesting, and of the nested training.
@@ -57,6 +57,7 @@ class Plan:
     steps: int
     uncounted: Mapping[str, int]
     channel_groups: int = 0
+    blocks: int = 0
     without_rule: Sequence[str] = ()
     seconds: float | None = None
     memory_bytes: int | None = None
@@ -67,7 +68,7 @@ class LevelCost:
     """What one level of a nested model costs; see `nested_file.manifest.Metrics` for the numbers.
 
     Attributes:
-        sparsity: share of the maskable weights that it has as zeros; 0 for a narrower level, which has none.
+        sparsity: share of its maskable weights that are zeros.
         layers: one row per maskable weight.
     """
 
@@ -83,94 +84,62 @@ def level_cost(nested: NestedModel, level: int, count: MacCount) -> LevelCost:
     """The cost of a level as it is now.
 
     Args:
-        count: MACs of the full network; a narrower level's own are counted.
+        count: MACs of the full network; a smaller level's own are counted.
     """
-    if nested.is_narrow(level):
-        return _narrow_cost(nested, level)
-    entry = nested.entry_levels
+    if nested.is_smaller(level):
+        return _smaller_cost(nested, level)
     parameters = sum(parameter.numel() for parameter in nested.network.parameters())
-    kept = {name: (entry.kept(level, name), entry[name].numel()) for name in entry}
-    if nested.structure is not None:
-        kept = {name: 2 * (nested.shared_tensor(name).numel(),) for name in nested.spec.maskable}
-    densities = {name: used / weights for name, (used, weights) in kept.items() if weights}
-    return LevelCost(
-        parameters=parameters,
-        nonzero_parameters=parameters - sum(weights - used for used, weights in kept.values()),
-        dense_macs=count.total,
-        effective_macs=effective_macs(count, densities),
-        sparsity=entry.sparsity(level),
-        layers=layer_entries(count, kept),
-    )
+    return _cost(nested, level, count, parameters, nested.spec.maskable)
 
 
-def _narrow_cost(nested: NestedModel, level: int) -> LevelCost:
+def _smaller_cost(nested: NestedModel, level: int) -> LevelCost:
     plain = nested.at_level(level)
     own = dict(plain.named_parameters())
-    count = count_macs(plain, nested.spec.input_size)
     parameters = sum(parameter.numel() for parameter in own.values())
+    return _cost(nested, level, count_macs(plain, nested.spec.input_size), parameters, own)
+
+
+def _cost(
+    nested: NestedModel, level: int, count: MacCount, parameters: int, own: Collection[str]
+) -> LevelCost:
+    """The cost of a level of so many parameters.
+
+    Args:
+        count: the level's own MACs. `own`: names of the weights that it has.
+    """
+    entry = nested.entry_levels
+    has = {name: nested.elements(level, name) if name in own else 0 for name in nested.spec.maskable}
+    kept = {name: entry.kept(level, name) if name in entry.tensors and n else n for name, n in has.items()}
+    densities = {name: kept[name] / n for name, n in has.items() if n}
+    rows = {
+        name: (kept[name], n, nested.shared_tensor(name).numel())
+        for name, n in has.items()
+        if nested.structure is not None or name in entry.tensors
+    }
     return LevelCost(
         parameters=parameters,
-        nonzero_parameters=parameters,
+        nonzero_parameters=parameters - sum(has[name] - kept[name] for name in has),
         dense_macs=count.total,
-        effective_macs=count.total,
-        sparsity=0.0,
-        layers=[
-            LayerEntry(
-                name=name,
-                weights=nested.shared_tensor(name).numel(),
-                kept=own[name].numel() if name in own else 0,
-                dense_macs=count.by_weight.get(name, 0),
-                effective_macs=count.by_weight.get(name, 0),
-            )
-            for name in nested.spec.maskable
-        ],
+        effective_macs=effective_macs(count, densities),
+        sparsity=nested.sparsity(level),
+        layers=layer_entries(count, rows),
     )
 
 
 def plan_levels(
-    nested: NestedModel, levels: Sequence[Level], count: MacCount, value_bytes: int = 4
+    nested: NestedModel, levels: Sequence[Level], count: MacCount, prefix_bytes: Sequence[int]
 ) -> list[PlannedLevel]:
-    """Work out the costs of every level; shared values take `value_bytes` each."""
-    planned = []
-    data_bytes = 0.0
-    for k, level in enumerate(levels, start=1):
-        cost = level_cost(nested, k, count)
-        data_bytes += _chunk_bytes(nested, k, value_bytes)
-        planned.append(
-            PlannedLevel(
-                level=level,
-                sparsity=cost.sparsity,
-                parameters=cost.parameters,
-                nonzero_parameters=cost.nonzero_parameters,
-                dense_macs=cost.dense_macs,
-                effective_macs=cost.effective_macs,
-                data_bytes=round(data_bytes),
-            )
+    """Work out the costs of every level, core first; `prefix_bytes` are those of the file."""
+    costs = [level_cost(nested, k, count) for k in range(1, len(levels) + 1)]
+    return [
+        PlannedLevel(
+            level=level,
+            sparsity=cost.sparsity,
+            parameters=cost.parameters,
+            nonzero_parameters=cost.nonzero_parameters,
+            dense_macs=cost.dense_macs,
+            effective_macs=cost.effective_macs,
+            prefix_bytes=size,
         )
-    return planned
-
-
-def _chunk_bytes(nested: NestedModel, level: int, value_bytes: int) -> float:
-    """Values, the entropy of which positions enter, and private tensors."""
-    private = nested.private_tensors(level)
-    total = float(sum(tensor.numel() * tensor.element_size() for tensor in private.values()))
-    entry = nested.entry_levels
-    for name, tensor in nested.shared_tensors().items():
-        if name in private:
-            continue
-        if name in entry.tensors:
-            below = entry.kept(level - 1, name)
-            entering = entry.kept(level, name) - below
-            total += _entropy_bits(entering, tensor.numel() - below) / 8
-        else:
-            entering = nested.elements(level, name) - (nested.elements(level - 1, name) if level > 1 else 0)
-        total += entering * value_bytes
-    return total
-
-
-def _entropy_bits(chosen: int, of: int) -> float:
-    """Shannon entropy of choosing, in bits: of * H(chosen / of)."""
-    if not 0 < chosen < of:
-        return 0.0
-    p = chosen / of
-    return -of * (p * log2(p) + (1 - p) * log2(1 - p))
+        for level, cost, size in zip(levels, costs, prefix_bytes, strict=True)
+    ]

@@ -260,6 +260,9 @@ def _sha256(path: Path) -> str:
 
 def save_plain(network: nn.Module, path: Path) -> None:
     """Write a dense model as a plain timm checkpoint, atomically."""
-    tensors = {name: tensor.detach().cpu().clone() for name, tensor in network.state_dict().items()}
+    state = network.state_dict()
+    tensors = {
+        name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()
+    }
     with atomic_file(path) as file:
         file.write(save(tensors, metadata={"format": "pt"}))

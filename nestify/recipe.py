@@ -7,24 +7,23 @@ and "none" to take an optional value back. No torch.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
 from nestify.errors import RecipeError
-from nestify.levels import Level, Pattern, check_levels, parse_pattern
+from nestify.levels import Level
+from nestify.recipe_levels import DEFAULT_LEVELS, level_problems, resolved_levels
 from nestify.recipe_problems import Problem, section_of, sentence, shown
+from nestify.recipe_schedule import LevelOptions, ScheduleOptions
 from nestify.recipe_sections import (
     TEACHERS,
     AugmentOptions,
     DataOptions,
     Dtype,
     FinetuneOptions,
-    LevelOptions,
     ModelOptions,
-    ScheduleOptions,
     Section,
     Text,
     TrainOptions,
@@ -45,10 +44,6 @@ __all__ = [
     "option_help",
     "parse_setting",
 ]
-
-DEFAULT_LEVELS: Mapping[str, tuple[float, ...]] = {"weight": (0.95, 0.8, 0.0), "channel": (0.25, 0.5, 1.0)}
-"""By the kind of schedule: sparsities, widths."""
-ROUNDED = 0.005  # a sparsity of 0.67 agrees with the pattern 1:3
 
 
 def _device(text: str) -> str:
@@ -82,11 +77,8 @@ class Recipe(Section):
 
     @property
     def levels(self) -> tuple[Level, ...]:
-        """The levels with their names, sparsities and patterns resolved, core first."""
-        common = parse_pattern(self.schedule.pattern)
-        levels = [_resolve(options, k, common) for k, options in enumerate(self.level, start=1)]
-        assert None not in levels, "load_recipe lets no level pass that has no sparsity"
-        return tuple(level for level in levels if level is not None)
+        """The levels with their names, quantities and patterns resolved, core first."""
+        return resolved_levels(self.level, self.schedule)
 
     @property
     def output_path(self) -> Path:
@@ -116,7 +108,7 @@ def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> R
     """
     options = {key: value for key, value in (overrides or {}).items() if value is not None}
     table, place = read_source(source)
-    table, problems = apply_options(table, options, DEFAULT_LEVELS)
+    table, problems = apply_options(table, options)
     recipe, more_problems = _check(table, [problem.key for problem in problems])
     if problems := problems + more_problems:
         changed = ["level" if key == "levels" else key for key in options]
@@ -190,73 +182,14 @@ def _without(table: Table, paths: Iterable[tuple[str | int, ...]]) -> Table:
     return rest
 
 
-def _resolve(options: LevelOptions, k: int, common: Pattern) -> Level | None:
-    """Level k as data; None where nothing says how sparse it is."""
-    pattern = common if options.sparsity else Pattern()
-    if options.pattern is not None:
-        pattern = parse_pattern(options.pattern)
-    sparsity, implied = options.sparsity, pattern.sparsity
-    if implied is not None and (sparsity is None or abs(sparsity - implied) < ROUNDED):
-        sparsity = implied
-    if sparsity is None:
-        if options.width is None:
-            return None
-        sparsity = 0.0
-    return Level(
-        f"level{k}" if options.name is None else options.name,
-        sparsity,
-        pattern,
-        1.0 if options.width is None else options.width,
-    )
-
-
 def _level_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
-    if "level" in broken:
-        return []
-    problems: list[Problem] = []
-    levels: list[Level | None] = []
-    common = parse_pattern(recipe.schedule.pattern)
-    for k, options in enumerate(recipe.level, start=1):
-        key = f"level[{k}].sparsity"
-        level = None
-        if not _touches(key, broken) and not _touches(f"level[{k}].pattern", broken):
-            level = _resolve(options, k, common)
-            if level is None:
-                text = f'{key} is not given; set it, or an N:M pattern such as "2:4", which implies it'
-                problems.append(Problem(key, text))
-        levels.append(level)
-    if _touches("schedule.pattern", broken):  # then nobody knows whether the patterns nest
-        levels = [level and replace(level, pattern=Pattern()) for level in levels]
-    problems += _of_other_kind(recipe, levels, broken)
-    for text in check_levels(levels):
-        found = re.match(r"level\[\d+\]\.\w+", text)
-        problems.append(Problem(found[0] if found else "level", text))
-    return problems
-
-
-def _of_other_kind(recipe: Recipe, levels: Sequence[Level | None], broken: Sequence[str]) -> list[Problem]:
-    """Levels that leave out what the schedule does not."""
-    if _touches("schedule.kind", broken):
-        return []
-    problems = []
-    for k, level in enumerate(levels, start=1):
-        if level is None:
-            continue
-        if recipe.schedule.kind == "weight" and 0 < level.width < 1:
-            text = f'level[{k}].width = {level.width:g} needs schedule.kind = "channel"'
-            problems.append(Problem(f"level[{k}].width", text))
-        if recipe.schedule.kind == "channel" and level.sparsity > 0:
-            text = (
-                f"level[{k}].sparsity = {level.sparsity:g} does not go with schedule.kind = "
-                '"channel" in this version; give widths alone'
-            )
-            problems.append(Problem(f"level[{k}].sparsity", text))
-    return problems
+    return [] if "level" in broken else level_problems(recipe.level, recipe.schedule, broken)
 
 
 def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
     """Options that are right in themselves but not together."""
     model, train, finetune = recipe.model, recipe.train, recipe.finetune
+    full = recipe.level[-1] if recipe.level else LevelOptions()
     rules: list[tuple[tuple[str, str], bool, str]] = [
         (
             ("model.new_head", "finetune.epochs"),
@@ -285,6 +218,17 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
             train.warmup_epochs > train.epochs > 0,
             f"train.warmup_epochs = {train.warmup_epochs:g} is above train.epochs = {train.epochs:g}; "
             "the warmup is part of the training",
+        ),
+        (
+            ("level", "level"),
+            all(level.weight == 0 for level in recipe.level),
+            "every level has weight = 0, so nothing would be trained; give one of them more",
+        ),
+        (
+            (f"level[{len(recipe.level)}].weight", "train.teacher"),
+            full.weight == 0 and train.teacher in ("self", "both"),
+            f"train.teacher = {shown(train.teacher)} learns from the full level, which level["
+            f"{len(recipe.level)}].weight = 0 leaves untrained; choose another teacher",
         ),
     ]
     return [

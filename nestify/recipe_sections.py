@@ -18,9 +18,6 @@ from pydantic import (
     field_validator,
 )
 
-from nestify.levels import parse_pattern
-
-Score = Literal["lamp", "magnitude", "uniform", "erk"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
@@ -191,86 +188,6 @@ class AugmentOptions(Section):
     cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's beta distribution; 0 is off")
     smoothing: float = Field(
         default=0.0, ge=0, lt=1, description="label smoothing, the share spread over all classes"
-    )
-
-
-def _pattern(text: str) -> str:
-    try:
-        parse_pattern(text)
-    except ValueError as error:
-        raise ValueError(str(error).removeprefix(f"pattern {text!r} ")) from None
-    return text
-
-
-def _common_pattern(text: str) -> str:
-    if parse_pattern(text).kind == "n:m":
-        raise ValueError(f'is N:M, which sets one level\'s sparsity; give it per level: pattern = "{text}"')
-    return text
-
-
-def _known_kind(value: object) -> object:
-    if value == "layer":
-        raise ValueError('is not in this version; use "weight" or "channel"')
-    return value
-
-
-PatternText = Annotated[str, AfterValidator(_pattern)]
-
-
-class ScheduleOptions(Section):
-    """[schedule]: which weights enter at which level."""
-
-    kind: Annotated[Literal["weight", "channel"], BeforeValidator(_known_kind)] = Field(
-        default="weight",
-        description="what a level leaves out, and what --levels are: weight (sparsities), channel (widths)",
-    )
-    divisor: int = Field(
-        default=8,
-        ge=1,
-        description="channels of a narrower level are multiples of this, where a layer has them",
-    )
-    score: Score = Field(
-        default="lamp",
-        description="how weights are ranked: lamp or magnitude over all layers, uniform or erk within",
-    )
-    pattern: Annotated[PatternText, AfterValidator(_common_pattern)] = Field(
-        default="unstructured",
-        description="how a sparse level's weights may lie: unstructured, or blocks such as 32x1 "
-        "(output x input channels)",
-    )
-    skip: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
-        default=(),
-        description="weights that every level keeps whole: names or wildcards of modules or parameters, "
-        "or first, classifier, depthwise",
-    )
-    ramp: Share = Field(default=0.5, description="share of the training during which sparsity rises")
-    reselect: int = Field(
-        default=40, ge=1, description="number of times that weights are chosen anew during the ramp"
-    )
-
-
-class LevelOptions(Section):
-    """[[level]]: one level; the first is the core (sparsest), the last the full level."""
-
-    name: str | None = Field(
-        default=None, description="what the level is called; level1, level2, ... by default"
-    )
-    sparsity: float | None = Field(
-        default=None,
-        description="share of the maskable weights that are zero, in [0, 1); an N:M pattern implies it",
-    )
-    width: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        default=None, description="share of the channels that it has, in (0, 1]; 1 by default"
-    )
-    pattern: PatternText | None = Field(
-        default=None,
-        description="how its weights may lie: unstructured, N:M or RxC; schedule.pattern by default",
-    )
-    weight: float = Field(
-        default=1.0, gt=0, description="relative weight in the loss; weights are scaled to sum to 1"
-    )
-    distill: Share | None = Field(
-        default=None, description="share of distillation in its loss; train.distill by default"
     )
 
 

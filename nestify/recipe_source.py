@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from nestify.errors import RecipeError
+from nestify.recipe_levels import DEFAULT_LEVELS, QUANTITY
 from nestify.recipe_problems import Problem, shown
 from nestify.recipe_sections import CHECKPOINT_ENDINGS
 
 Table = dict[str, Any]
 
 _HUB = re.compile(r"(local-dir|hf-hub|hf_hub):", re.IGNORECASE)
-_QUANTITY = {"weight": "sparsity", "channel": "width"}
 _OF_LEVEL = re.compile(r"level\[(?P<k>[0-9]{1,3})\]\.(?P<option>.+)")
 _DATASET = re.compile(r"(hfds|hfids|tfds|wds|torch)/", re.IGNORECASE)  # prefixes of timm's create_dataset
 
@@ -174,9 +174,7 @@ def parse_setting(text: str) -> tuple[str, object]:
     return key, parsed["value"] if plain else value
 
 
-def apply_options(
-    table: Table, options: Mapping[str, object], default_levels: Mapping[str, Sequence[float]]
-) -> tuple[Table, list[Problem]]:
+def apply_options(table: Table, options: Mapping[str, object]) -> tuple[Table, list[Problem]]:
     """Options on top of a recipe: dotted keys, `levels`, and `level[2].weight`. None means not given.
 
     Returns:
@@ -185,16 +183,17 @@ def apply_options(
     table = deepcopy(table)
     given = {key: deepcopy(value) for key, value in options.items() if value is not None}
     problems: list[Problem] = []
-    quantity = _QUANTITY.get(kind := _schedule_kind(table, given), "sparsity")
+    kind = _schedule_kind(table, given)
     if "levels" in given:
-        table["level"], problems = _parse_levels(given.pop("levels"), quantity)
+        table["level"], problems = _parse_levels(given.pop("levels"), kind)
     of_levels = {found: given.pop(found[0]) for key in list(given) if (found := _OF_LEVEL.fullmatch(key))}
     for key, value in given.items():
         table = merge(table, _nested(key, os.fspath(value) if isinstance(value, os.PathLike) else value))
     if isinstance(table.get("level"), tuple):
         table["level"] = list(table["level"])
-    if of_levels or (kind != "weight" and kind in default_levels):
-        levels = table.setdefault("level", [{quantity: value} for value in default_levels.get(kind, ())])
+    if of_levels or kind in ("channel", "layer"):
+        defaults = [{QUANTITY[kind]: value} for value in DEFAULT_LEVELS[kind]] if kind in QUANTITY else []
+        levels = table.setdefault("level", defaults)
         known = dict(enumerate(levels, start=1)) if isinstance(levels, list) else {}
         for found, value in of_levels.items():
             level = known.get(int(found["k"]))
@@ -220,25 +219,52 @@ def _schedule_kind(table: Table, given: Mapping[str, object]) -> str:
     return kind if isinstance(kind, str) else "weight"
 
 
-def _parse_levels(levels: object, quantity: str) -> tuple[list[Table], list[Problem]]:
-    """`0.95,0.8,0` or `1:4,2:4,0`, or a list of such values, as a recipe's [[level]] tables.
+def _parse_levels(levels: object, kind: str) -> tuple[list[Table], list[Problem]]:
+    """`0.95,0.8,0`, `1:4,2:4,0` or `macs=0.25,1`, or a list of such values, as a recipe's [[level]] tables.
 
     Args:
-        quantity: what a number is of a level: its sparsity or its width.
+        kind: of the schedule, which says what a number is of a level.
     """
     items = levels.split(",") if isinstance(levels, str) else levels
+    quantity = "sparsity" if kind not in (*QUANTITY, "combined") else QUANTITY.get(kind)
     tables: list[Table] = []
     wrong: list[str] = []
-    for item in items if isinstance(items, list | tuple) else [items]:
-        text = str(item).strip()
+    texts = [str(item).strip() for item in (items if isinstance(items, list | tuple) else [items])]
+    for text in texts:
         try:
-            tables.append({"pattern": text} if ":" in text else {quantity: float(text)})
+            tables.append(_parse_level(text, quantity))
         except ValueError:
             wrong.append(shown(text))
     if not wrong:
-        return tables, []
+        return _with_full(tables, kind), []
+    if quantity is None:
+        expected = "a budget (macs=0.5); give combined levels as [[level]] sections of a recipe"
+        return tables, [Problem("level", f"levels has {', '.join(wrong)}, not {expected}")]
+    example = ",".join(f"{value:g}" for value in DEFAULT_LEVELS.get(kind, DEFAULT_LEVELS["weight"]))
+    form, blocks = f"a {quantity} (0.5)", ""
+    if quantity == "sparsity":
+        form, blocks = "a sparsity (0.8), N:M (2:4)", ", and blocks as schedule.pattern"
     problem = (
-        f"levels has {', '.join(wrong)}, not a sparsity (0.8) or N:M (2:4); give the levels from the core to "
-        "the full level, as in 0.95,0.8,0, and blocks as schedule.pattern"
+        f"levels has {', '.join(wrong)}, not {form} or budget (macs=0.5); give the levels from the core to "
+        f"the full level, as in {example}{blocks}"
     )
     return tables, [Problem("level", problem)]
+
+
+def _with_full(tables: list[Table], kind: str) -> list[Table]:
+    """Where budgets stand, a 1 at the end is the full level, under every schedule."""
+    if any("budget" in table for table in tables) and kind == "weight" and tables[-1] == {"sparsity": 1.0}:
+        return [*tables[:-1], {"sparsity": 0.0}]
+    return tables
+
+
+def _parse_level(text: str, quantity: str | None) -> Table:
+    if "=" in text:
+        return {"budget": text}
+    if ":" in text:
+        return {"pattern": text}
+    if quantity is None and text == "1":
+        return {"width": 1.0, "depth": 1.0, "sparsity": 0.0}
+    if quantity is None:
+        raise ValueError
+    return {quantity: float(text)}

@@ -5,7 +5,7 @@ Every comparison is with the plain timm model, which is built beside the nested 
 
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
@@ -65,23 +65,29 @@ class Walked:
 
 
 def smallest_model(family: str, seconds: float = 30) -> str:
-    """Name of the model with the fewest parameters in a module of timm; timm's own test models go first.
+    """The first of `small_models`."""
+    return next(small_models(family, seconds))
+
+
+def small_models(family: str, seconds: float = 30) -> Iterator[str]:
+    """Names of the models in a module of timm by their parameters; timm's own test models go first.
 
     Args:
         family: one of `timm.list_modules()`.
-        seconds: after which the smallest so far is taken.
+        seconds: after which no more models are looked at.
     """
     names = timm.list_models(module=family)
-    names = [name for name in names if name.startswith("test_")] or names
-    sizes: dict[str, int] = {}
-    end = time.perf_counter() + seconds
-    for name in names:
-        with torch.device("meta"):
-            model = _create(name)
-        sizes[name] = sum(parameter.numel() for parameter in model.parameters())
-        if time.perf_counter() > end:
-            break
-    return min(sizes, key=lambda name: sizes[name])
+    tests = [name for name in names if name.startswith("test_")]
+    for group in (tests, [name for name in names if name not in tests]):
+        sizes: dict[str, int] = {}
+        end = time.perf_counter() + seconds
+        for name in group:
+            with torch.device("meta"):
+                model = _create(name)
+            sizes[name] = sum(parameter.numel() for parameter in model.parameters())
+            if time.perf_counter() > end:
+                break
+        yield from sorted(sizes, key=lambda name: sizes[name])
 
 
 def walk(name: str, *, macs: bool = True, kwargs: Kwargs | None = None) -> Walked:

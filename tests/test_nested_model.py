@@ -15,6 +15,7 @@ from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
 from nestify.nesting import EntryLevels
 from nestify.private import BatchNormMode
+from nestify.restoring import restored
 from nestify.schedules.weights import select_entry_levels
 
 MakeModel = Callable[..., nn.Module]
@@ -175,7 +176,7 @@ def test_copy_does_not_follow_the_original(make_model: MakeModel) -> None:
 def test_state_rebuilds_the_same_model(name: str, bn: BatchNormMode, make_model: MakeModel) -> None:
     nested = nest(make_model(name, **SIZES.get(name, {})), bn=bn)
     fresh: nn.Module = timm.create_model(name, num_classes=10, **SIZES.get(name, {}))
-    again = NestedModel.from_state(fresh, nested.spec, nested.nested_state(), NAMES)
+    again = restored(fresh, nested.spec, nested.nested_state(), NAMES)
     images = images_for(nested)
     with torch.no_grad():
         for level in NAMES:

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import timm
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nestify.errors import CheckpointError, RecipeError
-from nestify.pretrained import load_pretrained
+from nestify.pretrained import load_pretrained, save_plain
 
 MakeModel = Callable[..., nn.Module]
 
@@ -125,3 +125,12 @@ def test_values_that_only_a_checkpoint_makes_finite_are_asked_for() -> None:
     small = {"embed_dim": 16, "depth": 1, "num_heads": 1, "head_dim": 16, "intermediate_size": 16}
     with pytest.raises(CheckpointError, match=r"input_min holds values that are not finite; give a file"):
         load_pretrained("gemma4_vit_167m", pretrained=False, kwargs=small)
+
+
+def test_a_model_in_channels_last_is_saved(tmp_path: Path, make_model: MakeModel) -> None:
+    model = make_model("test_resnet").to(memory_format=torch.channels_last)
+    save_plain(model, tmp_path / "dense.safetensors")
+    saved = load_file(tmp_path / "dense.safetensors")
+    assert saved.keys() == model.state_dict().keys()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(saved[name], tensor, rtol=0, atol=0)

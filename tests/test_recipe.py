@@ -157,9 +157,9 @@ def test_levels_that_do_not_get_denser_are_refused(values: list[float]) -> None:
             "1 level given; a nested network has 2 to 254, from the core (sparsest) to the full level",
         ),
         (
-            [{"sparsity": 0.9, "weight": 0}, {"sparsity": 0}],
-            "level[1].weight = 0 is not above 0 "
-            "(relative weight in the loss; weights are scaled to sum to 1)",
+            [{"sparsity": 0.9, "weight": -1}, {"sparsity": 0}],
+            "level[1].weight = -1 is less than 0 "
+            "(relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained)",
         ),
         (
             [{"sparsity": 0.9, "distill": 2}, {"sparsity": 0}],

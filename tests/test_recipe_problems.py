@@ -74,8 +74,7 @@ def problems(options: dict[str, object]) -> list[str]:
             '"randm9" is not one of timm\'s; give rand-m9-mstd0.5, '
             "augmix-m5-w4-d2, original, originalr, v0, v0r or 3a",
         ),
-        ("schedule.kind", "layer", '"layer" is not in this version; use "weight" or "channel"'),
-        ("schedule.kind", "head", "\"head\" is not 'weight' or 'channel'"),
+        ("schedule.kind", "head", "\"head\" is not 'weight', 'channel', 'layer' or 'combined'"),
         ("schedule.score", "l1", "\"l1\" is not 'lamp', 'magnitude', 'uniform' or 'erk'"),
         (
             "schedule.pattern",

@@ -58,8 +58,8 @@ def test_a_problem_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> Non
     path = write(tmp_path, BASIC + "[train]\nlr = -1\n")
     told = message(path, {"levels": "1.5,0", "train.epochs": -1, "train.epohcs": 1, "level[2].weight": -1})
     assert told.splitlines() == [
-        f"{path}: level[2].weight = -1 is not above 0 "
-        "(relative weight in the loss; weights are scaled to sum to 1) (set by an option)",
+        f"{path}: level[2].weight = -1 is less than 0 (relative weight in the loss, scaled so that all "
+        "sum to 1; a level of 0 is not trained) (set by an option)",
         f"{path}: train.epochs = -1 is less than 0 ({EPOCHS}) (set by an option)",
         f"{path}: train.lr = -1 is not above 0 (learning rate after the warmup)",
         f"{path}: unknown key train.epohcs; did you mean train.epochs? (set by an option)",
@@ -295,12 +295,12 @@ def test_the_levels_option_replaces_all_levels(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize("levels", ["0.9,half,0", "0.9,,0", "macs=0.5,1", "32x1,0"])
+@pytest.mark.parametrize("levels", ["0.9,half,0", "0.9,,0", "0.5,x,1", "32x1,0"])
 def test_levels_that_are_no_levels_are_told(levels: str) -> None:
     wrong = next(item for item in levels.split(",") if not re.fullmatch(r"[\d.]+", item))
     assert message("m", {"levels": levels, "data.path": "x"}) == (
-        f'levels has "{wrong}", not a sparsity (0.8) or N:M (2:4); give the levels from the core to '
-        "the full level, as in 0.95,0.8,0, and blocks as schedule.pattern"
+        f'levels has "{wrong}", not a sparsity (0.8), N:M (2:4) or budget (macs=0.5); give the levels from '
+        "the core to the full level, as in 0.95,0.8,0, and blocks as schedule.pattern"
     )
 
 

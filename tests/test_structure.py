@@ -13,6 +13,7 @@ import nestify
 from nestify.channels.axes import permute_channels
 from nestify.channels.channel_map import find_channels
 from nestify.errors import BadFileError, UnsupportedModelError
+from nestify.layers.layer_map import find_layers
 from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_file.writer import write_nested_file
@@ -38,7 +39,7 @@ def narrow_model(architecture: str, widths: tuple[float, ...] = WIDTHS) -> Neste
     levels = [Level(f"size-{k}", 0.0, width=width) for k, width in enumerate(widths, start=1)]
     counts = channel_counts(channels.groups, levels, 8)
     names = [level.name for level in levels]
-    structure = Structure(channels, tuple(counts))
+    structure = Structure(channels, find_layers(channels), tuple(counts), (frozenset(),) * len(counts))
     spec = describe_model(network, (3, SIDE, SIDE))
     return NestedModel(network, spec, names, masked=(), structure=structure).eval()
 
@@ -175,7 +176,9 @@ def test_axes_and_back() -> None:
     assert nested.structure is not None
     state = nested.network.state_dict()
     names = set(nested.structure.channels.names)
-    again = structure_of(nested.structure.channels, nested.structure.axis_levels(state), names, 3)
+    whole: list[list[str]] = [[], [], []]
+    channels, layers = nested.structure.channels, nested.structure.layers
+    again = structure_of(channels, layers, nested.structure.axis_levels(state), names, whole)
     assert again.counts == nested.structure.counts
 
 
@@ -187,7 +190,7 @@ def test_axes_that_do_not_belong_together_are_refused() -> None:
     levels[name][0] = levels[name][0].flip(0)
     names = set(nested.structure.channels.names)
     with pytest.raises((ValueError, UnsupportedModelError), match=r"coupled with|first channels"):
-        structure_of(nested.structure.channels, levels, names, 3)
+        structure_of(nested.structure.channels, nested.structure.layers, levels, names, [[], [], []])
 
 
 def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -105,10 +105,10 @@ def place_of(node: fx.Node) -> str:
     return f"{operator_name(node.target)} in {module.removeprefix('L__self__') or 'the model'}"
 
 
-def refusal(node: fx.Node, problem: str) -> UnsupportedModelError:
-    """An error about one call: what it does that the channel schedule cannot follow."""
+def refusal(node: fx.Node, problem: str, parts: str = "channels") -> UnsupportedModelError:
+    """An error about one call: what it does that the schedule of these parts of a model cannot follow."""
     return UnsupportedModelError(
-        f"{place_of(node)} {problem}, so this model's channels cannot be scheduled; "
+        f"{place_of(node)} {problem}, so this model's {parts} cannot be scheduled; "
         "--schedule weight works for every model"
     )
 

@@ -14,7 +14,8 @@ from nestify.channels.axes import Axes, Indices, sliced
 from nestify.channels.choice import choose
 from nestify.channels.groups import Group, find_groups, frozen_dimensions
 from nestify.channels.narrow import narrow
-from nestify.channels.trace import trace
+from nestify.channels.remains import remains_of
+from nestify.channels.trace import Traced, trace
 from nestify.errors import UnsupportedModelError
 
 
@@ -40,6 +41,7 @@ class ChannelMap:
     Holds no tensor of the model's state dict.
 
     Attributes:
+        traced: the model's graph.
         groups: in the order of the graph.
         unknown: operators without a rule, whose tensors stay whole.
         frozen: why a (tensor, dimension) is, in whole or in part, in no group.
@@ -47,6 +49,7 @@ class ChannelMap:
             evaluation mode; tied ones by the first.
     """
 
+    traced: Traced
     groups: tuple[Group, ...]
     unknown: frozenset[str]
     frozen: Mapping[tuple[str, int], str]
@@ -55,6 +58,7 @@ class ChannelMap:
     def __init__(self, found: Analysis) -> None:
         groups = find_groups(found)
         self._found = found
+        self.traced = found.traced
         self._roots = tuple(roots for _, roots in groups)
         self._shapes = {name: found.labels[node].shape for node, name in found.traced.names.items()}
         self.groups = tuple(group for group, _ in groups)
@@ -115,7 +119,14 @@ class ChannelMap:
                     )
         return units
 
-    def skeleton(self, axes: Axes, *, training: bool, device: torch.device) -> fx.GraphModule:
+    def skeleton(
+        self,
+        axes: Axes,
+        *,
+        training: bool,
+        device: torch.device,
+        substitutes: Mapping[str, str] = MappingProxyType({}),
+    ) -> fx.GraphModule:
         """The network of a level, without values.
 
         Its parameters and persistent buffers are on the meta device, under the state-dict names of the full
@@ -124,20 +135,27 @@ class ChannelMap:
         non-persistent buffers have their values.
 
         Args:
-            axes: as `axes` gives them; may come from an untrusted file. Constants may be left out.
+            axes: as `axes` gives them; may come from an untrusted file. Constants may be left out, and so
+                may tensors that the level does not read.
             training: batch norm uses the statistics of the batch, and updates the running ones that it is
-                given, in place. All other operators work as in evaluation: no dropout, no stochastic depth.
+                given, in place; dropout drops. All other operators work as in evaluation: no stochastic
+                depth, no dropout inside fused attention.
             device: of the tensors that will be supplied.
+            substitutes: name of a node of the graph -> name of an earlier one, of the same shape and type,
+                that stands for it. What nothing reads then is left out, its tensors as well.
 
         Raises:
-            UnsupportedModelError: if the axes contradict each other (see `kept_units`), or the network does
-                not compute with the shapes that follow from them.
+            UnsupportedModelError: if the axes contradict each other (see `kept_units`), the network does not
+                compute with the shapes that follow from them, or an operator writes in place into what is
+                replaced or stands in.
         """
-        units = self.kept_units(axes)
+        remains = remains_of(self.traced.graph, substitutes)
+        read = {name for node, name in self.traced.names.items() if node in remains.needed}
+        units = self.kept_units(axes, [name for name in self.names if name in read or name in axes])
         whole = self.axes(units)
-        constants = {name: sliced(t, whole.get(name, {})) for name, t in self._found.traced.constants.items()}
+        constants = {name: sliced(t, whole.get(name, {})) for name, t in self.traced.constants.items()}
         choice = choose(self._found, self._roots, units)
-        return narrow(choice, constants, training=training, device=device)
+        return narrow(choice, remains, constants, training=training, device=device)
 
     def narrowed(self, kept: Sequence[Indices | None]) -> fx.GraphModule:
         """The network that keeps these units of each group, for evaluation on the CPU; see `skeleton`."""

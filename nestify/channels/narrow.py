@@ -1,6 +1,6 @@
 """A level's own network: the graph with the level's sizes, and tensors of its shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,20 +10,34 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from nestify.channels.calls import named_arguments, operator_name, refusal, shape_of
 from nestify.channels.choice import Choice, NotABox
 from nestify.channels.labels import Labels
+from nestify.channels.remains import Remains
 from nestify.channels.sizes import CHANGES, Rewrite
 from nestify.channels.trace import BATCH, logits_of
 
 CPU = torch.device("cpu")
+_TRAINING_FLAGS = {
+    "batch_norm": "training",
+    "dropout": "train",
+    "feature_dropout": "train",
+    "alpha_dropout": "train",
+}
+"""Operators that work differently in training, and the argument that says so."""
 
 
 def narrow(
-    choice: Choice, constants: Mapping[str, Tensor], *, training: bool, device: torch.device
+    choice: Choice,
+    remains: Remains,
+    constants: Mapping[str, Tensor],
+    *,
+    training: bool,
+    device: torch.device,
 ) -> fx.GraphModule:
     """Build the network of a level.
 
     Args:
+        choice: the channels that it has. `remains`: the operators that it has.
         constants: the tensors that no state dict holds, cut to the level.
-        training: normalise with the statistics of the batch.
+        training: normalise with the statistics of the batch, and drop out.
         device: where factories put their tensors, and the constants are.
 
     Returns:
@@ -36,12 +50,16 @@ def narrow(
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in choice.found.traced.graph.nodes:
+        if node not in remains.needed and node is not choice.found.traced.images:
+            continue
         try:
-            copies[node] = _copied(choice, node, graph, copies)
+            copies[node] = _copied(choice, node, graph, lambda n: copies[remains.stand_ins.get(n, n)])
         except NotABox as error:
             raise refusal(node, "keeps channels in a way that leaves no tensor of a regular shape") from error
+        if node.target is torch.ops.aten.view.default and node not in remains.written:
+            copies[node].target = torch.ops.aten.reshape.default  # the strides may be others
     graph.eliminate_dead_code()
-    root = _holder(choice, constants, device)
+    root = _holder(choice, remains, constants, device)
     _check_shapes(choice, graph, copies, root)
     for node in graph.nodes:
         if node.op == "call_function":
@@ -50,21 +68,21 @@ def narrow(
     return fx.GraphModule(root, graph, class_name="Level")
 
 
-def _copied(choice: Choice, node: fx.Node, graph: fx.Graph, copies: dict[fx.Node, fx.Node]) -> fx.Node:
+def _copied(choice: Choice, node: fx.Node, graph: fx.Graph, copy_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
     names = choice.found.traced.names
     if node in names:
         return graph.get_attr(names[node])
-    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: copies[source])
+    args, kwargs = fx.map_arg((node.args, node.kwargs), copy_of)
     if node.op == "placeholder":
         return graph.placeholder("images")
     if node.op == "output":
-        copy: fx.Node = graph.output(copies[logits_of(choice.found.traced.graph)])
+        copy: fx.Node = graph.output(copy_of(logits_of(choice.found.traced.graph)))
         return copy
     change = CHANGES.get(operator_name(node.target))
     if change is None:
         assert callable(node.target)
         return graph.call_function(node.target, args, kwargs)
-    arguments = fx.map_arg(named_arguments(node), lambda source: copies[source])
+    arguments = fx.map_arg(named_arguments(node), copy_of)
     changes = change(Rewrite(choice, node, arguments, graph))
     return _call(graph, changes.pop("target", node.target), arguments | changes)
 
@@ -83,10 +101,14 @@ def _call(graph: fx.Graph, target: Any, arguments: Mapping[str, Any]) -> fx.Node
     return graph.call_function(target, tuple(args), kwargs)
 
 
-def _holder(choice: Choice, constants: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+def _holder(
+    choice: Choice, remains: Remains, constants: Mapping[str, Tensor], device: torch.device
+) -> nn.Module:
     """Modules with nothing but tensors, under the names that the full model gives them."""
     root = nn.Module()
     for node, name in choice.found.traced.names.items():
+        if node not in remains.needed:
+            continue
         *path, local = name.split(".")
         module = root
         for part in path:
@@ -124,7 +146,7 @@ def _check_shapes(
             labels = choice.found.labels.get(original.get(node, node))
             if isinstance(labels, Labels) and shape_of(values[node]) != choice.shape(labels):
                 got, promised = shape_of(values[node]), choice.shape(labels)
-                raise refusal(original[node], f"gives {got} and not {promised} at a smaller width")
+                raise refusal(original[node], f"gives {got} and not {promised} in a smaller level")
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
@@ -139,16 +161,18 @@ def _shapes_of_call(node: fx.Node, original: fx.Node, values: Mapping[fx.Node, A
         return node.target(*args, **kwargs)
     except (RuntimeError, ValueError, IndexError) as error:
         reason = str(error).strip().partition("\n")[0].rstrip(" .:")
-        raise refusal(original, f"does not run at a smaller width ({reason})") from error
+        raise refusal(original, f"does not run in a smaller level ({reason})") from error
 
 
 def _finish(node: fx.Node, training: bool, device: torch.device) -> None:
-    """Put factories on the device, and batch norms with running statistics into their mode."""
+    """Put factories on the device; in training let batch norms use the batch, and dropouts drop."""
     node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda arg: _on(device, arg))
-    if training and operator_name(node.target) == "batch_norm":
-        arguments = named_arguments(node)
-        if arguments["running_mean"] is not None:
-            node.update_arg(list(arguments).index("training"), True)
+    flag = _TRAINING_FLAGS.get(operator_name(node.target)) if training else None
+    if flag is None:
+        return
+    arguments = named_arguments(node)
+    if arguments.get("running_mean", True) is not None:  # a norm without them is of a weight
+        node.update_arg(list(arguments).index(flag), True)
 
 
 def _on(device: torch.device, argument: Any) -> Any:

@@ -1,4 +1,4 @@
-"""A model as a flat graph of ATen operators with a free batch size."""
+"""A model as a flat, functional graph of ATen operators with a free batch size."""
 
 import operator
 import warnings
@@ -12,14 +12,13 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
-from nestify.channels.calls import operator_name
+from nestify.channels.functional import make_functional
+from nestify.channels.remains import needed_nodes
 from nestify.errors import UnsupportedModelError
 from nestify.model_spec import tied_names
 
 BATCH = 11
 """Images in the example: a prime, so that no reshape takes their number for something else."""
-
-_ASSERTIONS = ("_assert_tensor_metadata", "_assert_scalar", "_assert_async", "sym_constrain_range_for_size")
 
 
 @dataclass(frozen=True)
@@ -27,7 +26,8 @@ class Traced:
     """A model in evaluation mode as a flat graph.
 
     Attributes:
-        graph: placeholders, calls of operators, one output, which is one tensor.
+        graph: placeholders, calls of operators, one output, which is one tensor. Operators write in place
+            only where `make_functional` has left it at that.
         images: the placeholder of the images, (B, C, H, W).
         names: the other placeholders, all of them used, to the names of the tensors that they stand for:
             parameters and buffers by their state-dict names, tied ones by the first; constants by their
@@ -64,7 +64,10 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
     names = {node: str(spec.target) for node, spec in inputs.items() if node is not images}
     _tie(names, tied_names(model))
     _remove_unused(graph, names)
+    make_functional(graph)
+    _remove_unused(graph, names)  # what was written may be read no more
     _check_output(graph, model)
+    graph.lint()
     state = model.state_dict()
     return Traced(
         graph=graph,
@@ -139,14 +142,12 @@ def _tie(names: dict[fx.Node, str], aliases: Mapping[str, str]) -> None:
 
 
 def _remove_unused(graph: fx.Graph, names: dict[fx.Node, str]) -> None:
-    """Remove assertions about the example, what does not reach the output, and names that nothing uses."""
-    for node in list(graph.nodes):
-        if operator_name(node.target) in _ASSERTIONS:
+    """Remove what does not reach the output, assertions about the example among it, and names of nothing."""
+    needed = needed_nodes(graph, {})
+    for node in reversed(graph.nodes):
+        if node not in needed and (node.op != "placeholder" or node in names):
             graph.erase_node(node)
-    graph.eliminate_dead_code()
-    for node in [node for node in names if not node.users]:
-        graph.erase_node(node)
-        del names[node]
+            names.pop(node, None)
 
 
 def _check_output(graph: fx.Graph, model: nn.Module) -> None:

@@ -117,9 +117,14 @@ def plan_text(plan: Plan, stream: TextIO | None) -> str:
         notes.append(f"every level has the channels of these operators whole: {', '.join(plan.without_rule)}")
     if plan.uncounted:
         notes.append(f"MACs leave out operators that are not known: {', '.join(plan.uncounted)}")
-    what = f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers"
+    parts = []
+    if plan.maskable:
+        parts.append(f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers")
     if plan.channel_groups:
-        what = f"{plan.channel_groups} groups of coupled channels"
+        parts.append(f"{plan.channel_groups} groups of coupled channels")
+    if plan.blocks:
+        parts.append(f"{plan.blocks} blocks that can be skipped")
+    what = ", ".join(parts)
     title = f"{spec.architecture}, {spec.num_classes} classes, input {size}, {what}"
     return render(title, [plan_table(plan)], notes, stream)
 
@@ -133,6 +138,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "input_size": list(plan.spec.input_size),
         "maskable": plan.maskable,
         "channel_groups": plan.channel_groups,
+        "blocks": plan.blocks,
         "without_rule": list(plan.without_rule),
         "dense_layers": list(plan.dense_layers),
         "train_images": plan.train_images,
@@ -149,6 +155,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "name": level.level.name,
                 "pattern": str(level.level.pattern),
                 "width": level.level.width,
+                "depth": level.level.depth,
             }
             for k, level in enumerate(plan.levels, start=1)
         ],

@@ -53,7 +53,7 @@ def export_level(
 
     Args:
         plain: the level, in eval mode on the CPU: images (B, C, H, W) to logits (B, num_classes). For
-            onnx and pt2 it need not be a timm model.
+            timm it has the names of timm's tensors, or of a part of them.
         facts: what the export says of itself.
         target: where to, and in which format; see `choose_target`.
         batch: images per call that onnx and pt2 are fixed to; None: any number.
@@ -68,6 +68,8 @@ def export_level(
     check_options(target.format, batch, opset)
     # Before anything is traced: a model that caches would keep what it saw then.
     expected = probes(plain, facts, batch)
+    if target.format is Format.timm:
+        plain, facts = timm.as_timm(plain, facts)
     if target.folder:
         return _export_folder(plain, facts, target, expected)
     draft = _draft(plain, facts, target.format, batch, opset)

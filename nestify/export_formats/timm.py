@@ -1,34 +1,55 @@
 """A level as weights that timm loads: a safetensors file, or a folder for `local-dir:`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import timm
-import torch
 from safetensors.torch import load_file, save
 from timm.models import get_model_args
 from timm.models._hub import save_config_for_hf
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from nestify.errors import UnsupportedModelError
 from nestify.export_formats.draft import Draft, Runner
 from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.quiet import quiet
+from nestify.export_formats.rebuild import rebuild, without_weights
 from nestify.model_spec import build_model
 
 TOLERANCE = 1e-5
 """The same tensors in the same modules: what differs is rounding where memory lies differently."""
 
 
+def as_timm(plain: nn.Module, facts: ExportFacts) -> tuple[nn.Module, ExportFacts]:
+    """A level as the model that timm builds, and its facts with the arguments of that model.
+
+    A level with fewer channels or layers becomes the model of other arguments that computes the same.
+
+    Args:
+        plain: the level, in eval mode on the CPU.
+        facts: the arguments in it are those of the full model.
+
+    Raises:
+        UnsupportedModelError: if timm's constructor builds no such network.
+    """
+    if not isinstance(plain, fx.GraphModule) and _has_the_tensors(plain, facts):
+        return plain, facts
+    found = rebuild(plain, facts.architecture, facts.kwargs, facts.input_size)
+    if isinstance(found, str):
+        raise UnsupportedModelError(
+            f"{facts.title} is not a network that timm builds ({found}); export it as onnx or pt2"
+        )
+    return found.model, replace(facts, kwargs=found.kwargs)
+
+
 def timm_draft(plain: nn.Module, facts: ExportFacts) -> Draft:
     """Dense tensors under timm's names, a tied one under each of its names.
 
-    Raises:
-        UnsupportedModelError: if `plain` is not the timm model that the facts name.
+    Args:
+        plain, facts: as `as_timm` gives them.
     """
     kwargs = _needed_kwargs(facts)
-    _check_is_timm(plain, facts)
 
     def write(file: BinaryIO) -> None:
         file.write(_saved(plain, facts))
@@ -50,11 +71,8 @@ def write_local_dir(folder: Path, plain: nn.Module, facts: ExportFacts) -> None:
 
     Args:
         folder: exists and is empty.
-
-    Raises:
-        UnsupportedModelError: if `plain` is not the timm model that the facts name.
+        plain, facts: as `as_timm` gives them.
     """
-    _check_is_timm(plain, facts)
     labels = {} if facts.class_names is None else {"label_names": list(facts.class_names)}
     save_config_for_hf(
         plain, str(folder / "config.json"), model_config=labels, data_config=dict(facts.preprocessing)
@@ -77,24 +95,15 @@ def _saved(plain: nn.Module, facts: ExportFacts) -> bytes:
     return data
 
 
-def _check_is_timm(plain: nn.Module, facts: ExportFacts) -> None:
-    due, found = _without_weights(facts.architecture, facts.kwargs).state_dict(), plain.state_dict()
-    odd = [n for n in {**due, **found} if n not in due or n not in found or due[n].shape != found[n].shape]
-    if odd:
-        raise UnsupportedModelError(
-            f"{facts.title} is not the network that timm builds by this name ({odd[0]} differs); "
-            "export it as onnx or pt2"
-        )
+def _has_the_tensors(plain: nn.Module, facts: ExportFacts) -> bool:
+    """Whether names and shapes are those of the model that the facts name."""
+    due, found = without_weights(facts.architecture, facts.kwargs).state_dict(), plain.state_dict()
+    return due.keys() == found.keys() and all(due[name].shape == found[name].shape for name in due)
 
 
 def _needed_kwargs(facts: ExportFacts) -> Mapping[str, Any]:
     """The arguments without those that timm's own default model reports of itself."""
-    own = get_model_args(_without_weights(facts.architecture, {}))
+    own = get_model_args(without_weights(facts.architecture, {}))
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
     missing = object()
     return {key: value for key, value in facts.kwargs.items() if plain.get(key, missing) != value}
-
-
-def _without_weights(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    with quiet(), torch.device("meta"):
-        return build_model(architecture, dict(kwargs))

@@ -5,6 +5,15 @@
 """
 
 from nestify.images.dataset import Images, OnBadImage, open_images, open_splits
-from nestify.images.loaders import Loader, eval_loader, train_loader
+from nestify.images.loaders import Loader, Pictures, eval_loader, train_loader
 
-__all__ = ["Images", "Loader", "OnBadImage", "eval_loader", "open_images", "open_splits", "train_loader"]
+__all__ = [
+    "Images",
+    "Loader",
+    "OnBadImage",
+    "Pictures",
+    "eval_loader",
+    "open_images",
+    "open_splits",
+    "train_loader",
+]

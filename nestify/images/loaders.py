@@ -325,3 +325,13 @@ def _transform(
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
     """Statistics of RGB for a grey model: their mean, as timm does."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+
+
+class Pictures:
+    """The images of a loader without their labels, as often as asked for."""
+
+    def __init__(self, loader: Loader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return (images for images, _ in self.loader)

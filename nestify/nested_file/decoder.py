@@ -14,7 +14,7 @@ from nestify.nested_file.axes import axis_levels, box_levels
 from nestify.nested_file.checks import units_left
 from nestify.nested_file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
 from nestify.nested_file.layout import Slot, entry_name, private_name, values_name
-from nestify.nested_file.manifest import ParameterEntry
+from nestify.nested_file.manifest import Manifest, ParameterEntry
 from nestify.nested_file.mapping import mapped
 from nestify.nested_file.refusal import GET_ANOTHER
 from nestify.nested_file.state import NestedState
@@ -97,7 +97,13 @@ def read_state(file: "NestedFile", level: int, verify: bool, into: Mapping[str, 
         aliases={alias: entry.name for entry in parameters for alias in entry.aliases},
         units={entry.name: entry.unit for entry in parameters if entry.unit != (1, 1)},
         axes={entry.name: _axes(entry, level) for entry in parameters if entry.axes},
+        skipped=_skipped(file.manifest, level),
     )
+
+
+def _skipped(manifest: Manifest, level: int) -> list[list[str]]:
+    skipped = [entry.skipped for entry in manifest.levels[:level]]
+    return skipped if any(skipped) else []
 
 
 def read_level(file: "NestedFile", level: int, verify: bool, into: Mapping[str, Tensor]) -> dict[str, Tensor]:

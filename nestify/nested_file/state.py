@@ -23,6 +23,7 @@ class NestedState:
         axes: name of a maskable tensor -> dimension -> uint8 (extent,), the lowest level that has each
             index, n + 1 where no level does; absent means that level 1 has the whole dimension. A level
             uses no weight of which it lacks an index, so no weight enters before all of its indices.
+        skipped: per level, core first: names of the blocks that it leaves out; empty if none does.
     """
 
     shared: dict[str, Tensor]
@@ -31,3 +32,4 @@ class NestedState:
     aliases: dict[str, str] = field(default_factory=dict)
     units: dict[str, tuple[int, int]] = field(default_factory=dict)
     axes: dict[str, dict[int, Tensor]] = field(default_factory=dict)
+    skipped: list[list[str]] = field(default_factory=list)

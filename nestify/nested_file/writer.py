@@ -90,6 +90,19 @@ def write_nested_file(
     return manifest
 
 
+def planned_bytes(state: NestedState, description: Description, dtype: torch.dtype) -> list[int]:
+    """Bytes of the file up to and with each level, header included, were it written now.
+
+    Args:
+        state, description, dtype: as for `write_nested_file`.
+    """
+    parameters = parameter_entries(state, dtype)
+    stored = {tensor.spec.name: tensor for tensor in stored_tensors(parameters, state)}
+    manifest, layout = _plan(parameters, stored, state, description)
+    header = len(encode_header(layout, manifest))
+    return [header + end for end in layout.ends]
+
+
 def _check_arguments(state: NestedState, description: Description, dtype: torch.dtype) -> None:
     if dtype not in [TORCH_DTYPES[name] for name in FILE_DTYPES]:
         raise ValueError(f"{dtype} is not one of {', '.join(FILE_DTYPES)}")

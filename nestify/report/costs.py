@@ -91,24 +91,25 @@ def effective_macs(count: MacCount, densities: Mapping[str, float]) -> int:
     )
 
 
-def layer_entries(count: MacCount, kept: Mapping[str, tuple[int, int]]) -> list[LayerEntry]:
+def layer_entries(count: MacCount, kept: Mapping[str, tuple[int, int, int]]) -> list[LayerEntry]:
     """Rows of the per-layer table, in the order of `kept`.
 
     Args:
-        kept: by the name of a maskable parameter (number of weights kept, number of weights).
+        kept: by the name of a maskable parameter: how many weights are kept, how many the level has, masked
+            ones included, and how many the full level has.
 
     Raises:
-        KeyError: for a name that is no parameter of the counted model.
+        KeyError: for a name that is no parameter of the counted model, of which it has weights.
     """
     return [
         LayerEntry(
             name=name,
             weights=weights,
             kept=used,
-            dense_macs=count.by_weight[name],
-            effective_macs=_effective(count, name, used / weights),
+            dense_macs=count.by_weight[name] if has else 0,
+            effective_macs=_effective(count, name, used / has) if has else 0,
         )
-        for name, (used, weights) in kept.items()
+        for name, (used, has, weights) in kept.items()
     ]
 
 

@@ -15,7 +15,8 @@ class LevelReport:
     """One level.
 
     Attributes:
-        level: 1 for the core. `sparsity`: achieved, over the maskable weights. `width`: share of channels.
+        level: 1 for the core. `sparsity`: achieved, over the level's maskable weights. `width`,
+            `depth`: shares of channels and of blocks. `skipped`: blocks that it leaves out.
         parameters, nonzero_parameters: of the plain model, and without those masked out.
         dense_macs, effective_macs: multiply-accumulates per image that dense kernels execute, and that
             would be left if every zero were skipped at no cost.
@@ -28,6 +29,8 @@ class LevelReport:
     name: str
     sparsity: float
     width: float
+    depth: float
+    skipped: list[str]
     pattern: str
     parameters: int
     nonzero_parameters: int
@@ -109,6 +112,8 @@ def _level(manifest: Manifest, k: int, prefix_bytes: int) -> LevelReport:
         name=entry.name,
         sparsity=entry.achieved_sparsity,
         width=entry.width,
+        depth=entry.depth,
+        skipped=list(entry.skipped),
         pattern=entry.pattern,
         parameters=measured.parameters,
         nonzero_parameters=measured.nonzero_parameters,

@@ -18,7 +18,7 @@ def report_table(report: Report) -> Sheet:
     columns = [
         Column("level", [str(level.level) for level in levels], rank=2),
         Column("name", [level.name for level in levels], is_text=True),
-        *_sizes([(level.sparsity, level.width) for level in levels]),
+        *_sizes([(level.sparsity, level.width, level.depth) for level in levels]),
     ]
     if any(_is_patterned(level.pattern) for level in levels):
         patterns = [level.pattern if level.sparsity else "-" for level in levels]
@@ -49,8 +49,10 @@ def report_notes(report: Report) -> list[str]:
             "Masked weights save bytes, not time: dense kernels execute the dense MACs at every level, "
             "and effective MACs are theory."
         )
-    if any(level.width < 1 for level in report.levels):
-        notes.append("A narrower level is a network of its own, which dense kernels run at its dense MACs.")
+    if any(level.width < 1 or level.depth < 1 for level in report.levels):
+        notes.append(
+            "A narrower or shallower level is a network of its own; dense kernels run it at its dense MACs."
+        )
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
         notes.append(f"MACs leave out operators that are not known: {unknown}.")
@@ -77,7 +79,7 @@ def plan_table(plan: "Plan") -> Sheet:
     columns = [
         Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
         Column("name", [level.level.name for level in levels], is_text=True),
-        *_sizes([(level.sparsity, level.level.width) for level in levels]),
+        *_sizes([(level.sparsity, level.level.width, level.level.depth) for level in levels]),
     ]
     if any(_is_patterned(str(level.level.pattern)) for level in levels):
         patterns = [str(level.level.pattern) if level.sparsity else "-" for level in levels]
@@ -86,7 +88,7 @@ def plan_table(plan: "Plan") -> Sheet:
         Column("non-zero", [quantity(level.nonzero_parameters) for level in levels], rank=1),
         Column("dense MACs", [quantity(level.dense_macs) for level in levels], rank=4),
         Column("effective MACs", [quantity(level.effective_macs) for level in levels], rank=5),
-        Column("data MiB", [mebibytes(level.data_bytes) for level in levels]),
+        Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
     ]
     return Sheet(columns)
 
@@ -122,13 +124,16 @@ def verification_table(verification: "Verification") -> Sheet:
     )
 
 
-def _sizes(levels: Sequence[tuple[float, float]]) -> list[Column]:
-    """Sparsity and width, as far as the levels differ in them."""
-    columns = []
-    if any(width < 1 for _, width in levels):
-        columns.append(Column("width", [f"{width:.4g}" for _, width in levels], rank=1))
-    if any(sparsity > 0 for sparsity, _ in levels) or not columns:
-        columns.insert(0, Column("sparsity", [f"{sparsity:.4f}" for sparsity, _ in levels], rank=1))
+def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
+    """Sparsity, width and depth, as far as the levels differ in them."""
+    sparsities, widths, depths = zip(*levels, strict=True)
+    columns = [
+        Column(name, [f"{share:.4g}" for share in shares], rank=1)
+        for name, shares in (("width", widths), ("depth", depths))
+        if min(shares) < 1
+    ]
+    if max(sparsities) > 0 or not columns:
+        columns.insert(0, Column("sparsity", [f"{sparsity:.4f}" for sparsity in sparsities], rank=1))
     return columns
 
 

@@ -12,6 +12,10 @@ from nestify.channels.groups import Group
 from nestify.levels import Level
 
 
+GRID = 1000
+"""Widths that a budget chooses among."""
+
+
 def channel_counts(groups: Sequence[Group], levels: Sequence[Level], divisor: int) -> list[tuple[int, ...]]:
     """Units of each group that each level has, core first.
 
@@ -30,6 +34,27 @@ def channel_counts(groups: Sequence[Group], levels: Sequence[Level], divisor: in
             wanted = [max(pair) for pair in zip(wanted, counts[-1], strict=True)]
         counts.append(tuple(wanted))
     return counts
+
+
+def channel_path(groups: Sequence[Group], divisor: int) -> list[tuple[float, tuple[int, ...]]]:
+    """All channel counts from the narrowest network to the full one, one group growing at a time.
+
+    Where one width lets several groups grow, they grow one after the other, so that a budget can be met more
+    closely than by a width alone.
+
+    Returns:
+        width and units of each group, none falling; the last is the full network.
+    """
+    widths = [step / GRID for step in range(1, GRID + 1)]
+    rows = np.array([[_count(group, width, divisor) for group in groups] for width in widths])
+    rows = np.maximum.accumulate(rows)
+    path = [(widths[0], tuple(rows[0].tolist()))]
+    for width, row in zip(widths, rows, strict=True):
+        counts = list(path[-1][1])
+        for place in np.flatnonzero(row > counts):
+            counts[place] = int(row[place])
+            path.append((width, tuple(counts)))
+    return path
 
 
 def _count(group: Group, width: float, divisor: int) -> int:

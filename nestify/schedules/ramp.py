@@ -1,6 +1,6 @@
 """Gradual sparsity: how sparse each level is while it learns, and when its weights are chosen again."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
@@ -18,11 +18,13 @@ class Ramp:
         levels: the targets, core level first.
         steps: training steps T until the targets are reached; 0 starts at the targets.
         selections: how often the weights are chosen again on the way, evenly spaced.
+        settle: gives the targets anew where they are reached, by the weights as they are then.
     """
 
     levels: Sequence[Level]
     steps: int
     selections: int
+    settle: Callable[[], Sequence[Level]] | None = None
 
     def due(self, step: int) -> bool:
         """Whether the weights are chosen again before training step `step` (counted from 0)."""
@@ -32,7 +34,9 @@ class Ramp:
 
     def levels_at(self, step: int) -> list[Level]:
         """The levels with the sparsities of this step; an N:M level keeps whole numbers of each M."""
-        rest = 0.0 if step >= self.steps else 1 - step / self.steps
+        if step >= self.steps:
+            return list(self.levels if self.settle is None else self.settle())
+        rest = 1 - step / self.steps
         return [_at(level, level.sparsity * (1 - rest**3)) for level in self.levels]
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from nestify.errors import DivergedError
 from nestify.nested_model import NestedModel
-from nestify.recipe_sections import AugmentOptions, Score, TrainOptions
+from nestify.recipe_schedule import Score
+from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
 from nestify.schedules.weights import select_entry_levels
 from nestify.training.task import NestedTask
@@ -152,7 +153,8 @@ def reselect(nested: NestedModel, ramp: Ramp, step: int, score: Score) -> None:
     """Choose the weights of every level again, at the sparsities of a step."""
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
     if weights:
-        nested.set_entry_levels(select_entry_levels(weights, ramp.levels_at(step), score))
+        entry = select_entry_levels(weights, ramp.levels_at(step), score, nested.available())
+        nested.set_entry_levels(entry)
 
 
 def _steps(batches: Batches, total: int) -> Iterator[tuple[int, bool, Tensor, Tensor]]:
@@ -223,8 +225,7 @@ class _Progress:
 
     def note_sparsity(self, nested: NestedModel) -> None:
         """Count again, after the weights were chosen again."""
-        entry = nested.entry_levels
-        self.sparsity = [entry.sparsity(k) for k in range(1, nested.n_levels + 1)]
+        self.sparsity = [nested.sparsity(k) for k in range(1, nested.n_levels + 1)]
 
     def add(self, results: list[Any], labels: Tensor) -> None:
         for result in results:

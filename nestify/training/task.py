@@ -27,7 +27,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     Args:
         nested: the model to train.
         criterion: task loss of logits (B, classes) and targets.
-        weights: a_k by level, core first; they are scaled to sum 1.
+        weights: a_k by level, core first; they are scaled to sum 1. A level of weight 0 is not trained.
         distill: b_k by level, core first, in [0, 1]; 0 for the full level where it teaches itself alone.
         teacher: where soft targets come from.
         sandwich: how many levels a step trains; None trains all. Always core and full, the others are
@@ -74,7 +74,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         else:
             chosen = {level: weights[level - 1] for level in middle}
         chosen |= {1: weights[0], self.n_levels: weights[-1]}
-        return sorted(chosen.items(), reverse=True)
+        return sorted(((level, weight) for level, weight in chosen.items() if weight), reverse=True)
 
     def losses(self, images: Tensor, target: Tensor) -> Iterator[tuple[Tensor, LevelResult]]:
         """Weighted loss and result of each level in turn, so that a backward can follow each forward."""

@@ -24,6 +24,7 @@ from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from nestify.channels.channel_map import find_channels
+from nestify.layers.layer_map import find_layers
 from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
@@ -45,7 +46,8 @@ def make(name: str, size: int) -> NestedModel:
     network = timm.create_model(name, num_classes=100, **argument).eval()
     channels = find_channels(network, (3, size, size))
     levels = [Level(f"l{k}", 0.0, width=width) for k, width in enumerate(WIDTHS)]
-    structure = Structure(channels, tuple(channel_counts(channels.groups, levels, 8)))
+    counts = tuple(channel_counts(channels.groups, levels, 8))
+    structure = Structure(channels, find_layers(channels), counts, (frozenset(),) * len(counts))
     spec = describe_model(network, (3, size, size))
     return NestedModel(network, spec, [level.name for level in levels], masked=(), structure=structure)
 
@@ -53,7 +55,7 @@ def make(name: str, size: int) -> NestedModel:
 def training_network(nested: NestedModel, level: int) -> nn.Module:
     """A level on its own, ready to be trained."""
     assert nested.structure is not None
-    if not nested.is_narrow(level):
+    if not nested.is_smaller(level):
         return deepcopy(nested.network).train()
     device = torch.device("cpu")
     network = deepcopy(nested.structure.skeleton(level, training=True, device=device))

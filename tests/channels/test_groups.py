@@ -61,6 +61,12 @@ STRUCTURES: dict[str, tuple[int, Change, list[tuple[int, int, int]]]] = {
     "pixel unshuffle": (16, lambda y: functional.pixel_unshuffle(y, 2), [(16, 1, 4)]),
     "repeat": (16, lambda y: y.repeat(1, 2, 1, 1), [(16, 1, 2)]),
     "repeat interleave": (16, lambda y: y.repeat_interleave(2, 1), [(16, 1, 2)]),
+    "one repeated": (32, lambda y: y * torch.ones(1, 1, 1, 1).repeat(1, 32, 1, 1), [(32, 1, 1)]),
+    "one interleaved": (
+        32,
+        lambda y: y * torch.ones(1, 1).repeat_interleave(32, 1)[..., None, None],
+        [(32, 1, 1)],
+    ),
     "both": (16, lambda y: torch.cat([y.relu(), y], 1), [(16, 1, 2)]),
     "zeros beside": (32, lambda y: functional.pad(y, (0, 0, 0, 0, 0, 16)), [(32, 1, 1), (16, 0, 1)]),
     "mean of all": (32, lambda y: y * y.mean(1, keepdim=True), [(32, 1, 1)]),

@@ -50,7 +50,7 @@ def test_the_model_is_left_alone() -> None:
 
 
 class Cache(nn.Module):
-    """Keeps what it computed of its weight, as LeViT does in evaluation mode."""
+    """Keeps what it computed of its weight until it is trained, as LeViT does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,11 +62,21 @@ class Cache(nn.Module):
             self.kept["weight"] = self.layer.weight * 2
         return nn.functional.linear(images.mean((2, 3)), self.kept["weight"])
 
+    def train(self, mode: bool = True) -> "Cache":
+        if mode:
+            self.kept = {}
+        super().train(mode)
+        return self
 
-def test_a_cache_of_the_model_stays_empty() -> None:
+
+@torch.no_grad()
+@pytest.mark.parametrize("filled", [False, True])
+def test_a_cache_of_the_model_is_not_used_and_not_filled(filled: bool) -> None:
     model = Cache().eval()
+    if filled:
+        model(torch.zeros(1, *INPUT))
     assert trace(model, INPUT).parameters == {"layer.weight"}
-    assert not model.kept
+    assert bool(model.kept) == filled
 
 
 def test_regions_without_autocast_or_gradients_are_part_of_the_graph() -> None:
@@ -154,13 +164,13 @@ def halves(y: Tensor) -> Tensor:
 def test_a_shape_that_the_labels_do_not_promise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(CHANGES, "slice")
     message = refusal_of(Model(halves))
-    assert message.startswith("slice in the model gives (11, 8) and not (11, 5) at a smaller width, so this")
+    assert message.startswith("slice in the model gives (11, 8) and not (11, 5) in a smaller level, so this")
 
 
 def test_a_graph_that_does_not_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(CHANGES, "expand")
     message = refusal_of(Model(halves))
-    assert message.startswith("expand in the model does not run at a smaller width (")
+    assert message.startswith("expand in the model does not run in a smaller level (")
 
 
 def test_what_is_no_box_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,7 +114,7 @@ def test_a_recipe_says_the_same(narrow_file: Path, tmp_path: Path) -> None:
         ("0.5,1.5", "level[2].width = 1.5 is not in (0, 1]"),
         ("0.25,0.5", "level[2].width = 0.5 is not 1; the full level has all channels"),
         ("0,1", "level[1].width = 0.0 is not in (0, 1]"),
-        ("1:4,2:4,0.5", 'level[1].sparsity = 0.75 does not go with schedule.kind = "channel"'),
+        ("1:4,2:4,0.5", 'level[1].sparsity = 0.75 needs schedule.kind = "weight" or "combined"'),
     ],
 )
 def test_widths_that_do_not_nest(levels: str, told: str) -> None:

@@ -1,13 +1,21 @@
-"""Facts and targets to export models with that are in no nested file."""
+"""Models, levels, facts and targets that are in no nested file."""
 
+from collections.abc import Collection, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import timm
+import torch
 from torch import nn
 
+from nestify.channels import ChannelMap, find_channels
+from nestify.channels.axes import sliced
 from nestify.export_formats.facts import ExportFacts
 from nestify.export_formats.target import Format, Target
-from nestify.model_spec import describe_model
+from nestify.layers import find_layers
+from nestify.model_spec import describe_model, state_tensors
 
 NAMES = [f"class {number}: Käfer, \"quoted\" 'x'" for number in range(10)]
 
@@ -34,6 +42,47 @@ def facts_of(model: nn.Module, side: int | None = None, **changes: Any) -> Expor
 def target_in(folder: Path, format: str) -> Target:
     """A file `model` with the suffix of the format."""
     return Target(folder / f"model{Format(format).suffix}", Format(format))
+
+
+def alive(name: str, **kwargs: Any) -> nn.Module:
+    """A timm model in eval mode in which no tensor is constant."""
+    model: nn.Module = timm.create_model(name, **{"num_classes": 10, **kwargs}).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+def half(model: nn.Module, side: int, skipped: Collection[str] = ()) -> nn.Module:
+    """The level that has the first half of every group's units, and lacks some blocks."""
+    channels = find_channels(model, (3, side, side))
+    return _level(model, channels, [max(1, group.units // 2) for group in channels.groups], skipped)
+
+
+def shallow(model: nn.Module, side: int, skipped: Collection[str]) -> nn.Module:
+    """The level that has all channels, and lacks some blocks."""
+    channels = find_channels(model, (3, side, side))
+    return _level(model, channels, [group.units for group in channels.groups], skipped)
+
+
+def _level(
+    model: nn.Module, channels: ChannelMap, counts: Sequence[int], skipped: Collection[str]
+) -> nn.Module:
+    axes, tensors = channels.axes([np.arange(count) for count in counts]), state_tensors(model)
+    substitutes = find_layers(channels).substitutes(skipped) if skipped else {}
+    level = channels.skeleton(axes, training=False, device=torch.device("cpu"), substitutes=substitutes)
+    own = {name: sliced(tensors[name], axes.get(name, {})).detach().clone() for name in level.state_dict()}
+    level.load_state_dict(own, assign=True)
+    return level.eval()
+
+
+def without(model: nn.Module, *blocks: str) -> nn.Module:
+    """The model without some modules of its sequences; the others keep their names."""
+    shorter = deepcopy(model)
+    for name in blocks:
+        sequence, _, place = name.rpartition(".")
+        del shorter.get_submodule(sequence)._modules[place]
+    return shorter
 
 
 def _as_json(value: Any) -> Any:

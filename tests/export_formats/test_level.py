@@ -178,7 +178,7 @@ def test_what_is_no_timm_model_is_not_exported_as_one(make_model: Make, tmp_path
     target = Target(tmp_path / "new", Format.timm, folder=True) if folder else target_in(tmp_path, "timm")
     error = refused(Head(torch.relu), make_model, target)
     assert isinstance(error, UnsupportedModelError)
-    assert "is not the network that timm builds by this name" in str(error)
+    assert "level 2 (laptop) of test_resnet is not a network that timm builds (" in str(error)
     assert str(error).endswith("export it as onnx or pt2")
 
 

@@ -67,7 +67,7 @@ def test_effective_macs_by_brute_force(seed, share):
     densities = {name: used / weights for name, (used, weights) in kept.items()}
     expected = [executed_by_a_skipping_kernel(conv, side=6), executed_by_a_skipping_kernel(fc, side=1)]
     assert effective_macs(count, densities) == sum(expected)
-    rows = layer_entries(count, kept)
+    rows = layer_entries(count, {name: (used, n, n) for name, (used, n) in kept.items()})
     assert [row.effective_macs for row in rows] == expected
     assert [row.dense_macs for row in rows] == [4 * 4 * 27, 5 * 16]
     assert [(row.name, (row.kept, row.weights)) for row in rows] == list(kept.items())
@@ -98,7 +98,13 @@ def test_a_weight_of_another_model_is_no_silent_zero():
     with pytest.raises(KeyError, match="d"):
         effective_macs(COUNT, {"d": 0.5})
     with pytest.raises(KeyError, match="d"):
-        layer_entries(COUNT, {"d": (1, 2)})
+        layer_entries(COUNT, {"d": (1, 2, 2)})
+
+
+def test_the_macs_of_a_smaller_level_are_those_of_the_weights_that_it_has():
+    entries = layer_entries(COUNT, {"a": (20, 40, 80), "b": (10, 20, 80), "d": (0, 0, 80)})
+    assert [(row.dense_macs, row.effective_macs) for row in entries] == [(600, 300), (300, 300), (0, 0)]
+    assert [(row.kept, row.weights) for row in entries] == [(20, 80), (10, 80), (0, 80)]
 
 
 class Restless(nn.Module):

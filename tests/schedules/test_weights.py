@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nestify.levels import Level, Pattern, parse_pattern
 from nestify.nesting import EntryLevels
-from nestify.recipe_sections import Score
+from nestify.recipe_schedule import Score
 from nestify.schedules.weights import layer_budgets, select_entry_levels
 
 SCORES: list[Score] = ["lamp", "magnitude", "uniform", "erk"]
@@ -152,3 +152,79 @@ def test_erk_densities_follow_their_formula() -> None:
     assert budget["big"] == pytest.approx(206 * scale, abs=1)
     assert budget["wide"] == pytest.approx(300 * scale, abs=1)
     assert sum(budget.values()) == target
+
+
+boxes = st.lists(st.floats(0.1, 1), min_size=2, max_size=4, unique=True).map(
+    lambda shares: [*sorted(shares)[:-1], 1.0]
+)
+
+
+def make_boxes(weights: dict[str, torch.Tensor], shares: list[float]) -> dict[str, torch.Tensor]:
+    """The lowest level that has each weight, where level k has this share of the indices of two dims."""
+    available = {}
+    for name, weight in weights.items():
+        entry = torch.full(weight.shape, len(shares), dtype=torch.uint8)
+        for level in range(len(shares), 0, -1):
+            rows, cols = (max(1, int(shares[level - 1] * extent)) for extent in weight.shape[:2])
+            entry[:rows, :cols] = level
+        available[name] = entry
+    return available
+
+
+@settings(deadline=None, max_examples=60)
+@given(shapes, boxes, st.data(), st.sampled_from(SCORES), st.sampled_from([None, 1, 3]))
+def test_smaller_levels_keep_their_share_of_what_they_have(
+    sizes: list[tuple[int, ...]], shares: list[float], data: st.DataObject, score: Score, distinct: int | None
+) -> None:
+    count = len(shares)
+    values = sorted(data.draw(st.lists(st.floats(0, 0.99), min_size=count, max_size=count)), reverse=True)
+    weights = make_weights(sizes, 0, distinct)
+    available = make_boxes(weights, shares)
+    entry = select_entry_levels(weights, make_levels(values), score, available)
+    for name, tensor in entry.tensors.items():
+        assert (tensor >= available[name]).all()
+    for k, sparsity in enumerate(values, start=1):
+        usable = sum(int((box.numpy() <= k).sum()) for box in available.values())
+        assert sum(int((e.numpy() <= k).sum()) for e in entry.tensors.values()) == round(
+            usable * (1 - sparsity)
+        )
+
+
+@settings(deadline=None, max_examples=30)
+@given(shapes, boxes, st.data(), st.sampled_from(SCORES))
+def test_all_available_is_as_good_as_none_said(
+    sizes: list[tuple[int, ...]], shares: list[float], data: st.DataObject, score: Score
+) -> None:
+    count = len(shares)
+    values = sorted(data.draw(st.lists(st.floats(0, 0.99), min_size=count, max_size=count)), reverse=True)
+    weights = make_weights(sizes, 1, None)
+    everywhere = {name: torch.ones_like(weight, dtype=torch.uint8) for name, weight in weights.items()}
+    plain = select_entry_levels(weights, make_levels(values), score)
+    boxed = select_entry_levels(weights, make_levels(values), score, everywhere)
+    for name in plain:
+        assert torch.equal(plain[name], boxed[name])
+
+
+@pytest.mark.parametrize("score", ["lamp", "uniform"])
+def test_a_level_without_a_layer_spends_its_blocks_on_the_others(score: Score) -> None:
+    weights = make_weights([(64, 48), (64, 48)], 0, None)
+    available = {"layer0.weight": torch.full((64, 48), 1), "layer1.weight": torch.full((64, 48), 2)}
+    available = {name: tensor.to(torch.uint8) for name, tensor in available.items()}
+    levels = make_levels([0.75, 0.5], parse_pattern("32x1"))
+    entry = select_entry_levels(weights, levels, score, available)
+    assert entry.kept(1, "layer1.weight") == 0
+    assert entry.kept(1, "layer0.weight") == 64 * 48 // 4
+    assert entry.kept(2) == 64 * 48
+
+
+def test_n_of_m_leaves_a_layer_whole_that_a_narrower_level_cuts_through() -> None:
+    weights = make_weights([(8, 8), (8, 8)], 0, None)
+    available = {name: torch.ones(8, 8, dtype=torch.uint8) for name in weights}
+    available["layer0.weight"][:, 4:] = 2
+    available["layer1.weight"][:, 6:] = 2
+    levels = [Level("a", 0.5, parse_pattern("2:4"), width=0.5), Level("b", 0.0)]
+    entry = select_entry_levels(weights, levels, "lamp", available)
+    groups = (entry["layer0.weight"].numpy()[:, :4] <= 1).sum(1)
+    assert (groups == 2).all()
+    assert torch.equal(entry["layer1.weight"], available["layer1.weight"])
+    assert (entry["layer0.weight"] <= 2).all()

@@ -138,3 +138,25 @@ def test_sandwich_always_trains_core_and_full_and_keeps_the_expected_weight(make
             totals[level] += weight / draws
     for level in totals:
         assert totals[level] == pytest.approx(1 / 6, rel=0.1)
+
+
+@pytest.mark.parametrize("trained", [1, 2, 3])
+def test_a_level_of_weight_0_is_not_trained(
+    trained: int, nested: NestedModel, batch: tuple[torch.Tensor, torch.Tensor]
+) -> None:
+    images, target = batch
+    task = NestedTask(
+        nested,
+        nn.CrossEntropyLoss(),
+        weights=[float(k == trained) for k in (1, 2, 3)],
+        distill=[0.0] * 3,
+        teacher=Teacher("none"),
+    )
+    results = task.backward(images, target)
+    assert [result.level for result in results] == [trained]
+    alone = nested.at_level(trained)
+    functional.cross_entropy(alone(images), target).backward()
+    mask = nested.entry_levels["blocks.0.mlp.fc1.weight"] <= trained
+    expected = alone.get_parameter("blocks.0.mlp.fc1.weight").grad
+    assert expected is not None
+    torch.testing.assert_close(nested.network.get_parameter("blocks.0.mlp.fc1.weight").grad, expected * mask)

@@ -1,0 +1,49 @@
+"""In-place operators made functional, so that a node can stand for another without being written to."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, fx
+
+from nestify.channels.memory import is_write, owners
+
+
+def make_functional(graph: fx.Graph) -> None:
+    """Replace `relu_(x)` by `relu(x)`, and x by the result from there on, wherever nothing can tell.
+
+    What is left are writes into memory that is also read through other nodes afterwards, such as an
+    assignment to a slice. The images and the model's own tensors are not written to any more.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for node in [node for node in order if is_write(node)]:
+        source, target = node.args[0], _functional(node)
+        if target is None or not isinstance(source, fx.Node) or _is_read_elsewhere(source, node, order):
+            continue
+        for user in [user for user in source.users if order[user] > order[node]]:
+            user.replace_input_with(source, node)
+        node.target = target
+
+
+def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
+    """`aten.relu_.default` -> `aten.relu.default`; None where there is none that gives the same type."""
+    assert isinstance(node.target, torch._ops.OpOverload)
+    name = node.target._schema.name.removeprefix("aten::")
+    if not name.endswith("_") or name.endswith("__") or name == "copy_":
+        return None
+    packet = getattr(torch.ops.aten, name[:-1], None)
+    found: torch._ops.OpOverload | None = getattr(packet, node.target._overloadname, None)
+    if found is None or found._schema.is_mutable:
+        return None
+    args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: source.meta["val"])
+    result = found(*args, **kwargs)
+    return found if isinstance(result, Tensor) and result.dtype is node.meta["val"].dtype else None
+
+
+def _is_read_elsewhere(source: fx.Node, write: fx.Node, order: Mapping[fx.Node, int]) -> bool:
+    """Whether another node of the source's memory is read after the write."""
+    owner = owners(write.graph)
+    earlier = (node for node in order if order[node] < order[write] and node is not source)
+    return any(
+        owner[node] is owner[source] and any(order[user] > order[write] for user in node.users)
+        for node in earlier
+    )

@@ -1,0 +1,33 @@
+"""What a run leaves in memory, before it is written."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from nestify.evaluation.accuracy import Accuracy
+from nestify.levels import Level
+from nestify.nested_model import NestedModel
+from nestify.pretrained import PretrainedModel
+from nestify.report.costs import MacCount
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a run leaves in memory, before it is written.
+
+    Attributes:
+        nested: the trained model, on the CPU, in eval mode. `levels`: its levels, budgets solved.
+        count: MACs of its network.
+        missed: a sentence for each level that came out at another cost than its budget.
+        original: accuracy of the dense model before nesting; None if there was nothing to validate.
+        before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
+    """
+
+    nested: NestedModel
+    levels: Sequence[Level]
+    pretrained: PretrainedModel
+    count: MacCount
+    missed: Sequence[str]
+    class_names: Sequence[str] | None
+    original: Accuracy | None
+    before: Sequence[Accuracy]
+    after: Sequence[Accuracy]

@@ -1,0 +1,87 @@
+"""Which tensor of a network is which of a level, and what sizes the level asks for."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import nn
+
+from nestify.model_spec import state_tensors
+
+Shapes = Mapping[str, tuple[int, ...]]
+Sizes = dict[tuple[str, int], int]
+"""The extent of a tensor along a dimension; or, with `COUNT`, how many modules a sequence has."""
+COUNT = -1
+
+
+def shapes_of(network: nn.Module) -> Shapes:
+    """By state-dict name, each tied tensor once."""
+    return {name: tuple(tensor.shape) for name, tensor in state_tensors(network).items()}
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A level, as a network has to be that timm builds.
+
+    Attributes:
+        full: of the model with all its channels and layers.
+        level: of the level, under the names that the full model has for them. What its logits do not
+            depend on is missing.
+    """
+
+    full: Shapes
+    level: Shapes
+
+    @property
+    def sizes(self) -> Sizes:
+        """What a network must have to be the level."""
+        full, left = _sequences(self.full), _sequences(self.level)
+        shorter = {p: places for p, places in left.items() if len(places) < len(full.get(p, []))}
+        return _extents(self.level) | {(prefix, COUNT): len(places) for prefix, places in shorter.items()}
+
+    def sizes_of(self, found: Shapes) -> Sizes:
+        """What a network has, under the names of the level."""
+        names = self.names(found)
+        counts = {(prefix, COUNT): len(places) for prefix, places in _sequences(found).items()}
+        return _extents({names[name]: shape for name, shape in found.items() if name in names}) | counts
+
+    def names(self, found: Iterable[str]) -> dict[str, str]:
+        """Names of a network's tensors and the names of the level for them, as far as it has them.
+
+        A sequence that lacks modules is counted through: what is left of 0, 1, 2, 3 is 0, 1.
+        """
+        found = list(found)
+        own, full, left = _sequences(found), _sequences(self.full), _sequences(self.level)
+        names = {}
+        for name in found:
+            here, there = "", ""
+            for part in name.split("."):
+                places = own.get(here, [])
+                if part.isdecimal() and places != full.get(there) and len(places) == len(left.get(there, [])):
+                    there = _join(there, str(left[there][places.index(int(part))]))
+                else:
+                    there = _join(there, part)
+                here = _join(here, part)
+            if there in self.level:
+                names[name] = there
+        return names
+
+
+def _sequences(names: Iterable[str]) -> dict[str, list[int]]:
+    """The numbers of the modules in every sequence, ascending, by the name of the sequence."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for name in names:
+        prefix = ""
+        for part in name.split("."):
+            if part.isdecimal():
+                found[prefix].add(int(part))
+            prefix = _join(prefix, part)
+    return {prefix: sorted(places) for prefix, places in found.items()}
+
+
+def _join(prefix: str, part: str) -> str:
+    return f"{prefix}.{part}" if prefix else part
+
+
+def _extents(shapes: Shapes) -> Sizes:
+    return {(name, dim): extent for name, shape in shapes.items() for dim, extent in enumerate(shape)}

@@ -1,0 +1,89 @@
+"""Facts about the nodes of a traced graph: shapes for any batch, modules, what depends on what."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from nestify.channels.calls import named_arguments, operator_name
+from nestify.channels.trace import Traced
+
+SymbolicShape = tuple[object, ...]
+"""Sizes of a tensor: numbers, and expressions of the batch size."""
+
+_SAME = frozenset(
+    {"_to_copy", "alias", "clone", "contiguous", "detach", "expand", "lift_fresh_copy", "slice", "to"}
+)
+"""Operators that change no value where shape and type stay."""
+
+
+def shape_of(node: fx.Node) -> SymbolicShape | None:
+    """Sizes of what a node gives; None where it is no tensor."""
+    value = node.meta.get("val")
+    if not isinstance(value, Tensor):
+        return None
+    sizes: tuple[Any, ...] = value.shape
+    return tuple(size.node.expr if isinstance(size, torch.SymInt) else size for size in sizes)
+
+
+def is_like(one: fx.Node, other: fx.Node) -> bool:
+    """Whether both are tensors of one shape, for every batch size, and of one type."""
+    shape = shape_of(one)
+    if shape is None or shape != shape_of(other):
+        return False
+    return bool(one.meta["val"].dtype is other.meta["val"].dtype)
+
+
+def changes_nothing(node: fx.Node) -> bool:
+    """Whether a call returns the values of its first argument as they are, in evaluation."""
+    name = operator_name(node.target)
+    if name == "dropout":
+        return named_arguments(node)["train"] is False
+    source = node.args[0] if node.args else None
+    return name in _SAME and isinstance(source, fx.Node) and is_like(node, source)
+
+
+def ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
+    """What each node is computed from, as bits by position in the graph; sizes carry no data."""
+    position = {node: place for place, node in enumerate(graph.nodes)}
+    found: dict[fx.Node, int] = {}
+    for node in graph.nodes:
+        found[node] = 0
+        for source in _data(node):
+            found[node] |= found[source] | 1 << position[source]
+    return found
+
+
+def constants(traced: Traced) -> set[fx.Node]:
+    """The nodes that do not change with the images, but for the size of the batch."""
+    found: set[fx.Node] = set()
+    for node in traced.graph.nodes:
+        if node is not traced.images and found.issuperset(_data(node)):
+            found.add(node)
+    return found
+
+
+def _data(node: fx.Node) -> list[fx.Node]:
+    """What a node is computed from, sizes aside."""
+    return [s for s in node.all_input_nodes if not isinstance(s.meta.get("val"), torch.SymInt | int)]
+
+
+def regions(graph: fx.Graph) -> dict[tuple[str, ...], set[fx.Node]]:
+    """The nodes inside every module call, by `module_calls`; `()` is the whole model."""
+    found: dict[tuple[str, ...], set[fx.Node]] = {(): set(graph.nodes)}
+    for node in graph.nodes:
+        calls = module_calls(node)
+        for depth in range(1, len(calls) + 1):
+            found.setdefault(calls[:depth], set()).add(node)
+    return found
+
+
+def module_calls(node: fx.Node) -> tuple[str, ...]:
+    """Paths of the module calls around a node, outermost first; a second call of a module ends in `@1`."""
+    stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
+    return tuple(
+        path + "".join(key.partition("@")[1:])
+        for key, (path, _) in stack.items()
+        if path and not path.startswith("_empty_nn")
+    )

@@ -1,0 +1,192 @@
+"""Budgets: which sparsity, width or depth makes a level cost what it may."""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from nestify.anatomy import Anatomy, find_anatomy
+from nestify.budgets import TOLERANCE, Budget
+from nestify.describe import prefix_bytes
+from nestify.errors import RecipeError
+from nestify.levels import Level, Pattern, check_levels
+from nestify.model_spec import ModelSpec
+from nestify.nest import Size, check_anatomy, check_distinct, choose_weights, nest, order_channels, size_of
+from nestify.nested_model import NestedModel
+from nestify.planning import level_cost
+from nestify.recipe import Recipe
+from nestify.recipe_levels import solved_axis
+from nestify.report.costs import MacCount, count_macs
+from nestify.schedules.channels import channel_path
+
+
+@dataclass(frozen=True)
+class Design:
+    """What is made of a network before it learns.
+
+    Attributes:
+        nested: the model, its weights yet to be chosen. `levels`: its levels, budgets solved.
+        anatomy: what can be left out of the network; None where the schedule masks weights alone.
+        solver: which solves the budgets again where the weights have changed.
+    """
+
+    nested: NestedModel
+    levels: tuple[Level, ...]
+    anatomy: Anatomy | None
+    solver: "Solver"
+
+
+def design(
+    network: nn.Module,
+    spec: ModelSpec,
+    recipe: Recipe,
+    class_names: Sequence[str] | None,
+    calibration: Iterable[Tensor],
+) -> Design:
+    """Find what can be left out of a network, solve the budgets, and make the nested model.
+
+    Args:
+        network: taken over. Where levels are narrower, its channels are put in the order of their
+            importance, which changes no logit.
+        calibration: images (B, C, H, W) that tell what a block is worth, if the recipe wants to know.
+
+    Raises:
+        RecipeError: if levels do not fit the network, or a budget cannot be met.
+        UnsupportedModelError: if a smaller level cannot be made of the network.
+    """
+    anatomy = None
+    if recipe.schedule.kind != "weight":
+        measure = recipe.schedule.rank == "loss" and any(level.depth != 1 for level in recipe.levels)
+        device = next(network.parameters()).device
+        anatomy = find_anatomy(network, spec, device, calibration if measure else None)
+        if any(level.width != 1 for level in recipe.levels):
+            order_channels(network, anatomy)
+    solver = Solver(network, spec, recipe, anatomy, count_macs(network, spec.input_size), class_names)
+    sizes = solver.sizes()
+    nested = nest(network, spec, recipe, anatomy, sizes)
+    return Design(nested, tuple(size.level for size in sizes), anatomy, solver)
+
+
+FINENESS = 10_000
+"""How many sparsities a budget chooses among."""
+
+
+@dataclass(frozen=True)
+class Solver:
+    """Solves the budgets of one recipe for one network.
+
+    Args:
+        network: its channels in the order of their importance where levels are narrower; stays as it is.
+        spec: its description. `count`: its MACs.
+        anatomy: of the network; None where the schedule is `weight`.
+        class_names: of its classes, which the nested file will hold.
+    """
+
+    network: nn.Module
+    spec: ModelSpec
+    recipe: Recipe
+    anatomy: Anatomy | None
+    count: MacCount
+    class_names: Sequence[str] | None = None
+
+    def sizes(self) -> list[Size]:
+        """The sizes of the recipe's levels, core first, with their budgets solved.
+
+        A level gets the largest size that costs no more than its budget, if that is within 2 % of it, and
+        otherwise the smallest one above it that is.
+
+        Raises:
+            RecipeError: if no size is within 2 % of a budget, with the nearest; or if levels do not nest.
+            UnsupportedModelError: if there is nothing that can be left out.
+        """
+        recipe, anatomy = self.recipe, self.anatomy
+        if anatomy is not None:
+            check_anatomy(self.spec, recipe.levels, anatomy)
+        sizes: list[Size] = []
+        for k, level in enumerate(recipe.levels, start=1):
+            size = self._solved(sizes, k, level) if level.budget else size_of(level, recipe, anatomy)
+            sizes.append(size)
+        if problems := check_levels([size.level for size in sizes]):  # a budget may lie below a lower level
+            raise RecipeError(problems)
+        blocks = 0 if anatomy is None else len(anatomy.ranking)
+        check_distinct(self.spec, sizes, recipe.schedule.divisor, blocks)
+        return sizes
+
+    def check(self, nested: NestedModel, levels: Sequence[Level]) -> list[str]:
+        """Sentences about the levels of a finished model that cost other than their budgets say."""
+        return [
+            f"level[{k}].budget = {level.budget} was missed: the level came out at {_shown(cost)}"
+            for k, level in enumerate(levels, start=1)
+            if level.budget is not None
+            and not _fits(cost := self._cost(nested, levels, k, level.budget), level.budget)
+        ]
+
+    def _solved(self, lower: Sequence[Size], k: int, level: Level) -> Size:
+        budget = level.budget
+        assert budget is not None
+        path = self._path(level)
+        costs: dict[int, float] = {}
+
+        def cost(place: int) -> float:
+            if place not in costs:
+                costs[place] = self._tried([*lower, path[place]], k, budget)
+            return costs[place]
+
+        within = bisect_right(range(len(path)), budget.amount, key=cost) - 1
+        near = [place for place in (within, within + 1) if 0 <= place < len(path)]
+        for place in near:
+            if _fits(cost(place), budget):
+                return path[place]
+        axis = solved_axis(self.recipe.schedule.kind)
+        nearest = " and ".join(
+            f"{_shown(cost(place))} ({axis} {getattr(path[place].level, axis):.4g})" for place in near
+        )
+        raise RecipeError(
+            f"level[{k}].budget = {budget} cannot be met within {TOLERANCE:.0%} by {self.spec.architecture}; "
+            f"what comes nearest is {nearest}"
+        )
+
+    def _path(self, level: Level) -> list[Size]:
+        """The sizes that a level can have, from the smallest to the full one."""
+        axis = solved_axis(self.recipe.schedule.kind)
+        if axis == "sparsity":
+            return [Size(replace(level, sparsity=i / FINENESS)) for i in range(FINENESS - 1, -1, -1)]
+        assert self.anatomy is not None
+        anatomy, recipe = self.anatomy, self.recipe
+        if axis == "depth":
+            n = len(anatomy.ranking)
+            return [size_of(replace(level, depth=kept / n), recipe, anatomy) for kept in range(1, n + 1)]
+        skipped = size_of(replace(level, width=1.0), recipe, anatomy).skipped
+        steps = channel_path(anatomy.channels.groups, recipe.schedule.divisor)
+        return [Size(replace(level, width=width), counts, skipped) for width, counts in steps]
+
+    def _tried(self, sizes: Sequence[Size], k: int, budget: Budget) -> float:
+        """The cost of the last of these levels, were those above it full."""
+        tried = list(sizes)
+        for level in self.recipe.levels[len(sizes) :]:
+            whole = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
+            tried.append(size_of(whole, self.recipe, self.anatomy))
+        levels = [size.level for size in tried]
+        nested = nest(self.network, self.spec, self.recipe, self.anatomy, tried)
+        choose_weights(nested, levels, self.recipe.schedule.score)
+        return self._cost(nested, levels, k, budget)
+
+    def _cost(self, nested: NestedModel, levels: Sequence[Level], k: int, budget: Budget) -> float:
+        """What a level costs of what its budget is about; of a share, over what the full level does."""
+
+        def amount(k: int) -> float:
+            if budget.quantity == "bytes":
+                return prefix_bytes(self.recipe, levels, nested, self.count, self.class_names)[k - 1]
+            cost = level_cost(nested, k, self.count)
+            return cost.effective_macs if budget.quantity == "macs" else cost.nonzero_parameters
+
+        return amount(k) / amount(nested.n_levels) if budget.is_share else amount(k)
+
+
+def _fits(cost: float, budget: Budget) -> bool:
+    return abs(cost / budget.amount - 1) <= TOLERANCE
+
+
+def _shown(cost: float) -> str:
+    return f"{cost:.4g}" if cost < 1 else f"{cost:,.0f}"

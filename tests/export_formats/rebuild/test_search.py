@@ -1,0 +1,95 @@
+"""The search finds the arguments of networks whose sizes are known in closed form."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestify.export_formats.rebuild.arguments import Arguments
+from nestify.export_formats.rebuild.names import Shapes, Wanted
+from nestify.export_formats.rebuild.search import Search
+
+FULL: Arguments = {
+    "num_classes": 10,
+    "dims": [32, 64],
+    "depths": [2, 3],
+    "mlp_ratio": 4.0,
+    "heads": [2, 4],
+    "stem": None,
+    "name": "full",
+    "gates": [[6], [8]],
+}
+
+
+def build(arguments: Arguments) -> Shapes | None:
+    """A network of two stages. Heads show in no shape, but must divide the width."""
+    shapes: dict[str, tuple[int, ...]] = {"head.weight": (arguments["num_classes"], arguments["dims"][-1])}
+    before = 3
+    for stage, (dim, depth, heads) in enumerate(
+        zip(arguments["dims"], arguments["depths"], arguments["heads"], strict=True)
+    ):
+        if dim % heads:
+            return None
+        hidden = int(dim * arguments["mlp_ratio"])
+        shapes[f"stages.{stage}.down.weight"] = (dim, before)
+        for block in range(int(depth)):
+            prefix = f"stages.{stage}.blocks.{block}"
+            shapes |= {f"{prefix}.norm.weight": (dim,), f"{prefix}.mlp.0.weight": (hidden, dim)}
+            shapes |= {f"{prefix}.gate.weight": (arguments["gates"][stage][0] + 2, dim)}
+        before = dim
+    return shapes
+
+
+def left_of(shapes: Shapes, kept: dict[int, list[int]]) -> Shapes:
+    """A network's tensors under the numbers that its blocks have in the full one."""
+    found = {}
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        if len(parts) > 3 and parts[2] == "blocks":
+            parts[3] = str(kept[int(parts[1])][int(parts[3])])
+        found[".".join(parts)] = shape
+    return found
+
+
+@given(
+    dims=st.tuples(st.integers(1, 16).map(lambda n: 2 * n), st.integers(1, 16).map(lambda n: 4 * n)),
+    hidden=st.integers(1, 4),
+    gates=st.tuples(st.integers(1, 6), st.integers(1, 8)),
+    kept=st.tuples(st.sets(st.integers(0, 1), min_size=1), st.sets(st.integers(0, 2), min_size=1)),
+)
+def test_it_finds_what_made_a_level(
+    dims: tuple[int, int], hidden: int, gates: tuple[int, int], kept: tuple[set[int], set[int]]
+) -> None:
+    made = FULL | {
+        "dims": list(dims),
+        "depths": [len(blocks) for blocks in kept],
+        "mlp_ratio": float(hidden),
+        "gates": [[gates[0]], [gates[1]]],
+    }
+    shapes, full = build(made), build(FULL)
+    assert shapes is not None
+    assert full is not None
+    level = left_of(shapes, {stage: sorted(blocks) for stage, blocks in enumerate(kept)})
+    search = Search(FULL, Wanted(full, level), build)
+    assert search.run() is None
+    assert build(search.arguments) == shapes
+    assert search.arguments == made | {"heads": search.arguments["heads"]}
+
+
+def test_heads_follow_the_width() -> None:
+    """At once where they do not divide it, and among the variants where they do."""
+    for dims, heads, variants in (
+        ([16, 64], [1, 4], [[2, 4], [1, 4]]),
+        ([16, 16], [1, 1], [[2, 4], [1, 1]]),
+        ([32, 50], [1, 2], []),
+        ([32, 48], [2, 3], [[2, 4], [2, 3]]),
+    ):
+        search = search_for(FULL | {"dims": dims, "heads": heads})
+        found = search.run()
+        assert (found is None) == bool(variants), found
+        assert not variants or [variant["heads"] for variant in search.variants()] == variants
+
+
+def search_for(made: Arguments) -> Search:
+    full, level = build(FULL), build(made)
+    assert full is not None
+    assert level is not None
+    return Search(FULL, Wanted(full, level), build)

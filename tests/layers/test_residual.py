@@ -1,0 +1,135 @@
+"""Sums that are residual additions, and sums that only look like one."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from nestify.channels.trace import trace
+from nestify.layers.residual import Residuals
+
+from .builders import SIZE, level_without, opened
+
+
+class Sums(nn.Module):
+    """One or two sums of images and convolutions of them."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.f, self.g = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.f(x)
+        sums = {
+            "read elsewhere": lambda: torch.cat([x + y, y]),
+            "two branches": lambda: y + self.g(x),
+            "trunk scaled by alpha": lambda: torch.add(y, x, alpha=2),
+            "broadcast": lambda: x + y.mean((2, 3), keepdim=True),
+            "of something else": lambda: self.g(y) + torch.zeros_like(y),
+            "branch turned": lambda: x + y.transpose(2, 3)[:, :, :4],
+            "of another type": lambda: x + y.double(),
+            "trunk changed": lambda: self.f(x.sin()) + x.cos(),
+            "of itself": lambda: y + y,
+            "a number": lambda: y + 1,
+            "sum read twice": lambda: (x + y) ** 2,
+            "trunk scaled by a number": lambda: 0.5 * x + y,
+            "trunk moved and back": lambda: x.transpose(1, 2).transpose(1, 2) + y,
+            "both in turn": lambda: (x + y) + self.g(x),
+            "trunk divided": lambda: x / 2 + y,
+            "one over the trunk": lambda: 2 / x + y,
+            "trunk dropped from": lambda: nn.functional.dropout(x, 0.5, training=True) + y,
+            "trunk scaled by the images": lambda: x * x.mean() + y,
+            "trunk scaled by a parameter": lambda: x * self.g.bias[:, None, None] + y,
+        }
+        return sums[self.kind]()
+
+
+@pytest.mark.parametrize(
+    ("kind", "additions"),
+    [
+        ("read elsewhere", 0),
+        ("two branches", 0),
+        ("trunk scaled by alpha", 0),
+        ("broadcast", 0),
+        ("of something else", 0),
+        ("of another type", 0),
+        ("trunk changed", 0),
+        ("of itself", 0),
+        ("a number", 0),
+        ("one over the trunk", 0),
+        ("trunk dropped from", 0),
+        ("trunk scaled by the images", 0),
+        ("trunk scaled by a parameter", 1),
+        ("sum read twice", 1),
+        ("trunk scaled by a number", 1),
+        ("trunk divided", 1),
+        ("trunk moved and back", 1),
+        ("both in turn", 2),
+    ],
+)
+def test_residual_additions(kind: str, additions: int) -> None:
+    assert len(Residuals(trace(Sums(kind).eval(), SIZE)).trunks) == additions
+
+
+class Parallel(nn.Module):
+    """The sum of two residual sums: each is the trunk as well as the other, so neither is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.g = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + self.f(x)) + (x + self.g(x))
+
+
+def test_where_both_may_be_the_trunk_neither_is() -> None:
+    model = Parallel()
+    channels, layers = opened(model)
+    assert [block.name for block in layers.blocks] == ["#1", "#2"]
+    images = torch.randn(2, *SIZE)
+    torch.testing.assert_close(level_without(["#1", "#2"], channels, layers, model)(images), 2 * images)
+
+
+class Module(nn.Module):
+    """One module around a sum, for `what` may come of it."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.conv = kind, nn.Conv2d(3, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        y = x + self.conv(x)
+        if self.kind == "turned":
+            return y.transpose(2, 3)
+        if self.kind == "two outputs":
+            return y, self.conv(y)
+        if self.kind == "activation twice":
+            return y.relu().sigmoid()
+        return y * x.mean() if self.kind == "scaled by the images" else y.relu()
+
+
+class Around(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.block, self.head = Module(kind), nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.block(images)
+        x = x[0] * x[1] if isinstance(x, tuple) else x
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("activation", "block"),
+        ("turned", "block#1"),
+        ("two outputs", "block#1"),
+        ("activation twice", "block#1"),
+        ("scaled by the images", "block#1"),
+    ],
+)
+def test_a_module_that_is_more_than_its_branches_is_no_block(kind: str, name: str) -> None:
+    _, layers = opened(Around(kind))
+    assert [block.name for block in layers.blocks] == [name]
