@@ -124,7 +124,7 @@ def check_levels(levels: Sequence[Level | None]) -> list[str]:
     numbered = [(k, level) for k, level in enumerate(levels, start=1) if level is not None]
     for axis in AXES:
         problems += _wrong_axis(axis, numbered)
-    problems += _equal_levels(numbered)
+    problems += _equal_levels(numbered) + _falling_budgets(numbered)
     return problems + _wrong_names(numbered) + _wrong_patterns(numbered)
 
 
@@ -173,6 +173,17 @@ def _equal_levels(numbered: Sequence[tuple[int, Level]]) -> list[str]:
             axis = next((axis for axis in AXES if axis.growing and getattr(lower, axis.name) < 1), AXES[0])
             problems.append(_behind(axis, k, getattr(higher, axis.name), j, getattr(lower, axis.name)))
     return problems
+
+
+def _falling_budgets(numbered: Sequence[tuple[int, Level]]) -> list[str]:
+    budgets = [(k, level.budget) for k, level in numbered if level.budget is not None]
+    return [
+        f"level[{k}].budget = {higher} is not above level[{j}].budget = {lower}; levels run from the core to "
+        "the full level"
+        for (j, lower), (k, higher) in pairwise(budgets)
+        if (lower.quantity, lower.is_share) == (higher.quantity, higher.is_share)
+        and higher.amount <= lower.amount
+    ]
 
 
 def _wrong_names(numbered: Sequence[tuple[int, Level]]) -> list[str]:

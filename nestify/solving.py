@@ -94,7 +94,8 @@ class Solver:
         """The sizes of the recipe's levels, core first, with their budgets solved.
 
         A level gets the largest size that costs no more than its budget, if that is within 2 % of it, and
-        otherwise the smallest one above it that is.
+        otherwise the smallest one above it that is. Where steps of channels are too large for that, single
+        groups that cost less grow instead.
 
         Raises:
             RecipeError: if no size is within 2 % of a budget, with the nearest; or if levels do not nest.
@@ -138,14 +139,39 @@ class Solver:
         for place in near:
             if _fits(cost(place), budget):
                 return path[place]
+        if within >= 0 and (size := self._filled(path[within:], lower, k, budget)):
+            return size
         axis = solved_axis(self.recipe.schedule.kind)
         nearest = " and ".join(
             f"{_shown(cost(place))} ({axis} {getattr(path[place].level, axis):.4g})" for place in near
         )
+        divisor = self.recipe.schedule.divisor
+        finer = f", or set schedule.divisor below {divisor}" if axis == "width" and divisor > 1 else ""
         raise RecipeError(
             f"level[{k}].budget = {budget} cannot be met within {TOLERANCE:.0%} by {self.spec.architecture}; "
-            f"what comes nearest is {nearest}"
+            f"what comes nearest is {nearest}{finer}"
         )
+
+    def _filled(self, path: Sequence[Size], lower: Sequence[Size], k: int, budget: Budget) -> Size | None:
+        """A size between the first and the second of a path, by growing other groups than the next one.
+
+        Args:
+            path: sizes from the largest within the budget to the full one.
+        """
+        size = path[0]
+        for group in range(len(size.counts)):
+            more = next(
+                (step.counts[group] for step in path if step.counts[group] > size.counts[group]), None
+            )
+            if more is None:
+                continue
+            grown = replace(size, counts=(*size.counts[:group], more, *size.counts[group + 1 :]))
+            cost = self._tried([*lower, grown], k, budget)
+            if _fits(cost, budget):
+                return grown
+            if cost < budget.amount:
+                size = grown
+        return None
 
     def _path(self, level: Level) -> list[Size]:
         """The sizes that a level can have, from the smallest to the full one."""

@@ -1,6 +1,7 @@
 """Patterns and levels, and what keeps levels from nesting."""
 
 import re
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -140,3 +141,50 @@ def test_a_level_that_is_wrong_elsewhere_keeps_its_number() -> None:
     assert check_levels([None, Level("a", 0.9), None, Level("b", 0.9)]) == [
         f"level[4].sparsity = 0.9 is not below level[2].sparsity = 0.9; {ORDER}"
     ]
+
+
+shares = st.floats(0, 1, exclude_min=True)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(shares, shares, sparsities), min_size=2, max_size=6, unique=True), st.data())
+def test_levels_nest_where_no_axis_falls(
+    values: list[tuple[float, float, float]], data: st.DataObject
+) -> None:
+    columns = [sorted(column) for column in zip(*values, strict=True)]
+    rising = dict.fromkeys(zip(columns[0], columns[1], columns[2][::-1], strict=True))
+    rows = [*[row for row in rising if row[:2] != (1, 1)], (1.0, 1.0, 0.0)]
+    levels = [Level(f"l{k}", s, width=w, depth=d) for k, (w, d, s) in enumerate(rows)]
+    if len(levels) < 2:
+        return
+    assert check_levels(levels) == []
+    axis = data.draw(st.sampled_from(["width", "depth"]))
+    k = data.draw(st.integers(1, len(levels) - 1))
+    below, least = getattr(levels[k - 1], axis), 1e-6
+    if below <= least:
+        return
+    levels[k] = replace(levels[k], **{axis: data.draw(st.floats(least, below, exclude_max=True))})
+    told = f"level[{k + 1}].{axis} = {getattr(levels[k], axis)!r} is not above level[{k}].{axis} = {below!r}"
+    assert any(problem.startswith(told) for problem in check_levels(levels))
+
+
+@pytest.mark.parametrize(
+    ("level", "told"),
+    [
+        (Level("b", 0.0, width=0.5), "level[2].width = 0.5 is not 1; the full level has all channels"),
+        (Level("b", 0.0, depth=0.5), "level[2].depth = 0.5 is not 1; the full level has all blocks"),
+        (Level("b", 0.0, depth=1.5), "level[2].depth = 1.5 is not in (0, 1]; levels run from the core"),
+        (Level("b", 0.0, width=0.0), "level[2].width = 0.0 is not in (0, 1]; levels run from the core"),
+    ],
+)
+def test_the_full_level_has_all(level: Level, told: str) -> None:
+    (problem,) = check_levels([Level("a", 0.5, width=0.25, depth=0.25), level])
+    assert problem.startswith(told)
+
+
+def test_blocks_do_not_go_with_narrower_levels() -> None:
+    levels = [Level("a", 0.5, parse_pattern("32x1"), width=0.5), Level("b", 0.0)]
+    assert check_levels(levels) == [
+        "pattern 32x1 does not go with level[1].width below 1; narrower levels take unstructured or N:M"
+    ]
+    assert check_levels([Level("a", 0.5, parse_pattern("32x1"), depth=0.5), Level("b", 0.0)]) == []

@@ -9,19 +9,16 @@ from nestify.channels.memory import is_write, owners
 
 
 def make_functional(graph: fx.Graph) -> None:
-    """Replace `relu_(x)` by `relu(x)`, and x by the result from there on, wherever nothing can tell.
+    """Replace `relu_(x)` by `relu(x)` wherever what follows reads its result, as a trace makes it, and not x.
 
     What is left are writes into memory that is also read through other nodes afterwards, such as an
-    assignment to a slice. The images and the model's own tensors are not written to any more.
+    assignment to a slice.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in [node for node in order if is_write(node)]:
-        source, target = node.args[0], _functional(node)
-        if target is None or not isinstance(source, fx.Node) or _is_read_elsewhere(source, node, order):
-            continue
-        for user in [user for user in source.users if order[user] > order[node]]:
-            user.replace_input_with(source, node)
-        node.target = target
+        target = _functional(node)
+        if target is not None and not _is_read_elsewhere(node, order):
+            node.target = target
 
 
 def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
@@ -39,11 +36,11 @@ def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
     return found if isinstance(result, Tensor) and result.dtype is node.meta["val"].dtype else None
 
 
-def _is_read_elsewhere(source: fx.Node, write: fx.Node, order: Mapping[fx.Node, int]) -> bool:
-    """Whether another node of the source's memory is read after the write."""
+def _is_read_elsewhere(write: fx.Node, order: Mapping[fx.Node, int]) -> bool:
+    """Whether the memory is read after the write, through a node from before it."""
     owner = owners(write.graph)
-    earlier = (node for node in order if order[node] < order[write] and node is not source)
     return any(
-        owner[node] is owner[source] and any(order[user] > order[write] for user in node.users)
-        for node in earlier
+        order[node] < order[write] and any(order[user] > order[write] for user in node.users)
+        for node in order
+        if owner[node] is owner[write]
     )

@@ -50,7 +50,7 @@ def narrow(
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in choice.found.traced.graph.nodes:
-        if node not in remains.needed and node is not choice.found.traced.images:
+        if node not in remains.needed:
             continue
         try:
             copies[node] = _copied(choice, node, graph, lambda n: copies[remains.stand_ins.get(n, n)])
@@ -59,7 +59,7 @@ def narrow(
         if node.target is torch.ops.aten.view.default and node not in remains.written:
             copies[node].target = torch.ops.aten.reshape.default  # the strides may be others
     graph.eliminate_dead_code()
-    root = _holder(choice, remains, constants, device)
+    root = _holder(choice, constants, device)
     _check_shapes(choice, graph, copies, root)
     for node in graph.nodes:
         if node.op == "call_function":
@@ -101,14 +101,10 @@ def _call(graph: fx.Graph, target: Any, arguments: Mapping[str, Any]) -> fx.Node
     return graph.call_function(target, tuple(args), kwargs)
 
 
-def _holder(
-    choice: Choice, remains: Remains, constants: Mapping[str, Tensor], device: torch.device
-) -> nn.Module:
+def _holder(choice: Choice, constants: Mapping[str, Tensor], device: torch.device) -> nn.Module:
     """Modules with nothing but tensors, under the names that the full model gives them."""
     root = nn.Module()
     for node, name in choice.found.traced.names.items():
-        if node not in remains.needed:
-            continue
         *path, local = name.split(".")
         module = root
         for part in path:
@@ -167,12 +163,9 @@ def _shapes_of_call(node: fx.Node, original: fx.Node, values: Mapping[fx.Node, A
 def _finish(node: fx.Node, training: bool, device: torch.device) -> None:
     """Put factories on the device; in training let batch norms use the batch, and dropouts drop."""
     node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda arg: _on(device, arg))
-    flag = _TRAINING_FLAGS.get(operator_name(node.target)) if training else None
-    if flag is None:
-        return
-    arguments = named_arguments(node)
-    if arguments.get("running_mean", True) is not None:  # a norm without them is of a weight
-        node.update_arg(list(arguments).index(flag), True)
+    flag = _TRAINING_FLAGS.get(operator_name(node.target))
+    if training and flag is not None:
+        node.update_arg(list(named_arguments(node)).index(flag), True)
 
 
 def _on(device: torch.device, argument: Any) -> Any:

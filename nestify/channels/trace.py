@@ -63,7 +63,7 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
     images = next(node for node, spec in inputs.items() if spec.kind == InputKind.USER_INPUT)
     names = {node: str(spec.target) for node, spec in inputs.items() if node is not images}
     _tie(names, tied_names(model))
-    _remove_unused(graph, names)
+    _remove_unused(graph, names)  # assertions are among it, and read what is written
     make_functional(graph)
     _remove_unused(graph, names)  # what was written may be read no more
     _check_output(graph, model)

@@ -11,7 +11,6 @@ from torch import Tensor
 from nestify.channels.groups import Group
 from nestify.levels import Level
 
-
 GRID = 1000
 """Widths that a budget chooses among."""
 

@@ -160,7 +160,7 @@ def _best(
     """Per level, for its target number of weights, the units with the best scores; ties go to the first.
 
     With units of one weight the count is exact. With blocks it is the nearest that whole blocks reach. Where
-    not all is available at level 1, a level takes what the one below has, and the best of what else it can use.
+    not all is available at level 1, a level takes what the one below has and the best of the rest.
     """
     masks: list[Tensor] = []
     for level, target in enumerate(targets, start=1):

@@ -50,7 +50,10 @@ def writes_left(between: Callable[[Tensor], Tensor]) -> list[str]:
     images = torch.randn(3, *INPUT, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(run(traced, model, images), model(images), rtol=0, atol=0)
-    return [str(node.target) for node in traced.graph.nodes if is_write(node)]
+    writes = [node for node in traced.graph.nodes if is_write(node)]
+    ends = {*writes, traced.images, traced.graph.output_node()}
+    assert all(node.users for node in traced.graph.nodes if node not in ends)
+    return [str(node.target) for node in writes]
 
 
 def twice(y: Tensor) -> Tensor:
@@ -75,6 +78,12 @@ def before_a_view(y: Tensor) -> Tensor:
 def of_what_dropout_returned(y: Tensor) -> Tensor:
     view = y.view(-1, 2, 4)
     z = functional.dropout(y, 0.5, training=False)
+    return z.relu_() + view.flip(1).flatten(1)
+
+
+def of_what_type_as_returned(y: Tensor) -> Tensor:
+    view = y.view(-1, 2, 4)
+    z = y.type_as(view)
     return z.relu_() + view.flip(1).flatten(1)
 
 
@@ -109,6 +118,19 @@ def never_read(y: Tensor) -> Tensor:
     return y
 
 
+def after_the_last_read(y: Tensor) -> Tensor:
+    z = y * 2
+    y = z.sin()
+    z.relu_()
+    return y
+
+
+def before_an_assertion(y: Tensor) -> Tensor:
+    z = y.view(-1, 2, 4)
+    y.relu_()
+    return y + z.to(z.dtype).size(1)  # torch asserts the type of z
+
+
 def of_another_type(y: Tensor) -> Tensor:
     z = y.float()
     z.add_(y)
@@ -129,10 +151,13 @@ def to_a_comparison(y: Tensor) -> Tensor:
         (twice, []),
         (before_a_view, []),
         (never_read, []),
+        (after_the_last_read, []),
+        (before_an_assertion, []),
         (in_a_region, []),
         (of_a_chunk, ["aten.relu_.default"]),
         (through_a_view, ["aten.relu_.default"]),
         (of_what_dropout_returned, ["aten.relu_.default"]),
+        (of_what_type_as_returned, ["aten.relu_.default"]),
         (of_a_part, ["aten.relu_.default"]),
         (to_a_slice, ["aten.copy_.default"]),
         (of_another_type, ["aten.add_.Tensor"]),

@@ -52,8 +52,7 @@ def test_what_can_be_missing_is_what_evaluation_reads() -> None:
     assert set(level.state_dict()) == {"3.weight", "3.bias"}
 
 
-def test_a_level_may_need_no_images() -> None:
-    """Whatever is left still takes them."""
+def test_a_level_may_need_no_more_than_the_number_of_images() -> None:
 
     class Constant(nn.Module):
         def __init__(self) -> None:

@@ -19,6 +19,7 @@ IMAGES = (3, SIDE, SIDE)
 
 NARROW: dict[str, tuple[Kwargs, Kwargs]] = {
     "test_vit": ({"img_size": SIDE}, {"embed_dim": 32, "num_heads": 1}),
+    "test_resnet": ({}, {"stem_width": 8, "channels": [16, 24, 24, 48]}),
     "swin_tiny_patch4_window7_224": (
         {"img_size": 56, "embed_dim": 32, "depths": [1, 2], "num_heads": [2, 4]},
         {"embed_dim": 16, "num_heads": [1, 2]},

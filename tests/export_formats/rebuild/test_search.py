@@ -88,6 +88,15 @@ def test_heads_follow_the_width() -> None:
         assert not variants or [variant["heads"] for variant in search.variants()] == variants
 
 
+def test_a_ratio_is_rounded_so_that_sizes_are_not_too_small() -> None:
+    for ratio, hidden in ((25 / 6, 100), (7 / 3, 56), (1 / 24, 1)):
+        dims = [24, 48]
+        made = FULL | {"dims": dims, "mlp_ratio": ratio + 1e-12}  # 24 * (25 / 6) may be 99.99...
+        search = search_for(made)
+        assert search.run() is None
+        assert [int(dim * search.arguments["mlp_ratio"]) for dim in dims] == [hidden, 2 * hidden]
+
+
 def search_for(made: Arguments) -> Search:
     full, level = build(FULL), build(made)
     assert full is not None

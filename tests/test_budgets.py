@@ -1,0 +1,66 @@
+"""Budgets as users write them."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nestify.budgets import Budget, parse_budget
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("macs=0.25", Budget("macs", 0.25, True)),
+        ("macs = .5", Budget("macs", 0.5, True)),
+        ("macs=100M", Budget("macs", 1e8, False)),
+        ("macs=1.5g", Budget("macs", 1.5e9, False)),
+        ("params=2M", Budget("params", 2e6, False)),
+        ("params=250000", Budget("params", 250_000, False)),
+        ("params=0.1", Budget("params", 0.1, True)),
+        ("params=0.5M", Budget("params", 500_000, False)),
+        ("bytes=4MB", Budget("bytes", 4e6, False)),
+        ("bytes=4MiB", Budget("bytes", 4 * 2**20, False)),
+        ("bytes=1024", Budget("bytes", 1024, False)),
+        ("bytes=1e-1", Budget("bytes", 0.1, True)),
+    ],
+)
+def test_a_budget_is_read(text: str, budget: Budget) -> None:
+    assert parse_budget(text) == budget
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "macs",
+        "macs=",
+        "macs=-1",
+        "flops=2",
+        "macs=4MB",
+        "params=2X",
+        "bytes=4M",
+        "macs=0.5.5",
+        "",
+        "macs=\u0665",
+    ],
+)
+def test_what_is_no_budget_is_refused(text: str) -> None:
+    with pytest.raises(
+        ValueError, match=f"^budget {re.escape(repr(text))} is not understood; give macs=0.25"
+    ):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["macs=0", "params=0.0", "bytes=1e999"])
+def test_a_budget_is_above_0_and_finite(text: str) -> None:
+    with pytest.raises(ValueError, match="is not above 0"):
+        parse_budget(text)
+
+
+@given(st.sampled_from(["macs", "params", "bytes"]), st.integers(1, 10**12))
+def test_a_written_budget_is_read_again(quantity: str, amount: int) -> None:
+    budget = parse_budget(f"{quantity}={amount}")
+    again = parse_budget(str(budget))
+    assert (again.quantity, again.is_share) == (quantity, False)
+    assert again.amount == pytest.approx(amount, rel=1e-5)  # six digits are shown
