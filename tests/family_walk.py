@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import nestify
-from nestify.compression import Compressed
-from nestify.describe import describe_run
+from nestify.describe import describe, prefix_bytes
 from nestify.fingerprint import fingerprint_error
 from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
@@ -117,7 +116,7 @@ def walk(name: str, *, macs: bool = True, kwargs: Kwargs | None = None) -> Walke
     _train_once(nested, plain, images, target)
     logits = _checked_logits(nested, plain, images, target)
     del plain
-    _check_file(nested, pretrained, recipe, count, logits, images)
+    _check_file(nested, recipe, count, logits, images)
     return Walked(
         name=name,
         kwargs=kwargs,
@@ -199,7 +198,8 @@ def _choose(nested: NestedModel, recipe: Recipe) -> None:
 def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
     count = count_macs(nested.network, nested.spec.input_size)
     assert not count.uncounted, f"MACs not counted: {dict(count.uncounted)}"
-    planned = plan_levels(nested, recipe.levels, count)
+    sizes = prefix_bytes(recipe, recipe.levels, nested, count, None)
+    planned = plan_levels(nested, recipe.levels, count, sizes)
     assert [level.dense_macs for level in planned] == [count.total] * nested.n_levels
     macs = [level.effective_macs for level in planned]
     assert 0 < macs[0] < macs[1] < macs[2] == count.total
@@ -289,17 +289,18 @@ def _state_at(nested: NestedModel, level: int) -> dict[str, Tensor]:
 
 def _check_file(
     nested: NestedModel,
-    pretrained: PretrainedModel,
     recipe: Recipe,
     count: MacCount,
     logits: Mapping[int, Tensor],
     images: Tensor,
 ) -> None:
     """Save and load; the file's own check runs as it is loaded."""
-    done = Compressed(nested, pretrained, count, class_names=None, original=None, before=(), after=())
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.nested.safetensors"
-        manifest = write_nested_file(path, nested.nested_state(), describe_run(recipe, done))
+        description = describe(recipe, recipe.levels, nested, count)
+        manifest = write_nested_file(path, nested.nested_state(), description)
+            path, nested.nested_state(), describe(recipe, recipe.levels, nested, count)
+        )
         again = nestify.load(path)
     assert not again.training
     for level, expected in logits.items():
