@@ -299,8 +299,6 @@ def _check_file(
         path = Path(folder) / "model.nested.safetensors"
         description = describe(recipe, recipe.levels, nested, count)
         manifest = write_nested_file(path, nested.nested_state(), description)
-            path, nested.nested_state(), describe(recipe, recipe.levels, nested, count)
-        )
         again = nestify.load(path)
     assert not again.training
     for level, expected in logits.items():
