@@ -221,7 +221,7 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         ),
         (
             ("level", "level"),
-            all(level.weight == 0 for level in recipe.level),
+            bool(recipe.level) and all(level.weight == 0 for level in recipe.level),
             "every level has weight = 0, so nothing would be trained; give one of them more",
         ),
         (

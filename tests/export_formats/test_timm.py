@@ -26,13 +26,14 @@ def levels() -> list[tuple[nn.Module, ExportFacts, dict[str, Any]]]:
     model = alive("test_vit", img_size=SIDE, global_pool="avg", depth=4)
     facts = facts_of(model, SIDE)
     return [
+        (shallow(model, SIDE, ()), facts, {}),  # a graph, with all that the model has
         (half(model, SIDE), facts, NARROW),
         (shallow(model, SIDE, ("blocks.1",)), facts, {"depth": 3}),
         (half(model, SIDE, ("blocks.1",)), facts, NARROW | {"depth": 3}),
     ]
 
 
-@pytest.mark.parametrize("number", range(3))
+@pytest.mark.parametrize("number", range(4))
 def test_a_file_and_a_folder(tmp_path: Path, number: int) -> None:
     level, facts, changed = levels()[number]
     kwargs = facts.kwargs | changed

@@ -51,17 +51,16 @@ class Wanted:
         A sequence that lacks modules is counted through: what is left of 0, 1, 2, 3 is 0, 1.
         """
         found = list(found)
-        own, full, left = _sequences(found), _sequences(self.full), _sequences(self.level)
+        own, left = _sequences(found), _sequences(self.level)
         names = {}
         for name in found:
             here, there = "", ""
             for part in name.split("."):
-                places = own.get(here, [])
-                if part.isdecimal() and places != full.get(there) and len(places) == len(left.get(there, [])):
-                    there = _join(there, str(left[there][places.index(int(part))]))
-                else:
-                    there = _join(there, part)
+                places, kept = own.get(here, []), left.get(there, [])
                 here = _join(here, part)
+                if part.isdecimal() and len(places) == len(kept):
+                    part = str(kept[places.index(int(part))])
+                there = _join(there, part)
             if there in self.level:
                 names[name] = there
         return names

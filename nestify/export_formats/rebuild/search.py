@@ -54,7 +54,7 @@ class Search:
         for name, dim in self._off(self._full):
             if not any((name, dim) in changed for changed in self._doubled.values()):
                 return f"the {'length' if dim == COUNT else 'size'} of {name!r} is no argument"
-        order = sorted(self._doubled, key=lambda slot: -len(self._doubled[slot]))
+        order = sorted(self._doubled, key=lambda slot: -len(self._doubled[slot]))  # fewer rounds
         better = True
         while better:
             better = sum(self._improve(slot) for slot in order) > 0

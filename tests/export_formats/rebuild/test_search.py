@@ -13,6 +13,7 @@ FULL: Arguments = {
     "depths": [2, 3],
     "mlp_ratio": 4.0,
     "heads": [2, 4],
+    "groups": [2, 4],
     "stem": None,
     "name": "full",
     "gates": [[6], [8]],
@@ -20,13 +21,11 @@ FULL: Arguments = {
 
 
 def build(arguments: Arguments) -> Shapes | None:
-    """A network of two stages. Heads show in no shape, but must divide the width."""
+    """A network of two stages. Heads and groups show in no shape, but divide the width."""
     shapes: dict[str, tuple[int, ...]] = {"head.weight": (arguments["num_classes"], arguments["dims"][-1])}
     before = 3
-    for stage, (dim, depth, heads) in enumerate(
-        zip(arguments["dims"], arguments["depths"], arguments["heads"], strict=True)
-    ):
-        if dim % heads:
+    for stage, (dim, depth) in enumerate(zip(arguments["dims"], arguments["depths"], strict=True)):
+        if dim % arguments["heads"][stage] or dim % arguments["groups"][stage]:
             return None
         hidden = int(dim * arguments["mlp_ratio"])
         shapes[f"stages.{stage}.down.weight"] = (dim, before)
@@ -71,21 +70,27 @@ def test_it_finds_what_made_a_level(
     search = Search(FULL, Wanted(full, level), build)
     assert search.run() is None
     assert build(search.arguments) == shapes
-    assert search.arguments == made | {"heads": search.arguments["heads"]}
+    assert search.arguments == made | {key: search.arguments[key] for key in ("heads", "groups")}
 
 
-def test_heads_follow_the_width() -> None:
-    """At once where they do not divide it, and among the variants where they do."""
-    for dims, heads, variants in (
-        ([16, 64], [1, 4], [[2, 4], [1, 4]]),
-        ([16, 16], [1, 1], [[2, 4], [1, 1]]),
-        ([32, 50], [1, 2], []),
-        ([32, 48], [2, 3], [[2, 4], [2, 3]]),
-    ):
+def test_heads_are_tried_in_proportion_to_the_width() -> None:
+    for dims, heads in (([16, 64], [1, 4]), ([16, 16], [1, 1]), ([32, 48], [2, 3])):
         search = search_for(FULL | {"dims": dims, "heads": heads})
-        found = search.run()
-        assert (found is None) == bool(variants), found
-        assert not variants or [variant["heads"] for variant in search.variants()] == variants
+        assert search.run() is None
+        found = [(variant["heads"], variant["groups"]) for variant in search.variants()]
+        assert found == [([2, 4], [2, 4]), (heads, [2, 4]), ([2, 4], heads), (heads, heads)]
+
+
+def test_heads_that_do_not_divide_the_width_follow_it_at_once() -> None:
+    full = FULL | {"dims": [32, 48], "heads": [2, 12], "groups": [2, 12]}
+    search = search_for(full | {"dims": [32, 20], "heads": [2, 5], "groups": [2, 5]}, full)
+    assert search.run() is None
+    assert (search.arguments["heads"], search.arguments["groups"]) == ([2, 5], [2, 5])
+
+
+def test_heads_that_cannot_follow() -> None:
+    search = search_for(FULL | {"dims": [32, 50], "heads": [1, 2], "groups": [1, 2]})
+    assert search.run() == "no arguments give 'head.weight' shape 10x50"
 
 
 def test_a_ratio_is_rounded_so_that_sizes_are_not_too_small() -> None:
@@ -97,8 +102,8 @@ def test_a_ratio_is_rounded_so_that_sizes_are_not_too_small() -> None:
         assert [int(dim * search.arguments["mlp_ratio"]) for dim in dims] == [hidden, 2 * hidden]
 
 
-def search_for(made: Arguments) -> Search:
-    full, level = build(FULL), build(made)
-    assert full is not None
+def search_for(made: Arguments, full: Arguments = FULL) -> Search:
+    before, level = build(full), build(made)
+    assert before is not None
     assert level is not None
-    return Search(FULL, Wanted(full, level), build)
+    return Search(full, Wanted(before, level), build)
