@@ -34,33 +34,32 @@ class Anatomy:
 
 
 def find_anatomy(
-    network: nn.Module, spec: ModelSpec, device: torch.device, calibration: Iterable[Tensor] | None = None
+    network: nn.Module,
+    spec: ModelSpec,
+    calibration: Iterable[Tensor] | None = None,
+    known: Anatomy | None = None,
 ) -> Anatomy:
     """Find the channels and blocks of a network that can be left out.
 
     Args:
-        network: on the device.
+        network: on any device.
         calibration: images (B, C, H, W) that tell what each block is worth; without any, blocks
             are kept evenly over the stages.
 
     Raises:
         UnsupportedModelError: if torch cannot trace the network, or the channels cannot be followed.
     """
-    channels = find_channels(network, spec.input_size)
-    layers = find_layers(channels)
+    channels = find_channels(network, spec.input_size) if known is None else known.channels
+    layers = find_layers(channels) if known is None else known.layers
     if calibration is None:
         return Anatomy(channels, layers, rank_evenly(layers.stages))
-    loss = loss_of_skipping(network, channels, layers, calibration, device)
+    loss = loss_of_skipping(network, channels, layers, calibration)
     return Anatomy(channels, layers, rank_by_loss(layers.blocks, loss))
 
 
 @torch.no_grad()
 def loss_of_skipping(
-    network: nn.Module,
-    channels: ChannelMap,
-    layers: LayerMap,
-    batches: Iterable[Tensor],
-    device: torch.device,
+    network: nn.Module, channels: ChannelMap, layers: LayerMap, batches: Iterable[Tensor]
 ) -> Loss:
     """How far the logits move when blocks are skipped: mean divergence from the whole network's answers.
 
@@ -68,10 +67,11 @@ def loss_of_skipping(
     be measured before a classifier has learnt its classes.
 
     Args:
-        network: on the device. `channels`, `layers`: its own.
+        network: on any device. `channels`, `layers`: its own.
         batches: images (B, C, H, W), the first few of which are used.
     """
     network = network.eval()
+    device = next(network.parameters()).device
     tensors = state_tensors(network)
     images = [batch.to(device) for batch in islice(batches, BATCHES)]
     answers = [network(batch).log_softmax(-1) for batch in images]

@@ -180,7 +180,8 @@ class Run:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed))
-        self._design = design(network, self.spec, self.recipe, self.train_images.class_names, images)
+        known = None if self._design is None else self._design.anatomy
+        self._design = design(network, self.spec, self.recipe, self.train_images.class_names, images, known)
         self.levels = self._design.levels
         return self._design.nested
 

@@ -43,6 +43,7 @@ def design(
     recipe: Recipe,
     class_names: Sequence[str] | None,
     calibration: Iterable[Tensor],
+    known: Anatomy | None = None,
 ) -> Design:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
@@ -50,6 +51,7 @@ def design(
         network: taken over. Where levels are narrower, its channels are put in the order of their
             importance, which changes no logit.
         calibration: images (B, C, H, W) that tell what a block is worth, if the recipe wants to know.
+        known: anatomy of a network of the same architecture, so that it is not looked for again.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
@@ -58,8 +60,7 @@ def design(
     anatomy = None
     if recipe.schedule.kind != "weight":
         measure = recipe.schedule.rank == "loss" and any(level.depth != 1 for level in recipe.levels)
-        device = next(network.parameters()).device
-        anatomy = find_anatomy(network, spec, device, calibration if measure else None)
+        anatomy = find_anatomy(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, anatomy)
     solver = Solver(network, spec, recipe, anatomy, count_macs(network, spec.input_size), class_names)

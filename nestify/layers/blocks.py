@@ -121,7 +121,7 @@ def _span(calls: Calls, residuals: Residuals) -> Span | None:
         path += residuals.walk_back(first(last), region)
     *way, source = path
     additions = [node for node in way if node in residuals.trunks]
-    if source in region or not additions or not is_like(outputs[0], source):
+    if source in region or not is_like(outputs[0], source):
         return None
     if any(_is_element(name) for node in additions for name in module_calls(node)[len(calls) :]):
         return None

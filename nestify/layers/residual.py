@@ -34,7 +34,7 @@ class Residuals:
         bits = ancestors(traced.graph)
         position = {node: place for place, node in enumerate(traced.graph.nodes)}
         for node in traced.graph.nodes:
-            if operator_name(node.target) != "add" or is_write(node):
+            if operator_name(node.target) != "add" or is_write(node) or node in self.constants:
                 continue
             region = self.regions[module_calls(node)]
             found = [
@@ -76,7 +76,7 @@ def _ways(add: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
     """(trunk, branch) as far as an addition alone can tell."""
     arguments = named_arguments(add)
     a, b = arguments["self"], arguments["other"]
-    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node) or a is b:
+    if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
         return
     for trunk, branch in ((a, b), (b, a)):
         scaled = trunk is b and arguments.get("alpha", 1) != 1

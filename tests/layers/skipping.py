@@ -13,8 +13,10 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_u
 
 from nestify.channels import ChannelMap, find_channels
 from nestify.channels.calls import operator_name
+from nestify.channels.remains import remains_of
 from nestify.layers import Block, LayerMap, find_layers
 from nestify.layers.facts import module_calls
+from nestify.layers.macs import node_macs
 from nestify.model_spec import state_tensors
 from nestify.report.costs import count_macs
 
@@ -157,7 +159,7 @@ def walk_blocks(model: nn.Module, images: Tensor) -> Walked:
     additions = sum(operator_name(node.target) == "add" for node in channels.traced.graph.nodes)
     if not layers.blocks:
         return Walked(additions)
-    full = count_macs(_level(channels, layers, [], model), size).total
+    macs = node_macs(channels.traced)
     every = [block.name for block in layers.blocks]
     whole = [block.name for block in layers.blocks if block.whole]
     sets = [every, *(some_blocks(layers.blocks, seed) for seed in range(2)), every[len(every) // 2 :][:1]]
@@ -168,7 +170,8 @@ def walk_blocks(model: nn.Module, images: Tensor) -> Walked:
         with torch.no_grad():
             logits = level(images)
         assert torch.isfinite(logits).all(), f"logits that are not finite without {names}"
-        planned = full - sum(block.macs for block in layers.blocks if block.name in names)
+        remains = remains_of(channels.traced.graph, layers.substitutes(names))
+        planned = sum(macs.get(node, 0) for node in remains.needed)
         counted = count_macs(level, size).total
         assert planned == counted, f"{planned} MACs planned, {counted} counted without {names}"
         try:
@@ -177,7 +180,7 @@ def walk_blocks(model: nn.Module, images: Tensor) -> Walked:
         except Untold:
             continue
     modules = sum(block.whole for block in layers.blocks)
-    share = sum(block.macs for block in layers.blocks) / full
+    share = sum(block.macs for block in layers.blocks) / sum(macs.values())
     off = max(offs, default=0.0)
     return Walked(additions, modules, len(every) - modules, share, off, len(offs), len(sets))
 

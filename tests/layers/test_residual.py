@@ -19,7 +19,7 @@ class Sums(nn.Module):
         self.f, self.g = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.f(x)
+        y, m, sine = self.f(x), x.mean((2, 3), keepdim=True), x.sin()
         sums = {
             "read elsewhere": lambda: torch.cat([x + y, y]),
             "two branches": lambda: y + self.g(x),
@@ -39,6 +39,12 @@ class Sums(nn.Module):
             "one over the trunk": lambda: 2 / x + y,
             "trunk cut": lambda: x[:, :2] + y[:, :2],
             "of their number alone": lambda: x + self.f.bias[:, None, None].expand(x.shape[0], 3, 8, 8),
+            "one of another shape": lambda: m * torch.ones(8, 8) + self.g(m).expand(-1, -1, 8, 8),
+            "a constant over the trunk": lambda: self.g.bias[:, None, None] / x + y,
+            "in place": lambda: torch.cat([sine.view(-1, 3, 64), sine.add_(self.f(sine)).flatten(2)]),
+            "of constants": lambda: (
+                x * (self.g.bias + self.g.weight[:, :, 0, 0] @ self.g.bias)[:, None, None]
+            ),
             "trunk dropped from": lambda: nn.functional.dropout(x, 0.5, training=True) + y,
             "trunk scaled by the images": lambda: x * x.mean() + y,
             "trunk scaled by a parameter": lambda: x * self.g.bias[:, None, None] + y,
@@ -61,6 +67,10 @@ class Sums(nn.Module):
         ("one over the trunk", 0),
         ("trunk cut", 0),
         ("of their number alone", 0),
+        ("one of another shape", 0),
+        ("a constant over the trunk", 0),
+        ("in place", 0),
+        ("of constants", 0),
         ("trunk dropped from", 0),
         ("trunk scaled by the images", 0),
         ("trunk scaled by a parameter", 1),
@@ -102,24 +112,29 @@ class Module(nn.Module):
         self.kind, self.conv = kind, nn.Conv2d(3, 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        x = x.relu() if self.kind == "activation first" else x
         y = x + self.conv(x)
-        if self.kind == "turned":
-            return y.transpose(2, 3)
-        if self.kind == "two outputs":
-            return y, self.conv(y)
-        if self.kind == "activation twice":
-            return y.relu().sigmoid()
-        return y * x.mean() if self.kind == "scaled by the images" else y.relu()
+        ends = {
+            "activation": y.relu,
+            "activation first": lambda: y,
+            "constant beside it": lambda: (y, self.conv.bias.exp()[:, None, None]),
+            "turned": lambda: y.transpose(2, 3),
+            "two outputs": lambda: (y, self.conv(y).sin()),
+            "activation twice": lambda: y.relu().sigmoid(),
+            "scaled by the images": lambda: y * x.mean(),
+            "bits": lambda: y.view(torch.int32),
+        }
+        return ends[self.kind]()
 
 
-class Around(nn.Module):
-    def __init__(self, kind: str) -> None:
+class Holder(nn.Module):
+    def __init__(self, part: nn.Module) -> None:
         super().__init__()
-        self.block, self.head = Module(kind), nn.Linear(3, 4)
+        self.part, self.head = part, nn.Linear(3, 4)
 
     def forward(self, images: Tensor) -> Tensor:
-        x = self.block(images)
-        x = x[0] * x[1] if isinstance(x, tuple) else x
+        x = self.part(images)
+        x = x[0] * x[1] if isinstance(x, tuple) else x.float()
         logits: Tensor = self.head(x.mean((2, 3)))
         return logits
 
@@ -127,13 +142,46 @@ class Around(nn.Module):
 @pytest.mark.parametrize(
     ("kind", "name"),
     [
-        ("activation", "block"),
-        ("turned", "block#1"),
-        ("two outputs", "block#1"),
-        ("activation twice", "block#1"),
-        ("scaled by the images", "block#1"),
+        ("activation", "part"),
+        ("constant beside it", "part"),
+        ("activation first", "part#1"),
+        ("bits", "part#1"),
+        ("turned", "part#1"),
+        ("two outputs", "part#1"),
+        ("activation twice", "part#1"),
+        ("scaled by the images", "part#1"),
     ],
 )
 def test_a_module_that_is_more_than_its_branches_is_no_block(kind: str, name: str) -> None:
-    _, layers = opened(Around(kind))
+    _, layers = opened(Holder(Module(kind)))
     assert [block.name for block in layers.blocks] == [name]
+
+
+class Gives(nn.Module):
+    """Gives what is before a branch and what is behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + self.conv(x)
+        return x, x + self.conv(x)
+
+
+class Inside(nn.Module):
+    """A branch that holds a block, in a module that downsamples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.block = nn.Conv2d(3, 3, 2, stride=2), Module("activation")
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.block(x).sin()
+
+
+@pytest.mark.parametrize(("part", "names"), [(Gives, ["part#1", "part#2"]), (Inside, ["part#1"])])
+def test_branches_of_modules_that_are_no_blocks(part: type[nn.Module], names: list[str]) -> None:
+    _, layers = opened(Holder(part()))
+    assert [block.name for block in layers.blocks] == names

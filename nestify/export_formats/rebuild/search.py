@@ -96,7 +96,7 @@ class Search:
             size, goal, once = self.sizes.get(key), self._goal.get(key), self._full.get(key)
             if size and goal and once and twice:
                 votes[_rounded(_guess(now, full, size, goal, once, twice), isinstance(full, int))] += 1
-        return [value for value, _ in votes.most_common() if value > 0 and value != now][:GUESSES]
+        return [value for value, _ in votes.most_common() if value >= 0 and value != now][:GUESSES]
 
     def _in_proportion(self, arguments: Arguments, key: str) -> Iterator[Arguments]:
         """Arguments in which one that changes no size follows one that does; at last, all that can."""

@@ -1,6 +1,6 @@
 """Names of what is left of a network, and what they are in a shorter one."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestify.export_formats.rebuild.names import COUNT, Shapes, Wanted
@@ -20,6 +20,7 @@ def network(places: list[int]) -> Shapes:
     return shapes
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, BLOCKS - 1), min_size=1))
 def test_what_is_left_is_counted_through(kept: set[int]) -> None:
     left = sorted(kept)
@@ -35,6 +36,7 @@ def test_what_is_left_is_counted_through(kept: set[int]) -> None:
     }
 
 
+@settings(deadline=None)
 @given(st.sets(st.integers(0, BLOCKS - 1), min_size=1), st.integers(1, 2 * BLOCKS))
 def test_a_network_has_the_sizes_of_a_level_if_it_is_as_long(kept: set[int], length: int) -> None:
     wanted = Wanted(network(list(range(BLOCKS))), network(sorted(kept)))
