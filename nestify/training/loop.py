@@ -1,7 +1,7 @@
 """The training loop: steps, learning rate, gradual sparsity, averaging; it neither prints nor evaluates."""
 
-from collections.abc import Callable, Iterator, Sized
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterator, Sized
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from math import ceil
@@ -27,7 +27,7 @@ CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the
 class Batches(Sized, Protocol):
     """Training batches, as `nestify.images.Loader` gives them; the length is that of one epoch."""
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         """Images (B, C, H, W) and class indices (B,) of an epoch, counted from 0."""
         ...
 
@@ -162,8 +162,10 @@ def _steps(batches: Batches, total: int) -> Iterator[tuple[int, bool, Tensor, Te
     done, epoch = 0, 0
     while done < total:
         left = min(len(batches), total - done)
-        for seen, (images, target) in enumerate(islice(batches.epoch(epoch), left), start=1):
-            yield epoch + 1, seen == left, images, target
+        # Closed here: Python drops an interrupt that comes while it clears an abandoned generator away.
+        with closing(batches.epoch(epoch)) as passing:
+            for seen, (images, target) in enumerate(islice(passing, left), start=1):
+                yield epoch + 1, seen == left, images, target
         epoch += 1
         done += left
 

@@ -1,6 +1,6 @@
 """The loop: steps, gradual sparsity, averaging, and what it does with a loss that is not finite."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 
 import pytest
 import torch
@@ -30,7 +30,7 @@ class Squares:
     def __len__(self) -> int:
         return self.batches
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def epoch(self, number: int) -> Generator[tuple[Tensor, Tensor], None, None]:
         self.epochs.append(number)
         generator = torch.Generator().manual_seed(number)
         for _ in range(self.batches):
