@@ -21,7 +21,7 @@ def kept_blocks(ranking: Ranking, depth: float) -> frozenset[Block]:
         depth: share of the blocks, above 0 and at most 1.
     """
     assert 0 < depth <= 1
-    return frozenset(ranking[: ceil(depth * len(ranking) - 1e-9)])  # 0.7 * 10 is above 7
+    return frozenset(ranking[: ceil(depth * len(ranking) - 1e-9)])  # 0.28 * 25 is above 7
 
 
 def rank_evenly(stages: Sequence[Stage]) -> Ranking:

@@ -127,17 +127,23 @@ def test_branches_are_numbered_in_their_module() -> None:
     torch.testing.assert_close(level(images), model(images))
 
 
+class Again(nn.Module):
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.head = block, nn.Linear(3, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.block(self.block(images)).mean((2, 3)))
+        return logits
+
+
+def test_a_sequence_that_is_called_again_is_still_one() -> None:
+    _, layers = opened(Again(nn.Sequential(Norms(), Norms())))
+    assert [block.name for block in layers.blocks] == ["block.0", "block.1", "block.0@1", "block.1@1"]
+
+
 def test_a_module_that_is_called_again_is_another_block() -> None:
-    class Again(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.block, self.head = Norms(), nn.Linear(3, 4)
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.head(self.block(self.block(images)).mean((2, 3)))
-            return logits
-
-    model = Again()
+    model = Again(Norms())
     channels, layers = opened(model)
     assert [block.name for block in layers.blocks] == ["block", "block@1"]
     images = torch.randn(2, *SIZE)

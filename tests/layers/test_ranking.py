@@ -66,8 +66,8 @@ def test_the_last_block_of_every_stage_goes_last() -> None:
 
 
 def test_depths_are_not_rounded_up_by_mistake() -> None:
-    ranking = rank_evenly(stages_of([10]))
-    assert [len(kept_blocks(ranking, k / 10)) for k in range(1, 11)] == list(range(1, 11))
+    ranking = rank_evenly(stages_of([25]))
+    assert [len(kept_blocks(ranking, k / 25)) for k in range(1, 26)] == list(range(1, 26))
 
 
 @pytest.mark.parametrize("again", [False, True])
