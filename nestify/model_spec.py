@@ -92,7 +92,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
 
 
 class _NoRandomFill(TorchFunctionMode):
-    """Leaves tensors as they are where a model would fill them with random numbers."""
+    """Fills no tensor with random numbers: with zeros, or not at all."""
 
     _FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, nn.init.kaiming_uniform_})
 
@@ -100,6 +100,8 @@ class _NoRandomFill(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is Tensor.normal_:  # torch draws a truncated normal again until all of it is within bounds
+            return (args[0] if args else kwargs["tensor"]).zero_()
         if func in self._FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
