@@ -129,7 +129,7 @@ def compress(
             recipe,
             done.levels,
             done.nested,
-            done.count,
+            done.costs,
             class_names=done.class_names,
             source_sha256=done.pretrained.source_sha256,
             original=done.original,

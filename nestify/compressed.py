@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from nestify.evaluation.accuracy import Accuracy
 from nestify.levels import Level
 from nestify.nested_model import NestedModel
+from nestify.planning import LevelCost
 from nestify.pretrained import PretrainedModel
-from nestify.report.costs import MacCount
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,7 @@ class Compressed:
 
     Attributes:
         nested: the trained model, on the CPU, in eval mode. `levels`: its levels, budgets solved.
-        count: MACs of its network.
+        costs: of its levels, core first.
         missed: a sentence for each level that came out at another cost than its budget.
         original: accuracy of the dense model before nesting; None if there was nothing to validate.
         before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
@@ -25,7 +25,7 @@ class Compressed:
     nested: NestedModel
     levels: Sequence[Level]
     pretrained: PretrainedModel
-    count: MacCount
+    costs: Sequence[LevelCost]
     missed: Sequence[str]
     class_names: Sequence[str] | None
     original: Accuracy | None

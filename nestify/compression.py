@@ -12,6 +12,7 @@ from timm.loss import create_classification_loss
 from timm.utils import random_seed
 from torch import nn
 
+from nestify.anatomy import Anatomy
 from nestify.compressed import Compressed
 from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
@@ -30,7 +31,7 @@ from nestify.inputs import (
 from nestify.levels import Level
 from nestify.nest import choose_weights, dense_layers
 from nestify.nested_model import NestedModel
-from nestify.planning import Plan, plan_levels
+from nestify.planning import Plan, PlannedLevel, level_costs
 from nestify.pretrained import save_plain
 from nestify.private import recalibrate
 from nestify.recipe import Recipe
@@ -69,8 +70,7 @@ class Run:
         self.pretrained = open_recipe_model(recipe, self.train_images)
         self.spec = self.pretrained.spec
         self.teacher = open_recipe_teacher(recipe, self.spec)
-        self._design: Design | None = None
-        self.levels: tuple[Level, ...] = recipe.levels
+        self._anatomy: Anatomy | None = None
         self.workers = pick_workers(recipe.data.workers, self.device)
         self.train_batches = train_loader(
             self.train_images,
@@ -89,10 +89,12 @@ class Run:
             estimate: try one small step for the time and memory that training needs.
         """
         network = self.pretrained.model
-        nested = self._nest(deepcopy(network).cpu())
-        choose_weights(nested, self.levels, self.recipe.schedule.score)
-        count = count_macs(network, self.spec.input_size)
-        sizes = prefix_bytes(self.recipe, self.levels, nested, count, self.train_images.class_names)
+        made = self._nest(deepcopy(network).cpu())
+        nested, levels, anatomy = made.nested, made.levels, made.anatomy
+        choose_weights(nested, levels, self.recipe.schedule.score)
+        count = made.solver.count
+        costs = level_costs(nested, count)
+        sizes = prefix_bytes(self.recipe, levels, nested, costs, self.train_images.class_names)
         steps = total_steps(self.recipe.train.epochs, len(self.train_batches))
         finetune_steps = self.recipe.finetune.epochs * len(self.train_batches)
         seconds = memory = None
@@ -100,15 +102,14 @@ class Run:
             task = self._task(nested.to(self.device), None)
             step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
             seconds = step_seconds * (steps + finetune_steps / nested.n_levels)
-        anatomy = None if self._design is None else self._design.anatomy
         narrower, shallower = (
-            any(getattr(level, axis) < 1 for level in self.levels) for axis in ("width", "depth")
+            any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
         )
         return Plan(
             spec=self.spec,
-            levels=plan_levels(nested, self.levels, count, sizes),
+            levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, strict=True)],
             maskable=nested.entry_levels.total,
-            dense_layers=dense_layers(nested, self.levels),
+            dense_layers=dense_layers(nested, levels),
             train_images=len(self.train_images),
             val_images=len(self.val_images),
             finetune_steps=finetune_steps,
@@ -137,13 +138,14 @@ class Run:
         observer.evaluated("original", 0, [original])
         check_finite([original], "finetune.lr")
         teacher = self._frozen_teacher(network)
-        nested = self._nest(network)
+        made = self._nest(network)
+        nested, levels = made.nested, made.levels
         self._recalibrate_levels(nested, [k for k in self._numbers(nested) if nested.is_smaller(k)])
-        before = self._before(nested) if recipe.train.eval_before else []
+        before = self._before(nested, levels) if recipe.train.eval_before else []
         if recipe.train.epochs:
-            nested = self._train(nested, teacher)
+            nested, levels = self._train(made, teacher)
         else:
-            choose_weights(nested, self.levels, recipe.schedule.score)
+            choose_weights(nested, levels, recipe.schedule.score)
         self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
             changed = bool(recipe.train.epochs)
@@ -158,13 +160,12 @@ class Run:
         observer.skipped("validation", self.val_images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
         count = count_macs(nested.network, self.spec.input_size)
-        assert self._design is not None
         return Compressed(
             nested=nested,
-            levels=self.levels,
-            missed=replace(self._design.solver, count=count).check(nested, self.levels),
+            levels=levels,
+            missed=replace(made.solver, count=count).check(nested, levels),
             pretrained=self.pretrained,
-            count=count,
+            costs=level_costs(nested, count),
             class_names=self.train_images.class_names,
             original=original,
             before=before,
@@ -176,20 +177,13 @@ class Run:
     def _autocast(self) -> AbstractContextManager[object]:
         return self.precision.autocast()
 
-    def _nest(self, network: nn.Module) -> NestedModel:
+    def _nest(self, network: nn.Module) -> Design:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed))
-        known = None if self._design is None else self._design.anatomy
-        self._design = design(network, self.spec, self.recipe, self.train_images.class_names, images, known)
-        self.levels = self._design.levels
-        return self._design.nested
-
-    def _settle(self) -> Sequence[Level]:
-        """The levels by the weights as they are now: how sparse they must be for their budgets."""
-        assert self._design is not None
-        self.levels = tuple(size.level for size in self._design.solver.sizes())
-        return self.levels
+        made = design(network, self.spec, self.recipe, self.train_images.class_names, images, self._anatomy)
+        self._anatomy = made.anatomy
+        return made
 
     def _finetune(self, network: nn.Module) -> nn.Module:
         """Plain training of the dense model: a nested model of one level."""
@@ -215,16 +209,17 @@ class Run:
             save_plain(trained.network, Path(recipe.finetune.save))
         return trained.network
 
-    def _train(self, nested: NestedModel, frozen: nn.Module | None) -> NestedModel:
-        recipe = self.recipe
+    def _train(self, made: Design, frozen: nn.Module | None) -> tuple[NestedModel, Sequence[Level]]:
+        """The trained model, and its levels with their sparsities as they came out."""
+        recipe, nested = self.recipe, made.nested
         self.observer.stage("training the levels")
         steps = total_steps(recipe.train.epochs, len(self.train_batches))
-        solved = recipe.schedule.kind == "weight" and any(level.budget for level in self.levels)
+        solved = recipe.schedule.kind == "weight" and any(level.budget for level in made.levels)
         ramp = Ramp(
-            self.levels,
+            made.levels,
             round(recipe.schedule.ramp * steps),
             recipe.schedule.reselect,
-            settle=self._settle if solved else None,
+            settle=(lambda: [size.level for size in made.solver.sizes()]) if solved else None,
         )
         task = self._task(nested, frozen)
 
@@ -237,7 +232,7 @@ class Run:
                 )
                 self.observer.evaluated("epoch", log.epoch, results)
 
-        return train(
+        trained = train(
             task,
             self.train_batches,
             recipe.train,
@@ -246,6 +241,7 @@ class Run:
             score=recipe.schedule.score,
             on_log=on_log,
         )
+        return trained, ramp.levels
 
     def _task(self, nested: NestedModel, frozen: nn.Module | None) -> NestedTask:
         options, levels = self.recipe.train, self.recipe.level
@@ -281,11 +277,11 @@ class Run:
             return deepcopy(network).eval()
         return None if self.teacher is None else self.teacher.to(self.device)
 
-    def _before(self, nested: NestedModel) -> list[Accuracy]:
+    def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
         """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""
         dense = nested.entry_levels
         kept = {name: entry.clone() for name, entry in dense.tensors.items()}
-        choose_weights(nested, self.levels, self.recipe.schedule.score)
+        choose_weights(nested, levels, self.recipe.schedule.score)
         plain = {}
         self.observer.stage("evaluating the levels before training")
         for level in range(1, nested.n_levels + 1):

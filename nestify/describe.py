@@ -22,16 +22,15 @@ from nestify.nested_file.manifest import (
 )
 from nestify.nested_file.writer import planned_bytes
 from nestify.nested_model import NestedModel
-from nestify.planning import level_cost
+from nestify.planning import LevelCost
 from nestify.recipe import Recipe
-from nestify.report.costs import MacCount
 
 
 def describe(
     recipe: Recipe,
     levels: Sequence[Level],
     nested: NestedModel,
-    count: MacCount,
+    costs: Sequence[LevelCost],
     *,
     class_names: Sequence[str] | None = None,
     source_sha256: str | None = None,
@@ -44,7 +43,7 @@ def describe(
 
     Args:
         recipe: what was asked for. `levels`: the same levels, budgets solved.
-        nested: what came out. `count`: MACs of its network.
+        nested: what came out. `costs`: of its levels.
         original: accuracy of the dense model. `before`, `after`: of the levels, without training and with.
         fingerprints: whether to compute each level's logits; zeros stand in for them otherwise.
     """
@@ -54,8 +53,8 @@ def describe(
         model=_model_entry(nested.spec, class_names),
         schedule=recipe.schedule.kind,
         levels=[
-            _level(nested, level, k, count, trained.get(k), untrained.get(k), fingerprints)
-            for k, level in enumerate(levels, start=1)
+            _level(nested, level, k, cost, trained.get(k), untrained.get(k), fingerprints)
+            for k, (level, cost) in enumerate(zip(levels, costs, strict=True), start=1)
         ],
         original=_original(original),
         recipe=_without_folders(recipe.to_dict()),
@@ -77,14 +76,14 @@ def prefix_bytes(
     recipe: Recipe,
     levels: Sequence[Level],
     nested: NestedModel,
-    count: MacCount,
+    costs: Sequence[LevelCost],
     class_names: Sequence[str] | None,
 ) -> list[int]:
     """Bytes of the nested file up to and with each level, header included, as the model is now.
 
     What is not known yet (accuracies, logits, hashes) counts at a typical length.
     """
-    plain = describe(recipe, levels, nested, count, class_names=class_names, fingerprints=False)
+    plain = describe(recipe, levels, nested, costs, class_names=class_names, fingerprints=False)
     expected = {
         "top1": 50 + 1 / 3,
         "top5": 75 + 1 / 3,
@@ -141,12 +140,11 @@ def _level(
     nested: NestedModel,
     level: Level,
     k: int,
-    count: MacCount,
+    cost: LevelCost,
     after: Accuracy | None,
     top1_before: float | None,
     fingerprints: bool,
 ) -> LevelDescription:
-    cost = level_cost(nested, k, count)
     logits = [0.0] * nested.spec.num_classes
     if fingerprints:
         logits = fingerprint(partial(nested, level=k), nested.spec.input_size)
@@ -164,7 +162,7 @@ def _level(
             nonzero_parameters=cost.nonzero_parameters,
             dense_macs=cost.dense_macs,
             effective_macs=cost.effective_macs,
-            uncounted=dict(count.uncounted),
+            uncounted=dict(cost.uncounted),
             top1=None if after is None else after.top1,
             top5=None if after is None else after.top5,
             loss=None if after is None else after.loss,

@@ -11,22 +11,36 @@ from nestify.report.costs import MacCount, count_macs, effective_macs, layer_ent
 
 
 @dataclass(frozen=True)
-class PlannedLevel:
-    """One level as it will be.
+class LevelCost:
+    """What one level of a nested model costs; see `nested_file.manifest.Metrics` for the numbers.
 
     Attributes:
-        level: what was asked for. `sparsity`: what its pattern can reach on this model.
         parameters: of the plain model. `nonzero_parameters`: those that are not masked out.
-        dense_macs, effective_macs: per image; see `nested_file.manifest.Metrics`.
-        prefix_bytes: bytes of the nested file that the level needs, header included.
+        sparsity: share of its maskable weights that are zeros.
+        layers: one row per maskable weight.
+        uncounted: operators that the MACs leave out, with how often they run.
     """
 
-    level: Level
-    sparsity: float
     parameters: int
     nonzero_parameters: int
     dense_macs: int
     effective_macs: int
+    sparsity: float
+    layers: Sequence[LayerEntry]
+    uncounted: Mapping[str, int]
+
+
+@dataclass(frozen=True)
+class PlannedLevel:
+    """One level as it will be.
+
+    Attributes:
+        level: what was asked for. `cost`: what its pattern can reach on this model.
+        prefix_bytes: bytes of the nested file that the level needs, header included.
+    """
+
+    level: Level
+    cost: LevelCost
     prefix_bytes: int
 
 
@@ -63,21 +77,9 @@ class Plan:
     memory_bytes: int | None = None
 
 
-@dataclass(frozen=True)
-class LevelCost:
-    """What one level of a nested model costs; see `nested_file.manifest.Metrics` for the numbers.
-
-    Attributes:
-        sparsity: share of its maskable weights that are zeros.
-        layers: one row per maskable weight.
-    """
-
-    parameters: int
-    nonzero_parameters: int
-    dense_macs: int
-    effective_macs: int
-    sparsity: float
-    layers: Sequence[LayerEntry]
+def level_costs(nested: NestedModel, count: MacCount) -> list[LevelCost]:
+    """The costs of all levels, core first; see `level_cost`."""
+    return [level_cost(nested, k, count) for k in range(1, nested.n_levels + 1)]
 
 
 def level_cost(nested: NestedModel, level: int, count: MacCount) -> LevelCost:
@@ -123,23 +125,5 @@ def _cost(
         effective_macs=effective_macs(count, densities),
         sparsity=nested.sparsity(level),
         layers=layer_entries(count, rows),
+        uncounted=count.uncounted,
     )
-
-
-def plan_levels(
-    nested: NestedModel, levels: Sequence[Level], count: MacCount, prefix_bytes: Sequence[int]
-) -> list[PlannedLevel]:
-    """Work out the costs of every level, core first; `prefix_bytes` are those of the file."""
-    costs = [level_cost(nested, k, count) for k in range(1, len(levels) + 1)]
-    return [
-        PlannedLevel(
-            level=level,
-            sparsity=cost.sparsity,
-            parameters=cost.parameters,
-            nonzero_parameters=cost.nonzero_parameters,
-            dense_macs=cost.dense_macs,
-            effective_macs=cost.effective_macs,
-            prefix_bytes=size,
-        )
-        for level, cost, size in zip(levels, costs, prefix_bytes, strict=True)
-    ]

@@ -14,7 +14,7 @@ from nestify.levels import Level, Pattern, check_levels
 from nestify.model_spec import ModelSpec
 from nestify.nest import Size, check_anatomy, check_distinct, choose_weights, nest, order_channels, size_of
 from nestify.nested_model import NestedModel
-from nestify.planning import level_cost
+from nestify.planning import level_cost, level_costs
 from nestify.recipe import Recipe
 from nestify.recipe_levels import solved_axis
 from nestify.report.costs import MacCount, count_macs
@@ -32,7 +32,7 @@ class Design:
     """
 
     nested: NestedModel
-    levels: tuple[Level, ...]
+    levels: Sequence[Level]
     anatomy: Anatomy | None
     solver: "Solver"
 
@@ -204,7 +204,8 @@ class Solver:
 
         def amount(k: int) -> float:
             if budget.quantity == "bytes":
-                return prefix_bytes(self.recipe, levels, nested, self.count, self.class_names)[k - 1]
+                costs = level_costs(nested, self.count)
+                return prefix_bytes(self.recipe, levels, nested, costs, self.class_names)[k - 1]
             cost = level_cost(nested, k, self.count)
             return cost.effective_macs if budget.quantity == "macs" else cost.nonzero_parameters
 

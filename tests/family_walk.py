@@ -24,7 +24,7 @@ from nestify.describe import describe, prefix_bytes
 from nestify.fingerprint import fingerprint_error
 from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
-from nestify.planning import plan_levels
+from nestify.planning import level_costs
 from nestify.pretrained import PretrainedModel, load_pretrained
 from nestify.recipe import Recipe, load_recipe
 from nestify.report.costs import MacCount, count_macs
@@ -198,10 +198,11 @@ def _choose(nested: NestedModel, recipe: Recipe) -> None:
 def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
     count = count_macs(nested.network, nested.spec.input_size)
     assert not count.uncounted, f"MACs not counted: {dict(count.uncounted)}"
-    sizes = prefix_bytes(recipe, recipe.levels, nested, count, None)
-    planned = plan_levels(nested, recipe.levels, count, sizes)
-    assert [level.dense_macs for level in planned] == [count.total] * nested.n_levels
-    macs = [level.effective_macs for level in planned]
+    costs = level_costs(nested, count)
+    sizes = prefix_bytes(recipe, recipe.levels, nested, costs, None)
+    assert sizes == sorted(sizes)
+    assert [cost.dense_macs for cost in costs] == [count.total] * nested.n_levels
+    macs = [cost.effective_macs for cost in costs]
     assert 0 < macs[0] < macs[1] < macs[2] == count.total
     return count
 
@@ -297,7 +298,7 @@ def _check_file(
     """Save and load; the file's own check runs as it is loaded."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.nested.safetensors"
-        description = describe(recipe, recipe.levels, nested, count)
+        description = describe(recipe, recipe.levels, nested, level_costs(nested, count))
         manifest = write_nested_file(path, nested.nested_state(), description)
         again = nestify.load(path)
     assert not again.training

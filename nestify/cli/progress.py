@@ -3,7 +3,6 @@
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
 from math import isnan
 from types import TracebackType
 from typing import Any, TextIO
@@ -150,14 +149,19 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "uncounted": dict(plan.uncounted),
         "levels": [
             {
-                **asdict(level),
                 "level": k,
-                "name": level.level.name,
-                "pattern": str(level.level.pattern),
-                "width": level.level.width,
-                "depth": level.level.depth,
+                "name": planned.level.name,
+                "width": planned.level.width,
+                "depth": planned.level.depth,
+                "sparsity": planned.cost.sparsity,
+                "pattern": str(planned.level.pattern),
+                "parameters": planned.cost.parameters,
+                "nonzero_parameters": planned.cost.nonzero_parameters,
+                "dense_macs": planned.cost.dense_macs,
+                "effective_macs": planned.cost.effective_macs,
+                "prefix_bytes": planned.prefix_bytes,
             }
-            for k, level in enumerate(plan.levels, start=1)
+            for k, planned in enumerate(plan.levels, start=1)
         ],
     }
 

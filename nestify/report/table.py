@@ -79,15 +79,15 @@ def plan_table(plan: "Plan") -> Sheet:
     columns = [
         Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
         Column("name", [level.level.name for level in levels], is_text=True),
-        *_sizes([(level.sparsity, level.level.width, level.level.depth) for level in levels]),
+        *_sizes([(level.cost.sparsity, level.level.width, level.level.depth) for level in levels]),
     ]
     if any(_is_patterned(str(level.level.pattern)) for level in levels):
-        patterns = [str(level.level.pattern) if level.sparsity else "-" for level in levels]
+        patterns = [str(level.level.pattern) if level.cost.sparsity else "-" for level in levels]
         columns.append(Column("pattern", patterns, is_text=True, rank=3))
     columns += [
-        Column("non-zero", [quantity(level.nonzero_parameters) for level in levels], rank=1),
-        Column("dense MACs", [quantity(level.dense_macs) for level in levels], rank=4),
-        Column("effective MACs", [quantity(level.effective_macs) for level in levels], rank=5),
+        Column("non-zero", [quantity(level.cost.nonzero_parameters) for level in levels], rank=1),
+        Column("dense MACs", [quantity(level.cost.dense_macs) for level in levels], rank=4),
+        Column("effective MACs", [quantity(level.cost.effective_macs) for level in levels], rank=5),
         Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
     ]
     return Sheet(columns)

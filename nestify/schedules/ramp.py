@@ -7,7 +7,7 @@ from math import ceil
 from nestify.levels import Level
 
 
-@dataclass(frozen=True)
+@dataclass
 class Ramp:
     """Raises every level's sparsity from 0 to its target, then freezes the entry levels.
 
@@ -15,7 +15,7 @@ class Ramp:
     from sparsity 0).
 
     Attributes:
-        levels: the targets, core level first.
+        levels: the targets, core level first; once they are settled, as they came out.
         steps: training steps T until the targets are reached; 0 starts at the targets.
         selections: how often the weights are chosen again on the way, evenly spaced.
         settle: gives the targets anew where they are reached, by the weights as they are then.
@@ -35,7 +35,9 @@ class Ramp:
     def levels_at(self, step: int) -> list[Level]:
         """The levels with the sparsities of this step; an N:M level keeps whole numbers of each M."""
         if step >= self.steps:
-            return list(self.levels if self.settle is None else self.settle())
+            if self.settle is not None:
+                self.levels, self.settle = self.settle(), None
+            return list(self.levels)
         rest = 1 - step / self.steps
         return [_at(level, level.sparsity * (1 - rest**3)) for level in self.levels]
 

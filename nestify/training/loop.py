@@ -14,11 +14,11 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
 from nestify.errors import DivergedError
+from nestify.nest import choose_weights
 from nestify.nested_model import NestedModel
 from nestify.recipe_schedule import Score
 from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
-from nestify.schedules.weights import select_entry_levels
 from nestify.training.task import NestedTask
 
 CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the device
@@ -120,7 +120,7 @@ def train(
     progress = _Progress(nested, total, task.device)
     for step, (epoch, last, images, target) in enumerate(_steps(batches, total)):
         if ramp is not None and ramp.due(step):
-            reselect(nested, ramp, step, score)
+            choose_weights(nested, ramp.levels_at(step), score)
             progress.note_sparsity(nested)
         images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
         labels = target
@@ -140,21 +140,13 @@ def train(
         if last or (step + 1) % CHECK_EVERY == 0:
             on_log(progress.log(step + 1, epoch, last, optimizer.param_groups[0]["lr"]))
     if ramp is not None and total <= ramp.steps:
-        reselect(nested, ramp, ramp.steps, score)
+        choose_weights(nested, ramp.levels_at(ramp.steps), score)
     return _trained(task, nested)
 
 
 def total_steps(epochs: float, steps_per_epoch: int) -> int:
     """Number of training steps; a fraction of an epoch is rounded up."""
     return ceil(epochs * steps_per_epoch)
-
-
-def reselect(nested: NestedModel, ramp: Ramp, step: int, score: Score) -> None:
-    """Choose the weights of every level again, at the sparsities of a step."""
-    weights = {name: nested.shared_tensor(name) for name in nested.entry}
-    if weights:
-        entry = select_entry_levels(weights, ramp.levels_at(step), score, nested.available())
-        nested.set_entry_levels(entry)
 
 
 def _steps(batches: Batches, total: int) -> Iterator[tuple[int, bool, Tensor, Tensor]]:
