@@ -15,6 +15,7 @@ from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
+from nestify.hierarchy import stored_labels
 from nestify.images import OnBadImage, eval_loader, open_images
 from nestify.inputs import pick_device, pick_workers, stored_dtype
 from nestify.loading import load_level, load_nested
@@ -40,13 +41,15 @@ class Evaluation:
     """Accuracy of levels of a file on images.
 
     Attributes:
-        names: of the levels, in the order of `levels`.
+        names: of the levels, in the order of `levels`. `classes`: how many each tells, and their name in the
+            hierarchy, empty for the model's own.
         skipped: why images could not be read, by file name.
     """
 
     path: str
     data: str
     names: Sequence[str]
+    classes: Sequence[tuple[int, str]]
     levels: Sequence[Accuracy]
     skipped: Mapping[str, str]
 
@@ -130,7 +133,7 @@ def compress(
             done.levels,
             done.nested,
             done.costs,
-            class_names=done.class_names,
+            labels=done.labels,
             source_sha256=done.pretrained.source_sha256,
             original=done.original,
             before=done.before,
@@ -193,9 +196,16 @@ def evaluate(
         device=where,
     )
     # Level by level, so that each is in memory alone and timed by itself.
-    results = [evaluate_networks({k: load_level(file, k).to(where)}, loader)[0] for k in numbers]
-    names = [file.manifest.levels[number - 1].name for number in numbers]
-    return Evaluation(file.name, data, names, results, dict(images.skipped))
+    parents = stored_labels(file.manifest).parents
+    results = [
+        evaluate_networks({k: load_level(file, k).to(where)}, loader, parents=parents)[0] for k in numbers
+    ]
+    entries = [file.manifest.levels[number - 1] for number in numbers]
+    classes = [
+        (file.manifest.num_classes(k), level.classes) for k, level in zip(numbers, entries, strict=True)
+    ]
+    names = [level.name for level in entries]
+    return Evaluation(file.name, data, names, classes, results, dict(images.skipped))
 
 
 def metrics_path(output: Path) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nestify.evaluation.accuracy import Accuracy
+from nestify.hierarchy import Labels
 from nestify.levels import Level
 from nestify.nested_model import NestedModel
 from nestify.planning import LevelCost
@@ -27,7 +28,7 @@ class Compressed:
     pretrained: PretrainedModel
     costs: Sequence[LevelCost]
     missed: Sequence[str]
-    class_names: Sequence[str] | None
+    labels: Labels
     original: Accuracy | None
     before: Sequence[Accuracy]
     after: Sequence[Accuracy]

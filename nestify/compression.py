@@ -1,6 +1,6 @@
 """One run of `compress`, from a recipe to a nested file."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from timm.loss import create_classification_loss
 from timm.utils import random_seed
-from torch import nn
+from torch import Tensor, nn
 
 from nestify.anatomy import Anatomy
 from nestify.compressed import Compressed
 from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
-from nestify.evaluation.accuracy import Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.hierarchy import read_labels
 from nestify.images import Images, Loader, Pictures, eval_loader, train_loader
 from nestify.inputs import (
     augmentation,
@@ -70,6 +71,12 @@ class Run:
         self.pretrained = open_recipe_model(recipe, self.train_images)
         self.spec = self.pretrained.spec
         self.teacher = open_recipe_teacher(recipe, self.spec)
+        self.labels = read_labels(
+            recipe.data.hierarchy,
+            self.train_images.class_names,
+            [level.classes for level in recipe.level],
+            str(self.train_images.source),
+        )
         self._anatomy: Anatomy | None = None
         self.workers = pick_workers(recipe.data.workers, self.device)
         self.train_batches = train_loader(
@@ -94,7 +101,8 @@ class Run:
         choose_weights(nested, levels, self.recipe.schedule.score)
         count = made.solver.count
         costs = level_costs(nested, count)
-        sizes = prefix_bytes(self.recipe, levels, nested, costs, self.train_images.class_names)
+        sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels)
+        told = nested.classes, self.labels.class_sets(len(levels))
         steps = total_steps(self.recipe.train.epochs, len(self.train_batches))
         finetune_steps = self.recipe.finetune.epochs * len(self.train_batches)
         seconds = memory = None
@@ -107,7 +115,7 @@ class Run:
         )
         return Plan(
             spec=self.spec,
-            levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, strict=True)],
+            levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
             maskable=nested.entry_levels.total,
             dense_layers=dense_layers(nested, levels),
             train_images=len(self.train_images),
@@ -134,13 +142,14 @@ class Run:
             network = network.to(memory_format=torch.channels_last)
         if recipe.finetune.epochs:
             network = self._finetune(network)
-        original = self._evaluate_plain({0: network}, "evaluating the original model")[0]
+        observer.stage("evaluating the original model")
+        original = self._evaluate_plain({0: network})[0]
         observer.evaluated("original", 0, [original])
         check_finite([original], "finetune.lr")
         teacher = self._frozen_teacher(network)
         made = self._nest(network)
         nested, levels = made.nested, made.levels
-        self._recalibrate_levels(nested, [k for k in self._numbers(nested) if nested.is_smaller(k)])
+        self._recalibrate_levels(nested, [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)])
         before = self._before(nested, levels) if recipe.train.eval_before else []
         if recipe.train.epochs:
             nested, levels = self._train(made, teacher)
@@ -149,11 +158,10 @@ class Run:
         self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
             changed = bool(recipe.train.epochs)
-            self._recalibrate_levels(
-                nested, [k for k in self._numbers(nested) if changed or nested.is_part(k)]
-            )
+            parts = [k for k in range(1, nested.n_levels + 1) if changed or nested.is_part(k)]
+            self._recalibrate_levels(nested, parts)
         observer.stage("evaluating the levels")
-        after = evaluate_levels(nested, self._val_batches(), range(1, nested.n_levels + 1), self._autocast)
+        after = self._evaluate_levels(nested)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
         observer.skipped("training", self.train_images.skipped)
@@ -166,7 +174,7 @@ class Run:
             missed=replace(made.solver, count=count).check(nested, levels),
             pretrained=self.pretrained,
             costs=level_costs(nested, count),
-            class_names=self.train_images.class_names,
+            labels=self.labels,
             original=original,
             before=before,
             after=after,
@@ -181,7 +189,7 @@ class Run:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed))
-        made = design(network, self.spec, self.recipe, self.train_images.class_names, images, self._anatomy)
+        made = design(network, self.spec, self.recipe, self.labels, images, self._anatomy)
         self._anatomy = made.anatomy
         return made
 
@@ -227,10 +235,7 @@ class Run:
             self._on_log("train", log)
             if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < steps:
                 model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
-                results = evaluate_levels(
-                    model, self._val_batches(), range(1, nested.n_levels + 1), self._autocast
-                )
-                self.observer.evaluated("epoch", log.epoch, results)
+                self.observer.evaluated("epoch", log.epoch, self._evaluate_levels(model))
 
         trained = train(
             task,
@@ -253,6 +258,7 @@ class Run:
         return NestedTask(
             nested,
             self._criterion(),
+            parents=self.labels.parents,
             weights=[level.weight for level in levels],
             distill=[options.distill if level.distill is None else level.distill for level in levels],
             teacher=teacher.to(self.device),
@@ -289,7 +295,7 @@ class Run:
             if nested.is_part(level) and not nested.is_smaller(level):  # those are recalibrated already
                 self._recalibrate_plain(model)
             plain[level] = model
-        before = self._evaluate_plain(plain)
+        before = self._evaluate_plain(plain, self.labels.parents)
         nested.set_entry_levels(replace(dense, tensors=kept))
         self.observer.evaluated("before", 0, before)
         return before
@@ -300,9 +306,6 @@ class Run:
             nested.round_to(stored_dtype(self.recipe))
         except ValueError as error:
             raise OutputError(f"{self.recipe.output_path}: {error}; choose another dtype") from None
-
-    def _numbers(self, nested: NestedModel) -> range:
-        return range(1, nested.n_levels + 1)
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
         """Private statistics of levels from training images."""
@@ -318,15 +321,18 @@ class Run:
         batches = min(self.recipe.train.recalibrate_batches, len(loader))
         recalibrate(model, Pictures(loader), batches)
 
-    def _evaluate_plain(self, models: dict[int, nn.Module], stage: str = "") -> list[Accuracy]:
-        if stage:
-            self.observer.stage(stage)
+    def _evaluate_plain(
+        self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS
+    ) -> list[Accuracy]:
         for model in models.values():
             model.eval()
-        return evaluate(models, self._val_batches(), self._autocast)
+        return evaluate(models, self._eval_batches(self.val_images), self._autocast, parents)
 
-    def _val_batches(self) -> Loader:
-        return self._eval_batches(self.val_images)
+    def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
+        levels = range(1, nested.n_levels + 1)
+        return evaluate_levels(
+            nested, self._eval_batches(self.val_images), levels, self._autocast, self.labels.parents
+        )
 
     def _eval_batches(self, images: Images, shuffle_seed: int | None = None) -> Loader:
         return eval_loader(

@@ -11,6 +11,7 @@ import torch
 
 from nestify.evaluation.accuracy import Accuracy
 from nestify.fingerprint import fingerprint
+from nestify.hierarchy import Labels
 from nestify.levels import Level
 from nestify.model_spec import ModelSpec
 from nestify.nested_file.manifest import (
@@ -25,6 +26,8 @@ from nestify.nested_model import NestedModel
 from nestify.planning import LevelCost
 from nestify.recipe import Recipe
 
+NO_NAMES = Labels()
+
 
 def describe(
     recipe: Recipe,
@@ -32,7 +35,7 @@ def describe(
     nested: NestedModel,
     costs: Sequence[LevelCost],
     *,
-    class_names: Sequence[str] | None = None,
+    labels: Labels = NO_NAMES,
     source_sha256: str | None = None,
     original: Accuracy | None = None,
     before: Sequence[Accuracy] = (),
@@ -50,10 +53,11 @@ def describe(
     untrained = {result.level: result.top1 for result in before}
     trained = {result.level: result for result in after}
     return Description(
-        model=_model_entry(nested.spec, class_names),
+        model=_model_entry(nested.spec, labels.class_names),
+        hierarchy=list(labels.hierarchy),
         schedule=recipe.schedule.kind,
         levels=[
-            _level(nested, level, k, cost, trained.get(k), untrained.get(k), fingerprints)
+            _level(nested, level, k, labels, cost, trained.get(k), untrained.get(k), fingerprints)
             for k, (level, cost) in enumerate(zip(levels, costs, strict=True), start=1)
         ],
         original=_original(original),
@@ -77,13 +81,13 @@ def prefix_bytes(
     levels: Sequence[Level],
     nested: NestedModel,
     costs: Sequence[LevelCost],
-    class_names: Sequence[str] | None,
+    labels: Labels,
 ) -> list[int]:
     """Bytes of the nested file up to and with each level, header included, as the model is now.
 
     What is not known yet (accuracies, logits, hashes) counts at a typical length.
     """
-    plain = describe(recipe, levels, nested, costs, class_names=class_names, fingerprints=False)
+    plain = describe(recipe, levels, nested, costs, labels=labels, fingerprints=False)
     expected = {
         "top1": 50 + 1 / 3,
         "top5": 75 + 1 / 3,
@@ -94,7 +98,7 @@ def prefix_bytes(
     described = [
         level.model_copy(
             update={
-                "fingerprint": [-1 / 3] * nested.spec.num_classes,
+                "fingerprint": [-1 / 3] * len(level.fingerprint),
                 "metrics": level.metrics.model_copy(update=expected),
             }
         )
@@ -107,7 +111,7 @@ def prefix_bytes(
 
 def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
     """A recipe's options, local files and folders by name alone: a file need not tell where they lay."""
-    places = [("data", "path"), ("data", "root"), ("model", "checkpoint")]
+    places = [("data", "path"), ("data", "root"), ("data", "hierarchy"), ("model", "checkpoint")]
     places += [("train", "teacher_checkpoint"), ("finetune", "save")]
     for section, key in places:
         value = options[section][key]
@@ -140,12 +144,13 @@ def _level(
     nested: NestedModel,
     level: Level,
     k: int,
+    labels: Labels,
     cost: LevelCost,
     after: Accuracy | None,
     top1_before: float | None,
     fingerprints: bool,
 ) -> LevelDescription:
-    logits = [0.0] * nested.spec.num_classes
+    logits = [0.0] * nested.classes[k - 1]
     if fingerprints:
         logits = fingerprint(partial(nested, level=k), nested.spec.input_size)
     return LevelDescription(
@@ -153,6 +158,7 @@ def _level(
         sparsity=level.sparsity,
         width=level.width,
         depth=level.depth,
+        classes=labels.class_sets(nested.n_levels)[k - 1],
         skipped=[] if nested.structure is None else nested.structure.skipped_in_order()[k - 1],
         achieved_sparsity=cost.sparsity,
         pattern=str(level.pattern),

@@ -24,11 +24,12 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
     Raises:
         BadFileError: if the file is damaged, or does not make the model that it names.
     """
-    network, spec = _build(file)
+    network, spec = _build(file, file.n_levels)
     with torch.no_grad():
         state = file.state(into=state_tensors(network))
+    names = [level.name for level in file.manifest.levels]
     try:
-        nested = restored(network, spec, state, [level.name for level in file.manifest.levels])
+        nested = restored(network, spec, state, names, _classes(file, file.n_levels))
     except (ValueError, UnsupportedModelError) as error:
         raise _misfit(file, error) from error
     if check:
@@ -48,7 +49,7 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
         RecipeError: if there is no such level.
         BadFileError: if the file is damaged, or does not make the model that it names.
     """
-    network, spec = _build(file)
+    network, spec = _build(file, level)
     skips = any(entry.skipped for entry in file.manifest.levels)
     if skips or any(parameter.axes for parameter in file.manifest.parameters):
         network = _smaller_level(file, network, spec, level)
@@ -71,7 +72,7 @@ def _smaller_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level:
     state = file.state(level)
     names = [entry.name for entry in file.manifest.levels[:level]]
     try:
-        return restored(network, spec, state, names).at_level(level)
+        return restored(network, spec, state, names, _classes(file, level)).at_level(level)
     except (ValueError, UnsupportedModelError) as error:
         raise _misfit(file, error) from error
 
@@ -100,17 +101,25 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
     return off
 
 
-def _build(file: NestedFile) -> tuple[nn.Module, ModelSpec]:
-    """The network that a file names, its weights yet to be filled."""
-    model = file.manifest.model
+def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
+    """How many classes the first levels tell, where every level has a classifier of its own."""
+    if not file.manifest.hierarchy:
+        return None
+    return [file.manifest.num_classes(level) for level in range(1, n_levels + 1)]
+
+
+def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
+    """The network that a file names, for the classes of a level, its weights yet to be filled."""
+    model, classes = file.manifest.model, file.manifest.num_classes(level)
+    kwargs = model.kwargs if classes == model.num_classes else {**model.kwargs, "num_classes": classes}
     try:
-        network = build_model(model.architecture, model.kwargs, filled=False)
+        network = build_model(model.architecture, kwargs, filled=False)
         described = describe_model(network)
     except UnsupportedModelError as error:
         raise BadFileError(f"{file.name}: {error}") from error
-    if described.num_classes != model.num_classes:
+    if described.num_classes != classes:
         raise BadFileError(
-            f"{file.name}: says {model.num_classes} classes, but describes a network of "
+            f"{file.name}: says {classes} classes, but describes a network of "
             f"{described.num_classes}; get an intact copy or write it again"
         )
     return network, replace(described, preprocessing=model.preprocessing.model_dump())

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from nestify.named_tensors import NamedTensors
 from nestify.nesting import entry_mask
 
 
@@ -114,3 +115,31 @@ def _pack(made: Mapping[int, MaskedWeight]) -> Callable[[Tensor], Tensor | _Rema
 
 def _unpack(saved: Tensor | _Remade) -> Tensor:
     return saved.make() if isinstance(saved, _Remade) else saved
+
+
+class WholeWeights:
+    """Which weights a level uses whole, so that they need no mask.
+
+    Looked up again whenever an entry tensor changed, by whatever way (an average of models writes into
+    the buffers directly).
+    """
+
+    def __init__(self, entry: NamedTensors, n_levels: int) -> None:
+        self._entry, self._n_levels = entry, n_levels
+        self._seen: tuple[object, tuple[frozenset[str], ...]] | None = None
+
+    def at(self, level: int) -> frozenset[str]:
+        """Their names, at a level."""
+        state = identity(tensor for _, tensor in self._entry.items())
+        if self._seen is None or self._seen[0] != state:
+            highest = {name: int(entry.max()) if entry.numel() else 1 for name, entry in self._entry.items()}
+            whole = (
+                frozenset(n for n, top in highest.items() if top <= k + 1) for k in range(self._n_levels)
+            )
+            self._seen = (state, tuple(whole))
+        return self._seen[1][level - 1]
+
+
+def identity(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """What changes when a tensor is replaced or written to."""
+    return tuple((id(t), -1 if t.is_inference() else t._version) for t in tensors)

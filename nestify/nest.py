@@ -9,6 +9,8 @@ from torch import nn
 from nestify.anatomy import Anatomy
 from nestify.channels.axes import permute_channels
 from nestify.errors import RecipeError, UnsupportedModelError
+from nestify.heads import coarse_rows
+from nestify.hierarchy import Labels
 from nestify.layers.ranking import kept_blocks
 from nestify.levels import Level
 from nestify.model_spec import ModelSpec, state_tensors
@@ -53,7 +55,12 @@ def order_channels(network: nn.Module, anatomy: Anatomy) -> None:
 
 
 def nest(
-    network: nn.Module, spec: ModelSpec, recipe: Recipe, anatomy: Anatomy | None, sizes: Sequence[Size]
+    network: nn.Module,
+    spec: ModelSpec,
+    recipe: Recipe,
+    anatomy: Anatomy | None,
+    sizes: Sequence[Size],
+    labels: Labels,
 ) -> NestedModel:
     """Make a nested model whose weights are yet to be chosen; see `choose_weights`.
 
@@ -61,10 +68,12 @@ def nest(
         network: taken over; its channels in the order of their importance where levels are narrower.
         anatomy: of the network; None where the schedule is `weight`.
         sizes: of the levels, core first.
+        labels: what the levels tell. A classifier of coarser classes begins with the mean of its classes'.
 
     Raises:
         RecipeError: if `schedule.skip` names nothing, or everything.
-        UnsupportedModelError: if a smaller level cannot be made of the network.
+        UnsupportedModelError: if a smaller level cannot be made of the network, or a level cannot have
+            classes of its own.
     """
     levels = [size.level for size in sizes]
     sparse = any(level.sparsity > 0 for level in levels)
@@ -75,7 +84,21 @@ def nest(
         skipped = tuple(size.skipped for size in sizes)
         structure = Structure(anatomy.channels, anatomy.layers, counts, skipped)
     names = [level.name for level in levels]
-    return NestedModel(network, spec, names, masked=masked, bn=recipe.train.bn, structure=structure)
+    nested = NestedModel(
+        network,
+        spec,
+        names,
+        masked=masked,
+        bn=recipe.train.bn,
+        structure=structure,
+        classes=labels.counts(spec.num_classes),
+    )
+    for level, parents in labels.parents.items():
+        own = nested.private_tensors(level)
+        for name in nested.heads:
+            full = nested.cut(level, name, nested.shared_tensor(name).detach())
+            own[name].data.copy_(coarse_rows(full, parents))
+    return nested
 
 
 def nesting(sizes: Sequence[Size]) -> list[Size]:

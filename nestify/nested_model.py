@@ -1,6 +1,6 @@
 """The nested model: one set of weights, seen at any level."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 
 import torch
@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nestify.errors import UnsupportedModelError
-from nestify.masking import MaskedWeight, masked_weight
+from nestify.heads import head_names, rows_for, set_classes
+from nestify.masking import MaskedWeight, WholeWeights, identity, masked_weight
 from nestify.model_spec import ModelSpec, state_tensors, tied_names
 from nestify.named_tensors import NamedTensors
 from nestify.nested_file.state import NestedState
@@ -34,6 +35,8 @@ class NestedModel(nn.Module):
         masked: names of the weights that have entry levels; ignored where `entry` is given.
         structure: channels and blocks of the levels, where some have fewer; such a level is a network of
             its own, which computes with slices of the shared weights.
+        classes: how many classes each level tells, core first; every level then has a classifier of its
+            own. None: all share one.
     """
 
     def __init__(
@@ -46,6 +49,7 @@ class NestedModel(nn.Module):
         masked: Sequence[str] | None = None,
         bn: BatchNormMode = "private",
         structure: Structure | None = None,
+        classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
         self.network = network
@@ -54,10 +58,14 @@ class NestedModel(nn.Module):
         self.n_levels = len(self.level_names)
         self.bn = bn
         self.structure = structure
+        self.heads = () if classes is None else tuple(head_names(network, spec))
+        self.classes = (spec.num_classes,) * self.n_levels if classes is None else tuple(classes)
+        self.owned = (*private_names(network, bn), *self.heads)
         shared = state_tensors(network)
         self._shared = {name: owner(network, name) for name in shared}
         self._tied = tied_across_modules(network)
         names = tuple(entry) if entry is not None else tuple(spec.maskable if masked is None else masked)
+        names = tuple(name for name in names if name not in self.heads)
         self.entry = NamedTensors(
             self._available({name: shared[name].detach() for name in names})
             if entry is None
@@ -67,17 +75,22 @@ class NestedModel(nn.Module):
         self.private = nn.ModuleList(
             NamedTensors(
                 {
-                    name: self._cut(level, name, shared[name].detach()).clone()
-                    for name in private_names(network, bn)
+                    name: self._start(level, name, shared[name].detach())
+                    for name in self.owned
                     if structure is None or structure.has(level, name)
                 },
                 like=shared,
             )
             for level in range(1, self.n_levels + self.is_smaller(self.n_levels))
         )
-        self._dense_seen: tuple[object, tuple[frozenset[str], ...]] | None = None
+        self._whole = WholeWeights(self.entry, self.n_levels)
         self._cached: tuple[object, dict[str, Tensor]] | None = None
         assert entry is None or entry.n_levels == self.n_levels
+
+    def _start(self, level: int, name: str, shared: Tensor) -> Tensor:
+        """A level's own copy of a tensor of the full level; zeros for a classifier of other classes."""
+        own = self.cut(level, name, shared).clone()
+        return rows_for(own, self.classes[level - 1]) if name in self.heads else own
 
     # -- levels ------------------------------------------------------------------------------------
 
@@ -107,19 +120,6 @@ class NestedModel(nn.Module):
         assert entry.n_levels == self.n_levels
         for name in entry:
             self.entry[name].copy_(entry[name])
-
-    def _dense(self, level: int) -> frozenset[str]:
-        """Names of the weights that a level uses whole, so that they need no mask.
-
-        Looked up again whenever an entry tensor changed, by whatever way (an average of models writes
-        into the buffers directly).
-        """
-        state = _identity(tensor for _, tensor in self.entry.items())
-        if self._dense_seen is None or self._dense_seen[0] != state:
-            highest = {name: int(entry.max()) if entry.numel() else 1 for name, entry in self.entry.items()}
-            whole = (frozenset(n for n, top in highest.items() if top <= k + 1) for k in range(self.n_levels))
-            self._dense_seen = (state, tuple(whole))
-        return self._dense_seen[1][level - 1]
 
     def is_smaller(self, level: int) -> bool:
         """Whether a level has fewer channels or blocks than the network."""
@@ -153,12 +153,14 @@ class NestedModel(nn.Module):
         return {name: self.shared_tensor(name) for name in self._shared}
 
     def elements(self, level: int, name: str) -> int:
-        """Number of elements of a shared tensor that a level has, masked-out ones included."""
+        """Number of elements that a level has of a tensor of the network, masked-out ones included."""
+        if name in self.heads:
+            return self.private_tensors(level)[name].numel()
         if self.structure is not None and not self.structure.has(level, name):
             return 0
-        return self._cut(level, name, self.shared_tensor(name)).numel()
+        return self.cut(level, name, self.shared_tensor(name)).numel()
 
-    def _cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
+    def cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
         """A level's channels of a shared tensor."""
         return tensor if self.structure is None else self.structure.cut(level, name, tensor)
 
@@ -178,7 +180,7 @@ class NestedModel(nn.Module):
             own = self.private_tensors(level)
             names = self.structure.names(level)
             return {name: own[name] if name in own else self._part(level, name, make) for name in names}
-        dense = self._dense(level)
+        dense = self._whole.at(level)
         masked = {
             name: make(self.shared_tensor(name), entry, level)
             for name, entry in self.entry.items()
@@ -188,10 +190,10 @@ class NestedModel(nn.Module):
 
     def _part(self, level: int, name: str, make: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
         """What a smaller level has of a shared tensor, masked where it is."""
-        weight = self._cut(level, name, self.shared_tensor(name))
+        weight = self.cut(level, name, self.shared_tensor(name))
         if name not in self.entry:
             return weight
-        entry = self._cut(level, name, self.entry[name])
+        entry = self.cut(level, name, self.entry[name])
         return weight if int(entry.max()) <= level else make(weight, entry, level)
 
     def private_tensors(self, level: int, *, shared_too: bool = True) -> dict[str, Tensor]:
@@ -204,7 +206,7 @@ class NestedModel(nn.Module):
             return dict(self._private(level).items())
         if not shared_too:
             return {}
-        return {name: self.shared_tensor(name) for name in private_names(self.network, self.bn)}
+        return {name: self.shared_tensor(name) for name in self.owned}
 
     def shared_tensor(self, name: str) -> Tensor:
         """A tensor of `network` by state-dict name, as it is now."""
@@ -226,7 +228,7 @@ class NestedModel(nn.Module):
             level: number or name; None is the full level.
 
         Returns:
-            (B, num_classes)
+            (B, classes of the level)
 
         Raises:
             UnsupportedModelError: if the network gives more than one tensor.
@@ -256,7 +258,7 @@ class NestedModel(nn.Module):
         if self.training or torch.is_grad_enabled():
             self._cached = None
             return self.projection(level, stand_ins=torch.is_grad_enabled())
-        state = (level, self._dense(level), _identity(self.parameters()))
+        state = (level, self._whole.at(level), identity(self.parameters()))
         if self._cached is None or self._cached[0] != state:
             self._cached = None  # free the old level's copy before the new one is made
             self._cached = (state, self.projection(level))
@@ -272,6 +274,8 @@ class NestedModel(nn.Module):
         if self.structure and self.is_smaller(number):
             return self.structure.network(number, self.projection(number))
         plain = deepcopy(self.network).eval()
+        if self.classes[number - 1] != self.spec.num_classes:
+            set_classes(plain, self.heads, self.classes[number - 1])
         for parameter in plain.parameters():
             parameter.grad = None
         own = state_tensors(plain)
@@ -294,10 +298,9 @@ class NestedModel(nn.Module):
         Raises:
             ValueError: if a weight is too large for the type.
         """
-        own = set(private_names(self.network, self.bn))
         for name in self._shared:
             tensor = self.shared_tensor(name)
-            if name in own or not tensor.is_floating_point():
+            if name in self.owned or not tensor.is_floating_point():
                 continue
             if name in self.entry:
                 tensor.masked_fill_(self.entry[name] > self.n_levels, 0)
@@ -311,8 +314,7 @@ class NestedModel(nn.Module):
 
     def nested_state(self, units: dict[str, tuple[int, int]] | None = None) -> NestedState:
         """The tensors that a nested file stores, on the CPU."""
-        own = set(private_names(self.network, self.bn))
-        shared = {k: t.detach().cpu() for k, t in state_tensors(self.network).items() if k not in own}
+        shared = {k: t.detach().cpu() for k, t in state_tensors(self.network).items() if k not in self.owned}
         entry: dict[str, Tensor] = {}
         axes: dict[str, dict[int, Tensor]] = {}
         skipped: list[list[str]] = []
@@ -339,8 +341,3 @@ class NestedModel(nn.Module):
         self._cached = None
         super().train(mode)
         return self
-
-
-def _identity(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """What changes when a tensor is replaced or written to."""
-    return tuple((id(t), -1 if t.is_inference() else t._version) for t in tensors)

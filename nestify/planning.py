@@ -37,11 +37,14 @@ class PlannedLevel:
     Attributes:
         level: what was asked for. `cost`: what its pattern can reach on this model.
         prefix_bytes: bytes of the nested file that the level needs, header included.
+        classes: how many it tells. `class_set`: their name in the hierarchy; empty for the model's own.
     """
 
     level: Level
     cost: LevelCost
     prefix_bytes: int
+    classes: int
+    class_set: str
 
 
 @dataclass(frozen=True)
@@ -86,15 +89,16 @@ def level_cost(nested: NestedModel, level: int, count: MacCount) -> LevelCost:
     """The cost of a level as it is now.
 
     Args:
-        count: MACs of the full network; a smaller level's own are counted.
+        count: MACs of the full network; those of a level that is smaller, or tells other classes, are
+            counted.
     """
-    if nested.is_smaller(level):
-        return _smaller_cost(nested, level)
+    if nested.is_smaller(level) or nested.classes[level - 1] != nested.spec.num_classes:
+        return _own_cost(nested, level)
     parameters = sum(parameter.numel() for parameter in nested.network.parameters())
     return _cost(nested, level, count, parameters, nested.spec.maskable)
 
 
-def _smaller_cost(nested: NestedModel, level: int) -> LevelCost:
+def _own_cost(nested: NestedModel, level: int) -> LevelCost:
     plain = nested.at_level(level)
     own = dict(plain.named_parameters())
     parameters = sum(parameter.numel() for parameter in own.values())
@@ -116,7 +120,7 @@ def _cost(
     rows = {
         name: (kept[name], n, nested.shared_tensor(name).numel())
         for name, n in has.items()
-        if nested.structure is not None or name in entry.tensors
+        if name in entry.tensors or (nested.structure is not None and name not in nested.heads)
     }
     return LevelCost(
         parameters=parameters,

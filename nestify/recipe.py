@@ -219,6 +219,21 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
             f"train.warmup_epochs = {train.warmup_epochs:g} is above train.epochs = {train.epochs:g}; "
             "the warmup is part of the training",
         ),
+        *(
+            (
+                (f"level[{k}].classes", "data.hierarchy"),
+                level.classes is not None and recipe.data.hierarchy is None,
+                f"level[{k}].classes = {shown(level.classes)} needs data.hierarchy; set it to a CSV "
+                "table with such a column",
+            )
+            for k, level in enumerate(recipe.level, start=1)
+        ),
+        (
+            (f"level[{len(recipe.level)}].classes", "level"),
+            full.classes is not None,
+            f"level[{len(recipe.level)}].classes = {shown(full.classes)}: the full level tells the "
+            "data's own classes; leave it out",
+        ),
         (
             ("level", "level"),
             bool(recipe.level) and all(level.weight == 0 for level in recipe.level),

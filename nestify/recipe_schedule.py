@@ -102,6 +102,11 @@ class LevelOptions(Section):
         default=None,
         description="how its weights may lie: unstructured, N:M or RxC; schedule.pattern by default",
     )
+    classes: Text | None = Field(
+        default=None,
+        description="column of data.hierarchy with the classes that it tells; where no level names one, "
+        "the core level tells the coarsest, the next level the next finer, and the full level the data's own",
+    )
     weight: float = Field(
         default=1.0,
         ge=0,

@@ -141,6 +141,11 @@ class DataOptions(Section):
     max_val: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="number of validation images to use at most; all by default"
     )
+    hierarchy: Text | None = Field(
+        default=None,
+        description="CSV table of the classes' coarser classes, for levels that tell those: first line "
+        "fine,coarse, then a row per class",
+    )
     workers: Annotated[int, Field(ge=0)] | None = Field(
         default=None,
         description="number of processes that load images; 0 loads in the main one, by default automatic",

@@ -17,12 +17,17 @@ from nestify.structure import Structure, structure_of
 
 @torch.no_grad()
 def restored(
-    network: nn.Module, spec: ModelSpec, state: NestedState, level_names: Sequence[str]
+    network: nn.Module,
+    spec: ModelSpec,
+    state: NestedState,
+    level_names: Sequence[str],
+    classes: Sequence[int] | None = None,
 ) -> NestedModel:
     """Fill a freshly built timm model with what a nested file stores; in eval mode.
 
     Args:
-        network: taken over.
+        network: taken over; its classes are those of the highest level.
+        classes: how many classes each level tells, where every level has a classifier of its own.
         state: its tensors are taken over or copied; those that are the network's own stay.
 
     Raises:
@@ -47,6 +52,7 @@ def restored(
         entry=entry,
         bn="private" if not affine or affine & state.private[-1].keys() else "recalibrate",
         structure=structure,
+        classes=classes,
     )
     for level, tensors in enumerate(state.private[: len(nested.private)], start=1):
         own = nested.private_tensors(level)

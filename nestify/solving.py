@@ -10,6 +10,7 @@ from nestify.anatomy import Anatomy, find_anatomy
 from nestify.budgets import TOLERANCE, Budget
 from nestify.describe import prefix_bytes
 from nestify.errors import RecipeError
+from nestify.hierarchy import Labels
 from nestify.levels import Level, Pattern, check_levels
 from nestify.model_spec import ModelSpec
 from nestify.nest import Size, check_anatomy, check_distinct, choose_weights, nest, order_channels, size_of
@@ -41,7 +42,7 @@ def design(
     network: nn.Module,
     spec: ModelSpec,
     recipe: Recipe,
-    class_names: Sequence[str] | None,
+    labels: Labels,
     calibration: Iterable[Tensor],
     known: Anatomy | None = None,
 ) -> Design:
@@ -50,6 +51,7 @@ def design(
     Args:
         network: taken over. Where levels are narrower, its channels are put in the order of their
             importance, which changes no logit.
+        labels: what the levels tell.
         calibration: images (B, C, H, W) that tell what a block is worth, if the recipe wants to know.
         known: anatomy of a network of the same architecture, so that it is not looked for again.
 
@@ -63,9 +65,9 @@ def design(
         anatomy = find_anatomy(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, anatomy)
-    solver = Solver(network, spec, recipe, anatomy, count_macs(network, spec.input_size), class_names)
+    solver = Solver(network, spec, recipe, anatomy, count_macs(network, spec.input_size), labels)
     sizes = solver.sizes()
-    nested = nest(network, spec, recipe, anatomy, sizes)
+    nested = nest(network, spec, recipe, anatomy, sizes, labels)
     return Design(nested, tuple(size.level for size in sizes), anatomy, solver)
 
 
@@ -81,7 +83,7 @@ class Solver:
         network: its channels in the order of their importance where levels are narrower; stays as it is.
         spec: its description. `count`: its MACs.
         anatomy: of the network; None where the schedule is `weight`.
-        class_names: of its classes, which the nested file will hold.
+        labels: what the levels tell, which the nested file will hold.
     """
 
     network: nn.Module
@@ -89,7 +91,7 @@ class Solver:
     recipe: Recipe
     anatomy: Anatomy | None
     count: MacCount
-    class_names: Sequence[str] | None = None
+    labels: Labels
 
     def sizes(self) -> list[Size]:
         """The sizes of the recipe's levels, core first, with their budgets solved.
@@ -195,7 +197,7 @@ class Solver:
             whole = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
             tried.append(size_of(whole, self.recipe, self.anatomy))
         levels = [size.level for size in tried]
-        nested = nest(self.network, self.spec, self.recipe, self.anatomy, tried)
+        nested = nest(self.network, self.spec, self.recipe, self.anatomy, tried, self.labels)
         choose_weights(nested, levels, self.recipe.schedule.score)
         return self._cost(nested, levels, k, budget)
 
@@ -205,7 +207,7 @@ class Solver:
         def amount(k: int) -> float:
             if budget.quantity == "bytes":
                 costs = level_costs(nested, self.count)
-                return prefix_bytes(self.recipe, levels, nested, costs, self.class_names)[k - 1]
+                return prefix_bytes(self.recipe, levels, nested, costs, self.labels)[k - 1]
             cost = level_cost(nested, k, self.count)
             return cost.effective_macs if budget.quantity == "macs" else cost.nonzero_parameters
 

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 
 from nestify.channels.axes import Axes, sliced
 from nestify.channels.channel_map import ChannelMap
+from nestify.heads import set_classes
 from nestify.layers.layer_map import LayerMap
 from nestify.nested_file.axes import box_levels
 
@@ -112,6 +113,9 @@ class Structure:
         device = next(iter(tensors.values())).device
         network = deepcopy(self.skeleton(level, training=False, device=device))
         own = {name: tensors[name].detach().clone() for name in network.state_dict()}
+        for name, tensor in network.state_dict().items():
+            if tensor.shape != own[name].shape:  # a classifier of other classes
+                set_classes(network, [name], len(own[name]))
         network.load_state_dict(own, assign=True)
         return network.eval()
 

@@ -24,7 +24,7 @@ FLOORS = [
     },
     {"nested_file", "model_spec", "masking", "named_tensors"},
     {"ties"},
-    {"images", "pretrained", "private", "channels"},
+    {"images", "pretrained", "private", "channels", "hierarchy", "heads"},
     {"layers"},
     {"structure", "schedules", "anatomy"},
     {"nested_model", "report", "fingerprint"},

@@ -100,7 +100,8 @@ def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
         "file": done.path,
         "data": done.data,
         "levels": [
-            {"name": name, **asdict(result)} for name, result in zip(done.names, done.levels, strict=True)
+            {"name": name, "classes": classes, "class_set": class_set, **asdict(result)}
+            for name, (classes, class_set), result in zip(done.names, done.classes, done.levels, strict=True)
         ],
         "skipped": dict(done.skipped),
         "min_top1": min_top1,

@@ -153,6 +153,8 @@ def plan_document(plan: Plan) -> dict[str, Any]:
                 "name": planned.level.name,
                 "width": planned.level.width,
                 "depth": planned.level.depth,
+                "classes": planned.classes,
+                "class_set": planned.class_set,
                 "sparsity": planned.cost.sparsity,
                 "pattern": str(planned.level.pattern),
                 "parameters": planned.cost.parameters,

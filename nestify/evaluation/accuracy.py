@@ -6,13 +6,18 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import isfinite
+from types import MappingProxyType
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor
 
 from nestify.errors import DivergedError
+from nestify.hierarchy import coarse_target
 from nestify.nested_model import NestedModel
+
+NO_PARENTS: Mapping[int, Tensor] = MappingProxyType({})
+"""Of levels that all tell the same classes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,7 @@ def evaluate_levels(
     batches: Iterable[tuple[Tensor, Tensor]],
     levels: Sequence[int],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    parents: Mapping[int, Tensor] = NO_PARENTS,
 ) -> list[Accuracy]:
     """Evaluate levels of a nested model in one pass over the images.
 
@@ -48,11 +54,12 @@ def evaluate_levels(
         batches: pairs of images (B, C, H, W) and class indices (B,), on the model's device.
         levels: 1-based numbers.
         autocast: makes the context of a forward pass, for reduced precision.
+        parents: by level, int64 (classes,): the level's class of each class, where it tells others.
     """
     was_training = nested.training
     nested.eval()
     try:
-        return evaluate({level: partial(nested, level=level) for level in levels}, batches, autocast)
+        return evaluate({level: partial(nested, level=level) for level in levels}, batches, autocast, parents)
     finally:
         nested.train(was_training)
 
@@ -62,8 +69,13 @@ def evaluate(
     models: Mapping[int, Callable[[Tensor], Tensor]],
     batches: Iterable[tuple[Tensor, Tensor]],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    parents: Mapping[int, Tensor] = NO_PARENTS,
 ) -> list[Accuracy]:
-    """Evaluate what gives logits (B, classes) for images (B, C, H, W), by level number."""
+    """Evaluate what gives logits (B, classes) for images (B, C, H, W), by level number.
+
+    Args:
+        parents: by level, int64 (classes,): the level's class of each class, where it tells others.
+    """
     evaluators: dict[int, ClassificationEvaluator] = {}
     timers: dict[int, _Timer] = {}
     for images, target in batches:
@@ -71,7 +83,8 @@ def evaluate(
             timer = timers.setdefault(level, _Timer(images.device))
             with timer.timing(len(images)), autocast():
                 logits = model(images)
-            evaluators.setdefault(level, ClassificationEvaluator(images.device)).update(logits, target)
+            evaluator = evaluators.setdefault(level, ClassificationEvaluator(images.device))
+            evaluator.update(logits, coarse_target(target, parents.get(level)))
     return [_summary(level, evaluators[level], timers[level]) for level in models if level in evaluators]
 
 

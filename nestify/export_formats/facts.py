@@ -36,12 +36,12 @@ class ExportFacts:
     @classmethod
     def of(cls, manifest: Manifest, level: int) -> "ExportFacts":
         """The facts of a level, given by its number."""
-        model, entry = manifest.model, manifest.levels[level - 1]
+        model, entry, classes = manifest.model, manifest.levels[level - 1], manifest.num_classes(level)
         return cls(
             architecture=model.architecture,
-            kwargs=model.kwargs,
-            num_classes=model.num_classes,
-            class_names=model.class_names,
+            kwargs=model.kwargs if classes == model.num_classes else {**model.kwargs, "num_classes": classes},
+            num_classes=classes,
+            class_names=manifest.class_names(level),
             preprocessing=model.preprocessing.model_dump(mode="json"),
             level=level,
             level_name=entry.name,

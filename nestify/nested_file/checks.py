@@ -81,6 +81,7 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
     names = manifest.model.class_names
     if names is not None and len(names) != manifest.model.num_classes:
         raise Refusal(f"has {len(names)} class names for {manifest.model.num_classes} classes")
+    _check_hierarchy(manifest)
     _check_distinct("level", [level.name for level in manifest.levels])
     for level in manifest.levels:
         _check_distinct("private tensor", level.private)
@@ -98,6 +99,19 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
                 f"tensor {quoted(parameter.name)} would unpack {file_bytes} bytes to more than "
                 f"{MAX_EXPANSION} times as many"
             )
+
+
+def _check_hierarchy(manifest: Manifest) -> None:
+    _check_distinct("set of classes", [classes.name for classes in manifest.hierarchy])
+    for classes in manifest.hierarchy:
+        name, count = quoted(classes.name), len(classes.class_names)
+        if len(classes.parents) != manifest.model.num_classes:
+            raise Refusal(f"maps {len(classes.parents)} of {manifest.model.num_classes} classes to {name}")
+        if set(classes.parents) != set(range(count)):
+            raise Refusal(f"maps its classes to others than the {count} of {name}")
+    for level in manifest.levels:
+        if level.classes and level.classes not in {classes.name for classes in manifest.hierarchy}:
+            raise Refusal(f"level {quoted(level.name)} tells classes {quoted(level.classes)}, which it lacks")
 
 
 def check_layout(manifest: Manifest, header: Header) -> Layout:

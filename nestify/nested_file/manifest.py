@@ -66,6 +66,20 @@ class ModelEntry(_Part):
     class_names: Many[str] | None
 
 
+class ClassMap(_Part):
+    """Coarser classes than the model's own.
+
+    Attributes:
+        name: of the set.
+        class_names: by index.
+        parents: the coarse class of each of the model's classes, (num_classes,).
+    """
+
+    name: Annotated[Label, Field(min_length=1)]
+    class_names: Annotated[Many[str], Field(min_length=1)]
+    parents: Many[Count]
+
+
 class ParameterEntry(_Part):
     """Layout of one shared tensor.
 
@@ -138,7 +152,8 @@ class LevelDescription(_Part):
             layers that the level has.
         skipped: names of the modules that the level leaves out; each level skips no others than the one
             below.
-        fingerprint: logits of the fixed synthetic input, shape (num_classes,).
+        fingerprint: logits of the fixed synthetic input, one per class of the level.
+        classes: name of the coarser classes that it tells; empty: the model's own.
     """
 
     name: str
@@ -151,6 +166,7 @@ class LevelDescription(_Part):
     width: WholeShare = 1.0
     depth: WholeShare = 1.0
     skipped: ManyOrNone[str] = []
+    classes: Annotated[str, Field(exclude_if=not_)] = ""
 
 
 class LevelEntry(LevelDescription):
@@ -179,6 +195,8 @@ class _Run(_Part):
     versions: dict[Label, Label]
     source_sha256: Sha256 | None
     """SHA-256 of the checkpoint file that the run started from; None when there was no file."""
+    hierarchy: ManyOrNone[ClassMap] = []
+    """Coarser classes that levels tell. If there are any, every level has a classifier of its own."""
 
 
 class Description(_Run):
@@ -193,3 +211,18 @@ class Manifest(_Run):
     schema_version: Literal[1] = 1
     levels: Annotated[Many[LevelEntry], Field(min_length=1, max_length=MAX_LEVELS)]
     parameters: Many[ParameterEntry]
+
+    def class_map(self, level: int) -> ClassMap | None:
+        """The coarser classes that a level tells, given by its number; None: the model's own."""
+        name = self.levels[level - 1].classes
+        return next((classes for classes in self.hierarchy if classes.name == name), None)
+
+    def num_classes(self, level: int) -> int:
+        """How many classes a level tells."""
+        classes = self.class_map(level)
+        return self.model.num_classes if classes is None else len(classes.class_names)
+
+    def class_names(self, level: int) -> list[str] | None:
+        """Names of the classes that a level tells, by index; None where the file has none."""
+        classes = self.class_map(level)
+        return self.model.class_names if classes is None else classes.class_names

@@ -22,6 +22,7 @@ class LevelReport:
             would be left if every zero were skipped at no cost.
         prefix_bytes: bytes of the file that the level needs, header included.
         top1, top5: percent of `images` validation images. `top1_before`: without training.
+        classes: how many it tells. `class_set`: their name in the hierarchy; empty for the model's own.
         layers: per maskable weight, (kept, weights, dense MACs, effective MACs).
     """
 
@@ -42,6 +43,8 @@ class LevelReport:
     loss: float | None
     images: int | None
     top1_before: float | None
+    classes: int
+    class_set: str
     layers: list[LayerEntry]
 
 
@@ -125,5 +128,7 @@ def _level(manifest: Manifest, k: int, prefix_bytes: int) -> LevelReport:
         loss=measured.loss,
         images=measured.images,
         top1_before=measured.top1_before,
+        classes=manifest.num_classes(k),
+        class_set=entry.classes,
         layers=list(entry.layers),
     )

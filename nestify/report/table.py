@@ -19,6 +19,7 @@ def report_table(report: Report) -> Sheet:
         Column("level", [str(level.level) for level in levels], rank=2),
         Column("name", [level.name for level in levels], is_text=True),
         *_sizes([(level.sparsity, level.width, level.depth) for level in levels]),
+        *_classes([(level.classes, level.class_set) for level in levels]),
     ]
     if any(_is_patterned(level.pattern) for level in levels):
         patterns = [level.pattern if level.sparsity else "-" for level in levels]
@@ -53,6 +54,8 @@ def report_notes(report: Report) -> list[str]:
         notes.append(
             "A narrower or shallower level is a network of its own; dense kernels run it at its dense MACs."
         )
+    if any(level.class_set for level in report.levels):
+        notes.append("Each level has a classifier of its own, and its accuracy is over its own classes.")
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
         notes.append(f"MACs leave out operators that are not known: {unknown}.")
@@ -80,6 +83,7 @@ def plan_table(plan: "Plan") -> Sheet:
         Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
         Column("name", [level.level.name for level in levels], is_text=True),
         *_sizes([(level.cost.sparsity, level.level.width, level.level.depth) for level in levels]),
+        *_classes([(level.classes, level.class_set) for level in levels]),
     ]
     if any(_is_patterned(str(level.level.pattern)) for level in levels):
         patterns = [str(level.level.pattern) if level.cost.sparsity else "-" for level in levels]
@@ -100,6 +104,7 @@ def evaluation_table(evaluation: "Evaluation") -> Sheet:
         [
             Column("level", [str(result.level) for result in levels], rank=1),
             Column("name", list(evaluation.names), is_text=True),
+            *_classes(evaluation.classes),
             Column("top-1 %", [number(result.top1) for result in levels]),
             Column("top-5 %", [number(result.top5) for result in levels], rank=3),
             Column("loss", [f"{result.loss:.4f}" for result in levels], rank=4),
@@ -135,6 +140,14 @@ def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
     if max(sparsities) > 0 or not columns:
         columns.insert(0, Column("sparsity", [f"{sparsity:.4f}" for sparsity in sparsities], rank=1))
     return columns
+
+
+def _classes(levels: Sequence[tuple[int, str]]) -> list[Column]:
+    """What each level tells, where some tell coarser classes."""
+    if not any(name for _, name in levels):
+        return []
+    cells = [f"{count} {name}".rstrip() for count, name in levels]
+    return [Column("classes", cells, is_text=True, rank=2)]
 
 
 def _is_patterned(pattern: str) -> bool:

@@ -19,7 +19,7 @@ from nestify.nested_model import NestedModel
 from nestify.recipe_schedule import Score
 from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
-from nestify.training.task import NestedTask
+from nestify.training.task import LevelResult, NestedTask
 
 CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the device
 
@@ -136,7 +136,7 @@ def train(
         if scheduler is not None:
             scheduler.step_update(step + 1)
         task.update_ema(step=step + 1)
-        progress.add(results, labels)
+        progress.add([(result, task.coarse(result.level, labels)) for result in results])
         if last or (step + 1) % CHECK_EVERY == 0:
             on_log(progress.log(step + 1, epoch, last, optimizer.param_groups[0]["lr"]))
     if ramp is not None and total <= ramp.steps:
@@ -221,14 +221,14 @@ class _Progress:
         """Count again, after the weights were chosen again."""
         self.sparsity = [nested.sparsity(k) for k in range(1, nested.n_levels + 1)]
 
-    def add(self, results: list[Any], labels: Tensor) -> None:
-        for result in results:
+    def add(self, results: list[tuple[LevelResult, Tensor]]) -> None:
+        for result, labels in results:
             right = (result.logits.argmax(-1) == labels).sum()
             row = torch.stack(
                 [result.loss.float() * len(labels), right.float(), right.new_tensor(len(labels))]
             )
             self.sums[result.level - 1] += row
-        self.images += len(labels)
+        self.images += len(results[0][1])
 
     def log(self, step: int, epoch: int, ended: bool, lr: float) -> StepLog:
         rows = self.sums.tolist()

@@ -1,6 +1,6 @@
 """The joint loss of all levels, as a timm training task."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -8,6 +8,8 @@ import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
+from nestify.evaluation.accuracy import NO_PARENTS
+from nestify.hierarchy import coarse_target
 from nestify.nested_model import NestedModel
 from nestify.training.distillation import Teacher
 
@@ -34,6 +36,8 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             drawn evenly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019, section 3.2), and
             their weights are raised so that the expected loss stays the same.
         autocast: makes the context of a forward pass, for reduced precision.
+        parents: by level, int64 (classes,): the level's class of each class, where it tells others. Its
+            targets, the teacher's answers among them, are summed up to its classes.
     """
 
     def __init__(
@@ -47,6 +51,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         sandwich: int | None = None,
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         device: torch.device | None = None,
+        parents: Mapping[int, Tensor] = NO_PARENTS,
     ) -> None:
         super().__init__(device=device, verbose=False)
         n = nested.n_levels
@@ -55,6 +60,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.criterion = criterion
         self.teacher = teacher
         self.autocast = autocast
+        self.parents = {level: classes.to(device) for level, classes in parents.items()}
         self.n_levels = n
         self.level_weights = [weight / sum(weights) for weight in weights]
         self.distill = [0.0 if teacher.kind == "none" else share for share in distill]
@@ -84,11 +90,16 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             with self.autocast():
                 logits = self.trainable_module(images, level=level)
             logits = logits.float()
-            loss = self._level_loss(level, logits, target, answer)
+            taught = None if answer is None else self.coarse(level, answer)
+            loss = self._level_loss(level, logits, self.coarse(level, target), taught)
             yield weight * loss, LevelResult(level, loss.detach(), logits.detach())
             if level == self.n_levels and self.teacher.learns_from_full:
                 own = self.teacher.soften(logits)
                 answer = own if answer is None else (answer + own) / 2
+
+    def coarse(self, level: int, target: Tensor) -> Tensor:
+        """A target or a teacher's answer, (B,) or (B, classes), in the classes of a level."""
+        return coarse_target(target, self.parents.get(level))
 
     def _level_loss(self, level: int, logits: Tensor, target: Tensor, answer: Tensor | None) -> Tensor:
         share = self.distill[level - 1]

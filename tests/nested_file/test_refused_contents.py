@@ -37,6 +37,13 @@ def set_model(**changes: object) -> Callable[[Parts], None]:
     return lambda parts: parts.manifest["model"].update(changes)
 
 
+def set_hierarchy(
+    class_names: list[str], parents: list[int], times: int = 1, name: str = "kind"
+) -> Callable[[Parts], None]:
+    kind = {"name": name, "class_names": class_names, "parents": parents}
+    return lambda parts: parts.manifest.update(hierarchy=[kind] * times)
+
+
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
@@ -59,6 +66,14 @@ def set_model(**changes: object) -> Callable[[Parts], None]:
         (set_level(0, name=""), "has '' as the name of a level"),
         (set_level(0, private=["a", "a"]), "lists the private tensor 'a' twice"),
         (set_level(0, private=["a"]), "tensor 'level1/private/a' is missing"),
+        (set_level(0, classes="kinds"), "level 'size-1' tells classes 'kinds', which it lacks"),
+        (set_hierarchy(["kind"], [0]), "maps 1 of 2 classes to 'kind'"),
+        (set_hierarchy(["kind"], [0, 1]), "maps its classes to others than the 1 of 'kind'"),
+        (set_hierarchy(["a", "b"], [1, 1]), "maps its classes to others than the 2 of 'kind'"),
+        (set_hierarchy([], []), "fails its schema at 'hierarchy.0.class_names'"),
+        (set_hierarchy(["a"], [0, -1]), "fails its schema at 'hierarchy.0.parents.1'"),
+        (set_hierarchy(["a"], [0, 0], times=2), "lists the set of classes 'kind' twice"),
+        (set_hierarchy(["a"], [0, 0], name="\x1b[31m"), "fails its schema at 'hierarchy.0.name'"),
         (set_level(1, data_bytes=8), "level 'size-2' has .* bytes where its manifest says 8"),
         (set_parameter("fc.bias", name="fc.weight"), "lists the tensor 'fc.weight' twice"),
         (set_parameter("fc.bias", aliases=["tied.weight"]), "lists the tensor 'tied.weight' twice"),

@@ -77,6 +77,36 @@ def test_loss_is_the_weighted_sum_over_levels(
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_level_of_coarser_classes_learns_their_sums(
+    soft: bool, batch: tuple[torch.Tensor, torch.Tensor], make_model: MakeModel
+) -> None:
+    model = make_model("test_vit", img_size=32)
+    nested = NestedModel(model, describe_model(model), ["a", "b"], classes=[3, 10])
+    nn.init.normal_(nested.private_tensors(1)["head.weight"])
+    parents = torch.tensor([0, 1, 1, 2, 0, 2, 2, 0, 1, 2])
+    frozen = make_model("test_vit", img_size=32)
+    images, target = batch
+    if soft:
+        target = torch.rand(4, 10).softmax(-1)
+    task = NestedTask(
+        nested,
+        nn.CrossEntropyLoss(),
+        weights=[1.0, 3.0],
+        distill=[0.25, 0.0],
+        teacher=Teacher("other", frozen, mean=(0.5,) * 3, std=(0.5,) * 3),
+        parents={1: parents},
+    )
+    member = functional.one_hot(parents).float()  # (classes, coarse)
+    core, full = nested.at_level(1)(images), nested.at_level(2)(images)
+    taught = frozen.eval()(images).softmax(-1) @ member
+    own = target @ member if soft else parents[target]
+    divergence = (taught * (taught.log() - core.log_softmax(-1))).sum(-1).mean()
+    first = 0.75 * functional.cross_entropy(core, own) + 0.25 * divergence
+    expected = 0.25 * first + 0.75 * functional.cross_entropy(full, target)
+    torch.testing.assert_close(task(images, target)["loss"], expected, rtol=1e-4, atol=1e-5)
+
+
 def test_backward_per_level_gives_the_gradient_of_the_sum(
     nested: NestedModel, batch: tuple[torch.Tensor, torch.Tensor]
 ) -> None:
