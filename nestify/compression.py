@@ -4,11 +4,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import torch
-from timm.loss import create_classification_loss
 from timm.utils import random_seed
 from torch import Tensor, nn
 
@@ -33,18 +30,14 @@ from nestify.levels import Level
 from nestify.nest import choose_weights, dense_layers
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, PlannedLevel, level_costs
-from nestify.pretrained import save_plain
 from nestify.private import recalibrate
 from nestify.recipe import Recipe
-from nestify.recipe_sections import TEACHERS
 from nestify.report.costs import count_macs
-from nestify.schedules.ramp import Ramp
 from nestify.solving import Design, design
-from nestify.training.distillation import Teacher
 from nestify.training.estimate import estimate_step
-from nestify.training.loop import Precision, StepLog, total_steps, train
-from nestify.training.observer import Observer, Phase
-from nestify.training.task import NestedTask
+from nestify.training.loop import Precision, total_steps
+from nestify.training.observer import Observer
+from nestify.training.phases import Phases
 
 
 class Run:
@@ -107,7 +100,7 @@ class Run:
         finetune_steps = self.recipe.finetune.epochs * len(self.train_batches)
         seconds = memory = None
         if estimate:
-            task = self._task(nested.to(self.device), None)
+            task = self._phases().task(nested.to(self.device), None)
             step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
             seconds = step_seconds * (steps + finetune_steps / nested.n_levels)
         narrower, shallower = (
@@ -141,7 +134,7 @@ class Run:
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
         if recipe.finetune.epochs:
-            network = self._finetune(network)
+            network = self._phases().finetune(network)
         observer.stage("evaluating the original model")
         original = self._evaluate_plain({0: network})[0]
         observer.evaluated("original", 0, [original])
@@ -152,7 +145,9 @@ class Run:
         self._recalibrate_levels(nested, [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)])
         before = self._before(nested, levels) if recipe.train.eval_before else []
         if recipe.train.epochs:
-            nested, levels = self._train(made, teacher)
+            solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
+            settle = (lambda: [size.level for size in made.solver.sizes()]) if solved else None
+            nested, levels = self._phases().nest(nested, levels, settle, teacher)
         else:
             choose_weights(nested, levels, recipe.schedule.score)
         self._round(nested)
@@ -185,6 +180,17 @@ class Run:
     def _autocast(self) -> AbstractContextManager[object]:
         return self.precision.autocast()
 
+    def _phases(self) -> Phases:
+        return Phases(
+            self.recipe,
+            self.spec,
+            self.labels,
+            self.train_batches,
+            self._val_batches,
+            self.device,
+            self.observer,
+        )
+
     def _nest(self, network: nn.Module) -> Design:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
@@ -192,87 +198,6 @@ class Run:
         made = design(network, self.spec, self.recipe, self.labels, images, self._anatomy)
         self._anatomy = made.anatomy
         return made
-
-    def _finetune(self, network: nn.Module) -> nn.Module:
-        """Plain training of the dense model: a nested model of one level."""
-        recipe = self.recipe
-        self.observer.stage("fine-tuning the dense model")
-        dense = NestedModel(network, self.spec, ["full"], masked=())
-        options = recipe.train.model_copy(
-            update={"epochs": float(recipe.finetune.epochs), "lr": recipe.finetune.lr, "warmup_epochs": 0.0}
-        )
-        task = NestedTask(
-            dense,
-            self._criterion(),
-            weights=[1.0],
-            distill=[0.0],
-            teacher=Teacher("none"),
-            autocast=self._autocast,
-            device=self.device,
-        )
-        trained = train(
-            task, self.train_batches, options, recipe.augment, on_log=partial(self._on_log, "finetune")
-        )
-        if recipe.finetune.save is not None:
-            save_plain(trained.network, Path(recipe.finetune.save))
-        return trained.network
-
-    def _train(self, made: Design, frozen: nn.Module | None) -> tuple[NestedModel, Sequence[Level]]:
-        """The trained model, and its levels with their sparsities as they came out."""
-        recipe, nested = self.recipe, made.nested
-        self.observer.stage("training the levels")
-        steps = total_steps(recipe.train.epochs, len(self.train_batches))
-        solved = recipe.schedule.kind == "weight" and any(level.budget for level in made.levels)
-        ramp = Ramp(
-            made.levels,
-            round(recipe.schedule.ramp * steps),
-            recipe.schedule.reselect,
-            settle=(lambda: [size.level for size in made.solver.sizes()]) if solved else None,
-        )
-        task = self._task(nested, frozen)
-
-        def on_log(log: StepLog) -> None:
-            self._on_log("train", log)
-            if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < steps:
-                model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
-                self.observer.evaluated("epoch", log.epoch, self._evaluate_levels(model))
-
-        trained = train(
-            task,
-            self.train_batches,
-            recipe.train,
-            recipe.augment,
-            ramp=ramp,
-            score=recipe.schedule.score,
-            on_log=on_log,
-        )
-        return trained, ramp.levels
-
-    def _task(self, nested: NestedModel, frozen: nn.Module | None) -> NestedTask:
-        options, levels = self.recipe.train, self.recipe.level
-        kind = options.teacher if options.teacher in TEACHERS else "other"
-        if frozen is None and kind in ("original", "both", "other"):
-            frozen = deepcopy(nested.network)  # for an estimate: a teacher of the same cost
-        mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
-        teacher = Teacher(kind, frozen, mean=mean, std=std, temperature=options.temperature)  # type: ignore[arg-type]
-        return NestedTask(
-            nested,
-            self._criterion(),
-            parents=self.labels.parents,
-            weights=[level.weight for level in levels],
-            distill=[options.distill if level.distill is None else level.distill for level in levels],
-            teacher=teacher.to(self.device),
-            sandwich=options.sandwich or (None if len(levels) <= 4 else 4),
-            autocast=self._autocast,
-            device=self.device,
-        )
-
-    def _criterion(self) -> nn.Module:
-        augment = self.recipe.augment
-        criterion: nn.Module = create_classification_loss(
-            smoothing=augment.smoothing, soft_targets=bool(augment.mixup or augment.cutmix)
-        )
-        return criterion.to(self.device)
 
     def _frozen_teacher(self, network: nn.Module) -> nn.Module | None:
         """The network that teaches, in eval mode; None where nobody or the full level does."""
@@ -326,13 +251,14 @@ class Run:
     ) -> list[Accuracy]:
         for model in models.values():
             model.eval()
-        return evaluate(models, self._eval_batches(self.val_images), self._autocast, parents)
+        return evaluate(models, self._val_batches(), self._autocast, parents)
 
     def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
         levels = range(1, nested.n_levels + 1)
-        return evaluate_levels(
-            nested, self._eval_batches(self.val_images), levels, self._autocast, self.labels.parents
-        )
+        return evaluate_levels(nested, self._val_batches(), levels, self._autocast, self.labels.parents)
+
+    def _val_batches(self) -> Loader:
+        return self._eval_batches(self.val_images)
 
     def _eval_batches(self, images: Images, shuffle_seed: int | None = None) -> Loader:
         return eval_loader(
@@ -343,6 +269,3 @@ class Run:
             device=self.device,
             shuffle_seed=shuffle_seed,
         )
-
-    def _on_log(self, phase: Phase, log: StepLog) -> None:
-        self.observer.stepped(phase, log)

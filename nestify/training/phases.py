@@ -1,0 +1,147 @@
+"""The trainings of one run: the dense model is fine-tuned, then its levels are trained."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from timm.loss import create_classification_loss
+from torch import nn
+
+from nestify.evaluation.accuracy import evaluate_levels
+from nestify.hierarchy import Labels
+from nestify.images import Loader
+from nestify.levels import Level
+from nestify.model_spec import ModelSpec
+from nestify.nested_model import NestedModel
+from nestify.pretrained import save_plain
+from nestify.recipe import Recipe
+from nestify.recipe_sections import TEACHERS
+from nestify.schedules.ramp import Ramp
+from nestify.training.distillation import Teacher
+from nestify.training.loop import Precision, StepLog, total_steps, train
+from nestify.training.observer import Observer
+from nestify.training.task import NestedTask
+
+
+@dataclass(frozen=True)
+class Phases:
+    """What both trainings of a run work with.
+
+    Args:
+        spec: of the model that is trained. `labels`: what its levels tell.
+        batches: the training images. `val_batches`: makes a pass over the validation images.
+        observer: told of every step, and of evaluations on the way.
+    """
+
+    recipe: Recipe
+    spec: ModelSpec
+    labels: Labels
+    batches: Loader
+    val_batches: Callable[[], Loader]
+    device: torch.device
+    observer: Observer
+
+    def finetune(self, network: nn.Module) -> nn.Module:
+        """Plain training of the dense model: a nested model of one level."""
+        recipe = self.recipe
+        self.observer.stage("fine-tuning the dense model")
+        dense = NestedModel(network, self.spec, ["full"], masked=())
+        options = recipe.train.model_copy(
+            update={"epochs": float(recipe.finetune.epochs), "lr": recipe.finetune.lr, "warmup_epochs": 0.0}
+        )
+        task = NestedTask(
+            dense,
+            self._criterion(),
+            weights=[1.0],
+            distill=[0.0],
+            teacher=Teacher("none"),
+            autocast=self._precision.autocast,
+            device=self.device,
+        )
+        on_log = partial(self.observer.stepped, "finetune")
+        trained = train(task, self.batches, options, recipe.augment, on_log=on_log)
+        if recipe.finetune.save is not None:
+            save_plain(trained.network, Path(recipe.finetune.save))
+        return trained.network
+
+    def nest(
+        self,
+        nested: NestedModel,
+        levels: Sequence[Level],
+        settle: Callable[[], Sequence[Level]] | None,
+        frozen: nn.Module | None,
+    ) -> tuple[NestedModel, Sequence[Level]]:
+        """Train all levels together.
+
+        Args:
+            levels: of the model, core first, budgets solved.
+            settle: solves the budgets again where the training freezes the masks; None if there is no need.
+            frozen: the network that teaches.
+
+        Returns:
+            The trained model, and its levels with their sparsities as they came out.
+        """
+        recipe = self.recipe
+        self.observer.stage("training the levels")
+        steps = total_steps(recipe.train.epochs, len(self.batches))
+        ramp = Ramp(levels, round(recipe.schedule.ramp * steps), recipe.schedule.reselect, settle)
+        task = self.task(nested, frozen)
+
+        def on_log(log: StepLog) -> None:
+            self.observer.stepped("train", log)
+            if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < steps:
+                model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
+                numbers = range(1, nested.n_levels + 1)
+                results = evaluate_levels(
+                    model, self.val_batches(), numbers, self._precision.autocast, self.labels.parents
+                )
+                self.observer.evaluated("epoch", log.epoch, results)
+
+        trained = train(
+            task,
+            self.batches,
+            recipe.train,
+            recipe.augment,
+            ramp=ramp,
+            score=recipe.schedule.score,
+            on_log=on_log,
+        )
+        return trained, ramp.levels
+
+    def task(self, nested: NestedModel, frozen: nn.Module | None) -> NestedTask:
+        """The joint loss of all levels.
+
+        Args:
+            frozen: the network that teaches; a copy of the model's own stands in where it is missing.
+        """
+        options, levels = self.recipe.train, self.recipe.level
+        kind = options.teacher if options.teacher in TEACHERS else "other"
+        if frozen is None and kind in ("original", "both", "other"):
+            frozen = deepcopy(nested.network)  # for an estimate: a teacher of the same cost
+        mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
+        teacher = Teacher(kind, frozen, mean=mean, std=std, temperature=options.temperature)  # type: ignore[arg-type]
+        return NestedTask(
+            nested,
+            self._criterion(),
+            parents=self.labels.parents,
+            weights=[level.weight for level in levels],
+            distill=[options.distill if level.distill is None else level.distill for level in levels],
+            teacher=teacher.to(self.device),
+            sandwich=options.sandwich or (None if len(levels) <= 4 else 4),
+            autocast=self._precision.autocast,
+            device=self.device,
+        )
+
+    @property
+    def _precision(self) -> Precision:
+        return Precision(self.device, self.recipe.train.amp)
+
+    def _criterion(self) -> nn.Module:
+        augment = self.recipe.augment
+        criterion: nn.Module = create_classification_loss(
+            smoothing=augment.smoothing, soft_targets=bool(augment.mixup or augment.cutmix)
+        )
+        return criterion.to(self.device)
