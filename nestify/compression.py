@@ -35,9 +35,10 @@ from nestify.recipe import Recipe
 from nestify.report.costs import count_macs
 from nestify.solving import Design, design
 from nestify.training.estimate import estimate_step
-from nestify.training.loop import Precision, total_steps
+from nestify.training.loop import total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
+from nestify.training.precision import Precision
 
 
 class Run:

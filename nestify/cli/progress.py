@@ -15,8 +15,8 @@ from nestify.cli.output import render, say
 from nestify.evaluation.accuracy import Accuracy
 from nestify.planning import Plan
 from nestify.report.table import mebibytes, plan_table, quantity, some_images
-from nestify.training.loop import StepLog
 from nestify.training.observer import Moment, Observer, Phase
+from nestify.training.progress import StepLog
 
 SCHEMA_VERSION = 1
 

@@ -60,6 +60,10 @@ class Loader:
 
     Skipped images make a batch smaller. A pass raises `DataError` when an image cannot be read and the
     images say `refuse`, when none can be read, and when a worker process dies.
+
+    Attributes:
+        place: batches of the pass that are over, those before `first_batch` and those that no image was
+            left of among them.
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Loader:
         whole_stream: bool = False,
     ) -> None:
         self.images = images
+        self.place = 0
         self._whole_stream = whole_stream
         self._loader = loader
         self._device = device
@@ -102,14 +107,16 @@ class Loader:
         else:
             self._stream.set_epoch(number)
         count = 0
+        self.place = first_batch if self._order is not None else 0
         with closing(self._batches()) as batches:
-            for place, (batch, faults) in enumerate(batches):
+            for batch, faults in batches:
                 self._take_note(faults)
+                self.place += 1
                 if batch is None:
                     continue
                 images, targets = batch
                 count += len(targets)
-                if self._order is not None or place >= first_batch:
+                if self.place > first_batch:
                     yield (
                         images.to(self._device, non_blocking=True),
                         targets.to(self._device, non_blocking=True),

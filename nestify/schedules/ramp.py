@@ -41,6 +41,19 @@ class Ramp:
         rest = 1 - step / self.steps
         return [_at(level, level.sparsity * (1 - rest**3)) for level in self.levels]
 
+    def settled(self) -> list[float] | None:
+        """The sparsities that the levels have settled at, core first; None where they have not yet."""
+        return [level.sparsity for level in self.levels] if self.settle is None else None
+
+    def settle_at(self, sparsities: Sequence[float]) -> None:
+        """Take over the sparsities that the levels have settled at in an earlier part of the training.
+
+        Raises:
+            ValueError: if there is not one for each level.
+        """
+        pairs = zip(self.levels, sparsities, strict=True)
+        self.levels, self.settle = [replace(level, sparsity=value) for level, value in pairs], None
+
 
 def _at(level: Level, sparsity: float) -> Level:
     pattern = level.pattern

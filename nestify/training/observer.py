@@ -12,7 +12,7 @@ from typing import Any, Literal
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.planning import Plan
-from nestify.training.loop import StepLog
+from nestify.training.progress import StepLog
 
 Phase = Literal["finetune", "train"]
 Moment = Literal["original", "before", "epoch", "after"]

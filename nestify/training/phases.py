@@ -21,8 +21,10 @@ from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
 from nestify.schedules.ramp import Ramp
 from nestify.training.distillation import Teacher
-from nestify.training.loop import Precision, StepLog, total_steps, train
+from nestify.training.loop import total_steps, train
 from nestify.training.observer import Observer
+from nestify.training.precision import Precision
+from nestify.training.progress import StepLog
 from nestify.training.task import NestedTask
 
 

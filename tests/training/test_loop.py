@@ -13,7 +13,8 @@ from nestify.nested_model import NestedModel
 from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
 from nestify.training.distillation import Teacher
-from nestify.training.loop import StepLog, train
+from nestify.training.loop import train
+from nestify.training.progress import StepLog
 from nestify.training.task import NestedTask
 
 MakeModel = Callable[..., nn.Module]
@@ -25,20 +26,23 @@ class Squares:
 
     def __init__(self, batches: int = 6) -> None:
         self.batches = batches
+        self.place = 0
         self.epochs: list[int] = []
 
     def __len__(self) -> int:
         return self.batches
 
-    def epoch(self, number: int) -> Generator[tuple[Tensor, Tensor], None, None]:
+    def epoch(self, number: int, first_batch: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
         self.epochs.append(number)
         generator = torch.Generator().manual_seed(number)
-        for _ in range(self.batches):
+        for place in range(self.batches):
             images = torch.randn(16, 3, 32, 32, generator=generator)
             target = torch.randint(2, (16,), generator=generator)
             images[target == 1, :, :, :16] += 1
             images[target == 0, :, :, 16:] += 1
-            yield images, target
+            self.place = place + 1
+            if place >= first_batch:
+                yield images, target
 
 
 def make_task(make_model: MakeModel) -> NestedTask:

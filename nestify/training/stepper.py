@@ -1,0 +1,206 @@
+"""A training in progress: what its next step depends on, and the step itself."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.optim import create_optimizer_v2
+from timm.scheduler import create_scheduler_v2
+from torch import Tensor
+
+from nestify.nest import choose_weights
+from nestify.nested_model import NestedModel
+from nestify.recipe_schedule import Score
+from nestify.recipe_sections import AugmentOptions, TrainOptions
+from nestify.schedules.ramp import Ramp
+from nestify.training.precision import Precision
+from nestify.training.progress import Progress, StepLog
+from nestify.training.state import optimizer_state, random_states, restore_optimizer, set_random_states
+from nestify.training.task import NestedTask
+
+
+@dataclass
+class Place:
+    """Where a training is.
+
+    Attributes:
+        step: steps done.
+        epoch: epochs that are over.
+        batch: batches of the epoch in progress that are over, those that no image was left of too.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+
+class Stepper:
+    """A training in progress.
+
+    Args:
+        task: the model and its loss.
+        options: optimizer, learning rate, averaging, precision.
+        augment: mixup and cutmix.
+        epoch_steps: steps of an epoch. `total`: of the whole training.
+        ramp: gradual sparsity; None leaves the entry levels as they are.
+        score: how weights are ranked when they are chosen again.
+
+    Attributes:
+        place: where it is. `torn`: whether a step was begun and not ended, so that it cannot go on.
+    """
+
+    def __init__(
+        self,
+        task: NestedTask,
+        options: TrainOptions,
+        augment: AugmentOptions,
+        *,
+        epoch_steps: int,
+        total: int,
+        ramp: Ramp | None,
+        score: Score,
+    ) -> None:
+        nested = task.get_trainable_module()
+        assert isinstance(nested, NestedModel)
+        self.task, self.nested, self.total = task, nested, total
+        self.place = Place()
+        self.torn = False
+        self._clip_grad = options.clip_grad
+        self._ramp, self._score = ramp, score
+        self._optimizer, self._scheduler = _optimizer(nested, options, epoch_steps, total)
+        self._scaler = Precision(task.device, options.amp).scaler()
+        self._mixup = _mixup(augment, nested.spec.num_classes)
+        if options.ema_decay:
+            task.setup_ema(decay=options.ema_decay, use_warmup=True)
+        nested.train()
+        self._progress = Progress(nested, task.device)
+
+    def take(self, images: Tensor, target: Tensor) -> None:
+        """Do one step.
+
+        Args:
+            images: (B, C, H, W). `target`: (B,) class indices.
+        """
+        self.torn = True
+        task, step = self.task, self.place.step
+        if self._ramp is not None and self._ramp.due(step):
+            choose_weights(self.nested, self._ramp.levels_at(step), self._score)
+            self._progress.note_sparsity(self.nested)
+        images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
+        labels = target
+        if self._mixup is not None and len(images) % 2 == 0:
+            images, target = self._mixup(images, target)
+        self._optimizer.zero_grad(set_to_none=True)
+        results = task.backward(images, target, self._scaler.scale)
+        if self._clip_grad is not None:
+            self._scaler.unscale_(self._optimizer)
+            torch.nn.utils.clip_grad_norm_(self.nested.parameters(), self._clip_grad)
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        if self._scheduler is not None:
+            self._scheduler.step_update(step + 1)
+        task.update_ema(step=step + 1)
+        self._progress.add([(result, task.coarse(result.level, labels)) for result in results])
+        self.place.step += 1
+        self.torn = False
+
+    def check(self) -> None:
+        """Refuse to go on from here where the run is lost.
+
+        Raises:
+            DivergedError: if a loss is not finite.
+        """
+        self._progress.check(self.place.step, self.total)
+
+    def log(self, ended: bool) -> StepLog:
+        """How it goes; the next epoch begins with new means where this one has `ended`."""
+        lr = self._optimizer.param_groups[0]["lr"]
+        return self._progress.log(self.place.step, self.total, self.place.epoch + 1, ended, lr)
+
+    def finish(self) -> NestedModel:
+        """The trained model, or its running average; in eval mode."""
+        if self._ramp is not None and self.total <= self._ramp.steps:
+            choose_weights(self.nested, self._ramp.levels_at(self._ramp.steps), self._score)
+        return (self.averaged or self.nested).eval()
+
+    @property
+    def averaged(self) -> NestedModel | None:
+        """The running average of the model; None where there is none."""
+        if not self.task.has_ema():
+            return None
+        averaged = self.task.get_trainable_module(ema=True).module
+        assert isinstance(averaged, NestedModel)
+        return averaged
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on, but for the images; for `restore`."""
+        return {
+            "place": vars(self.place),
+            "model": dict(self.nested.state_dict()),
+            "averaged": None if self.averaged is None else dict(self.averaged.state_dict()),
+            "optimizer": optimizer_state(self._optimizer),
+            "scaler": self._scaler.state_dict(),
+            "settled": None if self._ramp is None else self._ramp.settled(),
+            "progress": self._progress.state(),
+            "random": random_states(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from the state of another one, of the same arguments.
+
+        Raises:
+            Exception: for a state that does not fit; the model is then spoilt.
+        """
+        self.place = Place(**state["place"])
+        self.nested.load_state_dict(state["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(state["averaged"])
+        restore_optimizer(self._optimizer, state["optimizer"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        if self._ramp is not None and state["settled"] is not None:
+            self._ramp.settle_at(state["settled"])
+        self._progress.note_sparsity(self.nested)
+        self._progress.restore(state["progress"])
+        set_random_states(state["random"])
+
+
+def _optimizer(
+    nested: NestedModel, options: TrainOptions, epoch_steps: int, total: int
+) -> tuple[torch.optim.Optimizer, Any]:
+    """timm's optimizer and its learning-rate scheduler, which counts steps and remembers nothing."""
+    optimizer: torch.optim.Optimizer = create_optimizer_v2(
+        nested,
+        opt=options.opt,
+        lr=options.lr,
+        weight_decay=options.weight_decay,
+        momentum=options.momentum,
+        fallback_no_weight_decay=True,
+    )
+    warmup_steps = ceil(options.warmup_epochs * epoch_steps)
+    scheduler, _ = create_scheduler_v2(
+        optimizer,
+        sched=options.sched,
+        num_epochs=max(1, total),  # one timm epoch per step: a fraction of an epoch is a whole run here
+        warmup_epochs=warmup_steps,
+        warmup_lr=options.lr / 100,
+        min_lr=options.min_lr,
+        step_on_epochs=False,
+        updates_per_epoch=1,
+    )
+    return optimizer, scheduler
+
+
+def _mixup(augment: AugmentOptions, num_classes: int) -> Callable[[Tensor, Tensor], Any] | None:
+    if not (augment.mixup or augment.cutmix):
+        return None
+    mix: Callable[[Tensor, Tensor], Any] = Mixup(
+        mixup_alpha=augment.mixup,
+        cutmix_alpha=augment.cutmix,
+        label_smoothing=augment.smoothing,
+        num_classes=num_classes,
+    )
+    return mix
