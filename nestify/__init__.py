@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from nestify.api import Evaluation, Result, compress, evaluate, load, plan
+    from nestify.api import Result, compress, load, plan
+    from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
@@ -16,14 +17,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "compress": "nestify.api",
-    "evaluate": "nestify.api",
+    "evaluate": "nestify.evaluating",
     "load": "nestify.api",
     "plan": "nestify.api",
     "export": "nestify.exporting",
     "slice_file": "nestify.nested_file.slicing",
     "upgrade_slice": "nestify.nested_file.slicing",
     "verify": "nestify.verification",
-    "Evaluation": "nestify.api",
+    "Evaluation": "nestify.evaluating",
     "Exported": "nestify.export_formats.level",
     "Sliced": "nestify.nested_file.slicing",
     "Verification": "nestify.verification",

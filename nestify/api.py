@@ -1,7 +1,7 @@
 """What `import nestify` offers: load, compress, plan, evaluate, report."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,8 @@ from torch import nn
 from nestify.compression import Run
 from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
-from nestify.evaluation.accuracy import Accuracy
-from nestify.evaluation.accuracy import evaluate as evaluate_networks
-from nestify.hierarchy import stored_labels
-from nestify.images import OnBadImage, eval_loader, open_images
-from nestify.inputs import pick_device, pick_workers, stored_dtype
+from nestify.evaluating import Evaluation, evaluate
+from nestify.inputs import stored_dtype
 from nestify.loading import load_level, load_nested
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
@@ -27,6 +24,8 @@ from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
 from nestify.training.observer import MetricsLog, Observer, Observers
 
+__all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
+
 
 @dataclass(frozen=True)
 class Result:
@@ -34,24 +33,6 @@ class Result:
 
     path: Path
     manifest: Manifest
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy of levels of a file on images.
-
-    Attributes:
-        names: of the levels, in the order of `levels`. `classes`: how many each tells, and their name in the
-            hierarchy, empty for the model's own.
-        skipped: why images could not be read, by file name.
-    """
-
-    path: str
-    data: str
-    names: Sequence[str]
-    classes: Sequence[tuple[int, str]]
-    levels: Sequence[Accuracy]
-    skipped: Mapping[str, str]
 
 
 @overload
@@ -138,6 +119,7 @@ def compress(
             original=done.original,
             before=done.before,
             after=done.after,
+            calibration=done.calibration,
         ),
         stored_dtype(recipe),
         check=partial(_check_loads, output),
@@ -145,67 +127,6 @@ def compress(
     if done.missed:
         raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
     return Result(output, manifest)
-
-
-def evaluate(
-    path: str | os.PathLike[str],
-    data: str,
-    *,
-    level: int | str = "all",
-    split: str = "validation",
-    data_root: str | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    device: str = "auto",
-    max_images: int | None = None,
-    on_bad_image: OnBadImage = "refuse",
-    seed: int = 42,
-) -> Evaluation:
-    """Evaluate levels of a nested file; the file brings the model, its preprocessing and its classes.
-
-    Args:
-        data: images, as for `compress`.
-        level: number, name, or `all`.
-        split: `validation`, or what the data calls it.
-        max_images: use at most so many, the classes as even as possible.
-        seed: of the choice of `max_images`.
-
-    Raises:
-        NestifyError: if the file or the images are not right, or there is no such level.
-    """
-    file = open_nested_file(path, truncated=True)
-    numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
-    file.check_whole(max(numbers))
-    where = pick_device(device)
-    model = file.manifest.model
-    images = open_images(
-        data,
-        split,
-        data_root=data_root,
-        class_names=model.class_names,
-        num_classes=model.num_classes,
-        on_bad_image=on_bad_image,
-        max_images=max_images,
-        seed=seed,
-    )
-    loader = eval_loader(
-        images,
-        model.preprocessing.model_dump(),
-        batch_size=batch_size,
-        workers=pick_workers(workers, where),
-        device=where,
-    )
-    # Level by level, so that each is in memory alone and timed by itself.
-    parents = stored_labels(file.manifest).parents
-    results = [
-        evaluate_networks({k: load_level(file, k).to(where)}, loader, parents=parents)[0] for k in numbers
-    ]
-    entries = [file.manifest.levels[number - 1] for number in numbers]
-    classes = [
-        (file.manifest.num_classes(k), level.classes) for k, level in zip(numbers, entries, strict=True)
-    ]
-    names = [level.name for level in entries]
-    return Evaluation(file.name, data, names, classes, results, dict(images.skipped))
 
 
 def metrics_path(output: Path) -> Path:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.calibration import Calibration
 from nestify.hierarchy import Labels
 from nestify.levels import Level
 from nestify.nested_model import NestedModel
@@ -20,6 +21,7 @@ class Compressed:
         costs: of its levels, core first.
         missed: a sentence for each level that came out at another cost than its budget.
         original: accuracy of the dense model before nesting; None if there was nothing to validate.
+        calibration: what was fitted on training images that were held out; None if none were.
         before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
     """
 
@@ -32,3 +34,4 @@ class Compressed:
     original: Accuracy | None
     before: Sequence[Accuracy]
     after: Sequence[Accuracy]
+    calibration: Calibration | None

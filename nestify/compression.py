@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from timm.utils import random_seed
@@ -14,6 +15,8 @@ from nestify.compressed import Compressed
 from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.evaluation.answers import Recorder
+from nestify.evaluation.calibration import Calibration, calibrate
 from nestify.hierarchy import read_labels
 from nestify.images import Images, Loader, Pictures, eval_loader, train_loader
 from nestify.inputs import (
@@ -61,6 +64,9 @@ class Run:
         check_optimizer(recipe)
         observer.stage("opening images")
         self.train_images, self.val_images = open_recipe_images(recipe)
+        self.held_out: Images | None = None
+        if recipe.data.calibrate is not None:
+            self.train_images, self.held_out = self.train_images.hold_out(recipe.data.calibrate, recipe.seed)
         observer.stage(f"loading {recipe.model.name}")
         self.pretrained = open_recipe_model(recipe, self.train_images)
         self.spec = self.pretrained.spec
@@ -160,6 +166,7 @@ class Run:
         after = self._evaluate_levels(nested)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
+        calibration = None if self.held_out is None else self._calibrate(nested, self.held_out)
         observer.skipped("training", self.train_images.skipped)
         observer.skipped("validation", self.val_images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
@@ -174,6 +181,7 @@ class Run:
             original=original,
             before=before,
             after=after,
+            calibration=calibration,
         )
 
     # -- parts -------------------------------------------------------------------------------------
@@ -225,6 +233,15 @@ class Run:
         nested.set_entry_levels(replace(dense, tensors=kept))
         self.observer.evaluated("before", 0, before)
         return before
+
+    def _calibrate(self, nested: NestedModel, images: Images) -> Calibration:
+        self.observer.stage("fitting temperatures and consensus")
+        recorder = Recorder()
+        nested.eval()
+        levels = range(1, nested.n_levels + 1)
+        models = {level: recorder.listening(level, partial(nested, level=level)) for level in levels}
+        evaluate(models, recorder.watching(self._eval_batches(images)), self._autocast, self.labels.parents)
+        return calibrate(recorder.answers(self.labels.parents, self.spec.num_classes))
 
     def _round(self, nested: NestedModel) -> None:
         """Give the weights the values that the file will hold, so that these are what is evaluated."""

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.calibration import Calibration
 from nestify.fingerprint import fingerprint
 from nestify.hierarchy import Labels
 from nestify.levels import Level
@@ -40,6 +41,7 @@ def describe(
     original: Accuracy | None = None,
     before: Sequence[Accuracy] = (),
     after: Sequence[Accuracy] = (),
+    calibration: Calibration | None = None,
     fingerprints: bool = True,
 ) -> Description:
     """The description that goes into a nested file.
@@ -48,18 +50,26 @@ def describe(
         recipe: what was asked for. `levels`: the same levels, budgets solved.
         nested: what came out. `costs`: of its levels.
         original: accuracy of the dense model. `before`, `after`: of the levels, without training and with.
+        calibration: what was fitted after training; None if nothing was.
         fingerprints: whether to compute each level's logits; zeros stand in for them otherwise.
     """
     untrained = {result.level: result.top1 for result in before}
     trained = {result.level: result for result in after}
+    levels_told = [
+        _level(nested, level, k, labels, cost, trained.get(k), untrained.get(k), fingerprints)
+        for k, (level, cost) in enumerate(zip(levels, costs, strict=True), start=1)
+    ]
+    if calibration is not None:
+        fitted = zip(levels_told, calibration.temperatures, calibration.weights, strict=True)
+        levels_told = [
+            level.model_copy(update={"temperature": temperature, "consensus": list(weights)})
+            for level, temperature, weights in fitted
+        ]
     return Description(
         model=_model_entry(nested.spec, labels.class_names),
         hierarchy=list(labels.hierarchy),
         schedule=recipe.schedule.kind,
-        levels=[
-            _level(nested, level, k, labels, cost, trained.get(k), untrained.get(k), fingerprints)
-            for k, (level, cost) in enumerate(zip(levels, costs, strict=True), start=1)
-        ],
+        levels=levels_told,
         original=_original(original),
         recipe=_without_folders(recipe.to_dict()),
         seed=recipe.seed,
@@ -100,9 +110,11 @@ def prefix_bytes(
             update={
                 "fingerprint": [-1 / 3] * len(level.fingerprint),
                 "metrics": level.metrics.model_copy(update=expected),
+                "temperature": None if recipe.data.calibrate is None else 10 / 9,
+                "consensus": [] if recipe.data.calibrate is None else [1 / 3] * k,
             }
         )
-        for level in plain.levels
+        for k, level in enumerate(plain.levels, start=1)
     ]
     state = nested.nested_state(block_units(nested, levels))
     dtype: torch.dtype = getattr(torch, recipe.dtype)

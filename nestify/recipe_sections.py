@@ -135,6 +135,11 @@ class DataOptions(Section):
         default=None,
         description="share of the training images to validate on where there is no validation split",
     )
+    calibrate: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+        default=None,
+        description="share of the training images to hold out, to fit after training how sure each level is "
+        "and how the levels' answers are combined (eval --cascade, --consensus learned); none by default",
+    )
     max_train: Annotated[int, Field(ge=1)] | None = Field(
         default=None, description="number of training images to use at most; all by default"
     )

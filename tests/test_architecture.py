@@ -31,6 +31,7 @@ FLOORS = [
     {"nest", "restoring", "planning", "evaluation", "export_formats", "loading"},
     {"training", "verification", "exporting"},
     {"inputs", "describe"},
+    {"evaluating"},
     {"solving", "compressed"},
     {"compression"},
     {"api"},

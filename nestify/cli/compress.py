@@ -14,6 +14,8 @@ _MODEL = "Model and images"
 _LEVELS = "Levels"
 _TRAINING = "Training"
 
+USUAL_CALIBRATION = 0.05
+
 
 def _option(key: str, *names: str, panel: str) -> typer.models.OptionInfo:
     """A flag for a recipe's option, with the option's own help; the default stays the recipe's."""
@@ -47,6 +49,15 @@ def compress(
     train_split: Annotated[str | None, _option("data.train_split", "--train-split", panel=_MODEL)] = None,
     val_split: Annotated[str | None, _option("data.val_split", "--val-split", panel=_MODEL)] = None,
     holdout: Annotated[float | None, _option("data.holdout", "--holdout", panel=_MODEL)] = None,
+    calibrate: Annotated[float | None, _option("data.calibrate", "--calibrate", panel=_LEVELS)] = None,
+    consensus: Annotated[
+        bool,
+        typer.Option(
+            "--consensus",
+            help=f"the same as --calibrate {USUAL_CALIBRATION:g}",
+            rich_help_panel=_LEVELS,
+        ),
+    ] = False,
     max_train: Annotated[int | None, _option("data.max_train", "--max-train", panel=_MODEL)] = None,
     max_val: Annotated[int | None, _option("data.max_val", "--max-val", panel=_MODEL)] = None,
     hierarchy: Annotated[str | None, _option("data.hierarchy", "--hierarchy", panel=_LEVELS)] = None,
@@ -105,6 +116,7 @@ def compress(
         "data.train_split": train_split,
         "data.val_split": val_split,
         "data.holdout": holdout,
+        "data.calibrate": USUAL_CALIBRATION if consensus and calibrate is None else calibrate,
         "data.max_train": max_train,
         "data.max_val": max_val,
         "data.hierarchy": hierarchy,

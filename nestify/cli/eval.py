@@ -10,7 +10,7 @@ import typer
 from nestify.cli.arguments import NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.api import Evaluation
+    from nestify.evaluating import Evaluation
 
 SCHEMA_VERSION = 1
 
@@ -24,6 +24,22 @@ def evaluate(
         ),
     ],
     level: Annotated[str, typer.Option("--level", help="Level by number or name, or all.")] = "all",
+    consensus: Annotated[
+        str | None,
+        typer.Option(
+            "--consensus",
+            help="Evaluate also what levels answer together: the mean of their probabilities, or learned "
+            "(by weights that compress --consensus fitted).",
+        ),
+    ] = None,
+    cascade: Annotated[
+        str | None,
+        typer.Option(
+            "--cascade",
+            help="Evaluate also, image by image, the first level that is sure enough: a threshold (0.8), "
+            "macs=0.5 (a share of the full level's, on the mean), or sweep.",
+        ),
+    ] = None,
     split: Annotated[
         str, typer.Option("--split", "--val-split", help="Split to evaluate on.")
     ] = "validation",
@@ -54,20 +70,23 @@ def evaluate(
 ) -> None:
     """Evaluate levels on labelled images; the file brings the model, its preprocessing and its classes.
 
-    images/s is over the forward passes alone, image loading aside.
+    images/s is over the forward passes alone, image loading aside. With --level, --consensus and
+    --cascade are of the levels up to that one.
     """
     from nestify.errors import GateFailed, RecipeError
 
     if on_bad_image not in ("refuse", "skip"):
         raise RecipeError(f"--on-bad-image {on_bad_image} is not refuse or skip")
-    from nestify.api import evaluate as run
     from nestify.cli.output import render, write_result
-    from nestify.report.table import evaluation_table, some_images
+    from nestify.evaluating import evaluate as run
+    from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
 
     done = run(
         file,
         data,
         level=level,
+        consensus=consensus,  # type: ignore[arg-type]  # checked there
+        cascade=cascade,
         split=split,
         data_root=data_root,
         batch_size=batch_size,
@@ -79,8 +98,13 @@ def evaluate(
     if as_json:
         write_result(json.dumps(_document(done, min_top1), indent=2) + "\n", None)
     else:
-        notes = [f"Skipped {some_images(done.skipped)}"] if done.skipped else []
-        write_result(render(f"{file} on {data}", [evaluation_table(done)], notes, sys.stdout), None)
+        tables = [evaluation_table(done)]
+        if done.consensus:
+            tables.append(consensus_table(done))
+        if done.cascade:
+            tables.append(cascade_table(done))
+        notes = evaluation_notes(done)
+        write_result(render(f"{file} on {data}", tables, notes, sys.stdout), None)
     if failed := _below(done, min_top1):
         raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
 
@@ -103,6 +127,9 @@ def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
             {"name": name, "classes": classes, "class_set": class_set, **asdict(result)}
             for name, (classes, class_set), result in zip(done.names, done.classes, done.levels, strict=True)
         ],
+        "consensus": [asdict(row) for row in done.consensus],
+        "cascade": [asdict(row) for row in done.cascade],
+        "calibrated": done.calibrated,
         "skipped": dict(done.skipped),
         "min_top1": min_top1,
         "passed": not _below(done, min_top1),

@@ -78,7 +78,7 @@ class Loader:
         self.place = 0
         self._whole_stream = whole_stream
         self._loader = loader
-        self._device = device
+        self.device = device
         self._order = order
         samples: Any = loader.dataset
         self._stream: Any = None if order is not None else samples.dataset
@@ -118,8 +118,8 @@ class Loader:
                 count += len(targets)
                 if self.place > first_batch:
                     yield (
-                        images.to(self._device, non_blocking=True),
-                        targets.to(self._device, non_blocking=True),
+                        images.to(self.device, non_blocking=True),
+                        targets.to(self.device, non_blocking=True),
                     )
         if not first_batch:
             self._check_count(count)

@@ -109,7 +109,10 @@ def _check_hierarchy(manifest: Manifest) -> None:
             raise Refusal(f"maps {len(classes.parents)} of {manifest.model.num_classes} classes to {name}")
         if set(classes.parents) != set(range(count)):
             raise Refusal(f"maps its classes to others than the {count} of {name}")
-    for level in manifest.levels:
+    for k, level in enumerate(manifest.levels, start=1):
+        if len(level.consensus) not in (0, k):
+            count = len(level.consensus)
+            raise Refusal(f"level {quoted(level.name)} has {count} weights for a consensus of {k} levels")
         if level.classes and level.classes not in {classes.name for classes in manifest.hierarchy}:
             raise Refusal(f"level {quoted(level.name)} tells classes {quoted(level.classes)}, which it lacks")
 

@@ -154,6 +154,9 @@ class LevelDescription(_Part):
             below.
         fingerprint: logits of the fixed synthetic input, one per class of the level.
         classes: name of the coarser classes that it tells; empty: the model's own.
+        temperature: softmax(logits / temperature) is how sure it is; None where that was not fitted.
+        consensus: weights of the log-probabilities of this level and those below, core first, in their
+            combined answer; empty where they were not fitted.
     """
 
     name: str
@@ -167,6 +170,8 @@ class LevelDescription(_Part):
     depth: WholeShare = 1.0
     skipped: ManyOrNone[str] = []
     classes: Annotated[str, Field(exclude_if=not_)] = ""
+    temperature: Annotated[float | None, Field(gt=0, exclude_if=lambda value: value is None)] = None
+    consensus: ManyOrNone[float] = []
 
 
 class LevelEntry(LevelDescription):

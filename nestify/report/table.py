@@ -1,4 +1,4 @@
-"""Reports, plans and evaluations as tables. No torch here."""
+"""Reports, plans and verifications as tables. No torch here."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +7,6 @@ from nestify.report.document import Report
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
-    from nestify.api import Evaluation
     from nestify.planning import Plan
     from nestify.verification import Verification
 
@@ -19,7 +18,7 @@ def report_table(report: Report) -> Sheet:
         Column("level", [str(level.level) for level in levels], rank=2),
         Column("name", [level.name for level in levels], is_text=True),
         *_sizes([(level.sparsity, level.width, level.depth) for level in levels]),
-        *_classes([(level.classes, level.class_set) for level in levels]),
+        *class_columns([(level.classes, level.class_set) for level in levels]),
     ]
     if any(_is_patterned(level.pattern) for level in levels):
         patterns = [level.pattern if level.sparsity else "-" for level in levels]
@@ -83,7 +82,7 @@ def plan_table(plan: "Plan") -> Sheet:
         Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
         Column("name", [level.level.name for level in levels], is_text=True),
         *_sizes([(level.cost.sparsity, level.level.width, level.level.depth) for level in levels]),
-        *_classes([(level.classes, level.class_set) for level in levels]),
+        *class_columns([(level.classes, level.class_set) for level in levels]),
     ]
     if any(_is_patterned(str(level.level.pattern)) for level in levels):
         patterns = [str(level.level.pattern) if level.cost.sparsity else "-" for level in levels]
@@ -95,23 +94,6 @@ def plan_table(plan: "Plan") -> Sheet:
         Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
     ]
     return Sheet(columns)
-
-
-def evaluation_table(evaluation: "Evaluation") -> Sheet:
-    """Accuracy of levels, one row each."""
-    levels = evaluation.levels
-    return Sheet(
-        [
-            Column("level", [str(result.level) for result in levels], rank=1),
-            Column("name", list(evaluation.names), is_text=True),
-            *_classes(evaluation.classes),
-            Column("top-1 %", [number(result.top1) for result in levels]),
-            Column("top-5 %", [number(result.top5) for result in levels], rank=3),
-            Column("loss", [f"{result.loss:.4f}" for result in levels], rank=4),
-            Column("images", [str(result.images) for result in levels], rank=2),
-            Column("images/s", [f"{result.images_per_second:.0f}" for result in levels], rank=5),
-        ]
-    )
 
 
 def verification_table(verification: "Verification") -> Sheet:
@@ -142,7 +124,7 @@ def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
     return columns
 
 
-def _classes(levels: Sequence[tuple[int, str]]) -> list[Column]:
+def class_columns(levels: Sequence[tuple[int, str]]) -> list[Column]:
     """What each level tells, where some tell coarser classes."""
     if not any(name for _, name in levels):
         return []

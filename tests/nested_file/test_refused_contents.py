@@ -67,6 +67,8 @@ def set_hierarchy(
         (set_level(0, private=["a", "a"]), "lists the private tensor 'a' twice"),
         (set_level(0, private=["a"]), "tensor 'level1/private/a' is missing"),
         (set_level(0, classes="kinds"), "level 'size-1' tells classes 'kinds', which it lacks"),
+        (set_level(0, consensus=[1.0, 2.0]), "level 'size-1' has 2 weights for a consensus of 1 levels"),
+        (set_level(0, temperature=0.0), "fails its schema at 'levels.0.temperature'"),
         (set_hierarchy(["kind"], [0]), "maps 1 of 2 classes to 'kind'"),
         (set_hierarchy(["kind"], [0, 1]), "maps its classes to others than the 1 of 'kind'"),
         (set_hierarchy(["a", "b"], [1, 1]), "maps its classes to others than the 2 of 'kind'"),

@@ -1,0 +1,88 @@
+"""Evaluations as tables. No torch here."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from nestify.report.sheet import Column, Sheet
+from nestify.report.table import class_columns, number, quantity, some_images
+
+if TYPE_CHECKING:
+    from nestify.evaluating import Evaluation
+
+
+def evaluation_table(evaluation: "Evaluation") -> Sheet:
+    """Accuracy of levels, one row each."""
+    levels = evaluation.levels
+    return Sheet(
+        [
+            Column("level", [str(result.level) for result in levels], rank=1),
+            Column("name", list(evaluation.names), is_text=True),
+            *class_columns(evaluation.classes),
+            Column("top-1 %", [number(result.top1) for result in levels]),
+            Column("top-5 %", [number(result.top5) for result in levels], rank=3),
+            Column("loss", [f"{result.loss:.4f}" for result in levels], rank=4),
+            Column("images", [str(result.images) for result in levels], rank=2),
+            Column("images/s", [f"{result.images_per_second:.0f}" for result in levels], rank=5),
+        ]
+    )
+
+
+def consensus_table(evaluation: "Evaluation") -> Sheet:
+    """Accuracy of levels together, one row for each number of them."""
+    rows = evaluation.consensus
+    columns = [
+        Column("consensus of levels", [f"1-{row.level}" for row in rows], is_text=True),
+        Column("top-1 %", [number(row.top1) for row in rows]),
+        Column("top-5 %", [number(row.top5) for row in rows], rank=3),
+        Column("loss", [f"{row.loss:.4f}" for row in rows], rank=4),
+        *_costs([(row.dense_macs, row.effective_macs) for row in rows], evaluation.full_macs),
+    ]
+    if rows[-1].weights:
+        weights = [" ".join(f"{weight:.2f}" for weight in row.weights) for row in rows]
+        columns.append(Column("weights", weights, is_text=True, rank=2))
+    return Sheet(columns)
+
+
+def cascade_table(evaluation: "Evaluation") -> Sheet:
+    """Accuracy and mean cost of cascades, one row per threshold."""
+    rows = evaluation.cascade
+    shares = [
+        Column(f"answered by {name}", [f"{100 * row.shares[k]:.1f} %" for row in rows], rank=2)
+        for k, name in enumerate(evaluation.names)
+    ]
+    return Sheet(
+        [
+            Column("threshold", [f"{row.threshold:.4g}" for row in rows]),
+            Column("top-1 %", [number(row.top1) for row in rows]),
+            *shares,
+            *_costs([(row.dense_macs, row.effective_macs) for row in rows], evaluation.full_macs),
+        ]
+    )
+
+
+def evaluation_notes(evaluation: "Evaluation") -> list[str]:
+    """What the numbers do not say by themselves."""
+    notes = [f"Skipped {some_images(evaluation.skipped)}"] if evaluation.skipped else []
+    if evaluation.consensus or evaluation.cascade:
+        notes.append("MACs are of all levels that run, over those of the highest level alone.")
+    if evaluation.cascade and any(name for _, name in evaluation.classes):
+        notes.append("An answer of a cascade counts as right in the classes of the level that gave it.")
+    if evaluation.cascade and not evaluation.calibrated:
+        notes.append(
+            "The file holds no temperatures, so that a threshold is no probability of being right; "
+            "compress --consensus fits them."
+        )
+    return notes
+
+
+def _costs(
+    macs: Sequence[tuple[float | None, float | None]], full: tuple[int | None, int | None]
+) -> list[Column]:
+    """Dense and effective MACs, beside those of the highest level."""
+    titles = (("dense MACs", 5), ("effective MACs", 1))
+    columns = []
+    for (title, rank), values, whole in zip(titles, zip(*macs, strict=True), full, strict=True):
+        counts = [quantity(None if value is None else round(value)) for value in values]
+        over = ["-" if value is None or not whole else f"{value / whole:.2f}" for value in values]
+        columns += [Column(title, counts, rank=rank + 1), Column(f"{title} over full", over, rank=rank)]
+    return columns
