@@ -10,6 +10,7 @@ from typing import overload
 
 from torch import nn
 
+from nestify.compressed import Compressed
 from nestify.compression import Run
 from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
@@ -23,6 +24,7 @@ from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
 from nestify.training.observer import MetricsLog, Observer, Observers
+from nestify.training.resume import checkpoint_path
 
 __all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
 
@@ -84,15 +86,23 @@ def compress(
     overrides: Mapping[str, object] | None = None,
     *,
     observer: Observer | None = None,
+    resume: bool | None = None,
 ) -> Result:
     """Turn a pretrained model into a nested file, with `metrics.jsonl` beside it.
+
+    While it trains, a checkpoint lies there too, NAME.resume.safetensors, from which the same call goes on
+    if it is cut off, to the same bytes on a CPU. It is removed when the nested file is written.
 
     Args:
         recipe: a recipe, or what `load_recipe` takes: a path, a built-in recipe, a timm model.
         overrides: options on top, where `recipe` is not a `Recipe`.
         observer: told of progress.
+        resume: True: go on from a checkpoint, which must be there. False: begin anew. None: go on if there
+            is one.
 
     Raises:
+        RecipeError: also if the checkpoint is of another run, or there is none to go on from.
+        CheckpointError: also if the checkpoint is damaged.
         BudgetError: if a level came out at another cost than its budget; the file is written nevertheless.
         NestifyError: the kind says what was wrong; an older file at the output is then unchanged.
     """
@@ -101,12 +111,23 @@ def compress(
     output = recipe.output_path
     _check_outputs(recipe)
     run = Run(recipe, watcher)
-    watcher.planned(run.plan())
-    with MetricsLog(metrics_path(output)) as log:
-        run.observer = Observers([watcher, log])
-        done = run.execute()
-    watcher.stage(f"writing {output}")
-    manifest = write_nested_file(
+    run.checkpoints.find(resume)
+    with run.checkpoints.telling():
+        watcher.planned(run.plan())
+        with MetricsLog(metrics_path(output), run.checkpoints.marks) as log:
+            run.observer = Observers([watcher, log])
+            done = run.execute()
+        watcher.stage(f"writing {output}")
+        manifest = _write(recipe, done)
+    run.checkpoints.remove()
+    if done.missed:
+        raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
+    return Result(output, manifest)
+
+
+def _write(recipe: Recipe, done: Compressed) -> Manifest:
+    output = recipe.output_path
+    return write_nested_file(
         output,
         done.nested.nested_state(block_units(done.nested, done.levels)),
         describe(
@@ -124,9 +145,6 @@ def compress(
         stored_dtype(recipe),
         check=partial(_check_loads, output),
     )
-    if done.missed:
-        raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
-    return Result(output, manifest)
 
 
 def metrics_path(output: Path) -> Path:
@@ -145,7 +163,10 @@ def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Rec
 
 def _check_outputs(recipe: Recipe) -> None:
     """Find out before the work, not after it, that a result has no place."""
-    outputs = {"output": recipe.output_path}
+    outputs = {
+        "output": recipe.output_path,
+        "the checkpoint beside the output": checkpoint_path(recipe.output_path),
+    }
     if recipe.finetune.save is not None:
         outputs["finetune.save"] = Path(recipe.finetune.save)
     inputs = [path for path in (recipe.model.checkpoint, recipe.train.teacher_checkpoint) if path is not None]

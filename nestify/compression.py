@@ -37,11 +37,14 @@ from nestify.private import recalibrate
 from nestify.recipe import Recipe
 from nestify.report.costs import count_macs
 from nestify.solving import Design, design
+from nestify.training.checkpoint import Findings
 from nestify.training.estimate import estimate_step
+from nestify.training.identity import run_identity
 from nestify.training.loop import total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision
+from nestify.training.resume import Checkpoints, checkpoint_path
 
 
 class Run:
@@ -50,6 +53,9 @@ class Run:
     Args:
         recipe: what to do.
         observer: told of what happens.
+
+    Attributes:
+        checkpoints: keep the run, and let it go on from where it was kept.
 
     Raises:
         NestifyError: if the recipe, the checkpoint or the images are not right.
@@ -87,6 +93,13 @@ class Run:
             augment=augmentation(recipe),
             seed=recipe.seed,
             device=self.device,
+        )
+        self._images = {"training": self.train_images, "validation": self.val_images}
+        self.checkpoints = Checkpoints(
+            checkpoint_path(recipe.output_path),
+            run_identity(recipe, self.device, self.pretrained.model, self.teacher, self._images),
+            recipe.train.checkpoint_minutes,
+            skipped={split: images.skipped for split, images in self._images.items()},
         )
 
     def plan(self, *, estimate: bool = False) -> Plan:
@@ -131,26 +144,31 @@ class Run:
         )
 
     def execute(self) -> Compressed:
-        """Fine-tune, nest, train, recalibrate and evaluate.
+        """Fine-tune, nest, train, recalibrate and evaluate, or what of that the checkpoint leaves to do.
 
         Raises:
             DivergedError: when a loss is not finite.
         """
-        recipe, observer = self.recipe, self.observer
+        recipe, observer, kept = self.recipe, self.observer, self.checkpoints
         network = self.pretrained.model.to(self.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
-        if recipe.finetune.epochs:
+        if recipe.finetune.epochs and kept.nests:
+            kept.load_dense(network)
+        elif recipe.finetune.epochs:
             network = self._phases().finetune(network)
-        observer.stage("evaluating the original model")
-        original = self._evaluate_plain({0: network})[0]
-        observer.evaluated("original", 0, [original])
-        check_finite([original], "finetune.lr")
+            kept.keep_dense(network)
+        original = kept.findings.original or self._original(network)
         teacher = self._frozen_teacher(network)
         made = self._nest(network)
         nested, levels = made.nested, made.levels
-        self._recalibrate_levels(nested, [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)])
-        before = self._before(nested, levels) if recipe.train.eval_before else []
+        if not kept.nests:
+            smaller = [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)]
+            self._recalibrate_levels(nested, smaller)
+        before = kept.findings.before
+        if recipe.train.eval_before and not before:
+            before = self._before(nested, levels)
+        kept.findings = Findings(original=original, before=before)
         if recipe.train.epochs:
             solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
             settle = (lambda: [size.level for size in made.solver.sizes()]) if solved else None
@@ -167,8 +185,8 @@ class Run:
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
         calibration = None if self.held_out is None else self._calibrate(nested, self.held_out)
-        observer.skipped("training", self.train_images.skipped)
-        observer.skipped("validation", self.val_images.skipped)
+        for split, images in self._images.items():
+            observer.skipped(split, images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
         count = count_macs(nested.network, self.spec.input_size)
         return Compressed(
@@ -190,6 +208,7 @@ class Run:
         return self.precision.autocast()
 
     def _phases(self) -> Phases:
+        self.checkpoints.observer = self.observer
         return Phases(
             self.recipe,
             self.spec,
@@ -198,7 +217,16 @@ class Run:
             self._val_batches,
             self.device,
             self.observer,
+            self.checkpoints,
         )
+
+    def _original(self, network: nn.Module) -> Accuracy:
+        """Accuracy of the dense model."""
+        self.observer.stage("evaluating the original model")
+        [original] = self._evaluate_plain({0: network})
+        self.observer.evaluated("original", 0, [original])
+        check_finite([original], "finetune.lr")
+        return original
 
     def _nest(self, network: nn.Module) -> Design:
         if self.recipe.schedule.kind != "weight":

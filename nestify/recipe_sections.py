@@ -257,6 +257,12 @@ class TrainOptions(Section):
         default=True, description="whether to validate the levels before training as well"
     )
     eval_every: int = Field(default=1, ge=1, description="epochs between validations")
+    checkpoint_minutes: float = Field(
+        default=10.0,
+        ge=0,
+        description="minutes between checkpoints, from which a run that was cut off goes on; one is written "
+        "after each epoch too, and before a signal ends the run; 0 writes none",
+    )
 
 
 class FinetuneOptions(Section):

@@ -67,7 +67,9 @@ def main() -> NoReturn:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks how the line goes on
         app()
-    signal.signal(signal.SIGTERM, _terminate)
+    for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: that the machine is taken away in a minute
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _terminate)
     sys.exit(run(sys.argv[1:]))
 
 
@@ -85,6 +87,8 @@ def run(arguments: Sequence[str]) -> int:
         with command.make_context("nestify", words) as context:
             command.invoke(context)
     except NestifyError as error:
+        for note in getattr(error, "__notes__", []):
+            say(note)
         return _tell(str(error), error.exit_code, wants_traceback)
     except typer.Exit as end:
         return end.exit_code
@@ -101,7 +105,9 @@ def _stopped(stop: BaseException, wants_traceback: bool) -> int:
         abandon_stdout()
         return 0
     word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
-    return _tell(f"{word}; no output was written", code, wants_traceback)
+    # a run that can go on has noted where
+    left = "; ".join(getattr(stop, "__notes__", [])) or "no output was written"
+    return _tell(f"{word}; {left}", code, wants_traceback)
 
 
 def _failed(error: Exception, wants_traceback: bool) -> int:

@@ -98,6 +98,15 @@ def compress(
             help="any other option of a recipe, as in train.warmup_epochs=2; may be repeated",
         ),
     ] = None,
+    resume: Annotated[
+        bool | None,
+        typer.Option(
+            "--resume/--restart",
+            help="Go on from the checkpoint of a run that was cut off, or begin anew. By default it goes on "
+            "where there is one.",
+            show_default=False,
+        ),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
@@ -106,6 +115,10 @@ def compress(
     An option beats the recipe, and the recipe beats the default. Beside the file lies a log of the run,
     NAME.metrics.jsonl. Where the data has other classes than the checkpoint, --new-head with
     --finetune-epochs learns a fresh classifier first.
+
+    A run that is cut off goes on when the same command is given again, from NAME.resume.safetensors, which
+    is written after each epoch, every ten minutes (train.checkpoint_minutes), and on Ctrl-C, SIGTERM and
+    SIGUSR1, which end the run with 130, 143 and 143.
     """
     overrides: dict[str, object] = {
         "model.checkpoint": checkpoint,
@@ -141,10 +154,11 @@ def compress(
         "device": device,
         **dict(parse_setting(text) for text in settings or []),
     }
-    run(recipe, {key: value for key, value in overrides.items() if value is not None}, dry_run, as_json)
+    given = {key: value for key, value in overrides.items() if value is not None}
+    run(recipe, given, resume, dry_run, as_json)
 
 
-def run(source: str, overrides: dict[str, object], dry_run: bool, as_json: bool) -> None:
+def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run: bool, as_json: bool) -> None:
     """Read the recipe, then plan, or compress and print the table of levels."""
     from nestify.recipe import load_recipe
 
@@ -161,7 +175,7 @@ def run(source: str, overrides: dict[str, object], dry_run: bool, as_json: bool)
         write_result(text, None)
         return
     with Display() as display:
-        result = api.compress(recipe, observer=display)
+        result = api.compress(recipe, observer=display, resume=resume)
     report = read_report(result.path)
     if as_json:
         write_result(json.dumps(report.to_dict(layers=True), indent=2) + "\n", None)

@@ -81,6 +81,10 @@ class Display(Observer):
         if images:
             self._say(f"{split} images: skipped {some_images(images)}")
 
+    def warned(self, text: str) -> None:
+        """One line."""
+        self._say(f"warning: {text}")
+
     def _say(self, text: str) -> None:
         if self.console.is_terminal:
             self.console.print(Text.from_ansi(text))

@@ -58,6 +58,12 @@ class Images:
             return f"{self.source}, image {index}"
         return f"{self.source}:{name}" if self.source.is_tar else str(name)
 
+    def inner_names(self) -> list[str]:
+        """The names of the images within their source; none where that is a name or a stream."""
+        if self.source.name or self.indices is None:
+            return []
+        return [str(self.dataset.reader.filename(int(index))) for index in self.indices]
+
     def at_most(self, limit: int | None, seed: int = 0) -> "Images":
         """A part of at most `limit` images, the classes as even as they allow; None: all of them.
 

@@ -180,8 +180,10 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def init_worker(_: int) -> None:
-    """Leave Ctrl-C to the main process, which still needs its workers to end in good order.
+    """Leave Ctrl-C and SIGUSR1 to the main process, which still needs its workers to end in good order.
 
     SIGTERM stays torch's: it is how the main process ends workers when it exits.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

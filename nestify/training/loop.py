@@ -13,6 +13,7 @@ from nestify.recipe_schedule import Score
 from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
 from nestify.training.progress import StepLog
+from nestify.training.signals import children_wait
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask
 
@@ -120,8 +121,9 @@ def _epoch(
         with closing(batches.epoch(place.epoch, place.batch)) as passing:
             for images, target in passing:
                 keeper.between_steps(training)
-                training.take(images, target)
-                place.batch = batches.place
+                with children_wait():
+                    training.take(images, target)
+                    place.batch = batches.place
                 if place.batch >= steps:
                     break
                 keeper.between_steps(training)

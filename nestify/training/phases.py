@@ -25,6 +25,7 @@ from nestify.training.loop import total_steps, train
 from nestify.training.observer import Observer
 from nestify.training.precision import Precision
 from nestify.training.progress import StepLog
+from nestify.training.resume import Checkpoints
 from nestify.training.task import NestedTask
 
 
@@ -36,6 +37,7 @@ class Phases:
         spec: of the model that is trained. `labels`: what its levels tell.
         batches: the training images. `val_batches`: makes a pass over the validation images.
         observer: told of every step, and of evaluations on the way.
+        checkpoints: keep the trainings, and let one go on.
     """
 
     recipe: Recipe
@@ -45,6 +47,7 @@ class Phases:
     val_batches: Callable[[], Loader]
     device: torch.device
     observer: Observer
+    checkpoints: Checkpoints
 
     def finetune(self, network: nn.Module) -> nn.Module:
         """Plain training of the dense model: a nested model of one level."""
@@ -64,7 +67,8 @@ class Phases:
             device=self.device,
         )
         on_log = partial(self.observer.stepped, "finetune")
-        trained = train(task, self.batches, options, recipe.augment, on_log=on_log)
+        with self.checkpoints.watching("finetune") as keeper:
+            trained = train(task, self.batches, options, recipe.augment, on_log=on_log, keeper=keeper)
         if recipe.finetune.save is not None:
             save_plain(trained.network, Path(recipe.finetune.save))
         return trained.network
@@ -96,21 +100,24 @@ class Phases:
             self.observer.stepped("train", log)
             if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < steps:
                 model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
+                images = self.checkpoints.interruptible(self.val_batches())
                 numbers = range(1, nested.n_levels + 1)
                 results = evaluate_levels(
-                    model, self.val_batches(), numbers, self._precision.autocast, self.labels.parents
+                    model, images, numbers, self._precision.autocast, self.labels.parents
                 )
                 self.observer.evaluated("epoch", log.epoch, results)
 
-        trained = train(
-            task,
-            self.batches,
-            recipe.train,
-            recipe.augment,
-            ramp=ramp,
-            score=recipe.schedule.score,
-            on_log=on_log,
-        )
+        with self.checkpoints.watching("train") as keeper:
+            trained = train(
+                task,
+                self.batches,
+                recipe.train,
+                recipe.augment,
+                ramp=ramp,
+                score=recipe.schedule.score,
+                on_log=on_log,
+                keeper=keeper,
+            )
         return trained, ramp.levels
 
     def task(self, nested: NestedModel, frozen: nn.Module | None) -> NestedTask:

@@ -32,6 +32,7 @@ def pack(value: Any, tensors: Tensors, path: str) -> Any:
     if isinstance(value, Tensor):
         layout = "channels_last" if _lies_channels_last(value) else "rows"
         copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        assert path not in tensors
         tensors[path] = copy
         return {"tensor": path, "layout": layout}
     if isinstance(value, list | tuple):

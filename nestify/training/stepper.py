@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
+from nestify.errors import DivergedError
 from nestify.nest import choose_weights
 from nestify.nested_model import NestedModel
 from nestify.recipe_schedule import Score
@@ -111,9 +112,16 @@ class Stepper:
         """Refuse to go on from here where the run is lost.
 
         Raises:
-            DivergedError: if a loss is not finite.
+            DivergedError: if a loss or a weight is not finite.
         """
-        self._progress.check(self.place.step, self.total)
+        step, total = self.place.step, self.total
+        self._progress.check(step, total)
+        for name, parameter in self.nested.named_parameters():
+            if not torch.isfinite(parameter).all():
+                raise DivergedError(
+                    f"{name} is not finite after step {step} of {total}; a smaller learning rate or "
+                    "train.clip_grad may help"
+                )
 
     def log(self, ended: bool) -> StepLog:
         """How it goes; the next epoch begins with new means where this one has `ended`."""

@@ -1,5 +1,6 @@
 """Runs that end before their time: signals, bugs, too little memory."""
 
+import re
 import signal
 import subprocess
 from collections.abc import Callable
@@ -11,31 +12,51 @@ import torch
 import nestify as package
 from nestify import api
 
-from .driver import UNTRAINED, finish, nestify, spawn
+from .driver import UNTRAINED, Outcome, finish, nestify, spawn
 
 
-@pytest.mark.parametrize(
-    ("number", "code", "word", "workers"),
-    [(signal.SIGINT, 130, "interrupted", "2"), (signal.SIGTERM, 143, "terminated", "0")],
-)
-def test_signals_during_training(number: int, code: int, word: str, workers: str, tmp_path: Path) -> None:
-    output = tmp_path / "digits.nested.safetensors"
-    output.write_bytes(b"an older file")
+def stopped(number: int, *words: str) -> Outcome:
+    """A run that a signal ended after its first epoch; none of its processes is left."""
     endless = ("--epochs", "1000", "--max-train", "64", "--max-val", "10")
-    process = spawn("compress", "digits", *endless, "--workers", workers, start_new_session=True)
+    process = spawn("compress", "digits", *endless, *words, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train epoch 1"):
             break
     process.send_signal(number)
     done = finish(process)
-    assert done.code == code
-    assert done.message == f"{word}; no output was written"
     assert done.out == ""
-    assert output.read_bytes() == b"an older file"
-    assert {path.name for path in tmp_path.iterdir()} == {output.name, "digits.metrics.jsonl"}
     left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, check=False).stdout
     assert left == b""
+    return done
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word", "workers"),
+    [
+        (signal.SIGINT, 130, "interrupted", "2"),
+        (signal.SIGTERM, 143, "terminated", "0"),
+        (signal.SIGUSR1, 143, "terminated", "0"),
+    ],
+)
+def test_signals_during_training(number: int, code: int, word: str, workers: str, tmp_path: Path) -> None:
+    output = tmp_path / "digits.nested.safetensors"
+    output.write_bytes(b"an older file")
+    done = stopped(number, "--workers", workers)
+    assert done.code == code
+    assert re.fullmatch(
+        rf"{word}; the same command goes on from step \d+ of 1000 of the training", done.message
+    )
+    assert output.read_bytes() == b"an older file"
+    names = {output.name, "digits.metrics.jsonl", "digits.resume.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_a_signal_where_no_checkpoints_are_written(tmp_path: Path) -> None:
+    done = stopped(signal.SIGTERM, "--set", "train.checkpoint_minutes=0")
+    assert done.code == 143
+    assert done.message == "terminated; no output was written"
+    assert {path.name for path in tmp_path.iterdir()} == {"digits.metrics.jsonl"}
 
 
 def test_a_bug_is_told_with_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,95 @@
+"""What makes two runs the same, so that one can go on where the other ended."""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from nestify import __version__
+from nestify.images import Images
+from nestify.recipe import Recipe
+
+_FREE = {
+    "output",
+    "data.workers",
+    "data.on_bad_image",  # a run that refused such images has met none
+    "train.checkpoint_minutes",
+    "model.checkpoint",  # what it holds is looked at instead
+    "train.teacher_checkpoint",
+}
+"""Options that may be others when a run goes on."""
+
+Identity = dict[str, Any]
+"""Everything that a run's result depends on: numbers, texts and hashes by what a user would call them."""
+
+
+def run_identity(
+    recipe: Recipe,
+    device: torch.device,
+    network: nn.Module,
+    teacher: nn.Module | None,
+    images: Mapping[str, Images],
+) -> Identity:
+    """What a run's result depends on.
+
+    Args:
+        network: with its pretrained weights. `teacher`: another model that teaches.
+        images: by split.
+    """
+    identity: Identity = {
+        "the version of nestify": __version__,
+        "the version of torch": torch.__version__,
+        "the version of timm": timm.__version__,
+        "the kind of device": device.type,
+        **{key: value for key, value in _flat(recipe.to_dict()) if key not in _FREE},
+        "the hash of the model's weights": _hash_of_weights(network),
+        "the hash of the teacher's weights": None if teacher is None else _hash_of_weights(teacher),
+    }
+    for split, each in images.items():
+        identity[f"the number of {split} images"] = len(each)
+        identity[f"the hash of the names of the {split} images"] = _hash(each.inner_names())
+        identity[f"the hash of the classes of the {split} images"] = _hash(each.class_names or ())
+    return identity
+
+
+def difference(old: Identity, new: Identity) -> str | None:
+    """The first thing in which two runs differ, as the main clause of a sentence; None if in nothing."""
+    for key in [*new, *(key for key in old if key not in new)]:
+        if old.get(key) != new.get(key):
+            return f"{key} is {_shown(new.get(key))} now and was {_shown(old.get(key))} when the run began"
+    return None
+
+
+def _shown(value: Any) -> str:
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:12]}..."
+
+
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The options of a recipe by dotted key: `train.lr`, `level[1].sparsity`."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _flat(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value, start=1):
+            yield from _flat(item, f"{key}[{number}]")
+    else:
+        yield key, value
+
+
+def _hash_of_weights(network: nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _hash(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
