@@ -60,7 +60,7 @@ def refused(tmp_path: Path) -> Refused:
     """Runs a command that must fail: `refused(code, *words)` gives its one sentence on standard error.
 
     Nothing is printed as a result, and no file is written, changed or left behind, an older output least
-    of all. The log of a run that had begun to work may stay.
+    of all. The log and the checkpoint of a run that had begun to work may stay.
     """
 
     def run(code: int, *words: str | Path) -> str:

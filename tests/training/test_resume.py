@@ -1,45 +1,62 @@
 """A run that is cut off at any step goes on to the same bytes; one that is not the same is refused."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-import torch
-from hypothesis import HealthCheck, Phase, given, settings
-from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from nestify import api
-from nestify.errors import CheckpointError, DataError, RecipeError
+from nestify.errors import CheckpointError, DataError, OutputError, RecipeError
+from nestify.training import resume
 from nestify.training.observer import Observer
-from nestify.training.resume import checkpoint_path
 from nestify.training.stepper import Stepper
 
-FINETUNE_STEPS, STEPS = 3, 9  # of 3 batches an epoch, the last epoch cut
-SMALL: Mapping[str, object] = {
+OUTPUT = Path("run.nested.safetensors")
+KEPT = Path("run.resume.safetensors")
+LOG = Path("run.metrics.jsonl")
+SMALL: Mapping[str, object] = {  # 3 steps of fine-tuning, 8 of training: the last epoch is cut short
+    "output": str(OUTPUT),
     "data.max_train": 48,
     "data.max_val": 20,
     "train.batch_size": 16,
     "train.epochs": 2.6,
     "train.recalibrate_batches": 1,
     "finetune.epochs": 1,
-    "levels": "0.9,0.5,0",
+    "levels": "0.9,0",
 }
-VARIANTS: Mapping[str, Mapping[str, object]] = {
-    "ramp to the end": {"schedule.ramp": 1.0},
-    "budgets": {"levels": "macs=0.4,1", "train.eval_before": False},
-    "channels": {"schedule.kind": "channel", "levels": "0.5,1", "finetune.epochs": 0},
-    "averaged": {"train.ema_decay": 0.9, "train.opt": "adamw", "train.clip_grad": 1.0},
-    "chances": {
-        "levels": "0.9,0.7,0.5,0",
-        "train.sandwich": 2,
-        "augment.mixup": 0.2,
-        "model.kwargs.drop_rate": 0.3,
-        "train.teacher": "both",
-    },
-    "recalibrated, channels last": {"train.bn": "recalibrate", "train.channels_last": True, "train.opt": "lamb"},
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Options of a run, and how many steps each of its parts does before it is cut off."""
+
+    options: Mapping[str, object]
+    cuts: Sequence[int] = (1, 2, 1, 4)  # in an epoch of either phase, between the phases, in a later epoch
+
+
+VARIANTS = {
+    "ramp to the end": Variant({"schedule.ramp": 1.0, "train.opt": "lamb", "train.channels_last": True}),
+    "budgets": Variant({"levels": "macs=0.4,1", "train.eval_before": False}, cuts=(9,)),
+    "channels": Variant({"schedule.kind": "channel", "levels": "0.5,1", "train.bn": "recalibrate"}),
+    "averaged": Variant({"train.ema_decay": 0.9, "train.opt": "adamw", "train.clip_grad": 1.0}),
+    "chances, no fine-tuning": Variant(
+        {
+            "finetune.epochs": 0,
+            "levels": "0.9,0.7,0.5,0",
+            "train.sandwich": 2,
+            "augment.mixup": 0.2,
+            "model.kwargs.drop_rate": 0.3,
+            "train.teacher": "both",
+            "data.workers": 2,
+        },
+        cuts=(2, 3, 2),
+    ),
 }
 
 
@@ -52,43 +69,211 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-def run(name: str, options: Mapping[str, object], **more: object) -> bytes:
+def run(options: Mapping[str, object] = {}, **more: Any) -> bytes:
     """The bytes of the nested file of a run."""
-    output = Path(f"{name}.nested.safetensors")
-    api.compress("digits", {**SMALL, **options, "output": str(output)}, **more)  # type: ignore[arg-type]
-    assert not checkpoint_path(output).exists()
-    return output.read_bytes()
+    api.compress("digits", {**SMALL, **options}, **more)
+    assert not KEPT.exists()
+    return OUTPUT.read_bytes()
 
 
-def cut_at(step: int, options: Mapping[str, object], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Begin a run of the name "cut" and end it after so many steps, fine-tuning included."""
+def cut_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> None:
+    """Begin a run, or go on with it, and end it after so many steps."""
     take, done = Stepper.take, 0
 
     def counted(self: Stepper, images: Tensor, target: Tensor) -> None:
         nonlocal done
-        if done == step:
+        if done == steps:
             raise Cut
         take(self, images, target)
         done += 1
 
-    with monkeypatch.context() as patch, pytest.raises(Cut):
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Stepper, "take", counted)
-        run("cut", options)
+        with pytest.raises(Cut):
+            run(options, **more)
 
 
-def same_name(whole: bytes, name: str) -> bytes:
-    """A file's bytes, were it written under another name of the same length."""
-    return whole.replace(b"all.nested", name.encode() + b".nested")
+@pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
+def test_a_run_that_is_cut_off_again_and_again_ends_with_the_same_bytes(variant: Variant) -> None:
+    whole = run(variant.options)
+    log = untimed()
+    for part, steps in enumerate(variant.cuts):
+        cut_after(steps, variant.options, resume=True if part else None)
+        assert KEPT.exists()
+    assert run(variant.options, resume=True) == whole
+    assert untimed() == log
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_a_run_that_is_cut_off_goes_on_to_the_same_bytes(
-    variant: str, monkeypatch: pytest.MonkeyPatch
+def untimed() -> list[dict[str, Any]]:
+    """The lines of the log without what tells of time, after a look at their order in time."""
+    lines: list[dict[str, Any]] = [json.loads(line) for line in LOG.read_text().splitlines()]
+    seconds = [line.pop("seconds") for line in lines]
+    assert seconds == sorted(seconds)
+    for line in lines:
+        for level in line.get("levels", []):
+            del level["images_per_second"]
+    return lines
+
+
+class Told(Observer):
+    """Remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.warnings: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def test_it_says_where_it_goes_on_and_does_nothing_twice() -> None:
+    cut_after(3 + 4)
+    told = Told()
+    run(observer=told)
+    assert "resuming at step 4 of 8 of the training" in told.stages
+    for done in ("fine-tuning the dense model", "evaluating the original model"):
+        assert done not in told.stages
+    assert "evaluating the levels before training" not in told.stages
+
+
+def test_an_older_checkpoint_is_kept_where_a_new_one_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    options = VARIANTS[variant]
-    whole = same_name(run("all", options), "cut")
-    finetune = FINETUNE_STEPS * int(options.get("finetune.epochs", 1))  # type: ignore[call-overload]
-    for step in sorted({1, finetune, finetune + 1, finetune + 4, finetune + 5, finetune + STEPS - 1} - {0}):
-        cut_at(step, options, monkeypatch)
-        assert checkpoint_path(Path("cut")).exists()
-        assert run("cut", options, resume=True) == whole, step
+    cut_after(2)
+    kept = KEPT.read_bytes()
+
+    def full(*_: object) -> None:
+        raise OutputError("the disk is full")
+
+    monkeypatch.setattr(resume, "write_checkpoint", full)
+    told = Told()
+    cut_after(3, observer=told)
+    assert KEPT.read_bytes() == kept
+    assert told.warnings
+    assert set(told.warnings) == {"no checkpoint: the disk is full"}
+
+
+def test_no_minutes_keep_nothing() -> None:
+    cut_after(4, {"train.checkpoint_minutes": 0})
+    assert not KEPT.exists()
+
+
+def test_an_error_between_steps_keeps_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run()
+    told: list[int] = []
+
+    class Broken(Observer):
+        def stepped(self, phase: object, log: Any) -> None:
+            told.append(log.step)
+            if log.step == 3 and len(told) == 2:
+                raise DataError("an image cannot be read")
+
+    with pytest.raises(DataError) as error:
+        run(observer=Broken())
+    assert error.value.__notes__ == ["the same command goes on from step 3 of 8 of the training"]
+    assert run() == whole
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"train.lr": 0.02}, "train.lr is 0.02 now and was 0.01 when the run began"),
+        ({"seed": 1}, "seed is 1 now and was 42 when the run began"),
+        ({"levels": "0.8,0"}, "level[1].sparsity is 0.8 now and was 0.9 when the run began"),
+        ({"data.max_train": 47}, "data.max_train is 47 now and was 48 when the run began"),
+    ],
+)
+def test_another_run_is_refused(changed: Mapping[str, object], told: str) -> None:
+    cut_after(1)
+    kept = KEPT.read_bytes()
+    with pytest.raises(RecipeError) as error:
+        run(changed)
+    assert str(error.value) == (
+        f"{KEPT} is of another run: {told}; put it back, or pass --restart to begin anew"
+    )
+    assert KEPT.read_bytes() == kept
+
+
+def test_other_versions_weights_and_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    cut_after(1)
+    others: dict[str, tuple[str, object]] = {
+        "the version of timm is 0 now": ("timm.__version__", "0"),
+        "hash of the model's weights": ("nestify.training.identity._hash_of_weights", lambda network: "0"),
+        "names of the training images": ("nestify.images.dataset.Images.inner_names", lambda images: ["0"]),
+    }
+    for told, (name, value) in others.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(name, value)
+            with pytest.raises(RecipeError, match=told):
+                run()
+
+
+def test_what_does_not_matter_may_be_another() -> None:
+    cut_after(4)
+    run({"data.workers": 1, "train.checkpoint_minutes": 5, "data.on_bad_image": "skip"}, resume=True)
+
+
+def test_restart_begins_anew() -> None:
+    whole = run()
+    cut_after(4)
+    told = Told()
+    assert run(resume=False, observer=told) == whole
+    assert not any("resuming" in stage for stage in told.stages)
+
+
+def test_nothing_to_go_on_from() -> None:
+    with pytest.raises(RecipeError, match=r"--resume: there is no checkpoint run\.resume\.safetensors"):
+        run(resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused() -> None:
+    cut_after(4)
+    whole = KEPT.read_bytes()
+    middle = len(whole) // 2
+    with safe_open(KEPT, "pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    changed = {**tensors, "training.model.network.fc.bias": tensors["training.model.network.fc.bias"] + 1}
+    damaged: dict[str, bytes] = {
+        "empty": b"",
+        "cut": whole[:middle],
+        "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "text": b"not a checkpoint" * 100,
+    }
+    for name, found in (
+        ("no facts", (tensors, {})),
+        ("other tensors", (changed, metadata)),
+        ("another format", (tensors, {**metadata, "nestify_checkpoint": "2"})),
+        ("other facts", (tensors, {**metadata, "facts": metadata["facts"].replace('"step":1', '"step":2')})),
+    ):
+        save_file(found[0], "forged", found[1])
+        damaged[name] = Path("forged").read_bytes()
+        assert damaged[name] != whole, name
+    for name, found_bytes in damaged.items():
+        KEPT.write_bytes(found_bytes)
+        with pytest.raises(CheckpointError) as error:
+            run()
+        message = str(error.value)
+        assert message.startswith(f"{KEPT}: the run cannot go on from this checkpoint ("), name
+        assert message.endswith("); pass --restart to begin anew"), name
+        assert "\n" not in message, name
+        assert KEPT.read_bytes() == found_bytes
+    cut_after(1, resume=False)
+
+
+def test_a_checkpoint_that_does_not_fit_its_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = Stepper.state
+
+    def other(self: Stepper) -> dict[str, Any]:
+        return {**state(self), "model": {"fc.bias": self.nested.network.fc.bias}}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Stepper, "state", other)
+        cut_after(4)
+    with pytest.raises(CheckpointError, match="the run cannot go on from this checkpoint"):
+        run()
