@@ -97,7 +97,7 @@ class Run:
         self._images = {"training": self.train_images, "validation": self.val_images}
         self.checkpoints = Checkpoints(
             checkpoint_path(recipe.output_path),
-            run_identity(recipe, self.device, self.pretrained.model, self.teacher, self._images),
+            run_identity(recipe, self.device, self.pretrained.model, self.teacher, self._images, self.labels),
             recipe.train.checkpoint_minutes,
             skipped={split: images.skipped for split, images in self._images.items()},
         )

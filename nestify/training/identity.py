@@ -9,12 +9,14 @@ import torch
 from torch import nn
 
 from nestify import __version__
+from nestify.hierarchy import Labels
 from nestify.images import Images
 from nestify.recipe import Recipe
 
 _FREE = {
     "output",
     "data.workers",
+    "data.hierarchy",  # as of a checkpoint
     "data.on_bad_image",  # a run that refused such images has met none
     "train.checkpoint_minutes",
     "model.checkpoint",  # what it holds is looked at instead
@@ -32,12 +34,13 @@ def run_identity(
     network: nn.Module,
     teacher: nn.Module | None,
     images: Mapping[str, Images],
+    labels: Labels,
 ) -> Identity:
     """What a run's result depends on.
 
     Args:
         network: with its pretrained weights. `teacher`: another model that teaches.
-        images: by split.
+        images: by split. `labels`: what the levels tell.
     """
     identity: Identity = {
         "the version of nestify": __version__,
@@ -46,6 +49,7 @@ def run_identity(
         "the kind of device": device.type,
         **{key: value for key, value in _flat(recipe.to_dict()) if key not in _FREE},
         "the hash of the model's weights": _hash_of_weights(network),
+        "the hash of the hierarchy": _hash(classes.model_dump_json() for classes in labels.hierarchy),
         "the hash of the teacher's weights": None if teacher is None else _hash_of_weights(teacher),
     }
     for split, each in images.items():

@@ -45,6 +45,15 @@ VARIANTS = {
     "budgets": Variant({"levels": "macs=0.4,1", "train.eval_before": False}, cuts=(9,)),
     "channels": Variant({"schedule.kind": "channel", "levels": "0.5,1", "train.bn": "recalibrate"}),
     "averaged": Variant({"train.ema_decay": 0.9, "train.opt": "adamw", "train.clip_grad": 1.0}),
+    "hierarchy, calibration": Variant(
+        {
+            "data.hierarchy": "kinds.csv",
+            "data.calibrate": 0.3,
+            "train.batch_size": 8,
+            "levels": "0.9,0.5,0",
+        },
+        cuts=(3, 5),
+    ),
     "chances, no fine-tuning": Variant(
         {
             "finetune.epochs": 0,
@@ -67,6 +76,8 @@ class Cut(Exception):
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    rows = [f"{digit},{'even' if digit % 2 == 0 else 'odd'}" for digit in range(10)]
+    Path("kinds.csv").write_text("\n".join(["digit,kind", *rows]))
 
 
 def run(options: Mapping[str, object] = {}, **more: Any) -> bytes:
