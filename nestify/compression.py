@@ -39,6 +39,7 @@ from nestify.report.costs import count_macs
 from nestify.solving import Design, design
 from nestify.training.checkpoint import Findings
 from nestify.training.estimate import estimate_step
+from nestify.training.health import check_collapse, check_empty
 from nestify.training.identity import run_identity
 from nestify.training.loop import total_steps
 from nestify.training.observer import Observer
@@ -114,6 +115,7 @@ class Run:
         choose_weights(nested, levels, self.recipe.schedule.score)
         count = made.solver.count
         costs = level_costs(nested, count)
+        empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels)
         told = nested.classes, self.labels.class_sets(len(levels))
         steps = total_steps(self.recipe.train.epochs, len(self.train_batches))
@@ -138,6 +140,7 @@ class Run:
             uncounted=count.uncounted,
             channel_groups=len(anatomy.channels.groups) if anatomy and narrower else 0,
             blocks=len(anatomy.ranking) if anatomy and shallower else 0,
+            warnings=empty,
             without_rule=sorted(anatomy.channels.unknown) if anatomy and narrower else (),
             seconds=seconds,
             memory_bytes=memory,
@@ -184,6 +187,7 @@ class Run:
         after = self._evaluate_levels(nested)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
+        self._check_health(nested, original, after)
         calibration = None if self.held_out is None else self._calibrate(nested, self.held_out)
         for split, images in self._images.items():
             observer.skipped(split, images.skipped)
@@ -219,6 +223,18 @@ class Run:
             self.observer,
             self.checkpoints,
         )
+
+    def _check_health(self, nested: NestedModel, original: Accuracy, after: Sequence[Accuracy]) -> None:
+        """Warn of levels that cannot be of much use.
+
+        Raises:
+            DivergedError: if no level learnt anything.
+        """
+        problems = check_empty(nested)
+        if self.recipe.train.epochs:
+            problems += check_collapse(original, after, nested.classes, nested.level_names)
+        for problem in problems:
+            self.observer.warned(problem)
 
     def _original(self, network: nn.Module) -> Accuracy:
         """Accuracy of the dense model."""

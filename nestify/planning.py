@@ -56,6 +56,7 @@ class Plan:
         channel_groups, blocks: groups of coupled channels where levels are narrower, and blocks that can be
             skipped where they are shallower; 0 elsewhere.
         without_rule: operators for which there is no rule, so that every level has their channels whole.
+        warnings: sentences about levels that would be empty.
         dense_layers: maskable weights that the pattern cannot take, so that they stay whole.
         train_images, val_images: number of images, at most where some cannot be read.
         finetune_steps, steps: training steps before nesting, and of the nested training.
@@ -76,6 +77,7 @@ class Plan:
     channel_groups: int = 0
     blocks: int = 0
     without_rule: Sequence[str] = ()
+    warnings: Sequence[str] = ()
     seconds: float | None = None
     memory_bytes: int | None = None
 

@@ -179,7 +179,9 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
     report = read_report(result.path)
     if as_json:
         write_result(json.dumps(report.to_dict(layers=True), indent=2) + "\n", None)
+        display.repeat_warnings()
         return
     title = f"{report.architecture}, {report.num_classes} classes"
     notes = [*report_notes(report), f"Written: {Path(result.path)}"]
     write_result(render(title, [report_table(report)], notes, sys.stdout), None)
+    display.repeat_warnings()

@@ -35,6 +35,7 @@ class Display(Observer):
             transient=True,
             disable=not self.console.is_terminal,
         )
+        self.warnings: list[str] = []
         self._bars: dict[str, TaskID] = {}
         self._epoch_start = time.perf_counter()
 
@@ -82,8 +83,14 @@ class Display(Observer):
             self._say(f"{split} images: skipped {some_images(images)}")
 
     def warned(self, text: str) -> None:
-        """One line."""
+        """One line now, and one at the end."""
+        self.warnings.append(text)
         self._say(f"warning: {text}")
+
+    def repeat_warnings(self) -> None:
+        """Say again, after the result, what might have scrolled away."""
+        for text in self.warnings:
+            say(f"warning: {text}")
 
     def _say(self, text: str) -> None:
         if self.console.is_terminal:
@@ -120,6 +127,7 @@ def plan_text(plan: Plan, stream: TextIO | None) -> str:
         notes.append(f"every level has the channels of these operators whole: {', '.join(plan.without_rule)}")
     if plan.uncounted:
         notes.append(f"MACs leave out operators that are not known: {', '.join(plan.uncounted)}")
+    notes += [f"warning: {warning}" for warning in plan.warnings]
     parts = []
     if plan.maskable:
         parts.append(f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers")
@@ -151,6 +159,7 @@ def plan_document(plan: Plan) -> dict[str, Any]:
         "seconds": plan.seconds,
         "memory_bytes": plan.memory_bytes,
         "uncounted": dict(plan.uncounted),
+        "warnings": list(plan.warnings),
         "levels": [
             {
                 "level": k,

@@ -61,6 +61,7 @@ def train(
     ramp: Ramp | None = None,
     score: Score = "lamp",
     on_log: Callable[[StepLog], None] = lambda log: None,
+    on_problem: Callable[[str], None] = lambda text: None,
     keeper: Keeper | None = None,
 ) -> NestedModel:
     """Train a nested model in place.
@@ -73,6 +74,7 @@ def train(
         ramp: gradual sparsity; None leaves the entry levels as they are.
         score: how weights are ranked when they are chosen again.
         on_log: told of progress, and of the end of each epoch.
+        on_problem: told at the end of what went wrong with the masks.
         keeper: keeps the training, and lets it go on from where it was kept.
 
     Returns:
@@ -100,7 +102,10 @@ def train(
     except Exception:
         keeper.failed(training)
         raise
-    return training.finish()
+    trained = training.finish()
+    for problem in training.problems:
+        on_problem(problem)
+    return trained
 
 
 def total_steps(epochs: float, steps_per_epoch: int) -> int:

@@ -116,6 +116,7 @@ class Phases:
                 ramp=ramp,
                 score=recipe.schedule.score,
                 on_log=on_log,
+                on_problem=self.observer.warned,
                 keeper=keeper,
             )
         return trained, ramp.levels

@@ -17,6 +17,7 @@ from nestify.nested_model import NestedModel
 from nestify.recipe_schedule import Score
 from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
+from nestify.training.health import RampWatch
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
 from nestify.training.state import optimizer_state, random_states, restore_optimizer, set_random_states
@@ -51,6 +52,7 @@ class Stepper:
 
     Attributes:
         place: where it is. `torn`: whether a step was begun and not ended, so that it cannot go on.
+        problems: a sentence for each level whose masks stand still; empty until the ramp has ended.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Stepper:
         self.task, self.nested, self.total = task, nested, total
         self.place = Place()
         self.torn = False
+        self.problems: list[str] = []
+        self._watch = RampWatch()
         self._clip_grad = options.clip_grad
         self._ramp, self._score = ramp, score
         self._optimizer, self._scheduler = _optimizer(nested, options, epoch_steps, total)
@@ -88,8 +92,7 @@ class Stepper:
         self.torn = True
         task, step = self.task, self.place.step
         if self._ramp is not None and self._ramp.due(step):
-            choose_weights(self.nested, self._ramp.levels_at(step), self._score)
-            self._progress.note_sparsity(self.nested)
+            self._choose(self._ramp, step)
         images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
         labels = target
         if self._mixup is not None and len(images) % 2 == 0:
@@ -131,8 +134,17 @@ class Stepper:
     def finish(self) -> NestedModel:
         """The trained model, or its running average; in eval mode."""
         if self._ramp is not None and self.total <= self._ramp.steps:
-            choose_weights(self.nested, self._ramp.levels_at(self._ramp.steps), self._score)
+            self._choose(self._ramp, self._ramp.steps)
         return (self.averaged or self.nested).eval()
+
+    def _choose(self, ramp: Ramp, step: int) -> None:
+        """Choose the weights again, as the ramp has it at this step."""
+        levels = ramp.levels_at(step)
+        choose_weights(self.nested, levels, self._score)
+        self._progress.note_sparsity(self.nested)
+        self._watch.note(step, levels, self._progress.sparsity)
+        if step >= ramp.steps:
+            self.problems = self._watch.problems(levels)
 
     @property
     def averaged(self) -> NestedModel | None:
@@ -151,6 +163,8 @@ class Stepper:
             "averaged": None if self.averaged is None else dict(self.averaged.state_dict()),
             "optimizer": optimizer_state(self._optimizer),
             "scaler": self._scaler.state_dict(),
+            "watch": self._watch.seen,
+            "problems": self.problems,
             "settled": None if self._ramp is None else self._ramp.settled(),
             "progress": self._progress.state(),
             "random": random_states(),
@@ -171,6 +185,7 @@ class Stepper:
             self._scaler.load_state_dict(state["scaler"])
         if self._ramp is not None and state["settled"] is not None:
             self._ramp.settle_at(state["settled"])
+        self._watch.seen, self.problems = state["watch"], state["problems"]
         self._progress.note_sparsity(self.nested)
         self._progress.restore(state["progress"])
         set_random_states(state["random"])
