@@ -135,6 +135,8 @@ class Stepper:
         """The trained model, or its running average; in eval mode."""
         if self._ramp is not None and self.total <= self._ramp.steps:
             self._choose(self._ramp, self._ramp.steps)
+            if self.averaged is not None:  # which saw the masks of the last step
+                self.averaged.set_entry_levels(self.nested.entry_levels)
         return (self.averaged or self.nested).eval()
 
     def _choose(self, ramp: Ramp, step: int) -> None:

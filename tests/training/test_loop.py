@@ -96,6 +96,11 @@ def test_a_ramp_as_long_as_the_training_still_reaches_its_target(make_model: Mak
     assert trained.entry_levels.kept(1) == round(trained.entry_levels.total * 0.1)
 
 
+def test_the_average_of_such_a_training_has_the_last_masks_too(make_model: MakeModel) -> None:
+    trained, _ = run(make_task(make_model), options(epochs=1.0, ema_decay=0.9), Ramp(LEVELS, 6, 2))
+    assert trained.entry_levels.kept(1) == round(trained.entry_levels.total * 0.1)
+
+
 def test_steps_of_a_fraction_of_an_epoch(make_model: MakeModel) -> None:
     task = make_task(make_model)
     data = Squares()
