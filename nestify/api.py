@@ -2,12 +2,14 @@
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import overload
 
+import torch
 from torch import nn
 
 from nestify.compressed import Compressed
@@ -15,7 +17,7 @@ from nestify.compression import Run
 from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
-from nestify.inputs import stored_dtype
+from nestify.inputs import pick_device, stored_dtype
 from nestify.loading import load_level, load_nested
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
@@ -25,6 +27,7 @@ from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
 from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.resume import checkpoint_path
+from nestify.training.world import World, joined
 
 __all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
 
@@ -90,6 +93,8 @@ def compress(
 ) -> Result:
     """Turn a pretrained model into a nested file, with `metrics.jsonl` beside it.
 
+    Each of the processes that torchrun starts trains on a share of the images; the first one writes.
+
     While it trains, a checkpoint lies there too, NAME.resume.safetensors, from which the same call goes on
     if it is cut off, to the same bytes on a CPU. It is removed when the nested file is written.
 
@@ -107,19 +112,32 @@ def compress(
         NestifyError: the kind says what was wrong; an older file at the output is then unchanged.
     """
     recipe = _recipe(recipe, overrides)
-    watcher = observer or Observer()
+    with joined(pick_device(recipe.device)) as (world, device):
+        return _compress(recipe, observer or Observer(), resume, world, device)
+
+
+def _compress(
+    recipe: Recipe, watcher: Observer, resume: bool | None, world: World, device: torch.device
+) -> Result:
+    """The same in one of several processes: all compute, the first one tells and writes."""
+    if not world.leads:
+        watcher = Observer()
     output = recipe.output_path
     _check_outputs(recipe)
-    run = Run(recipe, watcher)
+    run = Run(recipe, watcher, world, device)
     run.checkpoints.find(resume)
     with run.checkpoints.telling():
         watcher.planned(run.plan())
-        with MetricsLog(metrics_path(output), run.checkpoints.marks) as log:
-            run.observer = Observers([watcher, log])
+        with ExitStack() as logs:
+            if world.leads:
+                log = logs.enter_context(MetricsLog(metrics_path(output), run.checkpoints.marks))
+                run.observer = Observers([watcher, log])
             done = run.execute()
         watcher.stage(f"writing {output}")
-        manifest = _write(recipe, done)
-    run.checkpoints.remove()
+        manifest = world.first(_write(recipe, done) if world.leads else None)
+    assert manifest is not None
+    if world.leads:
+        run.checkpoints.remove()
     if done.missed:
         raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
     return Result(output, manifest)

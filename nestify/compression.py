@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import replace
-from functools import partial
 
 import torch
 from timm.utils import random_seed
@@ -15,13 +14,13 @@ from nestify.compressed import Compressed
 from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
-from nestify.evaluation.answers import Recorder
-from nestify.evaluation.calibration import Calibration, calibrate
+from nestify.evaluation.calibration import calibrate_levels
 from nestify.hierarchy import read_labels
 from nestify.images import Images, Loader, Pictures, eval_loader, train_loader
 from nestify.inputs import (
     augmentation,
     check_optimizer,
+    check_shares,
     open_recipe_images,
     open_recipe_model,
     open_recipe_teacher,
@@ -41,11 +40,12 @@ from nestify.training.checkpoint import Findings
 from nestify.training.estimate import estimate_step
 from nestify.training.health import check_collapse, check_empty
 from nestify.training.identity import run_identity
-from nestify.training.loop import total_steps
+from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision
 from nestify.training.resume import Checkpoints, checkpoint_path
+from nestify.training.world import ALONE, World
 
 
 class Run:
@@ -54,6 +54,7 @@ class Run:
     Args:
         recipe: what to do.
         observer: told of what happens.
+        world: the processes of the run. `device`: of this one; the recipe's by default.
 
     Attributes:
         checkpoints: keep the run, and let it go on from where it was kept.
@@ -62,11 +63,14 @@ class Run:
         NestifyError: if the recipe, the checkpoint or the images are not right.
     """
 
-    def __init__(self, recipe: Recipe, observer: Observer) -> None:
+    def __init__(
+        self, recipe: Recipe, observer: Observer, world: World = ALONE, device: torch.device | None = None
+    ) -> None:
         random_seed(recipe.seed)  # of Python and NumPy too, which mixup draws from
         self.recipe = recipe
         self.observer = observer
-        self.device = pick_device(recipe.device)
+        self.world = world
+        self.device = device or pick_device(recipe.device)
         self.precision = Precision(self.device, recipe.train.amp)
         check_optimizer(recipe)
         observer.stage("opening images")
@@ -74,6 +78,7 @@ class Run:
         self.held_out: Images | None = None
         if recipe.data.calibrate is not None:
             self.train_images, self.held_out = self.train_images.hold_out(recipe.data.calibrate, recipe.seed)
+        check_shares(self.train_images, self.val_images, world.size)
         observer.stage(f"loading {recipe.model.name}")
         self.pretrained = open_recipe_model(recipe, self.train_images)
         self.spec = self.pretrained.spec
@@ -94,6 +99,8 @@ class Run:
             augment=augmentation(recipe),
             seed=recipe.seed,
             device=self.device,
+            rank=world.rank,
+            world_size=world.size,
         )
         self._images = {"training": self.train_images, "validation": self.val_images}
         self.checkpoints = Checkpoints(
@@ -101,6 +108,7 @@ class Run:
             run_identity(recipe, self.device, self.pretrained.model, self.teacher, self._images, self.labels),
             recipe.train.checkpoint_minutes,
             skipped={split: images.skipped for split, images in self._images.items()},
+            world=world,
         )
 
     def plan(self, *, estimate: bool = False) -> Plan:
@@ -118,13 +126,15 @@ class Run:
         empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels)
         told = nested.classes, self.labels.class_sets(len(levels))
-        steps = total_steps(self.recipe.train.epochs, len(self.train_batches))
-        finetune_steps = self.recipe.finetune.epochs * len(self.train_batches)
+        accumulate = self.recipe.train.accumulate
+        epoch_steps = steps_per_epoch(self.train_batches, accumulate)
+        steps = total_steps(self.recipe.train.epochs, epoch_steps)
+        finetune_steps = self.recipe.finetune.epochs * epoch_steps
         seconds = memory = None
         if estimate:
             task = self._phases().task(nested.to(self.device), None)
             step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
-            seconds = step_seconds * (steps + finetune_steps / nested.n_levels)
+            seconds = step_seconds * accumulate * (steps + finetune_steps / nested.n_levels)
         narrower, shallower = (
             any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
         )
@@ -188,7 +198,11 @@ class Run:
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
         self._check_health(nested, original, after)
-        calibration = None if self.held_out is None else self._calibrate(nested, self.held_out)
+        calibration = None
+        if self.held_out is not None:
+            observer.stage("fitting temperatures and consensus")
+            batches = self._eval_batches(self.held_out)
+            calibration = calibrate_levels(nested, batches, self._autocast, self.labels.parents)
         for split, images in self._images.items():
             observer.skipped(split, images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
@@ -222,6 +236,7 @@ class Run:
             self.device,
             self.observer,
             self.checkpoints,
+            self.world,
         )
 
     def _check_health(self, nested: NestedModel, original: Accuracy, after: Sequence[Accuracy]) -> None:
@@ -278,15 +293,6 @@ class Run:
         self.observer.evaluated("before", 0, before)
         return before
 
-    def _calibrate(self, nested: NestedModel, images: Images) -> Calibration:
-        self.observer.stage("fitting temperatures and consensus")
-        recorder = Recorder()
-        nested.eval()
-        levels = range(1, nested.n_levels + 1)
-        models = {level: recorder.listening(level, partial(nested, level=level)) for level in levels}
-        evaluate(models, recorder.watching(self._eval_batches(images)), self._autocast, self.labels.parents)
-        return calibrate(recorder.answers(self.labels.parents, self.spec.num_classes))
-
     def _round(self, nested: NestedModel) -> None:
         """Give the weights the values that the file will hold, so that these are what is evaluated."""
         try:
@@ -313,16 +319,17 @@ class Run:
     ) -> list[Accuracy]:
         for model in models.values():
             model.eval()
-        return evaluate(models, self._val_batches(), self._autocast, parents)
+        return evaluate(models, self._val_batches(), self._autocast, parents, self.world.size > 1)
 
     def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
-        levels = range(1, nested.n_levels + 1)
-        return evaluate_levels(nested, self._val_batches(), levels, self._autocast, self.labels.parents)
+        numbers, parents = range(1, nested.n_levels + 1), self.labels.parents
+        shared = self.world.size > 1
+        return evaluate_levels(nested, self._val_batches(), numbers, self._autocast, parents, shared)
 
     def _val_batches(self) -> Loader:
-        return self._eval_batches(self.val_images)
+        return self._eval_batches(self.val_images, world=self.world)
 
-    def _eval_batches(self, images: Images, shuffle_seed: int | None = None) -> Loader:
+    def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = ALONE) -> Loader:
         return eval_loader(
             images,
             self.spec.preprocessing,
@@ -330,4 +337,6 @@ class Run:
             workers=self.workers,
             device=self.device,
             shuffle_seed=shuffle_seed,
+            rank=world.rank,
+            world_size=world.size,
         )

@@ -51,6 +51,12 @@ class BadFileError(NestifyError):
     exit_code = 3
 
 
+class ProcessError(NestifyError):
+    """One of the processes of a run ended, or does not do what the others do."""
+
+    exit_code = 3
+
+
 class OutputError(NestifyError):
     """The result cannot be written where the user wants it."""
 

@@ -56,6 +56,28 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
     )
 
 
+def check_shares(train: Images, validation: Images, processes: int) -> None:
+    """Refuse images that do not give each of several processes as many steps as the others.
+
+    Raises:
+        RecipeError: in that case.
+    """
+    if processes == 1:
+        return
+    where = f"with {processes} processes"
+    if train.source.is_stream or validation.source.is_stream:
+        raise RecipeError(
+            f"{train.source}: a stream cannot be shared out evenly {where}; use a folder or a tar"
+        )
+    if train.on_bad_image != "refuse":
+        raise RecipeError(
+            f"data.on_bad_image = {train.on_bad_image!r} would let processes have different numbers of steps "
+            f"{where}; set it to refuse"
+        )
+    if len(validation) < processes:
+        raise RecipeError(f"{len(validation)} validation images are too few {where}; use more")
+
+
 def open_recipe_model(recipe: Recipe, images: Images) -> PretrainedModel:
     """The model, its classes checked against those of the images."""
     options = recipe.model

@@ -220,6 +220,9 @@ class TrainOptions(Section):
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(
         default=None, description="largest norm of the gradient; not clipped by default"
     )
+    accumulate: int = Field(
+        default=1, ge=1, description="batches whose gradients are added up for one training step"
+    )
     amp: bool = Field(default=False, description="whether to compute in mixed precision on a GPU")
     channels_last: bool = Field(
         default=False, description="whether weights lie channels last, which depthwise networks run faster in"

@@ -1,6 +1,7 @@
 """`nestify compress`: pretrained model in, nested file out."""
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -173,6 +174,9 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         plan = api.plan(recipe, estimate=True)
         text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
         write_result(text, None)
+        return
+    if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one tells
+        api.compress(recipe, resume=resume)
         return
     with Display() as display:
         result = api.compress(recipe, observer=display, resume=resume)

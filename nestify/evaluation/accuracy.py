@@ -10,7 +10,7 @@ from types import MappingProxyType
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
-from torch import Tensor
+from torch import Tensor, distributed
 
 from nestify.errors import DivergedError
 from nestify.hierarchy import coarse_target
@@ -46,6 +46,7 @@ def evaluate_levels(
     levels: Sequence[int],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     parents: Mapping[int, Tensor] = NO_PARENTS,
+    shared: bool = False,
 ) -> list[Accuracy]:
     """Evaluate levels of a nested model in one pass over the images.
 
@@ -55,11 +56,14 @@ def evaluate_levels(
         levels: 1-based numbers.
         autocast: makes the context of a forward pass, for reduced precision.
         parents: by level, int64 (classes,): the level's class of each class, where it tells others.
+        shared: whether each process of torch.distributed has a share of the images, to be added up.
     """
     was_training = nested.training
     nested.eval()
     try:
-        return evaluate({level: partial(nested, level=level) for level in levels}, batches, autocast, parents)
+        return evaluate(
+            {level: partial(nested, level=level) for level in levels}, batches, autocast, parents, shared
+        )
     finally:
         nested.train(was_training)
 
@@ -70,11 +74,13 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     parents: Mapping[int, Tensor] = NO_PARENTS,
+    shared: bool = False,
 ) -> list[Accuracy]:
     """Evaluate what gives logits (B, classes) for images (B, C, H, W), by level number.
 
     Args:
         parents: by level, int64 (classes,): the level's class of each class, where it tells others.
+        shared: whether each process of torch.distributed has a share of the images, to be added up.
     """
     evaluators: dict[int, ClassificationEvaluator] = {}
     timers: dict[int, _Timer] = {}
@@ -85,7 +91,9 @@ def evaluate(
                 logits = model(images)
             evaluator = evaluators.setdefault(level, ClassificationEvaluator(images.device))
             evaluator.update(logits, coarse_target(target, parents.get(level)))
-    return [_summary(level, evaluators[level], timers[level]) for level in models if level in evaluators]
+    return [
+        _summary(level, evaluators[level], timers[level], shared) for level in models if level in evaluators
+    ]
 
 
 def check_finite(results: Sequence[Accuracy], option: str) -> None:
@@ -106,14 +114,17 @@ def check_finite(results: Sequence[Accuracy], option: str) -> None:
             )
 
 
-def _summary(level: int, evaluator: ClassificationEvaluator, timer: "_Timer") -> Accuracy:
-    measured = evaluator.compute()
+def _summary(level: int, evaluator: ClassificationEvaluator, timer: "_Timer", shared: bool) -> Accuracy:
+    measured = evaluator.compute(distributed=shared)
+    images = evaluator.counts[0].clone()
+    if shared:
+        distributed.all_reduce(images)
     return Accuracy(
         level=level,
         top1=measured["top1"],
         top5=measured["top5"],
         loss=measured["loss"],
-        images=evaluator.num_samples,
+        images=int(images),
         images_per_second=timer.images_per_second,
     )
 

@@ -1,13 +1,17 @@
 """How sure a level is, and how much its answer counts: fitted on images that it has not learned from."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from nestify.evaluation.answers import Answers
+from nestify.evaluation.accuracy import evaluate
+from nestify.evaluation.answers import Answers, Recorder
 from nestify.evaluation.consensus import combined
+from nestify.nested_model import NestedModel
 
 SHARPEST, SOFTEST = 0.05, 20.0
 """Bounds of a temperature: where every image is answered rightly, no temperature is sharp enough."""
@@ -40,6 +44,27 @@ def calibrate(answers: Answers) -> Calibration:
         [fit_temperature(answers.logits[level], answers.own_target(level)) for level in levels],
         [fit_weights(answers, levels[:k]) for k in range(1, len(levels) + 1)],
     )
+
+
+def calibrate_levels(
+    nested: NestedModel,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    autocast: Callable[[], AbstractContextManager[object]],
+    parents: Mapping[int, Tensor],
+) -> Calibration:
+    """Fit temperatures and weights of all levels of a nested model, which is left in eval mode.
+
+    Args:
+        batches: images (B, C, H, W) that it was not trained on, and class indices (B,).
+        autocast: makes the context of a forward pass.
+        parents: by level, int64 (classes,): the level's class of each class, where it tells others.
+    """
+    nested.eval()
+    recorder = Recorder()
+    levels = range(1, nested.n_levels + 1)
+    models = {level: recorder.listening(level, partial(nested, level=level)) for level in levels}
+    evaluate(models, recorder.watching(batches), autocast, parents)
+    return calibrate(recorder.answers(parents, nested.spec.num_classes))
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> float:

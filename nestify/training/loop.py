@@ -16,6 +16,7 @@ from nestify.training.progress import StepLog
 from nestify.training.signals import children_wait
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask
+from nestify.training.world import ALONE, World
 
 CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the device
 
@@ -35,7 +36,15 @@ class Batches(Sized, Protocol):
 
 
 class Keeper:
-    """Keeps a training, so that it can go on after the program ended; this one keeps nothing."""
+    """Keeps a training, so that it can go on after the program ended; this one keeps nothing.
+
+    Attributes:
+        asked_to_stop: whether this process was, by a signal.
+    """
+
+    @property
+    def asked_to_stop(self) -> bool:
+        return False
 
     def resume(self, training: Stepper) -> None:
         """Put a training that is about to begin where it was when it was kept."""
@@ -63,6 +72,7 @@ def train(
     on_log: Callable[[StepLog], None] = lambda log: None,
     on_problem: Callable[[str], None] = lambda text: None,
     keeper: Keeper | None = None,
+    world: World = ALONE,
 ) -> NestedModel:
     """Train a nested model in place.
 
@@ -76,6 +86,7 @@ def train(
         on_log: told of progress, and of the end of each epoch.
         on_problem: told at the end of what went wrong with the masks.
         keeper: keeps the training, and lets it go on from where it was kept.
+        world: the processes of the run.
 
     Returns:
         The trained model, or its running average where `options.ema_decay` asks for one; in eval mode.
@@ -84,9 +95,11 @@ def train(
         DivergedError: when a loss is not finite.
     """
     keeper = keeper or Keeper()
-    epoch_steps = len(batches)
+    epoch_steps = steps_per_epoch(batches, options.accumulate)
     total = total_steps(options.epochs, epoch_steps)
-    training = Stepper(task, options, augment, epoch_steps=epoch_steps, total=total, ramp=ramp, score=score)
+    training = Stepper(
+        task, options, augment, epoch_steps=epoch_steps, total=total, ramp=ramp, score=score, world=world
+    )
     keeper.resume(training)
     try:
         while training.place.epoch * epoch_steps < total:
@@ -94,6 +107,7 @@ def train(
                 training,
                 batches,
                 min(epoch_steps, total - training.place.epoch * epoch_steps),
+                options.accumulate,
                 on_log,
                 keeper,
             )
@@ -108,33 +122,49 @@ def train(
     return trained
 
 
+def steps_per_epoch(batches: Sized, accumulate: int) -> int:
+    """Number of training steps, each of so many batches; what is left of an epoch is dropped."""
+    return max(1, len(batches) // accumulate)
+
+
 def total_steps(epochs: float, steps_per_epoch: int) -> int:
     """Number of training steps; a fraction of an epoch is rounded up."""
     return ceil(epochs * steps_per_epoch)
 
 
 def _epoch(
-    training: Stepper, batches: Batches, steps: int, on_log: Callable[[StepLog], None], keeper: Keeper
+    training: Stepper,
+    batches: Batches,
+    steps: int,
+    accumulate: int,
+    on_log: Callable[[StepLog], None],
+    keeper: Keeper,
 ) -> None:
-    """The epoch that a training is in, from where it is to the end, which is after `steps` batches.
+    """The epoch that a training is in, from where it is to the end, after `steps` of `accumulate` batches.
 
     A training is kept before anything is told of its last step, so that one which goes on tells of that.
     """
     place = training.place
-    if place.batch < steps:
+    end = min(steps * accumulate, len(batches))
+    gathered: list[tuple[Tensor, Tensor]] = []
+    if place.batch < end:
         # Closed here: Python drops an interrupt that comes while it clears an abandoned generator away.
         with closing(batches.epoch(place.epoch, place.batch)) as passing:
-            for images, target in passing:
+            for batch in passing:
                 keeper.between_steps(training)
+                gathered.append(batch)
+                if batches.place % accumulate and batches.place < end:
+                    continue
                 with children_wait():
-                    training.take(images, target)
+                    training.take(gathered, keeper.asked_to_stop)
+                    gathered.clear()
                     place.batch = batches.place
-                if place.batch >= steps:
+                if place.batch >= end:
                     break
                 keeper.between_steps(training)
                 if place.step % CHECK_EVERY == 0:
                     on_log(training.log(ended=False))
-    place.batch = steps
+    place.batch = end
     keeper.between_steps(training, epoch_ended=True)
     on_log(training.log(ended=True))
     place.epoch += 1

@@ -21,12 +21,13 @@ from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
 from nestify.schedules.ramp import Ramp
 from nestify.training.distillation import Teacher
-from nestify.training.loop import total_steps, train
+from nestify.training.loop import steps_per_epoch, total_steps, train
 from nestify.training.observer import Observer
 from nestify.training.precision import Precision
 from nestify.training.progress import StepLog
 from nestify.training.resume import Checkpoints
 from nestify.training.task import NestedTask
+from nestify.training.world import World
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Phases:
         batches: the training images. `val_batches`: makes a pass over the validation images.
         observer: told of every step, and of evaluations on the way.
         checkpoints: keep the trainings, and let one go on.
+        world: the processes of the run.
     """
 
     recipe: Recipe
@@ -48,6 +50,7 @@ class Phases:
     device: torch.device
     observer: Observer
     checkpoints: Checkpoints
+    world: World
 
     def finetune(self, network: nn.Module) -> nn.Module:
         """Plain training of the dense model: a nested model of one level."""
@@ -68,8 +71,10 @@ class Phases:
         )
         on_log = partial(self.observer.stepped, "finetune")
         with self.checkpoints.watching("finetune") as keeper:
-            trained = train(task, self.batches, options, recipe.augment, on_log=on_log, keeper=keeper)
-        if recipe.finetune.save is not None:
+            trained = train(
+                task, self.batches, options, recipe.augment, on_log=on_log, keeper=keeper, world=self.world
+            )
+        if recipe.finetune.save is not None and self.world.leads:
             save_plain(trained.network, Path(recipe.finetune.save))
         return trained.network
 
@@ -92,7 +97,7 @@ class Phases:
         """
         recipe = self.recipe
         self.observer.stage("training the levels")
-        steps = total_steps(recipe.train.epochs, len(self.batches))
+        steps = total_steps(recipe.train.epochs, steps_per_epoch(self.batches, recipe.train.accumulate))
         ramp = Ramp(levels, round(recipe.schedule.ramp * steps), recipe.schedule.reselect, settle)
         task = self.task(nested, frozen)
 
@@ -103,7 +108,7 @@ class Phases:
                 images = self.checkpoints.interruptible(self.val_batches())
                 numbers = range(1, nested.n_levels + 1)
                 results = evaluate_levels(
-                    model, images, numbers, self._precision.autocast, self.labels.parents
+                    model, images, numbers, self._precision.autocast, self.labels.parents, self.world.size > 1
                 )
                 self.observer.evaluated("epoch", log.epoch, results)
 
@@ -118,6 +123,7 @@ class Phases:
                 on_log=on_log,
                 on_problem=self.observer.warned,
                 keeper=keeper,
+                world=self.world,
             )
         return trained, ramp.levels
 
@@ -137,6 +143,7 @@ class Phases:
             nested,
             self._criterion(),
             parents=self.labels.parents,
+            seed=self.recipe.seed,
             weights=[level.weight for level in levels],
             distill=[options.distill if level.distill is None else level.distill for level in levels],
             teacher=teacher.to(self.device),

@@ -11,6 +11,7 @@ from torch import Tensor
 from nestify.errors import DivergedError
 from nestify.nested_model import NestedModel
 from nestify.training.task import LevelResult
+from nestify.training.world import World
 
 
 @dataclass(frozen=True)
@@ -65,21 +66,26 @@ class Progress:
         Raises:
             DivergedError: naming the level.
         """
-        for k, (loss, _, images) in enumerate(self.sums.tolist(), start=1):
+        self._check(self.sums, step, total)
+
+    def _check(self, sums: Tensor, step: int, total: int) -> None:
+        for k, (loss, _, images) in enumerate(sums.tolist(), start=1):
             if images and not isfinite(loss):
                 raise DivergedError(
                     f"the loss of level {k} is {loss} at step {step} of {total}; "
                     "a smaller learning rate or train.clip_grad may help"
                 )
 
-    def log(self, step: int, total: int, epoch: int, ended: bool, lr: float) -> StepLog:
-        """The means so far; the next epoch begins with none.
+    def log(self, step: int, total: int, epoch: int, ended: bool, lr: float, world: World) -> StepLog:
+        """The means so far, over all processes; the next epoch begins with none.
 
         Raises:
             DivergedError: when a loss is not finite.
         """
-        self.check(step, total)
-        rows = self.sums.tolist()
+        sums = world.summed(self.sums)
+        self._check(sums, step, total)
+        images = int(world.summed(torch.tensor(self.images, device=sums.device)))
+        rows = sums.tolist()
         log = StepLog(
             step=step,
             total_steps=total,
@@ -88,7 +94,7 @@ class Progress:
             top1=[100 * right / count if count else 0.0 for _, right, count in rows],
             sparsity=self.sparsity,
             lr=lr,
-            images=self.images,
+            images=images,
             epoch_ended=ended,
         )
         if ended:

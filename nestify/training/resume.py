@@ -1,5 +1,6 @@
 """A run that ended before its time goes on: when its checkpoint is written, found, refused and removed."""
 
+import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
@@ -22,6 +23,7 @@ from nestify.training.loop import Keeper
 from nestify.training.observer import Observer, Phase
 from nestify.training.signals import PutOff, put_off
 from nestify.training.stepper import Stepper
+from nestify.training.world import ALONE, World
 
 
 def checkpoint_path(output: Path) -> Path:
@@ -42,6 +44,7 @@ class Checkpoints(Keeper):
         run: which run it is.
         minutes: between two checkpoints; 0 keeps nothing, and signals then end the run at once.
         skipped: why images could not be read, by split; kept, and put back.
+        world: the processes of the run. The first one writes; they stop together, after the same step.
 
     Attributes:
         observer: told where the run goes on; its marks are kept.
@@ -55,6 +58,7 @@ class Checkpoints(Keeper):
         run: Identity,
         minutes: float,
         skipped: Mapping[str, dict[str, str]],
+        world: World = ALONE,
     ) -> None:
         self.path = path
         self.observer = Observer()
@@ -63,6 +67,7 @@ class Checkpoints(Keeper):
         self._found: Checkpoint | None = None
         self._dense: Mapping[str, Tensor] = {}
         self._run = run
+        self._world = world
         self._minutes = minutes
         self._skipped = skipped
         self._phase: Phase = "train"
@@ -175,6 +180,10 @@ class Checkpoints(Keeper):
                 self._stops.act()
                 yield batch
 
+    @property
+    def asked_to_stop(self) -> bool:
+        return self._stops.came is not None
+
     def resume(self, training: Stepper) -> None:
         """See `Keeper`.
 
@@ -196,9 +205,12 @@ class Checkpoints(Keeper):
         if not self._minutes:
             return
         due = time.monotonic() - self._time >= 60 * self._minutes
-        if epoch_ended or due or self._stops.came is not None:
+        stopping = training.stopping if self._world.size > 1 else self.asked_to_stop
+        if epoch_ended or due or stopping:
             self._keep(training)
-        self._stops.act()
+        if stopping:
+            self._stops.came = self._stops.came or signal.SIGTERM
+            self._stops.act()
 
     def failed(self, training: Stepper) -> None:
         """See `Keeper`."""
@@ -210,7 +222,7 @@ class Checkpoints(Keeper):
     def _keep(self, training: Stepper) -> None:
         """Write a checkpoint, unless the last one is of this step. A run is not lost because that fails."""
         place = self._phase, training.place.step, training.total
-        if place == self._kept or not training.place.step:
+        if place == self._kept or not training.place.step or not self._world.leads:
             return
         training.check()
         skipped = {split: dict(reasons) for split, reasons in self._skipped.items()}

@@ -1,6 +1,6 @@
 """A training in progress: what its next step depends on, and the step itself."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
@@ -22,6 +22,7 @@ from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
 from nestify.training.state import optimizer_state, random_states, restore_optimizer, set_random_states
 from nestify.training.task import NestedTask
+from nestify.training.world import ALONE, World
 
 
 @dataclass
@@ -49,8 +50,10 @@ class Stepper:
         epoch_steps: steps of an epoch. `total`: of the whole training.
         ramp: gradual sparsity; None leaves the entry levels as they are.
         score: how weights are ranked when they are chosen again.
+        world: the processes of the run, which all train the same model.
 
     Attributes:
+        stopping: whether a process of the run was asked to stop.
         place: where it is. `torn`: whether a step was begun and not ended, so that it cannot go on.
         problems: a sentence for each level whose masks stand still; empty until the ramp has ended.
     """
@@ -65,12 +68,15 @@ class Stepper:
         total: int,
         ramp: Ramp | None,
         score: Score,
+        world: World = ALONE,
     ) -> None:
         nested = task.get_trainable_module()
         assert isinstance(nested, NestedModel)
         self.task, self.nested, self.total = task, nested, total
         self.place = Place()
         self.torn = False
+        self.stopping = False
+        self._world = world
         self.problems: list[str] = []
         self._watch = RampWatch()
         self._clip_grad = options.clip_grad
@@ -80,25 +86,27 @@ class Stepper:
         self._mixup = _mixup(augment, nested.spec.num_classes)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
+        world.copy_first(nested)
         nested.train()
         self._progress = Progress(nested, task.device)
 
-    def take(self, images: Tensor, target: Tensor) -> None:
+    def take(self, batches: Sequence[tuple[Tensor, Tensor]], stop: bool = False) -> None:
         """Do one step.
 
         Args:
-            images: (B, C, H, W). `target`: (B,) class indices.
+            batches: whose gradients are added up: images (B, C, H, W) and class indices (B,).
+            stop: whether this process was asked to stop.
         """
         self.torn = True
         task, step = self.task, self.place.step
         if self._ramp is not None and self._ramp.due(step):
             self._choose(self._ramp, step)
-        images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
-        labels = target
-        if self._mixup is not None and len(images) % 2 == 0:
-            images, target = self._mixup(images, target)
         self._optimizer.zero_grad(set_to_none=True)
-        results = task.backward(images, target, self._scaler.scale)
+        task.step = step
+        images = sum(len(target) for _, target in batches)
+        for batch in batches:
+            self._add(*batch, share=len(batch[1]) / images)
+        self.stopping = self._world.average(self.nested, images, stop)
         if self._clip_grad is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.nested.parameters(), self._clip_grad)
@@ -107,9 +115,18 @@ class Stepper:
         if self._scheduler is not None:
             self._scheduler.step_update(step + 1)
         task.update_ema(step=step + 1)
-        self._progress.add([(result, task.coarse(result.level, labels)) for result in results])
         self.place.step += 1
         self.torn = False
+
+    def _add(self, images: Tensor, target: Tensor, share: float) -> None:
+        """Add the gradients of a batch, which is so much of the step."""
+        task = self.task
+        images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
+        labels = target
+        if self._mixup is not None and len(images) % 2 == 0:
+            images, target = self._mixup(images, target)
+        results = task.backward(images, target, lambda loss: self._scaler.scale(share * loss))
+        self._progress.add([(result, task.coarse(result.level, labels)) for result in results])
 
     def check(self) -> None:
         """Refuse to go on from here where the run is lost.
@@ -129,7 +146,7 @@ class Stepper:
     def log(self, ended: bool) -> StepLog:
         """How it goes; the next epoch begins with new means where this one has `ended`."""
         lr = self._optimizer.param_groups[0]["lr"]
-        return self._progress.log(self.place.step, self.total, self.place.epoch + 1, ended, lr)
+        return self._progress.log(self.place.step, self.total, self.place.epoch + 1, ended, lr, self._world)
 
     def finish(self) -> NestedModel:
         """The trained model, or its running average; in eval mode."""
@@ -143,6 +160,7 @@ class Stepper:
         """Choose the weights again, as the ramp has it at this step."""
         levels = ramp.levels_at(step)
         choose_weights(self.nested, levels, self._score)
+        self._world.agree(self.nested)
         self._progress.note_sparsity(self.nested)
         self._watch.note(step, levels, self._progress.sparsity)
         if step >= ramp.steps:

@@ -38,6 +38,10 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         autocast: makes the context of a forward pass, for reduced precision.
         parents: by level, int64 (classes,): the level's class of each class, where it tells others. Its
             targets, the teacher's answers among them, are summed up to its classes.
+        seed: with the step it fixes which levels are drawn, in every process of a run.
+
+    Attributes:
+        step: number of the training step, for that.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
         device: torch.device | None = None,
         parents: Mapping[int, Tensor] = NO_PARENTS,
+        seed: int = 0,
     ) -> None:
         super().__init__(device=device, verbose=False)
         n = nested.n_levels
@@ -67,6 +72,8 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         if teacher.kind == "self":
             self.distill[-1] = 0.0
         self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
+        self.step = 0
+        self._seed = seed
 
     def drawn_levels(self) -> list[tuple[int, float]]:
         """Levels of one step with their weights, from full to core."""
@@ -74,7 +81,8 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         middle = list(range(2, self.n_levels))
         drawn = self.sandwich - 2
         if drawn < len(middle):
-            order = torch.randperm(len(middle))[:drawn].tolist()
+            draw = torch.Generator().manual_seed((self._seed * 1_000_003 + self.step) % 2**63)
+            order = torch.randperm(len(middle), generator=draw)[:drawn].tolist()
             raised = len(middle) / drawn if drawn else 0.0
             chosen = {middle[i]: weights[middle[i] - 1] * raised for i in order}
         else:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -176,8 +177,8 @@ def test_a_run_whose_masks_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_diverged_run_keeps_its_last_good_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     take = stepper.Stepper.take
 
-    def spoilt(self: stepper.Stepper, images: torch.Tensor, target: torch.Tensor) -> None:
-        take(self, images, target)
+    def spoilt(self: stepper.Stepper, *given: Any) -> None:
+        take(self, *given)
         if self.place.step == 5:
             with torch.no_grad():
                 self.nested.shared_tensor("fc.weight").fill_(float("nan"))
@@ -196,8 +197,8 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(monkeypatch: pytest.Monke
 def test_weights_that_are_no_numbers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     take = stepper.Stepper.take
 
-    def spoilt(self: stepper.Stepper, images: torch.Tensor, target: torch.Tensor) -> None:
-        take(self, images, target)
+    def spoilt(self: stepper.Stepper, *given: Any) -> None:
+        take(self, *given)
         if self.place.step == 6:  # the last of an epoch: no loss has seen it
             with torch.no_grad():
                 self.nested.shared_tensor("fc.weight").fill_(float("nan"))

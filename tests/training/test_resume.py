@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
 
 from nestify import api
 from nestify.errors import CheckpointError, DataError, OutputError, RecipeError
@@ -91,11 +90,11 @@ def cut_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> No
     """Begin a run, or go on with it, and end it after so many steps."""
     take, done = Stepper.take, 0
 
-    def counted(self: Stepper, images: Tensor, target: Tensor) -> None:
+    def counted(self: Stepper, *given: Any) -> None:
         nonlocal done
         if done == steps:
             raise Cut
-        take(self, images, target)
+        take(self, *given)
         done += 1
 
     with pytest.MonkeyPatch.context() as patch:

@@ -1,0 +1,201 @@
+"""Several processes train the same model as one does with their batches put together."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+from torch import distributed, nn
+
+import nestify as package
+from nestify.errors import ProcessError
+from nestify.model_spec import describe_model
+from nestify.nested_file.reader import open_nested_file
+from nestify.nested_model import NestedModel
+from nestify.training.world import World
+
+DIGITS = Path(package.__file__).parent / "recipes" / "digits"
+VIT = (
+    *("compress", "test_vit", "--checkpoint", "vit.safetensors", "--data", "digits.data"),
+    *("--set", "model.kwargs={img_size=32}", "--input-size", "32", "--epochs", "1", "--max-train", "96"),
+    *("--max-val", "41", "--levels", "0.8,0.5,0.3,0.1,0", "--set", "train.sandwich=3", "--lr", "0.1"),
+    *("--set", "augment.hflip=0", "--device", "cpu", "--set", "train.clip_grad=1.0"),
+)
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transformer, which has no batch norm, and digits as a folder of tars."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(1)
+    model = timm.create_model("test_vit", num_classes=10, img_size=32)
+    save_file(model.state_dict(), "vit.safetensors")
+    Path("digits.data").mkdir()
+    for split in ("train", "validation"):
+        Path(f"digits.data/{split}.tar").symlink_to(DIGITS / f"{split}.tar")
+
+
+PATHS = ("one", "two", "three")
+
+
+def start(processes: int, *words: str) -> "subprocess.Popen[str]":
+    command = [sys.executable]
+    if processes > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+    return subprocess.Popen(
+        [*command, "-m", "nestify", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
+
+
+def run(processes: int, *words: str) -> str:
+    """What it printed."""
+    process = start(processes, *words)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    return out
+
+
+def weights(path: str) -> dict[str, torch.Tensor]:
+    state = open_nested_file(path).state()
+    return {**state.shared, **{f"entry {name}": entry for name, entry in state.entry.tensors.items()}}
+
+
+def test_two_processes_train_as_one_with_their_batches_together() -> None:
+    run(1, *VIT, "--batch-size", "16", "-o", "one")
+    run(2, *VIT, "--batch-size", "8", "-o", "two")
+    run(1, *VIT, "--batch-size", "4", "--set", "train.accumulate=4", "-o", "three")
+    expected = weights("one")
+    for path in ("two", "three"):
+        found = weights(path)
+        assert found.keys() == expected.keys()
+        for name, tensor in expected.items():
+            if name.startswith("entry "):  # weights of nearly the same score may change places
+                assert (found[name] != tensor).float().mean() < 1e-3, (path, name)
+            else:
+                torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
+    kept = [
+        re.sub(r"(one|two|three)\b", "", text).split("Written")[0] for text in (alone, together, gathered)
+    ]
+    accuracies = [re.findall(r"\d+\.\d\d(?= +\d+\.\d\d$)", text, re.MULTILINE) for text in kept]
+    assert accuracies[0] == accuracies[1] == accuracies[2]
+    levels = open_nested_file("two").manifest.levels
+    assert all(level.metrics.images == 41 for level in levels)  # each image once
+
+
+def test_the_same_run_of_two_processes_gives_the_same_bytes() -> None:
+    words = ("compress", "digits", "--epochs", "1", "--max-train", "64", "--max-val", "20", "--device", "cpu")
+    for folder in ("a", "b"):
+        Path(folder).mkdir()
+        run(2, *words, "--batch-size", "16", "-o", f"{folder}/x", "--set", "train.eval_before=false")
+    assert Path("a/x").read_bytes() == Path("b/x").read_bytes()
+
+
+@pytest.mark.parametrize(("stops", "stopping"), [((False, False), False), ((True, False), True)])
+def test_average_weighs_every_process_by_its_images(
+    stops: tuple[bool, bool], stopping: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)) for _ in range(2))
+    expected = {}
+    for name, parameter in ours.named_parameters():
+        other = theirs.get_parameter(name)
+        if not name.startswith("2."):  # no level reached that one
+            parameter.grad, other.grad = torch.randn_like(parameter), torch.randn_like(other)
+            expected[name] = (5 * parameter.grad + 3 * other.grad) / 8
+    for name in ("1.running_mean", "1.running_var"):
+        ours.get_buffer(name).normal_()
+        theirs.get_buffer(name).normal_()
+        expected[name] = (5 * ours.get_buffer(name) + 3 * theirs.get_buffer(name)) / 8
+    sent: list[torch.Tensor] = []
+    monkeypatch.setattr(distributed, "all_reduce", lambda flat: sent.append(flat.clone()))
+    World(1, 2).average(theirs, 3, stops[1])
+    monkeypatch.setattr(distributed, "all_reduce", lambda flat: flat.add_(sent[0]))
+    assert World(0, 2).average(ours, 5, stops[0]) == stopping
+    for name, mean in expected.items():
+        found = ours.get_buffer(name) if "running" in name else ours.get_parameter(name).grad
+        assert found is not None
+        torch.testing.assert_close(found, mean)
+    assert ours.get_parameter("2.weight").grad is None
+
+
+def test_one_process_alone_exchanges_nothing() -> None:
+    alone, tensor = World(), torch.ones(2)
+    assert alone.leads
+    assert alone.average(nn.Linear(1, 1), 4, stop=True)
+    assert alone.summed(tensor) is tensor
+    assert alone.first("a") == "a"
+    assert alone.gathered("a") == ["a"]
+
+
+def test_processes_that_hold_different_entry_levels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = timm.create_model("test_resnet")
+    nested = NestedModel(model, describe_model(model), ["a", "b"])
+    monkeypatch.setattr(World, "copy_first", lambda *_: None)
+    monkeypatch.setattr(World, "gathered", lambda _, value: [value, "other"])
+    with pytest.raises(ProcessError, match="hold different entry levels"):
+        World(0, 2).agree(nested)
+    monkeypatch.setattr(World, "gathered", lambda _, value: [value, value])
+    World(0, 2).agree(nested)
+
+
+def test_a_process_that_dies_ends_the_run() -> None:
+    endless = ("--epochs", "1000", "--batch-size", "8", "-o", "a")
+    process = start(2, *VIT[:-2], *endless)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train epoch 1 "):
+            break
+    children = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
+    os.kill(int(children.stdout.split()[-1]), signal.SIGKILL)
+    process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert not Path("a").exists()
+
+
+def test_a_signal_stops_all_processes_after_the_same_step() -> None:
+    endless = ("--epochs", "60", "--batch-size", "8", "-o", "a")
+    process = start(2, *VIT, *endless)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.startswith("train epoch 1 "):
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert Path("a.resume.safetensors").exists()
+    assert not Path("a").exists()
+    process = start(2, *VIT, *endless)
+    seen = ""
+    for line in process.stderr or ():
+        seen += line
+        if line.startswith("train epoch"):
+            break
+    process.send_signal(signal.SIGTERM)
+    process.communicate(timeout=120)
+    assert re.search(r"resuming at step \d+ of 360 of the training", seen), seen
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--on-bad-image", "skip"), "would let processes have different numbers of steps with 2 processes"),
+        (("--max-val", "1"), "1 validation images are too few with 2 processes"),
+    ],
+)
+def test_refusals(words: tuple[str, ...], problem: str) -> None:
+    process = start(2, *VIT, *words)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert problem in err
