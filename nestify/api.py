@@ -25,6 +25,7 @@ from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
+from nestify.training.logs import check_logs, open_logs
 from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.resume import checkpoint_path
 from nestify.training.world import World, joined
@@ -124,14 +125,17 @@ def _compress(
         watcher = Observer()
     output = recipe.output_path
     _check_outputs(recipe)
+    check_logs(recipe.train.log)
     run = Run(recipe, watcher, world, device)
     run.checkpoints.find(resume)
     with run.checkpoints.telling():
-        watcher.planned(run.plan())
-        with ExitStack() as logs:
+        watcher.planned(plan := run.plan())
+        marks = run.checkpoints.marks
+        with ExitStack() as open_files:
             if world.leads:
-                log = logs.enter_context(MetricsLog(metrics_path(output), run.checkpoints.marks))
-                run.observer = Observers([watcher, log])
+                metrics = open_files.enter_context(MetricsLog(metrics_path(output), marks))
+                logs = open_logs(recipe.train.log, output, marks, plan.finetune_steps)
+                run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
         watcher.stage(f"writing {output}")
         manifest = world.first(_write(recipe, done) if world.leads else None)

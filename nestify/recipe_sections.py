@@ -260,6 +260,10 @@ class TrainOptions(Section):
         default=True, description="whether to validate the levels before training as well"
     )
     eval_every: int = Field(default=1, ge=1, description="epochs between validations")
+    log: Annotated[tuple[Literal["csv", "tensorboard"], ...], Field(strict=False)] = Field(
+        default=(),
+        description="logs beside metrics.jsonl: csv (a row per epoch), tensorboard",
+    )
     checkpoint_minutes: float = Field(
         default=10.0,
         ge=0,

@@ -91,6 +91,7 @@ def compress(
     amp: Annotated[bool | None, _option("train.amp", "--amp/--no-amp", panel=_TRAINING)] = None,
     seed: Annotated[int | None, _option("seed", "--seed", panel=_TRAINING)] = None,
     device: Annotated[str | None, _option("device", "--device", panel=_TRAINING)] = None,
+    log: Annotated[list[str] | None, _option("train.log", "--log", panel=_TRAINING)] = None,
     settings: Annotated[
         list[str] | None,
         typer.Option(
@@ -151,6 +152,7 @@ def compress(
         "train.opt": opt,
         "train.teacher": teacher,
         "train.amp": amp,
+        "train.log": log or None,
         "seed": seed,
         "device": device,
         **dict(parse_setting(text) for text in settings or []),

@@ -19,6 +19,7 @@ _FREE = {
     "data.hierarchy",  # as of a checkpoint
     "data.on_bad_image",  # a run that refused such images has met none
     "train.checkpoint_minutes",
+    "train.log",
     "model.checkpoint",  # what it holds is looked at instead
     "train.teacher_checkpoint",
 }

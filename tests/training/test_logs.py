@@ -1,0 +1,154 @@
+"""The further logs against `metrics.jsonl`, also of a run that was cut off."""
+
+import csv
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from nestify import api
+from nestify.errors import DataError, OutputError, RecipeError
+from nestify.training.observer import Observer
+from nestify.training.stepper import Stepper
+
+OPTIONS: Mapping[str, object] = {  # 3 steps of fine-tuning and 11 of training in 4 epochs
+    "output": "run.nested.safetensors",
+    "data.max_train": 48,
+    "data.max_val": 20,
+    "train.batch_size": 16,
+    "train.epochs": 3.6,
+    "train.recalibrate_batches": 1,
+    "train.eval_before": False,
+    "train.eval_every": 2,
+    "finetune.epochs": 1,
+    "levels": "0.9,0",
+}
+TABLE = Path("run.csv")
+
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def run(*logs: str, observer: Observer | None = None) -> None:
+    api.compress("digits", {**OPTIONS, "train.log": list(logs)}, observer=observer)
+
+
+def cut_off(*logs: str, steps: int) -> None:
+    """A run that ends after so many steps of both trainings."""
+    take, done = Stepper.take, 0
+
+    def counted(self: Stepper, images: Tensor, target: Tensor) -> None:
+        nonlocal done
+        if done == steps:
+            raise DataError("cut off")
+        take(self, images, target)
+        done += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "take", counted)
+        with pytest.raises(DataError):
+            run(*logs)
+
+
+def metrics(event: str) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in Path("run.metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if line["event"] == event]
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_row_per_epoch() -> None:
+    TABLE.write_text("epoch,other\n1,2\n")  # of an older run
+    run("csv")
+    told = metrics("train")
+    table = rows(TABLE)
+    assert len(table) == len(told) == 4
+    for row, line in zip(table, told, strict=True):
+        assert int(row["epoch"]) == line["epoch"]
+        assert float(row["lr"]) == line["lr"]
+        for name, key in (("loss", "losses"), ("top1", "top1"), ("sparsity", "sparsity")):
+            assert [float(row[f"train_{name}_{k}"]) for k in (1, 2)] == line[key]
+    validations = [line for line in metrics("evaluation") if line["moment"] in ("epoch", "after")]
+    assert [row["eval_top1_1"] == "" for row in table] == [True, False, True, False]
+    for row, validation in zip(table[1::2], validations, strict=True):
+        for k, level in enumerate(validation["levels"], start=1):
+            for name in ("top1", "top5", "loss"):
+                assert float(row[f"eval_{name}_{k}"]) == level[name]
+    [finetuned] = rows(Path("run.finetune.csv"))
+    assert float(finetuned["train_loss_1"]) == metrics("finetune")[0]["losses"][0]
+
+
+@pytest.mark.parametrize("steps", [3, 9, 10])
+def test_a_run_that_goes_on_continues_its_table(steps: int) -> None:
+    run("csv")
+    whole = TABLE.read_bytes()
+    cut_off("csv", steps=steps)
+    run("csv")
+    assert TABLE.read_bytes() == whole
+
+
+def test_a_table_that_cannot_be_written() -> None:
+    TABLE.mkdir()
+    with pytest.raises(OutputError, match=r"run\.csv cannot be written .*leave out --log csv"):
+        run("csv")
+
+
+def test_what_is_no_table_is_left_alone() -> None:
+    TABLE.write_text("name,size\nmine,3\n")
+    with pytest.raises(OutputError, match=r"run\.csv cannot be written \(it is no table of a run\)"):
+        run("csv")
+    assert TABLE.read_text() == "name,size\nmine,3\n"
+
+
+def test_without_tensorboard_nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(RecipeError, match=r"pip install 'nestify\[tensorboard\]'"):
+        run("tensorboard")
+    assert list(tmp_path.iterdir()) == []
+
+
+def scalars() -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard reads: values by step, by tag."""
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator("run.tensorboard")
+    events.Reload()
+    tags = events.Tags()["scalars"]
+    return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_tensorboard() -> None:
+    pytest.importorskip("tensorboard")
+    run("tensorboard")
+    run("tensorboard")  # replaces the first one
+    found = scalars()
+    [finetuned] = metrics("finetune")
+    assert found["finetune/loss/level1"] == [(3, pytest.approx(finetuned["losses"][0]))]
+    ends = {3 + line["step"]: line["losses"][1] for line in metrics("train")}
+    seen = dict(found["train/loss/level2"])
+    assert {step: seen[step] for step in ends} == pytest.approx(ends)
+    last = metrics("evaluation")[-1]["levels"][0]["top1"]
+    assert found["validation/top1/level1"][-1] == (14, pytest.approx(last))
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("steps", [7])
+def test_a_run_that_goes_on_continues_its_events(steps: int) -> None:
+    pytest.importorskip("tensorboard")
+    run("tensorboard")
+    whole = scalars()
+    cut_off("tensorboard", steps=steps)
+    run("tensorboard")
+    assert scalars() == whole
