@@ -99,11 +99,11 @@ def test_a_last_step_that_diverges(refused: Refused) -> None:
     """The losses of the two steps are finite, the weights after them are not."""
     message = refused(4, "compress", "digits", *TWO_STEPS, "--epochs", "0.1", "--lr", "1e30")
     assert "on the validation images is " in message
-    assert message.endswith("a smaller train.lr may help")
-    finetuned = ("--epochs", "0", "--finetune-epochs", "1", "--batch-size", "200")
+    assert "; a smaller train.lr may help, with --restart" in message
+    finetuned = ("--restart", "--epochs", "0", "--finetune-epochs", "1", "--batch-size", "200")
     message = refused(4, "compress", "digits", *TWO_STEPS, *finetuned, "--set", "finetune.lr=1e30")
     assert message.startswith("the loss of the dense model on the validation images is ")
-    assert message.endswith("a smaller finetune.lr may help")
+    assert "; a smaller finetune.lr may help, with --restart" in message
 
 
 def test_a_file_that_does_not_load_again_is_not_kept(

@@ -1,0 +1,90 @@
+"""Signals are put off, obeyed afterwards, and obeyed at once when they come twice."""
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from types import FrameType
+
+import pytest
+
+from nestify.training.signals import STOPS, children_wait, put_off
+
+
+@pytest.fixture
+def heard() -> Iterator[list[int]]:
+    """Numbers of the signals that the program's own handlers got."""
+    numbers: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        numbers.append(number)
+
+    old = {number: signal.signal(number, note) for number in (*STOPS, signal.SIGCHLD)}
+    yield numbers
+    for number, handler in old.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_waits_until_it_is_asked_for(number: int, heard: list[int]) -> None:
+    handler = signal.getsignal(number)
+    with put_off() as stops:
+        os.kill(os.getpid(), number)
+        assert (stops.came, heard) == (number, [])
+        stops.act()
+        assert (stops.came, heard) == (None, [number])
+        os.kill(os.getpid(), number)  # the handler let the work go on, so the next one waits too
+        assert heard == [number]
+    assert heard == [number, number]
+    assert signal.getsignal(number) is handler
+
+
+def test_a_second_signal_is_obeyed_at_once(heard: list[int]) -> None:
+    with put_off():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert heard == [signal.SIGINT]
+    assert heard == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_ctrl_c_is_a_keyboard_interrupt_in_the_end() -> None:
+    with pytest.raises(KeyboardInterrupt), put_off():
+        os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_an_exception_puts_the_handlers_back(heard: list[int]) -> None:
+    handlers = [signal.getsignal(number) for number in STOPS]
+    with pytest.raises(ZeroDivisionError), put_off():
+        raise ZeroDivisionError
+    assert [signal.getsignal(number) for number in STOPS] == handlers
+
+
+def test_what_is_ignored_stays_ignored(heard: list[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background
+    with put_off() as stops:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stops.came is None
+
+
+def test_other_threads_handle_no_signals() -> None:
+    entered: list[int | None] = []
+
+    def work() -> None:
+        with put_off() as stops, children_wait():
+            entered.append(stops.came)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert entered == [None]
+
+
+def test_children_wait(heard: list[int]) -> None:
+    with children_wait():
+        os.kill(os.getpid(), signal.SIGCHLD)
+        assert heard == []
+    assert heard == [signal.SIGCHLD]
+    with children_wait():
+        pass
+    assert heard == [signal.SIGCHLD]
