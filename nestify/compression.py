@@ -71,7 +71,7 @@ class Run:
         self.observer = observer
         self.world = world
         self.device = device or pick_device(recipe.device)
-        self.precision = Precision(self.device, recipe.train.amp)
+        self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         check_optimizer(recipe)
         observer.stage("opening images")
         self.train_images, self.val_images = open_recipe_images(recipe)

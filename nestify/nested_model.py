@@ -234,18 +234,8 @@ class NestedModel(nn.Module):
             UnsupportedModelError: if the network gives more than one tensor.
         """
         number = self.n_levels if level is None else self.level_number(level)
-        changed = self._projection_now(number)
-        if self.structure is not None and self.is_smaller(number):
-            skeleton = self.structure.skeleton(number, training=self.training, device=images.device)
-            return self._one_tensor(functional_call(skeleton, changed, (images,)))
-        if not changed:
-            return self._one_tensor(self.network(images))
-        # A module that is registered under several names must be given under one, and a tensor that
-        # several modules hold under each: torch's own tying does the first wrongly.
-        tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
-        return self._one_tensor(functional_call(self.network, changed | tied, (images,), tie_weights=False))
-
-    def _one_tensor(self, output: object) -> Tensor:
+        module, tensors = self.view(number, images.device, torch.is_grad_enabled())
+        output = functional_call(module, tensors, (images,), tie_weights=False) if tensors else module(images)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
                 f"{self.spec.architecture} gives a {type(output).__name__} and not one tensor of logits; "
@@ -253,11 +243,25 @@ class NestedModel(nn.Module):
             )
         return output
 
-    def _projection_now(self, level: int) -> dict[str, Tensor]:
+    def view(self, level: int, device: torch.device, stand_ins: bool) -> tuple[nn.Module, dict[str, Tensor]]:
+        """A module, and the tensors with which it computes a level: for `torch.func.functional_call`.
+
+        Args:
+            device: of the images. `level`, `stand_ins`: as for `projection`.
+        """
+        changed = self._projection_now(level, stand_ins)
+        if self.structure is not None and self.is_smaller(level):
+            return self.structure.skeleton(level, training=self.training, device=device), changed
+        # A module that is registered under several names must be given under one, and a tensor that
+        # several modules hold under each: torch's own tying does the first wrongly.
+        tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
+        return self.network, changed | tied
+
+    def _projection_now(self, level: int, stand_ins: bool) -> dict[str, Tensor]:
         """The projection; kept between calls while nothing changes, one level at a time."""
         if self.training or torch.is_grad_enabled():
             self._cached = None
-            return self.projection(level, stand_ins=torch.is_grad_enabled())
+            return self.projection(level, stand_ins=stand_ins)
         state = (level, self._whole.at(level), identity(self.parameters()))
         if self._cached is None or self._cached[0] != state:
             self._cached = None  # free the old level's copy before the new one is made

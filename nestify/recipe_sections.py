@@ -18,6 +18,7 @@ from pydantic import (
     field_validator,
 )
 
+AmpDtype = Literal["auto", "bfloat16", "float16"]
 Dtype = Literal["float32", "float16", "bfloat16"]
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
@@ -223,7 +224,17 @@ class TrainOptions(Section):
     accumulate: int = Field(
         default=1, ge=1, description="batches whose gradients are added up for one training step"
     )
-    amp: bool = Field(default=False, description="whether to compute in mixed precision on a GPU")
+    amp: bool = Field(
+        default=False, description="whether to compute in mixed precision where the device has 16-bit numbers"
+    )
+    amp_dtype: AmpDtype = Field(
+        default="auto",
+        description="numbers of mixed precision: bfloat16, float16 (GPUs alone), or auto: bfloat16 where the "
+        "device has it",
+    )
+    compile: bool = Field(
+        default=False, description="whether to run each level through torch.compile while it trains"
+    )
     channels_last: bool = Field(
         default=False, description="whether weights lie channels last, which depthwise networks run faster in"
     )

@@ -20,6 +20,7 @@ from nestify.pretrained import save_plain
 from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
 from nestify.schedules.ramp import Ramp
+from nestify.training.compiled import CompiledLevels
 from nestify.training.distillation import Teacher
 from nestify.training.loop import steps_per_epoch, total_steps, train
 from nestify.training.observer import Observer
@@ -99,7 +100,7 @@ class Phases:
         self.observer.stage("training the levels")
         steps = total_steps(recipe.train.epochs, steps_per_epoch(self.batches, recipe.train.accumulate))
         ramp = Ramp(levels, round(recipe.schedule.ramp * steps), recipe.schedule.reselect, settle)
-        task = self.task(nested, frozen)
+        task = self.task(nested, frozen, compiled=True)
 
         def on_log(log: StepLog) -> None:
             self.observer.stepped("train", log)
@@ -125,13 +126,17 @@ class Phases:
                 keeper=keeper,
                 world=self.world,
             )
+        if isinstance(task.levels, CompiledLevels):
+            graphs = task.levels.graphs()
+            self.observer.stage(f"torch.compile made {graphs} programs for {nested.n_levels} levels")
         return trained, ramp.levels
 
-    def task(self, nested: NestedModel, frozen: nn.Module | None) -> NestedTask:
+    def task(self, nested: NestedModel, frozen: nn.Module | None, *, compiled: bool = False) -> NestedTask:
         """The joint loss of all levels.
 
         Args:
             frozen: the network that teaches; a copy of the model's own stands in where it is missing.
+            compiled: let torch compile the levels, if the recipe wants that.
         """
         options, levels = self.recipe.train, self.recipe.level
         kind = options.teacher if options.teacher in TEACHERS else "other"
@@ -144,6 +149,7 @@ class Phases:
             self._criterion(),
             parents=self.labels.parents,
             seed=self.recipe.seed,
+            compiled=options.compile and compiled,
             weights=[level.weight for level in levels],
             distill=[options.distill if level.distill is None else level.distill for level in levels],
             teacher=teacher.to(self.device),
@@ -154,7 +160,7 @@ class Phases:
 
     @property
     def _precision(self) -> Precision:
-        return Precision(self.device, self.recipe.train.amp)
+        return Precision(self.device, self.recipe.train.amp, self.recipe.train.amp_dtype)
 
     def _criterion(self) -> nn.Module:
         augment = self.recipe.augment

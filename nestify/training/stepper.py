@@ -82,7 +82,7 @@ class Stepper:
         self._clip_grad = options.clip_grad
         self._ramp, self._score = ramp, score
         self._optimizer, self._scheduler = _optimizer(nested, options, epoch_steps, total)
-        self._scaler = Precision(task.device, options.amp).scaler()
+        self._scaler = Precision(task.device, options.amp, options.amp_dtype).scaler()
         self._mixup = _mixup(augment, nested.spec.num_classes)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nestify.evaluation.accuracy import NO_PARENTS
 from nestify.hierarchy import coarse_target
 from nestify.nested_model import NestedModel
+from nestify.training.compiled import CompiledLevels
 from nestify.training.distillation import Teacher
 
 
@@ -39,9 +40,11 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         parents: by level, int64 (classes,): the level's class of each class, where it tells others. Its
             targets, the teacher's answers among them, are summed up to its classes.
         seed: with the step it fixes which levels are drawn, in every process of a run.
+        compiled: run the levels through torch.compile.
 
     Attributes:
         step: number of the training step, for that.
+        levels: the levels as they run.
     """
 
     def __init__(
@@ -57,6 +60,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         device: torch.device | None = None,
         parents: Mapping[int, Tensor] = NO_PARENTS,
         seed: int = 0,
+        compiled: bool = False,
     ) -> None:
         super().__init__(device=device, verbose=False)
         n = nested.n_levels
@@ -73,6 +77,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             self.distill[-1] = 0.0
         self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
         self.step = 0
+        self.levels: Callable[..., Tensor] = CompiledLevels(nested) if compiled else nested
         self._seed = seed
 
     def drawn_levels(self) -> list[tuple[int, float]]:
@@ -96,7 +101,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             answer = self.teacher.answer(images) if any(self.distill) else None
         for level, weight in self.drawn_levels():
             with self.autocast():
-                logits = self.trainable_module(images, level=level)
+                logits = self.levels(images, level=level)
             logits = logits.float()
             taught = None if answer is None else self.coarse(level, answer)
             loss = self._level_loss(level, logits, self.coarse(level, target), taught)

@@ -157,8 +157,9 @@ def test_sandwich_always_trains_core_and_full_and_keeps_the_expected_weight(make
     )
     totals = dict.fromkeys(range(1, 7), 0.0)
     draws = 4000
-    for _ in range(draws):
+    for task.step in range(draws):
         drawn = task.drawn_levels()
+        assert drawn == task.drawn_levels()  # every process of a run draws the same
         levels = [level for level, _ in drawn]
         assert len(set(levels)) == len(levels) == 4
         assert levels[0] == 6

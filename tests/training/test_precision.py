@@ -1,0 +1,81 @@
+"""Which arithmetic a run uses, and that training with it works."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nestify import api
+from nestify.errors import RecipeError
+from nestify.training import precision
+from nestify.training.precision import Precision
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize(
+    ("device", "amp", "wanted", "capable", "dtype"),
+    [
+        (CPU, False, "bfloat16", True, torch.float32),
+        (CPU, True, "auto", True, torch.bfloat16),
+        (CPU, True, "auto", False, torch.float32),
+        (CPU, True, "bfloat16", False, torch.bfloat16),
+        (CUDA, True, "auto", True, torch.bfloat16),
+        (CUDA, True, "auto", False, torch.float16),
+        (CUDA, True, "float16", True, torch.float16),
+        (torch.device("mps"), True, "auto", True, torch.float32),
+    ],
+)
+def test_numbers(
+    device: torch.device,
+    amp: bool,
+    wanted: precision.AmpDtype,
+    capable: bool,
+    dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: capable)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable}, raising=False)
+    assert Precision(device, amp, wanted).dtype == dtype
+
+
+def test_float16_is_not_for_a_cpu() -> None:
+    with pytest.raises(RecipeError, match="is for GPUs"):
+        Precision(CPU, True, "float16")
+
+
+@pytest.mark.parametrize("levels", [{"levels": "0.9,0"}, {"schedule.kind": "channel", "levels": "0.5,1"}])
+def test_training_in_bfloat16(
+    levels: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options: dict[str, object] = {
+        "data.max_train": 64,
+        "data.max_val": 50,
+        "train.batch_size": 32,
+        "train.epochs": 2,
+        "train.eval_before": False,
+        "train.amp": True,
+        "train.amp_dtype": "bfloat16",
+        **levels,
+    }
+    seen: set[torch.dtype] = set()
+    conv = torch.nn.functional.conv2d
+
+    def watched(x: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+        out = conv(x, *given, **named)  # type: ignore[arg-type]
+        seen.add(out.dtype)
+        return out
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    result = api.compress("digits", options)
+    full = result.manifest.levels[-1].metrics
+    assert full.top1 is not None
+    assert full.top1 > 80
+    assert all(value.dtype != torch.bfloat16 for value in result_tensors(result.path))
+    if "schedule.kind" not in levels:
+        assert torch.bfloat16 in seen
+
+
+def result_tensors(path: Path) -> list[torch.Tensor]:
+    return list(api.load(path).state_dict().values())
