@@ -6,7 +6,8 @@ The baseline knows nothing of nestify: for each level, a plain timm model that h
 weights does forward, backward and an optimizer step. Nested and plain steps alternate in one process, and
 the median of the ratios pair by pair is printed. Memory is the peak of the resident set beyond what the
 process had before the model was made, each variant in a process of its own; the plain one trains one
-level, with the same optimizer.
+level, with the same optimizer. `--with amp,compile,channels_last` sets both sides up alike: bfloat16,
+torch.compile (its time is that of the first round, which does not count), memory layout.
 """
 
 import argparse
@@ -17,13 +18,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 SPARSITIES = (0.95, 0.8, 0.0)
 BATCH = 64
 
 
-def nested_step(name: str, size: int, optimizer: str) -> Callable[[], None]:
+def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -> Callable[[], None]:
     """A step of all levels through nestify, without a teacher."""
     import timm
     import torch
@@ -37,17 +39,25 @@ def nested_step(name: str, size: int, optimizer: str) -> Callable[[], None]:
     from nestify.training.task import NestedTask
 
     torch.manual_seed(0)
-    network = timm.create_model(name, num_classes=100, **size_argument(name, size))
+    layout = memory_format(settings)
+    network = timm.create_model(name, num_classes=100, **size_argument(name, size)).to(memory_format=layout)
     names = [f"l{k}" for k in range(len(SPARSITIES))]
     nested = NestedModel(network, describe_model(network), names)
     levels = [Level(n, sparsity) for n, sparsity in zip(names, SPARSITIES, strict=True)]
     weights = {n: nested.shared_tensor(n) for n in nested.entry}
     nested.set_entry_levels(select_entry_levels(weights, levels))
     task = NestedTask(
-        nested, torch.nn.CrossEntropyLoss(), weights=[1] * 3, distill=[0] * 3, teacher=Teacher("none")
+        nested,
+        torch.nn.CrossEntropyLoss(),
+        weights=[1] * 3,
+        distill=[0] * 3,
+        teacher=Teacher("none"),
+        autocast=lambda: autocast(settings),
+        compiled="compile" in settings,
     )
     chosen = create_optimizer_v2(nested, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
     images, target = batch(size)
+    images = images.to(memory_format=layout)
     nested.train()
 
     def step() -> None:
@@ -58,14 +68,18 @@ def nested_step(name: str, size: int, optimizer: str) -> Callable[[], None]:
     return step
 
 
-def plain_step(name: str, size: int, optimizer: str, sparsity: float) -> Callable[[], None]:
+def plain_step(
+    name: str, size: int, optimizer: str, settings: Sequence[str], sparsity: float
+) -> Callable[[], None]:
     """A step of one plain timm model whose smallest weights are zero."""
     import timm
     import torch
     from timm.optim import create_optimizer_v2
 
     torch.manual_seed(0)
+    layout = memory_format(settings)
     model = timm.create_model(name, num_classes=100, **size_argument(name, size)).train()
+    model = model.to(memory_format=layout)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2 and sparsity:
@@ -75,14 +89,32 @@ def plain_step(name: str, size: int, optimizer: str, sparsity: float) -> Callabl
                 parameter.mul_(parameter.abs() > threshold)
     chosen = create_optimizer_v2(model, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
     images, target = batch(size)
+    images = images.to(memory_format=layout)
     criterion = torch.nn.CrossEntropyLoss()
+    forward = torch.compile(model) if "compile" in settings else model
 
     def step() -> None:
         chosen.zero_grad(set_to_none=True)
-        criterion(model(images), target).backward()
+        with autocast(settings):
+            logits = forward(images)
+        criterion(logits.float(), target).backward()
         chosen.step()
 
     return step
+
+
+def autocast(settings: Sequence[str]) -> "AbstractContextManager[object]":
+    """The context of a forward pass."""
+    import torch
+
+    return torch.autocast("cpu", torch.bfloat16) if "amp" in settings else nullcontext()
+
+
+def memory_format(settings: Sequence[str]) -> "torch.memory_format":  # noqa: F821
+    """How weights and images lie."""
+    import torch
+
+    return torch.channels_last if "channels_last" in settings else torch.contiguous_format
 
 
 def size_argument(name: str, size: int) -> dict[str, int]:
@@ -99,10 +131,12 @@ def batch(size: int) -> tuple["torch.Tensor", "torch.Tensor"]:  # noqa: F821
     return torch.randn(BATCH, 3, size, size), torch.randint(100, (BATCH,))
 
 
-def measure_time(name: str, size: int, optimizer: str, rounds: int) -> dict[str, float]:
+def measure_time(
+    name: str, size: int, optimizer: str, settings: Sequence[str], rounds: int
+) -> dict[str, float]:
     """Median seconds of both sides, and the median ratio."""
-    nested = nested_step(name, size, optimizer)
-    plain = [plain_step(name, size, optimizer, sparsity) for sparsity in SPARSITIES]
+    nested = nested_step(name, size, optimizer, settings)
+    plain = [plain_step(name, size, optimizer, settings, sparsity) for sparsity in SPARSITIES]
     pairs = []
     for _ in range(rounds + 1):
         start = time.perf_counter()
@@ -119,7 +153,9 @@ def measure_time(name: str, size: int, optimizer: str, rounds: int) -> dict[str,
     }
 
 
-def measure_memory(which: str, name: str, size: int, optimizer: str) -> dict[str, float]:
+def measure_memory(
+    which: str, name: str, size: int, optimizer: str, settings: Sequence[str]
+) -> dict[str, float]:
     """Peak resident bytes beyond those before the model was made."""
     import timm  # noqa: F401
     import torch
@@ -129,7 +165,10 @@ def measure_memory(which: str, name: str, size: int, optimizer: str) -> dict[str
     warm = torch.nn.Conv2d(3, 8, 3)
     warm(torch.randn(1, 3, 8, 8)).sum().backward()  # the libraries' own buffers
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step = nested_step(name, size, optimizer) if which == "nested" else plain_step(name, size, optimizer, 0.8)
+    if which == "nested":
+        step = nested_step(name, size, optimizer, settings)
+    else:
+        step = plain_step(name, size, optimizer, settings, 0.8)
     for _ in range(3):
         step()
     return {"bytes": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024.0}
@@ -153,19 +192,21 @@ def main() -> None:
     parser.add_argument("--size", default="64,128")
     parser.add_argument("--opt", default="sgd")
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--with", dest="settings", default="", help="of amp, compile, channels_last")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
         kind, *rest = json.loads(options.child)
         print(json.dumps(measure_time(*rest) if kind == "time" else measure_memory(kind, *rest)))
         return
-    print(f"{BATCH} images, levels {SPARSITIES}, {options.opt}; ratios are nested / plain")
+    settings = options.settings.split(",") if options.settings else []
+    print(f"{BATCH} images, levels {SPARSITIES}, {options.opt} {options.settings}; ratios are nested / plain")
     print(f"{'model':<24}{'pixels':>7}{'nested s':>10}{'plain s':>10}{'time ratio':>12}{'memory ratio':>14}")
     for name in options.models.split(","):
         for size in map(int, options.size.split(",")):
-            timed = in_child("time", name, size, options.opt, options.rounds)
-            nested = in_child("nested", name, size, options.opt)["bytes"]
-            plain = in_child("plain", name, size, options.opt)["bytes"]
+            timed = in_child("time", name, size, options.opt, settings, options.rounds)
+            nested = in_child("nested", name, size, options.opt, settings)["bytes"]
+            plain = in_child("plain", name, size, options.opt, settings)["bytes"]
             print(
                 f"{name:<24}{size:>7}{timed['nested_s']:>10.3f}{timed['plain_s']:>10.3f}"
                 f"{timed['ratio']:>12.3f}{nested / plain:>14.3f}",
