@@ -103,9 +103,10 @@ class Run:
             world_size=world.size,
         )
         self._images = {"training": self.train_images, "validation": self.val_images}
+        depends = self._images, self.labels, world.size
         self.checkpoints = Checkpoints(
             checkpoint_path(recipe.output_path),
-            run_identity(recipe, self.device, self.pretrained.model, self.teacher, self._images, self.labels),
+            run_identity(recipe, self.device, self.pretrained.model, self.teacher, *depends),
             recipe.train.checkpoint_minutes,
             skipped={split: images.skipped for split, images in self._images.items()},
             world=world,
@@ -247,7 +248,8 @@ class Run:
         """
         problems = check_empty(nested)
         if self.recipe.train.epochs:
-            problems += check_collapse(original, after, nested.classes, nested.level_names)
+            trained = [result for result in after if self.recipe.level[result.level - 1].weight]
+            problems += check_collapse(original, trained, nested.classes, nested.level_names)
         for problem in problems:
             self.observer.warned(problem)
 

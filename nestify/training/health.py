@@ -21,13 +21,14 @@ def collapsed_levels(
     """The levels that answer by chance, though the dense model did much better.
 
     Args:
-        results: of the levels. `classes`: how many each of them tells, in the same order.
+        results: of levels that were trained. `classes`: how many every level tells, core first.
     """
     limits = [100 * AT_CHANCE / count for count in classes]
     return [
         result
-        for result, limit in zip(results, limits, strict=True)
-        if result.top1 <= limit and original.top1 >= WORTH_KEEPING * limit
+        for result in results
+        if result.top1 <= limits[result.level - 1]
+        and original.top1 >= WORTH_KEEPING * limits[result.level - 1]
     ]
 
 
@@ -37,7 +38,7 @@ def check_collapse(
     """A sentence for each level that collapsed in training.
 
     Args:
-        results: of all levels, core first. `classes`, `names`: of the same levels.
+        results: of the levels that were trained. `classes`, `names`: of all levels, core first.
 
     Raises:
         DivergedError: if all of them did.

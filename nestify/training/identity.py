@@ -36,18 +36,20 @@ def run_identity(
     teacher: nn.Module | None,
     images: Mapping[str, Images],
     labels: Labels,
+    processes: int = 1,
 ) -> Identity:
     """What a run's result depends on.
 
     Args:
         network: with its pretrained weights. `teacher`: another model that teaches.
-        images: by split. `labels`: what the levels tell.
+        images: by split. `labels`: what the levels tell. `processes`: of which each has a share of a batch.
     """
     identity: Identity = {
         "the version of nestify": __version__,
         "the version of torch": torch.__version__,
         "the version of timm": timm.__version__,
         "the kind of device": device.type,
+        "the number of processes": processes,
         **{key: value for key, value in _flat(recipe.to_dict()) if key not in _FREE},
         "the hash of the model's weights": _hash_of_weights(network),
         "the hash of the hierarchy": _hash(classes.model_dump_json() for classes in labels.hierarchy),

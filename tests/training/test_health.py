@@ -102,6 +102,8 @@ def test_a_healthy_run_is_not_warned_of() -> None:
 
 def test_what_was_not_trained_has_not_collapsed() -> None:
     assert not any("collapsed" in text for text in warnings_of({"train.epochs": 0, "levels": "0.9995,0"}))
+    left_out = {"train.epochs": 1, "levels": "0.9995,0", "level[1].weight": 0.0}
+    assert not any("collapsed" in text for text in warnings_of(left_out))
 
 
 # Empty levels
