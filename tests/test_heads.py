@@ -68,6 +68,9 @@ def test_level_equals_the_plain_model_with_as_many_classes(name: str, make_model
             assert expected.shape == (2, classes)
             torch.testing.assert_close(nested(batch, level=level), expected, rtol=0, atol=1e-5)
             torch.testing.assert_close(nested.at_level(level)(batch), expected, rtol=0, atol=1e-5)
+        assert [nested.elements(level, name) for name in nested.heads] == [
+            plain.get_parameter(name).numel() for name in nested.heads
+        ]
     assert not set(nested.heads) & set(nested.entry)
 
 

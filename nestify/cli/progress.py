@@ -90,7 +90,7 @@ class Display(Observer):
     def repeat_warnings(self) -> None:
         """Say again, after the result, what might have scrolled away."""
         for text in self.warnings:
-            say(f"warning: {text}")
+            self._say(f"warning: {text}")
 
     def _say(self, text: str) -> None:
         if self.console.is_terminal:
