@@ -22,6 +22,7 @@ from torch.nn import functional
 import nestify
 from nestify.describe import describe, prefix_bytes
 from nestify.fingerprint import fingerprint_error
+from nestify.hierarchy import Labels
 from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import level_costs
@@ -199,7 +200,7 @@ def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
     count = count_macs(nested.network, nested.spec.input_size)
     assert not count.uncounted, f"MACs not counted: {dict(count.uncounted)}"
     costs = level_costs(nested, count)
-    sizes = prefix_bytes(recipe, recipe.levels, nested, costs, None)
+    sizes = prefix_bytes(recipe, recipe.levels, nested, costs, Labels())
     assert sizes == sorted(sizes)
     assert [cost.dense_macs for cost in costs] == [count.total] * nested.n_levels
     macs = [cost.effective_macs for cost in costs]

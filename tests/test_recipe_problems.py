@@ -32,7 +32,11 @@ def problems(options: dict[str, object]) -> list[str]:
         ("train.lr", 0.0, "0 is not above 0 (learning rate after the warmup)"),
         ("train.lr", float("inf"), "inf is not a finite number (learning rate after the warmup)"),
         ("train.batch_size", 1.5, "1.5 is not a whole number (images per training step and device)"),
-        ("train.amp", "yes", '"yes" is not true or false (whether to compute in mixed precision on a GPU)'),
+        (
+            "train.eval_before",
+            "yes",
+            '"yes" is not true or false (whether to validate the levels before training as well)',
+        ),
         ("train.momentum", 1, "1 is not in [0, 1) (momentum of optimizers that have one)"),
         ("train.distill", 1.1, "1.1 is not in [0, 1] (share of distillation in each level's loss)"),
         ("train.opt", 3, "3 is not a text in quotes (optimizer, by timm's name)"),

@@ -1,7 +1,7 @@
 """The joint loss of all levels, as a timm training task."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -17,11 +17,17 @@ from nestify.training.distillation import Teacher
 
 @dataclass(frozen=True)
 class LevelResult:
-    """What one level did in one step: loss (0-d, detached, unweighted) and logits (B, classes), detached."""
+    """What one level did in one step.
+
+    Attributes:
+        loss: 0-d, detached, unweighted. `logits`: (B, classes), detached.
+        weight: of its loss in the sum.
+    """
 
     level: int
     loss: Tensor
     logits: Tensor
+    weight: float
 
 
 class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
@@ -105,7 +111,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             logits = logits.float()
             taught = None if answer is None else self.coarse(level, answer)
             loss = self._level_loss(level, logits, self.coarse(level, target), taught)
-            yield weight * loss, LevelResult(level, loss.detach(), logits.detach())
+            yield weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight)
             if level == self.n_levels and self.teacher.learns_from_full:
                 own = self.teacher.soften(logits)
                 answer = own if answer is None else (answer + own) / 2
@@ -127,6 +133,9 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     ) -> list[LevelResult]:
         """Forward and backward of every level in turn; the memory of one level's graph, not of n.
 
+        Shared weights get the gradient of the weighted sum. What a level owns gets that of the level's own
+        loss, whatever its weight, and so learns as fast as it would alone.
+
         Args:
             images: (B, C, H, W).
             target: (B,) class indices, or (B, classes) soft targets.
@@ -134,11 +143,28 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         """
         results = []
         for loss, result in self.losses(images, target):
-            scale(loss).backward()
+            with self._unweighted(result):
+                scale(loss).backward()
             results.append(result)
         return results
 
+    @contextmanager
+    def _unweighted(self, result: LevelResult) -> Iterator[None]:
+        """Divide the gradients that a backward adds to what a level owns by the level's weight."""
+        own = [t for t in self.trainable_module.private_tensors(result.level).values() if t.requires_grad]
+        before = [parameter.grad for parameter in own]
+        for parameter in own:
+            parameter.grad = None
+        yield
+        for parameter, gradient in zip(own, before, strict=True):
+            if parameter.grad is None:
+                parameter.grad = gradient
+            else:
+                parameter.grad.div_(result.weight)
+                if gradient is not None:
+                    parameter.grad.add_(gradient)
+
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The whole loss in one graph, as timm's own loops expect; `output` is the full level's."""
+        """The whole weighted loss in one graph, as timm's own loops expect; `output` is the full level's."""
         pairs = list(self.losses(input, target))
         return {"loss": torch.stack([loss for loss, _ in pairs]).sum(), "output": pairs[0][1].logits}

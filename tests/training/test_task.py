@@ -123,6 +123,31 @@ def test_backward_per_level_gives_the_gradient_of_the_sum(
             torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6)
 
 
+def test_what_a_level_owns_learns_from_its_own_loss_whatever_its_weight(make_model: MakeModel) -> None:
+    model = make_model("test_resnet").eval()  # statistics stay as they are
+    nested = NestedModel(model, describe_model(model), ["a", "b"], classes=[10, 10]).eval()
+    task = NestedTask(
+        nested, nn.CrossEntropyLoss(), weights=[1.0, 3.0], distill=[0.0, 0.0], teacher=Teacher("none")
+    )
+    batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 9, 3])) for _ in range(2)]
+    for batch in batches:  # gradients add up
+        task.backward(*batch)
+    for level in (1, 2):
+        plain = nested.at_level(level)
+        sum(functional.cross_entropy(plain(images), target) for images, target in batches).backward()  # type: ignore[union-attr]
+        own = nested.private_tensors(level)
+        trained = [name for name, tensor in own.items() if isinstance(tensor, nn.Parameter)]
+        assert set(nested.heads) < set(trained)
+        for name in trained:
+            torch.testing.assert_close(own[name].grad, plain.get_parameter(name).grad, rtol=1e-3, atol=1e-5)
+    first, second = (nested.at_level(level) for level in (1, 2))
+    for weight, plain in ((0.25, first), (0.75, second)):
+        total = sum(functional.cross_entropy(plain(images), target) for images, target in batches)
+        (weight * total).backward()  # type: ignore[union-attr]
+    shared = first.conv1[0].weight.grad + second.conv1[0].weight.grad
+    torch.testing.assert_close(nested.shared_tensor("conv1.0.weight").grad, shared, rtol=1e-3, atol=1e-5)
+
+
 def test_teacher_sees_images_in_its_own_normalisation(make_model: MakeModel) -> None:
     frozen = make_model("test_vit", img_size=32).eval()
     frozen.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.5)}  # type: ignore[assignment]
