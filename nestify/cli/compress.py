@@ -73,7 +73,7 @@ def compress(
             "--levels",
             help="from the core to the full level: sparsities (0.95,0.8,0) or N:M patterns (1:4,2:4,0), "
             "widths with --schedule channel (0.25,0.5,1), depths with layer (0.5,0.75,1), or budgets "
-            "(macs=0.25,macs=0.5,1)",
+            "(macs=0.25,macs=0.5,1) (default 0.95,0.8,0)",
             rich_help_panel=_LEVELS,
         ),
     ] = None,
