@@ -26,7 +26,7 @@ class CompiledLevels:
         """Logits (B, classes of the level) for images (B, C, H, W)."""
         module, tensors = self._nested.view(level, images.device, stand_ins=False)
         if level not in self._programs:
-            self._programs[level] = torch.compile(_caller(module))
+            self._programs[level] = torch.compile(_caller(module, level))
         return self._programs[level](tensors, images)
 
     def graphs(self) -> int:
@@ -34,11 +34,13 @@ class CompiledLevels:
         return _graphs() - self._graphs_before
 
 
-def _caller(module: nn.Module) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+def _caller(module: nn.Module, level: int) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
     def call(tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(module, dict(tensors), (images,), tie_weights=False)
         return logits
 
+    # torch keeps programs by code object, and takes those of one object for one function whose shapes vary.
+    call.__code__ = call.__code__.replace(co_name=f"level_{level}")
     return call
 
 
