@@ -45,6 +45,7 @@ def find_anatomy(
         network: on any device.
         calibration: images (B, C, H, W) that tell what each block is worth; without any, blocks
             are kept evenly over the stages.
+        known: anatomy of a network of the same architecture, so that it is not looked for again.
 
     Raises:
         UnsupportedModelError: if torch cannot trace the network, or the channels cannot be followed.

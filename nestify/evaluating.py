@@ -4,6 +4,8 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from nestify.budgets import Budget, parse_budget
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
@@ -104,16 +106,19 @@ def evaluate(
         device=where,
     )
     recorder = Recorder() if together.wanted else None
-    results = [_accuracy(file, number, loader, recorder) for number in numbers]
+    parents = stored_labels(file.manifest).parents
+    results = [_accuracy(file, number, loader, recorder, parents) for number in numbers]
     entries = [file.manifest.levels[number - 1] for number in numbers]
     found: tuple[Sequence[Consensus], Sequence[Cascade]] = ((), ())
     if recorder is not None:
-        found = together.of(recorder.answers(stored_labels(file.manifest).parents, model.num_classes))
+        found = together.of(recorder.answers(parents, model.num_classes))
     return Evaluation(
         path=file.name,
         data=data,
         names=[entry.name for entry in entries],
-        classes=[(file.manifest.num_classes(k), file.manifest.levels[k - 1].classes) for k in numbers],
+        classes=[
+            (file.manifest.num_classes(k), entry.classes) for k, entry in zip(numbers, entries, strict=True)
+        ],
         levels=results,
         skipped=dict(images.skipped),
         consensus=found[0],
@@ -123,9 +128,10 @@ def evaluate(
     )
 
 
-def _accuracy(file: NestedFile, level: int, loader: Loader, recorder: Recorder | None) -> Accuracy:
+def _accuracy(
+    file: NestedFile, level: int, loader: Loader, recorder: Recorder | None, parents: Mapping[int, Tensor]
+) -> Accuracy:
     """Of one level, which is in memory alone and timed by itself."""
-    parents = stored_labels(file.manifest).parents
     network = load_level(file, level).to(loader.device)
     if recorder is None:
         return evaluate_networks({level: network}, loader, parents=parents)[0]

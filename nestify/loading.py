@@ -9,6 +9,7 @@ from torch import nn
 
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.fingerprint import TOLERANCE, Network, fingerprint_error
+from nestify.hierarchy import stored_labels
 from nestify.model_spec import ModelSpec, build_model, describe_model, fill_model, state_tensors
 from nestify.nested_file.reader import NestedFile
 from nestify.nested_model import NestedModel
@@ -103,9 +104,8 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
 
 def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
     """How many classes the first levels tell, where every level has a classifier of its own."""
-    if not file.manifest.hierarchy:
-        return None
-    return [file.manifest.num_classes(level) for level in range(1, n_levels + 1)]
+    counts = stored_labels(file.manifest).counts(file.manifest.model.num_classes)
+    return None if counts is None else counts[:n_levels]
 
 
 def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
