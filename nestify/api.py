@@ -26,7 +26,7 @@ from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
 from nestify.training.logs import check_logs, open_logs
-from nestify.training.observer import MetricsLog, Observer, Observers
+from nestify.training.observer import MetricsLog, Observer, Observers, beside
 from nestify.training.resume import checkpoint_path
 from nestify.training.world import World, joined
 
@@ -171,9 +171,7 @@ def _write(recipe: Recipe, done: Compressed) -> Manifest:
 
 def metrics_path(output: Path) -> Path:
     """Where the log of a run lies: `resnet.metrics.jsonl` beside `resnet.nested.safetensors`."""
-    return output.with_name(
-        output.name.removesuffix(".safetensors").removesuffix(".nested") + ".metrics.jsonl"
-    )
+    return beside(output, ".metrics.jsonl")
 
 
 def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Recipe:

@@ -11,7 +11,7 @@ from timm.utils.summary import trim_summary, update_summary
 
 from nestify.errors import OutputError, RecipeError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.training.observer import Moment, Observer, Phase
+from nestify.training.observer import Moment, Observer, Phase, beside
 from nestify.training.progress import StepLog
 
 _EPOCH = "csv_epoch"
@@ -166,14 +166,13 @@ def open_logs(
         marks: of the logs of an earlier part of the run, which are continued; empty where there is none.
         finetune_steps: of the run.
     """
-    stem = output.name.removesuffix(".safetensors").removesuffix(".nested")
     with ExitStack() as opened:
         logs: list[Observer] = []
         if "csv" in names:
-            table = CsvLog(output.with_name(f"{stem}.csv"), marks)
+            table = CsvLog(beside(output, ".csv"), marks)
             logs.append(opened.enter_context(closing(table)))
         if "tensorboard" in names:
-            board = TensorBoardLog(output.with_name(f"{stem}.tensorboard"), marks, finetune_steps)
+            board = TensorBoardLog(beside(output, ".tensorboard"), marks, finetune_steps)
             logs.append(opened.enter_context(closing(board)))
         yield logs
 

@@ -20,7 +20,7 @@ from nestify.training.checkpoint import (
 )
 from nestify.training.identity import Identity, difference
 from nestify.training.loop import Keeper
-from nestify.training.observer import Observer, Phase
+from nestify.training.observer import Observer, Phase, beside
 from nestify.training.signals import PutOff, put_off
 from nestify.training.stepper import Stepper
 from nestify.training.world import ALONE, World
@@ -28,9 +28,7 @@ from nestify.training.world import ALONE, World
 
 def checkpoint_path(output: Path) -> Path:
     """Where the checkpoint of a run lies: `resnet.resume.safetensors` beside `resnet.nested.safetensors`."""
-    return output.with_name(
-        output.name.removesuffix(".safetensors").removesuffix(".nested") + ".resume.safetensors"
-    )
+    return beside(output, ".resume.safetensors")
 
 
 _CALLED = {"finetune": "the fine-tuning", "train": "the training"}
