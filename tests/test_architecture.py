@@ -20,6 +20,7 @@ FLOORS = [
         "recipe_problems",
         "recipe_levels",
         "recipe_source",
+        "recipe_gates",
         "recipe",
     },
     {"nested_file", "model_spec", "masking", "named_tensors"},

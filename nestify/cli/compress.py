@@ -170,6 +170,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
 
     recipe = load_recipe(source, overrides)  # told before torch is imported
     from nestify import api
+    from nestify.cli.gates import gates_document, gates_sheets, refuse_missed
     from nestify.cli.output import render, write_result
     from nestify.cli.progress import Display, plan_document, plan_text
     from nestify.report.document import read_report
@@ -187,10 +188,14 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         result = api.compress(recipe, observer=display, resume=resume)
     report = read_report(result.path)
     if as_json:
-        write_result(json.dumps(report.to_dict(layers=True), indent=2) + "\n", None)
+        document = {**report.to_dict(layers=True), **gates_document(result.gates)}
+        write_result(json.dumps(document, indent=2) + "\n", None)
         display.repeat_warnings()
+        refuse_missed(report.path, result.gates)
         return
     title = f"{report.architecture}, {report.num_classes} classes"
     notes = [*report_notes(report), f"Written: {Path(result.path)}"]
-    write_result(render(title, [report_table(report)], notes, sys.stdout), None)
+    sheets = [report_table(report), *gates_sheets(result.gates)]
+    write_result(render(title, sheets, notes, sys.stdout), None)
     display.repeat_warnings()
+    refuse_missed(report.path, result.gates)
