@@ -35,7 +35,7 @@ FLOORS = [
     {"evaluating"},
     {"solving", "compressed"},
     {"compression"},
-    {"api"},
+    {"api", "doctor"},
     {"cli"},
     {"__init__", "__main__"},
 ]

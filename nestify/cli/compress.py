@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nestify.recipe import option_help, parse_setting
+from nestify.recipe import builtin_recipes, option_help, parse_setting
 
 _MODEL = "Model and images"
 _LEVELS = "Levels"
@@ -31,6 +31,11 @@ def _literal(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
 
 
+def _recipes(begun: str) -> list[str]:
+    """Built-in recipes that a shell may complete a word to; it completes paths by itself."""
+    return [name for name in builtin_recipes() if name.startswith(begun)]
+
+
 def compress(
     recipe: Annotated[
         str,
@@ -38,6 +43,7 @@ def compress(
             metavar="RECIPE_OR_MODEL",
             help="A .toml recipe, a built-in recipe (digits), or a timm model's name.",
             show_default=False,
+            autocompletion=_recipes,
         ),
     ],
     checkpoint: Annotated[str | None, _option("model.checkpoint", "--checkpoint", panel=_MODEL)] = None,
