@@ -4,11 +4,13 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nestify.api import Result, compress, load, plan
+    from nestify.benching import Bench, bench
     from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.nested_model import NestedModel
+    from nestify.picking import Pick, pick
     from nestify.recipe import Recipe, load_recipe
     from nestify.report.document import read_report
     from nestify.verification import Verification, verify
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "bench": "nestify.benching",
     "compress": "nestify.api",
     "evaluate": "nestify.evaluating",
     "load": "nestify.api",
@@ -24,10 +27,13 @@ _HOME = {
     "slice_file": "nestify.nested_file.slicing",
     "upgrade_slice": "nestify.nested_file.slicing",
     "verify": "nestify.verification",
+    "pick": "nestify.picking",
+    "Bench": "nestify.benching",
     "Evaluation": "nestify.evaluating",
     "Exported": "nestify.export_formats.level",
     "Sliced": "nestify.nested_file.slicing",
     "Verification": "nestify.verification",
+    "Pick": "nestify.picking",
     "Result": "nestify.api",
     "NestedModel": "nestify.nested_model",
     "Recipe": "nestify.recipe",
@@ -36,19 +42,23 @@ _HOME = {
 }
 
 __all__ = [
+    "Bench",
     "Evaluation",
     "Exported",
     "NestedModel",
+    "Pick",
     "Recipe",
     "Result",
     "Sliced",
     "Verification",
     "__version__",
+    "bench",
     "compress",
     "evaluate",
     "export",
     "load",
     "load_recipe",
+    "pick",
     "plan",
     "read_report",
     "slice_file",

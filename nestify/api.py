@@ -19,6 +19,7 @@ from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
 from nestify.inputs import pick_device, stored_dtype
 from nestify.loading import load_level, load_nested
+from nestify.nested_file.beside import beside
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file
@@ -26,7 +27,7 @@ from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
 from nestify.training.logs import check_logs, open_logs
-from nestify.training.observer import MetricsLog, Observer, Observers, beside
+from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.resume import checkpoint_path
 from nestify.training.world import World, joined
 

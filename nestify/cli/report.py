@@ -31,9 +31,11 @@ def report(
     """Show the levels of a nested file: parameters, MACs, bytes, accuracy.
 
     Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
-    at no cost, prefix MiB what a device must load to run the level.
+    at no cost, prefix MiB what a device must load to run the level. Latencies that `nestify bench --save`
+    kept beside the file are shown too.
     """
     from nestify.cli.output import render, render_markdown, write_result
+    from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.document import read_report
     from nestify.report.table import layer_table, report_notes, report_table
 
@@ -42,8 +44,12 @@ def report(
         write_result(json.dumps(data.to_dict(layers=layers), indent=2) + "\n", output)
         return
     title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
-    sheets = [report_table(data), layer_table(data)] if layers else [report_table(data)]
-    notes = report_notes(data)
+    sheets = [report_table(data), *bench_sheets(data, data.measured)]
+    if layers:
+        sheets.append(layer_table(data))
+    notes = report_notes(data) + noise_notes(data, data.measured)
+    if data.measured_problem:
+        notes.append(data.measured_problem)
     if format is Format.markdown:
         write_result(render_markdown(title, sheets, notes), output)
     else:
