@@ -3,10 +3,11 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nestify.budgets import Limited, show_amount
 from nestify.errors import BadFileError, GateFailed, RecipeError
+from nestify.measurements import Measurement
 from nestify.report.document import LevelReport, Report, read_report
 
 Values = Mapping[Limited, float | None]
@@ -67,12 +68,14 @@ class Pick:
     Attributes:
         level: the best level that meets all; None if none does.
         candidates: all levels, core first.
+        measurement: that the latencies are from; None where there are none.
     """
 
     path: str
     limits: Sequence[Limit]
     level: Candidate | None
     candidates: Sequence[Candidate]
+    measurement: Measurement | None = None
 
     def check(self) -> Candidate:
         """The level that was picked.
@@ -147,7 +150,8 @@ def pick(
         [measurement] = benching.bench(
             path, batch_sizes=(batch_size,), threads=counts, device=device
         ).measurements
-    return choose(report, limits, {level.level: level.median_seconds for level in measurement.levels})
+    latencies = {level.level: level.median_seconds for level in measurement.levels}
+    return replace(choose(report, limits, latencies), measurement=measurement)
 
 
 def _check(limits: Sequence[Limit]) -> None:

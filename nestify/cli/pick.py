@@ -73,7 +73,7 @@ def pick(
     )
     from nestify.cli.output import render, say, write_result
     from nestify.picking import pick as run
-    from nestify.report.pick import pick_table
+    from nestify.report.pick import pick_notes, pick_table
 
     done = run(file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved)
     if as_json:
@@ -81,7 +81,7 @@ def pick(
         done.check()
     else:
         title = f"{done.path}: {', '.join(map(str, limits))}"
-        say(render(title, [pick_table(done)], [], sys.stderr).rstrip("\n"))
+        say(render(title, [pick_table(done)], pick_notes(done), sys.stderr).rstrip("\n"))
         write_result(_word(done) + "\n", None)
 
 
@@ -131,12 +131,13 @@ def _document(done: "Pick") -> dict[str, Any]:
         "file": done.path,
         "limits": {limit.limited: limit.bound for limit in done.limits},
         "picked": None if done.level is None else {"level": done.level.level, "name": done.level.name},
+        "measurement": None if done.measurement is None else done.measurement.model_dump(mode="json"),
         "levels": [
             {
                 "level": candidate.level,
                 "name": candidate.name,
                 **candidate.values,
-                "missed": [limit.limited for limit in candidate.missed],
+                "misses": [limit.limited for limit in candidate.missed],
             }
             for candidate in done.candidates
         ],

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from nestify.measurements import LevelLatency, Machine, Measurement
+from nestify.measurements import LevelLatency, Measurement
 from nestify.report.document import LevelReport, Report
 from nestify.report.sheet import Column, Sheet
 
@@ -21,7 +21,7 @@ def bench_sheets(report: Report, measurements: Sequence[Measurement]) -> list[Sh
         measurements, key=lambda m: (m.machine.model_dump_json(), m.dtype, m.threads, m.batch_size)
     )
     groups = groupby(ordered, key=lambda measurement: (measurement.machine, measurement.dtype))
-    return [_sheet(report, machine, dtype, list(group)) for (machine, dtype), group in groups]
+    return [_sheet(report, list(group)) for _, group in groups]
 
 
 def masked_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
@@ -69,10 +69,9 @@ def bench_document(report: Report, measurement: Measurement) -> dict[str, Any]:
     return document
 
 
-def _sheet(report: Report, machine: Machine, dtype: str, measurements: Sequence[Measurement]) -> Sheet:
+def _sheet(report: Report, measurements: Sequence[Measurement]) -> Sheet:
     rows = _rows(measurements)
     macs = [_macs_over_full(report, level.level) for _, level in rows]
-    quartiles = [level.over_full_quartiles for _, level in rows]
     columns = [
         Column("level", [str(level.level) for _, level in rows], rank=3),
         Column("name", [level.name for _, level in rows], is_text=True),
@@ -86,12 +85,14 @@ def _sheet(report: Report, machine: Machine, dtype: str, measurements: Sequence[
         Column("images/s", [_rate(m.images_per_second(level)) for m, level in rows], rank=2),
         Column("dense MACs over full", ["-" if share is None else f"{share:.3f}" for share in macs], rank=1),
         Column("latency over full", [f"{level.over_full:.3f}" for _, level in rows]),
-        Column("its quartiles", [f"{first:.3f}-{third:.3f}" for first, third in quartiles], rank=5),
+        Column("quartiles of ratio", [_quartiles(report, level) for _, level in rows], rank=5),
     ]
-    return Sheet(columns, _title(machine, dtype, measurements))
+    return Sheet(columns, conditions(measurements))
 
 
-def _title(machine: Machine, dtype: str, measurements: Sequence[Measurement]) -> str:
+def conditions(measurements: Sequence[Measurement]) -> str:
+    """On what, how and when measurements of one machine were made, in a line."""
+    machine, dtype = measurements[0].machine, measurements[0].dtype
     accelerator = "" if machine.device == "cpu" else f"{machine.device} ({machine.device_name}), "
     threads = {measurement.threads for measurement in measurements}
     together = f"{min(threads)} thread{'s' * (threads != {1})}, " if len(threads) == 1 else ""
@@ -114,6 +115,11 @@ def _rows(measurements: Sequence[Measurement]) -> list[Row]:
 def _macs_over_full(report: Report, level: int) -> float | None:
     own, full = report.levels[level - 1].dense_macs, report.levels[-1].dense_macs
     return None if own is None or not full else own / full
+
+
+def _quartiles(report: Report, level: LevelLatency) -> str:
+    first, third = level.over_full_quartiles
+    return "-" if level.level == len(report.levels) else f"{first:.3f}-{third:.3f}"
 
 
 def _masks_alone(report: Report, level: LevelReport) -> bool:

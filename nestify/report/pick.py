@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 from nestify.budgets import Limited, show_amount
+from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
@@ -37,3 +38,10 @@ def pick_table(pick: "Pick") -> Sheet:
         for candidate, options in zip(candidates, missed, strict=True)
     ]
     return Sheet([*columns, Column("result", results, is_text=True)])
+
+
+def pick_notes(pick: "Pick") -> list[str]:
+    """Where the latencies are from."""
+    if pick.measurement is None:
+        return []
+    return [f"{conditions([pick.measurement])}, batch {pick.measurement.batch_size}"]
