@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from nested_file.builders import description, small_state
 from torch import Tensor, nn
 
 from nestify import benching
-from nestify.benching import bench, clock_of
+from nestify.benching import bench, clock_of, saved_measurement
 from nestify.errors import BadFileError, RecipeError
 from nestify.nested_file.reader import NestedFile
 from nestify.nested_file.writer import write_nested_file
+from nestify.report.document import read_report
 
 Call = tuple[int, tuple[int, ...], int, bool]
 
@@ -138,18 +138,11 @@ def test_an_accelerator_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert happened == ["read"]
 
 
-def saved_threads(measurements: Sequence[Any]) -> list[int]:
-    return [measurement.threads for measurement in measurements]
-
-
 def test_a_saved_measurement_is_found_by_its_conditions(path: Path, calls: list[Call]) -> None:
-    from nestify.benching import saved_measurement
-    from nestify.report.document import read_report
-
     done = bench(path, batch_sizes=(1, 4), threads=(1, 2), warmup=0, rounds=2, save=True)
     assert done.saved == path.with_name("small.bench.json")
     report = read_report(path)
-    assert saved_threads(report.measured) == [1, 1, 2, 2]
+    assert [made.threads for made in report.measured] == [1, 1, 2, 2]
     assert saved_measurement(report, 4, (2,), "cpu") == done.measurements[3]
     assert saved_measurement(report, 1, (1,), "auto") == done.measurements[0]
     with pytest.raises(BadFileError, match=r"no latency of this machine at batch 3 and 2 threads is saved"):

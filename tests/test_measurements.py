@@ -123,7 +123,8 @@ def test_measurements_of_another_file(file: NestedFile) -> None:
     found = read_measured(other)
     assert list(found.measurements) == []
     assert found.problem == (
-        f"{sidecar(file)}: holds measurements of another file; measure this one with `nestify bench` and --save"
+        f"{sidecar(file)}: holds measurements of another file; measure this one with `nestify bench` "
+        "and --save"
     )
     save_measured(other, [measurement(THERE)])
     assert list(read_measured(other).measurements) == [measurement(THERE)]
