@@ -133,9 +133,9 @@ def _masks_alone(report: Report, level: LevelReport) -> bool:
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as ms, with three digits or more."""
+    """Seconds as ms, with three digits at least."""
     value = 1000 * seconds
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}" if value < 1 else f"{value:#.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _rate(value: float) -> str:

@@ -160,5 +160,5 @@ def test_it_fits_the_terminal(width: int, file: Path) -> None:
     assert max(map(len, lines)) <= width
     text = "\n".join(lines)
     assert "…" not in text
-    assert len([line for line in lines if "level2" in line.split()]) == 2
+    assert len([line for line in lines if "level3" in line.split()]) == 2
     assert ("(left out for want of width: " in text) == (width < 140)
