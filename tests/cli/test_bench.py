@@ -47,6 +47,7 @@ def test_table(digits_file: Path) -> None:
         "Masked weights save bytes, not time: dense kernels multiply with the zeros, and level1, level2 "
         "should take about as long as the full level."
     ) in lines
+    assert lines[-1].startswith("Latency over full is the median of the ratios")
     assert "Too noisy" not in done.out  # that they are alike is no noise
     assert list(Path().iterdir()) == []
 
