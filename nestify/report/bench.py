@@ -139,4 +139,4 @@ def milliseconds(seconds: float) -> str:
 
 
 def _rate(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
