@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from nestify.exporting import export
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.nested_model import NestedModel
-    from nestify.picking import Pick, pick
+    from nestify.picking import Limit, Pick, pick
     from nestify.recipe import Recipe, load_recipe
     from nestify.report.document import read_report
     from nestify.verification import Verification, verify
@@ -33,6 +33,7 @@ _HOME = {
     "Exported": "nestify.export_formats.level",
     "Sliced": "nestify.nested_file.slicing",
     "Verification": "nestify.verification",
+    "Limit": "nestify.picking",
     "Pick": "nestify.picking",
     "Result": "nestify.api",
     "NestedModel": "nestify.nested_model",
@@ -45,6 +46,7 @@ __all__ = [
     "Bench",
     "Evaluation",
     "Exported",
+    "Limit",
     "NestedModel",
     "Pick",
     "Recipe",

@@ -3,6 +3,7 @@
 The document is not part of the nested file: its header proves where slices come from, and must not change.
 """
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
@@ -180,7 +181,7 @@ def _read(file: NestedFile) -> _Document | None:
         BadFileError: if it is damaged, or no such document.
     """
     place = _place(file)
-    if not isinstance(file.source, LocalFile) or not place.exists():
+    if not isinstance(file.source, LocalFile) or not os.path.exists(place):
         return None
     source = LocalFile(place)
     try:

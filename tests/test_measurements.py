@@ -223,6 +223,14 @@ def test_spoilt_bytes_never_stop_a_report(file: NestedFile, place: int, change: 
     assert all(made.levels[0].median_seconds > 0 for made in report.measured)
 
 
+def test_a_name_too_long_for_a_document(tmp_path: Path) -> None:
+    path = tmp_path / ("n" * 250)
+    write_nested_file(path, small_state(), description(3))
+    assert read_report(path).measured_problem == ""
+    with pytest.raises(OutputError, match="cannot be written"):
+        save_measured(open_nested_file(path), [measurement()])
+
+
 def test_a_folder_that_cannot_be_written_to(file: NestedFile, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
