@@ -30,8 +30,10 @@ def loaded_by(*words: str) -> str:
     [
         ["--help"],
         ["compress", "--help"],
+        ["bench", "--help"],
         ["eval", "-h"],
         ["export", "--help"],
+        ["pick", "--help"],
         ["report", "--help"],
         ["slice", "--help"],
         ["verify", "--help"],
