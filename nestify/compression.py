@@ -248,7 +248,7 @@ class Run:
         """
         problems = check_empty(nested)
         if self.recipe.train.epochs:
-            trained = [result for result in after if self.recipe.level[result.level - 1].weight]
+            trained = [result for result in after if self.recipe.level[result.level - 1].weight != 0]
             problems += check_collapse(original, trained, nested.classes, nested.level_names)
         for problem in problems:
             self.observer.warned(problem)

@@ -1,5 +1,6 @@
 """The sections of a recipe that say what levels are, [schedule] and [[level]]. No torch."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -107,11 +108,20 @@ class LevelOptions(Section):
         description="column of data.hierarchy with the classes that it tells; where no level names one, "
         "the core level tells the coarsest, the next level the next finer, and the full level the data's own",
     )
-    weight: float = Field(
-        default=1.0,
-        ge=0,
-        description="relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained",
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained; "
+        "from 2 of the core level evenly down to 1 of the full level by default",
     )
     distill: Share | None = Field(
         default=None, description="share of distillation in its loss; train.distill by default"
     )
+
+
+def level_weights(levels: Sequence[LevelOptions]) -> list[float]:
+    """Relative weights of levels in the loss, core first: their own, or those of their place."""
+    steps = max(1, len(levels) - 1)
+    usual = [2 - number / steps if len(levels) > 1 else 1.0 for number in range(len(levels))]
+    return [
+        place if level.weight is None else level.weight for level, place in zip(levels, usual, strict=True)
+    ]

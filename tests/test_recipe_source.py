@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from nestify.errors import RecipeError
 from nestify.recipe import Recipe, builtin_recipes, load_recipe, parse_setting
+from nestify.recipe_schedule import LevelOptions, level_weights
 
 ROOT = Path(__file__).parent.parent
 ORDER = "levels run from the core (sparsest) to the full level"
@@ -59,7 +60,8 @@ def test_a_problem_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> Non
     told = message(path, {"levels": "1.5,0", "train.epochs": -1, "train.epohcs": 1, "level[2].weight": -1})
     assert told.splitlines() == [
         f"{path}: level[2].weight = -1 is less than 0 (relative weight in the loss, scaled so that all "
-        "sum to 1; a level of 0 is not trained) (set by an option)",
+        "sum to 1; a level of 0 is not trained; from 2 of the core level evenly down to 1 of the full level by "
+        "default) (set by an option)",
         f"{path}: train.epochs = -1 is less than 0 ({EPOCHS}) (set by an option)",
         f"{path}: train.lr = -1 is not above 0 (learning rate after the warmup)",
         f"{path}: unknown key train.epohcs; did you mean train.epochs? (set by an option)",
@@ -274,7 +276,7 @@ def test_options_reach_into_tables_and_levels() -> None:
     options = {"data.path": "x", "model.kwargs.drop_rate": 0.1, "schedule.skip": skip, "level[1].weight": 2}
     recipe = load_recipe("m", options)
     assert recipe.model.kwargs == {"drop_rate": 0.1}
-    assert [level.weight for level in recipe.level] == [2, 1, 1]
+    assert [level.weight for level in recipe.level] == [2, None, None]
     assert [level.sparsity for level in recipe.levels] == [0.95, 0.8, 0]
 
 
@@ -307,3 +309,17 @@ def test_levels_that_are_no_levels_are_told(levels: str) -> None:
 def test_a_level_that_does_not_exist_is_told() -> None:
     told = message("m", {"level[4].weight": 2, "data.path": "x"})
     assert told == "level[4].weight is set, but the recipe has 3 levels"
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"),
+    [
+        ((None, None, None), [2.0, 1.5, 1.0]),
+        ((None, None), [2.0, 1.0]),
+        ((None,), [1.0]),
+        ((None,) * 5, [2.0, 1.75, 1.5, 1.25, 1.0]),
+        ((3.0, None, 0.0), [3.0, 1.5, 0.0]),
+    ],
+)
+def test_levels_weigh_less_from_the_core_up(own: tuple[float | None, ...], expected: list[float]) -> None:
+    assert level_weights([LevelOptions(weight=weight) for weight in own]) == expected

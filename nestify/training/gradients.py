@@ -1,12 +1,14 @@
-"""How fast each weight learns: as fast as it would in the levels that use it alone.
+"""How fast each weight learns: as if the levels that use it were one larger batch.
 
 The gradient of a shared weight is the sum over levels of a_k g_k, with level weights a_k that sum to 1. One
 that only the full level uses gets a_n g_n of it, a fraction of what it would get if that level were trained
 alone. Here each gradient is divided by the sum of the a_k of those levels that use the weight, which makes it
-their weighted mean.
+their weighted mean, and multiplied by the square root of their number m: a mean over m times as many images
+goes with a learning rate that is so much higher (Krizhevsky, arXiv 1404.5997, on batch sizes).
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 import torch
 from torch import Tensor
@@ -14,17 +16,18 @@ from torch import Tensor
 from nestify.nested_model import NestedModel
 
 
-class MeanGradients:
-    """Makes the gradients of a nested model means over the levels that use each weight.
+class LevelGradients:
+    """Scales the gradients of a nested model by what the levels that use each weight need.
 
     Args:
-        level_weights: a_k by level, core first.
+        level_weights: a_k by level, core first; a level of weight 0 is not trained and does not count.
     """
 
     def __init__(self, nested: NestedModel, level_weights: Sequence[float]) -> None:
         self._nested = nested
-        users = [sum(level_weights[level:]) for level in range(nested.n_levels)]
-        self._factors = torch.tensor([1.0, *(1 / share if share else 1.0 for share in users), 1.0])
+        above = [[a for a in level_weights[level:] if a] for level in range(nested.n_levels)]
+        factors = [sqrt(len(users)) / sum(users) if users else 1.0 for users in above]
+        self._factors = torch.tensor([1.0, *factors, 1.0])  # entry levels count from 1; n + 1 is no level's
         shared = {
             name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.owned
         }

@@ -18,6 +18,7 @@ from nestify.model_spec import ModelSpec
 from nestify.nested_model import NestedModel
 from nestify.pretrained import save_plain
 from nestify.recipe import Recipe
+from nestify.recipe_schedule import level_weights
 from nestify.recipe_sections import TEACHERS
 from nestify.schedules.ramp import Ramp
 from nestify.training.compiled import CompiledLevels
@@ -152,7 +153,7 @@ class Phases:
             seed=self.recipe.seed,
             compiled=options.compile and compiled,
             recompute=options.grad_checkpointing,
-            weights=[level.weight for level in levels],
+            weights=level_weights(levels),
             distill=[options.distill if level.distill is None else level.distill for level in levels],
             teacher=teacher.to(self.device),
             sandwich=options.sandwich or (None if len(levels) <= 4 else 4),

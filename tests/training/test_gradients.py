@@ -1,4 +1,4 @@
-"""Gradients against means over the levels that use a weight, worked out from plain models."""
+"""Gradients against those of the levels that use a weight, each trained alone."""
 
 from collections.abc import Callable
 
@@ -12,14 +12,14 @@ from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
 from nestify.schedules.weights import select_entry_levels
 from nestify.training.distillation import Teacher
-from nestify.training.gradients import MeanGradients
+from nestify.training.gradients import LevelGradients
 from nestify.training.task import NestedTask
 
 MakeModel = Callable[..., nn.Module]
 
 
 def trained(nested: NestedModel, weights: list[float]) -> dict[str, torch.Tensor]:
-    """Gradients of a step of all levels, as means."""
+    """Gradients of a step of all levels, as they are scaled."""
     teacher = Teacher("none")
     task = NestedTask(
         nested, nn.CrossEntropyLoss(), weights=weights, distill=[0] * len(weights), teacher=teacher
@@ -27,12 +27,14 @@ def trained(nested: NestedModel, weights: list[float]) -> dict[str, torch.Tensor
     images = torch.randn(4, *nested.spec.input_size, generator=torch.Generator().manual_seed(0))
     nested.zero_grad()
     task.backward(images, torch.arange(4))
-    MeanGradients(nested, task.level_weights).apply()
+    LevelGradients(nested, task.level_weights).apply()
     return {name: nested.shared_tensor(name).grad.clone() for name in nested.entry}  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0, 1.0], [3.0, 1.5, 1.0], [1.0, 0.0, 0.0], [0.0, 0.0, 2.0]])
-def test_each_weight_gets_the_mean_over_its_levels(weights: list[float], make_model: MakeModel) -> None:
+def test_each_weight_gets_the_mean_over_its_levels_times_the_root_of_their_number(
+    weights: list[float], make_model: MakeModel
+) -> None:
     model = make_model("test_vit", img_size=32)
     nested = NestedModel(model, describe_model(model), ["a", "b", "c"])
     levels = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
@@ -45,11 +47,13 @@ def test_each_weight_gets_the_mean_over_its_levels(weights: list[float], make_mo
         entry = nested.entry[name]
         expected = torch.zeros_like(gradient)
         users = torch.zeros_like(gradient)
+        number = torch.zeros_like(gradient)
         for level, weight in enumerate(weights, start=1):
             uses = (entry <= level).float()
             expected += weight * uses * alone[level - 1][name]
             users += weight * uses
-        expected = torch.where(users > 0, expected / users.clamp(min=1e-9), 0.0)
+            number += uses * (weight > 0)
+        expected = torch.where(users > 0, number.sqrt() * expected / users.clamp(min=1e-9), 0.0)
         torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6, msg=name)
 
 
