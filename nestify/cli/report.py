@@ -17,6 +17,7 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     markdown = "markdown"
+    html = "html"
 
 
 def report(
@@ -31,7 +32,8 @@ def report(
     """Show the levels of a nested file: parameters, MACs, bytes, accuracy.
 
     Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
-    at no cost, prefix MiB what a device must load to run the level.
+    at no cost, prefix MiB what a device must load to run the level. --format html makes one page with
+    charts, every layer and the recipe; it needs no network and no script.
     """
     from nestify.cli.output import render, render_markdown, write_result
     from nestify.report.document import read_report
@@ -40,6 +42,11 @@ def report(
     data = read_report(file)
     if as_json or format is Format.json:
         write_result(json.dumps(data.to_dict(layers=layers), indent=2) + "\n", output)
+        return
+    if format is Format.html:
+        from nestify.report.html.page import html_page
+
+        write_result(html_page(data), output)
         return
     title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
     sheets = [report_table(data), layer_table(data)] if layers else [report_table(data)]
