@@ -10,7 +10,7 @@ from nestify.report.html.scales import Scale, count_ticks, mebibyte_ticks, perce
 from nestify.report.table import mebibytes, quantity
 
 WIDTH, HEIGHT = 360, 270
-FRAME = Box(46, 10, WIDTH - 8, HEIGHT - 42)
+FRAME = Box(50, 10, WIDTH - 8, HEIGHT - 42)
 """What the axes enclose."""
 INSET = 10
 """From the frame to the outermost points, so that their marks lie in it whole."""
@@ -39,7 +39,8 @@ class Chart:
         x, y: the axes. `x_title`: quantity and unit of the first; y is always top-1 in percent.
         marks: of all series, those below first.
         links: (x1, x2, y) between the marks of a level.
-        labels: names of the levels. `unnamed`: how many levels have no room for theirs.
+        labels: names of the levels; where there is no room for all of them, their numbers instead.
+        numbered: whether it is numbers. `unlabelled`: how many levels have no room for theirs either.
         original: y of the model before nesting, where it is known.
         legend: kinds of marks, and what they are.
         description: what the chart shows, in words.
@@ -53,7 +54,8 @@ class Chart:
     marks: tuple[Mark, ...]
     links: tuple[tuple[float, float, float], ...]
     labels: tuple[Label, ...]
-    unnamed: int
+    numbered: bool
+    unlabelled: int
     original: float | None
     legend: tuple[tuple[Kind, str], ...]
     description: str
@@ -87,7 +89,7 @@ def macs_chart(report: Report) -> Chart | None:
                 f"{level.name}: {accuracy}, effective MACs {effective}",
             ),
         ]
-        groups.append((level.name, dots))
+        groups.append((level, dots))
     legend: list[tuple[Kind, str]] = [("effective", "effective MACs"), ("dense", "dense MACs")]
     return _chart(report, "macs", "Accuracy against MACs", "MACs per image", groups, legend)
 
@@ -100,7 +102,7 @@ def bytes_chart(report: Report) -> Chart | None:
             continue
         text = f"{level.name}: top-1 {level.top1:.2f} %, prefix {mebibytes(level.prefix_bytes)} MiB"
         dots = [*_untrained(level, level.prefix_bytes), _Dot("bytes", level.prefix_bytes, level.top1, text)]
-        groups.append((level.name, dots))
+        groups.append((level, dots))
     legend: list[tuple[Kind, str]] = [("bytes", "prefix that the level needs")]
     return _chart(report, "bytes", "Accuracy against bytes", "prefix, MiB", groups, legend)
 
@@ -117,10 +119,10 @@ def _chart(
     key: str,
     title: str,
     x_title: str,
-    groups: Sequence[tuple[str, Sequence[_Dot]]],
+    groups: Sequence[tuple[LevelReport, Sequence[_Dot]]],
     legend: Sequence[tuple[Kind, str]],
 ) -> Chart | None:
-    """The chart of levels, each a name and its dots, the one that bears the name last."""
+    """The chart of levels, each with its dots, the one that bears the name last."""
     if not groups:
         return None
     dots = [dot for _, group in groups for dot in group]
@@ -134,13 +136,17 @@ def _chart(
     y = Scale(percent_ticks(shown), FRAME.bottom - INSET, FRAME.top + INSET)
     marks = [Mark(dot.kind, x(dot.cost), y(dot.top1), dot.text) for dot in dots]
     marks.sort(key=lambda mark: ("dense", "untrained", "effective", "bytes").index(mark.kind))
-    placed = place_labels(
-        [name for name, _ in groups],
-        [(x(group[-1].cost), y(group[-1].top1)) for _, group in groups],
-        [Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH) for mark in marks],
-        FRAME,
-    )
     links = [(x(group[0].cost), x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
+    links = [link for link in links if link[0] != link[1]]
+    lines = [(min(x1, x2), max(x1, x2), height) for x1, x2, height in links]
+    if original is not None:
+        lines.append((FRAME.left, FRAME.right, y(original)))
+    points = [(x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
+    taken = [Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH) for mark in marks]
+    along = [Box(left, height - 1, right, height + 1) for left, right, height in lines]
+    placed = place_labels([level.name for level, _ in groups], points, taken, along, FRAME)
+    if numbered := None in placed:
+        placed = place_labels([str(level.level) for level, _ in groups], points, taken, along, FRAME)
     untrained: list[tuple[Kind, str]] = [("untrained", "before training")]
     return Chart(
         key=key,
@@ -149,9 +155,10 @@ def _chart(
         x=x,
         y=y,
         marks=tuple(marks),
-        links=tuple(link for link in links if link[0] != link[1]),
+        links=tuple(links),
         labels=tuple(label for label in placed if label is not None),
-        unnamed=placed.count(None),
+        numbered=numbered,
+        unlabelled=placed.count(None),
         original=None if original is None else y(original),
         legend=(*legend, *(untrained if any(dot.kind == "untrained" for dot in dots) else [])),
         description="; ".join(dot.text for dot in dots),

@@ -15,7 +15,7 @@ LONGEST = 16
 """Letters of a label; longer names lose their middle."""
 
 _NEAR = 8.0
-_DISTANCES = (_NEAR, 14.0, 22.0, 32.0, 44.0, 58.0, 74.0)
+_DISTANCES = (_NEAR, 14.0, 22.0, 32.0, 44.0)
 _DIRECTIONS = ((1, 0), (-1, 0), (1, 1), (1, -1), (-1, 1), (-1, -1), (0, -1), (0, 1))
 
 
@@ -66,33 +66,47 @@ class Label:
         """y of the foot of its letters."""
         return self.box.top + BASELINE
 
+    @property
+    def leader_box(self) -> Box:
+        """Room around the leader; none beside the label where there is no leader."""
+        if self.leader is None:
+            return Box(self.box.left, self.box.top, self.box.left, self.box.top)
+        x1, y1, x2, y2 = self.leader
+        return Box(min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
+
 
 def place_labels(
-    names: Sequence[str], points: Sequence[tuple[float, float]], taken: Sequence[Box], room: Box
+    names: Sequence[str],
+    points: Sequence[tuple[float, float]],
+    taken: Sequence[Box],
+    lines: Sequence[Box],
+    room: Box,
 ) -> list[Label | None]:
     """Find a place for each name, as near to its point as there is room.
 
     Args:
         points: (x, y) per name.
-        taken: where no label may lie, such as the marks of the points.
+        taken: where no label may lie, such as the marks of the points. `lines`: where one lies only if
+            there is no other place.
         room: what labels must lie in.
 
     Returns:
         one per name; None where there is no place for it.
     """
-    occupied = list(taken)
     labels: list[Label | None] = []
     for name, point in zip(names, points, strict=True):
-        text = shortened(name)
-        free = (
+        placed = [label for label in labels if label is not None]
+        boxes = [label.box for label in placed]
+        occupied = [*taken, *boxes, *(label.leader_box for label in placed)]
+        free = [
             label
-            for label in _candidates(text, *point)
-            if room.holds(label.box) and not any(map(label.box.overlaps, occupied))
-        )
-        label = next(free, None)
-        labels.append(label)
-        if label is not None:
-            occupied.append(label.box)
+            for label in _candidates(shortened(name), *point)
+            if room.holds(label.box)
+            and not any(map(label.box.overlaps, occupied))
+            and not any(map(label.leader_box.overlaps, boxes))
+        ]
+        clear = (label for label in free if not any(map(label.box.overlaps, lines)))
+        labels.append(next(clear, free[0] if free else None))
     return labels
 
 
@@ -112,8 +126,6 @@ def _candidates(text: str, x: float, y: float) -> Iterator[Label]:
             away = distance if not across or not down else 0.7 * distance
             middle_x = x + across * (away + width / 2)
             middle_y = y + down * (away + LINE / 2)
-            box = Box(
-                middle_x - width / 2, middle_y - LINE / 2, middle_x + width / 2, middle_y + LINE / 2
-            )
+            box = Box(middle_x - width / 2, middle_y - LINE / 2, middle_x + width / 2, middle_y + LINE / 2)
             end = (min(max(x, box.left), box.right), min(max(y, box.top), box.bottom))
             yield Label(text, box, None if distance == _NEAR else (x, y, *end))

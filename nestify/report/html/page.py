@@ -70,28 +70,32 @@ class ClassGroups:
 
 def html_page(report: Report) -> str:
     """The report as one page that needs no other file, no network and no script; ASCII letters alone."""
-    text = _templates().get_template("page.html.j2").render(
-        report=report,
-        file=PurePosixPath(report.path).name,
-        facts=_facts(report),
-        levels=report_table(report),
-        notes=report_notes(report),
-        charts=[chart for chart in (charts.macs_chart(report), charts.bytes_chart(report)) if chart],
-        geometry={
-            "width": charts.WIDTH,
-            "height": charts.HEIGHT,
-            "frame": charts.FRAME,
-            "baseline": BASELINE,
-            "font": FONT_SIZE,
-        },
-        not_evaluated=[level.name for level in report.levels if level.top1 is None],
-        classes=class_groups(report),
-        together=together_table(report),
-        bars=bars(report),
-        bytes=bytes_table(report),
-        tensors=tensor_table(report),
-        heat=heat_rows(report),
-        recipe=list(settings(report.recipe)),
+    text = (
+        _templates()
+        .get_template("page.html.j2")
+        .render(
+            report=report,
+            file=PurePosixPath(report.path).name,
+            facts=_facts(report),
+            levels=report_table(report),
+            notes=report_notes(report),
+            charts=[chart for chart in (charts.macs_chart(report), charts.bytes_chart(report)) if chart],
+            geometry={
+                "width": charts.WIDTH,
+                "height": charts.HEIGHT,
+                "frame": charts.FRAME,
+                "baseline": BASELINE,
+                "font": FONT_SIZE,
+            },
+            not_evaluated=[level.name for level in report.levels if level.top1 is None],
+            classes=class_groups(report),
+            together=together_table(report),
+            bars=bars(report),
+            bytes=bytes_table(report),
+            tensors=tensor_table(report),
+            heat=heat_rows(report),
+            recipe=list(settings(report.recipe)),
+        )
     )
     return text.encode("ascii", "xmlcharrefreplace").decode()
 
@@ -108,7 +112,9 @@ def bars(report: Report) -> list[Bar]:
         Bar(
             name,
             f"{mebibytes(sum(sizes.values()))} MiB",
-            tuple((kind, 100 * size / largest, f"{kind} {size:,} bytes") for kind, size in sizes.items() if size),
+            tuple(
+                (kind, 100 * size / largest, f"{kind} {size:,} bytes") for kind, size in sizes.items() if size
+            ),
         )
         for name, sizes in parts
     ]
@@ -118,7 +124,7 @@ def heat_rows(report: Report) -> list[HeatRow]:
     """Density of every maskable weight at every level, the weights in the model's order."""
     rows = []
     for layers in zip(*(level.layers for level in report.levels), strict=True):
-        name = shown(layers[0].name)
+        name = printable(layers[0].name)
         densities = [layer.kept / layer.weights if layer.weights else None for layer in layers]
         cells = tuple(
             (None, "-") if share is None else (round(100 * min(share, 1.0), 1), f"{share:.3f}")
@@ -153,11 +159,16 @@ def settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def shown(value: object) -> object:
-    """What a template prints of a value: text with the codes of the letters that would not show."""
-    if not isinstance(value, str) or isinstance(value, Markup) or value.isprintable():
-        return value
-    return "".join(_code(letter) if _is_hidden(letter) else letter for letter in value)
+def printable(text: str) -> str:
+    """The text, with codes for the letters that would not show."""
+    if text.isprintable():
+        return text
+    return "".join(_code(letter) if _is_hidden(letter) else letter for letter in text)
+
+
+def _finalize(value: object) -> object:
+    """What a template prints of a value, before it is escaped; markup is what a template made itself."""
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _is_hidden(letter: str) -> bool:
@@ -178,7 +189,10 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         ("schedule", report.schedule),
         ("levels", str(len(report.levels))),
         ("file", size),
-        ("top-1 before nesting", f"{number(report.original.get('top1'))} %" if "top1" in report.original else "-"),
+        (
+            "top-1 before nesting",
+            f"{number(report.original.get('top1'))} %" if "top1" in report.original else "-",
+        ),
     ]
 
 
@@ -187,7 +201,7 @@ def _templates() -> Environment:
     return Environment(
         loader=PackageLoader("nestify.report.html"),
         autoescape=True,
-        finalize=shown,
+        finalize=_finalize,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -41,7 +41,7 @@ def round_ticks(low: float, high: float, unit: int = 1, suffix: str = "") -> tup
     least, most = (Decimal(value) / unit for value in (low, high))
     power = math.floor(math.log10((most - least) / (MOST_TICKS - 1)))
     for mantissa in (1, 2, 5, 10, 20, 50):  # the last one does in any case
-        step = Decimal(mantissa).scaleb(power)
+        step = Decimal(mantissa).scaleb(power).normalize()
         first = int((least / step).to_integral_value(ROUND_FLOOR))
         last = int((most / step).to_integral_value(ROUND_CEILING))
         if last - first < MOST_TICKS:
@@ -51,10 +51,10 @@ def round_ticks(low: float, high: float, unit: int = 1, suffix: str = "") -> tup
 
 
 def percent_ticks(values: Sequence[float]) -> tuple[Tick, ...]:
-    """Ticks around percentages, a point apart at least."""
+    """Ticks around percentages, the first and the last a point apart at least."""
     low, high = min(values), max(values)
     if high - low < 1:
-        low = max(high - 1, 0.0)
+        low = min(max((low + high - 1) / 2, 0.0), 99.0)
         high = low + 1
     return round_ticks(low, high)
 
