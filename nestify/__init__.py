@@ -4,18 +4,25 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nestify.api import Result, compress, load, plan
+    from nestify.benching import Bench, bench
     from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.nested_model import NestedModel
+    from nestify.picking import Limit, Pick, pick
     from nestify.recipe import Recipe, load_recipe
+    from nestify.recipe_gates import load_gates
+    from nestify.report.compare import compare
     from nestify.report.document import read_report
+    from nestify.report.gates import check_gates
+    from nestify.report.stored import open_report
     from nestify.verification import Verification, verify
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "bench": "nestify.benching",
     "compress": "nestify.api",
     "evaluate": "nestify.evaluating",
     "load": "nestify.api",
@@ -24,31 +31,48 @@ _HOME = {
     "slice_file": "nestify.nested_file.slicing",
     "upgrade_slice": "nestify.nested_file.slicing",
     "verify": "nestify.verification",
+    "pick": "nestify.picking",
+    "Bench": "nestify.benching",
     "Evaluation": "nestify.evaluating",
     "Exported": "nestify.export_formats.level",
     "Sliced": "nestify.nested_file.slicing",
     "Verification": "nestify.verification",
+    "Limit": "nestify.picking",
+    "Pick": "nestify.picking",
     "Result": "nestify.api",
     "NestedModel": "nestify.nested_model",
     "Recipe": "nestify.recipe",
     "load_recipe": "nestify.recipe",
+    "load_gates": "nestify.recipe_gates",
     "read_report": "nestify.report.document",
+    "open_report": "nestify.report.stored",
+    "compare": "nestify.report.compare",
+    "check_gates": "nestify.report.gates",
 }
 
 __all__ = [
+    "Bench",
     "Evaluation",
     "Exported",
+    "Limit",
     "NestedModel",
+    "Pick",
     "Recipe",
     "Result",
     "Sliced",
     "Verification",
     "__version__",
+    "bench",
+    "check_gates",
+    "compare",
     "compress",
     "evaluate",
     "export",
     "load",
+    "load_gates",
     "load_recipe",
+    "open_report",
+    "pick",
     "plan",
     "read_report",
     "slice_file",

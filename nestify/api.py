@@ -1,7 +1,7 @@
 """What `import nestify` offers: load, compress, plan, evaluate, report."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -19,14 +19,18 @@ from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
 from nestify.inputs import pick_device, stored_dtype
 from nestify.loading import load_level, load_nested
+from nestify.nested_file.beside import beside
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
+from nestify.report.document import Report, read_report
+from nestify.report.gates import GateResult, check_gates
+from nestify.report.stored import open_report
 from nestify.training.logs import check_logs, open_logs
-from nestify.training.observer import MetricsLog, Observer, Observers, beside
+from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.resume import checkpoint_path
 from nestify.training.world import World, joined
 
@@ -35,10 +39,17 @@ __all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` made: the file, and what it says of itself."""
+    """What `compress` made.
+
+    Attributes:
+        path: of the file. `manifest`: what it says of itself.
+        gates: limits of the recipe's [gates], and whether the levels keep them; of the first of several
+            processes.
+    """
 
     path: Path
     manifest: Manifest
+    gates: Sequence[GateResult] = ()
 
 
 @overload
@@ -126,6 +137,7 @@ def _compress(
     output = recipe.output_path
     _check_outputs(recipe)
     check_logs(recipe.train.log)
+    baseline = _baseline(recipe)
     run = Run(recipe, watcher, world, device)
     run.checkpoints.find(resume)
     with run.checkpoints.telling():
@@ -144,7 +156,13 @@ def _compress(
         run.checkpoints.remove()
     if done.missed:
         raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
-    return Result(output, manifest)
+    kept = check_gates(recipe.gates, read_report(output), baseline) if world.leads else []
+    return Result(output, manifest, kept)
+
+
+def _baseline(recipe: Recipe) -> Report | None:
+    """Read before the work, so that it is known to be there, and is not the file that will be replaced."""
+    return None if recipe.gates.baseline is None else open_report(recipe.gates.baseline)
 
 
 def _write(recipe: Recipe, done: Compressed) -> Manifest:

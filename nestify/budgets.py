@@ -2,19 +2,32 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Quantity = Literal["macs", "params", "bytes"]
+Limited = Literal["latency", "bytes", "macs", "params", "top1"]
 
 TOLERANCE = 0.02
 """How far a level may be from its budget, relative to it."""
 
-_UNITS = {
+_UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     "params": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9},
     "bytes": {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
+    "latency": {"US": 1e-6, "MS": 1e-3, "S": 1},
+    "top1": {"": 1, "%": 1},
 }
+_COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SHOWN: Mapping[Limited, Sequence[tuple[float, str]]] = {
+    "latency": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")),
+    "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "macs": _COUNTS,
+    "params": _COUNTS,
+    "top1": ((1.0, "%"),),
+}
+_NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z%]*)"
 _FORM = "give macs=0.25 (a share of the full level's), macs=100M, params=2M or bytes=4MB"
 
 
@@ -47,7 +60,7 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ValueError: if the text is none of these.
     """
-    found = re.fullmatch(r"(macs|params|bytes) *= *([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z]*)", text)
+    found = re.fullmatch(f"(macs|params|bytes) *= *{_NUMBER}", text)
     scale = _UNITS[found[1]].get(found[3].upper()) if found else None
     if found is None or scale is None:
         raise ValueError(f"budget {text!r} is not understood; {_FORM}")
@@ -57,3 +70,25 @@ def parse_budget(text: str) -> Budget:
         raise ValueError(f"budget {text!r} is not above 0; {_FORM}")
     quantity: Quantity = found[1]  # type: ignore[assignment]  # the expression allows no other
     return Budget(quantity, amount * scale, is_share)
+
+
+def parse_amount(limited: Limited, text: str) -> float:
+    """Read an amount: `10ms` (in seconds), `4MB` or `4MiB`, `100M` MACs, `2M` parameters, `70` percent.
+
+    Raises:
+        ValueError: if the text is none of these, or not above 0 and finite; latency needs its unit.
+    """
+    found = re.fullmatch(_NUMBER, text.strip())
+    scale = _UNITS[limited].get(found[2].upper()) if found else None
+    if found is None or scale is None:
+        raise ValueError(f"{text!r} is not understood")
+    if not 0 < (amount := float(found[1]) * scale) < math.inf:
+        raise ValueError(f"{text!r} is not above 0 and finite")
+    return amount
+
+
+def show_amount(limited: Limited, value: float) -> str:
+    """An amount with five digits and its unit, as `parse_amount` reads it."""
+    units = _SHOWN[limited]
+    scale, unit = next((pair for pair in units if value >= pair[0]), units[-1])
+    return f"{value / scale:.5g}{unit}"

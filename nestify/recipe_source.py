@@ -59,6 +59,15 @@ def read_source(source: str) -> tuple[Table, str]:
     return _read_extended(path, ()), source
 
 
+def read_table(path: str) -> Table:
+    """The table of a TOML file, on top of the one that it extends.
+
+    Raises:
+        RecipeError: where it cannot be read.
+    """
+    return _read_extended(Path(path), ())
+
+
 def _looks_like_path(source: str) -> bool:
     separators = {"/", os.sep, os.altsep or "/"}
     return not _HUB.match(source) and (
@@ -132,7 +141,7 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
     def resolve(key: str, value: object) -> object:
         if not isinstance(value, str) or value in ("", "none"):
             return value
-        if key in ("checkpoint", "teacher_checkpoint"):
+        if key in ("checkpoint", "teacher_checkpoint", "baseline"):
             return below(value)
         if key in ("path", "root", "hierarchy"):
             return value if _DATASET.match(value) else below(value, must_exist=True)
@@ -142,7 +151,7 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
 
     return {
         name: {key: resolve(key, value) for key, value in part.items()}
-        if name in ("model", "data", "train") and isinstance(part, dict)
+        if name in ("model", "data", "train", "gates") and isinstance(part, dict)
         else part
         for name, part in table.items()
     }

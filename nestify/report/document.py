@@ -3,9 +3,10 @@
 import os
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from nestify.measurements import Measurement, read_measured
 from nestify.nested_file.layout import Slot, name_parts
 from nestify.nested_file.manifest import ClassMap, LayerEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
@@ -15,17 +16,17 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class ChunkBytes:
-    """Bytes of a level's own chunk, by what they hold.
+    """Bytes of a level's own chunk, by what they hold; 0 where a stored report does not tell.
 
     Attributes:
         values: of shared weights that enter at the level. `positions`: where these lie. `private`: of
             tensors that the level owns. `padding`: between tensors.
     """
 
-    values: int
-    positions: int
-    private: int
-    padding: int
+    values: int = 0
+    positions: int = 0
+    private: int = 0
+    padding: int = 0
 
     @property
     def total(self) -> int:
@@ -60,10 +61,10 @@ class LevelReport:
         prefix_bytes: bytes of the file that the level needs, header included.
         top1, top5: percent of `images` validation images. `top1_before`: without training.
         classes: how many it tells. `class_set`: their name in the hierarchy; empty for the model's own.
+        layers: per maskable weight, (kept, weights, dense MACs, effective MACs).
         temperature, consensus: what was fitted for levels that answer together; None and empty where
             nothing was.
         chunk: bytes that the level adds to the file.
-        layers: per maskable weight, (kept, weights, dense MACs, effective MACs).
         tensors: bytes of the chunk by the tensor that they belong to, padding left out.
     """
 
@@ -86,11 +87,11 @@ class LevelReport:
     top1_before: float | None
     classes: int
     class_set: str
-    temperature: float | None
-    consensus: list[float]
-    chunk: ChunkBytes
     layers: list[LayerEntry]
-    tensors: dict[str, int]
+    temperature: float | None = None
+    consensus: list[float] = field(default_factory=list)
+    chunk: ChunkBytes = ChunkBytes()
+    tensors: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,11 @@ class Report:
         uncounted: operators that the MACs leave out, with how often they ran.
         class_names: of the model's own classes; None where the file has none.
         hierarchy: coarser classes that levels tell.
-        recipe: what the file was made with, every option of it.
+        recipe: what the file was made with, every option of it. `seed`: None where a stored report does
+            not tell.
         source_sha256: of the checkpoint file that it was made from; None where there was none.
+        measured: latencies that `nestify bench` kept beside the file, the oldest first. `measured_problem`:
+            why they cannot be shown; empty where nothing is wrong.
     """
 
     path: str
@@ -117,11 +121,13 @@ class Report:
     uncounted: dict[str, int]
     levels: list[LevelReport]
     versions: dict[str, str]
-    class_names: list[str] | None
-    hierarchy: list[ClassSet]
-    recipe: dict[str, Any]
-    seed: int
-    source_sha256: str | None
+    class_names: list[str] | None = None
+    hierarchy: list[ClassSet] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    source_sha256: str | None = None
+    measured: Sequence[Measurement] = ()
+    measured_problem: str = ""
 
     def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
         """Plain JSON values under a schema version; layers and tensors only where asked for."""
@@ -130,20 +136,23 @@ class Report:
             level["layers"] = [layer.model_dump() for layer in source.layers]
             if not layers:
                 del level["layers"], level["tensors"]
+        document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
         return document
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """The report of a nested file; needs no data and no torch.
+    """The report of a nested file, with what was measured of it; needs no data and no torch.
 
     Raises:
         BadFileError: if it is not a nested file, or a damaged one.
     """
-    return report_of(open_nested_file(path))
+    file = open_nested_file(path)
+    measured = read_measured(file)
+    return replace(report_of(file), measured=measured.measurements, measured_problem=measured.problem)
 
 
 def report_of(file: NestedFile) -> Report:
-    """The report of an opened nested file."""
+    """The report of an opened nested file, from its manifest alone."""
     manifest = file.manifest
     model = manifest.model
     return Report(

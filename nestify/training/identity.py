@@ -50,7 +50,7 @@ def run_identity(
         "the version of timm": timm.__version__,
         "the kind of device": device.type,
         "the number of processes": processes,
-        **{key: value for key, value in _flat(recipe.to_dict()) if key not in _FREE},
+        **{key: value for key, value in _flat(recipe.to_dict()) if not _is_free(key)},
         "the hash of the model's weights": _hash_of_weights(network),
         "the hash of the hierarchy": _hash(classes.model_dump_json() for classes in labels.hierarchy),
         "the hash of the teacher's weights": None if teacher is None else _hash_of_weights(teacher),
@@ -60,6 +60,10 @@ def run_identity(
         identity[f"the hash of the names of the {split} images"] = _hash(each.inner_names())
         identity[f"the hash of the classes of the {split} images"] = _hash(each.class_names or ())
     return identity
+
+
+def _is_free(key: str) -> bool:
+    return key in _FREE or key.startswith("gates.")
 
 
 def difference(old: Identity, new: Identity) -> str | None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
+from timm.data.mixup import mixup_target
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
@@ -17,6 +18,7 @@ from nestify.nested_model import NestedModel
 from nestify.recipe_schedule import Score
 from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
+from nestify.training.gradients import MeanGradients
 from nestify.training.health import RampWatch
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
@@ -87,6 +89,7 @@ class Stepper:
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
         world.copy_first(nested)
+        self._means = MeanGradients(nested, task.level_weights)
         nested.train()
         self._progress = Progress(nested, task.device)
 
@@ -107,6 +110,7 @@ class Stepper:
         for batch in batches:
             self._add(*batch, share=len(batch[1]) / images)
         self.stopping = self._world.average(self.nested, images, stop)
+        self._means.apply()
         if self._clip_grad is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.nested.parameters(), self._clip_grad)
@@ -123,7 +127,7 @@ class Stepper:
         task = self.task
         images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
         labels = target
-        if self._mixup is not None and len(images) % 2 == 0:
+        if self._mixup is not None:
             images, target = self._mixup(images, target)
         results = task.backward(images, target, lambda loss: self._scaler.scale(share * loss))
         self._progress.add([(result, task.coarse(result.level, labels)) for result in results])
@@ -237,7 +241,10 @@ def _optimizer(
     return optimizer, scheduler
 
 
-def _mixup(augment: AugmentOptions, num_classes: int) -> Callable[[Tensor, Tensor], Any] | None:
+def _mixup(
+    augment: AugmentOptions, num_classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Mixes images (B, C, H, W) and class indices (B,) to images and soft targets (B, classes)."""
     if not (augment.mixup or augment.cutmix):
         return None
     mix: Callable[[Tensor, Tensor], Any] = Mixup(
@@ -246,4 +253,11 @@ def _mixup(augment: AugmentOptions, num_classes: int) -> Callable[[Tensor, Tenso
         label_smoothing=augment.smoothing,
         num_classes=num_classes,
     )
-    return mix
+
+    def mixed(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if len(images) % 2:  # timm mixes pairs; the targets must be soft all the same
+            return images, mixup_target(target, num_classes, smoothing=augment.smoothing)
+        both: tuple[Tensor, Tensor] = mix(images, target)
+        return both
+
+    return mixed

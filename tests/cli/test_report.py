@@ -84,6 +84,25 @@ def test_html(digits_file: Path) -> None:
         assert told in done.out
 
 
+def test_html_with_gates_and_changes(digits_file: Path) -> None:
+    Path("gates.toml").write_text("[gates]\nmax_params = 1\n")
+    plain = nestify("report", digits_file, "--format", "html").out
+    done = nestify(
+        "report", digits_file, "--format", "html", "--check", "gates.toml", "--compare", digits_file
+    )
+    assert done.code == 1  # the page is there all the same
+    for told in ("Gates</h2>", "What changed</h2>"):
+        assert told in done.out
+        assert told not in plain
+
+
+def test_html_of_a_stored_report_is_refused(digits_file: Path) -> None:
+    nestify("report", digits_file, "--json", "-o", "stored.json")
+    done = nestify("report", "stored.json", "--format", "html")
+    assert (done.code, done.out) == (2, "")
+    assert done.message.startswith("stored.json: a stored report does not have all that a page shows; give ")
+
+
 def test_where_the_bytes_are(digits_file: Path) -> None:
     """Sizes are those that the stock safetensors library finds."""
     document = nestify("report", digits_file, "--layers", "--json").document

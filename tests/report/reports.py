@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import report_builders
+
 from nestify.nested_file.manifest import LayerEntry
 from nestify.report.document import ChunkBytes, ClassSet, LevelReport, Report
 
@@ -19,24 +21,12 @@ def level(k: int, n: int, names: Sequence[str] = ("conv.weight",), **changes: An
         "level": k,
         "name": f"level{k}",
         "sparsity": 1 - k / n,
-        "width": 1.0,
-        "depth": 1.0,
-        "skipped": [],
-        "pattern": "unstructured",
-        "parameters": 1000 * n,
-        "nonzero_parameters": 1000 * k,
         "dense_macs": 10**6 * n,
         "effective_macs": 10**6 * k,
         "prefix_bytes": 2**10 + 2**20 * k,
         "top1": 50.0 + 40 * k / n,
-        "top5": 90.0,
-        "loss": 1.0,
-        "images": 100,
         "top1_before": 10.0 + 40 * k / n,
         "classes": 4,
-        "class_set": "",
-        "temperature": None,
-        "consensus": [],
         "chunk": ChunkBytes(values=2**20 - 300, positions=200, private=60, padding=40),
         "layers": [
             LayerEntry(name=name, weights=100 * n, kept=100 * k, dense_macs=None, effective_macs=None)
@@ -44,7 +34,7 @@ def level(k: int, n: int, names: Sequence[str] = ("conv.weight",), **changes: An
         ],
         "tensors": dict.fromkeys(names, 100 * k) | {"bn.bias": 60},
     }
-    return LevelReport(**(facts | changes))
+    return replace(report_builders.LEVEL, **(facts | changes))
 
 
 def report(*levels: LevelReport, **changes: Any) -> Report:
@@ -52,23 +42,17 @@ def report(*levels: LevelReport, **changes: Any) -> Report:
     levels = levels or (level(1, 2), level(2, 2))
     facts: dict[str, Any] = {
         "path": "folder/net.nested.safetensors",
-        "architecture": "resnet18.a1_in1k",
         "num_classes": 4,
-        "input_size": (3, 32, 48),
-        "schedule": "weight",
         "file_bytes": levels[-1].prefix_bytes,
         "header_bytes": 2**10,
         "original": {"top1": 91.25},
-        "uncounted": {},
         "levels": list(levels),
         "versions": {"nestify": "0.1.0"},
-        "class_names": None,
-        "hierarchy": [],
         "recipe": {"seed": 7, "train": {"lr": 0.5, "opt": "sgd"}, "level": [{"width": 1.0}, {"width": None}]},
         "seed": 7,
         "source_sha256": "ab" * 32,
     }
-    return Report(**(facts | changes))
+    return replace(report_builders.report(), **(facts | changes))
 
 
 def with_classes() -> Report:

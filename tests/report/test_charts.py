@@ -7,6 +7,7 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reports import level, report
 
 from nestify.report.document import Report
 from nestify.report.html.charts import FRAME, HEIGHT, REACH, WIDTH, Chart, bytes_chart, macs_chart
@@ -20,8 +21,6 @@ from nestify.report.html.scales import (
     percent_ticks,
     round_ticks,
 )
-
-from .reports import level, report
 
 PERCENT = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
 

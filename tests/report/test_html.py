@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import reports
 from nested_file.builders import description, small_state
 
 from nestify.nested_file.writer import write_nested_file
 from nestify.report.document import Report, read_report
-from nestify.report.html.page import html_page, settings
+from nestify.report.html.page import Section, html_page, settings
+from nestify.report.sheet import Column, Sheet
 from nestify.report.table import report_notes, report_table
-
-from . import reports
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 TAGS = {
@@ -148,6 +148,18 @@ def test_a_file_that_tries(tmp_path: Path) -> None:
     page = Page(html_page(report))
     assert {tag for tag, _ in page.tags} <= TAGS
     assert f"{reports.PRINTABLE}2" in page.of("td")
+
+
+def test_sections() -> None:
+    sheet = Sheet([Column("gate", [reports.PRINTABLE], is_text=True)], title=reports.HOSTILE)
+    sections = [Section("gates", "Gates", [sheet], ["A <note>."]), Section("latency", "Latency")]
+    page = Page(html_page(reports.report(), sections))
+    assert "Gates" in page.of("h2")
+    assert "Gates" in page.of("a")
+    assert "Latency" not in page.of("h2")
+    assert "A <note>." in page.of("p")
+    assert reports.PRINTABLE in page.of("th")
+    assert {tag for tag, _ in page.tags} <= TAGS
 
 
 def test_options_are_those_of_set() -> None:

@@ -6,7 +6,7 @@ those that turn the direction of a text, are shown by their codes.
 
 import json
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
@@ -19,6 +19,7 @@ from nestify.report.contents import bytes_table, tensor_table, together_table
 from nestify.report.document import Report
 from nestify.report.html import charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
+from nestify.report.sheet import Sheet
 from nestify.report.table import mebibytes, number, quantity, report_notes, report_table
 
 NAME_END = 14
@@ -68,8 +69,27 @@ class ClassGroups:
     groups: list[tuple[str, list[str]]]
 
 
-def html_page(report: Report) -> str:
-    """The report as one page that needs no other file, no network and no script; ASCII letters alone."""
+@dataclass(frozen=True)
+class Section:
+    """Tables that go with a report, and notes on them; nothing where there are neither.
+
+    Attributes:
+        key: tells the sections of a page apart.
+    """
+
+    key: str
+    title: str
+    sheets: Sequence[Sheet] = ()
+    notes: Sequence[str] = ()
+
+
+def html_page(report: Report, sections: Sequence[Section] = ()) -> str:
+    """The report as one page that needs no other file, no network and no script; ASCII letters alone.
+
+    Args:
+        report: of a nested file; one that was stored does not have all that a page shows.
+        sections: what else the page shows.
+    """
     text = (
         _templates()
         .get_template("page.html.j2")
@@ -94,6 +114,7 @@ def html_page(report: Report) -> str:
             bytes=bytes_table(report),
             tensors=tensor_table(report),
             heat=heat_rows(report),
+            sections=[section for section in sections if section.sheets or section.notes],
             recipe=list(settings(report.recipe)),
         )
     )
