@@ -75,7 +75,11 @@ def test_files_hold_one_idea(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["nestify", "nestify.cli", "nestify.recipe", "nestify.report.document", "nestify.picking"]
+    "module",
+    [
+        *("nestify", "nestify.cli", "nestify.recipe", "nestify.picking"),
+        *("nestify.report.document", "nestify.report.html.page"),
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 import typer
 
 from nestify.cli.arguments import NestedFileOrAddress
+from nestify.errors import RecipeError
 
 if TYPE_CHECKING:
     from nestify.report.document import Report
@@ -21,6 +22,7 @@ class Format(StrEnum):
     table = "table"
     json = "json"
     markdown = "markdown"
+    html = "html"
 
 
 def report(
@@ -53,6 +55,8 @@ def report(
     Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
     at no cost, prefix MiB what a device must load to run the level. Latencies that nestify bench --save kept
     beside the file are shown too. The file may also be what report --json printed, stored as a .json file.
+    --format html makes one page of a nested file, with charts, every layer and the recipe; it needs no
+    network and no script.
     """
     from nestify.cli.gates import refuse_missed
     from nestify.cli.output import write_result
@@ -65,8 +69,14 @@ def report(
     baseline = open_report(other) if other else None
     results = check_gates(gates, data, baseline) if gates else []
     format = Format.json if as_json else format
+    if format is Format.html and file.endswith(".json"):
+        raise RecipeError(
+            f"{file}: a stored report does not have all that a page shows; give --format html the nested file"
+        )
     if format is Format.json:
         text = json.dumps(_document(data, baseline, results, layers, bool(gates)), indent=2) + "\n"
+    elif format is Format.html:
+        text = _page(data, baseline, results)
     else:
         text = _text(data, baseline, results, layers, None if output else sys.stdout, format)
     write_result(text, output)
@@ -84,6 +94,24 @@ def _document(
     if other is not None:
         document["comparison"] = compare(data, other).to_dict()
     return {**document, **gates_document(results)} if checked else document
+
+
+def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -> str:
+    """The report as HTML, with what was measured, what changed, and the gates."""
+    from nestify.cli.gates import gates_sheets
+    from nestify.report.bench import bench_sheets, noise_notes
+    from nestify.report.compare import compare, comparison_notes, comparison_tables
+    from nestify.report.html.page import Section, html_page
+
+    problem = [data.measured_problem] if data.measured_problem else []
+    latency = bench_sheets(data, data.measured), noise_notes(data, data.measured) + problem
+    sections = [Section("latency", "Latency", *latency), Section("gates", "Gates", gates_sheets(results))]
+    if other is not None:
+        comparison = compare(data, other)
+        tables = comparison_tables(comparison, layers=True)
+        notes = comparison_notes(comparison, layers=True)
+        sections.append(Section("changes", "What changed", tables, notes))
+    return html_page(data, sections)
 
 
 def _text(

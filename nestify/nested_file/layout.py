@@ -98,6 +98,12 @@ def pad_name(level: int, index: int) -> str:
     return f"level{level}/pad/{index}"
 
 
+def name_parts(name: str) -> tuple[str, str]:
+    """What a stored tensor holds, `values`, `entry`, `private` or `pad`, and of which tensor."""
+    _, kind, tensor = name.split("/", 2)
+    return kind, tensor
+
+
 def chunk_names(manifest: Manifest, level: int) -> Iterator[str]:
     """Names of the tensors in a level's chunk, in file order, padding left out.
 

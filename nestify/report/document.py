@@ -1,15 +1,51 @@
 """The report of a nested file as data: versioned, and read from the manifest alone. No torch here."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from nestify.measurements import Measurement, read_measured
-from nestify.nested_file.manifest import LayerEntry, Manifest
+from nestify.nested_file.layout import Slot, name_parts
+from nestify.nested_file.manifest import ClassMap, LayerEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
 
 SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ChunkBytes:
+    """Bytes of a level's own chunk, by what they hold; 0 where a stored report does not tell.
+
+    Attributes:
+        values: of shared weights that enter at the level. `positions`: where these lie. `private`: of
+            tensors that the level owns. `padding`: between tensors.
+    """
+
+    values: int = 0
+    positions: int = 0
+    private: int = 0
+    padding: int = 0
+
+    @property
+    def total(self) -> int:
+        """Of the whole chunk."""
+        return self.values + self.positions + self.private + self.padding
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """Coarser classes than the model's own.
+
+    Attributes:
+        name: of the set. `class_names`: by index.
+        parents: the coarse class of each of the model's classes.
+    """
+
+    name: str
+    class_names: list[str]
+    parents: list[int]
 
 
 @dataclass(frozen=True)
@@ -26,6 +62,10 @@ class LevelReport:
         top1, top5: percent of `images` validation images. `top1_before`: without training.
         classes: how many it tells. `class_set`: their name in the hierarchy; empty for the model's own.
         layers: per maskable weight, (kept, weights, dense MACs, effective MACs).
+        temperature, consensus: what was fitted for levels that answer together; None and empty where
+            nothing was.
+        chunk: bytes that the level adds to the file.
+        tensors: bytes of the chunk by the tensor that they belong to, padding left out.
     """
 
     level: int
@@ -48,6 +88,10 @@ class LevelReport:
     classes: int
     class_set: str
     layers: list[LayerEntry]
+    temperature: float | None = None
+    consensus: list[float] = field(default_factory=list)
+    chunk: ChunkBytes = ChunkBytes()
+    tensors: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,6 +101,11 @@ class Report:
     Attributes:
         original: validation accuracy of the dense model before nesting: top1, top5, loss; may be empty.
         uncounted: operators that the MACs leave out, with how often they ran.
+        class_names: of the model's own classes; None where the file has none.
+        hierarchy: coarser classes that levels tell.
+        recipe: what the file was made with, every option of it. `seed`: None where a stored report does
+            not tell.
+        source_sha256: of the checkpoint file that it was made from; None where there was none.
         measured: latencies that `nestify bench` kept beside the file, the oldest first. `measured_problem`:
             why they cannot be shown; empty where nothing is wrong.
     """
@@ -72,16 +121,21 @@ class Report:
     uncounted: dict[str, int]
     levels: list[LevelReport]
     versions: dict[str, str]
+    class_names: list[str] | None = None
+    hierarchy: list[ClassSet] = field(default_factory=list)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    seed: int | None = None
+    source_sha256: str | None = None
     measured: Sequence[Measurement] = ()
     measured_problem: str = ""
 
     def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
-        """Plain JSON values under a schema version; layers only where asked for."""
+        """Plain JSON values under a schema version; layers and tensors only where asked for."""
         document: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         for level, source in zip(document["levels"], self.levels, strict=True):
             level["layers"] = [layer.model_dump() for layer in source.layers]
             if not layers:
-                del level["layers"]
+                del level["layers"], level["tensors"]
         document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
         return document
 
@@ -111,14 +165,20 @@ def report_of(file: NestedFile) -> Report:
         header_bytes=file.header_bytes,
         original=dict(manifest.original),
         uncounted=dict(manifest.levels[-1].metrics.uncounted),
-        levels=[_level(manifest, k, file.prefix_bytes(k)) for k in range(1, file.n_levels + 1)],
+        levels=[_level(file, k) for k in range(1, file.n_levels + 1)],
         versions=dict(manifest.versions),
+        class_names=model.class_names,
+        hierarchy=[_class_set(classes) for classes in manifest.hierarchy],
+        recipe=dict(manifest.recipe),
+        seed=manifest.seed,
+        source_sha256=manifest.source_sha256,
     )
 
 
-def _level(manifest: Manifest, k: int, prefix_bytes: int) -> LevelReport:
-    entry = manifest.levels[k - 1]
+def _level(file: NestedFile, k: int) -> LevelReport:
+    entry = file.manifest.levels[k - 1]
     measured = entry.metrics
+    slots = file.layout.chunks[k - 1]
     return LevelReport(
         level=k,
         name=entry.name,
@@ -131,13 +191,38 @@ def _level(manifest: Manifest, k: int, prefix_bytes: int) -> LevelReport:
         nonzero_parameters=measured.nonzero_parameters,
         dense_macs=measured.dense_macs,
         effective_macs=measured.effective_macs,
-        prefix_bytes=prefix_bytes,
+        prefix_bytes=file.prefix_bytes(k),
         top1=measured.top1,
         top5=measured.top5,
         loss=measured.loss,
         images=measured.images,
         top1_before=measured.top1_before,
-        classes=manifest.num_classes(k),
+        classes=file.manifest.num_classes(k),
         class_set=entry.classes,
+        temperature=entry.temperature,
+        consensus=list(entry.consensus),
+        chunk=_chunk_bytes(slots),
         layers=list(entry.layers),
+        tensors=_tensor_bytes(slots),
     )
+
+
+def _class_set(classes: ClassMap) -> ClassSet:
+    return ClassSet(classes.name, list(classes.class_names), list(classes.parents))
+
+
+def _chunk_bytes(slots: Sequence[Slot]) -> ChunkBytes:
+    held: Counter[str] = Counter()
+    for slot in slots:
+        kind, _ = name_parts(slot.spec.name)
+        held[kind] += slot.spec.nbytes
+    return ChunkBytes(held["values"], held["entry"], held["private"], held["pad"])
+
+
+def _tensor_bytes(slots: Sequence[Slot]) -> dict[str, int]:
+    held: Counter[str] = Counter()
+    for slot in slots:
+        kind, tensor = name_parts(slot.spec.name)
+        if kind != "pad":
+            held[tensor] += slot.spec.nbytes
+    return dict(held)

@@ -4,10 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from nestify.nested_file.reader import open_nested_file
 
-from .driver import TWO_STEPS, at_terminal, nestify
+from .driver import TWO_STEPS, at_terminal, nestify, stored_recipe
 
 ALL_COLUMNS = [
     *("level", "name", "sparsity", "parameters", "non-zero", "dense MACs", "effective MACs", "prefix MiB"),
@@ -67,12 +68,66 @@ def test_layers(digits_file: Path) -> None:
     assert layers[-1]["kept"] == 960
 
 
-@pytest.mark.parametrize("form", ["table", "json", "markdown"])
+@pytest.mark.parametrize("form", ["table", "json", "markdown", "html"])
 def test_into_a_file(form: str, digits_file: Path) -> None:
     printed = nestify("report", digits_file, "--format", form)
     written = nestify("report", digits_file, "--format", form, "-o", "report.txt")
     assert (written.code, written.out) == (0, "")
     assert Path("report.txt").read_text() == printed.out
+
+
+def test_html(digits_file: Path) -> None:
+    done = nestify("report", digits_file, "--format", "html")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("<!DOCTYPE html>\n")
+    for told in ("test_resnet", "level1", "layer1.0.conv1.weight", "train.recalibrate_batches", "<svg"):
+        assert told in done.out
+
+
+def test_html_with_gates_and_changes(digits_file: Path) -> None:
+    Path("gates.toml").write_text("[gates]\nmax_params = 1\n")
+    plain = nestify("report", digits_file, "--format", "html").out
+    done = nestify(
+        "report", digits_file, "--format", "html", "--check", "gates.toml", "--compare", digits_file
+    )
+    assert done.code == 1  # the page is there all the same
+    for told in ("Gates</h2>", "What changed</h2>"):
+        assert told in done.out
+        assert told not in plain
+
+
+def test_html_of_a_stored_report_is_refused(digits_file: Path) -> None:
+    nestify("report", digits_file, "--json", "-o", "stored.json")
+    done = nestify("report", "stored.json", "--format", "html")
+    assert (done.code, done.out) == (2, "")
+    assert done.message.startswith("stored.json: a stored report does not have all that a page shows; give ")
+
+
+def test_where_the_bytes_are(digits_file: Path) -> None:
+    """Sizes are those that the stock safetensors library finds."""
+    document = nestify("report", digits_file, "--layers", "--json").document
+    with safe_open(digits_file, "np") as file:
+        sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
+    kinds = {"values": "values", "positions": "entry", "private": "private", "padding": "pad"}
+    for level in document["levels"]:
+        own = {name: size for name, size in sizes.items() if name.startswith(f"level{level['level']}/")}
+        for kind, prefix in kinds.items():
+            assert level["chunk"][kind] == sum(own[name] for name in own if name.split("/")[1] == prefix)
+        tensor = level["tensors"]["layer4.0.conv1.weight"]
+        assert tensor == sum(own[name] for name in own if name.endswith("/layer4.0.conv1.weight"))
+    everything = sum(sum(level["chunk"].values()) for level in document["levels"])
+    assert document["header_bytes"] + everything == digits_file.stat().st_size
+
+
+def test_json_tells_how_the_file_was_made(digits_file: Path) -> None:
+    document = nestify("report", digits_file, "--json").document
+    manifest = open_nested_file(digits_file).manifest
+    assert document["recipe"] == stored_recipe(digits_file)
+    assert (document["seed"], document["source_sha256"]) == (manifest.seed, manifest.source_sha256)
+    assert document["class_names"] == [str(digit) for digit in range(10)]
+    assert document["hierarchy"] == []
+    assert (document["levels"][0]["temperature"], document["levels"][0]["consensus"]) == (None, [])
+    assert "tensors" not in document["levels"][0]
 
 
 # At a terminal

@@ -2,10 +2,21 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.nested_file.layout import DTYPE_BYTES, TensorSpec, encode_header, place
+from nestify.nested_file.layout import (
+    DTYPE_BYTES,
+    TensorSpec,
+    encode_header,
+    entry_name,
+    name_parts,
+    pad_name,
+    place,
+    private_name,
+    values_name,
+)
 from nestify.nested_file.reader import open_nested_file
 
 specs = st.builds(
@@ -50,6 +61,19 @@ def test_one_pad_after_each_tensor_that_needs_it() -> None:
         ("level2/pad/0", 25, 32),
     ]
     assert layout.ends == (16, 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        (values_name(12, "a/b.weight"), ("values", "a/b.weight")),
+        (entry_name(1, "fc.weight"), ("entry", "fc.weight")),
+        (private_name(3, "bn.bias"), ("private", "bn.bias")),
+        (pad_name(2, 5), ("pad", "5")),
+    ],
+)
+def test_names_tell_what_a_tensor_is(name: str, parts: tuple[str, str]) -> None:
+    assert name_parts(name) == parts
 
 
 def test_header_is_compact_aligned_and_sorted(small_file) -> None:

@@ -1,0 +1,165 @@
+"""Accuracy against cost, as numbers that a template draws. Pure arithmetic."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from nestify.report.document import LevelReport, Report
+from nestify.report.html.labels import Box, Label, place_labels
+from nestify.report.html.scales import Scale, count_ticks, mebibyte_ticks, percent_ticks
+from nestify.report.table import mebibytes, quantity
+
+WIDTH, HEIGHT = 360, 270
+FRAME = Box(50, 10, WIDTH - 8, HEIGHT - 42)
+"""What the axes enclose."""
+INSET = 10
+"""From the frame to the outermost points, so that their marks lie in it whole."""
+REACH = 6
+"""From the middle of a mark to its edge."""
+
+Kind = Literal["dense", "effective", "bytes", "untrained"]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A point, and what it says when asked."""
+
+    kind: Kind
+    x: float
+    y: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A scatter plot of levels.
+
+    Attributes:
+        key: tells the charts of a page apart.
+        x, y: the axes. `x_title`: quantity and unit of the first; y is always top-1 in percent.
+        marks: of all series, those below first.
+        links: (x1, x2, y) between the marks of a level.
+        labels: names of the levels; where there is no room for all of them, their numbers instead.
+        numbered: whether it is numbers. `unlabelled`: how many levels have no room for theirs either.
+        original: y of the model before nesting, where it is known.
+        legend: kinds of marks, and what they are.
+        description: what the chart shows, in words.
+    """
+
+    key: str
+    title: str
+    x_title: str
+    x: Scale
+    y: Scale
+    marks: tuple[Mark, ...]
+    links: tuple[tuple[float, float, float], ...]
+    labels: tuple[Label, ...]
+    numbered: bool
+    unlabelled: int
+    original: float | None
+    legend: tuple[tuple[Kind, str], ...]
+    description: str
+
+
+@dataclass(frozen=True)
+class _Dot:
+    """One value of one level, before it has a place."""
+
+    kind: Kind
+    cost: float
+    top1: float
+    text: str
+
+
+def macs_chart(report: Report) -> Chart | None:
+    """Top-1 against effective and dense MACs; None where no level has all of them."""
+    groups = []
+    for level in report.levels:
+        if level.top1 is None or level.dense_macs is None or level.effective_macs is None:
+            continue
+        dense, effective = (quantity(macs) for macs in (level.dense_macs, level.effective_macs))
+        accuracy = f"top-1 {level.top1:.2f} %"
+        dots = [
+            _Dot("dense", level.dense_macs, level.top1, f"{level.name}: {accuracy}, dense MACs {dense}"),
+            *_untrained(level, level.effective_macs),
+            _Dot(
+                "effective",
+                level.effective_macs,
+                level.top1,
+                f"{level.name}: {accuracy}, effective MACs {effective}",
+            ),
+        ]
+        groups.append((level, dots))
+    legend: list[tuple[Kind, str]] = [("effective", "effective MACs"), ("dense", "dense MACs")]
+    return _chart(report, "macs", "Accuracy against MACs", "MACs per image", groups, legend)
+
+
+def bytes_chart(report: Report) -> Chart | None:
+    """Top-1 against bytes of the prefix; None where no level was evaluated."""
+    groups = []
+    for level in report.levels:
+        if level.top1 is None:
+            continue
+        text = f"{level.name}: top-1 {level.top1:.2f} %, prefix {mebibytes(level.prefix_bytes)} MiB"
+        dots = [*_untrained(level, level.prefix_bytes), _Dot("bytes", level.prefix_bytes, level.top1, text)]
+        groups.append((level, dots))
+    legend: list[tuple[Kind, str]] = [("bytes", "prefix that the level needs")]
+    return _chart(report, "bytes", "Accuracy against bytes", "prefix, MiB", groups, legend)
+
+
+def _untrained(level: LevelReport, cost: float) -> list[_Dot]:
+    if level.top1_before is None:
+        return []
+    text = f"{level.name}: top-1 {level.top1_before:.2f} % before training"
+    return [_Dot("untrained", cost, level.top1_before, text)]
+
+
+def _chart(
+    report: Report,
+    key: str,
+    title: str,
+    x_title: str,
+    groups: Sequence[tuple[LevelReport, Sequence[_Dot]]],
+    legend: Sequence[tuple[Kind, str]],
+) -> Chart | None:
+    """The chart of levels, each with its dots, the one that bears the name last."""
+    if not groups:
+        return None
+    dots = [dot for _, group in groups for dot in group]
+    original = report.original.get("top1")
+    if original is not None and not 0 <= original <= 100:  # the file may say anything
+        original = None
+    largest = max(dot.cost for dot in dots)
+    x_ticks = mebibyte_ticks(int(largest)) if key == "bytes" else count_ticks(largest)
+    shown = [dot.top1 for dot in dots] + ([] if original is None else [original])
+    x = Scale(x_ticks, FRAME.left + INSET, FRAME.right - INSET)
+    y = Scale(percent_ticks(shown), FRAME.bottom - INSET, FRAME.top + INSET)
+    marks = [Mark(dot.kind, x(dot.cost), y(dot.top1), dot.text) for dot in dots]
+    marks.sort(key=lambda mark: ("dense", "untrained", "effective", "bytes").index(mark.kind))
+    links = [(x(group[0].cost), x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
+    links = [link for link in links if link[0] != link[1]]
+    lines = [(min(x1, x2), max(x1, x2), height) for x1, x2, height in links]
+    if original is not None:
+        lines.append((FRAME.left, FRAME.right, y(original)))
+    points = [(x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
+    taken = [Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH) for mark in marks]
+    along = [Box(left, height - 1, right, height + 1) for left, right, height in lines]
+    placed = place_labels([level.name for level, _ in groups], points, taken, along, FRAME)
+    if numbered := None in placed:
+        placed = place_labels([str(level.level) for level, _ in groups], points, taken, along, FRAME)
+    untrained: list[tuple[Kind, str]] = [("untrained", "before training")]
+    return Chart(
+        key=key,
+        title=title,
+        x_title=x_title,
+        x=x,
+        y=y,
+        marks=tuple(marks),
+        links=tuple(links),
+        labels=tuple(label for label in placed if label is not None),
+        numbered=numbered,
+        unlabelled=placed.count(None),
+        original=None if original is None else y(original),
+        legend=(*legend, *(untrained if any(dot.kind == "untrained" for dot in dots) else [])),
+        description="; ".join(dot.text for dot in dots),
+    )

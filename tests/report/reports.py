@@ -1,0 +1,94 @@
+"""Reports of files that nobody made, to draw."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import report_builders
+
+from nestify.nested_file.manifest import LayerEntry
+from nestify.report.document import ChunkBytes, ClassSet, LevelReport, Report
+
+HOSTILE = "</td><script>alert(1)</script><img src=http://x.test/ onerror='x'>\"]]>-->\u202eevil\x00\x1b[31m\n"
+"""What a file may say where it likes: markup, ends of attributes, a turned direction, controls."""
+PRINTABLE = "</td></title><script>alert(1)</script><a href='http://x.test/' b=\"]]>--> &amp; {{ 7 * 7 }}"
+"""The same as far as names of levels and layers may have it: the reader refuses the rest."""
+
+
+def level(k: int, n: int, names: Sequence[str] = ("conv.weight",), **changes: Any) -> LevelReport:
+    """Level k of n: sparse, evaluated, each layer with k parts of n of its weights."""
+    facts: dict[str, Any] = {
+        "level": k,
+        "name": f"level{k}",
+        "sparsity": 1 - k / n,
+        "dense_macs": 10**6 * n,
+        "effective_macs": 10**6 * k,
+        "prefix_bytes": 2**10 + 2**20 * k,
+        "top1": 50.0 + 40 * k / n,
+        "top1_before": 10.0 + 40 * k / n,
+        "classes": 4,
+        "chunk": ChunkBytes(values=2**20 - 300, positions=200, private=60, padding=40),
+        "layers": [
+            LayerEntry(name=name, weights=100 * n, kept=100 * k, dense_macs=None, effective_macs=None)
+            for name in names
+        ],
+        "tensors": dict.fromkeys(names, 100 * k) | {"bn.bias": 60},
+    }
+    return replace(report_builders.LEVEL, **(facts | changes))
+
+
+def report(*levels: LevelReport, **changes: Any) -> Report:
+    """A report of levels; of two where none is given."""
+    levels = levels or (level(1, 2), level(2, 2))
+    facts: dict[str, Any] = {
+        "path": "folder/net.nested.safetensors",
+        "num_classes": 4,
+        "file_bytes": levels[-1].prefix_bytes,
+        "header_bytes": 2**10,
+        "original": {"top1": 91.25},
+        "levels": list(levels),
+        "versions": {"nestify": "0.1.0"},
+        "recipe": {"seed": 7, "train": {"lr": 0.5, "opt": "sgd"}, "level": [{"width": 1.0}, {"width": None}]},
+        "seed": 7,
+        "source_sha256": "ab" * 32,
+    }
+    return replace(report_builders.report(), **(facts | changes))
+
+
+def with_classes() -> Report:
+    """Level 1 tells two coarser classes; levels answer together."""
+    first = level(1, 2, classes=2, class_set="kind", temperature=1.5, consensus=[1.0])
+    return report(
+        first,
+        level(2, 2, temperature=0.5, consensus=[0.25, 0.75]),
+        class_names=["maple", "trout", "oak", "carp"],
+        hierarchy=[ClassSet("kind", ["tree", "fish"], [0, 1, 0, 1])],
+    )
+
+
+def hostile() -> Report:
+    """Every text of the file is an attempt."""
+    names = [f"{PRINTABLE}{index}" for index in range(3)]
+    texts: dict[str, Any] = {"class_set": PRINTABLE, "pattern": "2:4", "classes": 2}
+    levels = [level(k, 2, names, name=f"{PRINTABLE}{k}", consensus=[0.5] * k, **texts) for k in (1, 2)]
+    return report(
+        *levels,
+        path=f"folder/{HOSTILE}",
+        architecture=HOSTILE,
+        schedule=HOSTILE,
+        uncounted={PRINTABLE: 3},
+        versions={PRINTABLE: PRINTABLE},
+        class_names=[f"{HOSTILE}{index}" for index in range(4)],
+        hierarchy=[ClassSet(PRINTABLE, [HOSTILE, f"{HOSTILE}2"], [0, 1, 0, 1])],
+        recipe={HOSTILE: HOSTILE, "a": [{HOSTILE: [HOSTILE]}]},
+        source_sha256=HOSTILE,
+    )
+
+
+def large(n: int = 12, layers: int = 400) -> Report:
+    """Many levels with the same dense MACs, many layers of long names."""
+    names = [
+        f"stages.{index // 9}.blocks.{index}.attention.projection_{index}.weight" for index in range(layers)
+    ]
+    first = replace(level(1, n, names), top1=None, top1_before=None)
+    return report(first, *(level(k, n, names, name=f"a-long-level-name-{k}") for k in range(2, n + 1)))

@@ -1,0 +1,246 @@
+"""Charts as numbers: round ticks, points in the frame, names that touch nothing."""
+
+from dataclasses import replace
+from fractions import Fraction
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reports import level, report
+
+from nestify.report.document import Report
+from nestify.report.html.charts import FRAME, HEIGHT, REACH, WIDTH, Chart, bytes_chart, macs_chart
+from nestify.report.html.labels import LINE, Box, place_labels, shortened
+from nestify.report.html.scales import (
+    MOST_TICKS,
+    Scale,
+    Tick,
+    count_ticks,
+    mebibyte_ticks,
+    percent_ticks,
+    round_ticks,
+)
+
+PERCENT = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
+
+
+# Scales
+
+
+@pytest.mark.parametrize(
+    ("ticks", "texts"),
+    [
+        (count_ticks(4_100_000), ["0", "1M", "2M", "3M", "4M", "5M"]),
+        (count_ticks(1_200_000_000), ["0", "0.5G", "1.0G", "1.5G"]),
+        (count_ticks(797_000), ["0", "200k", "400k", "600k", "800k"]),
+        (count_ticks(7), ["0", "2", "4", "6", "8"]),
+        (count_ticks(0), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (mebibyte_ticks(1_627_904), ["0", "0.5", "1.0", "1.5", "2.0"]),
+        (mebibyte_ticks(300 * 2**20), ["0", "100", "200", "300"]),
+        (percent_ticks([55.33]), ["54.5", "55.0", "55.5", "56.0"]),
+        (percent_ticks([0.0, 100.0]), ["0", "20", "40", "60", "80", "100"]),
+        (percent_ticks([100.0, 100.0]), ["99.0", "99.2", "99.4", "99.6", "99.8", "100.0"]),
+        (percent_ticks([0.0]), ["0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
+        (percent_ticks([90.53, 99.44]), ["90", "92", "94", "96", "98", "100"]),
+    ],
+)
+def test_ticks(ticks: tuple[Tick, ...], texts: list[str]) -> None:
+    assert [tick.text for tick in ticks] == texts
+
+
+@given(st.integers(0, 2**63), st.integers(1, 2**63), st.sampled_from([1, 1000, 10**6, 2**20]))
+def test_ticks_are_round_and_cover_the_values(low: int, span: int, unit: int) -> None:
+    ticks = round_ticks(low, low + span, unit)
+    assert 2 <= len(ticks) <= MOST_TICKS
+    written = [Fraction(tick.text) for tick in ticks]
+    assert written[0] * unit <= low
+    assert written[-1] * unit >= low + span
+    steps = {after - before for before, after in pairwise(written)}
+    [step] = steps
+    while step >= 10:
+        step /= 10
+    while step < 1:
+        step *= 10
+    assert step in (1, 2, 5)
+    assert [tick.value for tick in ticks] == pytest.approx([float(value * unit) for value in written])
+
+
+@given(st.lists(PERCENT, min_size=1))
+def test_percentages_stay_between_0_and_100(values: list[float]) -> None:
+    ticks = percent_ticks(values)
+    assert 0 <= ticks[0].value <= min(values)
+    assert max(values) <= ticks[-1].value <= 100
+
+
+def test_a_scale_is_linear() -> None:
+    scale = Scale((Tick(10, "10"), Tick(20, "20"), Tick(30, "30")), 100, 0)
+    assert [scale(value) for value in (10, 15, 30)] == [100, 75, 0]
+
+
+# Names
+
+
+def test_boxes() -> None:
+    box = Box(0, 0, 10, 10)
+    assert box.overlaps(Box(9, 9, 11, 11))
+    assert not box.overlaps(Box(10, 0, 20, 10))
+    assert not box.overlaps(Box(0, 10, 10, 20))
+    assert box.holds(Box(0, 0, 10, 10))
+    assert not box.holds(Box(0, 0, 10, 10.1))
+
+
+def test_a_name_stands_beside_its_point() -> None:
+    room = Box(0, 0, 200, 100)
+    [label] = place_labels(["tiny"], [(50, 50)], [Box(44, 44, 56, 56)], [], room)
+    assert label is not None
+    assert label.leader is None
+    assert 6 <= label.box.left - 50 < 12
+    assert (label.box.top + label.box.bottom) / 2 == pytest.approx(50)
+
+
+def test_a_name_at_the_right_edge_stands_on_the_left() -> None:
+    [label] = place_labels(["tiny"], [(195, 50)], [Box(189, 44, 201, 56)], [], Box(0, 0, 200, 100))
+    assert label is not None
+    assert label.box.right < 195
+
+
+def test_a_name_keeps_off_lines_where_it_can() -> None:
+    line = Box(0, 49, 200, 51)
+    [label] = place_labels(["tiny"], [(50, 50)], [Box(44, 44, 56, 56)], [line], Box(0, 0, 200, 100))
+    assert label is not None
+    assert not label.box.overlaps(line)
+    everywhere = Box(0, 0, 200, 100)
+    [label] = place_labels(["tiny"], [(50, 50)], [], [everywhere], everywhere)
+    assert label is not None
+
+
+def test_a_name_without_a_place() -> None:
+    assert place_labels(["tiny"], [(5, 5)], [], [], Box(0, 0, 10, 10)) == [None]
+
+
+def test_long_names_lose_their_middle() -> None:
+    assert shortened("sixteen letters.") == "sixteen letters."
+    assert shortened("seventeen letters") == "seventee…letters"
+    assert shortened("小" * 9) == "小小小小… 小小小"  # two columns each, and half a letter is a space
+
+
+@given(
+    st.lists(
+        st.tuples(st.text("abc小", min_size=1, max_size=20), st.floats(0, 300), st.floats(0, 200)),
+        min_size=1,
+        max_size=20,
+    )
+)
+@settings(max_examples=50)
+def test_names_touch_nothing(items: list[tuple[str, float, float]]) -> None:
+    room = Box(0, 0, 300, 200)
+    taken = [Box(x - REACH, y - REACH, x + REACH, y + REACH) for _, x, y in items]
+    placed = place_labels([name for name, _, _ in items], [(x, y) for _, x, y in items], taken, [], room)
+    labels = [label for label in placed if label is not None]
+    for index, label in enumerate(labels):
+        assert room.holds(label.box)
+        assert label.box.bottom - label.box.top == pytest.approx(LINE)
+        assert not any(label.box.overlaps(box) for box in taken)
+        for other in labels[:index]:
+            assert not label.box.overlaps(other.box)
+            assert not label.box.overlaps(other.leader_box)
+            assert not label.leader_box.overlaps(other.box)
+
+
+# Charts
+
+
+def charts(of: Report) -> list[Chart]:
+    made = [macs_chart(of), bytes_chart(of)]
+    return [chart for chart in made if chart is not None]
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 10**12),
+            st.integers(0, 10**12),
+            st.integers(8, 2**40),
+            PERCENT,
+            PERCENT | st.none(),
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    PERCENT | st.none(),
+)
+@settings(max_examples=40, deadline=None)
+def test_points_lie_in_the_frame(
+    rows: list[tuple[int, int, int, float, float | None]], original: float | None
+) -> None:
+    levels = [
+        level(
+            k,
+            len(rows),
+            dense_macs=dense,
+            effective_macs=effective,
+            prefix_bytes=size,
+            top1=top1,
+            top1_before=before,
+        )
+        for k, (dense, effective, size, top1, before) in enumerate(rows, start=1)
+    ]
+    made = report(*levels, original={} if original is None else {"top1": original})
+    for chart in charts(made):
+        for mark in chart.marks:
+            assert FRAME.holds(Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH))
+        for label in chart.labels:
+            assert FRAME.holds(label.box)
+        assert len(chart.labels) + chart.unlabelled == len(rows)
+        if original is not None:
+            assert chart.original is not None
+            assert FRAME.top < chart.original < FRAME.bottom
+    assert Box(0, 0, WIDTH, HEIGHT).holds(FRAME)
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_few_levels_have_their_names(n: int) -> None:
+    for chart in charts(report(*(level(k, n) for k in range(1, n + 1)))):
+        assert [label.text for label in chart.labels] == [f"level{k}" for k in range(1, n + 1)]
+        assert not chart.numbered
+
+
+def test_twelve_long_names_give_way_to_numbers() -> None:
+    levels = [level(k, 12, name=f"a-long-level-name-{k}") for k in range(1, 13)]
+    for chart in charts(report(*levels)):
+        assert chart.numbered
+        assert chart.unlabelled == 0
+        assert [label.text for label in chart.labels] == [str(k) for k in range(1, 13)]
+
+
+def test_dense_and_effective_macs_are_two_series() -> None:
+    chart = macs_chart(report(level(1, 2), level(2, 2)))
+    assert chart is not None
+    at = {(mark.kind, mark.text.partition(":")[0]): (mark.x, mark.y) for mark in chart.marks}
+    assert at["dense", "level1"][0] == at["dense", "level2"][0] == at["effective", "level2"][0]
+    assert at["effective", "level1"][0] < at["dense", "level1"][0]
+    assert at["effective", "level1"][1] == at["dense", "level1"][1] > at["dense", "level2"][1]
+    assert at["untrained", "level1"][0] == at["effective", "level1"][0]
+    assert chart.links == ((at["dense", "level1"][0], *at["effective", "level1"]),)
+    assert [kind for kind, _ in chart.legend] == ["effective", "dense", "untrained"]
+    assert chart.original is not None
+    assert chart.original < at["effective", "level2"][1]  # 91.25 over 90, and y grows downwards
+
+
+def test_what_was_not_measured_is_left_out() -> None:
+    first, second = level(1, 2), level(2, 2, top1_before=None)
+    assert [chart.legend[-1][0] for chart in charts(report(replace(first, top1_before=None), second))] == [
+        "dense",
+        "bytes",
+    ]
+    only = charts(report(replace(first, top1=None), second))
+    assert [[label.text for label in chart.labels] for chart in only] == [["level2"], ["level2"]]
+    assert charts(report(replace(first, top1=None), replace(second, top1=None))) == []
+    assert macs_chart(report(replace(first, dense_macs=None))) is None
+    assert bytes_chart(report(replace(first, dense_macs=None))) is not None
+
+
+def test_an_accuracy_that_cannot_be_is_not_drawn() -> None:
+    for chart in charts(report(original={"top1": 1e300})):
+        assert chart.original is None
