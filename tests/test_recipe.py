@@ -159,8 +159,8 @@ def test_levels_that_do_not_get_denser_are_refused(values: list[float]) -> None:
         (
             [{"sparsity": 0.9, "weight": -1}, {"sparsity": 0}],
             "level[1].weight = -1 is less than 0 "
-            "(relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained; from 2 of "
-            "the core level evenly down to 1 of the full level by default)",
+            "(relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained; from 2 "
+            "of the core level evenly down to 1 of the full level by default)",
         ),
         (
             [{"sparsity": 0.9, "distill": 2}, {"sparsity": 0}],
