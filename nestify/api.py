@@ -25,9 +25,9 @@ from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
+from nestify.training.beside import checkpoint_path, metrics_path
 from nestify.training.logs import check_logs, open_logs
-from nestify.training.observer import MetricsLog, Observer, Observers, beside
-from nestify.training.resume import checkpoint_path
+from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.world import World, joined
 
 __all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
@@ -167,11 +167,6 @@ def _write(recipe: Recipe, done: Compressed) -> Manifest:
         stored_dtype(recipe),
         check=partial(_check_loads, output),
     )
-
-
-def metrics_path(output: Path) -> Path:
-    """Where the log of a run lies: `resnet.metrics.jsonl` beside `resnet.nested.safetensors`."""
-    return beside(output, ".metrics.jsonl")
 
 
 def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Recipe:

@@ -36,6 +36,7 @@ from nestify.private import recalibrate
 from nestify.recipe import Recipe
 from nestify.report.costs import count_macs
 from nestify.solving import Design, design
+from nestify.training.beside import checkpoint_path
 from nestify.training.checkpoint import Findings
 from nestify.training.estimate import estimate_step
 from nestify.training.health import check_collapse, check_empty
@@ -44,7 +45,7 @@ from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision
-from nestify.training.resume import Checkpoints, checkpoint_path
+from nestify.training.resume import Checkpoints
 from nestify.training.world import ALONE, World
 
 

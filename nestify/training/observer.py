@@ -22,11 +22,6 @@ Moment = Literal["original", "before", "epoch", "after"]
 BYTES, SECONDS = "metrics_bytes", "metrics_seconds"
 
 
-def beside(output: Path, ending: str) -> Path:
-    """Where another file of a run lies: `resnet.csv` beside `resnet.nested.safetensors`."""
-    return output.with_name(output.name.removesuffix(".safetensors").removesuffix(".nested") + ending)
-
-
 class Observer:
     """Told of everything that happens in a run; this one does nothing."""
 

@@ -20,16 +20,10 @@ from nestify.training.checkpoint import (
 )
 from nestify.training.identity import Identity, difference
 from nestify.training.loop import Keeper
-from nestify.training.observer import Observer, Phase, beside
+from nestify.training.observer import Observer, Phase
 from nestify.training.signals import PutOff, put_off
 from nestify.training.stepper import Stepper
 from nestify.training.world import ALONE, World
-
-
-def checkpoint_path(output: Path) -> Path:
-    """Where the checkpoint of a run lies: `resnet.resume.safetensors` beside `resnet.nested.safetensors`."""
-    return beside(output, ".resume.safetensors")
-
 
 _CALLED = {"finetune": "the fine-tuning", "train": "the training"}
 
