@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nestify.api import Result, compress, load, plan
+    from nestify.batching.batch import BatchResult, run_batch
     from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
@@ -24,6 +25,8 @@ _HOME = {
     "slice_file": "nestify.nested_file.slicing",
     "upgrade_slice": "nestify.nested_file.slicing",
     "verify": "nestify.verification",
+    "run_batch": "nestify.batching.batch",
+    "BatchResult": "nestify.batching.batch",
     "Evaluation": "nestify.evaluating",
     "Exported": "nestify.export_formats.level",
     "Sliced": "nestify.nested_file.slicing",
@@ -36,6 +39,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BatchResult",
     "Evaluation",
     "Exported",
     "NestedModel",
@@ -51,6 +55,7 @@ __all__ = [
     "load_recipe",
     "plan",
     "read_report",
+    "run_batch",
     "slice_file",
     "upgrade_slice",
     "verify",

@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from nestify import __version__
+from nestify.cli.batch import batch
 from nestify.cli.compress import compress
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
@@ -33,6 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("batch")(batch)
 app.command("compress")(compress)
 app.command("eval")(evaluate)
 app.command("export")(export)
