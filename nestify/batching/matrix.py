@@ -136,7 +136,7 @@ def _last(key: str) -> str:
 def _texts(values: list[Any]) -> list[str]:
     """Values as parts of a name; those that come out alike, or long, are told apart by a hash."""
     raw = [value if isinstance(value, str) else shown(value) for value in values]
-    safe = [_safe(text.replace('"', "").replace(" ", "")) for text in raw]
+    safe = [_safe(re.sub(r'["\[\] ]', "", text)) for text in raw]
     alike = Counter(text.casefold() for text in safe)
     return [
         text if alike[text.casefold()] == 1 else f"{text}~{_hash(_canonical(value))}"
@@ -146,7 +146,7 @@ def _texts(values: list[Any]) -> list[str]:
 
 def _safe(text: str) -> str:
     """Letters, digits and a few signs; never hidden, never `..`, never empty."""
-    return _UNSAFE.sub("-", text).strip("-").lstrip(".") or "x"
+    return _UNSAFE.sub("-", text).lstrip(".") or "x"
 
 
 def _short(name: str) -> str:

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -28,10 +28,11 @@ from nestify.batching.results import (
 )
 from nestify.errors import OutputError
 from nestify.nested_file.atomic import atomic_file
+from nestify.training.beside import checkpoint_path
 from nestify.training.signals import put_off
 
 COMMAND = (sys.executable, "-m", "nestify", "compress")
-"""What a job runs, with its recipe behind it, and `--restart` where it may not go on from a checkpoint."""
+"""What a job runs, with its recipe behind it; it goes on from a checkpoint if one is left in the folder."""
 
 PAUSE = 0.05
 """Seconds between two looks at the processes."""
@@ -61,11 +62,12 @@ class BatchObserver:
 
 @dataclass
 class _Running:
-    """A job's process. `older`: what stood at its output when it began."""
+    """A job's process. `log`: open, and with it locked. `older`: what stood at its output when it began."""
 
     job: Job
     process: "subprocess.Popen[bytes]"
     begun: JobResult
+    log: BinaryIO
     older: object
     start: float = field(default_factory=time.monotonic)
 
@@ -161,7 +163,8 @@ class Runner:
         """Start a job's process, unless it is done; False if another process has the folder now."""
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
-            with (job.folder / LOG).open("ab") as log:
+            with ExitStack() as opened:
+                log = opened.enter_context((job.folder / LOG).open("ab"))
                 if not _locked(log):
                     if job.name not in self._told:
                         self._told.add(job.name)
@@ -171,10 +174,8 @@ class Runner:
                 if earlier is not None and is_done(job, earlier):
                     self._record(job, earlier.model_copy(update={"earlier": True}), skipped=True)
                     return True
-                continues = goes_on(job, earlier)
-                if not continues:
-                    log.truncate(0)
-                self._start(job, log, continues)
+                self._start(job, log, goes_on(job, earlier))
+                opened.pop_all()
         except OSError as error:
             raise OutputError(
                 f"{job.folder}: the job cannot be started there ({error.strerror or error}); "
@@ -183,7 +184,10 @@ class Runner:
         return True
 
     def _start(self, job: Job, log: BinaryIO, continues: bool) -> None:
-        """The process inherits the log, and with it the lock, which holds as long as it lives."""
+        """The process inherits the log, and with it the lock: until it is gone, and its result is written."""
+        if not continues:
+            log.truncate(0)
+            checkpoint_path(job.recipe.output_path).unlink(missing_ok=True)
         begun = pending(job).model_copy(
             update={"state": "running", "fingerprint": job.fingerprint, "versions": versions()}
         )
@@ -192,14 +196,14 @@ class Runner:
         with atomic_file(job.folder / RECIPE) as file:
             file.write(job.recipe_text.encode())
         process = subprocess.Popen(
-            [*self._command, str(job.folder / RECIPE), *([] if continues else ["--restart"])],
+            [*self._command, str(job.folder / RECIPE)],
             stdin=subprocess.PIPE,  # the leash
             stdout=log,
             stderr=log,
             env=self._environment(),
             start_new_session=True,
         )
-        self._running.append(_Running(job, process, begun, older))
+        self._running.append(_Running(job, process, begun, log, older))
         self.results[job.name] = begun
         self._observer.began(job, continues)
         self._changed()
@@ -233,7 +237,8 @@ class Runner:
         )
         # a missed budget leaves a file, too; one that stood there before says nothing of this run
         has_file = code == 0 or (code == GATE and _stamp(each.job.recipe.output_path) != each.older)
-        self._record(each.job, measured(each.job, result) if has_file else result)
+        with each.log:
+            self._record(each.job, measured(each.job, result) if has_file else result)
 
     def _record(self, job: Job, result: JobResult, *, skipped: bool = False) -> None:
         self.results[job.name] = result
