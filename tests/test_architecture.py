@@ -74,7 +74,10 @@ def test_files_hold_one_idea(path: Path) -> None:
     assert len(path.read_text().splitlines()) <= 350
 
 
-@pytest.mark.parametrize("module", ["nestify", "nestify.cli", "nestify.recipe", "nestify.report.document"])
+@pytest.mark.parametrize(
+    "module",
+    ["nestify", "nestify.cli", "nestify.recipe", "nestify.report.document", "nestify.batching.batch"],
+)
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
