@@ -43,7 +43,7 @@ def test_a_job_means_the_same_wherever_it_runs(tmp_path: Path, monkeypatch: pyte
     (tmp_path / "a.toml").write_text(
         'output = "deep/er/mine.nested.safetensors"\n[model]\nname = "local-dir:local"\n'
         'checkpoint = "a.safetensors"\n[data]\npath = "photos"\nhierarchy = "photos/../b.csv"\n'
-        '[train]\nteacher = "resnet18"\nteacher_checkpoint = "t.safetensors"\n'
+        '[train]\nteacher = "local-dir:local"\nteacher_checkpoint = "t.safetensors"\n'
         '[finetune]\nepochs = 1\nsave = "deep/dense.safetensors"\n'
     )
     [job] = make_jobs(["a.toml"], Path("out"), Shard())
@@ -54,6 +54,7 @@ def test_a_job_means_the_same_wherever_it_runs(tmp_path: Path, monkeypatch: pyte
     assert recipe.finetune.save == str(folder / "dense.safetensors")
     assert recipe.model.name == f"local-dir:{tmp_path}/local"
     assert recipe.model.checkpoint == str(tmp_path / "a.safetensors")
+    assert recipe.train.teacher == recipe.model.name
     assert recipe.train.teacher_checkpoint == str(tmp_path / "t.safetensors")
     assert recipe.data.path == str(tmp_path / "photos")
     written = tmp_path / "elsewhere" / "recipe.json"

@@ -102,6 +102,18 @@ def test_options_that_end_alike_keep_their_sections(tmp_path: Path) -> None:
     assert [each.name for each in found] == ["a-train.lr=0.5-finetune.lr=0.1-seed=3"]
 
 
+def test_values_that_look_alike_are_told_apart(tmp_path: Path) -> None:
+    found = variants(tmp_path, '[matrix]\nmodel.name = ["a/b", "a:b", "A-B", "c"]\n')
+    names = [each.name for each in found]
+    assert [name.partition("~")[0] for name in names] == [
+        "a-name=a-b",
+        "a-name=a-b",
+        "a-name=A-B",
+        "a-name=c",
+    ]
+    assert len({name.casefold() for name in names}) == 4
+
+
 VALUES = st.one_of(st.text(min_size=1, max_size=200), st.integers(0, 10**30), st.floats(0, 1), st.booleans())
 
 
@@ -185,7 +197,7 @@ def test_all_problems_of_all_recipes_are_told_once(tmp_path: Path) -> None:
 
 
 def test_recipes_of_one_name_are_refused(tmp_path: Path) -> None:
-    paths = [write_recipe(tmp_path / folder / "Same.toml") for folder in ("a", "b")]
+    paths = [write_recipe(tmp_path / name) for name in ("a/same.toml", "b/Same.toml")]
     assert refused(*paths) == [
         f"{paths[0]} and {paths[1]} both make a job Same; rename one of the recipes, or run them in batches "
         "of their own"

@@ -1,5 +1,6 @@
 """Jobs that are done, fail, are cut off and go on; how many run at once; what is left in the folder."""
 
+import fcntl
 import json
 import os
 import threading
@@ -100,10 +101,14 @@ def test_what_is_not_what_was_done_runs_again(damage: str, fakes: Fakes) -> None
     assert fakes.begun() == ["a", "a"]
 
 
-@pytest.mark.parametrize("change", ["recipe", "version", "refused", "moved"])
+@pytest.mark.parametrize("change", ["recipe", "version", "refused", "moved", "weights"])
 def test_a_checkpoint_of_another_run_is_not_gone_on_from(change: str, fakes: Fakes) -> None:
     code = 2 if change == "refused" else 3
     recipes = fakes.recipes(a=f"later {code}")
+    weights = fakes.folder / "w.safetensors"
+    weights.write_bytes(b"weights")
+    text = Path(recipes[0]).read_text()
+    Path(recipes[0]).write_text(text.replace("[data]", 'checkpoint = "w.safetensors"\n[data]'))
     fakes.run(recipes)
     folder = fakes.folder / "out" / "a"
     match change:
@@ -112,6 +117,8 @@ def test_a_checkpoint_of_another_run_is_not_gone_on_from(change: str, fakes: Fak
         case "version":
             found = json.loads((folder / "result.json").read_text())
             (folder / "result.json").write_text(json.dumps({**found, "versions": {"torch": "1"}}))
+        case "weights":
+            weights.write_bytes(b"others")
         case "moved":
             text = (folder / "recipe.json").read_text()
             (folder / "recipe.json").write_text(text.replace(str(fakes.folder), "/old"))
@@ -235,6 +242,19 @@ def test_two_batches_do_not_run_one_job_at_once(fakes: Fakes) -> None:
     assert waited == ["a"]
     assert [(job.state, job.earlier) for job in second.jobs] == [("done", True), ("done", False)]
     assert fakes.begun() == ["a", "b"]
+
+
+def test_a_folder_is_locked_until_its_result_is_written(fakes: Fakes) -> None:
+    locked: list[str] = []
+
+    class Watch(BatchObserver):
+        def ended(self, job: Job, result: JobResult) -> None:
+            with (job.folder / "log.txt").open() as log, pytest.raises(BlockingIOError):
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked.append(job.name)
+
+    fakes.run(fakes.recipes(a="ok", b="exit 1"), observer=Watch())
+    assert locked == ["a", "b"]
 
 
 def test_how_jobs_stand(fakes: Fakes) -> None:
