@@ -11,7 +11,11 @@ if TYPE_CHECKING:
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.nested_model import NestedModel
     from nestify.recipe import Recipe, load_recipe
+    from nestify.recipe_gates import load_gates
+    from nestify.report.compare import compare
     from nestify.report.document import read_report
+    from nestify.report.gates import check_gates
+    from nestify.report.stored import open_report
     from nestify.verification import Verification, verify
 
 __version__ = "0.1.0"
@@ -35,7 +39,11 @@ _HOME = {
     "NestedModel": "nestify.nested_model",
     "Recipe": "nestify.recipe",
     "load_recipe": "nestify.recipe",
+    "load_gates": "nestify.recipe_gates",
     "read_report": "nestify.report.document",
+    "open_report": "nestify.report.stored",
+    "compare": "nestify.report.compare",
+    "check_gates": "nestify.report.gates",
 }
 
 __all__ = [
@@ -48,11 +56,15 @@ __all__ = [
     "Sliced",
     "Verification",
     "__version__",
+    "check_gates",
+    "compare",
     "compress",
     "evaluate",
     "export",
     "load",
+    "load_gates",
     "load_recipe",
+    "open_report",
     "plan",
     "read_report",
     "run_batch",

@@ -1,7 +1,7 @@
 """What `import nestify` offers: load, compress, plan, evaluate, report."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +25,9 @@ from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe import Recipe, load_recipe
+from nestify.report.document import Report, read_report
+from nestify.report.gates import GateResult, check_gates
+from nestify.report.stored import open_report
 from nestify.training.beside import checkpoint_path, metrics_path
 from nestify.training.logs import check_logs, open_logs
 from nestify.training.observer import MetricsLog, Observer, Observers
@@ -35,10 +38,17 @@ __all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` made: the file, and what it says of itself."""
+    """What `compress` made.
+
+    Attributes:
+        path: of the file. `manifest`: what it says of itself.
+        gates: limits of the recipe's [gates], and whether the levels keep them; of the first of several
+            processes.
+    """
 
     path: Path
     manifest: Manifest
+    gates: Sequence[GateResult] = ()
 
 
 @overload
@@ -126,6 +136,7 @@ def _compress(
     output = recipe.output_path
     _check_outputs(recipe)
     check_logs(recipe.train.log)
+    baseline = _baseline(recipe)
     run = Run(recipe, watcher, world, device)
     run.checkpoints.find(resume)
     with run.checkpoints.telling():
@@ -144,7 +155,13 @@ def _compress(
         run.checkpoints.remove()
     if done.missed:
         raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
-    return Result(output, manifest)
+    kept = check_gates(recipe.gates, read_report(output), baseline) if world.leads else []
+    return Result(output, manifest, kept)
+
+
+def _baseline(recipe: Recipe) -> Report | None:
+    """Read before the work, so that it is known to be there, and is not the file that will be replaced."""
+    return None if recipe.gates.baseline is None else open_report(recipe.gates.baseline)
 
 
 def _write(recipe: Recipe, done: Compressed) -> Manifest:

@@ -15,6 +15,11 @@ _UNITS = {
     "params": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9},
     "bytes": {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
 }
+_AMOUNTS = {
+    "macs": "give 500M, 1G or a number",
+    "params": "give 2M or a number",
+    "bytes": "give 4MB, 4MiB or a number",
+}
 _FORM = "give macs=0.25 (a share of the full level's), macs=100M, params=2M or bytes=4MB"
 
 
@@ -47,13 +52,32 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ValueError: if the text is none of these.
     """
-    found = re.fullmatch(r"(macs|params|bytes) *= *([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z]*)", text)
-    scale = _UNITS[found[1]].get(found[3].upper()) if found else None
-    if found is None or scale is None:
+    found = re.fullmatch(r"(macs|params|bytes) *= *(.*)", text)
+    read = _read(found[1], found[2]) if found else None  # type: ignore[arg-type]  # no other is matched
+    if found is None or read is None:
         raise ValueError(f"budget {text!r} is not understood; {_FORM}")
-    amount = float(found[2])
-    is_share = amount < 1 and not found[3]
-    if not (amount > 0 and math.isfinite(amount * scale)):
+    amount, has_unit = read
+    is_share = amount < 1 and not has_unit
+    if not (amount > 0 and math.isfinite(amount)):
         raise ValueError(f"budget {text!r} is not above 0; {_FORM}")
     quantity: Quantity = found[1]  # type: ignore[assignment]  # the expression allows no other
-    return Budget(quantity, amount * scale, is_share)
+    return Budget(quantity, amount, is_share)
+
+
+def parse_amount(quantity: Quantity, text: str) -> float:
+    """Read `4MB`, `4MiB`, `1G` or a plain number of bytes, MACs or parameters.
+
+    Raises:
+        ValueError: with a predicate, if it is none, or not above 0.
+    """
+    read = _read(quantity, text)
+    if read is None or not (read[0] >= 1 and math.isfinite(read[0])):
+        raise ValueError(f"is not an amount of {quantity}; {_AMOUNTS[quantity]}")
+    return read[0]
+
+
+def _read(quantity: Quantity, text: str) -> tuple[float, bool] | None:
+    """An amount, and whether it has a unit; None where it is not understood."""
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z]*)", text.strip())
+    scale = _UNITS[quantity].get(found[2].upper()) if found else None
+    return None if found is None or scale is None else (float(found[1]) * scale, bool(found[2]))

@@ -57,6 +57,12 @@ class ProcessError(NestifyError):
     exit_code = 3
 
 
+class SetupError(NestifyError):
+    """A package that nestify needs is missing, too old or broken."""
+
+    exit_code = 3
+
+
 class OutputError(NestifyError):
     """The result cannot be written where the user wants it."""
 

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from nestify.errors import RecipeError
 from nestify.levels import Level
+from nestify.recipe_gates import Gates, baseline_problem
 from nestify.recipe_levels import DEFAULT_LEVELS, level_problems, resolved_levels
 from nestify.recipe_problems import Problem, section_of, sentence, shown
 from nestify.recipe_schedule import LevelOptions, ScheduleOptions
@@ -74,6 +75,7 @@ class Recipe(Section):
     )
     train: TrainOptions = TrainOptions()
     finetune: FinetuneOptions = FinetuneOptions()
+    gates: Gates = Gates()
 
     @property
     def levels(self) -> tuple[Level, ...]:
@@ -181,7 +183,8 @@ def _check(table: Table, broken: Iterable[str]) -> tuple[Recipe, list[Problem]]:
         problems = [sentence(Recipe, each) for each in errors]
         recipe = Recipe.model_validate(_without(table, [each["loc"] for each in errors]))
     broken = [*broken, *(problem.key for problem in problems)]
-    return recipe, problems + _level_problems(recipe, broken) + _conflicts(recipe, broken)
+    more = _level_problems(recipe, broken) + _conflicts(recipe, broken) + _gate_problems(recipe, broken)
+    return recipe, problems + more
 
 
 def _without(table: Table, paths: Iterable[tuple[str | int, ...]]) -> Table:
@@ -203,6 +206,23 @@ def _without(table: Table, paths: Iterable[tuple[str | int, ...]]) -> Table:
 
 def _level_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
     return [] if "level" in broken else level_problems(recipe.level, recipe.schedule, broken)
+
+
+def _gate_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
+    """Limits of levels that the recipe does not have, and limits that miss their baseline."""
+    problems = []
+    if text := baseline_problem(recipe.gates):
+        problems.append(Problem("gates.max_regression", text))
+    if not any(_touches("level", [key]) for key in broken):
+        names = [level.name or f"level{k}" for k, level in enumerate(recipe.level, start=1)]
+        problems += [
+            Problem(
+                f"gates.level.{name}",
+                f"gates.level.{name} is no level of the recipe; its levels are {', '.join(names)}",
+            )
+            for name in recipe.gates.unknown_levels(names)
+        ]
+    return [problem for problem in problems if not _touches(problem.key, broken)]
 
 
 def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:

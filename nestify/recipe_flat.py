@@ -15,7 +15,12 @@ FREE = {
     "model.checkpoint",  # what it holds is looked at instead
     "train.teacher_checkpoint",
 }
-"""Options that may be others when a run goes on, or is held to be done."""
+"""Options that what comes out does not depend on."""
+
+
+def is_free(key: str) -> bool:
+    """Whether an option may be another one when a run goes on; gates only judge what came out."""
+    return key in FREE or key.startswith("gates.")
 
 
 def flat_options(recipe: Recipe) -> Iterator[tuple[str, Any]]:

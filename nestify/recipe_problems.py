@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -71,14 +71,28 @@ def _find_option(recipe: type[BaseModel], path: KeyPath) -> FieldInfo | None:
     """The deepest option on a path: of `("augment", "scale", 1)` that of augment.scale."""
     found: FieldInfo | None = None
     section: type[BaseModel] | None = recipe
-    for part in path:
-        if isinstance(part, int):
-            continue
+    for part in _without_names(recipe, path):
         field = section.model_fields.get(part) if section else None
         if field is None:
             break
         found, section = field, section_of(field)
     return found
+
+
+def _without_names(recipe: type[BaseModel], path: KeyPath) -> list[str]:
+    """A path without positions in lists and names that users give: of gates.level.core.min_top1 the core."""
+    keys: list[str] = []
+    section: type[BaseModel] | None = recipe
+    is_name = False
+    for part in path:
+        if isinstance(part, int) or is_name:
+            is_name = False
+            continue
+        keys.append(part)
+        field = section.model_fields.get(part) if section else None
+        section = section_of(field) if field else None
+        is_name = field is not None and get_origin(field.annotation) is dict and section is not None
+    return keys
 
 
 def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
@@ -139,8 +153,8 @@ def _constraints(field: FieldInfo) -> Iterator[Any]:
 def _unknown(recipe: type[BaseModel], path: KeyPath) -> str:
     """An unknown key and the one that was meant: this name elsewhere, a near name here, or elsewhere."""
     name, section = str(path[-1]), recipe
-    if len(path) > 1:
-        section = section_of(recipe.model_fields[str(path[0])]) or recipe
+    for part in _without_names(recipe, path[:-1]):
+        section = section_of(section.model_fields[part]) or section
     here = {option: dotted((*path[:-1], option)) for option in section.model_fields}
     elsewhere = _all_keys(recipe)
     near = [here[close] for close in get_close_matches(name, here, n=1)]

@@ -235,6 +235,10 @@ class TrainOptions(Section):
     compile: bool = Field(
         default=False, description="whether to run each level through torch.compile while it trains"
     )
+    grad_checkpointing: bool = Field(
+        default=False,
+        description="whether blocks compute their activations again in the backward, for less memory",
+    )
     channels_last: bool = Field(
         default=False, description="whether weights lie channels last, which depthwise networks run faster in"
     )

@@ -22,6 +22,7 @@ from nestify.recipe_sections import CHECKPOINT_ENDINGS
 Table = dict[str, Any]
 
 RECIPE_ENDINGS = (".toml", ".json")
+_WITH_PATHS = ("model", "data", "train", "gates")
 
 _HUB = re.compile(r"(local-dir|hf-hub|hf_hub):", re.IGNORECASE)
 _LEVEL_AS_TABLE = re.compile(r"levels?\.([0-9]{1,3})\.(.+)")
@@ -63,6 +64,15 @@ def read_source(source: str) -> tuple[Table, str]:
             source,
         )
     return _read_extended(path, ()), source
+
+
+def read_table(path: str) -> Table:
+    """The table of a TOML file, on top of the one that it extends.
+
+    Raises:
+        RecipeError: where it cannot be read.
+    """
+    return _read_extended(Path(path), ())
 
 
 def _looks_like_path(source: str) -> bool:
@@ -166,7 +176,7 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
     def resolve(key: str, value: object) -> object:
         if not isinstance(value, str) or value in ("", "none"):
             return value
-        if key in ("checkpoint", "teacher_checkpoint"):
+        if key in ("checkpoint", "teacher_checkpoint", "baseline"):
             return below(value)
         if key in ("path", "root", "hierarchy"):
             return value if _DATASET.match(value) else below(value, must_exist=True)
@@ -177,7 +187,7 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
     def resolve_all(name: str, part: object) -> object:
         if not isinstance(part, dict):
             return part
-        if name in ("model", "data", "train"):
+        if name in _WITH_PATHS:
             return {key: resolve(key, value) for key, value in part.items()}
         if name != "matrix":
             return part
@@ -185,7 +195,7 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
 
     def of_axis(key: str, values: object) -> object:
         section, _, option = key.partition(".")
-        if section in ("model", "data", "train") and isinstance(values, list):
+        if section in _WITH_PATHS and isinstance(values, list):
             return [resolve(option, value) for value in values]
         return values
 

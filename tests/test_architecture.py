@@ -20,6 +20,7 @@ FLOORS = [
         "recipe_problems",
         "recipe_levels",
         "recipe_source",
+        "recipe_gates",
         "recipe",
         "recipe_flat",
     },
@@ -35,7 +36,7 @@ FLOORS = [
     {"evaluating"},
     {"solving", "compressed"},
     {"compression"},
-    {"api"},
+    {"api", "doctor"},
     {"cli"},
     {"__init__", "__main__"},
 ]

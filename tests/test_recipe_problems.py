@@ -140,12 +140,12 @@ def test_timms_augmentations_are_accepted(text: str) -> None:
         (
             "zzz",
             "unknown key zzz; a recipe has output, dtype, seed, device, model, data, augment, schedule, "
-            "level, train, finetune",
+            "level, train, finetune, gates",
         ),
         (
             "a b",
             'unknown key "a b"; a recipe has output, dtype, seed, device, model, data, augment, schedule, '
-            "level, train, finetune",
+            "level, train, finetune, gates",
         ),
     ],
 )

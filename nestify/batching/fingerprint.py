@@ -15,7 +15,7 @@ from nestify.recipe_source import is_named_data
 SMALL = 64 * 2**20
 """Bytes of an archive of images below which it is known by its bytes rather than its size."""
 
-_BY_BYTES = ("model.checkpoint", "train.teacher_checkpoint", "data.hierarchy")
+_BY_BYTES = ("model.checkpoint", "train.teacher_checkpoint", "data.hierarchy", "gates.baseline")
 _LOCAL = "local-dir:"
 
 

@@ -142,6 +142,7 @@ def _placed(recipe: Recipe, folder: Path) -> Recipe:
                     "teacher_checkpoint": _absolute(train.teacher_checkpoint),
                 }
             ),
+            "gates": recipe.gates.model_copy(update={"baseline": _absolute(recipe.gates.baseline)}),
             "finetune": recipe.finetune.model_copy(
                 update={"save": save and str(folder / Path(save).name)},
             ),

@@ -13,11 +13,13 @@ import typer
 from nestify import __version__
 from nestify.cli.batch import batch
 from nestify.cli.compress import compress
+from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.output import abandon_stdout, say, write_result
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
+from nestify.cli.verbosity import take_verbosity
 from nestify.cli.verify import verify
 from nestify.errors import NestifyError
 
@@ -36,6 +38,7 @@ app = typer.Typer(
 )
 app.command("batch")(batch)
 app.command("compress")(compress)
+app.command("doctor")(doctor)
 app.command("eval")(evaluate)
 app.command("export")(export)
 app.command("report")(report)
@@ -57,10 +60,22 @@ def _root(
     ] = False,
     show_traceback: Annotated[
         bool,
-        typer.Option("--traceback", help="Show where an error comes from; may stand after the command too."),
+        typer.Option("--traceback", help="Show where an error comes from."),
+    ] = False,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Tell nothing but results, warnings and errors.")
+    ] = False,
+    verbose: Annotated[
+        bool,
+        typer.Option(
+            "--verbose", "-v", help="Tell also what libraries log, and progress every ten seconds in a pipe."
+        ),
     ] = False,
 ) -> None:
-    """Options that stand before a command."""
+    """Turn one pretrained timm model into a nested network: n networks of different size in one file.
+
+    --traceback, --quiet and --verbose may stand before the command or after it.
+    """
 
 
 def main() -> NoReturn:
@@ -68,7 +83,7 @@ def main() -> NoReturn:
     # Threads that spin while they wait make a busy machine many times slower; must be set before torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks how the line goes on
-        app()
+        app(prog_name="nestify")
     for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: that the machine is taken away in a minute
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _terminate)
@@ -82,7 +97,7 @@ def run(arguments: Sequence[str]) -> int:
         The exit code; whatever went wrong has been told on standard error.
     """
     wants_traceback = "--traceback" in arguments
-    words = [word for word in arguments if word != "--traceback"]
+    words = take_verbosity([word for word in arguments if word != "--traceback"])
     command = typer.main.get_command(app)
     try:
         # Not app(words): typer would make Ctrl-C and every broken pipe its own.

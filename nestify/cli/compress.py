@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nestify.recipe import option_help, parse_setting
+from nestify.recipe import builtin_recipes, option_help, parse_setting
 
 _MODEL = "Model and images"
 _LEVELS = "Levels"
@@ -31,6 +31,11 @@ def _literal(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)
 
 
+def _recipes(begun: str) -> list[str]:
+    """Built-in recipes that a shell may complete a word to; it completes paths by itself."""
+    return [name for name in builtin_recipes() if name.startswith(begun)]
+
+
 def compress(
     recipe: Annotated[
         str,
@@ -38,6 +43,7 @@ def compress(
             metavar="RECIPE_OR_MODEL",
             help="A .toml recipe, a built-in recipe (digits), or a timm model's name.",
             show_default=False,
+            autocompletion=_recipes,
         ),
     ],
     checkpoint: Annotated[str | None, _option("model.checkpoint", "--checkpoint", panel=_MODEL)] = None,
@@ -170,6 +176,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
 
     recipe = load_recipe(source, overrides)  # told before torch is imported
     from nestify import api
+    from nestify.cli.gates import gates_document, gates_sheets, refuse_missed
     from nestify.cli.output import render, write_result
     from nestify.cli.progress import Display, plan_document, plan_text
     from nestify.report.document import read_report
@@ -187,10 +194,14 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         result = api.compress(recipe, observer=display, resume=resume)
     report = read_report(result.path)
     if as_json:
-        write_result(json.dumps(report.to_dict(layers=True), indent=2) + "\n", None)
+        document = {**report.to_dict(layers=True), **gates_document(result.gates)}
+        write_result(json.dumps(document, indent=2) + "\n", None)
         display.repeat_warnings()
+        refuse_missed(report.path, result.gates)
         return
     title = f"{report.architecture}, {report.num_classes} classes"
     notes = [*report_notes(report), f"Written: {Path(result.path)}"]
-    write_result(render(title, [report_table(report)], notes, sys.stdout), None)
+    sheets = [report_table(report), *gates_sheets(result.gates)]
+    write_result(render(title, sheets, notes, sys.stdout), None)
     display.repeat_warnings()
+    refuse_missed(report.path, result.gates)

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from nestify.cli.output import render, say
+from nestify.cli.verbosity import Verbosity, verbosity
 from nestify.evaluation.accuracy import Accuracy
 from nestify.planning import Plan
 from nestify.report.table import mebibytes, plan_table, quantity, some_images
@@ -19,12 +20,15 @@ from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
 SCHEMA_VERSION = 1
+SECONDS_BETWEEN_LINES = 10.0
 
 
 class Display(Observer):
-    """Progress on standard error: a bar at a terminal, a line per epoch elsewhere."""
+    """Progress on standard error: a bar at a terminal, a line per epoch elsewhere, and none with --quiet."""
 
     def __init__(self) -> None:
+        self._quiet = verbosity() is Verbosity.quiet
+        self._often = verbosity() is Verbosity.verbose
         self.console = Console(stderr=True, highlight=False, markup=False)
         self.progress = _BarAndDetail(
             TextColumn("{task.description}", markup=False),
@@ -33,11 +37,11 @@ class Display(Observer):
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=self._quiet or not self.console.is_terminal,
         )
         self.warnings: list[str] = []
         self._bars: dict[str, TaskID] = {}
-        self._epoch_start = time.perf_counter()
+        self._epoch_start = self._last_line = time.perf_counter()
 
     def __enter__(self) -> "Display":
         self.progress.start()
@@ -67,8 +71,9 @@ class Display(Observer):
         self.progress.update(self._bars[phase], completed=log.step, detail=detail)
         if log.step == log.total_steps:
             self.progress.remove_task(self._bars.pop(phase))
-        if log.epoch_ended:
+        if log.epoch_ended or self._is_time():
             self._say(f"{phase} epoch {log.epoch} ({log.step}/{log.total_steps} steps): {detail}")
+        if log.epoch_ended:
             self._epoch_start = time.perf_counter()
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
@@ -85,14 +90,24 @@ class Display(Observer):
     def warned(self, text: str) -> None:
         """One line now, and one at the end."""
         self.warnings.append(text)
-        self._say(f"warning: {text}")
+        self._tell(f"warning: {text}")
 
     def repeat_warnings(self) -> None:
         """Say again, after the result, what might have scrolled away."""
         for text in self.warnings:
             self._say(f"warning: {text}")
 
+    def _is_time(self) -> bool:
+        """Whether a line is due between those of the epochs, where there is no bar."""
+        seconds = time.perf_counter() - self._last_line
+        return self._often and not self.console.is_terminal and seconds >= SECONDS_BETWEEN_LINES
+
     def _say(self, text: str) -> None:
+        self._last_line = time.perf_counter()
+        if not self._quiet:
+            self._tell(text)
+
+    def _tell(self, text: str) -> None:
         if self.console.is_terminal:
             self.console.print(Text.from_ansi(text))
         else:

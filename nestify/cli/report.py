@@ -4,11 +4,15 @@ import json
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from nestify.cli.arguments import NestedFileOrAddress
+
+if TYPE_CHECKING:
+    from nestify.report.document import Report
+    from nestify.report.gates import GateResult
 
 
 class Format(StrEnum):
@@ -24,6 +28,22 @@ def report(
     format: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,
+    other: Annotated[
+        str | None,
+        typer.Option(
+            "--compare",
+            metavar="OTHER",
+            help="Show what changed from another nested file, or from what report --json printed of one.",
+        ),
+    ] = None,
+    check: Annotated[
+        str | None,
+        typer.Option(
+            "--check",
+            metavar="GATES",
+            help="Hold the levels to the [gates] of a TOML file or recipe; exit with 1 if one is missed.",
+        ),
+    ] = None,
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write to this file.", show_default="stdout")
     ] = None,
@@ -31,20 +51,64 @@ def report(
     """Show the levels of a nested file: parameters, MACs, bytes, accuracy.
 
     Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
-    at no cost, prefix MiB what a device must load to run the level.
+    at no cost, prefix MiB what a device must load to run the level. The file may also be what
+    report --json printed, stored as a .json file.
     """
-    from nestify.cli.output import render, render_markdown, write_result
-    from nestify.report.document import read_report
+    from nestify.cli.gates import refuse_missed
+    from nestify.cli.output import write_result
+    from nestify.recipe_gates import load_gates
+    from nestify.report.gates import check_gates
+    from nestify.report.stored import open_report
+
+    gates = load_gates(check, compared=other is not None) if check else None
+    data = open_report(file)
+    baseline = open_report(other) if other else None
+    results = check_gates(gates, data, baseline) if gates else []
+    format = Format.json if as_json else format
+    if format is Format.json:
+        text = json.dumps(_document(data, baseline, results, layers, bool(gates)), indent=2) + "\n"
+    else:
+        text = _text(data, baseline, results, layers, None if output else sys.stdout, format)
+    write_result(text, output)
+    refuse_missed(data.path, results)
+
+
+def _document(
+    data: "Report", other: "Report | None", results: "list[GateResult]", layers: bool, checked: bool
+) -> dict[str, Any]:
+    """The report as JSON, with what changed and the gates where they were asked for."""
+    from nestify.cli.gates import gates_document
+    from nestify.report.compare import compare
+
+    document = data.to_dict(layers=layers)
+    if other is not None:
+        document["comparison"] = compare(data, other).to_dict()
+    return {**document, **gates_document(results)} if checked else document
+
+
+def _text(
+    data: "Report",
+    other: "Report | None",
+    results: "list[GateResult]",
+    layers: bool,
+    stream: TextIO | None,
+    format: Format,
+) -> str:
+    """The report for people: the levels, or what changed in them, and the gates."""
+    from nestify.cli.gates import gates_sheets
+    from nestify.cli.output import render, render_markdown
+    from nestify.report.compare import compare, comparison_notes, comparison_tables
     from nestify.report.table import layer_table, report_notes, report_table
 
-    data = read_report(file)
-    if as_json or format is Format.json:
-        write_result(json.dumps(data.to_dict(layers=layers), indent=2) + "\n", output)
-        return
     title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
-    sheets = [report_table(data), layer_table(data)] if layers else [report_table(data)]
-    notes = report_notes(data)
-    if format is Format.markdown:
-        write_result(render_markdown(title, sheets, notes), output)
+    if other is None:
+        sheets = [report_table(data), layer_table(data)] if layers else [report_table(data)]
+        notes = report_notes(data)
     else:
-        write_result(render(title, sheets, notes, None if output else sys.stdout), output)
+        comparison = compare(data, other)
+        sheets = comparison_tables(comparison, layers=layers)
+        notes = comparison_notes(comparison, layers=layers)
+    sheets += gates_sheets(results)
+    if format is Format.markdown:
+        return render_markdown(title, sheets, notes)
+    return render(title, sheets, notes, stream)

@@ -12,7 +12,7 @@ from nestify import __version__
 from nestify.hierarchy import Labels
 from nestify.images import Images
 from nestify.recipe import Recipe
-from nestify.recipe_flat import FREE, flat_options
+from nestify.recipe_flat import flat_options, is_free
 
 Identity = dict[str, Any]
 """Everything that a run's result depends on: numbers, texts and hashes by what a user would call them."""
@@ -39,7 +39,7 @@ def run_identity(
         "the version of timm": timm.__version__,
         "the kind of device": device.type,
         "the number of processes": processes,
-        **{key: value for key, value in flat_options(recipe) if key not in FREE},
+        **{key: value for key, value in flat_options(recipe) if not is_free(key)},
         "the hash of the model's weights": _hash_of_weights(network),
         "the hash of the hierarchy": _hash(classes.model_dump_json() for classes in labels.hierarchy),
         "the hash of the teacher's weights": None if teacher is None else _hash_of_weights(teacher),

@@ -67,6 +67,7 @@ class Phases:
             weights=[1.0],
             distill=[0.0],
             teacher=Teacher("none"),
+            recompute=recipe.train.grad_checkpointing,
             autocast=self._precision.autocast,
             device=self.device,
         )
@@ -150,6 +151,7 @@ class Phases:
             parents=self.labels.parents,
             seed=self.recipe.seed,
             compiled=options.compile and compiled,
+            recompute=options.grad_checkpointing,
             weights=[level.weight for level in levels],
             distill=[options.distill if level.distill is None else level.distill for level in levels],
             teacher=teacher.to(self.device),

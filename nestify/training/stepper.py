@@ -17,6 +17,7 @@ from nestify.nested_model import NestedModel
 from nestify.recipe_schedule import Score
 from nestify.recipe_sections import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
+from nestify.training.gradients import MeanGradients
 from nestify.training.health import RampWatch
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
@@ -87,6 +88,7 @@ class Stepper:
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
         world.copy_first(nested)
+        self._means = MeanGradients(nested, task.level_weights)
         nested.train()
         self._progress = Progress(nested, task.device)
 
@@ -107,6 +109,7 @@ class Stepper:
         for batch in batches:
             self._add(*batch, share=len(batch[1]) / images)
         self.stopping = self._world.average(self.nested, images, stop)
+        self._means.apply()
         if self._clip_grad is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.nested.parameters(), self._clip_grad)

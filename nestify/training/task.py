@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from timm.task import TrainingTask
@@ -13,6 +14,7 @@ from nestify.hierarchy import coarse_target
 from nestify.nested_model import NestedModel
 from nestify.training.compiled import CompiledLevels
 from nestify.training.distillation import Teacher
+from nestify.training.recompute import recomputing, while_held
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             targets, the teacher's answers among them, are summed up to its classes.
         seed: with the step it fixes which levels are drawn, in every process of a run.
         compiled: run the levels through torch.compile.
+        recompute: blocks keep no activations for their backward, which computes them again.
 
     Attributes:
         step: number of the training step, for that.
@@ -67,6 +70,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         parents: Mapping[int, Tensor] = NO_PARENTS,
         seed: int = 0,
         compiled: bool = False,
+        recompute: bool = False,
     ) -> None:
         super().__init__(device=device, verbose=False)
         n = nested.n_levels
@@ -85,6 +89,10 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.step = 0
         self.levels: Callable[..., Tensor] = CompiledLevels(nested) if compiled else nested
         self._seed = seed
+        self._recompute = recompute
+        self._held = recompute and not compiled  # a compiled level's program has its tensors as inputs
+        with self._recomputing():
+            pass  # refused here, where it cannot be had
 
     def drawn_levels(self) -> list[tuple[int, float]]:
         """Levels of one step with their weights, from full to core."""
@@ -101,20 +109,34 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         chosen |= {1: weights[0], self.n_levels: weights[-1]}
         return sorted(((level, weight) for level, weight in chosen.items() if weight), reverse=True)
 
-    def losses(self, images: Tensor, target: Tensor) -> Iterator[tuple[Tensor, LevelResult]]:
-        """Weighted loss and result of each level in turn, so that a backward can follow each forward."""
+    def each_level(self, images: Tensor, target: Tensor, use: Callable[[Tensor, LevelResult], None]) -> None:
+        """Give weighted loss and result of each level in turn to a function, which may run the backward.
+
+        Args:
+            images: (B, C, H, W).
+            target: (B,) class indices, or (B, classes) soft targets.
+        """
         with self.autocast():
             answer = self.teacher.answer(images) if any(self.distill) else None
-        for level, weight in self.drawn_levels():
-            with self.autocast():
-                logits = self.levels(images, level=level)
+
+        def judge(level: int, weight: float, logits: Tensor) -> None:
+            nonlocal answer
             logits = logits.float()
             taught = None if answer is None else self.coarse(level, answer)
             loss = self._level_loss(level, logits, self.coarse(level, target), taught)
-            yield weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight)
+            use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight))
             if level == self.n_levels and self.teacher.learns_from_full:
                 own = self.teacher.soften(logits)
                 answer = own if answer is None else (answer + own) / 2
+
+        for level, weight in self.drawn_levels():
+            if self._held:
+                use_logits = partial(judge, level, weight)
+                while_held(self.trainable_module, images, level, use_logits, self.autocast)
+                continue
+            with self.autocast():
+                logits = self.levels(images, level=level)
+            judge(level, weight, logits)
 
     def coarse(self, level: int, target: Tensor) -> Tensor:
         """A target or a teacher's answer, (B,) or (B, classes), in the classes of a level."""
@@ -142,11 +164,18 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             scale: applied to a loss before its backward, for gradient scaling.
         """
         results = []
-        for loss, result in self.losses(images, target):
+
+        def descend(loss: Tensor, result: LevelResult) -> None:
             with self._unweighted(result):
                 scale(loss).backward()
             results.append(result)
+
+        with self._recomputing():
+            self.each_level(images, target, descend)
         return results
+
+    def _recomputing(self) -> AbstractContextManager[None]:
+        return recomputing(self.trainable_module) if self._recompute else nullcontext()
 
     @contextmanager
     def _unweighted(self, result: LevelResult) -> Iterator[None]:
@@ -166,5 +195,13 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """The whole weighted loss in one graph, as timm's own loops expect; `output` is the full level's."""
-        pairs = list(self.losses(input, target))
-        return {"loss": torch.stack([loss for loss, _ in pairs]).sum(), "output": pairs[0][1].logits}
+        assert not self._held, "a level must keep its tensors until its backward has ended"
+        losses: list[Tensor] = []
+        results: list[LevelResult] = []
+
+        def collect(loss: Tensor, result: LevelResult) -> None:
+            losses.append(loss)
+            results.append(result)
+
+        self.each_level(input, target, collect)
+        return {"loss": torch.stack(losses).sum(), "output": results[0].logits}

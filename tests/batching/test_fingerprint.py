@@ -61,6 +61,7 @@ def test_what_makes_no_difference(changes: dict[str, object], place: Path) -> No
         {"train__lr": 0.5},
         {"seed": 1},
         {"dtype": "float16"},
+        {"gates.min_top1": 50.0},
         {"data__val_split": "test"},
         {"levels": "0.9,0"},
         {"model__checkpoint": None},
@@ -116,6 +117,15 @@ def test_a_local_model_is_known_by_its_bytes(place: Path) -> None:
     assert fingerprint(moved, Contents()) == before
     (place / "moved" / "model.safetensors").write_bytes(b"2")
     assert fingerprint(moved, Contents()) != before
+
+
+def test_a_baseline_is_known_by_its_bytes(place: Path) -> None:
+    named = {"gates__baseline": str(place / "base.json"), "gates__max_regression": 1.0}
+    (place / "base.json").write_text("1")
+    before = hash_of(place, **named)
+    assert hash_of(place, **named) == before
+    (place / "base.json").write_text("2")
+    assert hash_of(place, **named) != before
 
 
 def test_downloads_into_a_root_make_no_difference(place: Path) -> None:

@@ -45,6 +45,7 @@ def test_a_job_means_the_same_wherever_it_runs(tmp_path: Path, monkeypatch: pyte
         'checkpoint = "a.safetensors"\n[data]\npath = "photos"\nhierarchy = "photos/../b.csv"\n'
         '[train]\nteacher = "local-dir:local"\nteacher_checkpoint = "t.safetensors"\n'
         '[finetune]\nepochs = 1\nsave = "deep/dense.safetensors"\n'
+        '[gates]\nbaseline = "base.json"\nmax_regression = 1\n'
     )
     [job] = make_jobs(["a.toml"], Path("out"), Shard())
     folder = tmp_path / "out" / "a"
@@ -57,6 +58,7 @@ def test_a_job_means_the_same_wherever_it_runs(tmp_path: Path, monkeypatch: pyte
     assert recipe.train.teacher == recipe.model.name
     assert recipe.train.teacher_checkpoint == str(tmp_path / "t.safetensors")
     assert recipe.data.path == str(tmp_path / "photos")
+    assert recipe.gates.baseline == str(tmp_path / "base.json")
     written = tmp_path / "elsewhere" / "recipe.json"
     written.parent.mkdir()
     written.write_text(job.recipe_text)

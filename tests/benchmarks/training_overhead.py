@@ -7,7 +7,8 @@ weights does forward, backward and an optimizer step. Nested and plain steps alt
 the median of the ratios pair by pair is printed. Memory is the peak of the resident set beyond what the
 process had before the model was made, each variant in a process of its own; the plain one trains one
 level, with the same optimizer. `--with amp,compile,channels_last` sets both sides up alike: bfloat16,
-torch.compile (its time is that of the first round, which does not count), memory layout.
+torch.compile (its time is that of the first round, which does not count), memory layout; `recompute` is
+gradient checkpointing.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
         teacher=Teacher("none"),
         autocast=lambda: autocast(settings),
         compiled="compile" in settings,
+        recompute="recompute" in settings,
     )
     chosen = create_optimizer_v2(nested, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
     images, target = batch(size)
@@ -87,6 +89,8 @@ def plain_step(
                     parameter.abs().flatten().kthvalue(max(1, int(sparsity * parameter.numel()))).values
                 )
                 parameter.mul_(parameter.abs() > threshold)
+    if "recompute" in settings:
+        model.set_grad_checkpointing(True)
     chosen = create_optimizer_v2(model, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
     images, target = batch(size)
     images = images.to(memory_format=layout)
@@ -192,7 +196,9 @@ def main() -> None:
     parser.add_argument("--size", default="64,128")
     parser.add_argument("--opt", default="sgd")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--with", dest="settings", default="", help="of amp, compile, channels_last")
+    parser.add_argument(
+        "--with", dest="settings", default="", help="of amp, compile, channels_last, recompute"
+    )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -201,7 +207,10 @@ def main() -> None:
         return
     settings = options.settings.split(",") if options.settings else []
     print(f"{BATCH} images, levels {SPARSITIES}, {options.opt} {options.settings}; ratios are nested / plain")
-    print(f"{'model':<24}{'pixels':>7}{'nested s':>10}{'plain s':>10}{'time ratio':>12}{'memory ratio':>14}")
+    print(
+        f"{'model':<24}{'pixels':>7}{'nested s':>10}{'plain s':>10}{'time ratio':>12}"
+        f"{'nested MiB':>12}{'memory ratio':>14}"
+    )
     for name in options.models.split(","):
         for size in map(int, options.size.split(",")):
             timed = in_child("time", name, size, options.opt, settings, options.rounds)
@@ -209,7 +218,7 @@ def main() -> None:
             plain = in_child("plain", name, size, options.opt, settings)["bytes"]
             print(
                 f"{name:<24}{size:>7}{timed['nested_s']:>10.3f}{timed['plain_s']:>10.3f}"
-                f"{timed['ratio']:>12.3f}{nested / plain:>14.3f}",
+                f"{timed['ratio']:>12.3f}{nested / 2**20:>12.0f}{nested / plain:>14.3f}",
                 flush=True,
             )
 

@@ -36,6 +36,7 @@ def loaded_by(*words: str) -> str:
         ["report", "--help"],
         ["slice", "--help"],
         ["verify", "--help"],
+        ["doctor", "--help"],
     ],
 )
 def test_help_imports_no_torch(words: list[str]) -> None:
@@ -93,3 +94,22 @@ def test_a_clean_run_says_nothing_but_its_progress(digits_file: Path) -> None:
     assert other.out == own.out
     assert finish(spawn("eval", digits_file, "--data", "embedded/digits", "--max-images", "10")).err == ""
     assert finish(spawn("report", digits_file)).err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [("comp", "compress"), ("compress dig", "digits\ndigits-pretrain"), ("report --comp", "--compare")],
+)
+def test_shells_complete(words: str, expected: str) -> None:
+    request = {
+        "_NESTIFY_COMPLETE": "complete_bash",
+        "COMP_WORDS": f"nestify {words}",
+        "COMP_CWORD": str(len(words.split())),
+    }
+    done = finish(spawn(env=environment(**request)))
+    assert (done.code, done.out.strip()) == (0, expected)
+
+
+def test_a_shell_is_told_how_to_complete() -> None:
+    request = {"_NESTIFY_COMPLETE": "source_bash"}
+    assert "_NESTIFY_COMPLETE=complete_bash" in finish(spawn(env=environment(**request))).out

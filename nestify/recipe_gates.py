@@ -1,0 +1,114 @@
+"""[gates]: limits that levels must keep, in a recipe or in a TOML file of their own. No torch."""
+
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from nestify.budgets import Quantity, parse_amount
+from nestify.errors import RecipeError
+from nestify.recipe_problems import sentence
+from nestify.recipe_sections import Section, Text
+from nestify.recipe_source import read_table
+
+Points = Annotated[float, Field(ge=0, le=100)]
+
+
+def _amount_of(quantity: Quantity) -> AfterValidator:
+    def check(value: int | str) -> int | str:
+        parse_amount(quantity, str(value))
+        return value
+
+    return AfterValidator(check)
+
+
+class LevelGates(Section):
+    """Limits of one level; those that are not given do not hold."""
+
+    min_top1: Points | None = Field(default=None, description="least top-1 accuracy in percent")
+    max_drop: Points | None = Field(
+        default=None,
+        description="most points of top-1 below the full level; for levels that tell the same classes",
+    )
+    max_regression: Points | None = Field(
+        default=None, description="most points of top-1 below the same level of the baseline"
+    )
+    max_bytes: Annotated[int | Text, _amount_of("bytes")] | None = Field(
+        default=None,
+        description="most bytes of the file up to and with the level, header included: 4MB, 4MiB or a number",
+    )
+    max_macs: Annotated[int | Text, _amount_of("macs")] | None = Field(
+        default=None, description="most MACs per image that dense kernels execute: 500M or a number"
+    )
+    max_params: Annotated[int | Text, _amount_of("params")] | None = Field(
+        default=None, description="most parameters that are not zero: 2M or a number"
+    )
+
+
+class Gates(LevelGates):
+    """[gates]: limits of every level, and [gates.level.NAME]: of one, in their place."""
+
+    baseline: Text | None = Field(
+        default=None, description="nested file, or what report --json printed of one, for max_regression"
+    )
+    level: dict[str, LevelGates] = Field(
+        default={}, description="limits of one level, by its name or number, in the place of those of all"
+    )
+
+    def of(self, number: int, name: str) -> LevelGates:
+        """The limits of one level: its own, and those of every level where it has none."""
+        own: dict[str, Any] = {}
+        for key in (str(number), name):
+            own |= self.level[key].model_dump(exclude_none=True) if key in self.level else {}
+        common = self.model_dump(include=set(LevelGates.model_fields), exclude_none=True)
+        return LevelGates.model_validate(common | own)
+
+    def given(self) -> bool:
+        """Whether any level has a limit."""
+        limits = [self, *self.level.values()]
+        return any(getattr(each, name) is not None for each in limits for name in LevelGates.model_fields)
+
+    def unknown_levels(self, names: list[str]) -> list[str]:
+        """What is given for levels that are not among these, core first."""
+        known = {*names, *(str(number) for number in range(1, len(names) + 1))}
+        return [name for name in self.level if name not in known]
+
+
+class _HasGates(BaseModel):
+    model_config = ConfigDict(extra="ignore")
+
+    gates: Gates
+
+
+def load_gates(path: str, *, compared: bool = False) -> Gates:
+    """The gates of a TOML file: of a recipe, or of a file that has nothing else.
+
+    Args:
+        compared: whether a baseline is given besides.
+
+    Raises:
+        RecipeError: if there are none, or with every problem that was found.
+    """
+    table = read_table(path)
+    if "gates" not in table:
+        raise RecipeError("this file has no [gates]; write [gates] and limits such as min_top1 = 70", path)
+    try:
+        gates = _HasGates.model_validate({"gates": table["gates"]}).gates
+    except ValidationError as error:
+        problems = [sentence(_HasGates, each).text for each in error.errors(include_url=False)]
+        raise RecipeError(problems, path) from None
+    if problem := baseline_problem(gates, compared):
+        raise RecipeError(problem, path)
+    return gates
+
+
+def baseline_problem(gates: Gates, compared: bool = False) -> str | None:
+    """What is wrong where a limit needs a baseline and there is none.
+
+    Args:
+        compared: whether something else will be the baseline.
+    """
+    limits = [gates, *gates.level.values()]
+    needed = any(each.max_regression is not None for each in limits)
+    if needed and gates.baseline is None and not compared:
+        return "gates.max_regression needs gates.baseline; set it to a nested file or a report in JSON"
+    return None

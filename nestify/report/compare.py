@@ -1,0 +1,215 @@
+"""What differs between two reports, level by level and layer by layer. No torch here."""
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nestify.report.document import LevelReport, Report
+from nestify.report.sheet import Column, Sheet
+from nestify.report.table import mebibytes, number, quantity
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class LevelPair:
+    """A level of both files, by its name; None where a file does not have it."""
+
+    name: str
+    here: LevelReport | None
+    there: LevelReport | None
+
+
+@dataclass(frozen=True)
+class LayerChange:
+    """Share of a weight that each level of both files keeps, by the level's name; None: it has none of it."""
+
+    name: str
+    here: dict[str, float | None]
+    there: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A file beside another one, which it is measured against.
+
+    Attributes:
+        levels: core first; levels that the other file alone has come last.
+        layers: those weights whose density is another at a level that both have, or that one of them lacks.
+        layers_in_all: how many weights there are in either; None where one says nothing of its layers.
+    """
+
+    here: Report
+    there: Report
+    levels: Sequence[LevelPair]
+    layers: Sequence[LayerChange]
+    layers_in_all: int | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values under a schema version: of each quantity the values and the change."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "file": self.here.path,
+            "other": self.there.path,
+            "levels": [
+                {
+                    "name": pair.name,
+                    **{
+                        key: {"here": here, "there": there, "change": _change(here, there)}
+                        for key, here, there in (
+                            (key, _value(pair.here, key), _value(pair.there, key)) for key in _QUANTITIES
+                        )
+                    },
+                }
+                for pair in self.levels
+            ],
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+
+def compare(here: Report, there: Report) -> Comparison:
+    """Hold a report beside another one; levels belong together by their names."""
+    ours, theirs = ({level.name: level for level in report.levels} for report in (here, there))
+    pairs = [LevelPair(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys([*ours, *theirs])]
+    densities = [_densities(report) for report in (here, there)]
+    both = [pair.name for pair in pairs if pair.here and pair.there]
+    known = all(densities)
+    names = list(dict.fromkeys([*densities[0], *densities[1]])) if known else []
+    changes = [LayerChange(name, densities[0].get(name, {}), densities[1].get(name, {})) for name in names]
+    return Comparison(
+        here=here,
+        there=there,
+        levels=pairs,
+        layers=[
+            each
+            for each in changes
+            if not (each.here and each.there) or any(each.here.get(k) != each.there.get(k) for k in both)
+        ],
+        layers_in_all=len(names) if known else None,
+    )
+
+
+def comparison_tables(comparison: Comparison, *, layers: bool = False) -> list[Sheet]:
+    """Levels, and on request the layers that differ: what this file has, and the change to it."""
+    sheets = [_level_table(comparison)]
+    return [*sheets, _layer_table(comparison)] if layers and comparison.layers else sheets
+
+
+def comparison_notes(comparison: Comparison, *, layers: bool = False) -> list[str]:
+    """What the tables do not say by themselves."""
+    here, there = comparison.here, comparison.there
+    notes = [f"Changes are from {there.path} to {here.path}."]
+    images: dict[tuple[int, int], list[str]] = defaultdict(list)
+    if here.architecture != there.architecture:
+        notes.append(f"The models differ: {there.architecture} there, {here.architecture} here.")
+    for pair in comparison.levels:
+        if pair.here is None or pair.there is None:
+            only = there if pair.here is None else here
+            notes.append(f"Level {pair.name} is in {only.path} alone.")
+        elif (pair.here.classes, pair.here.class_set) != (pair.there.classes, pair.there.class_set):
+            notes.append(f"Level {pair.name} tells other classes in each; its accuracies do not compare.")
+        elif pair.here.images != pair.there.images:
+            images[pair.there.images or 0, pair.here.images or 0].append(pair.name)
+    for (before, now), names in images.items():
+        notes.append(f"{', '.join(names)}: validated on {before} images there and on {now} here.")
+    if comparison.layers_in_all is None and layers:
+        notes.append("Layers do not compare: a stored report has them where it was printed with --layers.")
+    if comparison.layers_in_all:
+        more = "" if layers or not comparison.layers else "; --layers shows them"
+        notes.append(
+            f"{len(comparison.layers)} of {comparison.layers_in_all} weights differ in density at some "
+            f"level{more}."
+        )
+    return notes
+
+
+def _densities(report: Report) -> dict[str, dict[str, float | None]]:
+    """By weight and level: the share that the level keeps of it."""
+    found: dict[str, dict[str, float | None]] = {}
+    for level in report.levels:
+        for layer in level.layers:
+            density = layer.kept / layer.weights if layer.weights else None
+            found.setdefault(layer.name, {})[level.name] = density
+    return found
+
+
+@dataclass(frozen=True)
+class _Quantity:
+    """One quantity of a level: its title, how it is shown, and whether its change is in percent of it."""
+
+    title: str
+    show: Callable[[Any], str]
+    relative: bool
+    rank: int
+
+
+_QUANTITIES: dict[str, _Quantity] = {
+    "sparsity": _Quantity("sparsity", lambda value: f"{value:.4f}", False, 4),
+    "width": _Quantity("width", lambda value: f"{value:.4g}", False, 4),
+    "depth": _Quantity("depth", lambda value: f"{value:.4g}", False, 4),
+    "nonzero_parameters": _Quantity("non-zero", quantity, True, 3),
+    "dense_macs": _Quantity("dense MACs", quantity, True, 1),
+    "effective_macs": _Quantity("effective MACs", quantity, True, 5),
+    "prefix_bytes": _Quantity("prefix MiB", mebibytes, True, 0),
+    "top1": _Quantity("top-1 %", number, False, 0),
+}
+
+
+def _value(level: LevelReport | None, key: str) -> float | None:
+    value: float | None = None if level is None else getattr(level, key)
+    return value
+
+
+def _change(here: float | None, there: float | None) -> float | None:
+    return None if here is None or there is None else here - there
+
+
+def _level_table(comparison: Comparison) -> Sheet:
+    pairs = comparison.levels
+    columns = [Column("name", [pair.name for pair in pairs], is_text=True)]
+    for key, kind in _QUANTITIES.items():
+        values = [(_value(pair.here, key), _value(pair.there, key)) for pair in pairs]
+        known = [value for pair in values for value in pair if value is not None]
+        if not known or (key in ("sparsity", "width", "depth") and len(set(known)) == 1):
+            continue
+        cells = ["-" if here is None else kind.show(here) for here, _ in values]
+        changes = [_change_text(kind, here, there) for here, there in values]
+        columns.append(Column(kind.title, cells, rank=kind.rank))
+        columns.append(Column(f"{kind.title.removesuffix(' %')} change", changes, rank=kind.rank))
+    return Sheet(columns)
+
+
+def _change_text(kind: _Quantity, here: float | None, there: float | None) -> str:
+    """`=`, a difference, or one in percent of what the other file has."""
+    change = _change(here, there)
+    if change is None:
+        return "-"
+    if change == 0:
+        return "="
+    if kind.relative and there:
+        return f"{100 * change / there:+.2f} %"
+    return f"{change:+.4g}" if kind.title != "top-1 %" else f"{change:+.2f}"
+
+
+def _layer_table(comparison: Comparison) -> Sheet:
+    layers = comparison.layers
+    columns = [Column("weight", [layer.name for layer in layers], is_text=True)]
+    for pair in comparison.levels:
+        if pair.here is None or pair.there is None:
+            continue
+        here, there = ([each.get(pair.name) for each in side] for side in _sides(layers))
+        columns.append(Column(f"density {pair.name}", ["-" if d is None else f"{d:.4f}" for d in here]))
+        columns.append(
+            Column(f"change {pair.name}", [_density_change(a, b) for a, b in zip(here, there, strict=True)])
+        )
+    return Sheet(columns)
+
+
+def _sides(layers: Sequence[LayerChange]) -> tuple[list[dict[str, float | None]], ...]:
+    return [layer.here for layer in layers], [layer.there for layer in layers]
+
+
+def _density_change(here: float | None, there: float | None) -> str:
+    change = _change(here, there)
+    return "-" if change is None else "=" if change == 0 else f"{change:+.4f}"

@@ -1,0 +1,43 @@
+"""Make cifar100/train.tar and cifar100/test.tar: class folders of lossless PNGs.
+
+    python recipes/make_cifar100.py [FOLDER]
+
+torchvision downloads the data set (A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009)
+into FOLDER, `cifar100` by default, and checks it. cifar100-superclasses.csv beside this script has its 20
+superclasses.
+"""
+
+import io
+import sys
+import tarfile
+from collections.abc import Iterable
+from pathlib import Path
+
+from PIL import Image
+from torchvision.datasets import CIFAR100
+
+
+def write_tar(path: Path, images: Iterable[tuple[Image.Image, int]], classes: list[str]) -> None:
+    """Write images as CLASS/NUMBER.png, numbered within the data set."""
+    with tarfile.open(path, "w") as tar:
+        for number, (image, label) in enumerate(images):
+            file = io.BytesIO()
+            image.save(file, "PNG")
+            info = tarfile.TarInfo(f"{classes[label]}/{number:05d}.png")
+            info.size = file.tell()
+            file.seek(0)
+            tar.addfile(info, file)
+
+
+def main() -> None:
+    """Download, and write both archives."""
+    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "cifar100")
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in ("train", "test"):
+        images = CIFAR100(str(folder), train=split == "train", download=True)
+        pairs = (images[number] for number in range(len(images)))
+        write_tar(folder / f"{split}.tar", pairs, images.classes)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""`nestify doctor`: what is here, and what is missing."""
+
+from importlib import metadata
+
+import pytest
+import torch
+
+import nestify as package
+from nestify import doctor
+
+from .driver import nestify
+
+
+def test_a_machine_where_it_works() -> None:
+    done = nestify("doctor")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"nestify {package.__version__}, Python 3.")
+    document = nestify("doctor", "--json").document
+    assert document["works"]
+    versions = {row["name"]: row["version"] for row in document["packages"]}
+    assert versions["torch"] == metadata.version("torch")
+    assert {"timm", "torchvision", "safetensors", "onnx", "aiohttp", "tensorboard"} <= set(versions)
+    assert {row["extra"] for row in document["packages"]} == {"", "remote", "onnx", "tensorboard"}
+    assert document["devices"][0]["name"] == "cpu"
+    assert len(document["devices"]) == 1 + torch.cuda.device_count() + torch.backends.mps.is_available()
+
+
+def test_what_is_missing_old_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"timm": "0.9", "onnx": None}
+
+    def version(name: str) -> str:
+        if versions.get(name, "") is None:
+            raise metadata.PackageNotFoundError(name)
+        return versions.get(name) or "99999"
+
+    monkeypatch.setattr(doctor.metadata, "version", version)
+    monkeypatch.setitem(doctor._MODULES, "torchvision", "no_such_module")
+    done = nestify("doctor")
+    assert done.code == 3
+    assert done.message == (
+        "nestify does not work here: timm (too old), torchvision (broken); see the remedies above"
+    )
+    assert "timm (nestify): pip install 'timm>=" in done.out
+    assert "onnx (onnx): pip install 'nestify[onnx]'" in done.out
+    assert "torchvision (nestify): ModuleNotFoundError: No module named 'no_such_module'" in done.out
+
+
+def test_without_torch_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(doctor._MODULES, "torch", "no_such_module")
+    found = doctor.diagnose()
+    assert found.devices == []
+    assert [problem.name for problem in found.problems] == ["torch"]

@@ -1,0 +1,46 @@
+"""--quiet and --verbose, before and after the command."""
+
+from pathlib import Path
+
+import pytest
+
+from nestify.cli import progress
+
+from .driver import TWO_STEPS, UNTRAINED, at_terminal, finish, nestify, spawn
+
+
+@pytest.mark.parametrize("words", [["-q", "compress"], ["compress", "--quiet"]])
+def test_quiet(words: list[str]) -> None:
+    done = nestify(*words, "digits", *UNTRAINED)
+    assert (done.code, done.err) == (0, "")
+    assert "Written: digits.nested.safetensors" in done.out
+
+
+def test_quiet_tells_warnings_and_errors() -> None:
+    done = nestify("compress", "digits", *TWO_STEPS, "-q")
+    assert done.code == 0
+    assert all(line.startswith("warning: ") for line in done.err.splitlines())
+    assert nestify("-q", "report", "none").message.startswith("none")
+
+
+def test_quiet_at_a_terminal() -> None:
+    shown = "\n".join(at_terminal(80, "compress", "digits", *TWO_STEPS, "--quiet"))
+    assert "train epoch" not in shown
+    assert "Written" in shown
+
+
+def test_verbose_tells_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    many = ("--epochs", "1", "--batch-size", "4", "--max-train", "120", *UNTRAINED[4:])
+    usual = nestify("compress", "digits", *many)
+    verbose = nestify("compress", "digits", *many, "-v")
+    assert usual.out == verbose.out
+    assert usual.err.count("train epoch") == 1
+    assert verbose.err.count("train epoch") > 1
+
+
+def test_verbose_shows_what_libraries_log(tmp_path: Path) -> None:
+    words = ("compress", "digits", *UNTRAINED, "-o", tmp_path / "a.safetensors")
+    done = finish(spawn("--verbose", *words))
+    assert done.code == 0
+    assert done.err != finish(spawn(*words)).err
