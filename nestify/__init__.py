@@ -5,11 +5,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from nestify.api import Result, compress, load, plan
     from nestify.batching.batch import BatchResult, run_batch
+    from nestify.benching import Bench, bench
     from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.nested_model import NestedModel
+    from nestify.picking import Limit, Pick, pick
     from nestify.recipe import Recipe, load_recipe
     from nestify.recipe_gates import load_gates
     from nestify.report.compare import compare
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "bench": "nestify.benching",
     "compress": "nestify.api",
     "evaluate": "nestify.evaluating",
     "load": "nestify.api",
@@ -31,10 +34,14 @@ _HOME = {
     "verify": "nestify.verification",
     "run_batch": "nestify.batching.batch",
     "BatchResult": "nestify.batching.batch",
+    "pick": "nestify.picking",
+    "Bench": "nestify.benching",
     "Evaluation": "nestify.evaluating",
     "Exported": "nestify.export_formats.level",
     "Sliced": "nestify.nested_file.slicing",
     "Verification": "nestify.verification",
+    "Limit": "nestify.picking",
+    "Pick": "nestify.picking",
     "Result": "nestify.api",
     "NestedModel": "nestify.nested_model",
     "Recipe": "nestify.recipe",
@@ -48,14 +55,18 @@ _HOME = {
 
 __all__ = [
     "BatchResult",
+    "Bench",
     "Evaluation",
     "Exported",
+    "Limit",
     "NestedModel",
+    "Pick",
     "Recipe",
     "Result",
     "Sliced",
     "Verification",
     "__version__",
+    "bench",
     "check_gates",
     "compare",
     "compress",
@@ -65,6 +76,7 @@ __all__ = [
     "load_gates",
     "load_recipe",
     "open_report",
+    "pick",
     "plan",
     "read_report",
     "run_batch",

@@ -19,6 +19,7 @@ from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
 from nestify.inputs import pick_device, stored_dtype
 from nestify.loading import load_level, load_nested
+from nestify.nested_file.beside import checkpoint_path, metrics_path
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file
@@ -28,7 +29,6 @@ from nestify.recipe import Recipe, load_recipe
 from nestify.report.document import Report, read_report
 from nestify.report.gates import GateResult, check_gates
 from nestify.report.stored import open_report
-from nestify.training.beside import checkpoint_path, metrics_path
 from nestify.training.logs import check_logs, open_logs
 from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.world import World, joined

@@ -2,24 +2,32 @@
 
 import math
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 Quantity = Literal["macs", "params", "bytes"]
+Limited = Literal["latency", "bytes", "macs", "params", "top1"]
 
 TOLERANCE = 0.02
 """How far a level may be from its budget, relative to it."""
 
-_UNITS = {
+_UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
     "params": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9},
     "bytes": {"": 1, "B": 1, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30},
+    "latency": {"US": 1e-6, "MS": 1e-3, "S": 1},
+    "top1": {"": 1, "%": 1},
 }
-_AMOUNTS = {
-    "macs": "give 500M, 1G or a number",
-    "params": "give 2M or a number",
-    "bytes": "give 4MB, 4MiB or a number",
+_COUNTS = ((1e9, "G"), (1e6, "M"), (1e3, "k"), (1.0, ""))
+_SHOWN: Mapping[Limited, Sequence[tuple[float, str]]] = {
+    "latency": ((1.0, "s"), (1e-3, "ms"), (1e-6, "us")),
+    "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1.0, "B")),
+    "macs": _COUNTS,
+    "params": _COUNTS,
+    "top1": ((1.0, "%"),),
 }
+_NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z%]*)"
 _FORM = "give macs=0.25 (a share of the full level's), macs=100M, params=2M or bytes=4MB"
 
 
@@ -52,32 +60,35 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ValueError: if the text is none of these.
     """
-    found = re.fullmatch(r"(macs|params|bytes) *= *(.*)", text)
-    read = _read(found[1], found[2]) if found else None  # type: ignore[arg-type]  # no other is matched
-    if found is None or read is None:
+    found = re.fullmatch(f"(macs|params|bytes) *= *{_NUMBER}", text)
+    scale = _UNITS[found[1]].get(found[3].upper()) if found else None
+    if found is None or scale is None:
         raise ValueError(f"budget {text!r} is not understood; {_FORM}")
-    amount, has_unit = read
-    is_share = amount < 1 and not has_unit
-    if not (amount > 0 and math.isfinite(amount)):
+    amount = float(found[2])
+    is_share = amount < 1 and not found[3]
+    if not (amount > 0 and math.isfinite(amount * scale)):
         raise ValueError(f"budget {text!r} is not above 0; {_FORM}")
     quantity: Quantity = found[1]  # type: ignore[assignment]  # the expression allows no other
-    return Budget(quantity, amount, is_share)
+    return Budget(quantity, amount * scale, is_share)
 
 
-def parse_amount(quantity: Quantity, text: str) -> float:
-    """Read `4MB`, `4MiB`, `1G` or a plain number of bytes, MACs or parameters.
+def parse_amount(limited: Limited, text: str) -> float:
+    """Read an amount: `10ms` (in seconds), `4MB` or `4MiB`, `100M` MACs, `2M` parameters, `70` percent.
 
     Raises:
-        ValueError: with a predicate, if it is none, or not above 0.
+        ValueError: if the text is none of these, or not above 0 and finite; latency needs its unit.
     """
-    read = _read(quantity, text)
-    if read is None or not (read[0] >= 1 and math.isfinite(read[0])):
-        raise ValueError(f"is not an amount of {quantity}; {_AMOUNTS[quantity]}")
-    return read[0]
+    found = re.fullmatch(_NUMBER, text.strip())
+    scale = _UNITS[limited].get(found[2].upper()) if found else None
+    if found is None or scale is None:
+        raise ValueError(f"{text!r} is not understood")
+    if not 0 < (amount := float(found[1]) * scale) < math.inf:
+        raise ValueError(f"{text!r} is not above 0 and finite")
+    return amount
 
 
-def _read(quantity: Quantity, text: str) -> tuple[float, bool] | None:
-    """An amount, and whether it has a unit; None where it is not understood."""
-    found = re.fullmatch(r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z]*)", text.strip())
-    scale = _UNITS[quantity].get(found[2].upper()) if found else None
-    return None if found is None or scale is None else (float(found[1]) * scale, bool(found[2]))
+def show_amount(limited: Limited, value: float) -> str:
+    """An amount with five digits and its unit, as `parse_amount` reads it."""
+    units = _SHOWN[limited]
+    scale, unit = next((pair for pair in units if value >= pair[0]), units[-1])
+    return f"{value / scale:.5g}{unit}"

@@ -13,9 +13,12 @@ from nestify.recipe_source import read_table
 Points = Annotated[float, Field(ge=0, le=100)]
 
 
-def _amount_of(quantity: Quantity) -> AfterValidator:
+def _amount_of(quantity: Quantity, form: str) -> AfterValidator:
     def check(value: int | str) -> int | str:
-        parse_amount(quantity, str(value))
+        try:
+            parse_amount(quantity, str(value))
+        except ValueError:
+            raise ValueError(f"is not an amount of {quantity} above 0; give {form} or a number") from None
         return value
 
     return AfterValidator(check)
@@ -32,14 +35,14 @@ class LevelGates(Section):
     max_regression: Points | None = Field(
         default=None, description="most points of top-1 below the same level of the baseline"
     )
-    max_bytes: Annotated[int | Text, _amount_of("bytes")] | None = Field(
+    max_bytes: Annotated[int | Text, _amount_of("bytes", "4MB, 4MiB")] | None = Field(
         default=None,
         description="most bytes of the file up to and with the level, header included: 4MB, 4MiB or a number",
     )
-    max_macs: Annotated[int | Text, _amount_of("macs")] | None = Field(
+    max_macs: Annotated[int | Text, _amount_of("macs", "500M")] | None = Field(
         default=None, description="most MACs per image that dense kernels execute: 500M or a number"
     )
-    max_params: Annotated[int | Text, _amount_of("params")] | None = Field(
+    max_params: Annotated[int | Text, _amount_of("params", "2M")] | None = Field(
         default=None, description="most parameters that are not zero: 2M or a number"
     )
 

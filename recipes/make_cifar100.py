@@ -2,9 +2,9 @@
 
     python recipes/make_cifar100.py [FOLDER]
 
-torchvision downloads the data set (A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images", 2009)
-into FOLDER, `cifar100` by default, and checks it. cifar100-superclasses.csv beside this script has its 20
-superclasses.
+torchvision downloads the data set (A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images",
+2009) into FOLDER, `cifar100` by default, and checks it. cifar100-superclasses.csv beside this script has its
+20 superclasses.
 """
 
 import io

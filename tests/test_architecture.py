@@ -25,7 +25,7 @@ FLOORS = [
         "recipe_flat",
     },
     {"nested_file", "model_spec", "masking", "named_tensors"},
-    {"ties"},
+    {"ties", "measurements"},
     {"images", "pretrained", "private", "channels", "hierarchy", "heads"},
     {"layers"},
     {"structure", "schedules", "anatomy"},
@@ -33,8 +33,8 @@ FLOORS = [
     {"nest", "restoring", "planning", "evaluation", "export_formats", "loading"},
     {"training", "verification", "exporting"},
     {"inputs", "describe", "batching"},
-    {"evaluating"},
-    {"solving", "compressed"},
+    {"evaluating", "benching"},
+    {"solving", "compressed", "picking"},
     {"compression"},
     {"api", "doctor"},
     {"cli"},
@@ -77,7 +77,14 @@ def test_files_hold_one_idea(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["nestify", "nestify.cli", "nestify.recipe", "nestify.report.document", "nestify.batching.batch"],
+    [
+        "nestify",
+        "nestify.cli",
+        "nestify.recipe",
+        "nestify.report.document",
+        "nestify.picking",
+        "nestify.batching.batch",
+    ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"

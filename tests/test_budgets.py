@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.budgets import Budget, parse_budget
+from nestify.budgets import Budget, Limited, parse_amount, parse_budget
 
 
 @pytest.mark.parametrize(
@@ -64,3 +64,46 @@ def test_a_written_budget_is_read_again(quantity: str, amount: int) -> None:
     again = parse_budget(str(budget))
     assert (again.quantity, again.is_share) == (quantity, False)
     assert again.amount == pytest.approx(amount, rel=1e-5)  # six digits are shown
+
+
+@pytest.mark.parametrize(
+    ("limited", "text", "amount"),
+    [
+        ("latency", "10ms", 0.01),
+        ("latency", "0.5 s", 0.5),
+        ("latency", "800us", 8e-4),
+        ("bytes", "4MB", 4e6),
+        ("bytes", "4MiB", 4 * 2**20),
+        ("macs", "0.5", 0.5),  # no share here
+        ("macs", "1G", 1e9),
+        ("params", "2M", 2e6),
+        ("top1", "70", 70),
+        ("top1", "70.5%", 70.5),
+    ],
+)
+def test_an_amount_is_read(limited: Limited, text: str, amount: float) -> None:
+    assert parse_amount(limited, text) == pytest.approx(amount, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("limited", "text"),
+    [
+        ("latency", "10"),
+        ("latency", "10min"),
+        ("latency", "-1ms"),
+        ("latency", "nan"),
+        ("bytes", "inf"),
+        ("bytes", ""),
+        ("macs", "1 000"),
+        ("top1", "7M"),
+    ],
+)
+def test_what_is_no_amount_is_refused(limited: Limited, text: str) -> None:
+    with pytest.raises(ValueError, match="is not understood"):
+        parse_amount(limited, text)
+
+
+@pytest.mark.parametrize("text", ["0ms", "0.0s", "1e999s"])
+def test_an_amount_is_above_0_and_finite(text: str) -> None:
+    with pytest.raises(ValueError, match="is not above 0 and finite"):
+        parse_amount("latency", text)

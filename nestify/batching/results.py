@@ -10,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from nestify.batching.jobs import LOG, RECIPE, RESULT, Job
 from nestify.errors import BadFileError
 from nestify.nested_file.atomic import atomic_file
+from nestify.nested_file.beside import checkpoint_path
 from nestify.report.document import read_report
-from nestify.training.beside import checkpoint_path
 
 SCHEMA_VERSION = 1
 

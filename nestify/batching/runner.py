@@ -28,7 +28,7 @@ from nestify.batching.results import (
 )
 from nestify.errors import OutputError
 from nestify.nested_file.atomic import atomic_file
-from nestify.training.beside import checkpoint_path
+from nestify.nested_file.beside import checkpoint_path
 from nestify.training.signals import put_off
 
 COMMAND = (sys.executable, "-m", "nestify", "compress")

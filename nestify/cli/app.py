@@ -12,11 +12,13 @@ import typer
 
 from nestify import __version__
 from nestify.cli.batch import batch
+from nestify.cli.bench import bench
 from nestify.cli.compress import compress
 from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.output import abandon_stdout, say, write_result
+from nestify.cli.pick import pick
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
 from nestify.cli.verbosity import take_verbosity
@@ -37,10 +39,12 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("batch")(batch)
+app.command("bench")(bench)
 app.command("compress")(compress)
 app.command("doctor")(doctor)
 app.command("eval")(evaluate)
 app.command("export")(export)
+app.command("pick")(pick)
 app.command("report")(report)
 app.command("slice")(slice_levels)
 app.command("verify")(verify)

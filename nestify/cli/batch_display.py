@@ -16,9 +16,9 @@ from nestify.batching.progress import progress
 from nestify.batching.results import SCHEMA_VERSION, JobResult
 from nestify.batching.runner import BatchObserver
 from nestify.cli.output import say
+from nestify.nested_file.beside import metrics_path
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number
-from nestify.training.beside import metrics_path
 
 REFRESH = 0.25
 """Seconds between two pictures of the running jobs."""

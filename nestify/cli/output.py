@@ -39,6 +39,8 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
     for sheet in sheets:
         table, left_out = sheet.fitted(width)
         console.print()
+        if sheet.title:
+            console.print(sheet.title)
         console.print(table)
         if left_out:
             console.print(f"(left out for want of width: {', '.join(left_out)})")

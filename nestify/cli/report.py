@@ -51,8 +51,8 @@ def report(
     """Show the levels of a nested file: parameters, MACs, bytes, accuracy.
 
     Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
-    at no cost, prefix MiB what a device must load to run the level. The file may also be what
-    report --json printed, stored as a .json file.
+    at no cost, prefix MiB what a device must load to run the level. Latencies that nestify bench --save kept
+    beside the file are shown too. The file may also be what report --json printed, stored as a .json file.
     """
     from nestify.cli.gates import refuse_missed
     from nestify.cli.output import write_result
@@ -97,13 +97,16 @@ def _text(
     """The report for people: the levels, or what changed in them, and the gates."""
     from nestify.cli.gates import gates_sheets
     from nestify.cli.output import render, render_markdown
+    from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
     from nestify.report.table import layer_table, report_notes, report_table
 
     title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
     if other is None:
-        sheets = [report_table(data), layer_table(data)] if layers else [report_table(data)]
-        notes = report_notes(data)
+        sheets = [report_table(data), *bench_sheets(data, data.measured)]
+        sheets += [layer_table(data)] if layers else []
+        notes = report_notes(data) + noise_notes(data, data.measured)
+        notes += [data.measured_problem] if data.measured_problem else []
     else:
         comparison = compare(data, other)
         sheets = comparison_tables(comparison, layers=layers)

@@ -1,9 +1,11 @@
 """The report of a nested file as data: versioned, and read from the manifest alone. No torch here."""
 
 import os
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from nestify.measurements import Measurement, read_measured
 from nestify.nested_file.manifest import LayerEntry, Manifest
 from nestify.nested_file.reader import NestedFile, open_nested_file
 
@@ -55,6 +57,8 @@ class Report:
     Attributes:
         original: validation accuracy of the dense model before nesting: top1, top5, loss; may be empty.
         uncounted: operators that the MACs leave out, with how often they ran.
+        measured: latencies that `nestify bench` kept beside the file, the oldest first. `measured_problem`:
+            why they cannot be shown; empty where nothing is wrong.
     """
 
     path: str
@@ -68,6 +72,8 @@ class Report:
     uncounted: dict[str, int]
     levels: list[LevelReport]
     versions: dict[str, str]
+    measured: Sequence[Measurement] = ()
+    measured_problem: str = ""
 
     def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
         """Plain JSON values under a schema version; layers only where asked for."""
@@ -76,20 +82,23 @@ class Report:
             level["layers"] = [layer.model_dump() for layer in source.layers]
             if not layers:
                 del level["layers"]
+        document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
         return document
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """The report of a nested file; needs no data and no torch.
+    """The report of a nested file, with what was measured of it; needs no data and no torch.
 
     Raises:
         BadFileError: if it is not a nested file, or a damaged one.
     """
-    return report_of(open_nested_file(path))
+    file = open_nested_file(path)
+    measured = read_measured(file)
+    return replace(report_of(file), measured=measured.measurements, measured_problem=measured.problem)
 
 
 def report_of(file: NestedFile) -> Report:
-    """The report of an opened nested file."""
+    """The report of an opened nested file, from its manifest alone."""
     manifest = file.manifest
     model = manifest.model
     return Report(

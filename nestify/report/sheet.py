@@ -47,9 +47,14 @@ class Column:
 
 @dataclass(frozen=True)
 class Sheet:
-    """Columns side by side."""
+    """Columns side by side.
+
+    Attributes:
+        title: a line above them; empty for none.
+    """
 
     columns: Sequence[Column]
+    title: str = ""
 
     def fitted(self, width: int | None) -> tuple[Table, list[str]]:
         """The table for a terminal of so many columns, or at full width for None.
@@ -73,7 +78,7 @@ class Sheet:
         return _table(columns), left_out
 
     def markdown(self) -> str:
-        """The table in Markdown, every column of it."""
+        """Title and table in Markdown, every column of it."""
         columns = []
         for column in self.columns:
             cells = [text.replace("|", "\\|") for text in (column.title, *column.cells)]
@@ -82,7 +87,8 @@ class Sheet:
             rule = "-" * (longest - 1)
             head, *rest = (pad(cell, longest) for cell in cells)
             columns.append([head, f":{rule}" if column.is_text else f"{rule}:", *rest])
-        return "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+        table = "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
+        return f"{self.title}\n\n{table}" if self.title else table
 
 
 def _total(widths: Sequence[int]) -> int:

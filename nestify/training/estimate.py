@@ -4,7 +4,9 @@ import time
 from copy import deepcopy
 
 import torch
+from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from nestify.model_spec import synthetic_input
 from nestify.nested_model import NestedModel
@@ -27,6 +29,8 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
     batch = min(SAMPLE, batch_size)
     images = synthetic_input(nested.spec.input_size, batch).to(task.device)
     target = torch.zeros(batch, dtype=torch.long, device=task.device)
+    if isinstance(task.criterion, SoftTargetCrossEntropy):
+        target = one_hot(target, nested.spec.num_classes).float()
     kept = _kept_bytes(nested, images)
     trial.backward(images, target)  # warms up
     _wait(task.device)

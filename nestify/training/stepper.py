@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from timm.data import Mixup
+from timm.data.mixup import mixup_target
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
@@ -126,7 +127,7 @@ class Stepper:
         task = self.task
         images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
         labels = target
-        if self._mixup is not None and len(images) % 2 == 0:
+        if self._mixup is not None:
             images, target = self._mixup(images, target)
         results = task.backward(images, target, lambda loss: self._scaler.scale(share * loss))
         self._progress.add([(result, task.coarse(result.level, labels)) for result in results])
@@ -240,7 +241,10 @@ def _optimizer(
     return optimizer, scheduler
 
 
-def _mixup(augment: AugmentOptions, num_classes: int) -> Callable[[Tensor, Tensor], Any] | None:
+def _mixup(
+    augment: AugmentOptions, num_classes: int
+) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
+    """Mixes images (B, C, H, W) and class indices (B,) to images and soft targets (B, classes)."""
     if not (augment.mixup or augment.cutmix):
         return None
     mix: Callable[[Tensor, Tensor], Any] = Mixup(
@@ -249,4 +253,11 @@ def _mixup(augment: AugmentOptions, num_classes: int) -> Callable[[Tensor, Tenso
         label_smoothing=augment.smoothing,
         num_classes=num_classes,
     )
-    return mix
+
+    def mixed(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        if len(images) % 2:  # timm mixes pairs; the targets must be soft all the same
+            return images, mixup_target(target, num_classes, smoothing=augment.smoothing)
+        both: tuple[Tensor, Tensor] = mix(images, target)
+        return both
+
+    return mixed

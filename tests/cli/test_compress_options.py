@@ -176,6 +176,13 @@ def test_mixup_and_smoothing() -> None:
     assert mixed[-1] > losses()[-1]
 
 
+def test_mixup_of_batches_that_are_no_pairs() -> None:
+    """An odd batch is not mixed, and a plan's trial step takes soft targets too."""
+    mixed = ("--set", "augment.mixup=0.2", "--batch-size", "5", "--max-train", "20", "--max-val", "10")
+    assert nestify("compress", "digits", *mixed, "--dry-run").code == 0
+    assert nestify("compress", "digits", *mixed, "--epochs", "0.3").code == 0
+
+
 def test_a_fresh_classifier() -> None:
     words = ("--new-head", "--finetune-epochs", "1", "--set", "finetune.save=dense.safetensors")
     compressed(*words, "--checkpoint", CHECKPOINT)

@@ -14,9 +14,9 @@ def test_a_stored_report_is_the_report(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     whole = report({"layers": [layer("fc", 10)]}, {"top1": None, "layers": [layer("fc", 100)]})
     path.write_text(json.dumps(whole.to_dict(layers=True)))
-    assert open_report(path) == whole
+    assert open_report(path).to_dict(layers=True) == whole.to_dict(layers=True)
     path.write_text(json.dumps({**report({}).to_dict(), "gates": [], "passed": True}))
-    assert open_report(path) == report({})
+    assert open_report(path).to_dict() == report({}).to_dict()
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Where the other files of a run lie, by the path of its nested file. No torch."""
+"""Names of the files that lie beside a nested file."""
 
 from pathlib import Path
 

@@ -1,0 +1,187 @@
+"""From a nested file to the latency of its levels on this machine."""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nestify.errors import BadFileError, RecipeError
+from nestify.evaluation.latency import Effort, measure
+from nestify.evaluation.machine import this_machine
+from nestify.inputs import pick_device
+from nestify.loading import load_level
+from nestify.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
+from nestify.nested_file.reader import open_nested_file
+from nestify.report.document import Report, report_of
+
+USUAL_BATCHES = (1, 16)
+MOST = 65_536
+MOST_THREADS = 1024
+MOST_SECONDS = 86_400
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Latencies of levels on this machine.
+
+    Attributes:
+        report: of the file, for its MACs.
+        measurements: one for each number of threads and batch size, in that order.
+        saved: where they were kept; None if they were not.
+    """
+
+    path: str
+    report: Report
+    measurements: Sequence[Measurement]
+    saved: Path | None = None
+
+
+def bench(
+    path: str | os.PathLike[str],
+    *,
+    level: int | str = "all",
+    batch_sizes: Sequence[int] = USUAL_BATCHES,
+    threads: Sequence[int] | None = None,
+    device: str = "auto",
+    warmup: float = Effort.warmup,
+    seconds: float = Effort.seconds,
+    rounds: int | None = None,
+    save: bool = False,
+) -> Bench:
+    """Measure how long levels take for one batch of synthetic images, always in turns with the full level.
+
+    All measured levels are in memory at once. Weights are those of the file, in eval and inference mode.
+
+    Args:
+        level: number, name, or `all`; the full level is measured in any case.
+        batch_sizes: images per call.
+        threads: of torch on the CPU; None: as many as it uses anyway. They are restored afterwards.
+        warmup: seconds of each measurement that do not count.
+        seconds: of each measurement, at least 10 rounds. `rounds`: exactly so many instead.
+        save: keep the measurements beside the file, as `resnet.bench.json`; those of the same machine,
+            device, threads, batch size and dtype are replaced.
+
+    Raises:
+        NestifyError: if the file is not right, there is no such level or device, an option is out of its
+            range, or there is no place for what is to be saved.
+    """
+    effort = Effort(warmup, seconds, rounds)
+    _check(effort, batch_sizes, threads)
+    file = open_nested_file(path)
+    if save:
+        check_savable(file)
+    full = file.n_levels
+    numbers = range(1, full + 1) if level == "all" else sorted({file.level_index(str(level)), full})
+    where = pick_device(device)
+    networks = {number: load_level(file, number).to(where) for number in numbers}
+    names = {number: file.manifest.levels[number - 1].name for number in numbers}
+    input_size = file.manifest.model.preprocessing.input_size
+    machine = this_machine(where)
+    measurements = []
+    for count in dict.fromkeys(threads or [torch.get_num_threads()]):
+        with _threads(count):
+            for batch_size in dict.fromkeys(batch_sizes):
+                generator = torch.Generator().manual_seed(SEED)
+                images = torch.randn(batch_size, *input_size, generator=generator).to(where)
+                measurements.append(_measured(networks, names, images, machine, effort))
+    saved = save_measured(file, measurements) if save else None
+    return Bench(file.name, report_of(file), measurements, saved)
+
+
+def saved_measurement(
+    report: Report, batch_size: int, threads: Sequence[int] | None, device: str
+) -> Measurement:
+    """What `bench` saved beside a file, on this machine and under these conditions.
+
+    Raises:
+        BadFileError: if there is none, with the command that makes it.
+        RecipeError: if there is no such device, or an option is out of its range.
+    """
+    _check(Effort(), (batch_size,), threads)
+    machine = this_machine(pick_device(device))
+    count = threads[0] if threads else torch.get_num_threads()
+    for measurement in report.measured:
+        if (measurement.machine, measurement.threads, measurement.batch_size) == (machine, count, batch_size):
+            return measurement
+    problem = f" ({report.measured_problem})" if report.measured_problem else ""
+    raise BadFileError(
+        f"{report.path}: no latency of this machine at batch {batch_size} and {count} "
+        f"thread{'s' * (count != 1)} is saved beside it{problem}; measure it with `nestify bench` and --save "
+        f"--batch-size {batch_size} --threads {count}, or leave --saved out"
+    )
+
+
+def _measured(
+    networks: Mapping[int, nn.Module],
+    names: Mapping[int, str],
+    images: torch.Tensor,
+    machine: Machine,
+    effort: Effort,
+) -> Measurement:
+    """Of networks by level, for one batch (B, C, H, W) on their device."""
+    full = max(networks)
+    calls = {number: partial(network, images) for number, network in networks.items()}
+    with torch.inference_mode():
+        found = measure(calls, full, effort, clock_of(images.device))
+    return Measurement(
+        machine=machine,
+        threads=torch.get_num_threads(),
+        batch_size=len(images),
+        dtype=str(images.dtype).removeprefix("torch."),
+        rounds=found[full].rounds,
+        date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        levels=[
+            LevelLatency(
+                level=number,
+                name=names[number],
+                median_seconds=latency.median,
+                p95_seconds=latency.p95,
+                over_full=latency.ratio,
+                over_full_quartiles=latency.quartiles,
+            )
+            for number, latency in found.items()
+        ],
+    )
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """Seconds since any moment, after the device has done what it was given."""
+    if device.type == "cpu":
+        return time.perf_counter
+
+    def clock() -> float:
+        torch.accelerator.synchronize(device)
+        return time.perf_counter()
+
+    return clock
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """So many threads of torch on the CPU."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _check(effort: Effort, batch_sizes: Sequence[int], threads: Sequence[int] | None) -> None:
+    for option, values, most in (("batch-size", batch_sizes, MOST), ("threads", threads, MOST_THREADS)):
+        for value in () if values is None else values:
+            if not 1 <= value <= most:
+                raise RecipeError(f"--{option} {value} is not from 1 to {most}")
+    for option, seconds in (("warmup", effort.warmup), ("seconds", effort.seconds)):
+        if not 0 <= seconds <= MOST_SECONDS:  # nor NaN
+            raise RecipeError(f"--{option} {seconds:g} is not from 0 to {MOST_SECONDS} seconds")
+    if effort.rounds is not None and not 2 <= effort.rounds <= MOST:
+        raise RecipeError(f"--rounds {effort.rounds} is not from 2 to {MOST}")

@@ -1,0 +1,144 @@
+"""`nestify pick`: the best level of a nested file that meets limits here."""
+
+import json
+import re
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nestify.cli.arguments import NestedFileOrAddress
+
+if TYPE_CHECKING:
+    from nestify.budgets import Limited
+    from nestify.picking import Limit, Pick
+
+SCHEMA_VERSION = 1
+
+EXAMPLES: "dict[Limited, str]" = {
+    "latency": "10ms, 0.5s or 800us",
+    "bytes": "4MB or 4MiB",
+    "macs": "1G or 300M",
+    "params": "2M",
+    "top1": "a percentage such as 70",
+}
+
+
+def pick(
+    file: NestedFileOrAddress,
+    max_latency: Annotated[
+        str | None,
+        typer.Option(
+            "--max-latency", help="Median latency here for one batch: 10ms, 0.5s, 800us. It is measured."
+        ),
+    ] = None,
+    max_bytes: Annotated[
+        str | None, typer.Option("--max-bytes", help="Bytes of the file up to and with the level: 4MB, 4MiB.")
+    ] = None,
+    max_macs: Annotated[
+        str | None,
+        typer.Option(
+            "--max-macs", help="MACs per image that dense kernels execute, zeros and all: 1G, 300M."
+        ),
+    ] = None,
+    max_params: Annotated[
+        str | None, typer.Option("--max-params", help="Parameters that are not masked out: 2M.")
+    ] = None,
+    min_top1: Annotated[
+        str | None, typer.Option("--min-top1", help="Top-1 in percent, as compress measured it: 70.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per call, for the latency.")] = 1,
+    threads: Annotated[
+        int | None, typer.Option("--threads", help="Threads on the CPU.", show_default="torch's own choice")
+    ] = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    saved: Annotated[
+        bool,
+        typer.Option(
+            "--saved", help="Take the latency that bench --save kept of this machine; measure nothing."
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Print the name of the best level that meets all limits; exit with 1 if there is none.
+
+    The best has the highest top-1; of levels that tell different classes, or where the file has no top-1,
+    it is the highest one. The table on standard error shows every level and what it misses.
+
+        level=$(nestify pick resnet.nested.safetensors --max-latency 10ms) &&
+        nestify export resnet.nested.safetensors --level $level --format onnx
+    """
+    limits = _limits(
+        {"latency": max_latency, "bytes": max_bytes, "macs": max_macs, "params": max_params, "top1": min_top1}
+    )
+    from nestify.cli.output import render, say, write_result
+    from nestify.picking import pick as run
+    from nestify.report.pick import pick_notes, pick_table
+
+    done = run(file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved)
+    if as_json:
+        write_result(json.dumps(_document(done), indent=2) + "\n", None)
+        done.check()
+    else:
+        title = f"{done.path}: {', '.join(map(str, limits))}"
+        say(render(title, [pick_table(done)], pick_notes(done), sys.stderr).rstrip("\n"))
+        write_result(_word(done) + "\n", None)
+
+
+def _limits(asked: "dict[Limited, str | None]") -> "list[Limit]":
+    """Limits as users write them.
+
+    Raises:
+        RecipeError: with a sentence for each that is not understood.
+    """
+    from nestify.budgets import parse_amount
+    from nestify.errors import RecipeError
+    from nestify.picking import Limit, option
+
+    limits, problems = [], []
+    for limited, text in asked.items():
+        if text is None:
+            continue
+        try:
+            limits.append(Limit(limited, parse_amount(limited, text)))
+        except ValueError as error:
+            problems.append(f"{option(limited)} {error}; give {EXAMPLES[limited]}")
+    if problems:
+        raise RecipeError(problems)
+    return limits
+
+
+def _word(done: "Pick") -> str:
+    """The name of the level that was picked, which a shell takes as one word.
+
+    Raises:
+        GateFailed: if there is no such level.
+        BadFileError: if its name is none that nestify writes.
+    """
+    from nestify.errors import BadFileError
+
+    name = done.check().name
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise BadFileError(
+            f"{done.path}: the name of the picked level, {name!r}, is no plain word; use --json"
+        )
+    return name
+
+
+def _document(done: "Pick") -> dict[str, Any]:
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "file": done.path,
+        "limits": {limit.limited: limit.bound for limit in done.limits},
+        "picked": None if done.level is None else {"level": done.level.level, "name": done.level.name},
+        "measurement": None if done.measurement is None else done.measurement.model_dump(mode="json"),
+        "levels": [
+            {
+                "level": candidate.level,
+                "name": candidate.name,
+                **candidate.values,
+                "misses": [limit.limited for limit in candidate.missed],
+            }
+            for candidate in done.candidates
+        ],
+    }

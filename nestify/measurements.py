@@ -1,0 +1,215 @@
+"""Latencies that were measured of a nested file, and the document beside it that keeps them. No torch here.
+
+The document is not part of the nested file: its header proves where slices come from, and must not change.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from nestify.errors import BadFileError
+from nestify.levels import MAX_LEVELS
+from nestify.nested_file.atomic import atomic_file
+from nestify.nested_file.beside import beside
+from nestify.nested_file.manifest import FromList, Label, Many, Sha256
+from nestify.nested_file.reader import NestedFile
+from nestify.nested_file.source import LocalFile
+from nestify.nested_file.strict_json import quoted, strict_json
+
+ENDING = ".bench.json"
+MAX_BYTES = 2**20
+MAX_MEASUREMENTS = 256
+"""That a document keeps; the oldest go first."""
+
+Text = Annotated[Label, Field(max_length=200)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1, le=2**31)]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Machine(_Part):
+    """What latencies depend on besides the file.
+
+    Attributes:
+        cpu: name of the processor's model. `cores`: those that the process may use.
+        device: the kind that computes, as torch calls it. `device_name`: its model; the CPU's own for `cpu`.
+        system: operating system and architecture. `torch`: its version.
+    """
+
+    cpu: Text
+    cores: Count
+    device: Text
+    device_name: Text
+    system: Text
+    torch: Text
+
+
+class LevelLatency(_Part):
+    """One level, measured in turns with the full level.
+
+    Attributes:
+        level: 1 for the core.
+        median_seconds, p95_seconds: for one batch; p95 is the 95th percentile.
+        over_full: median over the rounds of its seconds over those of the full level in the same round.
+        over_full_quartiles: the first and the third quartile of the same ratios.
+    """
+
+    level: Annotated[int, Field(ge=1, le=MAX_LEVELS)]
+    name: Text
+    median_seconds: Positive
+    p95_seconds: Positive
+    over_full: Positive
+    over_full_quartiles: Annotated[tuple[Positive, Positive], FromList]
+
+
+class Measurement(_Part):
+    """Levels that were measured together.
+
+    Attributes:
+        threads: of torch on the CPU. `batch_size`: images per call. `dtype`: that the network computes in.
+        rounds: how often each level ran. `date`: when, in UTC.
+        levels: in ascending order.
+    """
+
+    machine: Machine
+    threads: Count
+    batch_size: Count
+    dtype: Text
+    rounds: Count
+    date: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
+    levels: Annotated[Many[LevelLatency], Field(min_length=1, max_length=MAX_LEVELS)]
+
+    @property
+    def conditions(self) -> tuple[Machine, int, int, str]:
+        """Under which it was made; of two measurements under the same ones the newer counts."""
+        return self.machine, self.threads, self.batch_size, self.dtype
+
+    def images_per_second(self, level: LevelLatency) -> float:
+        """Throughput of one of its levels."""
+        return self.batch_size / level.median_seconds
+
+
+class _Document(_Part):
+    """What lies beside a nested file. `header_sha256` is of that file's first bytes, up to its data."""
+
+    schema_version: Literal[1] = 1
+    header_sha256: Sha256
+    measurements: Annotated[Many[Measurement], Field(max_length=MAX_MEASUREMENTS)]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was kept of a file.
+
+    Attributes:
+        measurements: the oldest first.
+        problem: why there are none although there is a document; empty where nothing is wrong.
+    """
+
+    measurements: Sequence[Measurement] = ()
+    problem: str = ""
+
+
+def read_measured(file: NestedFile) -> Measured:
+    """The measurements beside a nested file, of an address none. What is wrong is told, not raised."""
+    try:
+        document = _read(file)
+    except BadFileError as error:
+        return Measured(problem=str(error))
+    if document is None:
+        return Measured()
+    if document.header_sha256 != _header_sha256(file):
+        return Measured(
+            problem=f"{_place(file)}: holds measurements of another file; measure this one with "
+            "`nestify bench` and --save"
+        )
+    return Measured(document.measurements)
+
+
+def check_savable(file: NestedFile) -> None:
+    """See, before anything is measured, that measurements can be kept beside a file.
+
+    Raises:
+        BadFileError: if the file has an address, or what lies there are no measurements.
+    """
+    if not isinstance(file.source, LocalFile):
+        raise BadFileError(
+            f"{file.name}: measurements are kept beside a local file only; leave --save out or download it"
+        )
+    _read(file)
+
+
+def save_measured(file: NestedFile, new: Sequence[Measurement]) -> Path:
+    """Keep measurements beside a file. They replace those under the same conditions and those of other files.
+
+    Returns:
+        the path of the document, which is written whole or not at all.
+
+    Raises:
+        BadFileError: as `check_savable`.
+        OutputError: if it cannot be written.
+    """
+    check_savable(file)
+    replaced = {measurement.conditions for measurement in new}
+    kept = [old for old in read_measured(file).measurements if old.conditions not in replaced]
+    document = _Document(header_sha256=_header_sha256(file), measurements=[*kept, *new][-MAX_MEASUREMENTS:])
+    with atomic_file(place := _place(file)) as output:
+        output.write((document.model_dump_json(indent=1) + "\n").encode())
+    return place
+
+
+def _place(file: NestedFile) -> Path:
+    return beside(file.path, ENDING)
+
+
+def _header_sha256(file: NestedFile) -> str:
+    return sha256(file.source.read(0, file.header_bytes)).hexdigest()
+
+
+def _read(file: NestedFile) -> _Document | None:
+    """The document beside a file, of which nobody knows who wrote it; None if there is none.
+
+    Raises:
+        BadFileError: if it is damaged, or no such document.
+    """
+    place = _place(file)
+    if not isinstance(file.source, LocalFile) or not os.path.exists(place):
+        return None
+    source = LocalFile(place)
+    try:
+        if source.size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
+        content = strict_json(source.read(0, source.size).decode())
+        document = _Document.model_validate(content, strict=True)
+        if document.header_sha256 == _header_sha256(file):
+            _check_levels(file, document)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise _refusal(place, f"{quoted(where)}: {first['msg']}") from None
+    except ValueError as error:
+        raise _refusal(place, str(error)) from None
+    return document
+
+
+def _check_levels(file: NestedFile, document: _Document) -> None:
+    names = [level.name for level in file.manifest.levels]
+    for measurement in document.measurements:
+        numbers = [level.level for level in measurement.levels]
+        if numbers != sorted(set(numbers)):
+            raise ValueError("levels are not in ascending order")
+        for level in measurement.levels:
+            if level.level > len(names) or level.name != names[level.level - 1]:
+                raise ValueError(f"there is no level {level.level} named {quoted(level.name)}")
+
+
+def _refusal(place: Path, reason: str) -> BadFileError:
+    return BadFileError(f"{place}: holds no measurements that can be read ({reason}); remove it")

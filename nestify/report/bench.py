@@ -1,0 +1,142 @@
+"""Latencies as tables. No torch here."""
+
+from collections.abc import Sequence
+from itertools import groupby
+from typing import Any
+
+from nestify.measurements import LevelLatency, Measurement
+from nestify.report.document import LevelReport, Report
+from nestify.report.sheet import Column, Sheet
+
+Row = tuple[Measurement, LevelLatency]
+
+
+def bench_sheets(report: Report, measurements: Sequence[Measurement]) -> list[Sheet]:
+    """One table per machine, one row per measurement and level.
+
+    Args:
+        report: of the file that was measured.
+    """
+    ordered = sorted(
+        measurements, key=lambda m: (m.machine.model_dump_json(), m.dtype, m.threads, m.batch_size)
+    )
+    groups = groupby(ordered, key=lambda measurement: (measurement.machine, measurement.dtype))
+    return [_sheet(report, list(group)) for _, group in groups]
+
+
+def masked_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
+    """That levels which only mask weights are not faster, and why."""
+    names = dict.fromkeys(
+        level.name for _, level in _rows(measurements) if _masks_alone(report, report.levels[level.level - 1])
+    )
+    if not names:
+        return []
+    return [
+        "Masked weights save bytes, not time: dense kernels multiply with the zeros, and "
+        f"{', '.join(names)} should take about as long as the full level."
+    ]
+
+
+def noise_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
+    """How the ratios are meant, and which levels should be faster but cannot be told from the full one."""
+    full = len(report.levels)
+    rows = [row for row in _rows(measurements) if row[1].level < full]
+    unclear = [
+        f"{level.name} (batch {measurement.batch_size})"
+        for measurement, level in rows
+        if not _masks_alone(report, report.levels[level.level - 1])
+        and level.over_full_quartiles[0] <= 1 <= level.over_full_quartiles[1]
+    ]
+    notes = []
+    if rows:
+        notes.append(
+            "Latency over full is the median of the ratios of the rounds, in which levels take turns."
+        )
+    if unclear:
+        notes.append(
+            f"Too noisy to tell from the full level: {', '.join(unclear)}; the middle half of the ratios "
+            "covers 1."
+        )
+    return notes
+
+
+def bench_document(report: Report, measurement: Measurement) -> dict[str, Any]:
+    """A measurement as plain JSON values, with what follows from it and the report."""
+    document = measurement.model_dump(mode="json")
+    for told, level in zip(document["levels"], measurement.levels, strict=True):
+        told["images_per_second"] = measurement.images_per_second(level)
+        told["dense_macs_over_full"] = _macs_over_full(report, level.level)
+    return document
+
+
+def _sheet(report: Report, measurements: Sequence[Measurement]) -> Sheet:
+    rows = _rows(measurements)
+    macs = [_macs_over_full(report, level.level) for _, level in rows]
+    columns = [
+        Column("level", [str(level.level) for _, level in rows], rank=3),
+        Column("name", [level.name for _, level in rows], is_text=True),
+        Column("batch", [str(measurement.batch_size) for measurement, _ in rows]),
+    ]
+    if len({measurement.threads for measurement in measurements}) > 1:
+        columns.append(Column("threads", [str(measurement.threads) for measurement, _ in rows]))
+    columns += [
+        Column("median ms", [milliseconds(level.median_seconds) for _, level in rows]),
+        Column("p95 ms", [milliseconds(level.p95_seconds) for _, level in rows], rank=4),
+        Column("images/s", [_rate(m.images_per_second(level)) for m, level in rows], rank=2),
+        Column("dense MACs over full", ["-" if share is None else f"{share:.3f}" for share in macs], rank=1),
+        Column("latency over full", [f"{level.over_full:.3f}" for _, level in rows]),
+        Column("quartiles of ratio", [_quartiles(report, level) for _, level in rows], rank=5),
+    ]
+    return Sheet(columns, conditions(measurements))
+
+
+def conditions(measurements: Sequence[Measurement]) -> str:
+    """On what, how and when measurements of one machine were made, in a line."""
+    machine, dtype = measurements[0].machine, measurements[0].dtype
+    accelerator = "" if machine.device == "cpu" else f"{machine.device} ({machine.device_name}), "
+    threads = {measurement.threads for measurement in measurements}
+    together = f"{min(threads)} thread{'s' * (threads != {1})}, " if len(threads) == 1 else ""
+    rounds = sorted({measurement.rounds for measurement in measurements})
+    dates = sorted({measurement.date[:10] for measurement in measurements})
+    return (
+        f"Measured on {accelerator}{machine.cpu}, {machine.cores} cores, {machine.system}: {together}"
+        f"{dtype}, torch {machine.torch}, {_span(rounds)} rounds, {_span(dates)}"
+    )
+
+
+def _span(values: Sequence[object]) -> str:
+    return " to ".join(str(value) for value in dict.fromkeys((values[0], values[-1])))
+
+
+def _rows(measurements: Sequence[Measurement]) -> list[Row]:
+    return [(measurement, level) for measurement in measurements for level in measurement.levels]
+
+
+def _macs_over_full(report: Report, level: int) -> float | None:
+    own, full = report.levels[level - 1].dense_macs, report.levels[-1].dense_macs
+    return None if own is None or not full else own / full
+
+
+def _quartiles(report: Report, level: LevelLatency) -> str:
+    first, third = level.over_full_quartiles
+    return "-" if level.level == len(report.levels) else f"{first:.3f}-{third:.3f}"
+
+
+def _masks_alone(report: Report, level: LevelReport) -> bool:
+    """Whether zeros are all that sets a level apart from the full one, as far as kernels know."""
+    full = report.levels[-1]
+    return (
+        level.level < full.level
+        and level.sparsity > 0
+        and (level.width, level.depth) == (full.width, full.depth)
+    )
+
+
+def milliseconds(seconds: float) -> str:
+    """Seconds as ms, with three digits at least."""
+    value = 1000 * seconds
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
+
+
+def _rate(value: float) -> str:
+    return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
