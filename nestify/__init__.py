@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from nestify.api import Result, compress, load, plan
+    from nestify.batching.batch import BatchResult, run_batch
     from nestify.benching import Bench, bench
     from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
@@ -31,6 +32,8 @@ _HOME = {
     "slice_file": "nestify.nested_file.slicing",
     "upgrade_slice": "nestify.nested_file.slicing",
     "verify": "nestify.verification",
+    "run_batch": "nestify.batching.batch",
+    "BatchResult": "nestify.batching.batch",
     "pick": "nestify.picking",
     "Bench": "nestify.benching",
     "Evaluation": "nestify.evaluating",
@@ -51,6 +54,7 @@ _HOME = {
 }
 
 __all__ = [
+    "BatchResult",
     "Bench",
     "Evaluation",
     "Exported",
@@ -75,6 +79,7 @@ __all__ = [
     "pick",
     "plan",
     "read_report",
+    "run_batch",
     "slice_file",
     "upgrade_slice",
     "verify",

@@ -19,7 +19,7 @@ from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
 from nestify.inputs import pick_device, stored_dtype
 from nestify.loading import load_level, load_nested
-from nestify.nested_file.beside import beside
+from nestify.nested_file.beside import checkpoint_path, metrics_path
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file
@@ -31,7 +31,6 @@ from nestify.report.gates import GateResult, check_gates
 from nestify.report.stored import open_report
 from nestify.training.logs import check_logs, open_logs
 from nestify.training.observer import MetricsLog, Observer, Observers
-from nestify.training.resume import checkpoint_path
 from nestify.training.world import World, joined
 
 __all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
@@ -185,11 +184,6 @@ def _write(recipe: Recipe, done: Compressed) -> Manifest:
         stored_dtype(recipe),
         check=partial(_check_loads, output),
     )
-
-
-def metrics_path(output: Path) -> Path:
-    """Where the log of a run lies: `resnet.metrics.jsonl` beside `resnet.nested.safetensors`."""
-    return beside(output, ".metrics.jsonl")
 
 
 def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Recipe:

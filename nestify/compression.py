@@ -30,6 +30,7 @@ from nestify.inputs import (
 )
 from nestify.levels import Level
 from nestify.nest import choose_weights, dense_layers
+from nestify.nested_file.beside import checkpoint_path
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, PlannedLevel, level_costs
 from nestify.private import recalibrate
@@ -44,7 +45,7 @@ from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision
-from nestify.training.resume import Checkpoints, checkpoint_path
+from nestify.training.resume import Checkpoints
 from nestify.training.world import ALONE, World
 
 

@@ -99,22 +99,41 @@ def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> R
     """Read a recipe, lay options over it, and check all of it.
 
     Args:
-        source: the path of a `.toml` file, the name of a built-in recipe, or a timm model's name. Whether
-            timm has such a model is checked where the model is made.
+        source: the path of a `.toml` or `.json` file, the name of a built-in recipe, or a timm model's name.
+            Whether timm has such a model is checked where the model is made.
         overrides: dotted keys and values that beat the recipe's: `{"train.epochs": 3}`. `levels` replaces
             all levels (`"0.95,0.8,0"`, `"1:4,2:4,0"`, or a list of such values), and then `level[1].weight`
             changes one. None means not given.
 
     Raises:
+        RecipeError: with every problem that was found; for a recipe with a [matrix], too.
+    """
+    table, place = read_source(source)
+    if "matrix" in table:
+        raise RecipeError(
+            "[matrix] makes several runs of this recipe; start them with nestify batch, or remove it", place
+        )
+    return checked_recipe(table, place, overrides)
+
+
+def checked_recipe(
+    table: Table, place: str, overrides: Mapping[str, object] | None = None, by: str = "an option"
+) -> Recipe:
+    """The recipe of a table that `read_source` read, with options laid over it.
+
+    Args:
+        place: what errors call the recipe's place. `overrides`: as in `load_recipe`.
+        by: what errors call the place of the overrides.
+
+    Raises:
         RecipeError: with every problem that was found.
     """
     options = {key: value for key, value in (overrides or {}).items() if value is not None}
-    table, place = read_source(source)
     table, problems = apply_options(table, options)
     recipe, more_problems = _check(table, [problem.key for problem in problems])
     if problems := problems + more_problems:
         changed = ["level" if key == "levels" else key for key in options]
-        raise RecipeError([_told(problem, changed if place else []) for problem in problems], place)
+        raise RecipeError([_told(problem, changed if place else [], by) for problem in problems], place)
     return recipe
 
 
@@ -135,9 +154,9 @@ def option_help(key: str) -> str:
     return f"{field.description} (default {default})"
 
 
-def _told(problem: Problem, changed: Sequence[str]) -> str:
+def _told(problem: Problem, changed: Sequence[str], by: str) -> str:
     """A problem's sentence, which says where the value is not the file's own."""
-    return problem.text + (" (set by an option)" if _touches(problem.key, changed) else "")
+    return problem.text + (f" (set by {by})" if _touches(problem.key, changed) else "")
 
 
 def _touches(key: str, others: Iterable[str]) -> bool:

@@ -1,9 +1,10 @@
-"""Where a recipe comes from: TOML files, built-in recipes, `extends`, and options that beat them. No torch.
+"""Where a recipe comes from: files, built-in recipes, `extends`, and options that beat them. No torch.
 
 The result is one table as TOML would give it; nothing here knows which keys exist, except those that hold
 paths and `level`.
 """
 
+import json
 import os
 import re
 import tomllib
@@ -20,7 +21,11 @@ from nestify.recipe_sections import CHECKPOINT_ENDINGS
 
 Table = dict[str, Any]
 
+RECIPE_ENDINGS = (".toml", ".json")
+_WITH_PATHS = ("model", "data", "train", "gates")
+
 _HUB = re.compile(r"(local-dir|hf-hub|hf_hub):", re.IGNORECASE)
+_LEVEL_AS_TABLE = re.compile(r"levels?\.([0-9]{1,3})\.(.+)")
 _OF_LEVEL = re.compile(r"level\[(?P<k>[0-9]{1,3})\]\.(?P<option>.+)")
 _DATASET = re.compile(r"(hfds|hfids|tfds|wds|torch)/", re.IGNORECASE)  # prefixes of timm's create_dataset
 
@@ -46,15 +51,17 @@ def read_source(source: str) -> tuple[Table, str]:
         return {"model": {"name": source}}, ""
     path = Path(source)
     if not os.path.exists(path):
-        hint = f" (a model of the hub is hf-hub:{source})" if path.suffix != ".toml" else ""
+        hint = f" (a model of the hub is hf-hub:{source})" if path.suffix not in RECIPE_ENDINGS else ""
         raise RecipeError(
-            "there is no such file; give a .toml recipe, a model's name, or a built-in recipe: "
+            "there is no such file; give a .toml or .json recipe, a model's name, or a built-in recipe: "
             f"{', '.join(builtin_recipes())}{hint}",
             source,
         )
-    if path.is_file() and path.suffix != ".toml":
+    if path.is_file() and path.suffix not in RECIPE_ENDINGS:
         raise RecipeError(
-            "this is not a .toml recipe; a checkpoint goes with its model's name, as model.checkpoint", source
+            "this is not a .toml or .json recipe; a checkpoint goes with its model's name, as "
+            "model.checkpoint",
+            source,
         )
     return _read_extended(path, ()), source
 
@@ -71,14 +78,17 @@ def read_table(path: str) -> Table:
 def _looks_like_path(source: str) -> bool:
     separators = {"/", os.sep, os.altsep or "/"}
     return not _HUB.match(source) and (
-        source.endswith((".toml", *CHECKPOINT_ENDINGS))
+        source.endswith((*RECIPE_ENDINGS, *CHECKPOINT_ENDINGS))
         or any(separator in source for separator in separators)
     )
 
 
 def _read_extended(path: Path, chain: Sequence[Path]) -> Table:
     """A recipe on top of the one that it extends, and so on; every path resolved against its own file."""
-    table = _resolve_paths(_read_toml(path), path.parent)
+    table = _read_table(path)
+    if isinstance(table.get("matrix"), dict):
+        table["matrix"] = _flat_matrix(table["matrix"], str(path))
+    table = _resolve_paths(table, path.parent)
     base = table.pop("extends", None)
     if base is None:
         return table
@@ -100,13 +110,13 @@ def _read_extended(path: Path, chain: Sequence[Path]) -> Table:
     return merge(_read_extended(base_path, chain), table)
 
 
-def _read_toml(path: Path) -> Table:
+def _read_table(path: Path) -> Table:
     place = str(path)
     if path.is_dir():
-        raise RecipeError("this is a folder; give the path of a .toml recipe", place)
+        raise RecipeError("this is a folder; give the path of a .toml or .json recipe", place)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text)
+        return tomllib.loads(text) if path.suffix != ".json" else _json_table(text)
     except OSError as error:
         raise RecipeError(f"this file cannot be read: {error.strerror or error}", place) from error
     except UnicodeDecodeError as error:
@@ -115,6 +125,31 @@ def _read_toml(path: Path) -> Table:
         raise RecipeError(_syntax_error(str(error), text), place) from error
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
         raise RecipeError(f"this is not a recipe that can be read: {error}", place) from error
+
+
+def _json_table(text: str) -> Table:
+    table = json.loads(text)
+    if not isinstance(table, dict):
+        raise ValueError(f"it holds {shown(table)}, not an object with a recipe's sections")
+    return table
+
+
+def _flat_matrix(matrix: Table, place: str) -> Table:
+    """[matrix] by dotted keys, however they were nested; `levels.1.sparsity` becomes `level[1].sparsity`."""
+    flat: Table = {}
+
+    def add(key: str, value: object) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                add(f"{key}.{name}" if key else name, item)
+            return
+        key = _LEVEL_AS_TABLE.sub(r"level[\1].\2", key) if _LEVEL_AS_TABLE.fullmatch(key) else key
+        if key in flat:
+            raise RecipeError(f"matrix has {key} twice; remove one", place)
+        flat[key] = value
+
+    add("", matrix)
+    return flat
 
 
 def _syntax_error(message: str, text: str) -> str:
@@ -149,12 +184,27 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
         local = key in ("name", "teacher") and prefix == "local-dir" and rest
         return f"{prefix}{separator}{below(rest)}" if local else value
 
-    return {
-        name: {key: resolve(key, value) for key, value in part.items()}
-        if name in ("model", "data", "train", "gates") and isinstance(part, dict)
-        else part
-        for name, part in table.items()
-    }
+    def resolve_all(name: str, part: object) -> object:
+        if not isinstance(part, dict):
+            return part
+        if name in _WITH_PATHS:
+            return {key: resolve(key, value) for key, value in part.items()}
+        if name != "matrix":
+            return part
+        return {key: of_axis(key, values) for key, values in part.items()}
+
+    def of_axis(key: str, values: object) -> object:
+        section, _, option = key.partition(".")
+        if section in _WITH_PATHS and isinstance(values, list):
+            return [resolve(option, value) for value in values]
+        return values
+
+    return {name: resolve_all(name, part) for name, part in table.items()}
+
+
+def is_named_data(path: str) -> bool:
+    """Whether `data.path` names a data set rather than a file or folder."""
+    return bool(_DATASET.match(path)) or path.startswith("embedded/")
 
 
 def merge(base: Table, over: Mapping[str, Any]) -> Table:

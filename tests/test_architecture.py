@@ -22,6 +22,7 @@ FLOORS = [
         "recipe_source",
         "recipe_gates",
         "recipe",
+        "recipe_flat",
     },
     {"nested_file", "model_spec", "masking", "named_tensors"},
     {"ties", "measurements"},
@@ -31,7 +32,7 @@ FLOORS = [
     {"nested_model", "report", "fingerprint"},
     {"nest", "restoring", "planning", "evaluation", "export_formats", "loading"},
     {"training", "verification", "exporting"},
-    {"inputs", "describe"},
+    {"inputs", "describe", "batching"},
     {"evaluating", "benching"},
     {"solving", "compressed", "picking"},
     {"compression"},
@@ -77,8 +78,13 @@ def test_files_hold_one_idea(path: Path) -> None:
 @pytest.mark.parametrize(
     "module",
     [
-        *("nestify", "nestify.cli", "nestify.recipe", "nestify.picking"),
-        *("nestify.report.document", "nestify.report.html.page"),
+        "nestify",
+        "nestify.cli",
+        "nestify.recipe",
+        "nestify.report.document",
+        "nestify.picking",
+        "nestify.report.html.page",
+        "nestify.batching.batch",
     ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:

@@ -91,20 +91,25 @@ def test_hostile_toml_is_a_recipe_error(tmp_path: Path, text: str) -> None:
 
 def test_a_missing_file_is_told(tmp_path: Path) -> None:
     known = ", ".join(builtin_recipes())
-    remedy = f"there is no such file; give a .toml recipe, a model's name, or a built-in recipe: {known}"
+    remedy = (
+        f"there is no such file; give a .toml or .json recipe, a model's name, or a built-in recipe: {known}"
+    )
     path = str(tmp_path / "none.toml")
     assert message(path) == f"{path}: {remedy}"
     assert message("timm/resnet18") == f"timm/resnet18: {remedy} (a model of the hub is hf-hub:timm/resnet18)"
 
 
 def test_a_folder_is_no_recipe(tmp_path: Path) -> None:
-    assert message(f"{tmp_path}/") == f"{tmp_path}: this is a folder; give the path of a .toml recipe"
+    assert (
+        message(f"{tmp_path}/") == f"{tmp_path}: this is a folder; give the path of a .toml or .json recipe"
+    )
 
 
 def test_a_checkpoint_is_no_recipe(tmp_path: Path) -> None:
     path = write(tmp_path, b"\x00" * 9, "resnet18.safetensors")
     assert message(path) == (
-        f"{path}: this is not a .toml recipe; a checkpoint goes with its model's name, as model.checkpoint"
+        f"{path}: this is not a .toml or .json recipe; a checkpoint goes with its model's name, as "
+        "model.checkpoint"
     )
 
 

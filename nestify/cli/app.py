@@ -11,6 +11,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from nestify import __version__
+from nestify.cli.batch import batch
 from nestify.cli.bench import bench
 from nestify.cli.compress import compress
 from nestify.cli.doctor import doctor
@@ -37,6 +38,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("batch")(batch)
 app.command("bench")(bench)
 app.command("compress")(compress)
 app.command("doctor")(doctor)

@@ -1,7 +1,7 @@
 """What makes two runs the same, so that one can go on where the other ended."""
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import timm
@@ -12,18 +12,7 @@ from nestify import __version__
 from nestify.hierarchy import Labels
 from nestify.images import Images
 from nestify.recipe import Recipe
-
-_FREE = {
-    "output",
-    "data.workers",
-    "data.hierarchy",  # as of a checkpoint
-    "data.on_bad_image",  # a run that refused such images has met none
-    "train.checkpoint_minutes",
-    "train.log",
-    "model.checkpoint",  # what it holds is looked at instead
-    "train.teacher_checkpoint",
-}
-"""Options that may be others when a run goes on."""
+from nestify.recipe_flat import flat_options, is_free
 
 Identity = dict[str, Any]
 """Everything that a run's result depends on: numbers, texts and hashes by what a user would call them."""
@@ -50,7 +39,7 @@ def run_identity(
         "the version of timm": timm.__version__,
         "the kind of device": device.type,
         "the number of processes": processes,
-        **{key: value for key, value in _flat(recipe.to_dict()) if not _is_free(key)},
+        **{key: value for key, value in flat_options(recipe) if not is_free(key)},
         "the hash of the model's weights": _hash_of_weights(network),
         "the hash of the hierarchy": _hash(classes.model_dump_json() for classes in labels.hierarchy),
         "the hash of the teacher's weights": None if teacher is None else _hash_of_weights(teacher),
@@ -60,10 +49,6 @@ def run_identity(
         identity[f"the hash of the names of the {split} images"] = _hash(each.inner_names())
         identity[f"the hash of the classes of the {split} images"] = _hash(each.class_names or ())
     return identity
-
-
-def _is_free(key: str) -> bool:
-    return key in _FREE or key.startswith("gates.")
 
 
 def difference(old: Identity, new: Identity) -> str | None:
@@ -77,18 +62,6 @@ def difference(old: Identity, new: Identity) -> str | None:
 def _shown(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
-
-
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The options of a recipe by dotted key: `train.lr`, `level[1].sparsity`."""
-    if isinstance(value, Mapping):
-        for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for number, item in enumerate(value, start=1):
-            yield from _flat(item, f"{key}[{number}]")
-    else:
-        yield key, value
 
 
 def _hash_of_weights(network: nn.Module) -> str:

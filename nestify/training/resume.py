@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from nestify.errors import DivergedError, OutputError, RecipeError
 from nestify.images import Loader
-from nestify.nested_file.beside import beside
 from nestify.training.checkpoint import (
     Checkpoint,
     Facts,
@@ -25,12 +24,6 @@ from nestify.training.observer import Observer, Phase
 from nestify.training.signals import PutOff, put_off
 from nestify.training.stepper import Stepper
 from nestify.training.world import ALONE, World
-
-
-def checkpoint_path(output: Path) -> Path:
-    """Where the checkpoint of a run lies: `resnet.resume.safetensors` beside `resnet.nested.safetensors`."""
-    return beside(output, ".resume.safetensors")
-
 
 _CALLED = {"finetune": "the fine-tuning", "train": "the training"}
 

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import termios
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,11 +71,15 @@ def spawn(*words: str | os.PathLike[str], **options: Any) -> "subprocess.Popen[s
     return subprocess.Popen([sys.executable, "-m", "nestify", *map(os.fspath, words)], **{**pipes, **options})
 
 
-def at_terminal(width: int, *words: str | Path) -> list[str]:
-    """The lines that a terminal of so many columns is sent, without colours and movements."""
+def at_terminal(width: int, *words: str | Path, program: Sequence[str] = ("-m", "nestify")) -> list[str]:
+    """The lines that a terminal of so many columns is sent, without colours and movements.
+
+    Args:
+        program: what Python runs.
+    """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    command = [sys.executable, "-m", "nestify", *map(str, words)]
+    command = [sys.executable, *program, *map(str, words)]
     process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment())
     os.close(slave)
     shown = b""

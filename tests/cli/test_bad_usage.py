@@ -76,8 +76,14 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     ("model", "told"),
     [
         ("test_resnett", "model.name = 'test_resnett' is not a model of timm "),
-        ("nowhere.toml", "nowhere.toml: there is no such file; give a .toml recipe, a model's name, or"),
-        ("digits.nested.safetensors", "this is not a .toml recipe; a checkpoint goes with its model's name"),
+        (
+            "nowhere.toml",
+            "nowhere.toml: there is no such file; give a .toml or .json recipe, a model's name, or",
+        ),
+        (
+            "digits.nested.safetensors",
+            "this is not a .toml or .json recipe; a checkpoint goes with its model's name",
+        ),
     ],
 )
 def test_models_and_recipes_that_are_not_there(model: str, told: str, refused: Refused) -> None:

@@ -29,6 +29,7 @@ def loaded_by(*words: str) -> str:
     "words",
     [
         ["--help"],
+        ["batch", "--help"],
         ["compress", "--help"],
         ["bench", "--help"],
         ["eval", "-h"],

@@ -1,0 +1,1 @@
+"""Many recipes as jobs, each in a process and a folder of its own. No torch here."""

@@ -1,0 +1,117 @@
+"""What a job's result depends on, as one hash: options, the contents of files, and nestify's version."""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nestify import __version__
+from nestify.recipe import Recipe
+from nestify.recipe_flat import FREE, flat_options
+from nestify.recipe_source import is_named_data
+
+SMALL = 64 * 2**20
+"""Bytes of an archive of images below which it is known by its bytes rather than its size."""
+
+_BY_BYTES = ("model.checkpoint", "train.teacher_checkpoint", "data.hierarchy", "gates.baseline")
+_LOCAL = "local-dir:"
+
+
+class Contents:
+    """Hashes of files and folders, each worked out once."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, bool], str] = {}
+
+    def of_bytes(self, path: str) -> str:
+        """Of a file's bytes, whatever its size; of a folder's files by theirs."""
+        return self._of(path, by_bytes=True)
+
+    def of_images(self, path: str) -> str:
+        """Of a folder's names and sizes; of archives, or files in its uppermost folder, of the bytes if few.
+
+        Times do not count: a checkout has new ones.
+        """
+        return self._of(path, by_bytes=False)
+
+    def _of(self, path: str, *, by_bytes: bool) -> str:
+        key = os.path.abspath(path), by_bytes
+        if key not in self._known:
+            self._known[key] = _hash(_looked_at(Path(path), by_bytes))
+        return self._known[key]
+
+
+def fingerprint(recipe: Recipe, contents: Contents) -> str:
+    """SHA-256 of everything that decides what comes out of a recipe; of files their contents, not places.
+
+    What is missing counts as missing: the job itself will say so.
+    """
+    options = {key: _told(key, value, contents) for key, value in flat_options(recipe) if key not in FREE}
+    options |= {
+        key: value and contents.of_bytes(value) for key, value in flat_options(recipe) if key in _BY_BYTES
+    }
+    if is_named_data(recipe.data.path) and not recipe.data.path.startswith("wds/"):
+        options["data.root"] = None  # a place for downloads, which fills while the job runs
+    return _hash([json.dumps({"nestify": __version__, "options": options}, sort_keys=True)])
+
+
+def _told(key: str, value: Any, contents: Contents) -> Any:
+    """An option's value, or the contents of the file or folder that it names."""
+    if not isinstance(value, str):
+        return value
+    if key in ("model.name", "train.teacher") and value.startswith(_LOCAL):
+        return contents.of_bytes(value.removeprefix(_LOCAL))
+    if key == "data.root":
+        return contents.of_images(value)
+    if key == "data.path" and os.path.isdir(shards := value.removeprefix("wds/")) and shards != value:
+        return contents.of_images(shards)
+    if key == "data.path" and not is_named_data(value):
+        return contents.of_images(value)
+    return Path(value).name if key == "finetune.save" else value
+
+
+def _looked_at(path: Path, by_bytes: bool) -> Iterator[str]:
+    if path.is_file():
+        yield _file(path, by_bytes or path.stat().st_size < SMALL)
+    elif path.is_dir():
+        for name, file in _files(path):
+            uppermost = "/" not in name
+            small = uppermost and file.stat().st_size < SMALL
+            yield f"{name} {_file(file, by_bytes or small)}"
+    else:
+        yield "missing"
+
+
+def _files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """All files below a folder by relative name, in a fixed order; links are followed, but not in circles."""
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        for name in sorted(files):
+            file = Path(root, name)
+            if file.is_file():
+                yield file.relative_to(folder).as_posix(), file
+
+
+def _file(path: Path, by_bytes: bool) -> str:
+    try:
+        if not by_bytes:
+            return f"of {path.stat().st_size} bytes"
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return f"unreadable: {error.strerror}"
+
+
+def _hash(texts: Iterator[str] | list[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        digest.update(f"{text}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()

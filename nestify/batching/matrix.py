@@ -1,0 +1,164 @@
+"""What a batch has to do: every recipe, and every combination of the values in its [matrix]."""
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import prod
+from typing import Any
+
+from nestify.errors import RecipeError
+from nestify.recipe import Recipe, checked_recipe
+from nestify.recipe_problems import shown
+from nestify.recipe_source import read_source
+
+MAX_VARIANTS = 10_000
+"""Jobs that one recipe may make: more are a slip, and are told at once."""
+
+MAX_NAME_BYTES = 120  # file systems allow 255, and files in the folder need some of a path's length too
+_UNSAFE = re.compile(r"[^\w.,+=-]")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One recipe, with one value for each option in its matrix.
+
+    Attributes:
+        name: safe as a folder's name: the recipe's stem, and the options, as in `cifar-lr=0.03-seed=1`.
+        source: as the recipe was given. `options`: of the matrix, by dotted key.
+    """
+
+    name: str
+    source: str
+    options: Mapping[str, Any]
+    recipe: Recipe
+
+
+def expand(sources: Sequence[str]) -> list[Variant]:
+    """All jobs of some recipes: recipes in the order given, the last option of a matrix changes fastest.
+
+    Raises:
+        RecipeError: with every problem of every recipe.
+    """
+    variants: list[Variant] = []
+    problems: list[str] = [] if sources else ["a batch needs at least one recipe"]
+    for source in sources:
+        try:
+            variants += _expand_one(source)
+        except RecipeError as error:
+            problems += str(error).split("\n")
+    problems += _same_names(variants)
+    if problems:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    return variants
+
+
+def _expand_one(source: str) -> list[Variant]:
+    table, place = read_source(source)
+    matrix = table.pop("matrix", None)
+    if problems := _matrix_problems(matrix):
+        raise RecipeError(problems, place)
+    axes: Mapping[str, list[Any]] = matrix or {}
+    stem = _safe(re.split(r"[/\\:]", source)[-1].removesuffix(".toml").removesuffix(".json"))
+    variants: list[Variant] = []
+    found: dict[str, None] = {}  # a set that keeps its order
+    for values, words in zip(product(*axes.values()), product(*_words(axes)), strict=True):
+        options = dict(zip(axes, values, strict=True))
+        try:
+            recipe = checked_recipe(table, place, options, by="[matrix]")
+        except RecipeError as error:
+            found |= dict.fromkeys(str(error).split("\n"))
+            continue
+        variants.append(Variant(_short("-".join((stem, *words))), source, options, recipe))
+    if found:
+        raise RecipeError(list(found))
+    return variants
+
+
+def _matrix_problems(matrix: object) -> list[str]:
+    if matrix is None:
+        return []
+    if not isinstance(matrix, dict):
+        return [f"matrix = {shown(matrix)} is not a table; write [matrix] and options with lists of values"]
+    if not matrix:
+        return ['[matrix] has no options; give it some, such as "train.lr" = [0.01, 0.03], or remove it']
+    problems = []
+    for key, values in matrix.items():
+        if key in ("output", "finetune.save"):
+            problems.append(f"matrix.{key} has no use, for each job writes to its own folder; remove it")
+        elif not isinstance(values, list):
+            problems.append(f"matrix.{key} = {shown(values)} is not a list of values; put it in brackets")
+        elif not values:
+            problems.append(f"matrix.{key} is an empty list, which makes no job; give it values or remove it")
+        elif twice := [text for text, count in Counter(map(_canonical, values)).items() if count > 1]:
+            problems.append(f"matrix.{key} has {shown(json.loads(twice[0]))} twice; remove one")
+    count = prod(len(values) for values in matrix.values() if isinstance(values, list))
+    if count > MAX_VARIANTS:
+        problems.append(f"[matrix] makes {count} jobs, more than {MAX_VARIANTS}; make its lists shorter")
+    return problems
+
+
+def _same_names(variants: Sequence[Variant]) -> Iterable[str]:
+    """Jobs that would have the same folder, also where a file system does not tell case apart."""
+    first: dict[str, Variant] = {}
+    for variant in variants:
+        other = first.setdefault(variant.name.casefold(), variant)
+        if other is not variant:
+            yield (
+                f"{other.source} and {variant.source} both make a job {variant.name}; "
+                "rename one of the recipes, or run them in batches of their own"
+            )
+
+
+# -- names ---------------------------------------------------------------------------------------------
+
+
+def _words(axes: Mapping[str, list[Any]]) -> list[list[str]]:
+    """`lr=0.01`, `lr=0.03` for each option: its last part, or all of it where two end alike."""
+    lasts = Counter(_last(key) for key in axes)
+    return [
+        [f"{_safe(_last(key) if lasts[_last(key)] == 1 else _plain(key))}={text}" for text in _texts(values)]
+        for key, values in axes.items()
+    ]
+
+
+def _plain(key: str) -> str:
+    return key.replace("[", "").replace("]", "")
+
+
+def _last(key: str) -> str:
+    return _plain(key) if key.startswith("level[") else key.rpartition(".")[2]
+
+
+def _texts(values: list[Any]) -> list[str]:
+    """Values as parts of a name; those that come out alike, or long, are told apart by a hash."""
+    raw = [value if isinstance(value, str) else shown(value) for value in values]
+    safe = [_safe(re.sub(r'["\[\] ]', "", text)) for text in raw]
+    alike = Counter(text.casefold() for text in safe)
+    return [
+        text if alike[text.casefold()] == 1 else f"{text}~{_hash(_canonical(value))}"
+        for text, value in zip(safe, values, strict=True)
+    ]
+
+
+def _safe(text: str) -> str:
+    """Letters, digits and a few signs; never hidden, never `..`, never empty."""
+    return _UNSAFE.sub("-", text).lstrip(".") or "x"
+
+
+def _short(name: str) -> str:
+    raw = name.encode()
+    if len(raw) <= MAX_NAME_BYTES:
+        return name
+    return f"{raw[: MAX_NAME_BYTES - 9].decode(errors='ignore')}~{_hash(name)}"
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:8]
