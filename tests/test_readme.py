@@ -5,8 +5,8 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
+from typing import Any
 
-import click
 import pytest
 import typer
 import yaml
@@ -30,6 +30,11 @@ def blocks(kind: str) -> list[str]:
     return [block for name, block in BLOCKS if name == kind]
 
 
+def root() -> Any:
+    """The command line as typer builds it: a group, of whichever click it brings."""
+    return typer.main.get_command(app)
+
+
 def commands() -> list[list[str]]:
     """Every `nestify ...` of the shell examples and of the workflow, as words."""
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
@@ -47,8 +52,7 @@ def commands() -> list[list[str]]:
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
 def test_commands_and_their_options_exist(words: list[str]) -> None:
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    group = root()
     if words[0].startswith("-"):
         names = {name for option in group.params for name in option.opts}
         assert words[0] in names
@@ -59,9 +63,7 @@ def test_commands_and_their_options_exist(words: list[str]) -> None:
 
 
 def test_every_command_is_shown() -> None:
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
-    assert set(group.commands) <= {words[0] for words in commands()} | {"doctor"}
+    assert set(root().commands) <= {words[0] for words in commands()} | {"doctor"}
 
 
 @pytest.mark.parametrize("text", blocks("toml"))

@@ -13,7 +13,7 @@ from nestify.batching.results import (
     JobResult,
     earlier_result,
     exit_code,
-    is_done,
+    is_over,
     log_tail,
 )
 from nestify.batching.runner import COMMAND, BatchObserver, Runner
@@ -23,7 +23,7 @@ from nestify.errors import OutputError, RecipeError
 LOG_LINES = 40
 """Lines of a job's log that JUnit XML holds."""
 
-Standing = Literal["new", "done", "cut off", "failed", "changed"]
+Standing = Literal["new", "done", "missed", "cut off", "failed", "changed"]
 
 
 @dataclass(frozen=True)
@@ -137,8 +137,8 @@ def _standing(job: Job) -> Standing:
     earlier = earlier_result(job)
     if earlier is None:
         return "new"
-    if is_done(job, earlier):
-        return "done"
+    if is_over(job, earlier):
+        return "done" if earlier.state == "done" else "missed"
     if earlier.fingerprint != job.fingerprint or earlier.state == "done":  # or its file is gone
         return "changed"
     return "failed" if earlier.state == "failed" else "cut off"

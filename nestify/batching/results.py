@@ -28,7 +28,7 @@ class JobResult(BaseModel):
     Attributes:
         name, recipe, options: the job, the file it comes from, and its share of the matrix.
         state: pending: not begun; running: also of a job that was cut off and could not say so.
-        earlier: whether it was done by an earlier batch, and skipped by this one.
+        earlier: whether it was over in an earlier batch, and skipped by this one.
         exit_code: of its process; 128 + the signal's number where one ended it.
         seconds: that its process took, of the last one where it went on.
         message: the last line of its log where it did not end well.
@@ -68,11 +68,16 @@ def earlier_result(job: Job) -> JobResult | None:
         return None
 
 
-def is_done(job: Job, earlier: JobResult | None) -> bool:
-    """Whether an earlier run made what this job would make, and it is still there."""
+def is_over(job: Job, earlier: JobResult | None) -> bool:
+    """Whether an earlier run made what this job would make, and it is still there.
+
+    A file that missed a gate or a budget counts: it would miss it again.
+    """
     return (
         earlier is not None
-        and (earlier.state, earlier.exit_code, earlier.fingerprint) == ("done", 0, job.fingerprint)
+        and (earlier.state, earlier.exit_code) in (("done", 0), ("failed", GATE))
+        and earlier.fingerprint == job.fingerprint
+        and earlier.bytes is not None
         and earlier.bytes == _size(job.recipe.output_path)
     )
 

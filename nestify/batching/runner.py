@@ -19,7 +19,7 @@ from nestify.batching.results import (
     JobResult,
     earlier_result,
     goes_on,
-    is_done,
+    is_over,
     log_tail,
     measured,
     pending,
@@ -171,7 +171,7 @@ class Runner:
                         self._observer.waiting(job)
                     return False
                 earlier = None if self._rerun else earlier_result(job)
-                if earlier is not None and is_done(job, earlier):
+                if earlier is not None and is_over(job, earlier):
                     self._record(job, earlier.model_copy(update={"earlier": True}), skipped=True)
                     return True
                 self._start(job, log, goes_on(job, earlier))

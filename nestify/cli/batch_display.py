@@ -139,7 +139,7 @@ def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
 
 def _told(result: JobResult) -> str:
     if result.earlier:
-        return "done earlier, skipped"
+        return f"{_earlier(result)}, skipped"
     after = f"after {result.seconds or 0:.1f} s"
     if result.state == "done":
         return f"done {after}, top-1 {_joined(result.top1)}"
@@ -147,7 +147,13 @@ def _told(result: JobResult) -> str:
 
 
 def _state(result: JobResult) -> str:
-    return "done earlier" if result.earlier else "not begun" if result.state == "pending" else result.state
+    if result.earlier:
+        return _earlier(result)
+    return "not begun" if result.state == "pending" else result.state
+
+
+def _earlier(result: JobResult) -> str:
+    return "done earlier" if result.state == "done" else "missed a limit earlier"
 
 
 def _joined(top1: Sequence[float | None]) -> str:

@@ -72,6 +72,24 @@ def test_real_jobs_are_done_skipped_and_done_again_where_the_recipe_changed() ->
     assert again.out.startswith("2 of 2 jobs done in out\n")
 
 
+def test_what_missed_a_gate_misses_it_again_without_a_run(
+    monkeypatch: pytest.MonkeyPatch, digits_file: Path
+) -> None:
+    write("few.toml")
+    command = (sys.executable, "-c", f"{LEAVE_A_FILE}; sys.exit(1)", str(digits_file))
+    monkeypatch.setattr(module, "run_batch", partial(module.run_batch, command=command))
+    first = nestify("batch", "few.toml", "--out", "out")
+    assert first.code == 1
+    again = nestify("batch", "few.toml", "--out", "out")
+    assert again.code == 1
+    assert [line.split(": ")[1] for line in again.err.splitlines()[:2]] == [
+        "missed a limit earlier, skipped"
+    ] * 2
+    plan = nestify("batch", "few.toml", "--out", "out", "--dry-run", "--json").document
+    assert [job["state"] for job in plan["jobs"]] == ["missed"] * 2
+    assert nestify("batch", "few.toml", "--out", "out", "--rerun").err.count("began") == 2
+
+
 def test_real_jobs_are_interrupted_and_go_on() -> None:
     write("long.toml", epochs=1000)
     folder = Path("out", "long-level1.sparsity=0.9")
