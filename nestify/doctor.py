@@ -9,12 +9,12 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
 from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
 from nestify import __version__
+from nestify.processor import cores, processor_name
 
 SCHEMA_VERSION = 1
 
@@ -144,8 +144,9 @@ def _devices() -> list[Device]:
     def bfloat16(name: str) -> bool:
         return Precision(torch.device(name), amp=True).dtype == torch.bfloat16
 
-    cores = f"{processor()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads"
-    devices = [Device("cpu", cores, _memory(), bfloat16("cpu"))]
+    threads = torch.get_num_threads()
+    model = f"{processor_name()}, {cores()} cores, {threads} thread{'s' * (threads != 1)}"
+    devices = [Device("cpu", model, _memory(), bfloat16("cpu"))]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         name = f"cuda:{number}"
@@ -153,16 +154,6 @@ def _devices() -> list[Device]:
     if torch.backends.mps.is_available():
         devices.append(Device("mps", platform.machine(), None, bfloat16("mps")))
     return devices
-
-
-def processor() -> str:
-    """What this machine's processor is called."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return (names or [platform.processor() or platform.machine()])[0]
 
 
 def _memory() -> int | None:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "nestify"
 
 # From the lowest floor to the highest; a module imports from its own floor or from below.
 FLOORS = [
-    {"errors", "budgets", "levels"},
+    {"errors", "budgets", "levels", "processor"},
     {
         "nesting",
         "recipe_sections",

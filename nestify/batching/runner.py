@@ -29,6 +29,7 @@ from nestify.batching.results import (
 from nestify.errors import OutputError
 from nestify.nested_file.atomic import atomic_file
 from nestify.nested_file.beside import checkpoint_path
+from nestify.processor import cores
 from nestify.training.signals import put_off
 
 COMMAND = (sys.executable, "-m", "nestify", "compress")
@@ -211,7 +212,7 @@ class Runner:
     def _environment(self) -> dict[str, str]:
         environment = {**os.environ, LEASH: "1"}
         if self._max_parallel > 1:
-            environment.setdefault("OMP_NUM_THREADS", str(max(1, _cores() // self._max_parallel)))
+            environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self._max_parallel)))
         return environment
 
     def _look(self) -> None:
@@ -292,7 +293,3 @@ def _stamp(path: Path) -> object:
     except OSError:
         return None
     return found.st_ino, found.st_mtime_ns
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

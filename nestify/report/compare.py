@@ -145,9 +145,9 @@ class _Quantity:
 
 
 _QUANTITIES: dict[str, _Quantity] = {
-    "sparsity": _Quantity("sparsity", lambda value: f"{value:.4f}", False, 4),
-    "width": _Quantity("width", lambda value: f"{value:.4g}", False, 4),
-    "depth": _Quantity("depth", lambda value: f"{value:.4g}", False, 4),
+    "sparsity": _Quantity("sparsity", lambda value: f"{value:.4f}", False, 2),
+    "width": _Quantity("width", lambda value: f"{value:.4g}", False, 2),
+    "depth": _Quantity("depth", lambda value: f"{value:.4g}", False, 2),
     "nonzero_parameters": _Quantity("non-zero", quantity, True, 3),
     "dense_macs": _Quantity("dense MACs", quantity, True, 1),
     "effective_macs": _Quantity("effective MACs", quantity, True, 5),
@@ -175,8 +175,9 @@ def _level_table(comparison: Comparison) -> Sheet:
             continue
         cells = ["-" if here is None else kind.show(here) for here, _ in values]
         changes = [_change_text(kind, here, there) for here, there in values]
-        columns.append(Column(kind.title, cells, rank=kind.rank))
-        columns.append(Column(f"{kind.title.removesuffix(' %')} change", changes, rank=kind.rank))
+        rank = kind.rank if set(changes) - {"=", "-"} else kind.rank + 10  # what did not change goes first
+        columns.append(Column(kind.title, cells, rank=rank))
+        columns.append(Column(f"{kind.title.removesuffix(' %')} change", changes, rank=rank))
     return Sheet(columns)
 
 
