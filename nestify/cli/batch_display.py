@@ -15,7 +15,8 @@ from nestify.batching.jobs import Job
 from nestify.batching.progress import progress
 from nestify.batching.results import SCHEMA_VERSION, JobResult
 from nestify.batching.runner import BatchObserver
-from nestify.cli.output import say
+from nestify.cli.output import tell
+from nestify.cli.verbosity import Verbosity, verbosity
 from nestify.nested_file.beside import metrics_path
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number
@@ -34,7 +35,7 @@ class BatchDisplay(BatchObserver):
         self._drawn = 0.0
 
     def __enter__(self) -> "BatchDisplay":
-        if self.console.is_terminal:
+        if self.console.is_terminal and verbosity() is not Verbosity.quiet:
             self._live.start()
         return self
 
@@ -91,7 +92,7 @@ class BatchDisplay(BatchObserver):
         if self._live.is_started:
             self.console.print(text)
         else:
-            say(text)
+            tell(text)
 
 
 def result_table(result: BatchResult) -> Sheet:

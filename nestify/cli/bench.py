@@ -55,7 +55,7 @@ def bench(
     batch_sizes = whole_numbers("--batch-size", batch_size)
     counts = None if threads is None else whole_numbers("--threads", threads)
     from nestify.benching import bench as run
-    from nestify.cli.output import render, say, write_result
+    from nestify.cli.output import render, tell, write_result
     from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
 
     done = run(
@@ -84,4 +84,4 @@ def bench(
             render(f"{done.path}, {done.report.architecture}", bench_sheets(*shown), notes, sys.stdout), None
         )
     if done.saved is not None:
-        say(f"Saved: {done.saved}")
+        tell(f"Saved: {done.saved}")

@@ -11,6 +11,7 @@ from typing import TextIO
 
 from rich.console import Console
 
+from nestify.cli.verbosity import Verbosity, verbosity
 from nestify.errors import OutputError
 from nestify.nested_file.atomic import atomic_file
 from nestify.report.sheet import Sheet
@@ -90,6 +91,12 @@ def say(text: str) -> None:
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(_printable(text, sys.stderr) + "\n")
         sys.stderr.flush()
+
+
+def tell(text: str) -> None:
+    """A line about the work for standard error; nothing with --quiet."""
+    if verbosity() is not Verbosity.quiet:
+        say(text)
 
 
 def _printable(text: str, stream: TextIO) -> str:

@@ -71,7 +71,7 @@ def pick(
     limits = _limits(
         {"latency": max_latency, "bytes": max_bytes, "macs": max_macs, "params": max_params, "top1": min_top1}
     )
-    from nestify.cli.output import render, say, write_result
+    from nestify.cli.output import render, tell, write_result
     from nestify.picking import pick as run
     from nestify.report.pick import pick_notes, pick_table
 
@@ -81,7 +81,7 @@ def pick(
         done.check()
     else:
         title = f"{done.path}: {', '.join(map(str, limits))}"
-        say(render(title, [pick_table(done)], pick_notes(done), sys.stderr).rstrip("\n"))
+        tell(render(title, [pick_table(done)], pick_notes(done), sys.stderr).rstrip("\n"))
         write_result(_word(done) + "\n", None)
 
 

@@ -44,3 +44,14 @@ def test_verbose_shows_what_libraries_log(tmp_path: Path) -> None:
     done = finish(spawn("--verbose", *words))
     assert done.code == 0
     assert done.err != finish(spawn(*words)).err
+
+
+def test_quiet_picks_and_batches(digits_file: Path) -> None:
+    done = nestify("-q", "pick", digits_file, "--max-bytes", "1GB")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.strip().startswith("level")
+    Path("few.toml").write_text(
+        'extends = "digits"\n[data]\nmax_train = 100\nmax_val = 50\n[train]\nepochs = 0\n'
+    )
+    done = nestify("-q", "batch", "few.toml", "--out", "out")
+    assert (done.code, done.err) == (0, "")
