@@ -103,7 +103,7 @@ def test_no_images_named(refused: Refused) -> None:
         (["compress", "digits", "--epochs", "many"], "Invalid value for '--epochs'"),
         (["report"], "Missing argument 'FILE_OR_URL'"),
         (["report", "a", "b"], "unexpected extra argument"),
-        (["report", "a", "--format", "html"], "Invalid value for '--format'"),
+        (["report", "a", "--format", "pdf"], "Invalid value for '--format'"),
         (["eval", "a"], "Missing option '--data'"),
         (["eval", "a", "--data", "b", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["eval", "a", "--data", "b", "--workers", "-1"], "Invalid value for '--workers'"),

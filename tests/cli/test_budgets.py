@@ -25,9 +25,9 @@ def executed_macs(model: torch.nn.Module) -> int:
     ("kind", "budgets", "options"),
     [
         ("channel", ["macs=0.25", "macs=2M"], UNTRAINED),
-        ("channel", ["params=70K", "params=0.5"], UNTRAINED),
+        pytest.param("channel", ["params=70K", "params=0.5"], UNTRAINED, marks=pytest.mark.long),
         ("channel", ["bytes=300KB"], SHORT),
-        ("weight", ["params=40K", "params=0.5"], SHORT),
+        pytest.param("weight", ["params=40K", "params=0.5"], SHORT, marks=pytest.mark.long),
         ("weight", ["bytes=200KB", "bytes=1MB"], SHORT),
         ("weight", ["macs=0.25", "macs=0.5"], SHORT),
     ],

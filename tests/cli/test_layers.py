@@ -131,7 +131,10 @@ width = 1.0
 """
 
 
-@pytest.mark.parametrize("patterns", [("unstructured", "unstructured"), ("1:4", "2:4")])
+@pytest.mark.parametrize(
+    "patterns",
+    [pytest.param(("unstructured", "unstructured"), marks=pytest.mark.long), ("1:4", "2:4")],
+)
 def test_a_level_may_be_narrower_shallower_and_sparse(
     patterns: tuple[str, str], vit: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -39,11 +39,10 @@ def test_verbose_tells_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert verbose.err.count("train epoch") > 1
 
 
-def test_verbose_shows_what_libraries_log(tmp_path: Path) -> None:
-    words = ("compress", "digits", *UNTRAINED, "-o", tmp_path / "a.safetensors")
-    done = finish(spawn("--verbose", *words))
+def test_verbose_shows_what_libraries_log() -> None:
+    done = finish(spawn("--verbose", "compress", "digits", *UNTRAINED))
     assert done.code == 0
-    assert done.err != finish(spawn(*words)).err
+    assert "timm.data.readers" in done.err
 
 
 def test_quiet_picks_and_batches(digits_file: Path) -> None:

@@ -103,7 +103,16 @@ def cut_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> No
             run(options, **more)
 
 
-@pytest.mark.parametrize("variant", VARIANTS.values(), ids=list(VARIANTS))
+LONG = ("averaged", "chances, no fine-tuning")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [
+        pytest.param(variant, id=name, marks=[pytest.mark.long] if name in LONG else [])
+        for name, variant in VARIANTS.items()
+    ],
+)
 def test_a_run_that_is_cut_off_again_and_again_ends_with_the_same_bytes(variant: Variant) -> None:
     whole = run(variant.options)
     log = untimed()
