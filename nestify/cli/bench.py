@@ -50,7 +50,7 @@ def bench(
 
     Levels take turns, round by round, so that whatever else the machine does hurts all alike; all are in
     memory at once. Latency over full is the median of the rounds' ratios; its quartiles say how much they
-    differ. Threads that wait sleep (OMP_WAIT_POLICY=PASSIVE) where the environment does not say otherwise.
+    differ.
     """
     batch_sizes = whole_numbers("--batch-size", batch_size)
     counts = None if threads is None else whole_numbers("--threads", threads)
