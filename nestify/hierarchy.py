@@ -106,12 +106,13 @@ def read_labels(
     return Labels(names, tuple(maps.values()), tuple(None if name is None else maps[name] for name in wanted))
 
 
-def coarse_target(target: Tensor, parents: Tensor | None) -> Tensor:
+def coarse_target(target: Tensor, parents: Tensor | None, classes: int | None = None) -> Tensor:
     """A target as a level has it.
 
     Args:
         target: class indices (B,), or probabilities (B, classes), of which those of one coarse class add up.
         parents: int64 (classes,), the level's class of each class; None leaves the target as it is.
+        classes: how many the level tells; None looks it up, for which a GPU must be waited for.
 
     Returns:
         (B,), or (B, the level's classes).
@@ -121,7 +122,7 @@ def coarse_target(target: Tensor, parents: Tensor | None) -> Tensor:
     parents = parents.to(target.device)
     if not target.is_floating_point():
         return parents[target]
-    summed = target.new_zeros(len(target), int(parents.max()) + 1)
+    summed = target.new_zeros(len(target), int(parents.max()) + 1 if classes is None else classes)
     return summed.index_add_(1, parents, target)
 
 

@@ -140,7 +140,8 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
     def coarse(self, level: int, target: Tensor) -> Tensor:
         """A target or a teacher's answer, (B,) or (B, classes), in the classes of a level."""
-        return coarse_target(target, self.parents.get(level))
+        classes = self.trainable_module.classes[level - 1]
+        return coarse_target(target, self.parents.get(level), classes)
 
     def _level_loss(self, level: int, logits: Tensor, target: Tensor, answer: Tensor | None) -> Tensor:
         share = self.distill[level - 1]
