@@ -25,15 +25,16 @@ def is_free(key: str) -> bool:
 
 def flat_options(recipe: Recipe) -> Iterator[tuple[str, Any]]:
     """Every option by its dotted key, as a JSON value: `train.lr`, `level[1].sparsity`."""
-    return _flat(recipe.to_dict())
+    return flat_table(recipe.to_dict())
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
+def flat_table(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The same of a recipe as plain JSON values, such as a nested file holds."""
+    if isinstance(value, Mapping) and (value or not key):
         for name, item in value.items():
-            yield from _flat(item, f"{key}.{name}" if key else name)
+            yield from flat_table(item, f"{key}.{name}" if key else name)
     elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
         for number, item in enumerate(value, start=1):
-            yield from _flat(item, f"{key}[{number}]")
+            yield from flat_table(item, f"{key}[{number}]")
     else:
         yield key, value

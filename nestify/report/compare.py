@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nestify.report.document import LevelReport, Report
+from nestify.report.printable import printable, settings
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number, quantity
 
@@ -37,6 +38,7 @@ class Comparison:
     Attributes:
         levels: core first; levels that the other file alone has come last.
         layers: those weights whose density is another at a level that both have, or that one of them lacks.
+        options: those of the recipes that differ, as (key, here, there); None where a recipe has no such.
         layers_in_all: how many weights there are in either; None where one says nothing of its layers.
     """
 
@@ -44,6 +46,7 @@ class Comparison:
     there: Report
     levels: Sequence[LevelPair]
     layers: Sequence[LayerChange]
+    options: Sequence[tuple[str, str | None, str | None]]
     layers_in_all: int | None
 
     def to_dict(self) -> dict[str, Any]:
@@ -65,6 +68,7 @@ class Comparison:
                 for pair in self.levels
             ],
             "layers": [asdict(layer) for layer in self.layers],
+            "options": [{"key": key, "here": here, "there": there} for key, here, there in self.options],
         }
 
 
@@ -86,13 +90,15 @@ def compare(here: Report, there: Report) -> Comparison:
             for each in changes
             if not (each.here and each.there) or any(each.here.get(k) != each.there.get(k) for k in both)
         ],
+        options=_options(here, there),
         layers_in_all=len(names) if known else None,
     )
 
 
 def comparison_tables(comparison: Comparison, *, layers: bool = False) -> list[Sheet]:
-    """Levels, and on request the layers that differ: what this file has, and the change to it."""
+    """Levels, options that differ, and on request layers: what this file has, and the change to it."""
     sheets = [_level_table(comparison)]
+    sheets += [_option_table(comparison)] if comparison.options else []
     return [*sheets, _layer_table(comparison)] if layers and comparison.layers else sheets
 
 
@@ -122,6 +128,27 @@ def comparison_notes(comparison: Comparison, *, layers: bool = False) -> list[st
             f"level{more}."
         )
     return notes
+
+
+def _options(here: Report, there: Report) -> list[tuple[str, str | None, str | None]]:
+    """Options in which the recipes differ, but for where the files were written."""
+    if not (here.recipe and there.recipe):
+        return []
+    ours, theirs = dict(settings(here.recipe)), dict(settings(there.recipe))
+    keys = [key for key in dict.fromkeys([*ours, *theirs]) if key != "output"]
+    return [(key, ours.get(key), theirs.get(key)) for key in keys if ours.get(key) != theirs.get(key)]
+
+
+def _option_table(comparison: Comparison) -> Sheet:
+    keys, ours, theirs = zip(*comparison.options, strict=True)
+    sides = [["-" if value is None else printable(value) for value in side] for side in (theirs, ours)]
+    return Sheet(
+        [
+            Column("option", [printable(key) for key in keys], is_text=True),
+            Column("there", sides[0], is_text=True),
+            Column("here", sides[1], is_text=True),
+        ]
+    )
 
 
 def _densities(report: Report) -> dict[str, dict[str, float | None]]:

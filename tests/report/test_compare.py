@@ -1,5 +1,7 @@
 """Comparisons against changes worked out by hand."""
 
+from dataclasses import replace
+
 from report_builders import layer, report
 
 from nestify.report.compare import compare, comparison_notes, comparison_tables
@@ -67,3 +69,19 @@ def test_what_does_not_compare_is_told() -> None:
     assert any("tells other classes" in note for note in notes)
     assert "level2: validated on 100 images there and on 50 here." in notes
     assert any(note.startswith("Layers do not compare") for note in notes)
+
+
+def test_options_that_differ() -> None:
+    old, new = (
+        replace(side, recipe={"output": side.path, "train": {"lr": lr, "opt": "sgd"}, "level": levels})
+        for side, lr, levels in (
+            (OLD, 0.1, [{"sparsity": 0.9}, {"sparsity": 0.0}]),
+            (NEW, 0.3, [{"sparsity": 0.9}, {"sparsity": 0.0, "name": "a\x1b[31m"}]),
+        )
+    )
+    comparison = compare(new, old)
+    assert comparison.options == [("train.lr", "0.3", "0.1"), ("level[2].name", "a\x1b[31m", None)]
+    _, table = comparison_tables(comparison)
+    rows = list(zip(*(column.cells for column in table.columns), strict=True))
+    assert rows == [("train.lr", "0.1", "0.3"), ("level[2].name", "-", "a\\x1b[31m")]
+    assert not compare(NEW, old).options  # a report without its recipe

@@ -14,7 +14,8 @@ from nested_file.builders import description, small_state
 
 from nestify.nested_file.writer import write_nested_file
 from nestify.report.document import Report, read_report
-from nestify.report.html.page import Section, html_page, settings
+from nestify.report.html.page import Section, html_page
+from nestify.report.printable import settings
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import report_notes, report_table
 

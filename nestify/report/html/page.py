@@ -4,13 +4,10 @@ A file says what it likes: whatever a template prints is escaped, and letters th
 those that turn the direction of a text, are shown by their codes.
 """
 
-import json
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import PurePosixPath
-from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -19,6 +16,7 @@ from nestify.report.contents import bytes_table, tensor_table, together_table
 from nestify.report.document import Report
 from nestify.report.html import charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
+from nestify.report.printable import printable, settings
 from nestify.report.sheet import Sheet
 from nestify.report.table import mebibytes, number, quantity, report_notes, report_table
 
@@ -168,37 +166,9 @@ def class_groups(report: Report) -> list[ClassGroups]:
     return told
 
 
-def settings(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
-    """The options of a recipe, one after another: (`train.lr`, its value), as `--set` takes them."""
-    if isinstance(value, dict) and (value or not path):
-        for key, inner in value.items():
-            yield from settings(inner, f"{path}.{key}" if path else key)
-    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        for index, inner in enumerate(value, start=1):
-            yield from settings(inner, f"{path}[{index}]")
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def printable(text: str) -> str:
-    """The text, with codes for the letters that would not show."""
-    if text.isprintable():
-        return text
-    return "".join(_code(letter) if _is_hidden(letter) else letter for letter in text)
-
-
 def _finalize(value: object) -> object:
     """What a template prints of a value, before it is escaped; markup is what a template made itself."""
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _is_hidden(letter: str) -> bool:
-    """Whether it is a control or format character, half a pair, without meaning yet, or ends a line."""
-    return unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029"
-
-
-def _code(letter: str) -> str:
-    return letter.encode("ascii", "backslashreplace").decode() if letter > "\x7f" else f"\\x{ord(letter):02x}"
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
