@@ -37,6 +37,7 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
     from nestify.nested_model import NestedModel
     from nestify.schedules.weights import select_entry_levels
     from nestify.training.distillation import Teacher
+    from nestify.training.gradients import LevelGradients
     from nestify.training.task import NestedTask
 
     torch.manual_seed(0)
@@ -61,10 +62,12 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
     images, target = batch(size)
     images = images.to(memory_format=layout)
     nested.train()
+    gradients = LevelGradients(nested, task.level_weights)
 
     def step() -> None:
         chosen.zero_grad(set_to_none=True)
         task.backward(images, target)
+        gradients.apply()
         chosen.step()
 
     return step
