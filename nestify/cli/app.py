@@ -89,10 +89,14 @@ def main() -> NoReturn:
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks how the line goes on
         app(prog_name="nestify")
-    for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: that the machine is taken away in a minute
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), _terminate)
-    sys.exit(run(sys.argv[1:]))
+    try:
+        for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: that the machine is taken away in a minute
+            if hasattr(signal, name):
+                signal.signal(getattr(signal, name), _terminate)
+        code = run(sys.argv[1:])
+    except (KeyboardInterrupt, _Terminated) as stop:  # before there was anything to stop
+        code = _stopped(stop, False)
+    sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -11,6 +11,7 @@ import torch
 
 import nestify as package
 from nestify import api
+from nestify.cli import main
 
 from .driver import UNTRAINED, Outcome, finish, nestify, spawn
 
@@ -92,3 +93,19 @@ def test_too_little_memory(ask: Callable[[], object], monkeypatch: pytest.Monkey
     assert done.code == 3
     assert done.message.startswith("out of memory: ")
     assert done.message.endswith("a smaller --batch-size or --input-size needs less")
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_before_any_work(
+    number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)}
+    monkeypatch.setattr("nestify.cli.app.take_verbosity", lambda words: signal.raise_signal(number))
+    try:
+        with pytest.raises(SystemExit) as stop:
+            main()
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+    assert stop.value.code == code
+    assert capsys.readouterr().err.endswith("; no output was written\n")
