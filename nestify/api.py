@@ -155,8 +155,10 @@ def _compress(
         run.checkpoints.remove()
     if done.missed:
         raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
-    kept = check_gates(recipe.gates, read_report(output), baseline) if world.leads else []
-    return Result(output, manifest, kept)
+    judged = world.leads and recipe.gates.given()
+    return Result(
+        output, manifest, check_gates(recipe.gates, read_report(output), baseline) if judged else ()
+    )
 
 
 def _baseline(recipe: Recipe) -> Report | None:

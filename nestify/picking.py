@@ -168,13 +168,7 @@ def _check(limits: Sequence[Limit]) -> None:
 
 
 def _held(level: LevelReport, limits: Sequence[Limit], latencies: Mapping[int, float]) -> Candidate:
-    values: Values = {
-        "latency": latencies.get(level.level),
-        "bytes": level.prefix_bytes,
-        "macs": level.dense_macs,
-        "params": level.nonzero_parameters,
-        "top1": level.top1,
-    }
+    values: Values = {"latency": latencies.get(level.level), **level.limited}
     missed = [limit for limit in limits if not limit.meets(values[limit.limited])]
     return Candidate(level.level, level.name, values, missed)
 

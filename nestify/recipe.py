@@ -15,7 +15,7 @@ from pydantic import AfterValidator, Field, ValidationError
 from nestify.errors import RecipeError
 from nestify.levels import Level
 from nestify.recipe_gates import Gates, baseline_problem
-from nestify.recipe_levels import DEFAULT_LEVELS, level_problems, resolved_levels
+from nestify.recipe_levels import DEFAULT_LEVELS, level_name, level_problems, resolved_levels
 from nestify.recipe_problems import Problem, section_of, sentence, shown
 from nestify.recipe_schedule import LevelOptions, ScheduleOptions
 from nestify.recipe_sections import (
@@ -214,7 +214,7 @@ def _gate_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
     if text := baseline_problem(recipe.gates):
         problems.append(Problem("gates.max_regression", text))
     if not any(_touches("level", [key]) for key in broken):
-        names = [level.name or f"level{k}" for k, level in enumerate(recipe.level, start=1)]
+        names = [level_name(level, k) for k, level in enumerate(recipe.level, start=1)]
         problems += [
             Problem(
                 f"gates.level.{name}",

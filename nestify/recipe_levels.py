@@ -30,6 +30,11 @@ def resolved_levels(levels: Sequence[LevelOptions], schedule: ScheduleOptions) -
     return tuple(level for level in found if level is not None)
 
 
+def level_name(options: LevelOptions, k: int) -> str:
+    """What level k is called."""
+    return f"level{k}" if options.name is None else options.name
+
+
 def resolve(options: LevelOptions, k: int, schedule: ScheduleOptions) -> Level | None:
     """Level k as data; None where it says nothing of what the schedule needs."""
     pattern = parse_pattern(schedule.pattern) if options.sparsity else Pattern()
@@ -49,7 +54,7 @@ def resolve(options: LevelOptions, k: int, schedule: ScheduleOptions) -> Level |
     if all(value is None for value in given.values()):
         return None
     return Level(
-        f"level{k}" if options.name is None else options.name,
+        level_name(options, k),
         0.0 if given["sparsity"] is None else given["sparsity"],
         pattern,
         1.0 if given["width"] is None else given["width"],

@@ -17,6 +17,11 @@ NestedFileOrAddress = Annotated[
 ]
 
 
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+
+
 def whole_numbers(option: str, text: str) -> list[int]:
     """Numbers as users write them, `1` or `1,16`.
 

@@ -37,8 +37,8 @@ def batch(
     failed runs again. The folder gets results.jsonl, with a JSON object for each job, and junit.xml; those
     of a shard have its number in their names.
 
-    Exit code: 0 if all is done; 1 if nothing worse than a missed budget happened; else that of the most
-    serious job, 70 before 4, 3 and 2, where a job that was killed counts as 3; 130 or 143 if interrupted.
+    Exit code: 0 if all is done; 1 if nothing worse than a missed gate or budget happened; else that of the
+    most serious job, 70 before 4, 3 and 2, where a killed job counts as 3; 130 or 143 if interrupted.
     """
     from nestify.batching.batch import plan_batch, run_batch
     from nestify.cli.batch_display import BatchDisplay, plan_document, plan_table, result_table

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nestify.cli.arguments import NestedFileOrAddress, whole_numbers
+from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, whole_numbers
 
 SCHEMA_VERSION = 1
 
@@ -25,7 +25,7 @@ def bench(
             "--threads", help="Threads on the CPU, one or several: 1,4.", show_default="torch's own choice"
         ),
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     warmup: Annotated[
         float, typer.Option("--warmup", help="Seconds before each measurement, two rounds at least.")
     ] = 0.5,
@@ -44,7 +44,7 @@ def bench(
             "one of the same machine, device, threads and batch size.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Measure how long levels take for a batch of synthetic images, beside their MACs.
 

@@ -2,9 +2,9 @@
 
 import json
 import sys
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
+from nestify.cli.arguments import AsJson
 
 if TYPE_CHECKING:
     from nestify.doctor import Diagnosis
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show versions, devices, and what is missing for which extra; exit with 3 if nestify cannot work.
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import NestedFileOrAddress
+from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress
 
 if TYPE_CHECKING:
     from nestify.evaluating import Evaluation
@@ -50,7 +50,7 @@ def evaluate(
     workers: Annotated[
         int | None, typer.Option("--workers", min=0, help="Processes that load images.", show_default="auto")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     max_images: Annotated[
         int | None, typer.Option("--max-images", min=1, help="Use at most so many.", show_default="all")
     ] = None,
@@ -66,7 +66,7 @@ def evaluate(
             help="Exit with 1 if an evaluated level's top-1 is below this percent.",
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images; the file brings the model, its preprocessing and its classes.
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import NestedFileOrAddress
+from nestify.cli.arguments import AsJson, NestedFileOrAddress
 
 if TYPE_CHECKING:
     from nestify.export_formats.level import Exported
@@ -36,7 +36,7 @@ def export(
     opset: Annotated[
         int | None, typer.Option("--opset", min=1, help="Version of ONNX's operators.", show_default="18")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write one level as a plain model that needs no nestify.
 

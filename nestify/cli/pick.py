@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import NestedFileOrAddress
+from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress
 
 if TYPE_CHECKING:
     from nestify.budgets import Limited
@@ -51,14 +51,14 @@ def pick(
     threads: Annotated[
         int | None, typer.Option("--threads", help="Threads on the CPU.", show_default="torch's own choice")
     ] = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    device: Device = "auto",
     saved: Annotated[
         bool,
         typer.Option(
             "--saved", help="Take the latency that bench --save kept of this machine; measure nothing."
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Print the name of the best level that meets all limits; exit with 1 if there is none.
 

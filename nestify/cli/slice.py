@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import NestedFileOrAddress
+from nestify.cli.arguments import AsJson, NestedFileOrAddress
 
 if TYPE_CHECKING:
     from nestify.nested_file.slicing import Progress, Sliced
@@ -28,7 +28,7 @@ def slice_levels(
         Path | None,
         typer.Option("--upgrade", help="Add the missing levels to this slice.", show_default=False),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Keep levels 1 to K of a nested file, as a nested file.
 

@@ -3,11 +3,9 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from nestify.cli.arguments import NestedFileOrAddress
+from nestify.cli.arguments import AsJson, NestedFileOrAddress
 
 if TYPE_CHECKING:
     from nestify.verification import Verification
@@ -17,7 +15,7 @@ SCHEMA_VERSION = 1
 
 def verify(
     file: NestedFileOrAddress,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Check hashes, numbers of weights, nestedness and logits of every level.
 

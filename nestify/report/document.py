@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from nestify.budgets import Limited
 from nestify.measurements import Measurement, read_measured
 from nestify.nested_file.layout import Slot, name_parts
-from nestify.nested_file.manifest import ClassMap, LayerEntry
+from nestify.nested_file.manifest import ClassMap, Label, LayerEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
 
 SCHEMA_VERSION = 1
@@ -69,12 +70,12 @@ class LevelReport:
     """
 
     level: int
-    name: str
+    name: Label
     sparsity: float
     width: float
     depth: float
     skipped: list[str]
-    pattern: str
+    pattern: Label
     parameters: int
     nonzero_parameters: int
     dense_macs: int | None
@@ -86,12 +87,22 @@ class LevelReport:
     images: int | None
     top1_before: float | None
     classes: int
-    class_set: str
+    class_set: Label
     layers: list[LayerEntry]
     temperature: float | None = None
     consensus: list[float] = field(default_factory=list)
     chunk: ChunkBytes = ChunkBytes()
     tensors: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def limited(self) -> dict[Limited, float | None]:
+        """What it has of all that can be limited without measuring."""
+        return {
+            "bytes": self.prefix_bytes,
+            "macs": self.dense_macs,
+            "params": self.nonzero_parameters,
+            "top1": self.top1,
+        }
 
 
 @dataclass(frozen=True)
@@ -110,17 +121,17 @@ class Report:
             why they cannot be shown; empty where nothing is wrong.
     """
 
-    path: str
-    architecture: str
+    path: Label
+    architecture: Label
     num_classes: int
     input_size: tuple[int, int, int]
-    schedule: str
+    schedule: Label
     file_bytes: int
     header_bytes: int
     original: dict[str, float]
-    uncounted: dict[str, int]
+    uncounted: dict[Label, int]
     levels: list[LevelReport]
-    versions: dict[str, str]
+    versions: dict[Label, Label]
     class_names: list[str] | None = None
     hierarchy: list[ClassSet] = field(default_factory=list)
     recipe: dict[str, Any] = field(default_factory=dict)

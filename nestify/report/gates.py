@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nestify.budgets import parse_amount
+from nestify.budgets import Quantity, parse_amount
 from nestify.errors import RecipeError
 from nestify.recipe_gates import Gates, LevelGates
 from nestify.report.document import LevelReport, Report
@@ -12,6 +12,7 @@ from nestify.report.sheet import Column, Sheet
 from nestify.report.stored import open_report
 from nestify.report.table import number
 
+AMOUNTS: tuple[Quantity, ...] = ("bytes", "macs", "params")
 State = Literal["met", "missed", "not compared"]
 
 
@@ -86,15 +87,11 @@ def _results(
     if limits.max_regression is not None:
         drop = _below(_same(level, baseline), level)
         yield result("max_regression", limits.max_regression, drop, _at_most(drop, limits.max_regression))
-    for gate, kind, value in (
-        ("max_bytes", "bytes", level.prefix_bytes),
-        ("max_macs", "macs", level.dense_macs),
-        ("max_params", "params", level.nonzero_parameters),
-    ):
-        given = getattr(limits, gate)
+    for kind in AMOUNTS:
+        given = getattr(limits, f"max_{kind}")
         if given is not None:
-            limit = parse_amount(kind, str(given))  # type: ignore[arg-type]  # one of the three
-            yield result(gate, limit, value, _at_most(value, limit))
+            limit, value = parse_amount(kind, str(given)), level.limited[kind]
+            yield result(f"max_{kind}", limit, value, _at_most(value, limit))
 
 
 def _is_own(gates: Gates, level: LevelReport) -> bool:

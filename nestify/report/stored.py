@@ -1,6 +1,5 @@
 """Reports that were stored as JSON, read again. No torch here."""
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from nestify.errors import BadFileError
+from nestify.nested_file.strict_json import strict_json
 from nestify.report.document import SCHEMA_VERSION, Report, read_report
 
 MAX_BYTES = 2**26
@@ -45,10 +45,10 @@ def _read(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BadFileError(f"{path}: this is larger than any report ({MAX_BYTES >> 20} MiB)")
-        return json.loads(path.read_bytes())
+        return strict_json(path.read_bytes().decode())
     except OSError as error:
         raise BadFileError(f"{path}: cannot be read ({error.strerror or error})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise BadFileError(
             f"{path}: this is not JSON; give a nested file, or what nestify report --json printed"
         ) from error

@@ -92,7 +92,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self._recompute = recompute
         self._held = recompute and not compiled  # a compiled level's program has its tensors as inputs
         with self._recomputing():
-            pass  # refused here, where it cannot be had
+            pass  # where timm does not offer it, this raises now and not at the first step
 
     def drawn_levels(self) -> list[tuple[int, float]]:
         """Levels of one step with their weights, from full to core."""

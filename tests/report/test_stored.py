@@ -26,6 +26,7 @@ def test_a_stored_report_is_the_report(tmp_path: Path) -> None:
         ("[" * 100_000, "this is not JSON"),
         ("[]", "no report of schema version 1"),
         ('{"schema_version": 2}', "no report of schema version 1"),
+        ('{"schema_version": 1, "schema_version": 1}', "this is not JSON"),
         ('{"schema_version": 1}', "is not what a report has there"),
         ('{"schema_version": 1, "levels": [3]}', "is not what a report has there"),
     ],
@@ -42,6 +43,17 @@ def test_what_is_no_report_is_refused(text: str, told: str, tmp_path: Path) -> N
 def test_a_report_without_something_is_refused(key: str, tmp_path: Path) -> None:
     document = report({}).to_dict()
     del document[key]
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(document))
+    with pytest.raises(BadFileError, match=f"{key} is not"):
+        open_report(path)
+
+
+@pytest.mark.parametrize("key", ["path", "architecture", "name", "class_set"])
+def test_what_would_steer_a_terminal_is_refused(key: str, tmp_path: Path) -> None:
+    document = report({}).to_dict()
+    place = document if key in document else document["levels"][0]
+    place[key] = "core\x1b[31m"
     path = tmp_path / "a.json"
     path.write_text(json.dumps(document))
     with pytest.raises(BadFileError, match=f"{key} is not"):
