@@ -27,6 +27,7 @@ from nestify.inputs import (
     pick_device,
     pick_workers,
     stored_dtype,
+    workers_warning,
 )
 from nestify.levels import Level
 from nestify.nest import choose_weights, dense_layers
@@ -92,6 +93,8 @@ class Run:
         )
         self._anatomy: Anatomy | None = None
         self.workers = pick_workers(recipe.data.workers, self.device)
+        if problem := workers_warning(self.workers):
+            observer.warned(problem)
         self.train_batches = train_loader(
             self.train_images,
             self.spec.preprocessing,
@@ -149,7 +152,7 @@ class Run:
             val_images=len(self.val_images),
             finetune_steps=finetune_steps,
             steps=steps,
-            uncounted=count.uncounted,
+            uncounted=count.uncounted if anatomy is None else {**anatomy.layers.uncounted, **count.uncounted},
             channel_groups=len(anatomy.channels.groups) if anatomy and narrower else 0,
             blocks=len(anatomy.ranking) if anatomy and shallower else 0,
             warnings=empty,

@@ -15,7 +15,7 @@ from nestify.evaluation.cascade import SWEEP, Cascade, climb
 from nestify.evaluation.consensus import Consensus, ConsensusKind, consensus
 from nestify.hierarchy import stored_labels
 from nestify.images import Loader, OnBadImage, eval_loader, open_images
-from nestify.inputs import pick_device, pick_workers
+from nestify.inputs import pick_device, pick_workers, workers_warning
 from nestify.loading import load_level
 from nestify.nested_file.manifest import LevelEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
@@ -33,6 +33,7 @@ class Evaluation:
         cascade: one entry per threshold; empty likewise. `calibrated`: whether the file holds the
             temperatures that make its thresholds probabilities.
         full_macs: dense and effective MACs of the highest of these levels, per image.
+        warnings: sentences about what may be wrong.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Evaluation:
     cascade: Sequence[Cascade] = ()
     calibrated: bool = False
     full_macs: tuple[int | None, int | None] = (None, None)
+    warnings: Sequence[str] = ()
 
 
 def evaluate(
@@ -87,6 +89,7 @@ def evaluate(
         numbers = range(1, max(numbers) + 1)
     file.check_whole(max(numbers))
     where = pick_device(device)
+    workers = pick_workers(workers, where)
     model = file.manifest.model
     images = open_images(
         data,
@@ -102,7 +105,7 @@ def evaluate(
         images,
         model.preprocessing.model_dump(),
         batch_size=batch_size,
-        workers=pick_workers(workers, where),
+        workers=workers,
         device=where,
     )
     recorder = Recorder() if together.wanted else None
@@ -125,6 +128,7 @@ def evaluate(
         cascade=found[1],
         calibrated=together.calibrated,
         full_macs=together.macs[-1],
+        warnings=[problem] if (problem := workers_warning(workers)) else [],
     )
 
 

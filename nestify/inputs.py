@@ -1,6 +1,5 @@
 """What a recipe names, opened: device, images, model, teacher, optimizer."""
 
-import os
 from difflib import get_close_matches
 
 import torch
@@ -11,6 +10,7 @@ from nestify.errors import CheckpointError, RecipeError
 from nestify.images import Images, open_splits
 from nestify.model_spec import ModelSpec
 from nestify.pretrained import PretrainedModel, load_pretrained
+from nestify.processor import cores
 from nestify.recipe import Recipe
 from nestify.recipe_sections import TEACHERS
 
@@ -34,10 +34,26 @@ def pick_device(name: str) -> torch.device:
 
 
 def pick_workers(asked: int | None, device: torch.device) -> int:
-    """Processes that load images; none on a CPU, where they would take the cores from the arithmetic."""
+    """Number of processes that load images.
+
+    Args:
+        asked: the user's number. By default one per processor, at most 8; none where the CPU trains, since
+            they would compete with the arithmetic.
+    """
     if asked is not None:
         return asked
-    return 0 if device.type == "cpu" else min(8, os.cpu_count() or 1)
+    return 0 if device.type == "cpu" else min(8, cores())
+
+
+def workers_warning(workers: int) -> str | None:
+    """Return a sentence if there are more worker processes than processors; None otherwise."""
+    available = cores()
+    if workers <= available:
+        return None
+    return (
+        f"data.workers = {workers} is more than the processors that this process may use ({available}), so "
+        f"the workers compete for them; use --workers {available} or fewer"
+    )
 
 
 def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:

@@ -1,5 +1,7 @@
 """What all tests share: small real timm models, and quiet imports."""
 
+import signal
+import threading
 import warnings
 from collections.abc import Callable
 
@@ -12,6 +14,27 @@ with warnings.catch_warnings():
     from torch import nn
 
 torch.set_num_threads(1)  # threads that wait for each other are many times slower beside another busy process
+
+
+STOP_SIGNALS = {
+    signal.SIGINT: signal.default_int_handler,
+    signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGUSR1: signal.SIG_DFL,
+    signal.SIGCHLD: signal.SIG_DFL,
+    signal.SIGPIPE: signal.SIG_IGN,  # as Python sets it
+}
+
+
+def pytest_configure() -> None:
+    """Handle signals as a program at a terminal does, whatever the process that started the tests ignores.
+
+    A shell script starts its background jobs with SIGINT ignored, and children inherit that, as they inherit
+    blocked signals.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in STOP_SIGNALS.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
 
 
 @pytest.fixture(autouse=True)

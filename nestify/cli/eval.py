@@ -77,7 +77,7 @@ def evaluate(
 
     if on_bad_image not in ("refuse", "skip"):
         raise RecipeError(f"--on-bad-image {on_bad_image} is not refuse or skip")
-    from nestify.cli.output import render, write_result
+    from nestify.cli.output import render, say, write_result
     from nestify.evaluating import evaluate as run
     from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
 
@@ -95,6 +95,8 @@ def evaluate(
         max_images=max_images,
         on_bad_image=on_bad_image,  # type: ignore[arg-type]  # checked above
     )
+    for warning in done.warnings:
+        say(f"warning: {warning}")
     if as_json:
         write_result(json.dumps(_document(done, min_top1), indent=2) + "\n", None)
     else:

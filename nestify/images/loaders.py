@@ -275,6 +275,13 @@ def _samples(
     return Stream(images, dataset)
 
 
+class _Loader(DataLoader[Any]):
+    """torch's loader without its warning about more workers than processors."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Do nothing: `inputs.workers_warning` says it once for a whole run."""
+
+
 def _torch_loader(
     samples: Samples | Stream,
     order: Order | None,
@@ -285,7 +292,7 @@ def _torch_loader(
     seed: int = 0,
     drop_last: bool = False,
 ) -> DataLoader[Any]:
-    return DataLoader(
+    return _Loader(
         samples,
         batch_size=batch_size,
         sampler=order,

@@ -10,7 +10,7 @@ from nestify.channels.remains import needed_nodes
 from nestify.channels.trace import Traced
 from nestify.layers.facts import SymbolicShape, is_like, module_calls, shape_of
 from nestify.layers.layout import cancel, is_layout
-from nestify.layers.macs import node_macs
+from nestify.layers.macs import NodeMacs
 from nestify.layers.residual import Region, Residuals
 
 Calls = tuple[str, ...]
@@ -50,8 +50,12 @@ class Stage:
     blocks: tuple[Block, ...]
 
 
-def find_blocks(traced: Traced) -> dict[Block, Span]:
-    """The blocks of a network in order of execution; none is inside another, and each has MACs.
+def find_blocks(traced: Traced, counted: NodeMacs) -> dict[Block, Span]:
+    """Find the blocks of a network in order of execution; none is inside another, and each does work.
+
+    Args:
+        traced: the network.
+        counted: MACs of its nodes. A node of an unknown operator is taken to do work.
 
     A block is a module that is the identity once its residual branches are gone. Of the modules around a
     residual addition the largest such one is taken, as long as it is no sequence of blocks: no addition on
@@ -61,17 +65,17 @@ def find_blocks(traced: Traced) -> dict[Block, Span]:
     modules, branches = _find_spans(Residuals(traced))
     position = {node: place for place, node in enumerate(traced.graph.nodes)}
     spans = sorted((modules | branches).items(), key=lambda item: position[item[1][0]])
-    every, macs = needed_nodes(traced.graph, {}), node_macs(traced)
+    every = needed_nodes(traced.graph, {})
     gone = {name: every - needed_nodes(traced.graph, dict([span])) for name, span in spans}
     found = {}
     for name, (output, source) in spans:
         inside = any(output in gone[other] for other in gone if other != name)
-        cost = sum(macs.get(node, 0) for node in gone[name])
-        if inside or not cost:
+        if inside or not gone[name] & (counted.macs.keys() | counted.unknown):
             continue
         parameters = tuple(
             key for node, key in traced.names.items() if node in gone[name] and key not in traced.constants
         )
+        cost = sum(counted.macs.get(node, 0) for node in gone[name])
         block = Block(name, (shape_of(output) or ())[1:], parameters, cost, name in modules)
         found[block] = output, source
     return found

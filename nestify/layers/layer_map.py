@@ -8,6 +8,7 @@ from nestify.channels import ChannelMap
 from nestify.channels.remains import remains_of
 from nestify.errors import UnsupportedModelError
 from nestify.layers.blocks import Block, Stage, find_blocks, find_stages
+from nestify.layers.macs import node_macs
 
 
 def find_layers(channels: ChannelMap) -> "LayerMap":
@@ -23,13 +24,17 @@ class LayerMap:
     Attributes:
         blocks: in order of execution.
         stages: the same blocks, those of one kind and shape together.
+        uncounted: operators that the MACs of blocks leave out, with the number of their calls.
     """
 
     blocks: tuple[Block, ...]
     stages: tuple[Stage, ...]
+    uncounted: Mapping[str, int]
 
     def __init__(self, channels: ChannelMap) -> None:
-        spans = find_blocks(channels.traced)
+        counted = node_macs(channels.traced)
+        spans = find_blocks(channels.traced, counted)
+        self.uncounted = counted.uncounted
         self.blocks = tuple(spans)
         self.stages = find_stages(self.blocks)
         self._channels = channels

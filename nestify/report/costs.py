@@ -10,7 +10,7 @@ from torch import nn
 
 from nestify.errors import UnsupportedModelError
 from nestify.nested_file.manifest import LayerEntry
-from nestify.report.mac_handlers import NO_MACS, mac_handlers
+from nestify.report.mac_handlers import FREE_OPERATORS, mac_handlers
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # fvcore scripts a loss as it is imported, which torch warns about
@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 class MacCount:
     """Multiply-accumulates of one image through one model, as dense kernels execute them.
 
-    What counts as a MAC is said in `nestify.report.mac_handlers`.
+    What counts as a MAC is defined in `nestify.layers.macs`.
 
     Attributes:
         total: of the whole model.
@@ -125,5 +125,5 @@ def _analysis(model: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
     graph_inputs = ["", *(names.get(tensor, "") for tensor in state)]  # as torch.jit passes them, image first
     analysis = FlopCountAnalysis(model, image)
     analysis.clear_op_handles()  # fvcore's own follow another convention
-    analysis.set_op_handle(**dict.fromkeys(NO_MACS), **mac_handlers(graph_inputs))
+    analysis.set_op_handle(**dict.fromkeys(FREE_OPERATORS), **mac_handlers(graph_inputs))
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")

@@ -5,7 +5,8 @@
 
 torch's counter works below autograd, on the operators that finally run, and counts two FLOPs for a MAC; ours
 works on a trace of the calls that the model makes. Both leave norms, pooling and interpolation out. oneDNN is
-off for torch's counter, which does not look into its recurrent kernels (sequencer2d_s: 41 % of the MACs).
+off for torch's counter, which does not look into its recurrent kernels (sequencer2d_s: 41 % of the MACs), and
+attention is computed as matrix products, since some versions count none for the fused kernels of a CPU.
 MACs that are not in weights are products of activations (attention) or with fixed kernels (tresnet's blur).
 """
 
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nestify.report.costs import count_macs
@@ -72,7 +74,8 @@ def build(name: str) -> tuple[nn.Module, int]:
 def measure(family: str, name: str) -> Row:
     model, side = build(name)
     count = count_macs(model, (3, side, side))
-    with torch.no_grad(), torch.backends.mkldnn.flags(enabled=False), FlopCounterMode(display=False) as flops:
+    plain = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
+    with torch.no_grad(), plain[0], plain[1], FlopCounterMode(display=False) as flops:
         model.eval().requires_grad_(False)(torch.zeros(1, 3, side, side))  # its hooks trip over gradients
     return Row(
         family=family,

@@ -159,7 +159,7 @@ def walk_blocks(model: nn.Module, images: Tensor) -> Walked:
     additions = sum(operator_name(node.target) == "add" for node in channels.traced.graph.nodes)
     if not layers.blocks:
         return Walked(additions)
-    macs = node_macs(channels.traced)
+    macs = node_macs(channels.traced).macs
     every = [block.name for block in layers.blocks]
     whole = [block.name for block in layers.blocks if block.whole]
     sets = [every, *(some_blocks(layers.blocks, seed) for seed in range(2)), every[len(every) // 2 :][:1]]

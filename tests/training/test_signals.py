@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
@@ -88,3 +90,28 @@ def test_children_wait(heard: list[int]) -> None:
     with children_wait():
         pass
     assert heard == [signal.SIGCHLD]
+
+
+def test_the_tests_set_their_own_handlers() -> None:
+    """Of a script, a background job ignores SIGINT, and so would every program that the tests start."""
+    code = "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
+    inner = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-n",
+        "0",
+        f"{__file__}::{SIGNAL_TEST}",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", f"{code} sys.exit(subprocess.call({inner!r}))"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+SIGNAL_TEST = test_ctrl_c_is_a_keyboard_interrupt_in_the_end.__name__
