@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.nested_model import NestedModel
     from nestify.picking import Limit, Pick, pick
-    from nestify.recipe import Recipe, load_recipe
-    from nestify.recipe_gates import load_gates
+    from nestify.recipe.gates import load_gates
+    from nestify.recipe.recipe import Recipe, load_recipe
     from nestify.report.compare import compare
     from nestify.report.document import read_report
     from nestify.report.gates import check_gates
@@ -44,9 +44,9 @@ _HOME = {
     "Pick": "nestify.picking",
     "Result": "nestify.api",
     "NestedModel": "nestify.nested_model",
-    "Recipe": "nestify.recipe",
-    "load_recipe": "nestify.recipe",
-    "load_gates": "nestify.recipe_gates",
+    "Recipe": "nestify.recipe.recipe",
+    "load_recipe": "nestify.recipe.recipe",
+    "load_gates": "nestify.recipe.gates",
     "read_report": "nestify.report.document",
     "open_report": "nestify.report.stored",
     "compare": "nestify.report.compare",

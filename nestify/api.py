@@ -25,7 +25,7 @@ from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan
-from nestify.recipe import Recipe, load_recipe
+from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.report.document import Report, read_report
 from nestify.report.gates import GateResult, check_gates
 from nestify.report.stored import open_report

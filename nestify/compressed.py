@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
 from nestify.hierarchy import Labels
-from nestify.levels import Level
 from nestify.nested_model import NestedModel
 from nestify.planning import LevelCost
 from nestify.pretrained import PretrainedModel
+from nestify.recipe.levels import Level
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ from nestify.inputs import (
     stored_dtype,
     workers_warning,
 )
-from nestify.levels import Level
 from nestify.nest import choose_weights, dense_layers
 from nestify.nested_file.beside import checkpoint_path
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, PlannedLevel, level_costs
 from nestify.private import recalibrate
-from nestify.recipe import Recipe
+from nestify.recipe.levels import Level
+from nestify.recipe.recipe import Recipe
 from nestify.report.costs import count_macs
 from nestify.solving import Design, design
 from nestify.training.checkpoint import Findings

@@ -13,7 +13,6 @@ from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
 from nestify.fingerprint import fingerprint
 from nestify.hierarchy import Labels
-from nestify.levels import Level
 from nestify.model_spec import ModelSpec
 from nestify.nested_file.manifest import (
     Description,
@@ -25,7 +24,8 @@ from nestify.nested_file.manifest import (
 from nestify.nested_file.writer import planned_bytes
 from nestify.nested_model import NestedModel
 from nestify.planning import LevelCost
-from nestify.recipe import Recipe
+from nestify.recipe.levels import Level
+from nestify.recipe.recipe import Recipe
 
 NO_NAMES = Labels()
 

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from nestify.budgets import Budget, parse_budget
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
@@ -19,6 +18,7 @@ from nestify.inputs import pick_device, pick_workers, workers_warning
 from nestify.loading import load_level
 from nestify.nested_file.manifest import LevelEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
+from nestify.recipe.amounts import Budget, parse_budget
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from nestify.images import Images, open_splits
 from nestify.model_spec import ModelSpec
 from nestify.pretrained import PretrainedModel, load_pretrained
 from nestify.processor import cores
-from nestify.recipe import Recipe
-from nestify.recipe_sections import TEACHERS
+from nestify.recipe.options import TEACHERS
+from nestify.recipe.recipe import Recipe
 
 USUAL_OPTIMIZERS = ("sgd", "adamw", "lamb")
 

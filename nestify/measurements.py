@@ -13,13 +13,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nestify.errors import BadFileError
-from nestify.levels import MAX_LEVELS
 from nestify.nested_file.atomic import atomic_file
 from nestify.nested_file.beside import beside
 from nestify.nested_file.manifest import FromList, Label, Many, Sha256
 from nestify.nested_file.reader import NestedFile
 from nestify.nested_file.source import LocalFile
 from nestify.nested_file.strict_json import quoted, strict_json
+from nestify.recipe.levels import MAX_LEVELS
 
 ENDING = ".bench.json"
 MAX_BYTES = 2**20

@@ -12,11 +12,11 @@ from nestify.errors import RecipeError, UnsupportedModelError
 from nestify.heads import coarse_rows
 from nestify.hierarchy import Labels
 from nestify.layers.ranking import kept_blocks
-from nestify.levels import Level
 from nestify.model_spec import ModelSpec, state_tensors
 from nestify.nested_model import NestedModel
-from nestify.recipe import Recipe
-from nestify.recipe_schedule import Score
+from nestify.recipe.level_options import Score
+from nestify.recipe.levels import Level
+from nestify.recipe.recipe import Recipe
 from nestify.schedules.channels import channel_counts, importance_orders
 from nestify.schedules.skip import masked_names
 from nestify.schedules.weights import select_entry_levels, takes_n_of_m

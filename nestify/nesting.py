@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestify.levels import MAX_LEVELS
+from nestify.recipe.levels import MAX_LEVELS
 
 
 def entry_mask(entry: Tensor, level: int) -> Tensor:

@@ -5,9 +5,9 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from nestify.budgets import Limited, show_amount
 from nestify.errors import BadFileError, GateFailed, RecipeError
 from nestify.measurements import Measurement
+from nestify.recipe.amounts import Limited, show_amount
 from nestify.report.document import LevelReport, Report, read_report
 
 Values = Mapping[Limited, float | None]

@@ -7,17 +7,17 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from nestify.anatomy import Anatomy, find_anatomy
-from nestify.budgets import TOLERANCE, Budget
 from nestify.describe import prefix_bytes
 from nestify.errors import RecipeError
 from nestify.hierarchy import Labels
-from nestify.levels import Level, Pattern, check_levels
 from nestify.model_spec import ModelSpec
 from nestify.nest import Size, check_anatomy, check_distinct, choose_weights, nest, order_channels, size_of
 from nestify.nested_model import NestedModel
 from nestify.planning import level_cost, level_costs
-from nestify.recipe import Recipe
-from nestify.recipe_levels import solved_axis
+from nestify.recipe.amounts import TOLERANCE, Budget
+from nestify.recipe.level_options import solved_axis
+from nestify.recipe.levels import Level, Pattern, check_levels
+from nestify.recipe.recipe import Recipe
 from nestify.report.costs import MacCount, count_macs
 from nestify.schedules.channels import channel_path
 

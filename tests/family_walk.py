@@ -27,7 +27,7 @@ from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.planning import level_costs
 from nestify.pretrained import PretrainedModel, load_pretrained
-from nestify.recipe import Recipe, load_recipe
+from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.report.costs import MacCount, count_macs
 from nestify.schedules.weights import kept_weights, select_entry_levels
 from nestify.training.distillation import Teacher

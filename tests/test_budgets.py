@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.budgets import Budget, Limited, parse_amount, parse_budget
+from nestify.recipe.amounts import Budget, Limited, parse_amount, parse_budget
 
 
 @pytest.mark.parametrize(

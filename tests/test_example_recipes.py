@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from nestify.images import open_images
-from nestify.recipe import load_recipe
+from nestify.recipe.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"
 SHARED = ("cifar100", "imagenet")  # what others extend

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestify.levels import MAX_LEVELS, Level, Pattern, check_levels, parse_pattern
+from nestify.recipe.levels import MAX_LEVELS, Level, Pattern, check_levels, parse_pattern
 
 ORDER = "levels run from the core (sparsest) to the full level"
 UNSTRUCTURED = Pattern()

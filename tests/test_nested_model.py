@@ -10,11 +10,11 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
 from nestify.nesting import EntryLevels
 from nestify.private import BatchNormMode
+from nestify.recipe.levels import Level
 from nestify.restoring import restored
 from nestify.schedules.weights import select_entry_levels
 

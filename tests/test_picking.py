@@ -7,9 +7,9 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from nestify.budgets import Limited, parse_amount, show_amount
 from nestify.errors import BadFileError, GateFailed, RecipeError
 from nestify.picking import Limit, Pick, choose
+from nestify.recipe.amounts import Limited, parse_amount, show_amount
 from nestify.report.document import LevelReport, Report
 
 LIMITED: tuple[Limited, ...] = ("latency", "bytes", "macs", "params", "top1")

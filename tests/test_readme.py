@@ -14,8 +14,8 @@ import yaml
 import nestify
 from nestify.batching.jobs import make_jobs, parse_shard
 from nestify.cli.app import app
-from nestify.recipe import load_recipe
-from nestify.recipe_gates import load_gates
+from nestify.recipe.gates import load_gates
+from nestify.recipe.recipe import load_recipe
 
 ROOT = Path(__file__).parents[1]
 TEXTS = [ROOT / "README.md", ROOT / "tests" / "benchmarks" / "README.md"]

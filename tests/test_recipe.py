@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from nestify.errors import RecipeError
-from nestify.levels import Level, parse_pattern
-from nestify.recipe import Recipe, load_recipe, option_help
-from nestify.recipe_problems import section_of
+from nestify.recipe.levels import Level, parse_pattern
+from nestify.recipe.problems import section_of
+from nestify.recipe.recipe import Recipe, load_recipe, option_help
 
 ORDER = "levels run from the core (sparsest) to the full level"
 DATA = {"data.path": "photos"}
@@ -272,6 +272,6 @@ def test_whatever_is_given_is_a_recipe_or_a_recipe_error(options: dict[str, Any]
 
 
 def test_recipes_need_no_torch() -> None:
-    code = "import nestify.recipe, sys; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
+    code = "import nestify.recipe.recipe, sys; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from nestify.errors import RecipeError
-from nestify.recipe import load_recipe
-from nestify.recipe_gates import LevelGates, load_gates
+from nestify.recipe.gates import LevelGates, load_gates
+from nestify.recipe.recipe import load_recipe
 
 
 def test_gates_of_a_recipe_and_of_a_file_are_the_same(tmp_path: Path) -> None:

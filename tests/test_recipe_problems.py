@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestify.errors import RecipeError
-from nestify.recipe import Recipe, load_recipe
-from nestify.recipe_problems import dotted, section_of, shown
+from nestify.recipe.problems import dotted, section_of, shown
+from nestify.recipe.recipe import Recipe, load_recipe
 
 EPOCHS = "passes over the training images; 0 trains nothing"
 SIZE = "is not an image size in pixels; give one side (224) or [height, width]"

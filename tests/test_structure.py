@@ -14,11 +14,11 @@ from nestify.channels.axes import permute_channels
 from nestify.channels.channel_map import find_channels
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.layers.layer_map import find_layers
-from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_file.writer import write_nested_file
 from nestify.nested_model import NestedModel
 from nestify.private import recalibrate
+from nestify.recipe.levels import Level
 from nestify.schedules.channels import channel_counts
 from nestify.structure import Structure, structure_of
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from nestify import __version__
-from nestify.recipe import Recipe
-from nestify.recipe_flat import FREE, flat_options
-from nestify.recipe_source import is_named_data
+from nestify.recipe.recipe import FREE, Recipe, flat_options
+from nestify.recipe.sources import is_named_data
 
 SMALL = 64 * 2**20
 """Bytes of an archive of images below which it is known by its bytes rather than its size."""

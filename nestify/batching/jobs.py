@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from nestify.batching.fingerprint import Contents, fingerprint
 from nestify.batching.matrix import Variant, expand
 from nestify.errors import RecipeError
-from nestify.recipe import Recipe
-from nestify.recipe_source import is_named_data
+from nestify.recipe.recipe import Recipe
+from nestify.recipe.sources import is_named_data
 
 T = TypeVar("T")
 

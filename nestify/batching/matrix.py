@@ -11,9 +11,9 @@ from math import prod
 from typing import Any
 
 from nestify.errors import RecipeError
-from nestify.recipe import Recipe, checked_recipe
-from nestify.recipe_problems import shown
-from nestify.recipe_source import read_source
+from nestify.recipe.problems import shown
+from nestify.recipe.recipe import Recipe, checked_recipe
+from nestify.recipe.sources import read_source
 
 MAX_VARIANTS = 10_000
 """Jobs that one recipe may make: more are a slip, and are told at once."""

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from nestify.recipe import builtin_recipes, option_help, parse_setting
+from nestify.recipe.recipe import builtin_recipes, option_help, parse_setting
 
 _MODEL = "Model and images"
 _LEVELS = "Levels"
@@ -172,7 +172,7 @@ def compress(
 
 def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run: bool, as_json: bool) -> None:
     """Read the recipe, then plan, or compress and print the table of levels."""
-    from nestify.recipe import load_recipe
+    from nestify.recipe.recipe import load_recipe
 
     recipe = load_recipe(source, overrides)  # told before torch is imported
     from nestify import api

@@ -10,8 +10,8 @@ import typer
 from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.budgets import Limited
     from nestify.picking import Limit, Pick
+    from nestify.recipe.amounts import Limited
 
 SCHEMA_VERSION = 1
 
@@ -91,9 +91,9 @@ def _limits(asked: "dict[Limited, str | None]") -> "list[Limit]":
     Raises:
         RecipeError: with a sentence for each that is not understood.
     """
-    from nestify.budgets import parse_amount
     from nestify.errors import RecipeError
     from nestify.picking import Limit, option
+    from nestify.recipe.amounts import parse_amount
 
     limits, problems = [], []
     for limited, text in asked.items():

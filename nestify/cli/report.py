@@ -60,7 +60,7 @@ def report(
     """
     from nestify.cli.gates import refuse_missed
     from nestify.cli.output import write_result
-    from nestify.recipe_gates import load_gates
+    from nestify.recipe.gates import load_gates
     from nestify.report.gates import check_gates
     from nestify.report.stored import open_report
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
-from nestify.levels import MAX_LEVELS
+from nestify.recipe.levels import MAX_LEVELS
 
 SCHEMA_VERSION = 1
 

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from nestify.budgets import Limited
 from nestify.measurements import Measurement, read_measured
 from nestify.nested_file.layout import Slot, name_parts
 from nestify.nested_file.manifest import ClassMap, Label, LayerEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
+from nestify.recipe.amounts import Limited
 
 SCHEMA_VERSION = 1
 

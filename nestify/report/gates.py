@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nestify.budgets import Quantity, parse_amount
 from nestify.errors import RecipeError
-from nestify.recipe_gates import Gates, LevelGates
+from nestify.recipe.amounts import Quantity, parse_amount
+from nestify.recipe.gates import Gates, LevelGates
 from nestify.report.document import LevelReport, Report
 from nestify.report.sheet import Column, Sheet
 from nestify.report.stored import open_report

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from nestify.budgets import Limited, show_amount
+from nestify.recipe.amounts import Limited, show_amount
 from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
 

@@ -5,7 +5,7 @@ import unicodedata
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from nestify.recipe_flat import flat_table
+from nestify.recipe.recipe import flat_table
 
 
 def settings(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

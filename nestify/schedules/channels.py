@@ -9,7 +9,7 @@ from timm.layers import make_divisible
 from torch import Tensor
 
 from nestify.channels.groups import Group
-from nestify.levels import Level
+from nestify.recipe.levels import Level
 
 GRID = 1000
 """Widths that a budget chooses among."""

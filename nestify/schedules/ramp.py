@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import ceil
 
-from nestify.levels import Level
+from nestify.recipe.levels import Level
 
 
 @dataclass

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nestify.levels import Level, Pattern
 from nestify.nesting import EntryLevels
-from nestify.recipe_schedule import Score
+from nestify.recipe.level_options import Score
+from nestify.recipe.levels import Level, Pattern
 
 Weights = Mapping[str, Tensor]
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from nestify.errors import DivergedError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.levels import Level
 from nestify.nested_model import NestedModel
+from nestify.recipe.levels import Level
 
 AT_CHANCE = 1.5
 """A level answers by chance up to this times the accuracy of guessing."""

@@ -11,8 +11,7 @@ from torch import nn
 from nestify import __version__
 from nestify.hierarchy import Labels
 from nestify.images import Images
-from nestify.recipe import Recipe
-from nestify.recipe_flat import flat_options, is_free
+from nestify.recipe.recipe import Recipe, flat_options, is_free
 
 Identity = dict[str, Any]
 """Everything that a run's result depends on: numbers, texts and hashes by what a user would call them."""

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from nestify.errors import DivergedError
 from nestify.nested_model import NestedModel
-from nestify.recipe_schedule import Score
-from nestify.recipe_sections import AugmentOptions, TrainOptions
+from nestify.recipe.level_options import Score
+from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
 from nestify.training.progress import StepLog
 from nestify.training.signals import children_wait

@@ -13,13 +13,13 @@ from torch import nn
 from nestify.evaluation.accuracy import evaluate_levels
 from nestify.hierarchy import Labels
 from nestify.images import Loader
-from nestify.levels import Level
 from nestify.model_spec import ModelSpec
 from nestify.nested_model import NestedModel
 from nestify.pretrained import save_plain
-from nestify.recipe import Recipe
-from nestify.recipe_schedule import level_weights
-from nestify.recipe_sections import TEACHERS
+from nestify.recipe.level_options import level_weights
+from nestify.recipe.levels import Level
+from nestify.recipe.options import TEACHERS
+from nestify.recipe.recipe import Recipe
 from nestify.schedules.ramp import Ramp
 from nestify.training.compiled import CompiledLevels
 from nestify.training.distillation import Teacher

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from nestify.errors import RecipeError
-from nestify.recipe_sections import AmpDtype
+from nestify.recipe.options import AmpDtype
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import pytest
 
 from nestify.batching import fingerprint as module
 from nestify.batching.fingerprint import Contents, fingerprint
-from nestify.recipe import load_recipe
+from nestify.recipe.recipe import load_recipe
 
 
 @pytest.fixture

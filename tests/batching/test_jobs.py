@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from nestify.batching.jobs import Shard, make_jobs, parse_shard
 from nestify.errors import RecipeError
-from nestify.recipe import Recipe, load_recipe
+from nestify.recipe.recipe import Recipe, load_recipe
 
 from .builders import DATA, write_recipe
 

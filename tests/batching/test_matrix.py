@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nestify.batching.matrix import MAX_VARIANTS, Variant, expand
 from nestify.errors import RecipeError
-from nestify.recipe import load_recipe
+from nestify.recipe.recipe import load_recipe
 
 from .builders import DATA, write_recipe
 

@@ -32,9 +32,9 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
     import torch
     from timm.optim import create_optimizer_v2
 
-    from nestify.levels import Level
     from nestify.model_spec import describe_model
     from nestify.nested_model import NestedModel
+    from nestify.recipe.levels import Level
     from nestify.schedules.weights import select_entry_levels
     from nestify.training.distillation import Teacher
     from nestify.training.gradients import LevelGradients

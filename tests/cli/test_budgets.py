@@ -7,7 +7,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import nestify as package
-from nestify.budgets import parse_budget
+from nestify.recipe.amounts import parse_budget
 
 from .driver import UNTRAINED, nestify
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestify.channels.groups import Group, Member
-from nestify.levels import Level
+from nestify.recipe.levels import Level
 from nestify.schedules.channels import channel_counts, importance_orders
 
 

@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestify.levels import Level, Pattern, parse_pattern
 from nestify.nesting import EntryLevels
-from nestify.recipe_schedule import Score
+from nestify.recipe.level_options import Score
+from nestify.recipe.levels import Level, Pattern, parse_pattern
 from nestify.schedules.weights import layer_budgets, select_entry_levels
 
 SCORES: list[Score] = ["lamp", "magnitude", "uniform", "erk"]

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import DivergedError
-from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
-from nestify.recipe_sections import AugmentOptions, TrainOptions
+from nestify.recipe.levels import Level
+from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
 from nestify.training.distillation import Teacher
 from nestify.training.loop import train

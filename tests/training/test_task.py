@@ -7,9 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
+from nestify.recipe.levels import Level
 from nestify.schedules.weights import select_entry_levels
 from nestify.training.distillation import Teacher, TeacherKind
 from nestify.training.task import NestedTask

@@ -1,14 +1,135 @@
-"""The levels of a recipe: names, quantities and patterns resolved, and all that keeps them from nesting."""
+"""The sections of a recipe that say what levels are, [schedule] and [[level]]. No torch."""
 
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Annotated, Literal
 
-from nestify.budgets import parse_budget
-from nestify.levels import Level, Pattern, check_levels, parse_pattern
-from nestify.recipe_problems import Problem
-from nestify.recipe_schedule import Kind, LevelOptions, ScheduleOptions
+from pydantic import AfterValidator, Field
+
+from nestify.recipe.amounts import parse_budget
+from nestify.recipe.levels import Level, Pattern, check_levels, parse_pattern
+from nestify.recipe.options import Section, Share, Text
+from nestify.recipe.problems import Problem
+
+Score = Literal["lamp", "magnitude", "uniform", "erk"]
+Kind = Literal["weight", "channel", "layer", "combined"]
+Rank = Literal["evenly", "loss"]
+
+
+def _pattern(text: str) -> str:
+    try:
+        parse_pattern(text)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(f"pattern {text!r} ")) from None
+    return text
+
+
+def _common_pattern(text: str) -> str:
+    if parse_pattern(text).kind == "n:m":
+        raise ValueError(f'is N:M, which sets one level\'s sparsity; give it per level: pattern = "{text}"')
+    return text
+
+
+def _budget(text: str) -> str:
+    try:
+        parse_budget(text)
+    except ValueError as error:
+        raise ValueError(str(error).removeprefix(f"budget {text!r} ")) from None
+    return text
+
+
+PatternText = Annotated[str, AfterValidator(_pattern)]
+
+
+class ScheduleOptions(Section):
+    """[schedule]: which weights enter at which level."""
+
+    kind: Kind = Field(
+        default="weight",
+        description="what a level leaves out, and what --levels are: weight (sparsities), channel (widths), "
+        "layer (depths); combined: what each [[level]] says",
+    )
+    divisor: int = Field(
+        default=8,
+        ge=1,
+        description="channels of a narrower level are multiples of this, where a layer has them",
+    )
+    rank: Rank = Field(
+        default="evenly",
+        description="which blocks a shallower level keeps: evenly over the stages, or those without which "
+        "the loss on training images grows most",
+    )
+    score: Score = Field(
+        default="lamp",
+        description="how weights are ranked: lamp or magnitude over all layers, uniform or erk within",
+    )
+    pattern: Annotated[PatternText, AfterValidator(_common_pattern)] = Field(
+        default="unstructured",
+        description="how a sparse level's weights may lie: unstructured, or blocks such as 32x1 "
+        "(output x input channels)",
+    )
+    skip: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+        default=(),
+        description="weights that every level keeps whole: names or wildcards of modules or parameters, "
+        "or first, classifier, depthwise",
+    )
+    ramp: Share = Field(default=0.5, description="share of the training during which sparsity rises")
+    reselect: int = Field(
+        default=40, ge=1, description="number of times that weights are chosen anew during the ramp"
+    )
+
+
+class LevelOptions(Section):
+    """[[level]]: one level; the first is the core (sparsest), the last the full level."""
+
+    name: str | None = Field(
+        default=None, description="what the level is called; level1, level2, ... by default"
+    )
+    sparsity: float | None = Field(
+        default=None,
+        description="share of the maskable weights that are zero, in [0, 1); an N:M pattern implies it",
+    )
+    width: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None, description="share of the channels that it has, in (0, 1]; 1 by default"
+    )
+    depth: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="share of the blocks that can be skipped that it has, in (0, 1]; 1 by default",
+    )
+    budget: Annotated[Text, AfterValidator(_budget)] | None = Field(
+        default=None,
+        description="what it may cost instead: macs=0.25 (a share of the full level's), macs=100M, "
+        "params=2M, bytes=4MB",
+    )
+    pattern: PatternText | None = Field(
+        default=None,
+        description="how its weights may lie: unstructured, N:M or RxC; schedule.pattern by default",
+    )
+    classes: Text | None = Field(
+        default=None,
+        description="column of data.hierarchy with the classes that it tells; where no level names one, "
+        "the core level tells the coarsest, the next level the next finer, and the full level the data's own",
+    )
+    weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
+        default=None,
+        description="relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained; "
+        "from 2 of the core level evenly down to 1 of the full level by default",
+    )
+    distill: Share | None = Field(
+        default=None, description="share of distillation in its loss; train.distill by default"
+    )
+
+
+def level_weights(levels: Sequence[LevelOptions]) -> list[float]:
+    """Relative weights of levels in the loss, core first: their own, or those of their place."""
+    steps = max(1, len(levels) - 1)
+    usual = [2 - number / steps if len(levels) > 1 else 1.0 for number in range(len(levels))]
+    return [
+        place if level.weight is None else level.weight for level, place in zip(levels, usual, strict=True)
+    ]
+
 
 QUANTITY: Mapping[str, str] = {"weight": "sparsity", "channel": "width", "layer": "depth"}
 """By the kind of schedule: what its levels differ in, and what a bare number in --levels is."""

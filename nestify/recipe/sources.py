@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from nestify.errors import RecipeError
-from nestify.recipe_levels import DEFAULT_LEVELS, QUANTITY
-from nestify.recipe_problems import Problem, shown
-from nestify.recipe_sections import CHECKPOINT_ENDINGS
+from nestify.recipe.level_options import DEFAULT_LEVELS, QUANTITY
+from nestify.recipe.options import CHECKPOINT_ENDINGS
+from nestify.recipe.problems import Problem, shown
 
 Table = dict[str, Any]
 

@@ -4,11 +4,11 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
-from nestify.budgets import Quantity, parse_amount
 from nestify.errors import RecipeError
-from nestify.recipe_problems import sentence
-from nestify.recipe_sections import Section, Text
-from nestify.recipe_source import read_table
+from nestify.recipe.amounts import Quantity, parse_amount
+from nestify.recipe.options import Section, Text
+from nestify.recipe.problems import sentence
+from nestify.recipe.sources import read_table
 
 Points = Annotated[float, Field(ge=0, le=100)]
 

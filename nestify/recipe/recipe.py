@@ -5,7 +5,7 @@ and "none" to take an optional value back. No torch.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,12 +13,17 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from nestify.errors import RecipeError
-from nestify.levels import Level
-from nestify.recipe_gates import Gates, baseline_problem
-from nestify.recipe_levels import DEFAULT_LEVELS, level_name, level_problems, resolved_levels
-from nestify.recipe_problems import Problem, section_of, sentence, shown
-from nestify.recipe_schedule import LevelOptions, ScheduleOptions
-from nestify.recipe_sections import (
+from nestify.recipe.gates import Gates, baseline_problem
+from nestify.recipe.level_options import (
+    DEFAULT_LEVELS,
+    LevelOptions,
+    ScheduleOptions,
+    level_name,
+    level_problems,
+    resolved_levels,
+)
+from nestify.recipe.levels import Level
+from nestify.recipe.options import (
     TEACHERS,
     AugmentOptions,
     DataOptions,
@@ -29,7 +34,8 @@ from nestify.recipe_sections import (
     Text,
     TrainOptions,
 )
-from nestify.recipe_source import Table, apply_options, builtin_recipes, parse_setting, read_source
+from nestify.recipe.problems import Problem, section_of, sentence, shown
+from nestify.recipe.sources import Table, apply_options, builtin_recipes, parse_setting, read_source
 
 __all__ = [
     "AugmentOptions",
@@ -290,3 +296,38 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         for keys, wrong, text in rules
         if wrong and not any(_touches(key, broken) for key in keys)
     ]
+
+
+FREE = {
+    "output",
+    "data.workers",
+    "data.hierarchy",  # as of a checkpoint
+    "data.on_bad_image",  # a run that refused such images has met none
+    "train.checkpoint_minutes",
+    "train.log",
+    "model.checkpoint",  # what it holds is looked at instead
+    "train.teacher_checkpoint",
+}
+"""Options that what comes out does not depend on."""
+
+
+def is_free(key: str) -> bool:
+    """Whether an option may be another one when a run goes on; gates only judge what came out."""
+    return key in FREE or key.startswith("gates.")
+
+
+def flat_options(recipe: Recipe) -> Iterator[tuple[str, Any]]:
+    """Every option by its dotted key, as a JSON value: `train.lr`, `level[1].sparsity`."""
+    return flat_table(recipe.to_dict())
+
+
+def flat_table(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    """The same of a recipe as plain JSON values, such as a nested file holds."""
+    if isinstance(value, Mapping) and (value or not key):
+        for name, item in value.items():
+            yield from flat_table(item, f"{key}.{name}" if key else name)
+    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value, start=1):
+            yield from flat_table(item, f"{key}[{number}]")
+    else:
+        yield key, value

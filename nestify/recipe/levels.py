@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from nestify.budgets import Budget
+from nestify.recipe.amounts import Budget
 
 MAX_LEVELS = 254  # entry levels are stored as uint8, and n + 1 means "no level uses it"
 
