@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING
 
+from nestify.version import __version__
+
 if TYPE_CHECKING:
     from nestify.api import Result, compress, load, plan
     from nestify.batching.batch import BatchResult, run_batch
@@ -20,7 +22,6 @@ if TYPE_CHECKING:
     from nestify.report.stored import open_report
     from nestify.verification import Verification, verify
 
-__version__ = "0.1.0"
 
 _HOME = {
     "bench": "nestify.benching",

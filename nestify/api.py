@@ -17,9 +17,10 @@ from nestify.compression import Run
 from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
-from nestify.inputs import pick_device, stored_dtype
+from nestify.files import checkpoint_path, metrics_path
+from nestify.inputs import stored_dtype
 from nestify.loading import load_level, load_nested
-from nestify.nested_file.beside import checkpoint_path, metrics_path
+from nestify.machine import pick_device
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file

@@ -15,8 +15,8 @@ from torch import nn
 from nestify.errors import BadFileError, RecipeError
 from nestify.evaluation.latency import Effort, measure
 from nestify.evaluation.machine import this_machine
-from nestify.inputs import pick_device
 from nestify.loading import load_level
+from nestify.machine import pick_device
 from nestify.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
 from nestify.nested_file.reader import open_nested_file
 from nestify.report.document import Report, report_of

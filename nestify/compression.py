@@ -15,6 +15,7 @@ from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.evaluation.calibration import calibrate_levels
+from nestify.files import checkpoint_path
 from nestify.hierarchy import read_labels
 from nestify.images import Images, Loader, Pictures, eval_loader, train_loader
 from nestify.inputs import (
@@ -24,13 +25,10 @@ from nestify.inputs import (
     open_recipe_images,
     open_recipe_model,
     open_recipe_teacher,
-    pick_device,
-    pick_workers,
     stored_dtype,
-    workers_warning,
 )
+from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.nest import choose_weights, dense_layers
-from nestify.nested_file.beside import checkpoint_path
 from nestify.nested_model import NestedModel
 from nestify.planning import Plan, PlannedLevel, level_costs
 from nestify.private import recalibrate

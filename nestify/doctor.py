@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 from packaging.requirements import Requirement
 
-from nestify import __version__
-from nestify.processor import cores, processor_name
+from nestify.machine import cores, processor_name
+from nestify.version import __version__
 
 SCHEMA_VERSION = 1
 

@@ -14,8 +14,8 @@ from nestify.evaluation.cascade import SWEEP, Cascade, climb
 from nestify.evaluation.consensus import Consensus, ConsensusKind, consensus
 from nestify.hierarchy import stored_labels
 from nestify.images import Loader, OnBadImage, eval_loader, open_images
-from nestify.inputs import pick_device, pick_workers, workers_warning
 from nestify.loading import load_level
+from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.nested_file.manifest import LevelEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
 from nestify.recipe.amounts import Budget, parse_budget

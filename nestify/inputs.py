@@ -10,50 +10,10 @@ from nestify.errors import CheckpointError, RecipeError
 from nestify.images import Images, open_splits
 from nestify.model_spec import ModelSpec
 from nestify.pretrained import PretrainedModel, load_pretrained
-from nestify.processor import cores
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
 
 USUAL_OPTIMIZERS = ("sgd", "adamw", "lamb")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of a recipe; `auto` is CUDA where there is one, else the CPU.
-
-    Raises:
-        RecipeError: for a device that is not here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" makes tensors, but computes nothing
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device = {name!r} is not available here; give auto or cpu") from error
-    return device
-
-
-def pick_workers(asked: int | None, device: torch.device) -> int:
-    """Number of processes that load images.
-
-    Args:
-        asked: the user's number. By default one per processor, at most 8; none where the CPU trains, since
-            they would compete with the arithmetic.
-    """
-    if asked is not None:
-        return asked
-    return 0 if device.type == "cpu" else min(8, cores())
-
-
-def workers_warning(workers: int) -> str | None:
-    """Return a sentence if there are more worker processes than processors; None otherwise."""
-    available = cores()
-    if workers <= available:
-        return None
-    return (
-        f"data.workers = {workers} is more than the processors that this process may use ({available}), so "
-        f"the workers compete for them; use --workers {available} or fewer"
-    )
 
 
 def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:

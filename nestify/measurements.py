@@ -13,8 +13,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nestify.errors import BadFileError
-from nestify.nested_file.atomic import atomic_file
-from nestify.nested_file.beside import beside
+from nestify.files import atomic_file, beside
 from nestify.nested_file.manifest import FromList, Label, Many, Sha256
 from nestify.nested_file.reader import NestedFile
 from nestify.nested_file.source import LocalFile

@@ -17,8 +17,8 @@ from timm.models import load_state_dict, resolve_model_input_args
 from torch import Tensor, nn
 
 from nestify.errors import CheckpointError, RecipeError
+from nestify.files import atomic_file
 from nestify.model_spec import Kwargs, ModelSpec, describe_model
-from nestify.nested_file.atomic import atomic_file
 
 Weights = Mapping[str, Tensor]
 

@@ -31,7 +31,7 @@ ROOMS = (
     "errors",
     "version",
 )
-"""Folders and modules at the top of the package. A module imports from its own room and from those after it."""
+"""Folders and modules at the top of the package; a module imports from its own room and from later ones."""
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

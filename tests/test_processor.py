@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from nestify import processor
-from nestify.processor import processor_name
+from nestify import machine as processor
+from nestify.machine import processor_name
 
 
 def test_the_processors_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nestify import __version__
 from nestify.recipe.recipe import FREE, Recipe, flat_options
 from nestify.recipe.sources import is_named_data
+from nestify.version import __version__
 
 SMALL = 64 * 2**20
 """Bytes of an archive of images below which it is known by its bytes rather than its size."""

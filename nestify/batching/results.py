@@ -9,8 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nestify.batching.jobs import LOG, RECIPE, RESULT, Job
 from nestify.errors import BadFileError
-from nestify.nested_file.atomic import atomic_file
-from nestify.nested_file.beside import checkpoint_path
+from nestify.files import atomic_file, checkpoint_path
 from nestify.report.document import read_report
 
 SCHEMA_VERSION = 1

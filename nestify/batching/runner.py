@@ -27,10 +27,9 @@ from nestify.batching.results import (
     versions,
 )
 from nestify.errors import OutputError
-from nestify.nested_file.atomic import atomic_file
-from nestify.nested_file.beside import checkpoint_path
-from nestify.processor import cores
-from nestify.training.signals import put_off
+from nestify.files import atomic_file, checkpoint_path
+from nestify.machine import cores
+from nestify.signals import put_off
 
 COMMAND = (sys.executable, "-m", "nestify", "compress")
 """What a job runs, with its recipe behind it; it goes on from a checkpoint if one is left in the folder."""

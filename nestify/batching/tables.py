@@ -6,7 +6,7 @@ from pathlib import Path
 from xml.etree import ElementTree as xml
 
 from nestify.batching.results import GATE, JobResult
-from nestify.nested_file.atomic import atomic_file
+from nestify.files import atomic_file
 
 # what XML 1.0 cannot hold, escaped or not
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")

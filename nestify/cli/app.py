@@ -10,7 +10,6 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from nestify import __version__
 from nestify.cli.batch import batch
 from nestify.cli.bench import bench
 from nestify.cli.compress import compress
@@ -24,6 +23,7 @@ from nestify.cli.slice import slice_levels
 from nestify.cli.verbosity import take_verbosity
 from nestify.cli.verify import verify
 from nestify.errors import NestifyError
+from nestify.version import __version__
 
 OUT_OF_MEMORY = 3
 BUG = 70

@@ -17,7 +17,7 @@ from nestify.batching.results import SCHEMA_VERSION, JobResult
 from nestify.batching.runner import BatchObserver
 from nestify.cli.output import tell
 from nestify.cli.verbosity import Verbosity, verbosity
-from nestify.nested_file.beside import metrics_path
+from nestify.files import metrics_path
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number
 

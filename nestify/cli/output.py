@@ -13,7 +13,7 @@ from rich.console import Console
 
 from nestify.cli.verbosity import Verbosity, verbosity
 from nestify.errors import OutputError
-from nestify.nested_file.atomic import atomic_file
+from nestify.files import atomic_file
 from nestify.report.sheet import Sheet
 
 WIDE = 10_000

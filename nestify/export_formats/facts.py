@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nestify import __version__
 from nestify.nested_file.manifest import Manifest
+from nestify.version import __version__
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,10 @@ from torch import nn
 from nestify.export_formats import timm
 from nestify.export_formats.draft import Draft, Probe, probes, prove
 from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.folder import atomic_folder
 from nestify.export_formats.onnx import onnx_draft
 from nestify.export_formats.pt2 import pt2_draft
 from nestify.export_formats.target import Format, Target, check_options
-from nestify.nested_file.atomic import atomic_file
+from nestify.files import atomic_file, atomic_folder
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nestify.errors import BadFileError, OutputError, RecipeError
-from nestify.nested_file.atomic import atomic_file
+from nestify.files import atomic_file
 from nestify.nested_file.axes import cut_axes
 from nestify.nested_file.checks import check_manifest
 from nestify.nested_file.layout import Layout, encode_header

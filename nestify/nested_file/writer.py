@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from nestify.errors import OutputError
-from nestify.nested_file.atomic import atomic_file
+from nestify.files import atomic_file
 from nestify.nested_file.axes import box_levels
 from nestify.nested_file.checks import check_manifest
 from nestify.nested_file.encoder import (

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nestify.errors import CheckpointError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.nested_file.atomic import atomic_file
+from nestify.files import atomic_file
 from nestify.training.observer import Phase
 from nestify.training.state import pack, unpack
 

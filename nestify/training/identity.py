@@ -8,10 +8,10 @@ import timm
 import torch
 from torch import nn
 
-from nestify import __version__
 from nestify.hierarchy import Labels
 from nestify.images import Images
 from nestify.recipe.recipe import Recipe, flat_options, is_free
+from nestify.version import __version__
 
 Identity = dict[str, Any]
 """Everything that a run's result depends on: numbers, texts and hashes by what a user would call them."""

@@ -11,7 +11,7 @@ from timm.utils.summary import trim_summary, update_summary
 
 from nestify.errors import OutputError, RecipeError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.nested_file.beside import beside
+from nestify.files import beside
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 

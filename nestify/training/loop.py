@@ -12,8 +12,8 @@ from nestify.nested_model import NestedModel
 from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp
+from nestify.signals import children_wait
 from nestify.training.progress import StepLog
-from nestify.training.signals import children_wait
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask
 from nestify.training.world import ALONE, World

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from nestify.errors import DivergedError, OutputError, RecipeError
 from nestify.images import Loader
+from nestify.signals import PutOff, put_off
 from nestify.training.checkpoint import (
     Checkpoint,
     Facts,
@@ -21,7 +22,6 @@ from nestify.training.checkpoint import (
 from nestify.training.identity import Identity, difference
 from nestify.training.loop import Keeper
 from nestify.training.observer import Observer, Phase
-from nestify.training.signals import PutOff, put_off
 from nestify.training.stepper import Stepper
 from nestify.training.world import ALONE, World
 

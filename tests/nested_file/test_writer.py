@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from nestify import files as atomic
 from nestify.errors import OutputError
-from nestify.nested_file import atomic, writer
+from nestify.nested_file import writer
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.state import NestedState
 from nestify.nested_file.writer import write_nested_file

@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from nestify.training.signals import STOPS, children_wait, put_off
+from nestify.signals import STOPS, children_wait, put_off
 
 
 @pytest.fixture
