@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
+    from nestify.model.nested_model import NestedModel
     from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
-    from nestify.nested_model import NestedModel
     from nestify.picking import Limit, Pick, pick
     from nestify.recipe.gates import load_gates
     from nestify.recipe.recipe import Recipe, load_recipe
@@ -44,7 +44,7 @@ _HOME = {
     "Limit": "nestify.picking",
     "Pick": "nestify.picking",
     "Result": "nestify.api",
-    "NestedModel": "nestify.nested_model",
+    "NestedModel": "nestify.model.nested_model",
     "Recipe": "nestify.recipe.recipe",
     "load_recipe": "nestify.recipe.recipe",
     "load_gates": "nestify.recipe.gates",

@@ -13,7 +13,7 @@ from nestify.channels.channel_map import ChannelMap, find_channels
 from nestify.layers.blocks import Block
 from nestify.layers.layer_map import LayerMap, find_layers
 from nestify.layers.ranking import Loss, Ranking, rank_by_loss, rank_evenly
-from nestify.model_spec import ModelSpec, state_tensors
+from nestify.model.spec import ModelSpec, state_tensors
 
 BATCHES = 4
 """How many batches of images tell what a block is worth."""

@@ -21,10 +21,10 @@ from nestify.files import checkpoint_path, metrics_path
 from nestify.inputs import stored_dtype
 from nestify.loading import load_level, load_nested
 from nestify.machine import pick_device
+from nestify.model.nested_model import NestedModel
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.writer import write_nested_file
-from nestify.nested_model import NestedModel
 from nestify.planning import Plan
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.report.document import Report, read_report

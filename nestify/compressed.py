@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
 from nestify.hierarchy import Labels
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.pretrained import PretrainedModel
 from nestify.planning import LevelCost
-from nestify.pretrained import PretrainedModel
 from nestify.recipe.levels import Level
 
 

@@ -28,10 +28,10 @@ from nestify.inputs import (
     stored_dtype,
 )
 from nestify.machine import pick_device, pick_workers, workers_warning
+from nestify.model.batch_norm import recalibrate
+from nestify.model.nested_model import NestedModel
 from nestify.nest import choose_weights, dense_layers
-from nestify.nested_model import NestedModel
 from nestify.planning import Plan, PlannedLevel, level_costs
-from nestify.private import recalibrate
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.report.costs import count_macs

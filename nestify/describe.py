@@ -13,7 +13,8 @@ from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
 from nestify.fingerprint import fingerprint
 from nestify.hierarchy import Labels
-from nestify.model_spec import ModelSpec
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import ModelSpec
 from nestify.nested_file.manifest import (
     Description,
     LevelDescription,
@@ -22,7 +23,6 @@ from nestify.nested_file.manifest import (
     Preprocessing,
 )
 from nestify.nested_file.writer import planned_bytes
-from nestify.nested_model import NestedModel
 from nestify.planning import LevelCost
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from nestify.model_spec import synthetic_input
+from nestify.model.spec import synthetic_input
 
 TOLERANCE = 1e-2
 """Largest allowed difference of a rebuilt level's logits, relative to the largest; another machine rounds

@@ -8,8 +8,8 @@ from torch import nn
 
 from nestify.errors import CheckpointError, RecipeError
 from nestify.images import Images, open_splits
-from nestify.model_spec import ModelSpec
-from nestify.pretrained import PretrainedModel, load_pretrained
+from nestify.model.pretrained import PretrainedModel, load_pretrained
+from nestify.model.spec import ModelSpec
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
 

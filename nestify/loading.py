@@ -10,9 +10,9 @@ from torch import nn
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.fingerprint import TOLERANCE, Network, fingerprint_error
 from nestify.hierarchy import stored_labels
-from nestify.model_spec import ModelSpec, build_model, describe_model, fill_model, state_tensors
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import ModelSpec, build_model, describe_model, fill_model, state_tensors
 from nestify.nested_file.reader import NestedFile
-from nestify.nested_model import NestedModel
 from nestify.restoring import restored
 
 

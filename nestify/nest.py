@@ -9,18 +9,18 @@ from torch import nn
 from nestify.anatomy import Anatomy
 from nestify.channels.axes import permute_channels
 from nestify.errors import RecipeError, UnsupportedModelError
-from nestify.heads import coarse_rows
 from nestify.hierarchy import Labels
 from nestify.layers.ranking import kept_blocks
-from nestify.model_spec import ModelSpec, state_tensors
-from nestify.nested_model import NestedModel
+from nestify.model.heads import coarse_rows
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import ModelSpec, state_tensors
+from nestify.model.structure import Structure
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedules.channels import channel_counts, importance_orders
 from nestify.schedules.skip import masked_names
 from nestify.schedules.weights import select_entry_levels, takes_n_of_m
-from nestify.structure import Structure
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ from torch import Tensor, nn
 
 from nestify.channels.channel_map import find_channels
 from nestify.layers.layer_map import find_layers
-from nestify.model_spec import ModelSpec, fill_model, state_tensors
-from nestify.nested_file.state import NestedState
-from nestify.nested_model import NestedModel
-from nestify.nesting import EntryLevels
-from nestify.private import private_names
-from nestify.structure import Structure, structure_of
+from nestify.model.batch_norm import private_names
+from nestify.model.entry_levels import EntryLevels, NestedState
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import ModelSpec, fill_model, state_tensors
+from nestify.model.structure import Structure, structure_of
 
 
 @torch.no_grad()

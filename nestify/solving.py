@@ -10,9 +10,9 @@ from nestify.anatomy import Anatomy, find_anatomy
 from nestify.describe import prefix_bytes
 from nestify.errors import RecipeError
 from nestify.hierarchy import Labels
-from nestify.model_spec import ModelSpec
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import ModelSpec
 from nestify.nest import Size, check_anatomy, check_distinct, choose_weights, nest, order_channels, size_of
-from nestify.nested_model import NestedModel
 from nestify.planning import level_cost, level_costs
 from nestify.recipe.amounts import TOLERANCE, Budget
 from nestify.recipe.level_options import solved_axis

@@ -7,12 +7,11 @@ import torch
 
 from nestify.errors import BadFileError
 from nestify.loading import check_fingerprint, load_level
+from nestify.model.entry_levels import EntryLevels, NestedState, entry_mask
 from nestify.nested_file.manifest import LevelEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
 from nestify.nested_file.refusal import GET_ANOTHER
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.strict_json import quoted
-from nestify.nesting import EntryLevels, entry_mask
 
 
 @dataclass(frozen=True)

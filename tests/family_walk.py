@@ -23,10 +23,10 @@ import nestify
 from nestify.describe import describe, prefix_bytes
 from nestify.fingerprint import fingerprint_error
 from nestify.hierarchy import Labels
+from nestify.model.nested_model import NestedModel
+from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.nested_file.writer import write_nested_file
-from nestify.nested_model import NestedModel
 from nestify.planning import level_costs
-from nestify.pretrained import PretrainedModel, load_pretrained
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.report.costs import MacCount, count_macs
 from nestify.schedules.weights import kept_weights, select_entry_levels

@@ -7,7 +7,7 @@ import timm
 from family_walk import smallest_model, walk
 
 from nestify.errors import UnsupportedModelError
-from nestify.model_spec import build_model, describe_model
+from nestify.model.spec import build_model, describe_model
 
 FAST: dict[str, tuple[str, dict[str, Any]]] = {
     "byobnet": ("test_byobnet", {}),  # blocks of several kinds

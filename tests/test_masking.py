@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nestify.masking import MaskedWeight, masked_weight
+from nestify.model.masking import MaskedWeight, masked_weight
 
 USES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tensor], Tensor]]] = {
     "linear": ((6, 5), (3, 5), functional.linear),

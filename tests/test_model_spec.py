@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nestify.errors import RecipeError, UnsupportedModelError
-from nestify.model_spec import build_model, describe_model, synthetic_input
+from nestify.model.spec import build_model, describe_model, synthetic_input
 from nestify.schedules.skip import masked_names
 
 MakeModel = Callable[..., nn.Module]

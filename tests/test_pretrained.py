@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from nestify.errors import CheckpointError, RecipeError
-from nestify.pretrained import load_pretrained, save_plain
+from nestify.model.pretrained import load_pretrained, save_plain
 
 MakeModel = Callable[..., nn.Module]
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from nestify.private import private_names, recalibrate
+from nestify.model.batch_norm import private_names, recalibrate
 
 MakeModel = Callable[..., nn.Module]
 

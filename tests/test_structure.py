@@ -14,13 +14,13 @@ from nestify.channels.axes import permute_channels
 from nestify.channels.channel_map import find_channels
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.layers.layer_map import find_layers
-from nestify.model_spec import describe_model
+from nestify.model.batch_norm import recalibrate
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
+from nestify.model.structure import Structure, structure_of
 from nestify.nested_file.writer import write_nested_file
-from nestify.nested_model import NestedModel
-from nestify.private import recalibrate
 from nestify.recipe.levels import Level
 from nestify.schedules.channels import channel_counts
-from nestify.structure import Structure, structure_of
 
 SIDE = 64
 WIDTHS = (0.25, 0.5, 1.0)

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from nestify.model_spec import state_tensors
+from nestify.model.spec import state_tensors
 
 if TYPE_CHECKING:
     from nestify.channels.channel_map import ChannelMap

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from nestify.channels.functional import make_functional
 from nestify.channels.remains import needed_nodes
 from nestify.errors import UnsupportedModelError
-from nestify.model_spec import tied_names
+from nestify.model.spec import tied_names
 
 BATCH = 11
 """Images in the example: a prime, so that no reshape takes their number for something else."""

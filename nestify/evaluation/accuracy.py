@@ -14,7 +14,7 @@ from torch import Tensor, distributed
 
 from nestify.errors import DivergedError
 from nestify.hierarchy import coarse_target
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 
 NO_PARENTS: Mapping[int, Tensor] = MappingProxyType({})
 """Of levels that all tell the same classes."""

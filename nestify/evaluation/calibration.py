@@ -11,7 +11,7 @@ from torch import Tensor
 from nestify.evaluation.accuracy import evaluate
 from nestify.evaluation.answers import Answers, Recorder
 from nestify.evaluation.consensus import combined
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 
 SHARPEST, SOFTEST = 0.05, 20.0
 """Bounds of a temperature: where every image is answered rightly, no temperature is sharp enough."""

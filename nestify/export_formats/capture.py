@@ -7,7 +7,7 @@ from torch.export import Dim, ExportedProgram
 from nestify.errors import UnsupportedModelError
 from nestify.export_formats.facts import ExportFacts
 from nestify.export_formats.quiet import first_line, quiet
-from nestify.model_spec import synthetic_input
+from nestify.model.spec import synthetic_input
 
 TRACED_BATCH = 2
 """Torch takes a dimension of size 1 for a constant."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nestify.errors import NestifyError, OutputError
 from nestify.export_formats.facts import ExportFacts
 from nestify.export_formats.quiet import first_line, quiet
-from nestify.model_spec import synthetic_input
+from nestify.model.spec import synthetic_input
 
 Runner = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) to logits (B, num_classes)."""

@@ -15,7 +15,7 @@ from nestify.errors import UnsupportedModelError
 from nestify.export_formats.draft import Draft, Runner
 from nestify.export_formats.facts import ExportFacts
 from nestify.export_formats.rebuild import rebuild, without_weights
-from nestify.model_spec import build_model
+from nestify.model.spec import build_model
 
 TOLERANCE = 1e-5
 """The same tensors in the same modules: what differs is rounding where memory lies differently."""

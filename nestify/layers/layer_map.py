@@ -4,7 +4,7 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from nestify.channels import ChannelMap
+from nestify.channels.channel_map import ChannelMap
 from nestify.channels.remains import remains_of
 from nestify.errors import UnsupportedModelError
 from nestify.layers.blocks import Block, Stage, find_blocks, find_stages

@@ -76,19 +76,6 @@ def available_units(shape: Shape, unit: tuple[int, int], axes: Sequence[Runs], n
     return available
 
 
-def box_levels(shape: Shape, levels: Mapping[int, U8Array]) -> U8Array:
-    """Level at which every element becomes available, uint8 of `shape`: that of its latest index.
-
-    Args:
-        shape: of the tensor.
-        levels: as for `axis_runs`.
-    """
-    box = np.ones(shape, np.uint8)
-    for dim, along in levels.items():
-        np.maximum(box, along.reshape([-1 if axis == dim else 1 for axis in range(len(shape))]), out=box)
-    return box
-
-
 def _runs(levels: U8Array) -> list[Run]:
     if not np.any(levels > 1):
         return []

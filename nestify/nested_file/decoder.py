@@ -10,17 +10,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestify.errors import BadFileError
-from nestify.nested_file.axes import axis_levels, box_levels
+from nestify.model.entry_levels import EntryLevels, NestedState, box_levels
+from nestify.nested_file.axes import axis_levels
 from nestify.nested_file.checks import units_left
 from nestify.nested_file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
 from nestify.nested_file.layout import Slot, entry_name, private_name, values_name
 from nestify.nested_file.manifest import Manifest, ParameterEntry
 from nestify.nested_file.mapping import mapped
 from nestify.nested_file.refusal import GET_ANOTHER
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.strict_json import quoted
 from nestify.nested_file.tensors import TORCH_DTYPES, elements, from_bytes
-from nestify.nesting import EntryLevels
 
 if TYPE_CHECKING:
     from nestify.nested_file.reader import NestedFile

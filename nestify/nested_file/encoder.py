@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestify.nested_file.axes import available_units, axis_runs, box_levels
+from nestify.model.entry_levels import NestedState, box_levels
+from nestify.nested_file.axes import available_units, axis_runs
 from nestify.nested_file.checks import units_left
 from nestify.nested_file.entry_codec import (
     U8Array,
@@ -22,7 +23,6 @@ from nestify.nested_file.entry_codec import (
 )
 from nestify.nested_file.layout import Shape, TensorSpec, entry_name, private_name, values_name
 from nestify.nested_file.manifest import Coding, ParameterEntry
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.tensors import (
     TORCH_DTYPES,
     check_finite,

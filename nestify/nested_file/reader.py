@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from nestify.nested_file.state import NestedState
+    from nestify.model.entry_levels import NestedState
 
 
 @dataclass(frozen=True)

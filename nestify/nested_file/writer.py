@@ -17,7 +17,7 @@ from torch import Tensor
 
 from nestify.errors import OutputError
 from nestify.files import atomic_file
-from nestify.nested_file.axes import box_levels
+from nestify.model.entry_levels import NestedState, box_levels
 from nestify.nested_file.checks import check_manifest
 from nestify.nested_file.encoder import (
     StoredTensor,
@@ -36,7 +36,6 @@ from nestify.nested_file.layout import (
 )
 from nestify.nested_file.manifest import Description, LevelEntry, Manifest, ParameterEntry
 from nestify.nested_file.refusal import Refusal
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.strict_json import quoted
 from nestify.nested_file.tensors import TORCH_DTYPES
 

@@ -5,7 +5,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 
 from nestify.errors import RecipeError
-from nestify.model_spec import ModelSpec
+from nestify.model.spec import ModelSpec
 
 
 def masked_names(spec: ModelSpec, skip: Sequence[str]) -> tuple[str, ...]:

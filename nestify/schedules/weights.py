@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from nestify.nesting import EntryLevels
+from nestify.model.entry_levels import EntryLevels
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 from torch.func import functional_call
 
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 
 
 class CompiledLevels:

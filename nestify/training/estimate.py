@@ -8,8 +8,8 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from nestify.model_spec import synthetic_input
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import synthetic_input
 from nestify.training.task import NestedTask
 
 SAMPLE = 8  # images of the trial step; larger batches are taken to cost in proportion

@@ -12,7 +12,7 @@ from math import sqrt
 
 import torch
 
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 
 
 class LevelGradients:

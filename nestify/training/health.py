@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from nestify.errors import DivergedError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 
 AT_CHANCE = 1.5

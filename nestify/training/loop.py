@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor
 
 from nestify.errors import DivergedError
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp

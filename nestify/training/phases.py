@@ -13,9 +13,9 @@ from torch import nn
 from nestify.evaluation.accuracy import evaluate_levels
 from nestify.hierarchy import Labels
 from nestify.images import Loader
-from nestify.model_spec import ModelSpec
-from nestify.nested_model import NestedModel
-from nestify.pretrained import save_plain
+from nestify.model.nested_model import NestedModel
+from nestify.model.pretrained import save_plain
+from nestify.model.spec import ModelSpec
 from nestify.recipe.level_options import level_weights
 from nestify.recipe.levels import Level
 from nestify.recipe.options import TEACHERS

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nestify.errors import DivergedError
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 from nestify.training.task import LevelResult
 from nestify.training.world import World
 

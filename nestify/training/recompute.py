@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nestify.errors import UnsupportedModelError
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 
 
 @contextmanager

@@ -13,8 +13,8 @@ from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
 from nestify.errors import DivergedError
+from nestify.model.nested_model import NestedModel
 from nestify.nest import choose_weights
-from nestify.nested_model import NestedModel
 from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp

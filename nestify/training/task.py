@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nestify.evaluation.accuracy import NO_PARENTS
 from nestify.hierarchy import coarse_target
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 from nestify.training.compiled import CompiledLevels
 from nestify.training.distillation import Teacher
 from nestify.training.recompute import recomputing, while_held

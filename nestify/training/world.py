@@ -18,7 +18,7 @@ from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, distributed, nn
 
 from nestify.errors import ProcessError, RecipeError
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 
 T = TypeVar("T")
 

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from nestify.channels.channel_map import find_channels
 from nestify.layers.layer_map import find_layers
-from nestify.model_spec import describe_model
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
+from nestify.model.structure import Structure
 from nestify.recipe.levels import Level
 from nestify.report.costs import count_macs
 from nestify.schedules.channels import channel_counts
-from nestify.structure import Structure
 from nestify.training.distillation import Teacher
 from nestify.training.task import NestedTask
 

@@ -32,8 +32,8 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
     import torch
     from timm.optim import create_optimizer_v2
 
-    from nestify.model_spec import describe_model
-    from nestify.nested_model import NestedModel
+    from nestify.model.nested_model import NestedModel
+    from nestify.model.spec import describe_model
     from nestify.recipe.levels import Level
     from nestify.schedules.weights import select_entry_levels
     from nestify.training.distillation import Teacher

@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from nestify.channels.axes import Axes, sliced
 from nestify.channels.channel_map import ChannelMap, find_channels
-from nestify.model_spec import state_tensors
+from nestify.model.spec import state_tensors
 
 Kept = Sequence[NDArray[np.int64]]
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nestify.channels.memory import is_write
 from nestify.channels.trace import Traced, trace
-from nestify.model_spec import state_tensors
+from nestify.model.spec import state_tensors
 
 INPUT = (3, 4, 4)
 

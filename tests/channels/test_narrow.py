@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from nestify.channels.channel_map import find_channels
-from nestify.model_spec import state_tensors
+from nestify.model.spec import state_tensors
 
 from .builders import MODELS, cut, difference, example, half, loaded, random_units, run_level, zeroed
 

@@ -13,7 +13,7 @@ import timm
 import torch
 from safetensors import safe_open
 
-from nestify.model_spec import synthetic_input
+from nestify.model.spec import synthetic_input
 from nestify.nested_file.reader import open_nested_file
 
 from .conftest import Refused

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from nestify import api
 from nestify.errors import BadFileError
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 
 from .conftest import Refused
 from .driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, nestify, spawn

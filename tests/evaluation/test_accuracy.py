@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from nestify.evaluation.accuracy import evaluate, evaluate_levels
-from nestify.model_spec import describe_model
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
 
 
 def test_figures_are_those_of_numpy() -> None:

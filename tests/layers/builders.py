@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from nestify.channels import ChannelMap, find_channels
-from nestify.layers import LayerMap, find_layers
-from nestify.model_spec import state_tensors
+from nestify.channels.channel_map import ChannelMap, find_channels
+from nestify.layers.layer_map import LayerMap, find_layers
+from nestify.model.spec import state_tensors
 
 SIZE = (3, 8, 8)
 CPU = torch.device("cpu")

@@ -11,13 +11,14 @@ from channels.builders import difference, loaded
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from nestify.channels import ChannelMap, find_channels
 from nestify.channels.calls import operator_name
+from nestify.channels.channel_map import ChannelMap, find_channels
 from nestify.channels.remains import remains_of
-from nestify.layers import Block, LayerMap, find_layers
+from nestify.layers.blocks import Block
 from nestify.layers.facts import module_calls
+from nestify.layers.layer_map import LayerMap, find_layers
 from nestify.layers.macs import node_macs
-from nestify.model_spec import state_tensors
+from nestify.model.spec import state_tensors
 from nestify.report.costs import count_macs
 
 ZERO_IF_ALL_ARE = (

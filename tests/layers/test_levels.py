@@ -12,9 +12,10 @@ from channels.builders import cut, difference, half, randomised
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.channels import Axes, ChannelMap, find_channels
+from nestify.channels.axes import Axes
+from nestify.channels.channel_map import ChannelMap, find_channels
 from nestify.errors import UnsupportedModelError
-from nestify.layers import LayerMap, find_layers
+from nestify.layers.layer_map import LayerMap, find_layers
 
 from .builders import CPU
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestify.channels import find_channels
-from nestify.layers import find_layers
+from nestify.channels.channel_map import find_channels
+from nestify.layers.layer_map import find_layers
 from nestify.layers.macs import find_formula, node_macs
 from nestify.report.costs import count_macs
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.nested_file.manifest import (
     Description,
     LayerEntry,
@@ -18,8 +19,6 @@ from nestify.nested_file.manifest import (
     ModelEntry,
     Preprocessing,
 )
-from nestify.nested_file.state import NestedState
-from nestify.nesting import EntryLevels
 
 
 def description(n_levels: int, **changes: Any) -> Description:

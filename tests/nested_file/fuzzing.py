@@ -22,13 +22,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestify.errors import NestifyError
+from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.nested_file.header import bounded_bytes
 from nestify.nested_file.manifest import Description, LevelDescription, Manifest
 from nestify.nested_file.reader import NestedFile, open_nested_file
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.tensors import TORCH_DTYPES
 from nestify.nested_file.writer import write_nested_file
-from nestify.nesting import EntryLevels
 
 from .builders import (
     assert_same_state,

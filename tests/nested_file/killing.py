@@ -16,10 +16,9 @@ from typing import Any
 
 import torch
 
+from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.nested_file.slicing import slice_file, upgrade_slice
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.writer import write_nested_file
-from nestify.nesting import EntryLevels
 
 from .builders import description
 

@@ -20,13 +20,12 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
 from nestify.errors import OutputError
+from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.nested_file.axes import kept_axes
 from nestify.nested_file.manifest import Manifest
 from nestify.nested_file.reader import open_nested_file
 from nestify.nested_file.slicing import slice_file, upgrade_slice
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.writer import write_nested_file
-from nestify.nesting import EntryLevels
 
 from .builders import assert_same_state, at_level, axes_description, axes_state, box, description, scrambled
 from .damage import Parts, damage, refusal

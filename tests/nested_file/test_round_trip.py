@@ -18,10 +18,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 
 from nestify.errors import RecipeError
+from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.writer import write_nested_file
-from nestify.nesting import EntryLevels
 
 from .builders import (
     assert_same_state,

@@ -15,11 +15,10 @@ import torch
 
 from nestify import files as atomic
 from nestify.errors import OutputError
+from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.nested_file import writer
 from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.state import NestedState
 from nestify.nested_file.writer import write_nested_file
-from nestify.nesting import EntryLevels
 
 from .builders import assert_same_state, at_level, description, small_state
 

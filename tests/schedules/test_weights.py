@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestify.nesting import EntryLevels
+from nestify.model.entry_levels import EntryLevels
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern, parse_pattern
 from nestify.schedules.weights import layer_budgets, select_entry_levels

@@ -7,7 +7,7 @@ import torch
 from test_structure import narrow_model
 from torch import nn
 
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 from nestify.schedules.weights import select_entry_levels
 from nestify.training.compiled import CompiledLevels

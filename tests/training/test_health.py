@@ -12,8 +12,8 @@ from torch import nn
 from nestify import api
 from nestify.errors import DivergedError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.model_spec import describe_model
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.training import stepper
 from nestify.training.health import RampWatch, check_collapse, check_empty

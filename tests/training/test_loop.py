@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import DivergedError
-from nestify.model_spec import describe_model
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedules.ramp import Ramp

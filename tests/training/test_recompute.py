@@ -9,8 +9,8 @@ from test_structure import narrow_model
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.model_spec import describe_model
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.schedules.weights import select_entry_levels
 from nestify.training.distillation import Teacher

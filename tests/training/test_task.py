@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from nestify.model_spec import describe_model
-from nestify.nested_model import NestedModel
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.schedules.weights import select_entry_levels
 from nestify.training.distillation import Teacher, TeacherKind

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nestify.export_formats.quiet import quiet
-from nestify.model_spec import build_model
+from nestify.model.spec import build_model
 
 Arguments = dict[str, Any]
 """By name: plain values as JSON has them."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from nestify.model_spec import state_tensors
+from nestify.model.spec import state_tensors
 
 Shapes = Mapping[str, tuple[int, ...]]
 Sizes = dict[tuple[str, int], int]

@@ -13,7 +13,7 @@ from nestify.export_formats.quiet import quiet
 from nestify.export_formats.rebuild.arguments import Arguments, constructor_arguments, without_weights
 from nestify.export_formats.rebuild.names import Shapes, Wanted, shapes_of
 from nestify.export_formats.rebuild.search import Search
-from nestify.model_spec import build_model, state_tensors
+from nestify.model.spec import build_model, state_tensors
 
 TOLERANCE = 1e-3
 """Of the logits with random weights, relative to what other images change in them; float32."""

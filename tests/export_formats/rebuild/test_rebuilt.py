@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nestify.export_formats.rebuild import Rebuilt, rebuild
 from nestify.export_formats.rebuild.search import Search
-from nestify.model_spec import describe_model
+from nestify.model.spec import describe_model
 
 from ..builders import alive, half, shallow, without
 

@@ -223,3 +223,22 @@ def synthetic_input(input_size: tuple[int, int, int], batch: int = 1) -> Tensor:
     cols = torch.arange(width, dtype=torch.float64).view(1, 1, 1, width)
     wave = torch.sin(0.11 * rows + 0.23 * cols + 1.7 * phase) * torch.cos(0.013 * rows * cols / width + phase)
     return wave.float()
+
+
+def owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a tensor, and the tensor's name there."""
+    prefix, _, local = name.rpartition(".")
+    return network.get_submodule(prefix), local
+
+
+def tied_across_modules(network: nn.Module) -> dict[str, str]:
+    """Tied names that another module holds, one per module: tied name -> kept name."""
+    tied: dict[str, str] = {}
+    seen: set[tuple[int, str]] = set()
+    for alias, name in tied_names(network).items():
+        seen.add((id(owner(network, name)[0]), name.rpartition(".")[2]))
+        place = (id(owner(network, alias)[0]), alias.rpartition(".")[2])
+        if place not in seen:
+            tied[alias] = name
+            seen.add(place)
+    return tied

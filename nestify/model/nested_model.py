@@ -8,15 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nestify.errors import UnsupportedModelError
-from nestify.heads import head_names, rows_for, set_classes
-from nestify.masking import MaskedWeight, WholeWeights, identity, masked_weight
-from nestify.model_spec import ModelSpec, state_tensors, tied_names
-from nestify.named_tensors import NamedTensors
-from nestify.nested_file.state import NestedState
-from nestify.nesting import EntryLevels
-from nestify.private import BatchNormMode, private_names
-from nestify.structure import Structure
-from nestify.ties import owner, tied_across_modules
+from nestify.model.batch_norm import BatchNormMode, private_names
+from nestify.model.entry_levels import EntryLevels, NestedState
+from nestify.model.heads import head_names, rows_for, set_classes
+from nestify.model.masking import MaskedWeight, NamedTensors, WholeWeights, identity, masked_weight
+from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
+from nestify.model.structure import Structure
 
 
 class NestedModel(nn.Module):

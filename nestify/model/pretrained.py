@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from nestify.errors import CheckpointError, RecipeError
 from nestify.files import atomic_file
-from nestify.model_spec import Kwargs, ModelSpec, describe_model
+from nestify.model.spec import Kwargs, ModelSpec, describe_model
 
 Weights = Mapping[str, Tensor]
 

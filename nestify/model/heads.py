@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.model_spec import ModelSpec, state_tensors
-from nestify.ties import owner
+from nestify.model.spec import ModelSpec, owner, state_tensors
 
 
 def head_names(network: nn.Module, spec: ModelSpec) -> list[str]:

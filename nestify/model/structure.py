@@ -11,9 +11,9 @@ from torch import Tensor, fx
 
 from nestify.channels.axes import Axes, sliced
 from nestify.channels.channel_map import ChannelMap
-from nestify.heads import set_classes
 from nestify.layers.layer_map import LayerMap
-from nestify.nested_file.axes import box_levels
+from nestify.model.entry_levels import box_levels
+from nestify.model.heads import set_classes
 
 AxisLevels = Mapping[str, Mapping[int, Tensor]]
 """By tensor and dimension: uint8 (extent,), the lowest level that has each index."""

@@ -1,0 +1,1 @@
+"""NestedModel: one set of weights, and one view of it per level."""
