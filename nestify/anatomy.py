@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from nestify.channels.channel_map import ChannelMap, find_channels
-from nestify.layers.blocks import Block
-from nestify.layers.layer_map import LayerMap, find_layers
 from nestify.layers.ranking import Loss, Ranking, rank_by_loss, rank_evenly
+from nestify.model.graph.block_map import LayerMap, find_layers
+from nestify.model.graph.blocks import Block
+from nestify.model.graph.channel_map import ChannelMap, find_channels
 from nestify.model.spec import ModelSpec, state_tensors
 
 BATCHES = 4

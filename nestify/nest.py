@@ -7,10 +7,10 @@ from itertools import pairwise
 from torch import nn
 
 from nestify.anatomy import Anatomy
-from nestify.channels.axes import permute_channels
 from nestify.errors import RecipeError, UnsupportedModelError
 from nestify.hierarchy import Labels
 from nestify.layers.ranking import kept_blocks
+from nestify.model.graph.channel_map import permute_channels
 from nestify.model.heads import coarse_rows
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, state_tensors

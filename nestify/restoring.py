@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from nestify.channels.channel_map import find_channels
-from nestify.layers.layer_map import find_layers
 from nestify.model.batch_norm import private_names
 from nestify.model.entry_levels import EntryLevels, NestedState
+from nestify.model.graph.block_map import find_layers
+from nestify.model.graph.channel_map import find_channels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, fill_model, state_tensors
 from nestify.model.structure import Structure, structure_of

@@ -10,11 +10,10 @@ from nested_file.builders import description
 from torch import nn
 
 import nestify
-from nestify.channels.axes import permute_channels
-from nestify.channels.channel_map import find_channels
 from nestify.errors import BadFileError, UnsupportedModelError
-from nestify.layers.layer_map import find_layers
 from nestify.model.batch_norm import recalibrate
+from nestify.model.graph.block_map import find_layers
+from nestify.model.graph.channel_map import find_channels, permute_channels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.model.structure import Structure, structure_of

@@ -6,7 +6,7 @@ So a level keeps all blocks of a shallower one, whatever the ranking says.
 from collections.abc import Callable, Sequence
 from math import ceil
 
-from nestify.layers.blocks import Block, Stage
+from nestify.model.graph.blocks import Block, Stage
 
 Ranking = tuple[Block, ...]
 """All blocks, the one to keep longest first."""

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nestify.channels.axes import Axes, sliced
-from nestify.channels.channel_map import ChannelMap
-from nestify.layers.layer_map import LayerMap
 from nestify.model.entry_levels import box_levels
+from nestify.model.graph.axes import Axes, sliced
+from nestify.model.graph.block_map import LayerMap
+from nestify.model.graph.channel_map import ChannelMap
 from nestify.model.heads import set_classes
 
 AxisLevels = Mapping[str, Mapping[int, Tensor]]

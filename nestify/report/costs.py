@@ -21,7 +21,7 @@ with warnings.catch_warnings():
 class MacCount:
     """Multiply-accumulates of one image through one model, as dense kernels execute them.
 
-    What counts as a MAC is defined in `nestify.layers.macs`.
+    What counts as a MAC is defined in `nestify.model.graph.macs`.
 
     Attributes:
         total: of the whole model.

@@ -1,6 +1,6 @@
 """fvcore handlers that count multiply-accumulates (MACs) per parameter.
 
-What counts as a MAC, and how many an operator does, is defined in `nestify.layers.macs`; fvcore's own
+What counts as a MAC, and how many an operator does, is defined in `nestify.model.graph.macs`; fvcore's own
 handlers mix several conventions.
 
 fvcore calls a handler with the inputs and outputs of one node of the model's jit trace, and adds up the
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from nestify.layers.macs import FORMULAS, NO_MACS, REARRANGING, Formula, Product
+from nestify.model.graph.macs import FORMULAS, NO_MACS, REARRANGING, Formula, Product
 
 Value = torch._C.Value
 Handler = Callable[[list[Value], list[Value]], "Counter[Read]"]

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from timm.layers import make_divisible
 from torch import Tensor
 
-from nestify.channels.groups import Group
+from nestify.model.graph.groups import Group
 from nestify.recipe.levels import Level
 
 GRID = 1000

@@ -30,8 +30,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from channels.builders import cut, difference, loaded, random_units, zeroed  # tests are no package
 from family_walk import smallest_model
 
-from nestify.channels.axes import permute_channels
-from nestify.channels.channel_map import ChannelMap, find_channels
+from nestify.model.graph.channel_map import ChannelMap, find_channels, permute_channels
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Of the differences; some models compute in float32 whatever they are given."""

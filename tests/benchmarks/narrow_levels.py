@@ -23,8 +23,8 @@ from timm.models import get_pretrained_cfg
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from nestify.channels.channel_map import find_channels
-from nestify.layers.layer_map import find_layers
+from nestify.model.graph.block_map import find_layers
+from nestify.model.graph.channel_map import find_channels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.model.structure import Structure

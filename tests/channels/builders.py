@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from nestify.channels.axes import Axes, sliced
-from nestify.channels.channel_map import ChannelMap, find_channels
+from nestify.model.graph.axes import Axes, sliced
+from nestify.model.graph.channel_map import ChannelMap, find_channels
 from nestify.model.spec import state_tensors
 
 Kept = Sequence[NDArray[np.int64]]

@@ -5,7 +5,7 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.channels.labels import Algebra, Labels, Shape, of_dims
+from nestify.model.graph.labels import Algebra, Labels, Shape, of_dims
 
 Mask = NDArray[np.bool_]
 

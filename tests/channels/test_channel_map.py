@@ -9,9 +9,9 @@ import pytest
 import timm
 import torch
 
-from nestify.channels.axes import Axes, Indices, sliced
-from nestify.channels.channel_map import find_channels
 from nestify.errors import UnsupportedModelError
+from nestify.model.graph.axes import Axes, Indices, sliced
+from nestify.model.graph.channel_map import find_channels
 
 from .builders import MODELS, example, half, random_units
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.channels.channel_map import ChannelMap, find_channels
+from nestify.model.graph.channel_map import ChannelMap, find_channels
 
 from .builders import cut, half, loaded
 

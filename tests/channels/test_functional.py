@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from nestify.channels.memory import is_write
-from nestify.channels.trace import Traced, trace
+from nestify.model.graph.memory import is_write
+from nestify.model.graph.trace import Traced, trace
 from nestify.model.spec import state_tensors
 
 INPUT = (3, 4, 4)

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestify.channels.axes import permute_channels
-from nestify.channels.channel_map import ChannelMap, find_channels
-from nestify.channels.groups import Group
+from nestify.model.graph.channel_map import ChannelMap, find_channels, permute_channels
+from nestify.model.graph.groups import Group
 
 from .builders import MODELS, difference, example, random_units, run_level, zeroed
 

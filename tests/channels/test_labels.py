@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.channels.labels import Algebra, Block, Shape, of_dims
+from nestify.model.graph.labels import Algebra, Block, Shape, of_dims
 
 from .masks import labelled, mask_of, some_kept
 

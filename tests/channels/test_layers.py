@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestify.channels.axes import permute_channels
-from nestify.channels.channel_map import find_channels
+from nestify.model.graph.channel_map import find_channels, permute_channels
 
 from .builders import difference, random_units, run_level, zeroed
 

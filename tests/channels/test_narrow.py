@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from nestify.channels.channel_map import find_channels
+from nestify.model.graph.channel_map import find_channels
 from nestify.model.spec import state_tensors
 
 from .builders import MODELS, cut, difference, example, half, loaded, random_units, run_level, zeroed

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestify.channels.analysis import RULE_FILES
-from nestify.channels.calls import RULES, Call, Coupling, operator_name
-from nestify.channels.labels import Labels, Shape
+from nestify.model.graph.analysis import RULE_FILES
+from nestify.model.graph.labels import Labels, Shape
+from nestify.model.graph.operators import RULES, Call, Coupling, operator_name
 
 from .masks import Mask, labelled, mask_of, some_kept
 

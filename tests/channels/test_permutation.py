@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nestify.channels.axes import permute_channels
+from nestify.model.graph.channel_map import permute_channels
 
 from .builders import MODELS, example
 

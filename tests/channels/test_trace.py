@@ -8,13 +8,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from nestify.channels import analysis
-from nestify.channels.calls import RULES
-from nestify.channels.channel_map import find_channels
-from nestify.channels.labels import Labels
-from nestify.channels.sizes import CHANGES
-from nestify.channels.trace import trace
 from nestify.errors import UnsupportedModelError
+from nestify.model.graph import analysis
+from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.labels import Labels
+from nestify.model.graph.operators import RULES
+from nestify.model.graph.sizes import CHANGES
+from nestify.model.graph.trace import trace
 
 
 class Model(nn.Module):

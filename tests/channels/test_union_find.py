@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.channels.union_find import WHOLE, UnionFind
+from nestify.model.graph.union_find import WHOLE, UnionFind
 
 COUNT = 12
 node = st.integers(0, COUNT)

@@ -10,11 +10,11 @@ import timm
 import torch
 from torch import nn
 
-from nestify.channels.axes import sliced
-from nestify.channels.channel_map import ChannelMap, find_channels
 from nestify.export_formats.facts import ExportFacts
 from nestify.export_formats.target import Format, Target
-from nestify.layers.layer_map import find_layers
+from nestify.model.graph.axes import sliced
+from nestify.model.graph.block_map import find_layers
+from nestify.model.graph.channel_map import ChannelMap, find_channels
 from nestify.model.spec import describe_model, state_tensors
 
 NAMES = [f"class {number}: Käfer, \"quoted\" 'x'" for number in range(10)]

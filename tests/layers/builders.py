@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from nestify.channels.channel_map import ChannelMap, find_channels
-from nestify.layers.layer_map import LayerMap, find_layers
+from nestify.model.graph.block_map import LayerMap, find_layers
+from nestify.model.graph.channel_map import ChannelMap, find_channels
 from nestify.model.spec import state_tensors
 
 SIZE = (3, 8, 8)

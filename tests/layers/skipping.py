@@ -11,13 +11,13 @@ from channels.builders import difference, loaded
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from nestify.channels.calls import operator_name
-from nestify.channels.channel_map import ChannelMap, find_channels
-from nestify.channels.remains import remains_of
-from nestify.layers.blocks import Block
-from nestify.layers.facts import module_calls
-from nestify.layers.layer_map import LayerMap, find_layers
-from nestify.layers.macs import node_macs
+from nestify.model.graph.block_map import LayerMap, find_layers
+from nestify.model.graph.blocks import Block
+from nestify.model.graph.channel_map import ChannelMap, find_channels
+from nestify.model.graph.macs import node_macs
+from nestify.model.graph.node_facts import module_calls
+from nestify.model.graph.operators import operator_name
+from nestify.model.graph.skipping import remains_of
 from nestify.model.spec import state_tensors
 from nestify.report.costs import count_macs
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nestify.channels.channel_map import find_channels
 from nestify.errors import UnsupportedModelError
-from nestify.layers.layer_map import find_layers
+from nestify.model.graph.block_map import find_layers
+from nestify.model.graph.channel_map import find_channels
 
 from .builders import CPU, SIZE, Net, opened
 

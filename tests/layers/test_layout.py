@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from nestify.channels.trace import trace
-from nestify.layers.layout import cancel, is_layout
+from nestify.model.graph.node_facts import cancel, is_layout
+from nestify.model.graph.trace import trace
 
 from .builders import SIZE
 

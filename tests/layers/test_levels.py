@@ -12,10 +12,10 @@ from channels.builders import cut, difference, half, randomised
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.channels.axes import Axes
-from nestify.channels.channel_map import ChannelMap, find_channels
 from nestify.errors import UnsupportedModelError
-from nestify.layers.layer_map import LayerMap, find_layers
+from nestify.model.graph.axes import Axes
+from nestify.model.graph.block_map import LayerMap, find_layers
+from nestify.model.graph.channel_map import ChannelMap, find_channels
 
 from .builders import CPU
 

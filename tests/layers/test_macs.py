@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestify.channels.channel_map import find_channels
-from nestify.layers.layer_map import find_layers
-from nestify.layers.macs import find_formula, node_macs
+from nestify.model.graph.block_map import find_layers
+from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.macs import find_formula, node_macs
 from nestify.report.costs import count_macs
 
 from .builders import Net, opened

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nestify.channels.trace import trace
-from nestify.layers.residual import Residuals
+from nestify.model.graph.blocks import Residuals
+from nestify.model.graph.trace import trace
 
 from .builders import SIZE, level_without, opened
 

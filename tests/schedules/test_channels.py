@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.channels.groups import Group, Member
+from nestify.model.graph.groups import Group, Member
 from nestify.recipe.levels import Level
 from nestify.schedules.channels import channel_counts, importance_orders
 

@@ -4,11 +4,11 @@ from collections.abc import Collection, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from nestify.channels.channel_map import ChannelMap
-from nestify.channels.remains import remains_of
 from nestify.errors import UnsupportedModelError
-from nestify.layers.blocks import Block, Stage, find_blocks, find_stages
-from nestify.layers.macs import node_macs
+from nestify.model.graph.blocks import Block, Stage, find_blocks, find_stages
+from nestify.model.graph.channel_map import ChannelMap
+from nestify.model.graph.macs import node_macs
+from nestify.model.graph.skipping import remains_of
 
 
 def find_layers(channels: ChannelMap) -> "LayerMap":

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx
 
-from nestify.channels.labels import Algebra, Labels, Shape
-from nestify.channels.union_find import Nodes
 from nestify.errors import UnsupportedModelError
+from nestify.model.graph.labels import Algebra, Labels, Shape
+from nestify.model.graph.union_find import Nodes
 
 Result = Labels | tuple[Labels, ...] | None
 

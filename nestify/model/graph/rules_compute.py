@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nestify.channels.calls import Call, Coupling, Result, rule
-from nestify.channels.labels import Labels, Shape, of_dims
-from nestify.channels.rules_shape import repeated
-from nestify.channels.union_find import Nodes
+from nestify.model.graph.labels import Labels, Shape, of_dims
+from nestify.model.graph.operators import Call, Coupling, Result, rule
+from nestify.model.graph.rules_shape import repeated
+from nestify.model.graph.union_find import Nodes
 
 FEW_GROUPS = 8
 """Groups of fewer than this are thinned, all alike; of more, whole ones are dropped."""

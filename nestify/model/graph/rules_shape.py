@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from nestify.channels.calls import Call, Coupling, Result, rule
-from nestify.channels.labels import Block, Labels, of_dims
+from nestify.model.graph.labels import Block, Labels, of_dims
+from nestify.model.graph.operators import Call, Coupling, Result, rule
 
 ELEMENTWISE = (
     "add sub rsub mul div pow neg exp log sqrt rsqrt abs reciprocal sin cos erf tanh sigmoid sign floor relu "

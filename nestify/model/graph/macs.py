@@ -27,8 +27,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nestify.channels.calls import operator_name, shape_of
-from nestify.channels.trace import Traced
+from nestify.model.graph.operators import operator_name, shape_of
+from nestify.model.graph.trace import Traced
 
 
 @dataclass(frozen=True)

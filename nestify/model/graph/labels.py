@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from nestify.channels.union_find import WHOLE, Nodes, UnionFind
+from nestify.model.graph.union_find import WHOLE, Nodes, UnionFind
 
 Shape = tuple[int, ...]
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from torch import fx, nn
 
-from nestify.channels.analysis import Analysis, analyse
-from nestify.channels.axes import Axes, Indices, sliced
-from nestify.channels.choice import choose
-from nestify.channels.groups import Group, find_groups, frozen_dimensions
-from nestify.channels.narrow import narrow
-from nestify.channels.remains import remains_of
-from nestify.channels.trace import Traced, trace
 from nestify.errors import UnsupportedModelError
+from nestify.model.graph.analysis import Analysis, analyse
+from nestify.model.graph.axes import Axes, Indices, choose, sliced
+from nestify.model.graph.groups import Group, find_groups, frozen_dimensions
+from nestify.model.graph.skipping import remains_of
+from nestify.model.graph.subnetwork import narrow
+from nestify.model.graph.trace import Traced, trace
+from nestify.model.spec import state_tensors
 
 
 def find_channels(model: nn.Module, input_size: tuple[int, int, int]) -> "ChannelMap":
@@ -181,3 +181,34 @@ class ChannelMap:
             return False
         every = np.arange(self._shapes[name][dim])
         return np.array_equal(every if given is None else given, every if expected is None else expected)
+
+
+@torch.no_grad()
+def permute_channels(model: nn.Module, channel_map: "ChannelMap", orders: Sequence[Indices]) -> None:
+    """Permute the units of every group, in place.
+
+    Tensors that the logits of evaluation mode do not depend on stay as they are.
+
+    Args:
+        model: the one that `channel_map` was found in, or another one of the same architecture.
+        orders: per group a permutation of its units; unit `orders[g][u]` moves to place u.
+
+    Raises:
+        ValueError: if one is no permutation of the group's units.
+    """
+    moves: dict[tuple[str, int], Indices] = {}
+    tensors = state_tensors(model)
+    for number, (group, order) in enumerate(zip(channel_map.groups, orders, strict=True)):
+        if not np.array_equal(np.sort(order), np.arange(group.units)):
+            raise ValueError(f"orders[{number}] is no permutation of {group.units} units")
+        for member in group.members:
+            if member.name in tensors:
+                extent = tensors[member.name].shape[member.dim]
+                move = moves.setdefault((member.name, member.dim), np.arange(extent))
+                move[member.indices] = member.indices[order]
+    for (name, dim), move in moves.items():
+        tensor = tensors[name]
+        tensor.copy_(tensor.index_select(dim, torch.as_tensor(move, device=tensor.device)))
+    # LeViT and its kin keep what they computed of their parameters in evaluation until they train again.
+    was_training = model.training
+    model.train().train(was_training)

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from nestify.channels.calls import named_arguments, operator_name, refusal, shape_of
-from nestify.channels.choice import Choice, NotABox
-from nestify.channels.labels import Labels
-from nestify.channels.remains import Remains
-from nestify.channels.sizes import CHANGES, Rewrite
-from nestify.channels.trace import BATCH, logits_of
+from nestify.model.graph.axes import Choice, NotABox
+from nestify.model.graph.labels import Labels
+from nestify.model.graph.operators import named_arguments, operator_name, refusal, shape_of
+from nestify.model.graph.sizes import CHANGES, Rewrite
+from nestify.model.graph.skipping import Remains
+from nestify.model.graph.trace import BATCH, logits_of
 
 CPU = torch.device("cpu")
 _TRAINING_FLAGS = {

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import fx
 
-from nestify.channels.calls import named_arguments, operator_name
-from nestify.channels.choice import Choice, Kept
-from nestify.channels.labels import Labels
+from nestify.model.graph.axes import Choice, Kept
+from nestify.model.graph.labels import Labels
+from nestify.model.graph.operators import named_arguments, operator_name
 
 Changes = dict[str, Any]
 """New values of a call's arguments, by name."""

@@ -12,9 +12,9 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, export
 from torch.export.graph_signature import InputKind
 
-from nestify.channels.functional import make_functional
-from nestify.channels.remains import needed_nodes
 from nestify.errors import UnsupportedModelError
+from nestify.model.graph.memory import make_functional
+from nestify.model.graph.skipping import needed_nodes
 from nestify.model.spec import tied_names
 
 BATCH = 11

@@ -1,15 +1,43 @@
-"""Which channels one level keeps, and the sizes that every tensor of the graph has with them."""
+"""Axes: which indices of which tensors are kept, how a tensor is cut to them, how they are put in order."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from nestify.channels.analysis import Analysis
-from nestify.channels.labels import Labels, Shape
-from nestify.channels.union_find import Nodes
+from nestify.model.graph.analysis import Analysis
+from nestify.model.graph.labels import Labels, Shape
+from nestify.model.graph.union_find import Nodes
+
+if TYPE_CHECKING:
+    pass
+
+
+Indices = NDArray[np.int64]
+"""(kept,) places that are kept, ascending: indices of a dimension, or units of a group."""
+
+Axes = Mapping[str, Mapping[int, Indices]]
+"""Name of a tensor -> dimension -> indices that are kept; a dimension that is absent is whole."""
+
+
+def sliced(tensor: Tensor, axes: Mapping[int, Indices]) -> Tensor:
+    """Cut a tensor to the indices that are kept of its dimensions; differentiable.
+
+    Returns:
+        a view where the kept indices of every dimension follow each other, a copy otherwise.
+    """
+    for dim, kept in axes.items():
+        if len(kept) and int(kept[-1]) - int(kept[0]) == len(kept) - 1:
+            tensor = tensor.narrow(dim, int(kept[0]), len(kept))
+        else:
+            tensor = tensor.index_select(dim, torch.as_tensor(kept, device=tensor.device))
+    return tensor
+
 
 Kept = NDArray[np.bool_]
 

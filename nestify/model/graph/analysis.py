@@ -8,8 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx
 
-from nestify.channels import rules_compute, rules_shape
-from nestify.channels.calls import (
+from nestify.model.graph import rules_compute, rules_shape
+from nestify.model.graph.labels import Block, Labels
+from nestify.model.graph.operators import (
     RULES,
     Call,
     Coupling,
@@ -21,9 +22,8 @@ from nestify.channels.calls import (
     refusal,
     shape_of,
 )
-from nestify.channels.labels import Block, Labels
-from nestify.channels.trace import Traced
-from nestify.channels.union_find import WHOLE, Nodes, UnionFind
+from nestify.model.graph.trace import Traced
+from nestify.model.graph.union_find import WHOLE, Nodes, UnionFind
 
 RULE_FILES = (rules_shape, rules_compute)
 """Importing them fills the table of rules."""

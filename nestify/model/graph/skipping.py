@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 from torch import fx
 
-from nestify.channels.calls import refusal
-from nestify.channels.memory import is_write, owners
+from nestify.model.graph.memory import is_write, owners
+from nestify.model.graph.operators import refusal
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""What can be left out of a network: coupled channels and residual blocks, found in its traced graph."""
