@@ -5,21 +5,21 @@ from typing import TYPE_CHECKING
 from nestify.version import __version__
 
 if TYPE_CHECKING:
-    from nestify.api import Result, compress, load, plan
+    from nestify.api import Result, compress, plan
     from nestify.batching.batch import BatchResult, run_batch
     from nestify.benching import Bench, bench
     from nestify.evaluating import Evaluation, evaluate
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
+    from nestify.file.loading import load
+    from nestify.file.slicing import Sliced, slice_file, upgrade_slice
+    from nestify.file.summary import open_report, read_report
     from nestify.model.nested_model import NestedModel
-    from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.picking import Limit, Pick, pick
     from nestify.recipe.gates import load_gates
     from nestify.recipe.recipe import Recipe, load_recipe
     from nestify.report.compare import compare
-    from nestify.report.document import read_report
     from nestify.report.gates import check_gates
-    from nestify.report.stored import open_report
     from nestify.verification import Verification, verify
 
 
@@ -30,8 +30,8 @@ _HOME = {
     "load": "nestify.api",
     "plan": "nestify.api",
     "export": "nestify.exporting",
-    "slice_file": "nestify.nested_file.slicing",
-    "upgrade_slice": "nestify.nested_file.slicing",
+    "slice_file": "nestify.file.slicing",
+    "upgrade_slice": "nestify.file.slicing",
     "verify": "nestify.verification",
     "run_batch": "nestify.batching.batch",
     "BatchResult": "nestify.batching.batch",
@@ -39,7 +39,7 @@ _HOME = {
     "Bench": "nestify.benching",
     "Evaluation": "nestify.evaluating",
     "Exported": "nestify.export_formats.level",
-    "Sliced": "nestify.nested_file.slicing",
+    "Sliced": "nestify.file.slicing",
     "Verification": "nestify.verification",
     "Limit": "nestify.picking",
     "Pick": "nestify.picking",
@@ -48,8 +48,8 @@ _HOME = {
     "Recipe": "nestify.recipe.recipe",
     "load_recipe": "nestify.recipe.recipe",
     "load_gates": "nestify.recipe.gates",
-    "read_report": "nestify.report.document",
-    "open_report": "nestify.report.stored",
+    "read_report": "nestify.file.summary",
+    "open_report": "nestify.file.summary",
     "compare": "nestify.report.compare",
     "check_gates": "nestify.report.gates",
 }

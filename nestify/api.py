@@ -7,29 +7,24 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import overload
 
 import torch
-from torch import nn
 
 from nestify.compressed import Compressed
 from nestify.compression import Run
 from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
+from nestify.file.loading import load
+from nestify.file.manifest import Manifest
+from nestify.file.summary import Report, open_report, read_report
+from nestify.file.writer import write_nested_file
 from nestify.files import checkpoint_path, metrics_path
 from nestify.inputs import stored_dtype
-from nestify.loading import load_level, load_nested
 from nestify.machine import pick_device
-from nestify.model.nested_model import NestedModel
-from nestify.nested_file.manifest import Manifest
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
 from nestify.planning import Plan
 from nestify.recipe.recipe import Recipe, load_recipe
-from nestify.report.document import Report, read_report
 from nestify.report.gates import GateResult, check_gates
-from nestify.report.stored import open_report
 from nestify.training.logs import check_logs, open_logs
 from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.world import World, joined
@@ -50,37 +45,6 @@ class Result:
     path: Path
     manifest: Manifest
     gates: Sequence[GateResult] = ()
-
-
-@overload
-def load(path: str | os.PathLike[str], *, level: None = None, check: bool = True) -> NestedModel: ...
-
-
-@overload
-def load(path: str | os.PathLike[str], *, level: int | str, check: bool = True) -> nn.Module: ...
-
-
-def load(
-    path: str | os.PathLike[str], *, level: int | str | None = None, check: bool = True
-) -> NestedModel | nn.Module:
-    """Rebuild a nested model, or one level of it, on the CPU, in eval mode.
-
-    Args:
-        path: a nested file, or its address `https://`, `http://`, `hf://owner/repo/file`; a local path
-            makes no network request.
-        level: number or name of one level, which comes as a plain timm model: nothing is read beyond the
-            level's prefix, and little memory is needed beyond the model's own. None: all levels.
-        check: prove by its fingerprint that every level came out as it was stored.
-
-    Raises:
-        RecipeError: if there is no such level.
-        BadFileError: if the file is damaged, or does not make the model that it names.
-    """
-    if level is None:
-        return load_nested(open_nested_file(path), check=check)
-    file = open_nested_file(path, truncated=True)
-    file.check_whole(number := file.level_index(str(level)))
-    return load_level(file, number, check=check)
 
 
 def plan(

@@ -15,11 +15,11 @@ from torch import nn
 from nestify.errors import BadFileError, RecipeError
 from nestify.evaluation.latency import Effort, measure
 from nestify.evaluation.machine import this_machine
-from nestify.loading import load_level
+from nestify.file.loading import load_level
+from nestify.file.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
+from nestify.file.reader import open_nested_file
+from nestify.file.summary import Report, report_of
 from nestify.machine import pick_device
-from nestify.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
-from nestify.nested_file.reader import open_nested_file
-from nestify.report.document import Report, report_of
 
 USUAL_BATCHES = (1, 16)
 MOST = 65_536

@@ -11,18 +11,12 @@ import torch
 
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
-from nestify.fingerprint import fingerprint
+from nestify.file.loading import fingerprint
+from nestify.file.manifest import Description, LevelDescription, Metrics, ModelEntry, Preprocessing
+from nestify.file.writer import planned_bytes
 from nestify.hierarchy import Labels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
-from nestify.nested_file.manifest import (
-    Description,
-    LevelDescription,
-    Metrics,
-    ModelEntry,
-    Preprocessing,
-)
-from nestify.nested_file.writer import planned_bytes
 from nestify.planning import LevelCost
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe

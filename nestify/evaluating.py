@@ -12,12 +12,12 @@ from nestify.evaluation.accuracy import evaluate as evaluate_networks
 from nestify.evaluation.answers import Answers, Recorder
 from nestify.evaluation.cascade import SWEEP, Cascade, climb
 from nestify.evaluation.consensus import Consensus, ConsensusKind, consensus
+from nestify.file.loading import load_level
+from nestify.file.manifest import LevelEntry
+from nestify.file.reader import NestedFile, open_nested_file
 from nestify.hierarchy import stored_labels
 from nestify.images import Loader, OnBadImage, eval_loader, open_images
-from nestify.loading import load_level
 from nestify.machine import pick_device, pick_workers, workers_warning
-from nestify.nested_file.manifest import LevelEntry
-from nestify.nested_file.reader import NestedFile, open_nested_file
 from nestify.recipe.amounts import Budget, parse_budget
 
 

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from nestify.export_formats.facts import ExportFacts
 from nestify.export_formats.target import check_options, choose_target
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.source import LocalFile
+from nestify.file.reader import open_nested_file
+from nestify.file.source import LocalFile
 
 if TYPE_CHECKING:
     from nestify.export_formats.level import Exported
@@ -45,6 +45,6 @@ def export(
     target = choose_target(beside, facts, format, output)
     check_options(target.format, batch, opset)
     from nestify.export_formats.level import export_level
-    from nestify.loading import load_level
+    from nestify.file.loading import load_level
 
     return export_level(load_level(file, number), facts, target, batch=batch, opset=opset)

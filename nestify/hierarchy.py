@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from nestify.errors import DataError, RecipeError
-from nestify.nested_file.manifest import ClassMap, Manifest
+from nestify.file.manifest import ClassMap, Manifest
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from nestify.errors import BadFileError, GateFailed, RecipeError
-from nestify.measurements import Measurement
+from nestify.file.measurements import Measurement
+from nestify.file.summary import LevelReport, Report, read_report
 from nestify.recipe.amounts import Limited, show_amount
-from nestify.report.document import LevelReport, Report, read_report
 
 Values = Mapping[Limited, float | None]
 

@@ -3,9 +3,9 @@
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from nestify.file.manifest import LayerEntry
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
-from nestify.nested_file.manifest import LayerEntry
 from nestify.recipe.levels import Level
 from nestify.report.costs import MacCount, count_macs, effective_macs, layer_entries
 

@@ -6,12 +6,11 @@ from dataclasses import dataclass
 import torch
 
 from nestify.errors import BadFileError
-from nestify.loading import check_fingerprint, load_level
+from nestify.file.loading import check_fingerprint, load_level
+from nestify.file.manifest import LevelEntry
+from nestify.file.reader import NestedFile, open_nested_file
+from nestify.file.untrusted import GET_ANOTHER, quoted
 from nestify.model.entry_levels import EntryLevels, NestedState, entry_mask
-from nestify.nested_file.manifest import LevelEntry
-from nestify.nested_file.reader import NestedFile, open_nested_file
-from nestify.nested_file.refusal import GET_ANOTHER
-from nestify.nested_file.strict_json import quoted
 
 
 @dataclass(frozen=True)

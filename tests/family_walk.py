@@ -21,11 +21,11 @@ from torch.nn import functional
 
 import nestify
 from nestify.describe import describe, prefix_bytes
-from nestify.fingerprint import fingerprint_error
+from nestify.file.loading import fingerprint_error
+from nestify.file.writer import write_nested_file
 from nestify.hierarchy import Labels
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel, load_pretrained
-from nestify.nested_file.writer import write_nested_file
 from nestify.planning import level_costs
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.report.costs import MacCount, count_macs

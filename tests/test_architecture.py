@@ -96,7 +96,7 @@ def test_files_hold_one_idea(path: Path) -> None:
         "nestify",
         "nestify.cli",
         "nestify.recipe.recipe",
-        "nestify.report.document",
+        "nestify.file.summary",
         "nestify.picking",
         "nestify.report.html.page",
         "nestify.batching.batch",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from nestify import benching
 from nestify.benching import bench, clock_of, saved_measurement
 from nestify.errors import BadFileError, RecipeError
-from nestify.nested_file.reader import NestedFile
-from nestify.nested_file.writer import write_nested_file
-from nestify.report.document import read_report
+from nestify.file.reader import NestedFile
+from nestify.file.summary import read_report
+from nestify.file.writer import write_nested_file
 
 Call = tuple[int, tuple[int, ...], int, bool]
 

@@ -12,13 +12,13 @@ from torch import nn
 
 import nestify
 from nestify.errors import BadFileError, UnsupportedModelError
+from nestify.file.manifest import ClassMap
+from nestify.file.reader import open_nested_file
+from nestify.file.slicing import slice_file
+from nestify.file.writer import write_nested_file
 from nestify.model.heads import coarse_rows, head_names
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
-from nestify.nested_file.manifest import ClassMap
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.slicing import slice_file
-from nestify.nested_file.writer import write_nested_file
 from nestify.recipe.levels import Level
 from nestify.schedules.weights import select_entry_levels
 

@@ -12,12 +12,12 @@ from nested_file.builders import description
 
 import nestify
 from nestify.errors import BadFileError, RecipeError
+from nestify.file import reader
+from nestify.file.source import LocalFile
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import build_model, describe_model, state_tensors
-from nestify.nested_file import reader
-from nestify.nested_file.source import LocalFile
-from nestify.nested_file.writer import write_nested_file
 
 LEVELS = 3
 

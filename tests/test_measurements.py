@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from nested_file.builders import description, small_state
 
 from nestify.errors import BadFileError, OutputError
-from nestify.measurements import (
+from nestify.file.measurements import (
     MAX_BYTES,
     MAX_MEASUREMENTS,
     LevelLatency,
@@ -22,9 +22,9 @@ from nestify.measurements import (
     read_measured,
     save_measured,
 )
-from nestify.nested_file.reader import NestedFile, open_nested_file
-from nestify.nested_file.writer import write_nested_file
-from nestify.report.document import read_report
+from nestify.file.reader import NestedFile, open_nested_file
+from nestify.file.summary import read_report
+from nestify.file.writer import write_nested_file
 
 HERE = Machine(cpu="A CPU", cores=2, device="cpu", device_name="A CPU", system="Linux x86_64", torch="2.6")
 THERE = HERE.model_copy(update={"cpu": "Another"})

@@ -11,13 +11,13 @@ from torch import nn
 
 import nestify
 from nestify.errors import BadFileError, UnsupportedModelError
+from nestify.file.writer import write_nested_file
 from nestify.model.batch_norm import recalibrate
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import find_channels, permute_channels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.model.structure import Structure, structure_of
-from nestify.nested_file.writer import write_nested_file
 from nestify.recipe.levels import Level
 from nestify.schedules.channels import channel_counts
 

@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from nestify.batching.jobs import LOG, RECIPE, RESULT, Job
 from nestify.errors import BadFileError
+from nestify.file.summary import read_report
 from nestify.files import atomic_file, checkpoint_path
-from nestify.report.document import read_report
 
 SCHEMA_VERSION = 1
 

@@ -179,7 +179,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
     from nestify.cli.gates import gates_document, gates_sheets, refuse_missed
     from nestify.cli.output import render, write_result
     from nestify.cli.progress import Display, plan_document, plan_text
-    from nestify.report.document import read_report
+    from nestify.file.summary import read_report
     from nestify.report.table import report_notes, report_table
 
     if dry_run:

@@ -12,7 +12,7 @@ from nestify.cli.arguments import NestedFileOrAddress
 from nestify.errors import RecipeError
 
 if TYPE_CHECKING:
-    from nestify.report.document import Report
+    from nestify.file.summary import Report
     from nestify.report.gates import GateResult
 
 
@@ -60,9 +60,9 @@ def report(
     """
     from nestify.cli.gates import refuse_missed
     from nestify.cli.output import write_result
+    from nestify.file.summary import open_report
     from nestify.recipe.gates import load_gates
     from nestify.report.gates import check_gates
-    from nestify.report.stored import open_report
 
     gates = load_gates(check, compared=other is not None) if check else None
     data = open_report(file)

@@ -11,7 +11,7 @@ import typer
 from nestify.cli.arguments import AsJson, NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.nested_file.slicing import Progress, Sliced
+    from nestify.file.slicing import Progress, Sliced
 
 SCHEMA_VERSION = 1
 
@@ -36,7 +36,7 @@ def slice_levels(
     """
     from nestify.cli.output import write_result
     from nestify.errors import RecipeError
-    from nestify.nested_file.slicing import slice_file, upgrade_slice
+    from nestify.file.slicing import slice_file, upgrade_slice
 
     if (output is None) == (upgrade is None):
         raise RecipeError("give one of --output, for a new slice, and --upgrade, for one to be enlarged")

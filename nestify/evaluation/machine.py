@@ -4,8 +4,8 @@ import platform
 
 import torch
 
+from nestify.file.measurements import Machine
 from nestify.machine import cores, label, processor_name
-from nestify.measurements import Machine
 
 
 def this_machine(device: torch.device) -> Machine:

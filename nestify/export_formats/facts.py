@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nestify.nested_file.manifest import Manifest
+from nestify.file.manifest import Manifest
 from nestify.version import __version__
 
 

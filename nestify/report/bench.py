@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from nestify.measurements import LevelLatency, Measurement
-from nestify.report.document import LevelReport, Report
+from nestify.file.measurements import LevelLatency, Measurement
+from nestify.file.summary import LevelReport, Report
 from nestify.report.sheet import Column, Sheet
 
 Row = tuple[Measurement, LevelLatency]

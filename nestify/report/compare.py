@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nestify.report.document import LevelReport, Report
+from nestify.file.summary import LevelReport, Report
 from nestify.report.printable import printable, settings
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number, quantity

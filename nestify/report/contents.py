@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from nestify.report.document import Report
+from nestify.file.summary import Report
 from nestify.report.sheet import Column, Sheet
 
 LARGEST = 12

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.nested_file.manifest import LayerEntry
+from nestify.file.manifest import LayerEntry
 from nestify.report.mac_handlers import FREE_OPERATORS, mac_handlers
 
 with warnings.catch_warnings():

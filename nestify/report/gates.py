@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nestify.errors import RecipeError
+from nestify.file.summary import LevelReport, Report, open_report
 from nestify.recipe.amounts import Quantity, parse_amount
 from nestify.recipe.gates import Gates, LevelGates
-from nestify.report.document import LevelReport, Report
 from nestify.report.sheet import Column, Sheet
-from nestify.report.stored import open_report
 from nestify.report.table import number
 
 AMOUNTS: tuple[Quantity, ...] = ("bytes", "macs", "params")

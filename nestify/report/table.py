@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nestify.report.document import Report
+from nestify.file.summary import Report
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:

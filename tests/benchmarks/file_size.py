@@ -20,10 +20,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from nestify.file.manifest import Description, LevelDescription, Metrics, ModelEntry, Preprocessing
+from nestify.file.reader import open_nested_file
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.manifest import Description, LevelDescription, Metrics, ModelEntry, Preprocessing
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
 
 SIZE_BAR = 1.10
 MIB = 2**20

@@ -31,9 +31,9 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 import nestify
-from nestify.fingerprint import fingerprint
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
+from nestify.file.loading import fingerprint
+from nestify.file.reader import open_nested_file
+from nestify.file.writer import write_nested_file
 
 SPARSITIES = (0.95, 0.8, 0.0)
 ROUNDS = 7

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from nestify.cli.app import run
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 UNTRAINED = (
     *("--epochs", "0", "--max-train", "200", "--max-val", "100"),

@@ -14,7 +14,7 @@ import pytest
 
 import nestify as package
 from nestify.batching import batch as module
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 from .driver import at_terminal, environment, finish, nestify, spawn, stored_recipe
 from .test_start import loaded_by

@@ -7,7 +7,7 @@ import torch
 
 from nestify import load
 from nestify.api import metrics_path
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 from .driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
 

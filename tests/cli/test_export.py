@@ -13,8 +13,8 @@ import timm
 import torch
 from safetensors import safe_open
 
+from nestify.file.reader import open_nested_file
 from nestify.model.spec import synthetic_input
-from nestify.nested_file.reader import open_nested_file
 
 from .conftest import Refused
 from .driver import environment, nestify

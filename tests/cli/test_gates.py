@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from nestify.report.document import read_report
+from nestify.file.summary import read_report
 
 from .driver import UNTRAINED, nestify
 

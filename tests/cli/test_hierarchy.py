@@ -10,7 +10,7 @@ from PIL import Image
 from timm.data import create_transform
 
 import nestify as package
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 from .driver import TWO_STEPS, UNTRAINED, nestify
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 from .driver import TWO_STEPS, at_terminal, nestify, stored_recipe
 

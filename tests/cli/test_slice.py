@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from nested_file.loopback import Server, Visit, serve
 
-from nestify.nested_file import remote, source
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.remote import Patience
+from nestify.file import remote, source
+from nestify.file.reader import open_nested_file
+from nestify.file.remote import Patience
 
 from .conftest import Refused
 from .driver import at_terminal, finish, nestify, spawn

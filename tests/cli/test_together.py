@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 from .driver import UNTRAINED, nestify
 

@@ -7,7 +7,7 @@ import pytest
 from nested_file.damage import Parts, damage
 
 import nestify as package
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 from .driver import UNTRAINED, nestify
 

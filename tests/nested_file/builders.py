@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.manifest import (
+from nestify.file.manifest import (
     Description,
     LayerEntry,
     LevelDescription,
@@ -19,6 +18,7 @@ from nestify.nested_file.manifest import (
     ModelEntry,
     Preprocessing,
 )
+from nestify.model.entry_levels import EntryLevels, NestedState
 
 
 def description(n_levels: int, **changes: Any) -> Description:

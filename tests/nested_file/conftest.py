@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from nestify.nested_file.writer import write_nested_file
+from nestify.file.writer import write_nested_file
 
 from .builders import description, small_state
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from nestify.errors import BadFileError
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 
 @dataclass

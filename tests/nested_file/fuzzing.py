@@ -22,12 +22,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nestify.errors import NestifyError
+from nestify.file.header import bounded_bytes
+from nestify.file.manifest import Description, LevelDescription, Manifest
+from nestify.file.reader import NestedFile, open_nested_file
+from nestify.file.tensors import TORCH_DTYPES
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.header import bounded_bytes
-from nestify.nested_file.manifest import Description, LevelDescription, Manifest
-from nestify.nested_file.reader import NestedFile, open_nested_file
-from nestify.nested_file.tensors import TORCH_DTYPES
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import (
     assert_same_state,

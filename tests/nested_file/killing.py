@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
+from nestify.file.slicing import slice_file, upgrade_slice
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.slicing import slice_file, upgrade_slice
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import description
 

@@ -20,12 +20,12 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
 from nestify.errors import OutputError
+from nestify.file.axes import kept_axes
+from nestify.file.manifest import Manifest
+from nestify.file.reader import open_nested_file
+from nestify.file.slicing import slice_file, upgrade_slice
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.axes import kept_axes
-from nestify.nested_file.manifest import Manifest
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.slicing import slice_file, upgrade_slice
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import assert_same_state, at_level, axes_description, axes_state, box, description, scrambled
 from .damage import Parts, damage, refusal
@@ -105,8 +105,8 @@ def test_kept_axes(axes_file: Path) -> None:
 
 def test_kept_axes_need_no_torch(axes_file: Path) -> None:
     code = (
-        "import sys; from nestify.nested_file.axes import kept_axes;"
-        "from nestify.nested_file.reader import open_nested_file;"
+        "import sys; from nestify.file.axes import kept_axes;"
+        "from nestify.file.reader import open_nested_file;"
         f"[kept_axes(p, 2) for p in open_nested_file({str(axes_file)!r}).manifest.parameters];"
         "sys.exit('torch' in sys.modules)"
     )

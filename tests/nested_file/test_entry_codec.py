@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from nestify.nested_file.entry_codec import (
+from nestify.file.entry_codec import (
     choose_coding,
     choose_codings,
     coded_bytes,
@@ -20,7 +20,7 @@ from nestify.nested_file.entry_codec import (
     remaining_units,
     unit_grid,
 )
-from nestify.nested_file.manifest import Coding
+from nestify.file.manifest import Coding
 
 
 def positions_of(data: bytes, remaining: int, count: int) -> list[int]:

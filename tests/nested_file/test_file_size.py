@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from nestify.file.reader import NestedFile, open_nested_file
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.reader import NestedFile, open_nested_file
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import description
 

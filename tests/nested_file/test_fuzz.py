@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from nestify.file.manifest import Coding
+from nestify.file.reader import open_nested_file
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.manifest import Coding
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import description
 from .damage import Parts, damage, raw_content, take_apart

@@ -16,7 +16,7 @@ import pytest
 
 from nestify import files as atomic
 from nestify.errors import OutputError
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 from .killing import Job, die, duration, jobs, kill_after, kill_at
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.nested_file.layout import (
+from nestify.file.layout import (
     DTYPE_BYTES,
     TensorSpec,
     encode_header,
@@ -17,7 +17,7 @@ from nestify.nested_file.layout import (
     private_name,
     values_name,
 )
-from nestify.nested_file.reader import open_nested_file
+from nestify.file.reader import open_nested_file
 
 specs = st.builds(
     TensorSpec,

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from nestify.errors import BadFileError
+from nestify.file.checks import MAX_EXPANSION
+from nestify.file.reader import open_nested_file
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.checks import MAX_EXPANSION
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import description
 from .damage import Parts, damage, refusal, take_apart, write_raw

@@ -11,10 +11,10 @@ import safetensors.numpy
 import torch
 
 from nestify.errors import BadFileError
+from nestify.file.layout import MAX_HEADER_BYTES
+from nestify.file.reader import open_nested_file
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.layout import MAX_HEADER_BYTES
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import description
 from .damage import Parts, damage, refusal, write_raw

@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from nestify.errors import BadFileError
-from nestify.nested_file import remote, source
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.remote import Patience, RemoteFile, shown
+from nestify.file import remote, source
+from nestify.file.reader import open_nested_file
+from nestify.file.remote import Patience, RemoteFile, shown
 
 from .builders import assert_same_state, at_level, small_state
 from .loopback import CERTIFICATE, Server, Visit, serve
@@ -456,7 +456,7 @@ def opened(address: str, **changes: str) -> str:
     """What opening a file in a fresh Python prints: its number of levels, or the refusal."""
     code = (
         "from nestify.errors import BadFileError\n"
-        "from nestify.nested_file.reader import open_nested_file\n"
+        "from nestify.file.reader import open_nested_file\n"
         f"try: print(open_nested_file({address!r}).n_levels)\n"
         "except BadFileError as error: print(error)"
     )
@@ -472,7 +472,7 @@ def test_without_aiohttp(server: Server, tmp_path: Path) -> None:
 def test_a_process_that_read_ends_quietly(server: Server) -> None:
     """Neither torch, nor a word of fsspec's thread, nor fsspec at all where no server is asked."""
     code = (
-        "import sys; from nestify.nested_file.reader import open_nested_file\n"
+        "import sys; from nestify.file.reader import open_nested_file\n"
         "print('fsspec' in sys.modules)\n"
         f"file = open_nested_file({server.url!r}); print(file.n_levels, 'torch' in sys.modules)"
     )

@@ -18,9 +18,9 @@ from hypothesis.extra import numpy as hnp
 from safetensors import safe_open
 
 from nestify.errors import RecipeError
+from nestify.file.reader import open_nested_file
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import (
     assert_same_state,
@@ -238,7 +238,7 @@ def test_golden_file_with_axes(tmp_path: Path) -> None:
 
 def test_opening_imports_no_torch(small_file: Path) -> None:
     code = (
-        "import sys; from nestify.nested_file.reader import open_nested_file;"
+        "import sys; from nestify.file.reader import open_nested_file;"
         f"file = open_nested_file({str(small_file)!r}); file.prefix_bytes(2); file.level_index('2');"
         "sys.exit('torch' in sys.modules)"
     )

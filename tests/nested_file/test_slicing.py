@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from nestify.errors import BadFileError, NestifyError, OutputError, RecipeError
-from nestify.nested_file import checks, reader, source
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.slicing import slice_file, upgrade_slice
-from nestify.nested_file.source import LocalFile
-from nestify.nested_file.writer import write_nested_file
+from nestify.file import checks, reader, source
+from nestify.file.reader import open_nested_file
+from nestify.file.slicing import slice_file, upgrade_slice
+from nestify.file.source import LocalFile
+from nestify.file.writer import write_nested_file
 
 from .builders import assert_same_state, assert_same_tensors, at_level, description, scrambled, small_state
 from .loopback import serve
@@ -231,7 +231,7 @@ def test_progress(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_no_torch(small_file: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from nestify.nested_file.slicing import slice_file, upgrade_slice;"
+        "import sys; from nestify.file.slicing import slice_file, upgrade_slice;"
         f"slice_file({str(small_file)!r}, 1, 'slice'); upgrade_slice({str(small_file)!r}, 3, 'slice');"
         "sys.exit('torch' in sys.modules)"
     )

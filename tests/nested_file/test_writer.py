@@ -15,10 +15,10 @@ import torch
 
 from nestify import files as atomic
 from nestify.errors import OutputError
+from nestify.file import writer
+from nestify.file.reader import open_nested_file
+from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.nested_file import writer
-from nestify.nested_file.reader import open_nested_file
-from nestify.nested_file.writer import write_nested_file
 
 from .builders import assert_same_state, at_level, description, small_state
 

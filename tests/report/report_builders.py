@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from nestify.nested_file.manifest import LayerEntry
-from nestify.report.document import LevelReport, Report
+from nestify.file.manifest import LayerEntry
+from nestify.file.summary import LevelReport, Report
 
 LEVEL = LevelReport(
     level=1,

@@ -6,8 +6,8 @@ from typing import Any
 
 import report_builders
 
-from nestify.nested_file.manifest import LayerEntry
-from nestify.report.document import ChunkBytes, ClassSet, LevelReport, Report
+from nestify.file.manifest import LayerEntry
+from nestify.file.summary import ChunkBytes, ClassSet, LevelReport, Report
 
 HOSTILE = "</td><script>alert(1)</script><img src=http://x.test/ onerror='x'>\"]]>-->\u202eevil\x00\x1b[31m\n"
 """What a file may say where it likes: markup, ends of attributes, a turned direction, controls."""

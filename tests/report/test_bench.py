@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from nestify.measurements import LevelLatency, Machine, Measurement
+from nestify.file.measurements import LevelLatency, Machine, Measurement
+from nestify.file.summary import LevelReport, Report
 from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
-from nestify.report.document import LevelReport, Report
 
 CPU = Machine(cpu="A CPU", cores=2, device="cpu", device_name="A CPU", system="Linux x86_64", torch="2.6.0")
 GPU = CPU.model_copy(update={"device": "cuda", "device_name": "A GPU"})

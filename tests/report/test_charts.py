@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reports import level, report
 
-from nestify.report.document import Report
+from nestify.file.summary import Report
 from nestify.report.html.charts import FRAME, HEIGHT, REACH, WIDTH, Chart, bytes_chart, macs_chart
 from nestify.report.html.labels import LINE, Box, place_labels, shortened
 from nestify.report.html.scales import (

@@ -12,8 +12,8 @@ import pytest
 import reports
 from nested_file.builders import description, small_state
 
-from nestify.nested_file.writer import write_nested_file
-from nestify.report.document import Report, read_report
+from nestify.file.summary import Report, read_report
+from nestify.file.writer import write_nested_file
 from nestify.report.html.page import Section, html_page
 from nestify.report.printable import settings
 from nestify.report.sheet import Column, Sheet

@@ -7,7 +7,7 @@ import pytest
 from report_builders import layer, report
 
 from nestify.errors import BadFileError
-from nestify.report.stored import open_report
+from nestify.file.summary import open_report
 
 
 def test_a_stored_report_is_the_report(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from torch import distributed, nn
 
 import nestify as package
 from nestify.errors import ProcessError
+from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
-from nestify.nested_file.reader import open_nested_file
 from nestify.training.world import World
 
 DIGITS = Path(package.__file__).parent / "recipes" / "digits"

@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,10 +12,6 @@ from torch import Tensor
 from nestify.model.graph.analysis import Analysis
 from nestify.model.graph.labels import Labels, Shape
 from nestify.model.graph.union_find import Nodes
-
-if TYPE_CHECKING:
-    pass
-
 
 Indices = NDArray[np.int64]
 """(kept,) places that are kept, ascending: indices of a dimension, or units of a group."""

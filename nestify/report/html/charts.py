@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from nestify.report.document import LevelReport, Report
+from nestify.file.summary import LevelReport, Report
 from nestify.report.html.labels import Box, Label, place_labels
 from nestify.report.html.scales import Scale, count_ticks, mebibyte_ticks, percent_ticks
 from nestify.report.table import mebibytes, quantity

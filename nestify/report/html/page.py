@@ -12,8 +12,8 @@ from pathlib import PurePosixPath
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from nestify.file.summary import Report
 from nestify.report.contents import bytes_table, tensor_table, together_table
-from nestify.report.document import Report
 from nestify.report.html import charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
 from nestify.report.printable import printable, settings

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
 from nestify.errors import BadFileError
-from nestify.nested_file.source import LocalFile, Source, piece_ranges
+from nestify.file.source import LocalFile, Source, piece_ranges
 
 if TYPE_CHECKING:
     from aiohttp import ClientHandlerType, ClientRequest, ClientResponse

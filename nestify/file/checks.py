@@ -11,10 +11,10 @@ from math import prod
 
 from pydantic import ValidationError
 
-from nestify.nested_file.axes import Runs, available_units
-from nestify.nested_file.entry_codec import choose_codings, coded_bytes, remaining_units
-from nestify.nested_file.header import MAX_DIMS, Header, bounded_bytes
-from nestify.nested_file.layout import (
+from nestify.file.axes import Runs, available_units
+from nestify.file.entry_codec import choose_codings, coded_bytes, remaining_units
+from nestify.file.header import MAX_DIMS, Header, bounded_bytes
+from nestify.file.layout import (
     ALIGNMENT,
     DTYPE_BYTES,
     FILE_DTYPES,
@@ -27,9 +27,8 @@ from nestify.nested_file.layout import (
     place,
     values_name,
 )
-from nestify.nested_file.manifest import Coding, Manifest, ParameterEntry
-from nestify.nested_file.refusal import Refusal
-from nestify.nested_file.strict_json import quoted, strict_json
+from nestify.file.manifest import Coding, Manifest, ParameterEntry
+from nestify.file.untrusted import Refusal, quoted, strict_json
 
 MAX_EXPANSION = 4096
 """Dense bytes per file byte that a reader accepts. A real file needs about 1 / density: 0.999 sparsity

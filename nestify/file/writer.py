@@ -16,28 +16,14 @@ import torch
 from torch import Tensor
 
 from nestify.errors import OutputError
+from nestify.file.checks import check_manifest
+from nestify.file.encoder import StoredTensor, axis_arrays, entry_array, parameter_entries, stored_tensors
+from nestify.file.layout import FILE_DTYPES, MAX_HEADER_BYTES, Layout, chunk_names, encode_header, place
+from nestify.file.manifest import Description, LevelEntry, Manifest, ParameterEntry
+from nestify.file.tensors import TORCH_DTYPES
+from nestify.file.untrusted import Refusal, quoted
 from nestify.files import atomic_file
 from nestify.model.entry_levels import NestedState, box_levels
-from nestify.nested_file.checks import check_manifest
-from nestify.nested_file.encoder import (
-    StoredTensor,
-    axis_arrays,
-    entry_array,
-    parameter_entries,
-    stored_tensors,
-)
-from nestify.nested_file.layout import (
-    FILE_DTYPES,
-    MAX_HEADER_BYTES,
-    Layout,
-    chunk_names,
-    encode_header,
-    place,
-)
-from nestify.nested_file.manifest import Description, LevelEntry, Manifest, ParameterEntry
-from nestify.nested_file.refusal import Refusal
-from nestify.nested_file.strict_json import quoted
-from nestify.nested_file.tensors import TORCH_DTYPES
 
 UNKNOWN_SHA256 = "0" * 64
 """Stands in a planned manifest for hashes that are not known yet, at their length."""

@@ -13,11 +13,11 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from nestify.errors import BadFileError
+from nestify.file.manifest import FromList, Label, Many, Sha256
+from nestify.file.reader import NestedFile
+from nestify.file.source import LocalFile
+from nestify.file.untrusted import quoted, strict_json
 from nestify.files import atomic_file, beside
-from nestify.nested_file.manifest import FromList, Label, Many, Sha256
-from nestify.nested_file.reader import NestedFile
-from nestify.nested_file.source import LocalFile
-from nestify.nested_file.strict_json import quoted, strict_json
 from nestify.recipe.levels import MAX_LEVELS
 
 ENDING = ".bench.json"

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestify.errors import BadFileError, RecipeError
-from nestify.nested_file.checks import check_layout, check_manifest, parse_manifest
-from nestify.nested_file.header import read_header
-from nestify.nested_file.layout import Layout
-from nestify.nested_file.manifest import Manifest
-from nestify.nested_file.refusal import GET_ANOTHER, Refusal
-from nestify.nested_file.remote import open_source
-from nestify.nested_file.source import Source
-from nestify.nested_file.strict_json import MAX_QUOTED
+from nestify.file.checks import check_layout, check_manifest, parse_manifest
+from nestify.file.header import read_header
+from nestify.file.layout import Layout
+from nestify.file.manifest import Manifest
+from nestify.file.remote import open_source
+from nestify.file.source import Source
+from nestify.file.untrusted import GET_ANOTHER, MAX_QUOTED, Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -95,7 +94,7 @@ class NestedFile:
             RecipeError: if there is no such level.
             BadFileError: if the data is damaged: a hash, a number of entry bits, a non-finite value.
         """
-        from nestify.nested_file.decoder import read_state
+        from nestify.file.decoder import read_state
 
         self._check_level(highest := self.n_levels if level is None else level)
         return read_state(self, highest, verify, into or {})
@@ -111,7 +110,7 @@ class NestedFile:
         Returns:
             dense tensors by state-dict name, tied ones under each of their names.
         """
-        from nestify.nested_file.decoder import read_level
+        from nestify.file.decoder import read_level
 
         self._check_level(level)
         return read_level(self, level, verify, into or {})

@@ -8,8 +8,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nestify.nested_file.entry_codec import U8Array
-from nestify.nested_file.layout import Shape
+from nestify.file.entry_codec import U8Array
+from nestify.file.layout import Shape
 
 TORCH_DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,

@@ -26,8 +26,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.nested_file.layout import ALIGNMENT, Shape
-from nestify.nested_file.manifest import Coding
+from nestify.file.layout import ALIGNMENT, Shape
+from nestify.file.manifest import Coding
 
 SEGMENT_BYTES = 2**14
 """Bytes whose bits are unpacked at a time."""

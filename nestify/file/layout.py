@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from nestify.nested_file.manifest import Manifest
+from nestify.file.manifest import Manifest
 
 Shape = tuple[int, ...]
 

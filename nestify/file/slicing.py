@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nestify.errors import BadFileError, OutputError, RecipeError
+from nestify.file.axes import cut_axes
+from nestify.file.checks import check_manifest
+from nestify.file.layout import Layout, encode_header
+from nestify.file.manifest import Manifest
+from nestify.file.reader import NestedFile, open_nested_file
+from nestify.file.source import LocalFile, pieces
+from nestify.file.untrusted import GET_ANOTHER, Refusal
 from nestify.files import atomic_file
-from nestify.nested_file.axes import cut_axes
-from nestify.nested_file.checks import check_manifest
-from nestify.nested_file.layout import Layout, encode_header
-from nestify.nested_file.manifest import Manifest
-from nestify.nested_file.reader import NestedFile, open_nested_file
-from nestify.nested_file.refusal import GET_ANOTHER, Refusal
-from nestify.nested_file.source import LocalFile, pieces
 
 Progress = Callable[[int, int], object]
 """Told, after each piece that the source gave: bytes read so far, bytes to read in all."""

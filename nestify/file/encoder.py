@@ -11,26 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nestify.file.axes import available_units, axis_runs
+from nestify.file.checks import units_left
+from nestify.file.entry_codec import U8Array, choose_codings, coded_bytes, encode, reduce_to_units
+from nestify.file.layout import Shape, TensorSpec, entry_name, private_name, values_name
+from nestify.file.manifest import Coding, ParameterEntry
+from nestify.file.tensors import TORCH_DTYPES, check_finite, dtype_name, elements, from_bytes, to_bytes
 from nestify.model.entry_levels import NestedState, box_levels
-from nestify.nested_file.axes import available_units, axis_runs
-from nestify.nested_file.checks import units_left
-from nestify.nested_file.entry_codec import (
-    U8Array,
-    choose_codings,
-    coded_bytes,
-    encode,
-    reduce_to_units,
-)
-from nestify.nested_file.layout import Shape, TensorSpec, entry_name, private_name, values_name
-from nestify.nested_file.manifest import Coding, ParameterEntry
-from nestify.nested_file.tensors import (
-    TORCH_DTYPES,
-    check_finite,
-    dtype_name,
-    elements,
-    from_bytes,
-    to_bytes,
-)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nestify.nested_file.layout import (
+from nestify.file.layout import (
     DTYPE_BYTES,
     FORMAT,
     FORMAT_KEY,
@@ -19,9 +19,8 @@ from nestify.nested_file.layout import (
     Slot,
     TensorSpec,
 )
-from nestify.nested_file.refusal import GET_ANOTHER, NOT_NESTED, Refusal
-from nestify.nested_file.source import Source
-from nestify.nested_file.strict_json import quoted, strict_json
+from nestify.file.source import Source
+from nestify.file.untrusted import GET_ANOTHER, NOT_NESTED, Refusal, quoted, strict_json
 
 HEADER_LENGTH_BYTES = 8
 MAX_DIMS = 16

@@ -10,19 +10,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestify.errors import BadFileError
+from nestify.file.axes import axis_levels
+from nestify.file.checks import units_left
+from nestify.file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
+from nestify.file.layout import Slot, entry_name, private_name, values_name
+from nestify.file.manifest import Manifest, ParameterEntry
+from nestify.file.source import mapped
+from nestify.file.tensors import TORCH_DTYPES, elements, from_bytes
+from nestify.file.untrusted import GET_ANOTHER, quoted
 from nestify.model.entry_levels import EntryLevels, NestedState, box_levels
-from nestify.nested_file.axes import axis_levels
-from nestify.nested_file.checks import units_left
-from nestify.nested_file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
-from nestify.nested_file.layout import Slot, entry_name, private_name, values_name
-from nestify.nested_file.manifest import Manifest, ParameterEntry
-from nestify.nested_file.mapping import mapped
-from nestify.nested_file.refusal import GET_ANOTHER
-from nestify.nested_file.strict_json import quoted
-from nestify.nested_file.tensors import TORCH_DTYPES, elements, from_bytes
 
 if TYPE_CHECKING:
-    from nestify.nested_file.reader import NestedFile
+    from nestify.file.reader import NestedFile
 
 SEGMENT = 2**17
 """Weights that are placed at a time: their positions fit into a processor's cache, and into little memory."""

@@ -13,9 +13,9 @@ from operator import mul
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.nested_file.entry_codec import U8Array, unit_grid
-from nestify.nested_file.layout import Shape
-from nestify.nested_file.manifest import ParameterEntry, Run
+from nestify.file.entry_codec import U8Array, unit_grid
+from nestify.file.layout import Shape
+from nestify.file.manifest import ParameterEntry, Run
 
 Runs = Sequence[Run]
 

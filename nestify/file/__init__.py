@@ -1,0 +1,1 @@
+"""The nested file: its format, reading and writing, slices, and files on a server."""

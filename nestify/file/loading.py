@@ -1,0 +1,286 @@
+"""From an open nested file to networks: all of its levels, or one as a plain timm model."""
+
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import overload
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from nestify.errors import BadFileError, UnsupportedModelError
+from nestify.file.reader import NestedFile, open_nested_file
+from nestify.hierarchy import stored_labels
+from nestify.model.batch_norm import private_names
+from nestify.model.entry_levels import EntryLevels, NestedState
+from nestify.model.graph.block_map import find_layers
+from nestify.model.graph.channel_map import find_channels
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import (
+    ModelSpec,
+    build_model,
+    describe_model,
+    fill_model,
+    state_tensors,
+    synthetic_input,
+)
+from nestify.model.structure import Structure, structure_of
+
+TOLERANCE = 1e-2
+"""Largest allowed difference of a rebuilt level's logits, relative to the largest; another machine rounds
+differently, a wrong level or a damaged weight is off by far more."""
+
+DIGITS = 7  # of a stored logit; float32 has no more
+
+Network = Callable[[Tensor], Tensor]
+
+
+def fingerprint(network: Network, input_size: tuple[int, int, int]) -> list[float]:
+    """Logits of the fixed synthetic input, rounded; (num_classes,).
+
+    Args:
+        network: in eval mode, float32 on the CPU.
+        input_size: (channels, height, width).
+    """
+    with torch.no_grad():
+        logits = network(synthetic_input(input_size))[0]
+    return [float(f"{value:.{DIGITS}g}") for value in logits.tolist()]
+
+
+def fingerprint_error(network: Network, input_size: tuple[int, int, int], expected: Sequence[float]) -> float:
+    """Largest difference of a network's logits from a stored fingerprint, over their largest magnitude.
+
+    Returns:
+        a share; infinite where the numbers of classes differ, NaN where a logit is not finite.
+    """
+    ours = torch.tensor(fingerprint(network, input_size), dtype=torch.float64)
+    theirs = torch.tensor(expected, dtype=torch.float64)
+    if ours.shape != theirs.shape:
+        return float("inf")
+    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
+
+
+@torch.no_grad()
+def restored(
+    network: nn.Module,
+    spec: ModelSpec,
+    state: NestedState,
+    level_names: Sequence[str],
+    classes: Sequence[int] | None = None,
+) -> NestedModel:
+    """Fill a freshly built timm model with what a nested file stores; in eval mode.
+
+    Args:
+        network: taken over; its classes are those of the highest level.
+        classes: how many classes each level tells, where every level has a classifier of its own.
+        state: its tensors are taken over or copied; those that are the network's own stay.
+
+    Raises:
+        ValueError: if the tensors do not fit the architecture.
+        UnsupportedModelError: if the levels that they describe make no network.
+    """
+    full = state.shared | state.private[-1]
+    structure = None
+    entry = state.entry
+    if state.axes or any(state.skipped):
+        structure = _structure(network, spec, state)
+        if not structure.is_whole(entry.n_levels):  # no level computes with `network` itself
+            full = state_tensors(network) | state.shared
+        entry = _masks(structure, spec, state)
+    given = full | {name: full[kept] for name, kept in state.aliases.items()}
+    fill_model(network, given, spec.architecture)
+    affine = set(private_names(network, "private")) - set(private_names(network, "recalibrate"))
+    nested = NestedModel(
+        network,
+        spec,
+        level_names,
+        entry=entry,
+        bn="private" if not affine or affine & state.private[-1].keys() else "recalibrate",
+        structure=structure,
+        classes=classes,
+    )
+    for level, tensors in enumerate(state.private[: len(nested.private)], start=1):
+        own = nested.private_tensors(level)
+        if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
+            raise ValueError(f"the private tensors of level {level} do not fit {spec.architecture}")
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+    return nested.eval()
+
+
+def _structure(network: nn.Module, spec: ModelSpec, state: NestedState) -> Structure:
+    channels = find_channels(network, spec.input_size)
+    names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
+    skipped = state.skipped or [[] for _ in range(state.entry.n_levels)]
+    return structure_of(channels, find_layers(channels), state.axes, names, skipped)
+
+
+def _masks(structure: Structure, spec: ModelSpec, state: NestedState) -> EntryLevels:
+    """Entry levels of the weights that are masked beyond what channels and blocks say.
+
+    Raises:
+        ValueError: if a level uses weights of a block that it skips.
+    """
+    entry = state.entry
+    available = structure.entry_levels(state.shared)
+    masked: dict[str, Tensor] = {}
+    for name in entry:
+        at_least = available.get(name)
+        if at_least is None:
+            at_least = torch.ones_like(entry[name])
+        if bool((entry[name] < at_least).any()):
+            raise ValueError(f"a level has weights of {name!r}, which only blocks read that it skips")
+        if name in spec.maskable and not torch.equal(entry[name], at_least):
+            masked[name] = entry[name]
+    return EntryLevels(entry.n_levels, masked)
+
+
+def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
+    """Rebuild all levels of a file, on the CPU, in eval mode.
+
+    Args:
+        check: prove by its fingerprint that every level came out as it was stored.
+
+    Raises:
+        BadFileError: if the file is damaged, or does not make the model that it names.
+    """
+    network, spec = _build(file, file.n_levels)
+    with torch.no_grad():
+        state = file.state(into=state_tensors(network))
+    names = [level.name for level in file.manifest.levels]
+    try:
+        nested = restored(network, spec, state, names, _classes(file, file.n_levels))
+    except (ValueError, UnsupportedModelError) as error:
+        raise _misfit(file, error) from error
+    if check:
+        for level in range(1, nested.n_levels + 1):
+            check_fingerprint(file, partial(nested, level=level), level)
+    return nested
+
+
+def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module:
+    """Rebuild one level as a plain timm model, on the CPU, in eval mode; reads no byte of the levels above.
+
+    Args:
+        level: its number, 1 for the core.
+        check: prove by its fingerprint that it came out as it was stored.
+
+    Raises:
+        RecipeError: if there is no such level.
+        BadFileError: if the file is damaged, or does not make the model that it names.
+    """
+    network, spec = _build(file, level)
+    skips = any(entry.skipped for entry in file.manifest.levels)
+    if skips or any(parameter.axes for parameter in file.manifest.parameters):
+        network = _smaller_level(file, network, spec, level)
+        if check:
+            check_fingerprint(file, network, level)
+        return network
+    with torch.no_grad():
+        tensors = file.level_tensors(level, into=state_tensors(network))
+    try:
+        fill_model(network, tensors, spec.architecture)
+    except ValueError as error:
+        raise _misfit(file, error) from error
+    network.eval()
+    if check:
+        check_fingerprint(file, network, level)
+    return network
+
+
+def _smaller_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level: int) -> nn.Module:
+    state = file.state(level)
+    names = [entry.name for entry in file.manifest.levels[:level]]
+    try:
+        return restored(network, spec, state, names, _classes(file, level)).at_level(level)
+    except (ValueError, UnsupportedModelError) as error:
+        raise _misfit(file, error) from error
+
+
+def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
+    """How far a rebuilt level's logits are from the stored ones, relative to the largest.
+
+    Raises:
+        BadFileError: if they are others.
+    """
+    entry = file.manifest.levels[level - 1]
+    input_size = file.manifest.model.preprocessing.input_size
+    try:
+        with torch.random.fork_rng():
+            off = fingerprint_error(network, input_size, entry.fingerprint)
+    except RuntimeError as error:  # the input's size is no size for this network
+        size = "x".join(map(str, input_size))
+        raise BadFileError(
+            f"{file.name}: level {level} ({entry.name}) takes no images of {size} ({error})"
+        ) from error
+    if not off <= TOLERANCE:
+        raise BadFileError(
+            f"{file.name}: level {level} ({entry.name}) gives other logits than when it was stored (off by "
+            f"{off:.2g} of the largest); {_made_with(file)}"
+        )
+    return off
+
+
+def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
+    """How many classes the first levels tell, where every level has a classifier of its own."""
+    counts = stored_labels(file.manifest).counts(file.manifest.model.num_classes)
+    return None if counts is None else counts[:n_levels]
+
+
+def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
+    """The network that a file names, for the classes of a level, its weights yet to be filled."""
+    model, classes = file.manifest.model, file.manifest.num_classes(level)
+    kwargs = model.kwargs if classes == model.num_classes else {**model.kwargs, "num_classes": classes}
+    try:
+        network = build_model(model.architecture, kwargs, filled=False)
+        described = describe_model(network)
+    except UnsupportedModelError as error:
+        raise BadFileError(f"{file.name}: {error}") from error
+    if described.num_classes != classes:
+        raise BadFileError(
+            f"{file.name}: says {classes} classes, but describes a network of "
+            f"{described.num_classes}; get an intact copy or write it again"
+        )
+    return network, replace(described, preprocessing=model.preprocessing.model_dump())
+
+
+def _misfit(file: NestedFile, error: Exception) -> BadFileError:
+    return BadFileError(f"{file.name}: {error}; {_made_with(file)}")
+
+
+def _made_with(file: NestedFile) -> str:
+    """The first thing to check when a file does not fit: another timm may build another network."""
+    return f"it was made with timm {file.manifest.versions.get('timm')}, this is {timm.__version__}"
+
+
+@overload
+def load(path: str | os.PathLike[str], *, level: None = None, check: bool = True) -> NestedModel: ...
+
+
+@overload
+def load(path: str | os.PathLike[str], *, level: int | str, check: bool = True) -> nn.Module: ...
+
+
+def load(
+    path: str | os.PathLike[str], *, level: int | str | None = None, check: bool = True
+) -> NestedModel | nn.Module:
+    """Rebuild a nested model, or one level of it, on the CPU, in eval mode.
+
+    Args:
+        path: a nested file, or its address `https://`, `http://`, `hf://owner/repo/file`; a local path
+            makes no network request.
+        level: number or name of one level, which comes as a plain timm model: nothing is read beyond the
+            level's prefix, and little memory is needed beyond the model's own. None: all levels.
+        check: prove by its fingerprint that every level came out as it was stored.
+
+    Raises:
+        RecipeError: if there is no such level.
+        BadFileError: if the file is damaged, or does not make the model that it names.
+    """
+    if level is None:
+        return load_nested(open_nested_file(path), check=check)
+    file = open_nested_file(path, truncated=True)
+    file.check_whole(number := file.level_index(str(level)))
+    return load_level(file, number, check=check)
