@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nestify.data.hierarchy import Labels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
-from nestify.hierarchy import Labels
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel
 from nestify.planning import LevelCost

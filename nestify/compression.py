@@ -11,13 +11,14 @@ from torch import Tensor, nn
 
 from nestify.anatomy import Anatomy
 from nestify.compressed import Compressed
+from nestify.data.dataset import Images
+from nestify.data.hierarchy import read_labels
+from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
-from nestify.hierarchy import read_labels
-from nestify.images import Images, Loader, Pictures, eval_loader, train_loader
 from nestify.inputs import (
     augmentation,
     check_optimizer,

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
+from nestify.data.hierarchy import Labels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
 from nestify.file.loading import fingerprint
 from nestify.file.manifest import Description, LevelDescription, Metrics, ModelEntry, Preprocessing
 from nestify.file.writer import planned_bytes
-from nestify.hierarchy import Labels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
 from nestify.planning import LevelCost

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from nestify.data.dataset import OnBadImage, open_images
+from nestify.data.hierarchy import stored_labels
+from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
@@ -15,8 +18,6 @@ from nestify.evaluation.consensus import Consensus, ConsensusKind, consensus
 from nestify.file.loading import load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
-from nestify.hierarchy import stored_labels
-from nestify.images import Loader, OnBadImage, eval_loader, open_images
 from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.recipe.amounts import Budget, parse_budget
 

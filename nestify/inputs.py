@@ -6,8 +6,8 @@ import torch
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
+from nestify.data.dataset import Images, open_splits
 from nestify.errors import CheckpointError, RecipeError
-from nestify.images import Images, open_splits
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.model.spec import ModelSpec
 from nestify.recipe.options import TEACHERS

@@ -7,8 +7,8 @@ from itertools import pairwise
 from torch import nn
 
 from nestify.anatomy import Anatomy
+from nestify.data.hierarchy import Labels
 from nestify.errors import RecipeError, UnsupportedModelError
-from nestify.hierarchy import Labels
 from nestify.layers.ranking import kept_blocks
 from nestify.model.graph.channel_map import permute_channels
 from nestify.model.heads import coarse_rows

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from nestify.anatomy import Anatomy, find_anatomy
+from nestify.data.hierarchy import Labels
 from nestify.describe import prefix_bytes
 from nestify.errors import RecipeError
-from nestify.hierarchy import Labels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
 from nestify.nest import Size, check_anatomy, check_distinct, choose_weights, nest, order_channels, size_of

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import nestify
+from nestify.data.hierarchy import Labels
 from nestify.describe import describe, prefix_bytes
 from nestify.file.loading import fingerprint_error
 from nestify.file.writer import write_nested_file
-from nestify.hierarchy import Labels
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.planning import level_costs

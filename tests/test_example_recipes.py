@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nestify.images import open_images
+from nestify.data.dataset import open_images
 from nestify.recipe.recipe import load_recipe
 
 FOLDER = Path(__file__).parents[1] / "recipes"

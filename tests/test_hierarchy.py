@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nestify.data.hierarchy import Labels, coarse_target, read_labels
 from nestify.errors import DataError, RecipeError
-from nestify.hierarchy import Labels, coarse_target, read_labels
 
 NAMES = ("ash", "cat", "dog", "oak")
 TABLE = """species,kingdom,size

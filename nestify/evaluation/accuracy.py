@@ -12,8 +12,8 @@ import torch
 from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor, distributed
 
+from nestify.data.hierarchy import coarse_target
 from nestify.errors import DivergedError
-from nestify.hierarchy import coarse_target
 from nestify.model.nested_model import NestedModel
 
 NO_PARENTS: Mapping[int, Tensor] = MappingProxyType({})

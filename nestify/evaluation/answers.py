@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from nestify.hierarchy import coarse_target
+from nestify.data.hierarchy import coarse_target
 
 Network = Callable[[Tensor], Tensor]
 

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.file.reader import NestedFile, open_nested_file
-from nestify.hierarchy import stored_labels
 from nestify.model.batch_norm import private_names
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.graph.block_map import find_layers
@@ -224,9 +223,9 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
 
 
 def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
-    """How many classes the first levels tell, where every level has a classifier of its own."""
-    counts = stored_labels(file.manifest).counts(file.manifest.model.num_classes)
-    return None if counts is None else counts[:n_levels]
+    """Number of classes of each of the first levels, if every level has a classifier of its own."""
+    manifest = file.manifest
+    return [manifest.num_classes(k) for k in range(1, n_levels + 1)] if manifest.hierarchy else None
 
 
 def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:

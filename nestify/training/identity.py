@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import nn
 
-from nestify.hierarchy import Labels
-from nestify.images import Images
+from nestify.data.dataset import Images
+from nestify.data.hierarchy import Labels
 from nestify.recipe.recipe import Recipe, flat_options, is_free
 from nestify.version import __version__
 

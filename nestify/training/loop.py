@@ -22,7 +22,7 @@ CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the
 
 
 class Batches(Sized, Protocol):
-    """Training batches, as `nestify.images.Loader` gives them; the length is that of one epoch.
+    """Training batches, as `nestify.data.Loader` gives them; the length is that of one epoch.
 
     Attributes:
         place: batches of the epoch that are over, those that no image was left of too.

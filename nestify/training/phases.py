@@ -10,9 +10,9 @@ import torch
 from timm.loss import create_classification_loss
 from torch import nn
 
+from nestify.data.hierarchy import Labels
+from nestify.data.loaders import Loader
 from nestify.evaluation.accuracy import evaluate_levels
-from nestify.hierarchy import Labels
-from nestify.images import Loader
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from nestify.data.loaders import Loader
 from nestify.errors import DivergedError, OutputError, RecipeError
-from nestify.images import Loader
 from nestify.signals import PutOff, put_off
 from nestify.training.checkpoint import (
     Checkpoint,

@@ -9,8 +9,8 @@ import torch
 from timm.task import TrainingTask
 from torch import Tensor, nn
 
+from nestify.data.hierarchy import coarse_target
 from nestify.evaluation.accuracy import NO_PARENTS
-from nestify.hierarchy import coarse_target
 from nestify.model.nested_model import NestedModel
 from nestify.training.compiled import CompiledLevels
 from nestify.training.distillation import Teacher

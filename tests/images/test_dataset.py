@@ -5,8 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nestify.data.dataset import Images, open_images, open_splits
+from nestify.data.loaders import eval_loader
 from nestify.errors import DataError, RecipeError
-from nestify.images import Images, eval_loader, open_images, open_splits
 
 from .builders import PREPROCESSING, grey, make_folder, make_tar
 

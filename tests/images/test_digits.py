@@ -12,7 +12,8 @@ from PIL import Image
 from timm.data import create_dataset
 
 import nestify
-from nestify.images import eval_loader, open_splits
+from nestify.data.dataset import open_splits
+from nestify.data.loaders import eval_loader
 
 from .builders import PREPROCESSING
 

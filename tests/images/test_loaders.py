@@ -17,9 +17,10 @@ import timm.data
 import torch
 from PIL import Image
 
+from nestify.data.dataset import open_images
+from nestify.data.loaders import Loader, eval_loader, train_loader
+from nestify.data.samples import Samples, init_worker
 from nestify.errors import DataError, RecipeError, UnsupportedModelError
-from nestify.images import Loader, eval_loader, open_images, train_loader
-from nestify.images.samples import Samples, init_worker
 
 from .builders import NO_CHANGE, PREPROCESSING, grey, make_folder, make_tar, png
 

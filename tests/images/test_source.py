@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nestify.data import source
+from nestify.data.dataset import open_images, open_splits
+from nestify.data.loaders import eval_loader
 from nestify.errors import DataError, RecipeError
-from nestify.images import eval_loader, open_images, open_splits, source
 
 from .builders import PREPROCESSING, make_folder, make_tar
 

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 from timm.data.dataset import IterableImageDataset
 
+from nestify.data import source
+from nestify.data.dataset import Images, open_images
+from nestify.data.loaders import eval_loader, train_loader
 from nestify.errors import DataError
-from nestify.images import Images, eval_loader, open_images, source, train_loader
 
 from .builders import NO_CHANGE, PREPROCESSING
 

@@ -224,7 +224,7 @@ def test_other_versions_weights_and_images_are_refused(monkeypatch: pytest.Monke
     others: dict[str, tuple[str, object]] = {
         "the version of timm is 0 now": ("timm.__version__", "0"),
         "hash of the model's weights": ("nestify.training.identity._hash_of_weights", lambda network: "0"),
-        "names of the training images": ("nestify.images.dataset.Images.inner_names", lambda images: ["0"]),
+        "names of the training images": ("nestify.data.dataset.Images.inner_names", lambda images: ["0"]),
     }
     for told, (name, value) in others.items():
         with monkeypatch.context() as patch:

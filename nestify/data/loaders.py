@@ -16,10 +16,10 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+from nestify.data.dataset import Images
+from nestify.data.samples import Batch, Fault, QuietLoader, Samples, Stream, collate, init_worker
+from nestify.data.source import open_source
 from nestify.errors import DataError, RecipeError, UnsupportedModelError
-from nestify.images.dataset import Images
-from nestify.images.samples import Batch, Fault, Samples, Stream, collate, init_worker
-from nestify.images.source import open_source
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -275,13 +275,6 @@ def _samples(
     return Stream(images, dataset)
 
 
-class _Loader(DataLoader[Any]):
-    """torch's loader without its warning about more workers than processors."""
-
-    def check_worker_number_rationality(self) -> None:
-        """Do nothing: `inputs.workers_warning` says it once for a whole run."""
-
-
 def _torch_loader(
     samples: Samples | Stream,
     order: Order | None,
@@ -292,7 +285,7 @@ def _torch_loader(
     seed: int = 0,
     drop_last: bool = False,
 ) -> DataLoader[Any]:
-    return _Loader(
+    return QuietLoader(
         samples,
         batch_size=batch_size,
         sampler=order,

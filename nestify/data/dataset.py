@@ -7,9 +7,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from nestify.data.classes import Classes, check_class_folders, fit_classes, labels_in, names_in
+from nestify.data.source import Source, locate, open_source
 from nestify.errors import DataError, RecipeError
-from nestify.images.classes import Classes, check_class_folders, fit_classes, labels_in, names_in
-from nestify.images.source import Source, locate, open_source
 
 OnBadImage = Literal["refuse", "skip"]
 

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
-from torch.utils.data import Dataset, IterableDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
-from nestify.images.dataset import Images
+from nestify.data.dataset import Images
 
 Transform = Callable[[Image.Image], Tensor]
 
@@ -187,3 +187,10 @@ def init_worker(_: int) -> None:
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+class QuietLoader(DataLoader[Any]):
+    """torch's loader without its warning about more workers than processors."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Do nothing: `machine.workers_warning` says it once for a whole run."""

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nestify.data.source import Source
 from nestify.errors import DataError
-from nestify.images.source import Source
 
 
 @dataclass(frozen=True)
