@@ -12,7 +12,6 @@ import torch
 
 from nestify.compressed import Compressed
 from nestify.compression import Run
-from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluating import Evaluation, evaluate
 from nestify.file.loading import load
@@ -22,9 +21,10 @@ from nestify.file.writer import write_nested_file
 from nestify.files import checkpoint_path, metrics_path
 from nestify.inputs import stored_dtype
 from nestify.machine import pick_device
-from nestify.planning import Plan
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.report.gates import GateResult, check_gates
+from nestify.schedule.costs import Plan
+from nestify.schedule.description import block_units, describe
 from nestify.training.logs import check_logs, open_logs
 from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.world import World, joined

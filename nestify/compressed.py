@@ -8,8 +8,8 @@ from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel
-from nestify.planning import LevelCost
 from nestify.recipe.levels import Level
+from nestify.schedule.costs import LevelCost
 
 
 @dataclass(frozen=True)

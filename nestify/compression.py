@@ -9,12 +9,10 @@ import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from nestify.anatomy import Anatomy
 from nestify.compressed import Compressed
 from nestify.data.dataset import Images
 from nestify.data.hierarchy import read_labels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
-from nestify.describe import prefix_bytes
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.evaluation.calibration import calibrate_levels
@@ -31,12 +29,13 @@ from nestify.inputs import (
 from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
-from nestify.nest import choose_weights, dense_layers
-from nestify.planning import Plan, PlannedLevel, level_costs
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
-from nestify.report.costs import count_macs
-from nestify.solving import Design, design
+from nestify.schedule.blocks import Anatomy
+from nestify.schedule.budgets import Design, design
+from nestify.schedule.costs import Plan, PlannedLevel, count_macs, level_costs
+from nestify.schedule.description import prefix_bytes
+from nestify.schedule.nest import choose_weights, dense_layers
 from nestify.training.checkpoint import Findings
 from nestify.training.estimate import estimate_step
 from nestify.training.health import check_collapse, check_empty

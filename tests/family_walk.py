@@ -21,15 +21,14 @@ from torch.nn import functional
 
 import nestify
 from nestify.data.hierarchy import Labels
-from nestify.describe import describe, prefix_bytes
 from nestify.file.loading import fingerprint_error
 from nestify.file.writer import write_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel, load_pretrained
-from nestify.planning import level_costs
 from nestify.recipe.recipe import Recipe, load_recipe
-from nestify.report.costs import MacCount, count_macs
-from nestify.schedules.weights import kept_weights, select_entry_levels
+from nestify.schedule.costs import MacCount, count_macs, level_costs
+from nestify.schedule.description import describe, prefix_bytes
+from nestify.schedule.weights import kept_weights, select_entry_levels
 from nestify.training.distillation import Teacher
 from nestify.training.task import NestedTask
 

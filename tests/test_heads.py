@@ -20,7 +20,7 @@ from nestify.model.heads import coarse_rows, head_names
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
-from nestify.schedules.weights import select_entry_levels
+from nestify.schedule.weights import select_entry_levels
 
 MakeModel = Callable[..., nn.Module]
 PARENTS = [0, 1, 1, 2, 0, 2, 2, 0, 1, 2]

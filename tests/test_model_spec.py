@@ -9,7 +9,7 @@ from torch import nn
 
 from nestify.errors import RecipeError, UnsupportedModelError
 from nestify.model.spec import build_model, describe_model, synthetic_input
-from nestify.schedules.skip import masked_names
+from nestify.schedule.nest import masked_names
 
 MakeModel = Callable[..., nn.Module]
 

@@ -16,7 +16,7 @@ from nestify.model.entry_levels import EntryLevels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
-from nestify.schedules.weights import select_entry_levels
+from nestify.schedule.weights import select_entry_levels
 
 MakeModel = Callable[..., nn.Module]
 LEVELS = [Level("core", 0.9), Level("middle", 0.6), Level("full", 0.2)]

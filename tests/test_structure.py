@@ -19,7 +19,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.model.structure import Structure, structure_of
 from nestify.recipe.levels import Level
-from nestify.schedules.channels import channel_counts
+from nestify.schedule.channels import channel_counts
 
 SIDE = 64
 WIDTHS = (0.25, 0.5, 1.0)

@@ -14,8 +14,8 @@ from rich.text import Text
 from nestify.cli.output import render, say
 from nestify.cli.verbosity import Verbosity, verbosity
 from nestify.evaluation.accuracy import Accuracy
-from nestify.planning import Plan
 from nestify.report.table import mebibytes, plan_table, quantity, some_images
+from nestify.schedule.costs import Plan
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 

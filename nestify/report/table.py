@@ -7,7 +7,7 @@ from nestify.file.summary import Report
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
-    from nestify.planning import Plan
+    from nestify.schedule.costs import Plan
     from nestify.verification import Verification
 
 

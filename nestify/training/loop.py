@@ -11,7 +11,7 @@ from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
-from nestify.schedules.ramp import Ramp
+from nestify.schedule.ramp import Ramp
 from nestify.signals import children_wait
 from nestify.training.progress import StepLog
 from nestify.training.stepper import Stepper

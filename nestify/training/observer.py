@@ -12,7 +12,7 @@ from typing import Any, Literal, TextIO
 
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.planning import Plan
+from nestify.schedule.costs import Plan
 from nestify.training.progress import StepLog
 
 Phase = Literal["finetune", "train"]

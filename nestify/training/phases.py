@@ -20,7 +20,7 @@ from nestify.recipe.level_options import level_weights
 from nestify.recipe.levels import Level
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
-from nestify.schedules.ramp import Ramp
+from nestify.schedule.ramp import Ramp
 from nestify.training.compiled import CompiledLevels
 from nestify.training.distillation import Teacher
 from nestify.training.loop import steps_per_epoch, total_steps, train

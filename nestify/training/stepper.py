@@ -14,10 +14,10 @@ from torch import Tensor
 
 from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
-from nestify.nest import choose_weights
 from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
-from nestify.schedules.ramp import Ramp
+from nestify.schedule.nest import choose_weights
+from nestify.schedule.ramp import Ramp
 from nestify.training.gradients import LevelGradients
 from nestify.training.health import RampWatch
 from nestify.training.precision import Precision

@@ -23,7 +23,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from nestify.report.costs import count_macs
+from nestify.schedule.costs import count_macs
 
 MAX_PARAMETERS = 450_000_000  # a copy is made to count: 3.6 GB in all
 MAX_SIDE = 256  # pixels; larger inputs are made smaller where the model lets us

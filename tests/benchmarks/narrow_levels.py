@@ -29,8 +29,8 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.model.structure import Structure
 from nestify.recipe.levels import Level
-from nestify.report.costs import count_macs
-from nestify.schedules.channels import channel_counts
+from nestify.schedule.channels import channel_counts
+from nestify.schedule.costs import count_macs
 from nestify.training.distillation import Teacher
 from nestify.training.task import NestedTask
 

@@ -19,7 +19,7 @@ from nestify.model.graph.node_facts import module_calls
 from nestify.model.graph.operators import operator_name
 from nestify.model.graph.skipping import remains_of
 from nestify.model.spec import state_tensors
-from nestify.report.costs import count_macs
+from nestify.schedule.costs import count_macs
 
 ZERO_IF_ALL_ARE = (
     *("add", "sub", "view", "reshape", "reshape_as", "permute", "transpose", "flatten", "unflatten"),

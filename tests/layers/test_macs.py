@@ -11,7 +11,7 @@ from torch.nn import functional
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import find_channels
 from nestify.model.graph.macs import find_formula, node_macs
-from nestify.report.costs import count_macs
+from nestify.schedule.costs import count_macs
 
 from .builders import Net, opened
 

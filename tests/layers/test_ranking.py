@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.layers.ranking import kept_blocks, rank_by_loss, rank_evenly
 from nestify.model.graph.blocks import Block, Stage
+from nestify.schedule.blocks import kept_blocks, rank_by_loss, rank_evenly
 
 
 def stages_of(sizes: Sequence[int]) -> list[Stage]:

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from nestify.errors import UnsupportedModelError
-from nestify.report.costs import MacCount, count_macs, effective_macs, layer_entries
+from nestify.schedule.costs import MacCount, count_macs, effective_macs, layer_entries
 
 TINY = {
     "test_resnet": {},

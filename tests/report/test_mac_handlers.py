@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from timm.layers import CondConv2d, ScaledStdConv2dSame, StdConv2d
 from torch import Tensor, nn
 
-from nestify.report.costs import count_macs, effective_macs
+from nestify.schedule.costs import count_macs, effective_macs
 
 
 class Function(nn.Module):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from nestify.model.graph.groups import Group, Member
 from nestify.recipe.levels import Level
-from nestify.schedules.channels import channel_counts, importance_orders
+from nestify.schedule.channels import channel_counts, importance_orders
 
 
 def group(units: int, per_unit: int = 1, name: str = "w", dim: int = 0) -> Group:

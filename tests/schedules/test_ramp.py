@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestify.recipe.levels import Level, Pattern, check_levels
-from nestify.schedules.ramp import Ramp
+from nestify.schedule.ramp import Ramp
 
 LEVELS = [Level("a", 0.95), Level("b", 0.8), Level("c", 0.0)]
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nestify.model.entry_levels import EntryLevels
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern, parse_pattern
-from nestify.schedules.weights import layer_budgets, select_entry_levels
+from nestify.schedule.weights import layer_budgets, select_entry_levels
 
 SCORES: list[Score] = ["lamp", "magnitude", "uniform", "erk"]
 

@@ -10,7 +10,7 @@ from torch import nn
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
-from nestify.schedules.weights import select_entry_levels
+from nestify.schedule.weights import select_entry_levels
 from nestify.training.distillation import Teacher
 from nestify.training.gradients import LevelGradients
 from nestify.training.task import NestedTask

@@ -11,7 +11,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.recipe.options import AugmentOptions, TrainOptions
-from nestify.schedules.ramp import Ramp
+from nestify.schedule.ramp import Ramp
 from nestify.training.distillation import Teacher
 from nestify.training.loop import train
 from nestify.training.progress import StepLog

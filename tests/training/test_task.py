@@ -10,7 +10,7 @@ from torch.nn import functional
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
-from nestify.schedules.weights import select_entry_levels
+from nestify.schedule.weights import select_entry_levels
 from nestify.training.distillation import Teacher, TeacherKind
 from nestify.training.task import NestedTask
 

@@ -17,9 +17,9 @@ from nestify.file.manifest import Description, LevelDescription, Metrics, ModelE
 from nestify.file.writer import planned_bytes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
-from nestify.planning import LevelCost
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
+from nestify.schedule.costs import LevelCost
 
 NO_NAMES = Labels()
 

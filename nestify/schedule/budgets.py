@@ -6,20 +6,27 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from nestify.anatomy import Anatomy, find_anatomy
 from nestify.data.hierarchy import Labels
-from nestify.describe import prefix_bytes
 from nestify.errors import RecipeError
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
-from nestify.nest import Size, check_anatomy, check_distinct, choose_weights, nest, order_channels, size_of
-from nestify.planning import level_cost, level_costs
 from nestify.recipe.amounts import TOLERANCE, Budget
 from nestify.recipe.level_options import solved_axis
 from nestify.recipe.levels import Level, Pattern, check_levels
 from nestify.recipe.recipe import Recipe
-from nestify.report.costs import MacCount, count_macs
-from nestify.schedules.channels import channel_path
+from nestify.schedule.blocks import Anatomy, find_anatomy
+from nestify.schedule.channels import channel_path
+from nestify.schedule.costs import MacCount, count_macs, level_cost, level_costs
+from nestify.schedule.description import prefix_bytes
+from nestify.schedule.nest import (
+    Size,
+    check_anatomy,
+    check_distinct,
+    choose_weights,
+    nest,
+    order_channels,
+    size_of,
+)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Which weights, channels and blocks each level gets, and what a level costs."""
