@@ -25,9 +25,9 @@ from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.report.gates import GateResult, check_gates
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
-from nestify.training.logs import check_logs, open_logs
-from nestify.training.observer import MetricsLog, Observer, Observers
-from nestify.training.world import World, joined
+from nestify.training.distributed import World, joined
+from nestify.training.logs import MetricsLog, check_logs, open_logs
+from nestify.training.observer import Observer, Observers
 
 __all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
 

@@ -37,6 +37,7 @@ from nestify.schedule.costs import Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
 from nestify.training.checkpoint import Findings
+from nestify.training.distributed import ALONE, World
 from nestify.training.estimate import estimate_step
 from nestify.training.health import check_collapse, check_empty
 from nestify.training.identity import run_identity
@@ -45,7 +46,6 @@ from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision
 from nestify.training.resume import Checkpoints
-from nestify.training.world import ALONE, World
 
 
 class Run:

@@ -29,8 +29,7 @@ from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import MacCount, count_macs, level_costs
 from nestify.schedule.description import describe, prefix_bytes
 from nestify.schedule.weights import kept_weights, select_entry_levels
-from nestify.training.distillation import Teacher
-from nestify.training.task import NestedTask
+from nestify.training.task import NestedTask, Teacher
 
 Kwargs = dict[str, Any]
 

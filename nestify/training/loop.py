@@ -13,10 +13,10 @@ from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedule.ramp import Ramp
 from nestify.signals import children_wait
+from nestify.training.distributed import ALONE, World
 from nestify.training.progress import StepLog
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask
-from nestify.training.world import ALONE, World
 
 CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the device
 

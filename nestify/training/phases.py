@@ -21,15 +21,14 @@ from nestify.recipe.levels import Level
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.ramp import Ramp
-from nestify.training.compiled import CompiledLevels
-from nestify.training.distillation import Teacher
+from nestify.training.distributed import World
+from nestify.training.forward import CompiledLevels
 from nestify.training.loop import steps_per_epoch, total_steps, train
 from nestify.training.observer import Observer
 from nestify.training.precision import Precision
 from nestify.training.progress import StepLog
 from nestify.training.resume import Checkpoints
-from nestify.training.task import NestedTask
-from nestify.training.world import World
+from nestify.training.task import NestedTask, Teacher
 
 
 @dataclass(frozen=True)

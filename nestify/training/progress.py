@@ -10,8 +10,8 @@ from torch import Tensor
 
 from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
+from nestify.training.distributed import World
 from nestify.training.task import LevelResult
-from nestify.training.world import World
 
 
 @dataclass(frozen=True)

@@ -19,11 +19,11 @@ from nestify.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
+from nestify.training.distributed import ALONE, World
 from nestify.training.identity import Identity, difference
 from nestify.training.loop import Keeper
 from nestify.training.observer import Observer, Phase
 from nestify.training.stepper import Stepper
-from nestify.training.world import ALONE, World
 
 _CALLED = {"finetune": "the fine-tuning", "train": "the training"}
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, sqrt
 from typing import Any
 
 import torch
@@ -18,13 +18,43 @@ from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
-from nestify.training.gradients import LevelGradients
+from nestify.training.checkpoint import optimizer_state, random_states, restore_optimizer, set_random_states
+from nestify.training.distributed import ALONE, World
 from nestify.training.health import RampWatch
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
-from nestify.training.state import optimizer_state, random_states, restore_optimizer, set_random_states
 from nestify.training.task import NestedTask
-from nestify.training.world import ALONE, World
+
+
+class LevelGradients:
+    """Scales the gradients of a nested model by what the levels that use each weight need.
+
+    Args:
+        level_weights: a_k by level, core first; a level of weight 0 is not trained and does not count.
+    """
+
+    def __init__(self, nested: NestedModel, level_weights: Sequence[float]) -> None:
+        self._nested = nested
+        above = [[a for a in level_weights[level:] if a] for level in range(nested.n_levels)]
+        factors = [sqrt(len(users)) / sum(users) if users else 1.0 for users in above]
+        device = next(nested.parameters()).device
+        # entry levels count from 1; n + 1 is no level's
+        self._factors = torch.tensor([1.0, *factors, 1.0], device=device)
+        shared = {
+            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.owned
+        }
+        structure = nested.structure
+        fixed = {} if structure is None else structure.entry_levels(shared)
+        self._fixed = {name: entry.to(device) for name, entry in fixed.items()}
+
+    def apply(self) -> None:
+        """Scale the gradients that all levels have added to."""
+        for name, entry in (self._fixed | dict(self._nested.entry.items())).items():
+            gradient = self._nested.shared_tensor(name).grad
+            if gradient is not None:
+                factors = self._factors.to(gradient.dtype)
+                # four times as fast as factors[entry.int()]
+                gradient.mul_(factors.index_select(0, entry.flatten().int()).view(entry.shape))
 
 
 @dataclass

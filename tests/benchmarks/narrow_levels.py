@@ -31,8 +31,7 @@ from nestify.model.structure import Structure
 from nestify.recipe.levels import Level
 from nestify.schedule.channels import channel_counts
 from nestify.schedule.costs import count_macs
-from nestify.training.distillation import Teacher
-from nestify.training.task import NestedTask
+from nestify.training.task import NestedTask, Teacher
 
 WIDTHS = (0.25, 0.5, 1.0)
 GOAL = 1.10

@@ -10,7 +10,7 @@ from torch import nn
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
-from nestify.training.compiled import CompiledLevels
+from nestify.training.forward import CompiledLevels
 
 
 def masked(nested: NestedModel) -> NestedModel:

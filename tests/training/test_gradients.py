@@ -11,9 +11,8 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
-from nestify.training.distillation import Teacher
-from nestify.training.gradients import LevelGradients
-from nestify.training.task import NestedTask
+from nestify.training.stepper import LevelGradients
+from nestify.training.task import NestedTask, Teacher
 
 MakeModel = Callable[..., nn.Module]
 

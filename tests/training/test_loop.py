@@ -12,10 +12,9 @@ from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedule.ramp import Ramp
-from nestify.training.distillation import Teacher
 from nestify.training.loop import train
 from nestify.training.progress import StepLog
-from nestify.training.task import NestedTask
+from nestify.training.task import NestedTask, Teacher
 
 MakeModel = Callable[..., nn.Module]
 LEVELS = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]

@@ -13,8 +13,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
-from nestify.training.distillation import Teacher
-from nestify.training.task import NestedTask
+from nestify.training.task import NestedTask, Teacher
 
 MakeModel = Callable[..., nn.Module]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from nestify.training.state import (
+from nestify.training.checkpoint import (
     optimizer_state,
     pack,
     random_states,

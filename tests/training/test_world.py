@@ -19,7 +19,7 @@ from nestify.errors import ProcessError
 from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
-from nestify.training.world import World
+from nestify.training.distributed import World
 
 DIGITS = Path(package.__file__).parent / "recipes" / "digits"
 VIT = (
