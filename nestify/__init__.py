@@ -7,42 +7,42 @@ from nestify.version import __version__
 if TYPE_CHECKING:
     from nestify.api import Result, compress, plan
     from nestify.batching.batch import BatchResult, run_batch
-    from nestify.benching import Bench, bench
-    from nestify.evaluating import Evaluation, evaluate
+    from nestify.evaluate.bench import Bench, bench
+    from nestify.evaluate.evaluate import Evaluation, evaluate
+    from nestify.evaluate.gates import check_gates
+    from nestify.evaluate.pick import Limit, Pick, pick
+    from nestify.evaluate.verify import Verification, verify
     from nestify.export_formats.level import Exported
     from nestify.exporting import export
     from nestify.file.loading import load
     from nestify.file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.file.summary import open_report, read_report
     from nestify.model.nested_model import NestedModel
-    from nestify.picking import Limit, Pick, pick
     from nestify.recipe.gates import load_gates
     from nestify.recipe.recipe import Recipe, load_recipe
     from nestify.report.compare import compare
-    from nestify.report.gates import check_gates
-    from nestify.verification import Verification, verify
 
 
 _HOME = {
-    "bench": "nestify.benching",
+    "bench": "nestify.evaluate.bench",
     "compress": "nestify.api",
-    "evaluate": "nestify.evaluating",
+    "evaluate": "nestify.evaluate.evaluate",
     "load": "nestify.api",
     "plan": "nestify.api",
     "export": "nestify.exporting",
     "slice_file": "nestify.file.slicing",
     "upgrade_slice": "nestify.file.slicing",
-    "verify": "nestify.verification",
+    "verify": "nestify.evaluate.verify",
     "run_batch": "nestify.batching.batch",
     "BatchResult": "nestify.batching.batch",
-    "pick": "nestify.picking",
-    "Bench": "nestify.benching",
-    "Evaluation": "nestify.evaluating",
+    "pick": "nestify.evaluate.pick",
+    "Bench": "nestify.evaluate.bench",
+    "Evaluation": "nestify.evaluate.evaluate",
     "Exported": "nestify.export_formats.level",
     "Sliced": "nestify.file.slicing",
-    "Verification": "nestify.verification",
-    "Limit": "nestify.picking",
-    "Pick": "nestify.picking",
+    "Verification": "nestify.evaluate.verify",
+    "Limit": "nestify.evaluate.pick",
+    "Pick": "nestify.evaluate.pick",
     "Result": "nestify.api",
     "NestedModel": "nestify.model.nested_model",
     "Recipe": "nestify.recipe.recipe",

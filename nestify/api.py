@@ -13,7 +13,8 @@ import torch
 from nestify.compressed import Compressed
 from nestify.compression import Run
 from nestify.errors import BadFileError, BudgetError, OutputError
-from nestify.evaluating import Evaluation, evaluate
+from nestify.evaluate.evaluate import Evaluation, evaluate
+from nestify.evaluate.gates import GateResult, check_gates
 from nestify.file.loading import load
 from nestify.file.manifest import Manifest
 from nestify.file.summary import Report, open_report, read_report
@@ -22,7 +23,6 @@ from nestify.files import checkpoint_path, metrics_path
 from nestify.inputs import stored_dtype
 from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
-from nestify.report.gates import GateResult, check_gates
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
 from nestify.training.distributed import World, joined

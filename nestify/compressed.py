@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nestify.data.hierarchy import Labels
-from nestify.evaluation.accuracy import Accuracy
-from nestify.evaluation.calibration import Calibration
+from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluate.calibration import Calibration
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel
 from nestify.recipe.levels import Level

@@ -14,8 +14,8 @@ from nestify.data.dataset import Images
 from nestify.data.hierarchy import read_labels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.errors import OutputError
-from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
-from nestify.evaluation.calibration import calibrate_levels
+from nestify.evaluate.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.evaluate.calibration import calibrate_levels
 from nestify.files import checkpoint_path
 from nestify.inputs import (
     augmentation,

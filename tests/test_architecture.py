@@ -97,7 +97,7 @@ def test_files_hold_one_idea(path: Path) -> None:
         "nestify.cli",
         "nestify.recipe.recipe",
         "nestify.file.summary",
-        "nestify.picking",
+        "nestify.evaluate.pick",
         "nestify.report.html.page",
         "nestify.batching.batch",
     ],

@@ -10,9 +10,9 @@ import torch
 from nested_file.builders import description, small_state
 from torch import Tensor, nn
 
-from nestify import benching
-from nestify.benching import bench, clock_of, saved_measurement
 from nestify.errors import BadFileError, RecipeError
+from nestify.evaluate import bench as benching
+from nestify.evaluate.bench import bench, clock_of, saved_measurement
 from nestify.file.reader import NestedFile
 from nestify.file.summary import read_report
 from nestify.file.writer import write_nested_file

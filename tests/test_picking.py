@@ -8,8 +8,8 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from nestify.errors import BadFileError, GateFailed, RecipeError
+from nestify.evaluate.pick import Limit, Pick, choose
 from nestify.file.summary import LevelReport, Report
-from nestify.picking import Limit, Pick, choose
 from nestify.recipe.amounts import Limited, parse_amount, show_amount
 
 LIMITED: tuple[Limited, ...] = ("latency", "bytes", "macs", "params", "top1")

@@ -10,7 +10,7 @@ import typer
 from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.evaluating import Evaluation
+    from nestify.evaluate.evaluate import Evaluation
 
 SCHEMA_VERSION = 1
 
@@ -78,7 +78,7 @@ def evaluate(
     if on_bad_image not in ("refuse", "skip"):
         raise RecipeError(f"--on-bad-image {on_bad_image} is not refuse or skip")
     from nestify.cli.output import render, say, write_result
-    from nestify.evaluating import evaluate as run
+    from nestify.evaluate.evaluate import evaluate as run
     from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
 
     done = run(

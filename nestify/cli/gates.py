@@ -5,7 +5,8 @@ from dataclasses import asdict
 from typing import Any
 
 from nestify.errors import GateFailed
-from nestify.report.gates import GateResult, gates_table, in_words, missed
+from nestify.evaluate.gates import GateResult, missed
+from nestify.report.gates import gates_table, in_words
 from nestify.report.sheet import Sheet
 
 

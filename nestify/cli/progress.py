@@ -13,7 +13,7 @@ from rich.text import Text
 
 from nestify.cli.output import render, say
 from nestify.cli.verbosity import Verbosity, verbosity
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluate.accuracy import Accuracy
 from nestify.report.table import mebibytes, plan_table, quantity, some_images
 from nestify.schedule.costs import Plan
 from nestify.training.observer import Moment, Observer, Phase

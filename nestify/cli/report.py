@@ -12,8 +12,8 @@ from nestify.cli.arguments import NestedFileOrAddress
 from nestify.errors import RecipeError
 
 if TYPE_CHECKING:
+    from nestify.evaluate.gates import GateResult
     from nestify.file.summary import Report
-    from nestify.report.gates import GateResult
 
 
 class Format(StrEnum):
@@ -60,9 +60,9 @@ def report(
     """
     from nestify.cli.gates import refuse_missed
     from nestify.cli.output import write_result
+    from nestify.evaluate.gates import check_gates
     from nestify.file.summary import open_report
     from nestify.recipe.gates import load_gates
-    from nestify.report.gates import check_gates
 
     gates = load_gates(check, compared=other is not None) if check else None
     data = open_report(file)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nestify.cli.arguments import AsJson, NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.verification import Verification
+    from nestify.evaluate.verify import Verification
 
 SCHEMA_VERSION = 1
 
@@ -23,8 +23,8 @@ def verify(
     """
     from nestify.cli.output import render, write_result
     from nestify.errors import BadFileError
+    from nestify.evaluate.verify import verify as run
     from nestify.report.table import verification_table
-    from nestify.verification import verify as run
 
     done = run(file)
     bad = [level for level in done.levels if level.problem is not None]

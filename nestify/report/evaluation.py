@@ -7,7 +7,7 @@ from nestify.report.sheet import Column, Sheet
 from nestify.report.table import class_columns, number, quantity, some_images
 
 if TYPE_CHECKING:
-    from nestify.evaluating import Evaluation
+    from nestify.evaluate.evaluate import Evaluation
 
 
 def evaluation_table(evaluation: "Evaluation") -> Sheet:

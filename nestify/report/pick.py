@@ -7,7 +7,7 @@ from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
-    from nestify.picking import Pick
+    from nestify.evaluate.pick import Pick
 
 TITLES: dict[Limited, str] = {
     "latency": "median latency",

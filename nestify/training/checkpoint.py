@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nestify.errors import CheckpointError
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluate.accuracy import Accuracy
 from nestify.files import atomic_file
 from nestify.training.observer import Phase
 
@@ -180,7 +180,7 @@ def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
 FORMAT = "1"
 _DENSE = "dense"
 _TRAINING = "training"
-_PLAIN = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
+_STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
 class Findings(BaseModel):
@@ -191,7 +191,7 @@ class Findings(BaseModel):
         skipped: why images could not be read, by file name, by split.
     """
 
-    model_config = _PLAIN
+    model_config = _STRICT
 
     original: Accuracy | None = None
     before: list[Accuracy] = []
@@ -208,7 +208,7 @@ class Facts(BaseModel):
         marks: how far each log was written.
     """
 
-    model_config = _PLAIN
+    model_config = _STRICT
 
     run: dict[str, Any]
     phase: Phase

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from nestify.evaluation.accuracy import evaluate, evaluate_levels
+from nestify.evaluate.accuracy import evaluate, evaluate_levels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.evaluation.latency import LEAST_ROUNDS, MOST_ROUNDS, Effort, measure
+from nestify.evaluate.bench import LEAST_ROUNDS, MOST_ROUNDS, Effort, measure
 
 
 class FakeClock:

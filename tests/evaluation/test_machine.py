@@ -2,7 +2,7 @@
 
 import torch
 
-from nestify.evaluation.machine import this_machine
+from nestify.evaluate.bench import this_machine
 
 
 def test_this_machine() -> None:

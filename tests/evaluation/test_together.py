@@ -8,10 +8,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from nestify.errors import RecipeError
-from nestify.evaluation.answers import Answers, Recorder
-from nestify.evaluation.calibration import SHARPEST, SOFTEST, calibrate, fit_temperature, fit_weights
-from nestify.evaluation.cascade import climb
-from nestify.evaluation.consensus import consensus
+from nestify.evaluate.calibration import SHARPEST, SOFTEST, calibrate, fit_temperature, fit_weights
+from nestify.evaluate.cascade import climb
+from nestify.evaluate.consensus import Answers, Recorder, consensus
 
 PARENTS = torch.tensor([0, 0, 1, 1, 1])
 MACS = [(100, 10), (100, 40), (100, 100)]

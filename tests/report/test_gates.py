@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from report_builders import report
 
 from nestify.errors import BadFileError, RecipeError
+from nestify.evaluate.gates import State, check_gates
 from nestify.recipe.gates import Gates, LevelGates
-from nestify.report.gates import State, check_gates, gates_table, in_words
+from nestify.report.gates import gates_table, in_words
 
 TOP1 = st.integers(0, 100).map(float)
 

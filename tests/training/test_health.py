@@ -11,7 +11,7 @@ from torch import nn
 
 from nestify import api
 from nestify.errors import DivergedError
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluate.accuracy import Accuracy
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level

@@ -10,11 +10,10 @@ from nestify.data.dataset import OnBadImage, open_images
 from nestify.data.hierarchy import stored_labels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import RecipeError
-from nestify.evaluation.accuracy import Accuracy
-from nestify.evaluation.accuracy import evaluate as evaluate_networks
-from nestify.evaluation.answers import Answers, Recorder
-from nestify.evaluation.cascade import SWEEP, Cascade, climb
-from nestify.evaluation.consensus import Consensus, ConsensusKind, consensus
+from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluate.accuracy import evaluate as evaluate_networks
+from nestify.evaluate.cascade import SWEEP, Cascade, climb
+from nestify.evaluate.consensus import Answers, Consensus, ConsensusKind, Recorder, consensus
 from nestify.file.loading import load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file

@@ -1,6 +1,8 @@
 """From a nested file to the latency of its levels on this machine."""
 
 import os
+import platform
+import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,13 +15,116 @@ import torch
 from torch import nn
 
 from nestify.errors import BadFileError, RecipeError
-from nestify.evaluation.latency import Effort, measure
-from nestify.evaluation.machine import this_machine
 from nestify.file.loading import load_level
 from nestify.file.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import Report, report_of
-from nestify.machine import pick_device
+from nestify.machine import cores, label, pick_device, processor_name
+
+
+def this_machine(device: torch.device) -> Machine:
+    """What latencies on a device of this machine depend on besides the network."""
+    cpu = processor_name()
+    return Machine(
+        cpu=cpu,
+        cores=cores(),
+        device=device.type,
+        device_name=label(torch.cuda.get_device_name(device)) if device.type == "cuda" else cpu,
+        system=label(f"{platform.system()} {platform.machine()}"),
+        torch=label(torch.__version__),
+    )
+
+
+LEAST_ROUNDS = 10
+"""However long they take, where no number was asked for."""
+
+MOST_ROUNDS = 10_000
+
+LEAST_WARM_UP = 2
+
+Clock = Callable[[], float]
+Times = Mapping[int, float]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How long to measure.
+
+    Attributes:
+        warmup: seconds of rounds that do not count; at least two rounds.
+        seconds: of rounds that count; from 10 to 10,000 rounds.
+        rounds: exactly so many instead, at least two; None: as many as fit into `seconds`.
+    """
+
+    warmup: float = 0.5
+    seconds: float = 3.0
+    rounds: int | None = None
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one call takes.
+
+    Attributes:
+        median, p95: seconds; p95 is the 95th percentile.
+        ratio: median over the rounds of its seconds over those of the reference in the same round.
+        quartiles: the first and the third quartile of the same ratios.
+        rounds: how often it was called.
+    """
+
+    median: float
+    p95: float
+    ratio: float
+    quartiles: tuple[float, float]
+    rounds: int
+
+
+def measure(
+    calls: Mapping[int, Callable[[], object]], reference: int, effort: Effort, clock: Clock
+) -> dict[int, Latency]:
+    """Measure calls in turns, so that whatever else the machine does hurts all alike.
+
+    Args:
+        calls: by level.
+        reference: the level that the others are compared with.
+        clock: seconds since any moment; where a call only starts work, it waits for its end.
+    """
+    _rounds(calls, clock, effort.warmup, LEAST_WARM_UP, MOST_ROUNDS)
+    least, most = (LEAST_ROUNDS, MOST_ROUNDS) if effort.rounds is None else (effort.rounds, effort.rounds)
+    rounds = _rounds(calls, clock, effort.seconds, least, most)
+    return {level: _latency(rounds, level, reference) for level in calls}
+
+
+def _rounds(
+    calls: Mapping[int, Callable[[], object]], clock: Clock, seconds: float, least: int, most: int
+) -> list[Times]:
+    """Rounds until the seconds are over. Every other one runs backwards, so that no order is favoured."""
+    start = clock()
+    rounds: list[Times] = []
+    while len(rounds) < least or (len(rounds) < most and clock() - start < seconds):
+        order = list(calls)[:: -1 if len(rounds) % 2 else 1]
+        rounds.append({level: _seconds(calls[level], clock) for level in order})
+    return rounds
+
+
+def _seconds(call: Callable[[], object], clock: Clock) -> float:
+    start = clock()
+    call()
+    return clock() - start
+
+
+def _latency(rounds: Sequence[Times], level: int, reference: int) -> Latency:
+    times = [times[level] for times in rounds]
+    ratios = [times[level] / times[reference] for times in rounds]
+    first, ratio, third = statistics.quantiles(ratios, n=4, method="inclusive")
+    return Latency(
+        median=statistics.median(times),
+        p95=statistics.quantiles(times, n=20, method="inclusive")[-1],
+        ratio=ratio,
+        quartiles=(first, third),
+        rounds=len(rounds),
+    )
+
 
 USUAL_BATCHES = (1, 16)
 MOST = 65_536

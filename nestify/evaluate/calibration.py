@@ -8,9 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from nestify.evaluation.accuracy import evaluate
-from nestify.evaluation.answers import Answers, Recorder
-from nestify.evaluation.consensus import combined
+from nestify.evaluate.accuracy import evaluate
+from nestify.evaluate.consensus import Answers, Recorder, combined
 from nestify.model.nested_model import NestedModel
 
 SHARPEST, SOFTEST = 0.05, 20.0

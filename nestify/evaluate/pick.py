@@ -141,7 +141,7 @@ def pick(
     report = read_report(path)
     if not any(limit.limited == "latency" for limit in limits):
         return choose(report, limits)
-    from nestify import benching
+    from nestify.evaluate import bench as benching
 
     counts = None if threads is None else (threads,)
     if saved:

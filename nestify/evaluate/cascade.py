@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestify.errors import RecipeError
-from nestify.evaluation.answers import Answers
+from nestify.evaluate.consensus import Answers
 
 SWEEP = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 1.0)
 """Thresholds of a curve, from the core level alone to the full level where no other is certain."""
