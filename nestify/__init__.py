@@ -12,8 +12,8 @@ if TYPE_CHECKING:
     from nestify.evaluate.gates import check_gates
     from nestify.evaluate.pick import Limit, Pick, pick
     from nestify.evaluate.verify import Verification, verify
-    from nestify.export_formats.level import Exported
-    from nestify.exporting import export
+    from nestify.export.export import export
+    from nestify.export.write import Exported
     from nestify.file.loading import load
     from nestify.file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.file.summary import open_report, read_report
@@ -29,7 +29,7 @@ _HOME = {
     "evaluate": "nestify.evaluate.evaluate",
     "load": "nestify.api",
     "plan": "nestify.api",
-    "export": "nestify.exporting",
+    "export": "nestify.export.export",
     "slice_file": "nestify.file.slicing",
     "upgrade_slice": "nestify.file.slicing",
     "verify": "nestify.evaluate.verify",
@@ -38,7 +38,7 @@ _HOME = {
     "pick": "nestify.evaluate.pick",
     "Bench": "nestify.evaluate.bench",
     "Evaluation": "nestify.evaluate.evaluate",
-    "Exported": "nestify.export_formats.level",
+    "Exported": "nestify.export.write",
     "Sliced": "nestify.file.slicing",
     "Verification": "nestify.evaluate.verify",
     "Limit": "nestify.evaluate.pick",

@@ -31,9 +31,8 @@ from export.builders import facts_of, target_in  # tests are no package
 from family_walk import SMALLER, _enliven, _plain_model, smallest_model
 
 from nestify.errors import NestifyError
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.level import export_level
-from nestify.export_formats.target import Target
+from nestify.export.target import ExportFacts, Target
+from nestify.export.write import export_level
 
 FORMATS = ("pt2", "onnx")
 Tell = Callable[[dict[str, str]], None]

@@ -10,8 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.target import Format, Target
+from nestify.export.target import ExportFacts, Format, Target
 from nestify.model.graph.axes import sliced
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import ChannelMap, find_channels

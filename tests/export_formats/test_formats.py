@@ -16,8 +16,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nestify.export_formats.level import Exported, export_level
-from nestify.export_formats.target import Format, Target
+from nestify.export.target import Format, Target
+from nestify.export.write import Exported, export_level
 
 from .builders import NAMES, facts_of, target_in
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import NestifyError, OutputError, RecipeError, UnsupportedModelError
-from nestify.export_formats import onnx as onnx_export
-from nestify.export_formats import timm as timm_export
-from nestify.export_formats.level import export_level
-from nestify.export_formats.target import Format, Target
+from nestify.export import onnx as onnx_export
+from nestify.export import timm as timm_export
+from nestify.export.target import Format, Target
+from nestify.export.write import export_level
 
 from .builders import facts_of, target_in
 

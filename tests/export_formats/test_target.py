@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestify.errors import NestifyError, OutputError, RecipeError
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.target import Format, Target, choose_target
+from nestify.export.target import ExportFacts, Format, Target, choose_target
 
 SOURCE = Path("models/digits.nested.safetensors")
 

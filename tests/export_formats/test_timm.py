@@ -11,9 +11,8 @@ from safetensors import safe_open
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.level import export_level
-from nestify.export_formats.target import Format, Target
+from nestify.export.target import ExportFacts, Format, Target
+from nestify.export.write import export_level
 
 from .builders import alive, facts_of, half, shallow, target_in
 

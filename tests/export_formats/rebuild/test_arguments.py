@@ -6,7 +6,7 @@ import timm
 import torch
 from timm.models.vision_transformer import VisionTransformer
 
-from nestify.export_formats.rebuild.arguments import constructor_arguments, replaced, slots, value_at
+from nestify.export.rebuild.arguments import constructor_arguments, replaced, slots, value_at
 
 
 def test_what_the_class_is_given_and_its_defaults() -> None:

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestify.export_formats.rebuild.names import COUNT, Shapes, Wanted
+from nestify.export.rebuild.names import COUNT, Shapes, Wanted
 
 BLOCKS = 7
 

@@ -8,8 +8,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from nestify.export_formats.rebuild import Rebuilt, rebuild
-from nestify.export_formats.rebuild.search import Search
+from nestify.export.rebuild import Rebuilt, rebuild
+from nestify.export.rebuild.search import Search
 from nestify.model.spec import describe_model
 
 from ..builders import alive, half, shallow, without

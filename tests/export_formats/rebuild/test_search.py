@@ -3,9 +3,9 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestify.export_formats.rebuild.arguments import Arguments
-from nestify.export_formats.rebuild.names import Shapes, Wanted
-from nestify.export_formats.rebuild.search import Search
+from nestify.export.rebuild.arguments import Arguments
+from nestify.export.rebuild.names import Shapes, Wanted
+from nestify.export.rebuild.search import Search
 
 FULL: Arguments = {
     "num_classes": 10,

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.export_formats.quiet import quiet
-from nestify.export_formats.rebuild.arguments import Arguments, constructor_arguments, without_weights
-from nestify.export_formats.rebuild.names import Shapes, Wanted, shapes_of
-from nestify.export_formats.rebuild.search import Search
+from nestify.export.draft import quiet
+from nestify.export.rebuild.arguments import Arguments, constructor_arguments, without_weights
+from nestify.export.rebuild.names import Shapes, Wanted, shapes_of
+from nestify.export.rebuild.search import Search
 from nestify.model.spec import build_model, state_tensors
 
 TOLERANCE = 1e-3

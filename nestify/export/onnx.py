@@ -11,10 +11,9 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from nestify.errors import RecipeError, UnsupportedModelError
-from nestify.export_formats.capture import capture
-from nestify.export_formats.draft import Draft, Runner
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.quiet import first_line, quiet
+from nestify.export.draft import Draft, Runner, first_line, quiet
+from nestify.export.pt2 import capture
+from nestify.export.target import ExportFacts
 
 TOLERANCE = 1e-3
 """Other kernels add in another order, and batch norm is folded into convolutions; float32 keeps about

@@ -12,9 +12,9 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, fx, nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.export_formats.draft import Draft, Runner
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.rebuild import rebuild, without_weights
+from nestify.export.draft import Draft, Runner
+from nestify.export.rebuild import rebuild, without_weights
+from nestify.export.target import ExportFacts
 from nestify.model.spec import build_model
 
 TOLERANCE = 1e-5

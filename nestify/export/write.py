@@ -6,12 +6,11 @@ from pathlib import Path
 
 from torch import nn
 
-from nestify.export_formats import timm
-from nestify.export_formats.draft import Draft, Probe, probes, prove
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.onnx import onnx_draft
-from nestify.export_formats.pt2 import pt2_draft
-from nestify.export_formats.target import Format, Target, check_options
+from nestify.export import timm
+from nestify.export.draft import Draft, Probe, probes, prove
+from nestify.export.onnx import onnx_draft
+from nestify.export.pt2 import pt2_draft
+from nestify.export.target import ExportFacts, Format, Target, check_options
 from nestify.files import atomic_file, atomic_folder
 
 

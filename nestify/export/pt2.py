@@ -1,12 +1,16 @@
-"""A model as a graph of ATen operators, which ONNX and pt2 are made from."""
+"""A level as a program of `torch.export`, which torch alone loads."""
+
+import json
+from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from nestify.errors import UnsupportedModelError
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.quiet import first_line, quiet
+from nestify.export.draft import Draft, Runner, first_line, quiet
+from nestify.export.target import ExportFacts
 from nestify.model.spec import synthetic_input
 
 TRACED_BATCH = 2
@@ -42,3 +46,37 @@ def capture(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Exported
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # holds the paths of this machine
     return program
+
+
+TOLERANCE = 1e-4
+"""The same kernels in the same order: what differs is rounding where memory lies differently."""
+
+FACTS_FILE = "nestify.json"
+"""Name of the facts among the archive's extra files."""
+
+
+def pt2_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Draft:
+    """Trace a level; see `capture` for the arguments and what is raised."""
+    program = capture(plain, facts, batch)
+    program.example_inputs = None  # they would lie in the file, a picture's worth of bytes each
+
+    def write(file: BinaryIO) -> None:
+        with quiet():
+            torch.export.save(program, file, extra_files={FACTS_FILE: json.dumps(facts.document())})
+
+    return Draft(write, _reopen, _load_line, TOLERANCE)
+
+
+def _reopen(path: Path) -> Runner:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(images: Tensor) -> Tensor:
+        logits: Tensor = module(images)
+        return logits
+
+    return run
+
+
+def _load_line(path: Path) -> str:
+    return f"torch.export.load({str(path)!r}).module()(images)"

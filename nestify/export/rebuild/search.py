@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from nestify.export_formats.rebuild.arguments import Arguments, Slot, replaced, slots, value_at
-from nestify.export_formats.rebuild.names import COUNT, Shapes, Sizes, Wanted
+from nestify.export.rebuild.arguments import Arguments, Slot, replaced, slots, value_at
+from nestify.export.rebuild.names import COUNT, Shapes, Sizes, Wanted
 
 Build = Callable[[Arguments], Shapes | None]
 """Shapes of the network that timm builds of these arguments; None where it builds none."""

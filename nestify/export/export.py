@@ -4,13 +4,12 @@ import os
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.target import check_options, choose_target
+from nestify.export.target import ExportFacts, check_options, choose_target
 from nestify.file.reader import open_nested_file
 from nestify.file.source import LocalFile
 
 if TYPE_CHECKING:
-    from nestify.export_formats.level import Exported
+    from nestify.export.write import Exported
 
 
 def export(
@@ -44,7 +43,7 @@ def export(
     beside = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
     target = choose_target(beside, facts, format, output)
     check_options(target.format, batch, opset)
-    from nestify.export_formats.level import export_level
+    from nestify.export.write import export_level
     from nestify.file.loading import load_level
 
     return export_level(load_level(file, number), facts, target, batch=batch, opset=opset)

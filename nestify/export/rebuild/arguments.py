@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nestify.export_formats.quiet import quiet
+from nestify.export.draft import quiet
 from nestify.model.spec import build_model
 
 Arguments = dict[str, Any]

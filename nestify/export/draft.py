@@ -1,6 +1,11 @@
 """An export before it takes its place, and the proof that it is the level."""
 
-from collections.abc import Callable, Sequence
+import io
+import logging
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -9,9 +14,31 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import NestifyError, OutputError
-from nestify.export_formats.facts import ExportFacts
-from nestify.export_formats.quiet import first_line, quiet
+from nestify.export.target import ExportFacts
 from nestify.model.spec import synthetic_input
+
+MAX_REASON = 200
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop prints, warnings and log lines of the block; what it raises says enough."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception says, as far as it fits into a sentence."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0].rstrip(" .:!")
+    text = text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
 
 Runner = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) to logits (B, num_classes)."""
