@@ -73,7 +73,7 @@ def pick(
     )
     from nestify.cli.output import render, tell, write_result
     from nestify.evaluate.pick import pick as run
-    from nestify.report.pick import pick_notes, pick_table
+    from nestify.report.evaluation import pick_notes, pick_table
 
     done = run(file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved)
     if as_json:

@@ -6,8 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nestify.file.summary import LevelReport, Report
-from nestify.report.printable import printable, settings
-from nestify.report.sheet import Column, Sheet
+from nestify.report.sheet import Column, Sheet, printable, settings
 from nestify.report.table import mebibytes, number, quantity
 
 SCHEMA_VERSION = 1

@@ -10,17 +10,23 @@ from hypothesis import strategies as st
 from reports import level, report
 
 from nestify.file.summary import Report
-from nestify.report.html.charts import FRAME, HEIGHT, REACH, WIDTH, Chart, bytes_chart, macs_chart
-from nestify.report.html.labels import LINE, Box, place_labels, shortened
-from nestify.report.html.scales import (
+from nestify.report.html.charts import (
+    FRAME,
+    HEIGHT,
     MOST_TICKS,
+    REACH,
+    WIDTH,
+    Chart,
     Scale,
     Tick,
+    bytes_chart,
     count_ticks,
+    macs_chart,
     mebibyte_ticks,
     percent_ticks,
     round_ticks,
 )
+from nestify.report.html.labels import LINE, Box, place_labels, shortened
 
 PERCENT = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
 

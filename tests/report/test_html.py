@@ -15,8 +15,7 @@ from nested_file.builders import description, small_state
 from nestify.file.summary import Report, read_report
 from nestify.file.writer import write_nested_file
 from nestify.report.html.page import Section, html_page
-from nestify.report.printable import settings
-from nestify.report.sheet import Column, Sheet
+from nestify.report.sheet import Column, Sheet, settings
 from nestify.report.table import report_notes, report_table
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}

@@ -13,12 +13,19 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from nestify.file.summary import Report
-from nestify.report.contents import bytes_table, tensor_table, together_table
 from nestify.report.html import charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
-from nestify.report.printable import printable, settings
-from nestify.report.sheet import Sheet
-from nestify.report.table import mebibytes, number, quantity, report_notes, report_table
+from nestify.report.sheet import Sheet, printable, settings
+from nestify.report.table import (
+    bytes_table,
+    mebibytes,
+    number,
+    quantity,
+    report_notes,
+    report_table,
+    tensor_table,
+    together_table,
+)
 
 NAME_END = 14
 """Letters at the end of a layer's name that always show; of the others, what there is room for."""
