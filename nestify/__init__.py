@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from nestify.version import __version__
 
 if TYPE_CHECKING:
-    from nestify.api import Result, compress, plan
-    from nestify.batching.batch import BatchResult, run_batch
+    from nestify.compress.batch.batch import BatchResult, run_batch
+    from nestify.compress.compress import Result, compress, plan
     from nestify.evaluate.bench import Bench, bench
     from nestify.evaluate.evaluate import Evaluation, evaluate
     from nestify.evaluate.gates import check_gates
@@ -25,16 +25,16 @@ if TYPE_CHECKING:
 
 _HOME = {
     "bench": "nestify.evaluate.bench",
-    "compress": "nestify.api",
+    "compress": "nestify.compress.compress",
     "evaluate": "nestify.evaluate.evaluate",
-    "load": "nestify.api",
-    "plan": "nestify.api",
+    "load": "nestify.compress.compress",
+    "plan": "nestify.compress.compress",
     "export": "nestify.export.export",
     "slice_file": "nestify.file.slicing",
     "upgrade_slice": "nestify.file.slicing",
     "verify": "nestify.evaluate.verify",
-    "run_batch": "nestify.batching.batch",
-    "BatchResult": "nestify.batching.batch",
+    "run_batch": "nestify.compress.batch.batch",
+    "BatchResult": "nestify.compress.batch.batch",
     "pick": "nestify.evaluate.pick",
     "Bench": "nestify.evaluate.bench",
     "Evaluation": "nestify.evaluate.evaluate",
@@ -43,7 +43,7 @@ _HOME = {
     "Verification": "nestify.evaluate.verify",
     "Limit": "nestify.evaluate.pick",
     "Pick": "nestify.evaluate.pick",
-    "Result": "nestify.api",
+    "Result": "nestify.compress.compress",
     "NestedModel": "nestify.model.nested_model",
     "Recipe": "nestify.recipe.recipe",
     "load_recipe": "nestify.recipe.recipe",

@@ -2,8 +2,8 @@
 
 import os
 
-from nestify.batching.leash import LEASH, tie
 from nestify.cli import main
+from nestify.compress.batch.leash import LEASH, tie
 
 if __name__ == "__main__":
     if os.environ.pop(LEASH, None):

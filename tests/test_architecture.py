@@ -99,7 +99,7 @@ def test_files_hold_one_idea(path: Path) -> None:
         "nestify.file.summary",
         "nestify.evaluate.pick",
         "nestify.report.html.page",
-        "nestify.batching.batch",
+        "nestify.compress.batch.batch",
     ],
 )
 def test_light_modules_do_not_import_torch(module: str) -> None:

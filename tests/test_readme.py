@@ -12,8 +12,8 @@ import typer
 import yaml
 
 import nestify
-from nestify.batching.jobs import make_jobs, parse_shard
 from nestify.cli.app import app
+from nestify.compress.batch.jobs import make_jobs, parse_shard
 from nestify.recipe.gates import load_gates
 from nestify.recipe.recipe import load_recipe
 

@@ -40,9 +40,9 @@ def batch(
     Exit code: 0 if all is done; 1 if nothing worse than a missed gate or budget happened; else that of the
     most serious job, 70 before 4, 3 and 2, where a killed job counts as 3; 130 or 143 if interrupted.
     """
-    from nestify.batching.batch import plan_batch, run_batch
     from nestify.cli.batch_display import BatchDisplay, plan_document, plan_table, result_table
     from nestify.cli.output import render, write_result
+    from nestify.compress.batch.batch import plan_batch, run_batch
 
     where = f"{out}, shard {shard}" if shard != "1/1" else str(out)
     if dry_run:

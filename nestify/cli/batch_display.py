@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from nestify.batching.batch import BatchResult, Standing
-from nestify.batching.jobs import Job
-from nestify.batching.progress import progress
-from nestify.batching.results import SCHEMA_VERSION, JobResult
-from nestify.batching.runner import BatchObserver
 from nestify.cli.output import tell
 from nestify.cli.verbosity import Verbosity, verbosity
+from nestify.compress.batch.batch import BatchResult, Standing
+from nestify.compress.batch.jobs import Job
+from nestify.compress.batch.results import SCHEMA_VERSION, JobResult
+from nestify.compress.batch.runner import BatchObserver
+from nestify.compress.batch.tables import progress
 from nestify.files import metrics_path
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number

@@ -11,7 +11,7 @@ from typing import Any
 
 from nested_file.builders import description, small_state
 
-from nestify.batching.batch import BatchResult, run_batch
+from nestify.compress.batch.batch import BatchResult, run_batch
 from nestify.file.writer import write_nested_file
 
 COMMAND = (sys.executable, str(Path(__file__).with_name("fake_job.py")))

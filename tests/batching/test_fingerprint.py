@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from nestify.batching import fingerprint as module
-from nestify.batching.fingerprint import Contents, fingerprint
+from nestify.compress.batch import identity as module
+from nestify.compress.batch.identity import Contents, fingerprint
 from nestify.recipe.recipe import load_recipe
 
 

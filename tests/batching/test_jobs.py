@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.batching.jobs import Shard, make_jobs, parse_shard
+from nestify.compress.batch.jobs import Shard, make_jobs, parse_shard
 from nestify.errors import RecipeError
 from nestify.recipe.recipe import Recipe, load_recipe
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestify.batching.matrix import MAX_VARIANTS, Variant, expand
+from nestify.compress.batch.matrix import MAX_VARIANTS, Variant, expand
 from nestify.errors import RecipeError
 from nestify.recipe.recipe import load_recipe
 

@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nestify.batching.batch import plan_batch
-from nestify.batching.jobs import Job
-from nestify.batching.results import JobResult
-from nestify.batching.runner import BatchObserver
+from nestify.compress.batch.batch import plan_batch
+from nestify.compress.batch.jobs import Job
+from nestify.compress.batch.results import JobResult
+from nestify.compress.batch.runner import BatchObserver
 from nestify.errors import OutputError, RecipeError
 
 from .builders import TOP1, Fakes, write_recipe

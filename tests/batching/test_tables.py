@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nestify.batching.results import JobResult, exit_code
-from nestify.batching.tables import write_jsonl, write_junit
+from nestify.compress.batch.results import JobResult, exit_code
+from nestify.compress.batch.tables import write_jsonl, write_junit
 
 
 def result(name: str, code: int | None = None, **facts: object) -> JobResult:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from nestify import api
+from nestify.compress import compress as api
 from nestify.errors import BadFileError
 from nestify.model.nested_model import NestedModel
 

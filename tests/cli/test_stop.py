@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import nestify as package
-from nestify import api
 from nestify.cli import main
+from nestify.compress import compress as api
 
 from .driver import UNTRAINED, Outcome, finish, nestify, spawn
 

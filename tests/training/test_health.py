@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nestify import api
+from nestify.compress import compress as api
 from nestify.errors import DivergedError
 from nestify.evaluate.accuracy import Accuracy
 from nestify.model.nested_model import NestedModel

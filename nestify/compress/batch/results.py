@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from nestify.batching.jobs import LOG, RECIPE, RESULT, Job
+from nestify.compress.batch.jobs import LOG, RECIPE, RESULT, Job
 from nestify.errors import BadFileError
 from nestify.file.summary import read_report
 from nestify.files import atomic_file, checkpoint_path

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from nestify.batching.jobs import LOG, RECIPE, Job
-from nestify.batching.leash import LEASH
-from nestify.batching.results import (
+from nestify.compress.batch.jobs import LOG, RECIPE, Job
+from nestify.compress.batch.leash import LEASH
+from nestify.compress.batch.results import (
     GATE,
     JobResult,
     earlier_result,

@@ -1,11 +1,12 @@
 """What a batch leaves for machines: a JSON line per job, and JUnit XML."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
-from nestify.batching.results import GATE, JobResult
+from nestify.compress.batch.results import GATE, JobResult
 from nestify.files import atomic_file
 
 # what XML 1.0 cannot hold, escaped or not
@@ -68,3 +69,27 @@ def _case(result: JobResult, log: Sequence[str]) -> xml.Element:
 
 def _clean(text: str) -> str:
     return _NOT_XML.sub("", text)
+
+
+_TAIL_BYTES = 2**13
+
+
+def progress(metrics: Path) -> str:
+    """`train 120/500`: the phase, and its steps so far, as of the last epoch; empty where nothing is known.
+
+    Args:
+        metrics: the job's `metrics.jsonl`, which another process writes.
+    """
+    try:
+        with metrics.open("rb") as file:
+            file.seek(max(0, file.seek(0, 2) - _TAIL_BYTES))
+            lines = file.read().splitlines()
+    except OSError:
+        return ""
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+            return f"{record['event']} {record['step']}/{record['total_steps']}"
+        except (ValueError, KeyError, TypeError, RecursionError):  # the line is cut, or of another kind
+            continue
+    return ""

@@ -8,8 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nestify.batching.fingerprint import Contents, fingerprint
-from nestify.batching.matrix import Variant, expand
+from nestify.compress.batch.identity import Contents, fingerprint
+from nestify.compress.batch.matrix import Variant, expand
 from nestify.errors import RecipeError
 from nestify.recipe.recipe import Recipe
 from nestify.recipe.sources import is_named_data

@@ -10,8 +10,8 @@ from tempfile import TemporaryFile
 
 import torch
 
-from nestify.compressed import Compressed
-from nestify.compression import Run
+from nestify.compress.inputs import stored_dtype
+from nestify.compress.run import Compressed, Run
 from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluate.evaluate import Evaluation, evaluate
 from nestify.evaluate.gates import GateResult, check_gates
@@ -20,7 +20,6 @@ from nestify.file.manifest import Manifest
 from nestify.file.summary import Report, open_report, read_report
 from nestify.file.writer import write_nested_file
 from nestify.files import checkpoint_path, metrics_path
-from nestify.inputs import stored_dtype
 from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from nestify.batching.jobs import Job, Shard, make_jobs, parse_shard
-from nestify.batching.results import (
+from nestify.compress.batch.jobs import Job, Shard, make_jobs, parse_shard
+from nestify.compress.batch.results import (
     SCHEMA_VERSION,
     JobResult,
     earlier_result,
@@ -16,8 +16,8 @@ from nestify.batching.results import (
     is_over,
     log_tail,
 )
-from nestify.batching.runner import COMMAND, BatchObserver, Runner
-from nestify.batching.tables import write_jsonl, write_junit
+from nestify.compress.batch.runner import COMMAND, BatchObserver, Runner
+from nestify.compress.batch.tables import write_jsonl, write_junit
 from nestify.errors import OutputError, RecipeError
 
 LOG_LINES = 40
@@ -42,7 +42,7 @@ class BatchResult:
 
     @property
     def exit_code(self) -> int:
-        """0 if all is done; see `nestify.batching.results.exit_code`."""
+        """0 if all is done; see `nestify.compress.batch.results.exit_code`."""
         return exit_code(self.jobs, self.stopped)
 
     def to_dict(self) -> dict[str, Any]:

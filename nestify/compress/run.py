@@ -3,21 +3,13 @@
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from nestify.compressed import Compressed
-from nestify.data.dataset import Images
-from nestify.data.hierarchy import read_labels
-from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
-from nestify.errors import OutputError
-from nestify.evaluate.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
-from nestify.evaluate.calibration import calibrate_levels
-from nestify.files import checkpoint_path
-from nestify.inputs import (
+from nestify.compress.inputs import (
     augmentation,
     check_optimizer,
     check_shares,
@@ -26,14 +18,22 @@ from nestify.inputs import (
     open_recipe_teacher,
     stored_dtype,
 )
+from nestify.data.dataset import Images
+from nestify.data.hierarchy import Labels, read_labels
+from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
+from nestify.errors import OutputError
+from nestify.evaluate.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.evaluate.calibration import Calibration, calibrate_levels
+from nestify.files import checkpoint_path
 from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
+from nestify.model.pretrained import PretrainedModel
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Anatomy
 from nestify.schedule.budgets import Design, design
-from nestify.schedule.costs import Plan, PlannedLevel, count_macs, level_costs
+from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
 from nestify.training.checkpoint import Findings
@@ -46,6 +46,31 @@ from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision
 from nestify.training.resume import Checkpoints
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a run leaves in memory, before it is written.
+
+    Attributes:
+        nested: the trained model, on the CPU, in eval mode. `levels`: its levels, budgets solved.
+        costs: of its levels, core first.
+        missed: a sentence for each level that came out at another cost than its budget.
+        original: accuracy of the dense model before nesting; None if there was nothing to validate.
+        calibration: what was fitted on training images that were held out; None if none were.
+        before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
+    """
+
+    nested: NestedModel
+    levels: Sequence[Level]
+    pretrained: PretrainedModel
+    costs: Sequence[LevelCost]
+    missed: Sequence[str]
+    labels: Labels
+    original: Accuracy | None
+    before: Sequence[Accuracy]
+    after: Sequence[Accuracy]
+    calibration: Calibration | None
 
 
 class Run:

@@ -1,0 +1,1 @@
+"""From a recipe to a nested file; `batch` runs many recipes."""
