@@ -27,7 +27,7 @@ _HOME = {
     "bench": "nestify.evaluate.bench",
     "compress": "nestify.compress.compress",
     "evaluate": "nestify.evaluate.evaluate",
-    "load": "nestify.compress.compress",
+    "load": "nestify.file.loading",
     "plan": "nestify.compress.compress",
     "export": "nestify.export.export",
     "slice_file": "nestify.file.slicing",

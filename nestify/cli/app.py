@@ -16,11 +16,10 @@ from nestify.cli.compress import compress
 from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
-from nestify.cli.output import abandon_stdout, say, write_result
+from nestify.cli.output import abandon_stdout, say, take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
-from nestify.cli.verbosity import take_verbosity
 from nestify.cli.verify import verify
 from nestify.errors import NestifyError
 from nestify.version import __version__

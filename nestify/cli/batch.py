@@ -1,11 +1,167 @@
 """`nestify batch`: many recipes, each in a process and a folder of its own."""
 
 import json
+import signal
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+
+from nestify.cli.output import Verbosity, tell, verbosity
+from nestify.compress.batch.batch import BatchResult, Standing
+from nestify.compress.batch.jobs import Job
+from nestify.compress.batch.results import SCHEMA_VERSION, JobResult
+from nestify.compress.batch.runner import BatchObserver
+from nestify.compress.batch.tables import progress
+from nestify.files import metrics_path
+from nestify.report.sheet import Column, Sheet
+from nestify.report.table import mebibytes, number
+
+REFRESH = 0.25
+"""Seconds between two pictures of the running jobs."""
+
+
+class BatchDisplay(BatchObserver):
+    """A line per event on standard error; at a terminal the running jobs below, as they stand."""
+
+    def __init__(self) -> None:
+        self.console = Console(stderr=True, highlight=False, markup=False)
+        self._live = Live(console=self.console, auto_refresh=False, transient=True)
+        self._begun: dict[str, float] = {}
+        self._drawn = 0.0
+
+    def __enter__(self) -> "BatchDisplay":
+        if self.console.is_terminal and verbosity() is not Verbosity.quiet:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def began(self, job: Job, goes_on: bool) -> None:
+        """One line."""
+        self._begun[job.name] = time.monotonic()
+        self._say(f"{job.name}: {'goes on from its checkpoint' if goes_on else 'began'}")
+
+    def ended(self, job: Job, result: JobResult) -> None:
+        """One line."""
+        self._say(f"{job.name}: {_told(result)}")
+
+    def waiting(self, job: Job) -> None:
+        """One line."""
+        self._say(f"{job.name}: waiting for another process that has {job.folder}")
+
+    def stopping(self, number: int) -> None:
+        """One line."""
+        name = signal.Signals(number).name
+        self._say(f"{name}: waiting for the jobs' checkpoints; a second signal ends them at once")
+
+    def ticked(self, running: Sequence[Job]) -> None:
+        """A new picture now and then."""
+        now = time.monotonic()
+        if self._live.is_started and now - self._drawn >= REFRESH:
+            self._drawn = now
+            self._live.update(self._picture(running, now), refresh=True)
+
+    def notes(self, result: BatchResult) -> list[str]:
+        """What the table of results does not say: why jobs failed, and how to go on."""
+        notes = [f"{job.name}: {job.message}" for job in result.jobs if job.state == "failed" and job.message]
+        if any(job.state == "failed" for job in result.jobs):
+            notes.append(f"The log of a job is {result.out}/JOB/log.txt.")
+        if any(job.state in ("interrupted", "pending") for job in result.jobs):
+            notes.append("The same command goes on.")
+        return notes
+
+    def _picture(self, running: Sequence[Job], now: float) -> Table:
+        table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+        table.add_column(overflow="ellipsis", no_wrap=True)
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right", no_wrap=True)
+        for job in running:
+            seconds = f"{now - self._begun[job.name]:.0f} s"
+            table.add_row(job.name, progress(metrics_path(job.recipe.output_path)), seconds)
+        return table
+
+    def _say(self, text: str) -> None:
+        if self._live.is_started:
+            self.console.print(text)
+        else:
+            tell(text)
+
+
+def result_table(result: BatchResult) -> Sheet:
+    """The jobs of a batch, one row each."""
+    jobs = result.jobs
+    codes = ["-" if job.exit_code is None else str(job.exit_code) for job in jobs]
+    return Sheet(
+        [
+            Column("job", [job.name for job in jobs], is_text=True),
+            Column("state", [_state(job) for job in jobs], is_text=True),
+            Column("exit code", codes, rank=3),
+            Column("seconds", ["-" if job.seconds is None else f"{job.seconds:.1f}" for job in jobs], rank=4),
+            Column("top-1 % of the levels", [_joined(job.top1) for job in jobs], is_text=True, rank=1),
+            Column("MiB", ["-" if job.bytes is None else mebibytes(job.bytes) for job in jobs], rank=2),
+        ]
+    )
+
+
+def plan_table(plan: Sequence[tuple[Job, Standing]]) -> Sheet:
+    """The jobs of a batch that has not begun."""
+    return Sheet(
+        [
+            Column("job", [job.name for job, _ in plan], is_text=True),
+            Column("state", [standing for _, standing in plan], is_text=True),
+            Column("recipe", [job.source for job, _ in plan], is_text=True, rank=1),
+        ]
+    )
+
+
+def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
+    """The same as JSON."""
+    jobs = [
+        {
+            "name": job.name,
+            "recipe": job.source,
+            "options": dict(job.options),
+            "state": standing,
+            "folder": str(job.folder),
+            "fingerprint": job.fingerprint,
+        }
+        for job, standing in plan
+    ]
+    return json.dumps({"schema_version": SCHEMA_VERSION, "jobs": jobs}, indent=2) + "\n"
+
+
+def _told(result: JobResult) -> str:
+    if result.earlier:
+        return f"{_earlier(result)}, skipped"
+    after = f"after {result.seconds or 0:.1f} s"
+    if result.state == "done":
+        return f"done {after}, top-1 {_joined(result.top1)}"
+    return f"{result.state} {after} with exit code {result.exit_code}: {result.message}"
+
+
+def _state(result: JobResult) -> str:
+    if result.earlier:
+        return _earlier(result)
+    return "not begun" if result.state == "pending" else result.state
+
+
+def _earlier(result: JobResult) -> str:
+    return "done earlier" if result.state == "done" else "missed a limit earlier"
+
+
+def _joined(top1: Sequence[float | None]) -> str:
+    return " / ".join(map(number, top1)) or "-"
 
 
 def batch(
@@ -40,7 +196,7 @@ def batch(
     Exit code: 0 if all is done; 1 if nothing worse than a missed gate or budget happened; else that of the
     most serious job, 70 before 4, 3 and 2, where a killed job counts as 3; 130 or 143 if interrupted.
     """
-    from nestify.cli.batch_display import BatchDisplay, plan_document, plan_table, result_table
+    pass
     from nestify.cli.output import render, write_result
     from nestify.compress.batch.batch import plan_batch, run_batch
 

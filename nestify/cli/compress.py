@@ -175,8 +175,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
     from nestify.recipe.recipe import load_recipe
 
     recipe = load_recipe(source, overrides)  # told before torch is imported
-    from nestify.cli.gates import gates_document, gates_sheets, refuse_missed
-    from nestify.cli.output import render, write_result
+    from nestify.cli.output import gates_document, gates_sheets, refuse_missed, render, write_result
     from nestify.cli.progress import Display, plan_document, plan_text
     from nestify.compress import compress as api
     from nestify.file.summary import read_report

@@ -2,19 +2,61 @@
 
 import errno
 import io
+import logging
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from contextvars import ContextVar
+from dataclasses import asdict
+from enum import IntEnum
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from rich.console import Console
 
-from nestify.cli.verbosity import Verbosity, verbosity
-from nestify.errors import OutputError
+from nestify.errors import GateFailed, OutputError
+from nestify.evaluate.gates import GateResult, missed
 from nestify.files import atomic_file
+from nestify.report.gates import gates_table, in_words
 from nestify.report.sheet import Sheet
+
+
+class Verbosity(IntEnum):
+    """quiet: warnings and errors alone. verbose: also what libraries log, and progress every few seconds."""
+
+    quiet = 0
+    normal = 1
+    verbose = 2
+
+
+_WORDS = {
+    "-q": Verbosity.quiet,
+    "--quiet": Verbosity.quiet,
+    "-v": Verbosity.verbose,
+    "--verbose": Verbosity.verbose,
+}
+
+_now = ContextVar("verbosity", default=Verbosity.normal)
+
+
+def verbosity() -> Verbosity:
+    """How much the running command tells."""
+    return _now.get()
+
+
+def take_verbosity(words: Sequence[str]) -> list[str]:
+    """Set it as a command line says, the last word counting.
+
+    Returns:
+        The words that are left.
+    """
+    found = [_WORDS[word] for word in words if word in _WORDS]
+    _now.set(found[-1] if found else Verbosity.normal)
+    if verbosity() is Verbosity.verbose:
+        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+    return [word for word in words if word not in _WORDS]
+
 
 WIDE = 10_000
 
@@ -111,3 +153,24 @@ def _printable(text: str, stream: TextIO) -> str:
 
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and not stream.closed and stream.isatty()
+
+
+def gates_sheets(results: Sequence[GateResult]) -> list[Sheet]:
+    """The table of all gates; none where there are none."""
+    return [gates_table(results)] if results else []
+
+
+def gates_document(results: Sequence[GateResult]) -> dict[str, Any]:
+    """What a JSON document says of gates."""
+    return {"gates": [asdict(result) for result in results], "passed": not missed(results)}
+
+
+def refuse_missed(path: str, results: Sequence[GateResult]) -> None:
+    """Make missed gates the command's exit code.
+
+    Raises:
+        GateFailed: if there are any.
+    """
+    if failed := missed(results):
+        were = "were" if len(failed) > 1 else "was"
+        raise GateFailed(f"{path}: {in_words(results)} {were} missed; the table of gates says by how much")

@@ -11,8 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nestify.cli.output import render, say
-from nestify.cli.verbosity import Verbosity, verbosity
+from nestify.cli.output import Verbosity, render, say, verbosity
 from nestify.evaluate.accuracy import Accuracy
 from nestify.report.table import mebibytes, plan_table, quantity, some_images
 from nestify.schedule.costs import Plan

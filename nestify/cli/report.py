@@ -58,8 +58,7 @@ def report(
     --format html makes one page of a nested file, with charts, every layer and the recipe; it needs no
     network and no script.
     """
-    from nestify.cli.gates import refuse_missed
-    from nestify.cli.output import write_result
+    from nestify.cli.output import refuse_missed, write_result
     from nestify.evaluate.gates import check_gates
     from nestify.file.summary import open_report
     from nestify.recipe.gates import load_gates
@@ -87,7 +86,7 @@ def _document(
     data: "Report", other: "Report | None", results: "list[GateResult]", layers: bool, checked: bool
 ) -> dict[str, Any]:
     """The report as JSON, with what changed and the gates where they were asked for."""
-    from nestify.cli.gates import gates_document
+    from nestify.cli.output import gates_document
     from nestify.report.compare import compare
 
     document = data.to_dict(layers=layers)
@@ -98,7 +97,7 @@ def _document(
 
 def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -> str:
     """The report as HTML, with what was measured, what changed, and the gates."""
-    from nestify.cli.gates import gates_sheets
+    from nestify.cli.output import gates_sheets
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
     from nestify.report.html.page import Section, html_page
@@ -123,8 +122,7 @@ def _text(
     format: Format,
 ) -> str:
     """The report for people: the levels, or what changed in them, and the gates."""
-    from nestify.cli.gates import gates_sheets
-    from nestify.cli.output import render, render_markdown
+    from nestify.cli.output import gates_sheets, render, render_markdown
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
     from nestify.report.table import layer_table, report_notes, report_table

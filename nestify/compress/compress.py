@@ -1,4 +1,4 @@
-"""What `import nestify` offers: load, compress, plan, evaluate, report."""
+"""`compress` and `plan`: from a recipe to a nested file, or to what it would cost."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,6 @@ import torch
 from nestify.compress.inputs import stored_dtype
 from nestify.compress.run import Compressed, Run
 from nestify.errors import BadFileError, BudgetError, OutputError
-from nestify.evaluate.evaluate import Evaluation, evaluate
 from nestify.evaluate.gates import GateResult, check_gates
 from nestify.file.loading import load
 from nestify.file.manifest import Manifest
@@ -27,8 +26,6 @@ from nestify.schedule.description import block_units, describe
 from nestify.training.distributed import World, joined
 from nestify.training.logs import MetricsLog, check_logs, open_logs
 from nestify.training.observer import Observer, Observers
-
-__all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """What a recipe names, opened: device, images, model, teacher, optimizer."""
 
+from dataclasses import dataclass
 from difflib import get_close_matches
 
 import torch
@@ -7,13 +8,67 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from nestify.data.dataset import Images, open_splits
+from nestify.data.hierarchy import Labels, read_labels
 from nestify.errors import CheckpointError, RecipeError
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.model.spec import ModelSpec
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
+from nestify.training.observer import Observer
 
 USUAL_OPTIMIZERS = ("sgd", "adamw", "lamb")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a recipe names, opened.
+
+    Attributes:
+        train_images: images to train on, without those held out.
+        val_images: images to evaluate on.
+        held_out: training images that are set aside to fit temperatures and consensus weights; None if the
+            recipe asks for none.
+        pretrained: the model, with as many classes as the images.
+        teacher: a timm model that teaches, in eval mode; None if the run needs none.
+        labels: classes that each level predicts.
+    """
+
+    train_images: Images
+    val_images: Images
+    held_out: Images | None
+    pretrained: PretrainedModel
+    teacher: nn.Module | None
+    labels: Labels
+
+
+def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
+    """Open the images, the model and the teacher of a recipe, and check that they fit each other.
+
+    Args:
+        recipe: what to open.
+        observer: notified of each stage.
+        processes: number of processes that share the run.
+
+    Raises:
+        NestifyError: if the recipe, the checkpoint or the images are not right.
+    """
+    check_optimizer(recipe)
+    observer.stage("opening images")
+    train_images, val_images = open_recipe_images(recipe)
+    held_out = None
+    if recipe.data.calibrate is not None:
+        train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
+    check_shares(train_images, val_images, processes)
+    observer.stage(f"loading {recipe.model.name}")
+    pretrained = open_recipe_model(recipe, train_images)
+    teacher = open_recipe_teacher(recipe, pretrained.spec)
+    labels = read_labels(
+        recipe.data.hierarchy,
+        train_images.class_names,
+        [level.classes for level in recipe.level],
+        str(train_images.source),
+    )
+    return Inputs(train_images, val_images, held_out, pretrained, teacher, labels)
 
 
 def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:

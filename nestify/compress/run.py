@@ -1,7 +1,6 @@
 """One run of `compress`, from a recipe to a nested file."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 
@@ -11,15 +10,11 @@ from torch import Tensor, nn
 
 from nestify.compress.inputs import (
     augmentation,
-    check_optimizer,
-    check_shares,
-    open_recipe_images,
-    open_recipe_model,
-    open_recipe_teacher,
+    open_inputs,
     stored_dtype,
 )
 from nestify.data.dataset import Images
-from nestify.data.hierarchy import Labels, read_labels
+from nestify.data.hierarchy import Labels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.errors import OutputError
 from nestify.evaluate.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
@@ -74,15 +69,16 @@ class Compressed:
 
 
 class Run:
-    """The parts of one run: model and images are opened on construction, the rest on request.
+    """One run of `compress`: the inputs are opened on construction, the rest happens on request.
 
     Args:
         recipe: what to do.
-        observer: told of what happens.
-        world: the processes of the run. `device`: of this one; the recipe's by default.
+        observer: notified of progress.
+        world: the processes of the run.
+        device: the device of this process; the recipe's by default.
 
     Attributes:
-        checkpoints: keep the run, and let it go on from where it was kept.
+        checkpoints: save the run, and resume it.
 
     Raises:
         NestifyError: if the recipe, the checkpoint or the images are not right.
@@ -91,35 +87,20 @@ class Run:
     def __init__(
         self, recipe: Recipe, observer: Observer, world: World = ALONE, device: torch.device | None = None
     ) -> None:
-        random_seed(recipe.seed)  # of Python and NumPy too, which mixup draws from
+        random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
         self.recipe = recipe
         self.observer = observer
         self.world = world
         self.device = device or pick_device(recipe.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
-        check_optimizer(recipe)
-        observer.stage("opening images")
-        self.train_images, self.val_images = open_recipe_images(recipe)
-        self.held_out: Images | None = None
-        if recipe.data.calibrate is not None:
-            self.train_images, self.held_out = self.train_images.hold_out(recipe.data.calibrate, recipe.seed)
-        check_shares(self.train_images, self.val_images, world.size)
-        observer.stage(f"loading {recipe.model.name}")
-        self.pretrained = open_recipe_model(recipe, self.train_images)
-        self.spec = self.pretrained.spec
-        self.teacher = open_recipe_teacher(recipe, self.spec)
-        self.labels = read_labels(
-            recipe.data.hierarchy,
-            self.train_images.class_names,
-            [level.classes for level in recipe.level],
-            str(self.train_images.source),
-        )
-        self._anatomy: Anatomy | None = None
+        self.inputs = open_inputs(recipe, observer, world.size)
+        self.spec = self.inputs.pretrained.spec
+        self.labels = self.inputs.labels
         self.workers = pick_workers(recipe.data.workers, self.device)
         if problem := workers_warning(self.workers):
             observer.warned(problem)
         self.train_batches = train_loader(
-            self.train_images,
+            self.inputs.train_images,
             self.spec.preprocessing,
             batch_size=recipe.train.batch_size,
             workers=self.workers,
@@ -129,11 +110,12 @@ class Run:
             rank=world.rank,
             world_size=world.size,
         )
-        self._images = {"training": self.train_images, "validation": self.val_images}
-        depends = self._images, self.labels, world.size
+        self._anatomy: Anatomy | None = None
+        self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
+        network, teacher = self.inputs.pretrained.model, self.inputs.teacher
         self.checkpoints = Checkpoints(
             checkpoint_path(recipe.output_path),
-            run_identity(recipe, self.device, self.pretrained.model, self.teacher, *depends),
+            run_identity(recipe, self.device, network, teacher, self._images, self.labels, world.size),
             recipe.train.checkpoint_minutes,
             skipped={split: images.skipped for split, images in self._images.items()},
             world=world,
@@ -145,7 +127,7 @@ class Run:
         Args:
             estimate: try one small step for the time and memory that training needs.
         """
-        network = self.pretrained.model
+        network = self.inputs.pretrained.model
         made = self._nest(deepcopy(network).cpu())
         nested, levels, anatomy = made.nested, made.levels, made.anatomy
         choose_weights(nested, levels, self.recipe.schedule.score)
@@ -171,8 +153,8 @@ class Run:
             levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
             maskable=nested.entry_levels.total,
             dense_layers=dense_layers(nested, levels),
-            train_images=len(self.train_images),
-            val_images=len(self.val_images),
+            train_images=len(self.inputs.train_images),
+            val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
             steps=steps,
             uncounted=count.uncounted if anatomy is None else {**anatomy.layers.uncounted, **count.uncounted},
@@ -191,7 +173,7 @@ class Run:
             DivergedError: when a loss is not finite.
         """
         recipe, observer, kept = self.recipe, self.observer, self.checkpoints
-        network = self.pretrained.model.to(self.device)
+        network = self.inputs.pretrained.model.to(self.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
         if recipe.finetune.epochs and kept.nests:
@@ -227,10 +209,10 @@ class Run:
         check_finite(after, "train.lr")
         self._check_health(nested, original, after)
         calibration = None
-        if self.held_out is not None:
+        if self.inputs.held_out is not None:
             observer.stage("fitting temperatures and consensus")
-            batches = self._eval_batches(self.held_out)
-            calibration = calibrate_levels(nested, batches, self._autocast, self.labels.parents)
+            batches = self._eval_batches(self.inputs.held_out)
+            calibration = calibrate_levels(nested, batches, self.precision.autocast, self.labels.parents)
         for split, images in self._images.items():
             observer.skipped(split, images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
@@ -239,7 +221,7 @@ class Run:
             nested=nested,
             levels=levels,
             missed=replace(made.solver, count=count).check(nested, levels),
-            pretrained=self.pretrained,
+            pretrained=self.inputs.pretrained,
             costs=level_costs(nested, count),
             labels=self.labels,
             original=original,
@@ -249,9 +231,6 @@ class Run:
         )
 
     # -- parts -------------------------------------------------------------------------------------
-
-    def _autocast(self) -> AbstractContextManager[object]:
-        return self.precision.autocast()
 
     def _phases(self) -> Phases:
         self.checkpoints.observer = self.observer
@@ -291,7 +270,7 @@ class Run:
     def _nest(self, network: nn.Module) -> Design:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
-        images = Pictures(self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed))
+        images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
         made = design(network, self.spec, self.recipe, self.labels, images, self._anatomy)
         self._anatomy = made.anatomy
         return made
@@ -303,7 +282,7 @@ class Run:
             return None
         if options.teacher in ("original", "both"):
             return deepcopy(network).eval()
-        return None if self.teacher is None else self.teacher.to(self.device)
+        return None if self.inputs.teacher is None else self.inputs.teacher.to(self.device)
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
         """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""
@@ -339,7 +318,7 @@ class Run:
             nested.load_private(level, plain)
 
     def _recalibrate_plain(self, model: nn.Module) -> None:
-        loader = self._eval_batches(self.train_images, shuffle_seed=self.recipe.seed)
+        loader = self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
         batches = min(self.recipe.train.recalibrate_batches, len(loader))
         recalibrate(model, Pictures(loader), batches)
 
@@ -348,15 +327,15 @@ class Run:
     ) -> list[Accuracy]:
         for model in models.values():
             model.eval()
-        return evaluate(models, self._val_batches(), self._autocast, parents, self.world.size > 1)
+        return evaluate(models, self._val_batches(), self.precision.autocast, parents, self.world.size > 1)
 
     def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
         numbers, parents = range(1, nested.n_levels + 1), self.labels.parents
         shared = self.world.size > 1
-        return evaluate_levels(nested, self._val_batches(), numbers, self._autocast, parents, shared)
+        return evaluate_levels(nested, self._val_batches(), numbers, self.precision.autocast, parents, shared)
 
     def _val_batches(self) -> Loader:
-        return self._eval_batches(self.val_images, world=self.world)
+        return self._eval_batches(self.inputs.val_images, world=self.world)
 
     def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = ALONE) -> Loader:
         return eval_loader(

@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from nestify import load
-from nestify.compress.compress import metrics_path
 from nestify.file.reader import open_nested_file
+from nestify.files import metrics_path
 
 from .driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
 

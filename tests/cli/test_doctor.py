@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import nestify as package
-from nestify import doctor
+from nestify.cli import doctor
 
 from .driver import nestify
 
