@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 import timm
-from family_walk import smallest_model, walk
 
 from nestify.errors import UnsupportedModelError
 from nestify.model.spec import build_model, describe_model
+from tests.family_walk import smallest_model, walk
 
 FAST: dict[str, tuple[str, dict[str, Any]]] = {
     "byobnet": ("test_byobnet", {}),  # blocks of several kinds

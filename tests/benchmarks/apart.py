@@ -28,11 +28,10 @@ with warnings.catch_warnings():
     import torch
     from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from channels.builders import randomise  # tests are no package
-from family_walk import SMALLER, _plain_model
-
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from nestify.errors import NestifyError
+from tests.family_walk import SMALLER, _plain_model
+from tests.model.graph.builders import randomise
 
 GIB = 2**30
 

@@ -26,11 +26,10 @@ with warnings.catch_warnings():
     from torch import Tensor, nn
     from torch.utils.flop_counter import FlopCounterMode
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from channels.builders import cut, difference, loaded, random_units, zeroed  # tests are no package
-from family_walk import smallest_model
-
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from nestify.model.graph.channel_map import ChannelMap, find_channels, permute_channels
+from tests.family_walk import smallest_model
+from tests.model.graph.builders import cut, difference, loaded, random_units, zeroed
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Of the differences; some models compute in float32 whatever they are given."""

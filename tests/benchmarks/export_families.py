@@ -26,13 +26,13 @@ with warnings.catch_warnings():
     import torch
     from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from export.builders import facts_of, target_in  # tests are no package
-from family_walk import SMALLER, _enliven, _plain_model, smallest_model
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from export.builders import facts_of, target_in
 
 from nestify.errors import NestifyError
 from nestify.export.target import ExportFacts, Target
 from nestify.export.write import export_level
+from tests.family_walk import SMALLER, _enliven, _plain_model, smallest_model
 
 FORMATS = ("pt2", "onnx")
 Tell = Callable[[dict[str, str]], None]

@@ -32,10 +32,9 @@ with warnings.catch_warnings():
     import timm
     import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from family_walk import Walked, smallest_model, walk  # tests are no package
-
+sys.path.insert(0, str(Path(__file__).parents[2]))
 from nestify.errors import NestifyError
+from tests.family_walk import Walked, smallest_model, walk
 
 GIB = 2**30
 HEADINGS = ("family", "variant", "input", "parameters", "maskable", "result", "seconds", "peak GiB")

@@ -4,7 +4,7 @@
     python tests/benchmarks/fuzz.py --count 5000 --seed 7
     python tests/benchmarks/fuzz.py --seed 7 --only 4711     # one file again, with the whole traceback
 
-`tests/nested_file/mutations.py` spoils the files, `tests/nested_file/fuzzing.py` says what a reader may do
+`tests/file/mutations.py` spoils the files, `tests/file/fuzzing.py` says what a reader may do
 with them. Prints, per kind of damage, how many files were tried, refused and read, and the most memory that
 was allocated on opening (refused files included) and on reading, in bytes per byte of the file; on reading,
 the dense tensors that the file declares count as bytes of it. 256 KiB besides are free. Exit code 1 if a
@@ -32,10 +32,10 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from nested_file.fuzzing import Verdict, base_files, judge, spoilt_files  # tests are no package
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.file.fuzzing import Verdict, base_files, judge, spoilt_files
 
-GOLDEN = Path(__file__).parents[1] / "nested_file" / "golden" / "float16.safetensors"
+GOLDEN = Path(__file__).parents[1] / "file" / "golden" / "float16.safetensors"
 BATCH = 500
 PROCESSES = 2
 

@@ -27,8 +27,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from nested_file.killing import Job, duration, jobs, kill_after  # tests are no package
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.file.killing import Job, duration, jobs, kill_after
 
 WEIGHTS = 2**20
 MIB = 2**20

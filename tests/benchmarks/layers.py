@@ -25,9 +25,9 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
     import torch
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from family_walk import small_models  # tests are no package
-from layers.skipping import walk_blocks
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.family_walk import small_models
+from tests.model.graph.skipping import walk_blocks
 
 MODELS = 5
 """How many of a family are tried until one has blocks."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .driver import DIGITS, UNTRAINED, nestify
+from tests.cli.driver import DIGITS, UNTRAINED, nestify
 
 Refused = Callable[..., str]
 

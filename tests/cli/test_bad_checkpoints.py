@@ -9,8 +9,8 @@ import timm
 import torch
 from safetensors.torch import load_file, save_file
 
-from .conftest import Refused
-from .driver import CHECKPOINT, UNTRAINED, nestify
+from tests.cli.conftest import Refused
+from tests.cli.driver import CHECKPOINT, UNTRAINED, nestify
 
 START = ("compress", "digits", *UNTRAINED, "--checkpoint")
 

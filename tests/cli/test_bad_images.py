@@ -3,8 +3,8 @@
 import shutil
 from pathlib import Path
 
-from .conftest import Refused
-from .driver import TWO_STEPS, UNTRAINED, events, nestify
+from tests.cli.conftest import Refused
+from tests.cli.driver import TWO_STEPS, UNTRAINED, events, nestify
 
 START = ("compress", "digits", *UNTRAINED, "--data")
 

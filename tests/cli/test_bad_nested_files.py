@@ -1,4 +1,4 @@
-"""Every kind of damage to a nested file, as `report` and `eval` tell it. The kinds: tests/nested_file."""
+"""Every kind of damage to a nested file, as `report` and `eval` tell it. The kinds: tests/file."""
 
 import shutil
 from collections.abc import Callable
@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from nested_file.damage import Parts, damage
 
-from .conftest import Refused
-from .driver import CHECKPOINT, nestify
+from tests.cli.conftest import Refused
+from tests.cli.driver import CHECKPOINT, nestify
+from tests.file.damage import Parts, damage
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Refused
-from .driver import UNTRAINED, nestify
+from tests.cli.conftest import Refused
+from tests.cli.driver import UNTRAINED, nestify
 
 START = ("compress", "digits", *UNTRAINED)
 

@@ -15,9 +15,8 @@ import pytest
 import nestify as package
 from nestify.compress.batch import batch as module
 from nestify.file.reader import open_nested_file
-
-from .driver import at_terminal, environment, finish, nestify, spawn, stored_recipe
-from .test_start import loaded_by
+from tests.cli.driver import at_terminal, environment, finish, nestify, spawn, stored_recipe
+from tests.cli.test_start import loaded_by
 
 RECIPE = """
 extends = "digits"

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nested_file.loopback import serve
 
 import nestify as package
-
-from .driver import at_terminal, nestify
+from tests.cli.driver import at_terminal, nestify
+from tests.file.loopback import serve
 
 QUICK = ("--warmup", "0", "--rounds", "3")
 

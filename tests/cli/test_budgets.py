@@ -8,8 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import nestify as package
 from nestify.recipe.amounts import parse_budget
-
-from .driver import UNTRAINED, nestify
+from tests.cli.driver import UNTRAINED, nestify
 
 SHORT = ("--epochs", "0.1", "--batch-size", "32", "--max-train", "200", "--max-val", "50")
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import nestify as package
-
-from .driver import CHECKPOINT, UNTRAINED, nestify, stored_recipe
+from tests.cli.driver import CHECKPOINT, UNTRAINED, nestify, stored_recipe
 
 WIDTHS = ("--schedule", "channel", "--levels", "0.25,0.5,1")
 

@@ -8,8 +8,7 @@ import torch
 from nestify import load
 from nestify.file.reader import open_nested_file
 from nestify.files import metrics_path
-
-from .driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
+from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
 
 PLAN_STEPS = 132  # 6 epochs of 1438 images in batches of 64, the last incomplete one dropped
 

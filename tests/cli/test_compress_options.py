@@ -11,8 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nestify import load
-
-from .driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
+from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
 
 OUTPUT = Path("out.safetensors")
 LOG = Path("out.metrics.jsonl")

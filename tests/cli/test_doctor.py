@@ -7,8 +7,7 @@ import torch
 
 import nestify as package
 from nestify.cli import doctor
-
-from .driver import nestify
+from tests.cli.driver import nestify
 
 
 def test_a_machine_where_it_works() -> None:

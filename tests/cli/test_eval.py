@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 
-from .driver import CHECKPOINT, DIGITS, nestify
+from tests.cli.driver import CHECKPOINT, DIGITS, nestify
 
 
 def test_every_level_by_default(digits_file: Path, digits_folder: Path) -> None:

@@ -15,9 +15,8 @@ from safetensors import safe_open
 
 from nestify.file.reader import open_nested_file
 from nestify.model.spec import synthetic_input
-
-from .conftest import Refused
-from .driver import environment, nestify
+from tests.cli.conftest import Refused
+from tests.cli.driver import environment, nestify
 
 SUFFIXES = {"timm": ".safetensors", "onnx": ".onnx", "pt2": ".pt2"}
 SHAPE = (3, 32, 32)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from nestify.file.summary import read_report
-
-from .driver import UNTRAINED, nestify
+from tests.cli.driver import UNTRAINED, nestify
 
 HOLDS = "[gates]\nmin_top1 = 0\nmax_bytes = '1GB'\n"
 FAILS = "[gates]\nmax_bytes = '200kB'\n"

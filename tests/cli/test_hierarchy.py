@@ -11,8 +11,7 @@ from timm.data import create_transform
 
 import nestify as package
 from nestify.file.reader import open_nested_file
-
-from .driver import TWO_STEPS, UNTRAINED, nestify
+from tests.cli.driver import TWO_STEPS, UNTRAINED, nestify
 
 ROUND = {
     "0": "round",

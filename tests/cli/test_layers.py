@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import nestify as package
-
-from .driver import UNTRAINED, nestify, stored_recipe
+from tests.cli.driver import UNTRAINED, nestify, stored_recipe
 
 SHORT = ("--epochs", "0.2", "--batch-size", "32", "--max-train", "200", "--max-val", "50")
 KWARGS = {"img_size": 32, "patch_size": 8}

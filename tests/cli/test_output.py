@@ -11,9 +11,8 @@ from safetensors.torch import load_file
 from nestify.compress import compress as api
 from nestify.errors import BadFileError
 from nestify.model.nested_model import NestedModel
-
-from .conftest import Refused
-from .driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, nestify, spawn
+from tests.cli.conftest import Refused
+from tests.cli.driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, nestify, spawn
 
 START = ("compress", "digits", *UNTRAINED, "-o")
 

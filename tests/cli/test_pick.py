@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from .driver import environment, nestify
-from .test_start import loaded_by
+from tests.cli.driver import environment, nestify
+from tests.cli.test_start import loaded_by
 
 QUICK = ("--warmup", "0", "--rounds", "3")
 

@@ -7,8 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from nestify.file.reader import open_nested_file
-
-from .driver import TWO_STEPS, at_terminal, nestify, stored_recipe
+from tests.cli.driver import TWO_STEPS, at_terminal, nestify, stored_recipe
 
 ALL_COLUMNS = [
     *("level", "name", "sparsity", "parameters", "non-zero", "dense MACs", "effective MACs", "prefix MiB"),

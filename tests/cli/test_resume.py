@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from .driver import Outcome, finish, nestify, spawn
+from tests.cli.driver import Outcome, finish, nestify, spawn
 
 FEW = ("--max-train", "96", "--max-val", "20", "--batch-size", "16", "--epochs", "3")
 COMMAND = ("compress", "digits", *FEW, "--set", "train.recalibrate_batches=1", "--workers", "2")

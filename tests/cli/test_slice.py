@@ -5,15 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from nested_file.loopback import Server, Visit, serve
 
 from nestify.file import remote, source
 from nestify.file.reader import open_nested_file
 from nestify.file.remote import Patience
-
-from .conftest import Refused
-from .driver import at_terminal, finish, nestify, spawn
-from .test_start import loaded_by
+from tests.cli.conftest import Refused
+from tests.cli.driver import at_terminal, finish, nestify, spawn
+from tests.cli.test_start import loaded_by
+from tests.file.loopback import Server, Visit, serve
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 
 import nestify as package
-
-from .driver import UNTRAINED, environment, finish, nestify, spawn
+from tests.cli.driver import UNTRAINED, environment, finish, nestify, spawn
 
 RUN_AND_LIST = """
 import sys

@@ -12,8 +12,7 @@ import torch
 import nestify as package
 from nestify.cli import main
 from nestify.compress import compress as api
-
-from .driver import UNTRAINED, Outcome, finish, nestify, spawn
+from tests.cli.driver import UNTRAINED, Outcome, finish, nestify, spawn
 
 
 def stopped(number: int, *words: str) -> Outcome:

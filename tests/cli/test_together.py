@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from nestify.file.reader import open_nested_file
-
-from .driver import UNTRAINED, nestify
+from tests.cli.driver import UNTRAINED, nestify
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from nestify.cli import progress
-
-from .driver import TWO_STEPS, UNTRAINED, at_terminal, finish, nestify, spawn
+from tests.cli.driver import TWO_STEPS, UNTRAINED, at_terminal, finish, nestify, spawn
 
 
 @pytest.mark.parametrize("words", [["-q", "compress"], ["compress", "--quiet"]])

@@ -4,12 +4,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from nested_file.damage import Parts, damage
 
 import nestify as package
 from nestify.file.reader import open_nested_file
-
-from .driver import UNTRAINED, nestify
+from tests.cli.driver import UNTRAINED, nestify
+from tests.file.damage import Parts, damage
 
 
 @pytest.fixture
@@ -47,7 +46,7 @@ def test_a_file_that_is_right(digits_file: Path) -> None:
 
 def test_a_file_of_long_ago() -> None:
     """A real network, written when format 1 was frozen: its logits are still the stored ones."""
-    assert results(Path(__file__).parents[1] / "nested_file" / "golden" / "digits.safetensors") == [
+    assert results(Path(__file__).parents[1] / "file" / "golden" / "digits.safetensors") == [
         None,
         None,
     ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from .driver import UNTRAINED, finish, nestify, spawn
+from tests.cli.driver import UNTRAINED, finish, nestify, spawn
 
 ONE = "data.workers = 2 is more than the processors that this process may use (1)"
 

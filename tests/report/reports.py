@@ -4,10 +4,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import report_builders
-
 from nestify.file.manifest import LayerEntry
 from nestify.file.summary import ChunkBytes, ClassSet, LevelReport, Report
+from tests.report import report_builders
 
 HOSTILE = "</td><script>alert(1)</script><img src=http://x.test/ onerror='x'>\"]]>-->\u202eevil\x00\x1b[31m\n"
 """What a file may say where it likes: markup, ends of attributes, a turned direction, controls."""

@@ -12,10 +12,10 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
-import reports
 from PIL import Image
 
 from nestify.report.html.page import html_page
+from tests.report import reports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")

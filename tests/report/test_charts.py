@@ -7,7 +7,6 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from reports import level, report
 
 from nestify.file.summary import Report
 from nestify.report.html.charts import (
@@ -27,6 +26,7 @@ from nestify.report.html.charts import (
     round_ticks,
 )
 from nestify.report.html.labels import LINE, Box, place_labels, shortened
+from tests.report.reports import level, report
 
 PERCENT = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
 

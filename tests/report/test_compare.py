@@ -2,9 +2,8 @@
 
 from dataclasses import replace
 
-from report_builders import layer, report
-
 from nestify.report.compare import compare, comparison_notes, comparison_tables
+from tests.report.report_builders import layer, report
 
 OLD = report(
     {"top1": 50.0, "prefix_bytes": 1_000_000, "layers": [layer("conv", 10), layer("fc", 20)]},

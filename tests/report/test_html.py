@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import reports
-from nested_file.builders import description, small_state
 
 from nestify.file.summary import Report, read_report
 from nestify.file.writer import write_nested_file
 from nestify.report.html.page import Section, html_page
 from nestify.report.sheet import Column, Sheet, settings
 from nestify.report.table import report_notes, report_table
+from tests.file.builders import description, small_state
+from tests.report import reports
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 TAGS = {

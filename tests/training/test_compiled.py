@@ -4,13 +4,13 @@ from copy import deepcopy
 
 import pytest
 import torch
-from test_structure import narrow_model
 from torch import nn
 
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
 from nestify.training.forward import CompiledLevels
+from tests.model.test_structure import narrow_model
 
 
 def masked(nested: NestedModel) -> NestedModel:

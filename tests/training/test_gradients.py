@@ -4,7 +4,6 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_structure import narrow_model
 from torch import nn
 
 from nestify.model.nested_model import NestedModel
@@ -13,6 +12,7 @@ from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
 from nestify.training.stepper import LevelGradients
 from nestify.training.task import NestedTask, Teacher
+from tests.model.test_structure import narrow_model
 
 MakeModel = Callable[..., nn.Module]
 

@@ -1,0 +1,149 @@
+"""From kept units to kept indices and back, and axes that do not fit, as an untrusted file may hold them."""
+
+import gc
+import weakref
+from copy import copy, deepcopy
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from nestify.errors import UnsupportedModelError
+from nestify.model.graph.axes import Axes, Indices, sliced
+from nestify.model.graph.channel_map import find_channels
+from tests.model.graph.builders import MODELS, example, half, random_units
+
+CPU = torch.device("cpu")
+
+
+def changed(axes: Axes, name: str, dim: int, kept: Indices | None) -> dict[str, dict[int, Indices]]:
+    """Axes with other kept indices in one place; None leaves the dimension out."""
+    new = {key: dict(dims) for key, dims in axes.items()}
+    new.setdefault(name, {})
+    if kept is None:
+        del new[name][dim]
+    else:
+        new[name][dim] = kept
+    return new
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_axes_and_kept_units_are_inverse(name: str) -> None:
+    channels = example(name).channels
+    for seed in range(3):
+        kept = random_units(channels, seed)
+        axes = channels.axes(kept)
+        assert all(np.array_equal(a, b) for a, b in zip(channels.kept_units(axes), kept, strict=True))
+        told = {key: dims for key, dims in axes.items() if key in channels.names}
+        assert all(np.array_equal(a, b) for a, b in zip(channels.kept_units(told), kept, strict=True))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_axes_name_every_dimension_with_channels(name: str) -> None:
+    case = example(name)
+    axes = case.channels.axes([None] * len(case.channels.groups))
+    members = {(member.name, member.dim) for group in case.channels.groups for member in group.members}
+    assert {(key, dim) for key, dims in axes.items() for dim in dims} == members
+    state = case.model.state_dict()
+    assert set(case.channels.names) <= set(state)
+    for key, dim in members:
+        if key in state:
+            assert np.array_equal(axes[key][dim], np.arange(state[key].shape[dim]))
+
+
+def test_kept_indices_are_those_of_the_kept_units() -> None:
+    """The queries, keys and values of the second head of two, and half of the trunk."""
+    channels = example("test_vit").channels
+    kept = [np.arange(g.units) for g in channels.groups]
+    kept[0] = np.arange(0, 64, 2)
+    kept[1] = np.array([1])
+    axes = channels.axes(kept)
+    second = np.concatenate([np.arange(start, start + 32) for start in (32, 96, 160)])
+    assert np.array_equal(axes["blocks.0.attn.qkv.weight"][0], second)
+    assert np.array_equal(axes["blocks.0.attn.qkv.weight"][1], np.arange(0, 64, 2))
+    assert np.array_equal(axes["blocks.1.attn.qkv.bias"][0], np.arange(192))
+
+
+def test_units_can_be_told_by_some_tensors_alone() -> None:
+    """A file has no axes of the tensors that each level owns."""
+    channels = example("test_resnet").channels
+    kept = half(channels)
+    axes = channels.axes(kept)
+    told = {key: dims for key, dims in axes.items() if ".bn" not in key}
+    found = channels.kept_units(told, among=told)
+    assert all(np.array_equal(a, b) for a, b in zip(found, kept, strict=True))
+    with pytest.raises(UnsupportedModelError, match="are not those of the channels"):
+        channels.kept_units(told)
+
+
+TRUNK = "blocks.2.mlp.fc2.weight"
+CONTRADICTIONS: dict[str, tuple[str, int, Indices | None]] = {
+    "dropped here, kept there": (TRUNK, 0, np.arange(31)),
+    "another channel": (TRUNK, 0, np.r_[0:31, 40]),
+    "whole": (TRUNK, 0, None),
+    "half a head": ("blocks.2.attn.proj.weight", 1, np.arange(16)),
+    "no channel": ("cls_token", 2, np.arange(0)),
+    "out of range": (TRUNK, 0, np.r_[0:31, 64]),
+    "negative": (TRUNK, 0, np.r_[-1, 1:32]),
+    "not ascending": (TRUNK, 0, np.arange(32)[::-1]),
+    "twice": (TRUNK, 0, np.r_[0:32, 31]),
+    "no channels there": ("head.weight", 0, np.arange(5)),
+    "no such dimension": ("head.weight", 2, np.arange(5)),
+    "no such tensor": ("neck.weight", 0, np.arange(5)),
+    "a dimension from the end": ("head.weight", -1, np.arange(32)),
+}
+
+
+@pytest.mark.parametrize("why", CONTRADICTIONS)
+def test_axes_that_contradict_each_other_are_refused(why: str) -> None:
+    channels = example("test_vit").channels
+    name, dim, kept = CONTRADICTIONS[why]
+    axes = changed(channels.axes(half(channels)), name, dim, kept)
+    with pytest.raises(UnsupportedModelError, match=r"make no network|hold no whole channel") as caught:
+        channels.skeleton(axes, training=False, device=CPU)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_first_tensor_of_a_group_may_be_the_wrong_one() -> None:
+    channels = example("test_vit").channels
+    member = channels.groups[1].members[0]
+    axes = changed(channels.axes(half(channels)), member.name, member.dim, np.arange(192))
+    with pytest.raises(UnsupportedModelError, match=r"attn\.qkv\.bias"):
+        channels.skeleton(axes, training=False, device=CPU)
+
+
+def test_a_copy_is_the_map_itself() -> None:
+    channels = example("test_resnet").channels
+    assert deepcopy(channels) is channels
+    assert copy(channels) is channels
+    with pytest.raises(ValueError, match="read-only"):
+        channels.groups[0].members[0].indices[0] = 1
+    with pytest.raises(TypeError):
+        channels.frozen["conv1.0.weight", 1] = ""  # type: ignore[index]
+
+
+def test_the_model_can_go() -> None:
+    model = timm.create_model("test_resnet", num_classes=10)
+    weight = weakref.ref(model.get_parameter("fc.weight"))
+    channels = find_channels(model, (3, 64, 64))
+    channels.narrowed(half(channels))
+    del model
+    gc.collect()
+    assert weight() is None
+
+
+@pytest.mark.parametrize("kept", [[0, 1, 2], [1], [3, 4, 7], [0, 7], []])
+def test_slices_are_views_where_they_can_be(kept: list[int]) -> None:
+    tensor = torch.arange(40.0).reshape(5, 8).requires_grad_()
+    rows = np.array([1, 2])
+    found = sliced(tensor, {1: np.array(kept, dtype=np.int64), 0: rows})
+    assert torch.equal(found, tensor[1:3][:, kept])
+    assert (found.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()) == (
+        kept in ([0, 1, 2], [1])
+    )
+    found.sum().backward()
+    expected = torch.zeros(5, 8)
+    expected[1:3, kept] = 1
+    assert tensor.grad is not None
+    assert torch.equal(tensor.grad, expected)

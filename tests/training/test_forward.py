@@ -1,0 +1,118 @@
+"""Levels whose activations are computed again learn what they learn otherwise."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import nn
+
+from nestify.errors import UnsupportedModelError
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import describe_model
+from nestify.recipe.levels import Level
+from nestify.schedule.weights import select_entry_levels
+from nestify.training.task import NestedTask, Teacher
+from tests.model.test_structure import narrow_model
+
+MakeModel = Callable[..., nn.Module]
+
+
+def masked(model: nn.Module) -> NestedModel:
+    nested = NestedModel(model, describe_model(model), ["a", "b", "c"])
+    levels = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
+    weights = {name: nested.shared_tensor(name) for name in nested.entry}
+    nested.set_entry_levels(select_entry_levels(weights, levels))
+    return nested
+
+
+def gradients(nested: NestedModel, recompute: bool, **options: object) -> dict[str, torch.Tensor]:
+    """Of one step of a copy, with a teacher that the levels and the full level make together."""
+    nested = deepcopy(nested).train()
+    task = NestedTask(
+        nested,
+        nn.CrossEntropyLoss(),
+        weights=range(1, nested.n_levels + 1),
+        distill=[0.5] * nested.n_levels,
+        teacher=Teacher("both", deepcopy(nested.network).eval(), mean=(0.5,) * 3, std=(0.5,) * 3),
+        recompute=recompute,
+        **options,  # type: ignore[arg-type]
+    )
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, *nested.spec.input_size, generator=generator)
+    task.backward(images, torch.arange(6))
+    assert not getattr(nested.network, "grad_checkpointing", False)
+    return {name: p.grad for name, p in nested.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_convnext"])
+def test_gradients_are_those_of_kept_activations(architecture: str, make_model: MakeModel) -> None:
+    size = {"img_size": 32} if architecture == "test_vit" else {}
+    nested = masked(make_model(architecture, **size))
+    expected = gradients(nested, recompute=False)
+    found = gradients(nested, recompute=True)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_reduced_precision_is_of_the_forward_alone(make_model: MakeModel) -> None:
+    nested = masked(make_model("test_vit", img_size=32))
+
+    def bfloat16() -> torch.autocast:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    expected = gradients(nested, recompute=False, autocast=bfloat16)
+    found = gradients(nested, recompute=True, autocast=bfloat16)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-2, atol=1e-4, msg=name)
+
+
+def test_narrower_levels_keep_theirs() -> None:
+    nested = narrow_model("test_resnet", (0.5, 1.0))
+    expected = gradients(nested, recompute=False)
+    found = gradients(nested, recompute=True)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_it_keeps_less(make_model: MakeModel) -> None:
+    def kept(recompute: bool) -> int:
+        """Bytes that autograd keeps of the full level."""
+        nested = masked(make_model("test_vit", img_size=32)).train()
+        task = NestedTask(
+            nested,
+            nn.CrossEntropyLoss(),
+            weights=[0, 0, 1],
+            distill=[0] * 3,
+            teacher=Teacher("none"),
+            recompute=recompute,
+        )
+        own = {tensor.untyped_storage().data_ptr() for tensor in nested.state_dict().values()}
+        seen: dict[int, int] = {}
+
+        def note(tensor: torch.Tensor) -> torch.Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in own:
+                seen[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        images = torch.randn(16, *nested.spec.input_size)
+        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with hooks, task._recomputing():
+            task.each_level(images, torch.arange(16) % 10, lambda *_: None)
+        return sum(seen.values())
+
+    assert kept(True) < kept(False) / 2
+
+
+def test_a_model_without_it_is_refused(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    nested = masked(make_model("test_vit", img_size=32))
+
+    def refuse(enable: bool) -> None:
+        if enable:
+            raise AssertionError("gradient checkpointing not supported")
+
+    monkeypatch.setattr(nested.network, "set_grad_checkpointing", refuse)
+    with pytest.raises(UnsupportedModelError, match=r"for test_vit \(gradient .*\); leave it out"):
+        gradients(nested, recompute=True)
