@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from nestify.evaluate.gates import check_gates
     from nestify.evaluate.pick import Limit, Pick, pick
     from nestify.evaluate.verify import Verification, verify
-    from nestify.export.export import export
-    from nestify.export.write import Exported
+    from nestify.export.write import Exported, export
     from nestify.file.loading import load
     from nestify.file.slicing import Sliced, slice_file, upgrade_slice
     from nestify.file.summary import open_report, read_report
@@ -29,7 +28,7 @@ _HOME = {
     "evaluate": "nestify.evaluate.evaluate",
     "load": "nestify.file.loading",
     "plan": "nestify.compress.compress",
-    "export": "nestify.export.export",
+    "export": "nestify.export.write",
     "slice_file": "nestify.file.slicing",
     "upgrade_slice": "nestify.file.slicing",
     "verify": "nestify.evaluate.verify",
@@ -51,7 +50,7 @@ _HOME = {
     "read_report": "nestify.file.summary",
     "open_report": "nestify.file.summary",
     "compare": "nestify.report.compare",
-    "check_gates": "nestify.report.gates",
+    "check_gates": "nestify.report.evaluation",
 }
 
 __all__ = [

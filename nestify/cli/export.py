@@ -44,7 +44,7 @@ def export(
     and compared with the level before it is kept. onnx needs pip install 'nestify\\[onnx]'.
     """
     from nestify.cli.output import write_result
-    from nestify.export.export import export as run
+    from nestify.export.write import export as run
 
     done = run(file, level, format, output, batch=batch, opset=opset)
     text = json.dumps(_document(file, done), indent=2) + "\n" if as_json else _sentences(file, done)

@@ -18,7 +18,7 @@ from rich.console import Console
 from nestify.errors import GateFailed, OutputError
 from nestify.evaluate.gates import GateResult, missed
 from nestify.files import atomic_file
-from nestify.report.gates import gates_table, in_words
+from nestify.report.evaluation import gates_table, in_words
 from nestify.report.sheet import Sheet
 
 

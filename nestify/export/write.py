@@ -1,8 +1,9 @@
 """Writing a level as a plain model, which takes its place only when it has proven to be the level."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from torch import nn
 
@@ -10,7 +11,9 @@ from nestify.export import timm
 from nestify.export.draft import Draft, Probe, probes, prove
 from nestify.export.onnx import onnx_draft
 from nestify.export.pt2 import pt2_draft
-from nestify.export.target import ExportFacts, Format, Target, check_options
+from nestify.export.target import ExportFacts, Format, Target, check_options, choose_target
+from nestify.file.reader import open_nested_file
+from nestify.file.source import LocalFile
 from nestify.files import atomic_file, atomic_folder
 
 
@@ -122,3 +125,40 @@ def _export_folder(
         opset=None,
         load_line=f"timm.create_model({f'local-dir:{target.path}'!r}, pretrained=True).eval()",
     )
+
+
+def export(
+    path: str | os.PathLike[str],
+    level: int | str,
+    format: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    batch: int | None = None,
+    opset: int | None = None,
+) -> "Exported":
+    """Write one level as a plain model that needs no nestify, checked against the level's logits.
+
+    Args:
+        path: a nested file, or its address; nothing is read beyond the level's prefix.
+        level: number or name.
+        format: timm, onnx or pt2; None: by the suffix of `output`.
+        output: a file, or for timm a new folder; None: beside the nested file.
+        batch: images per call that onnx and pt2 are fixed to; None: any number.
+        opset: version of ONNX's operators.
+
+    Raises:
+        RecipeError: if there is no such level or format, or an option does not fit the format.
+        BadFileError: if the file is damaged, or does not make the model that it names.
+        UnsupportedModelError: if the model has an operator that the format does not know.
+        OutputError: if the export cannot be written, or is not the level when it is loaded again.
+    """
+    file = open_nested_file(path, truncated=True)
+    file.check_whole(number := file.level_index(str(level)))
+    facts = ExportFacts.of(file.manifest, number)
+    beside = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
+    target = choose_target(beside, facts, format, output)
+    check_options(target.format, batch, opset)
+    pass
+    from nestify.file.loading import load_level
+
+    return export_level(load_level(file, number), facts, target, batch=batch, opset=opset)

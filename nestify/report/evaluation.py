@@ -1,8 +1,9 @@
 """Evaluations as tables. No torch here."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from nestify.evaluate.gates import GateResult, State, missed
 from nestify.recipe.amounts import Limited, show_amount
 from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
@@ -127,3 +128,37 @@ def pick_notes(pick: "Pick") -> list[str]:
     if pick.measurement is None:
         return []
     return [f"{conditions([pick.measurement])}, batch {pick.measurement.batch_size}"]
+
+
+_SHOWN: dict[str, Callable[[float], str]] = {
+    "min_top1": lambda value: f"{number(value)} %",
+    "max_drop": lambda value: f"{number(value)} points",
+    "max_regression": lambda value: f"{number(value)} points",
+}
+
+
+def gates_table(results: Sequence[GateResult]) -> Sheet:
+    """Limits and what the levels have, one row each; a gate is called as in TOML."""
+
+    def shown(result: GateResult, value: float | None) -> str:
+        return "not known" if value is None else _SHOWN.get(result.gate, "{:,.0f}".format)(value)
+
+    return Sheet(
+        [
+            Column("level", [str(result.level) for result in results], rank=1),
+            Column("name", [result.name for result in results], is_text=True),
+            Column("gate", [result.gate for result in results], is_text=True),
+            Column("limit", [shown(result, result.limit) for result in results]),
+            Column("value", [shown(result, result.value) for result in results]),
+            Column("result", [_WORD[result.state] for result in results], is_text=True),
+        ]
+    )
+
+
+_WORD: dict[State, str] = {"met": "ok", "missed": "MISSED", "not compared": "not compared"}
+
+
+def in_words(results: Sequence[GateResult]) -> str:
+    """Which gates were missed, as the subject of a sentence."""
+    names = [f"{result.gate} of level {result.level} ({result.name})" for result in missed(results)]
+    return ", ".join(names)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nestify.errors import BadFileError, RecipeError
 from nestify.evaluate.gates import State, check_gates
 from nestify.recipe.gates import Gates, LevelGates
-from nestify.report.gates import gates_table, in_words
+from nestify.report.evaluation import gates_table, in_words
 from tests.report.report_builders import report
 
 TOP1 = st.integers(0, 100).map(float)

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import BinaryIO
 
 from nestify.compress.batch.jobs import LOG, RECIPE, Job
-from nestify.compress.batch.leash import LEASH
 from nestify.compress.batch.results import (
     GATE,
     JobResult,
@@ -30,6 +30,27 @@ from nestify.errors import OutputError
 from nestify.files import atomic_file, checkpoint_path
 from nestify.machine import cores
 from nestify.signals import put_off
+
+LEASH = "NESTIFY_LEASH"
+"""Set in a job's environment: its standard input is such a pipe."""
+
+PATIENCE = 120.0
+"""Seconds that a job has for its checkpoint once the batch is gone."""
+
+
+def tie(patience: float = PATIENCE) -> None:
+    """End this process as by SIGTERM when its standard input ends, and its whole group if that takes long."""
+    threading.Thread(target=_follow, args=(sys.stdin.fileno(), patience), daemon=True).start()
+
+
+def _follow(handle: int, patience: float) -> None:
+    with suppress(OSError):
+        while os.read(handle, 1024):
+            pass
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(patience)
+    os.killpg(os.getpgrp(), signal.SIGKILL)
+
 
 COMMAND = (sys.executable, "-m", "nestify", "compress")
 """What a job runs, with its recipe behind it; it goes on from a checkpoint if one is left in the folder."""

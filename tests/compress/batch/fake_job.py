@@ -85,7 +85,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if os.environ.get("FAKE_PATIENCE"):
-        from nestify.compress.batch.leash import tie
+        from nestify.compress.batch.runner import tie
 
         tie(float(os.environ["FAKE_PATIENCE"]))
     sys.exit(main())
