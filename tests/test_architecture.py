@@ -23,6 +23,7 @@ FLOORS = [
         "recipe_gates",
         "recipe",
         "recipe_flat",
+        "recipe_reference",
     },
     {"nested_file", "model_spec", "masking", "named_tensors"},
     {"ties", "measurements"},
