@@ -2,7 +2,7 @@
 
 import os
 
-from nestify.cli import main
+from nestify.cli.app import main
 from nestify.compress.batch.runner import LEASH, tie
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""The README's examples: commands and options that exist, recipes and gates that are right, real Python."""
+"""The documents: commands that parse, recipes and gates that are right, real Python, links that resolve."""
 
 import ast
 import re
 import shlex
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,16 @@ import yaml
 
 import nestify
 from nestify.cli.app import app
+from nestify.cli.guide import ORDER
 from nestify.compress.batch.jobs import make_jobs, parse_shard
 from nestify.recipe.gates import load_gates
-from nestify.recipe.recipe import load_recipe
+from nestify.recipe.recipe import Recipe, load_recipe, option_help
+from nestify.recipe.sources import parse_setting
 
 ROOT = Path(__file__).parents[1]
-TEXTS = [ROOT / "README.md", ROOT / "tests" / "benchmarks" / "README.md"]
+MAP = ROOT / "nestify" / "README.md"
+GUIDE = sorted((ROOT / "nestify" / "guide").glob("*.md"))
+TEXTS = [ROOT / "README.md", ROOT / "tests" / "benchmarks" / "README.md", MAP, *GUIDE]
 BLOCKS = [
     (kind, block)
     for path in TEXTS
@@ -28,6 +33,11 @@ BLOCKS = [
 
 def blocks(kind: str) -> list[str]:
     return [block for name, block in BLOCKS if name == kind]
+
+
+def prose(path: Path) -> str:
+    """A page without its fenced blocks."""
+    return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def root() -> Any:
@@ -44,26 +54,29 @@ def commands() -> list[list[str]]:
     for line in lines:
         words = shlex.split(line.replace("$(", "").replace(")", ""), comments=True)
         for start, word in enumerate(words):
-            if word.removeprefix("level=") == "nestify":
+            is_command = start == 0 or words[start - 1] in ("&&", "-m")
+            if word.removeprefix("level=") == "nestify" and is_command:
                 ends = [i for i, each in enumerate(words[start:], start) if each in ("&&", ">>", "|")]
                 found.append(words[start + 1 : ends[0] if ends else None])
-    return found
+    return [list(words) for words in dict.fromkeys(map(tuple, found))]
 
 
 @pytest.mark.parametrize("words", commands(), ids=" ".join)
-def test_commands_and_their_options_exist(words: list[str]) -> None:
+def test_commands_parse(words: list[str]) -> None:
     group = root()
     if words[0].startswith("-"):
         names = {name for option in group.params for name in option.opts}
         assert words[0] in names
         return
     command = group.commands[words[0]]
-    names = {name for option in command.params for name in (*option.opts, *option.secondary_opts)}
-    assert {word.partition("=")[0] for word in words[1:] if word.startswith("-")} <= names
+    with command.make_context(words[0], list(words[1:])) as context:  # raises where the words do not parse
+        for setting in context.params.get("settings") or []:
+            key, _ = parse_setting(setting)
+            assert option_help(re.sub(r"^level\[\d+\]", "level", re.sub(r"^(model\.kwargs)\..*", r"\1", key)))
 
 
 def test_every_command_is_shown() -> None:
-    assert set(root().commands) <= {words[0] for words in commands()} | {"doctor"}
+    assert set(root().commands) <= {words[0] for words in commands()}
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
@@ -78,7 +91,8 @@ def test_recipes_and_gates_are_right(text: str, tmp_path: Path) -> None:
         assert len(make_jobs([str(path)], tmp_path, parse_shard("1/1"))) == 4
         return
     needed = {"model.name": "resnet18", "data.path": "photos"}
-    missing = {key: value for key, value in needed.items() if key.split(".")[0] not in table}
+    given = {f"{section}.{key}" for section in ("model", "data") for key in table.get(section, {})}
+    missing = {key: value for key, value in needed.items() if key not in given}
     load_recipe(str(path), missing)
 
 
@@ -91,3 +105,61 @@ def test_python_names_what_there_is(text: str) -> None:
             and node.value.id == "nestify"
         ):
             assert hasattr(nestify, node.attr)
+
+
+def options() -> Iterator[str]:
+    """Every option that the prose names in backticks: `--level`, `--set train.accumulate=4`."""
+    for path in TEXTS:
+        yield from re.findall(r"`(?:nestify )?(?:\w+ )?(--[a-z][\w-]*)", prose(path))
+
+
+def test_options_in_the_prose_exist() -> None:
+    group = root()
+    params = [*group.params, *(option for command in group.commands.values() for option in command.params)]
+    names = {name for option in params for name in (*option.opts, *option.secondary_opts)}
+    elsewhere = {"--signal", "--with"}  # SLURM's, and a program's in tests/benchmarks
+    typers_own = {"--help", "--install-completion"}
+    assert set(options()) - elsewhere - typers_own <= names
+
+
+def keys(path: Path) -> set[str]:
+    """Every recipe key that a page names in backticks: `train.epochs`, `--set train.accumulate=4`."""
+    sections = "|".join(Recipe.model_fields)
+    found = re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_0-9]+)(?:=[^`]*)?`", prose(path))
+    return {key for key in found if not key.endswith((".tar", ".toml"))}  # the others are files
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_recipe_keys_in_the_prose_exist(path: Path) -> None:
+    for key in keys(path):
+        assert option_help(key), key
+
+
+def anchors(path: Path) -> set[str]:
+    """Anchors of a page's headings, as hosting sites make them."""
+    titles = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_links_resolve(path: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(path)):
+        if target.startswith("https://"):
+            continue
+        name, _, anchor = target.partition("#")
+        place = (path.parent / name).resolve() if name else path
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), target
+
+
+@pytest.mark.parametrize("path", [MAP, *GUIDE], ids=lambda path: path.stem)
+def test_long_pages_begin_with_their_contents(path: Path) -> None:
+    headings = re.findall(r"^## (.+)$", prose(path), re.MULTILINE)
+    if len(headings) > 4:
+        assert re.findall(r"^- \[(.+)\]\(#", prose(path).partition("\n## ")[0], re.MULTILINE) == headings
+
+
+def test_the_readme_is_short_and_leads_to_every_page() -> None:
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) <= 200
+    assert {f"nestify/guide/{topic}.md" for topic in ORDER} <= set(re.findall(r"\]\(([^)#]+)", text))

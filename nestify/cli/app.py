@@ -16,6 +16,7 @@ from nestify.cli.compress import compress
 from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
+from nestify.cli.guide import guide
 from nestify.cli.output import abandon_stdout, say, take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.report import report
@@ -43,6 +44,7 @@ app.command("compress")(compress)
 app.command("doctor")(doctor)
 app.command("eval")(evaluate)
 app.command("export")(export)
+app.command("guide")(guide)
 app.command("pick")(pick)
 app.command("report")(report)
 app.command("slice")(slice_levels)

@@ -9,7 +9,8 @@ from typing import Annotated
 
 import typer
 
-from nestify.recipe.recipe import builtin_recipes, option_help, parse_setting
+from nestify.recipe.recipe import option_help
+from nestify.recipe.sources import builtin_recipes, parse_setting
 
 _MODEL = "Model and images"
 _LEVELS = "Levels"

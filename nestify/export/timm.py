@@ -13,7 +13,8 @@ from torch import Tensor, fx, nn
 
 from nestify.errors import UnsupportedModelError
 from nestify.export.draft import Draft, Runner
-from nestify.export.rebuild import rebuild, without_weights
+from nestify.export.rebuild.arguments import without_weights
+from nestify.export.rebuild.rebuilt import rebuild
 from nestify.export.target import ExportFacts
 from nestify.model.spec import build_model
 

@@ -115,7 +115,10 @@ class ModelOptions(Section):
     new_head: bool = Field(
         default=False, description="whether to replace the classifier by a fresh one for the data's classes"
     )
-    input_size: Annotated[tuple[int, int] | None, BeforeValidator(_image_size)] = Field(
+    input_size: Annotated[
+        tuple[int, int] | None,
+        BeforeValidator(_image_size, json_schema_input_type=int | tuple[int, int] | None),
+    ] = Field(
         default=None,
         description="image size in pixels: one side, or [height, width]; the model's own by default",
     )

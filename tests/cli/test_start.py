@@ -33,6 +33,7 @@ def loaded_by(*words: str) -> str:
         ["bench", "--help"],
         ["eval", "-h"],
         ["export", "--help"],
+        ["guide", "--help"],
         ["pick", "--help"],
         ["report", "--help"],
         ["slice", "--help"],

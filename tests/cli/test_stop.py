@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import nestify as package
-from nestify.cli import main
+from nestify.cli.app import main
 from nestify.compress import compress as api
 from tests.cli.driver import UNTRAINED, Outcome, finish, nestify, spawn
 

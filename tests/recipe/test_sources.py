@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from nestify.errors import RecipeError
 from nestify.recipe.level_options import LevelOptions, level_weights
-from nestify.recipe.recipe import Recipe, builtin_recipes, load_recipe, parse_setting
+from nestify.recipe.recipe import Recipe, load_recipe
+from nestify.recipe.sources import builtin_recipes, parse_setting
 
 ROOT = Path(__file__).parent.parent
 ORDER = "levels run from the core (sparsest) to the full level"

@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from nestify.export.rebuild import Rebuilt, rebuild
+from nestify.export.rebuild.rebuilt import Rebuilt, rebuild
 from nestify.export.rebuild.search import Search
 from nestify.model.spec import describe_model
 from tests.export.builders import alive, half, shallow, without
