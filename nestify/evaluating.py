@@ -3,22 +3,25 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from torch import Tensor
 
 from nestify.budgets import Budget, parse_budget
 from nestify.errors import RecipeError
+from nestify.evaluation import ConsensusKind
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
 from nestify.evaluation.answers import Answers, Recorder
 from nestify.evaluation.cascade import SWEEP, Cascade, climb
-from nestify.evaluation.consensus import Consensus, ConsensusKind, consensus
+from nestify.evaluation.consensus import Consensus, consensus
 from nestify.hierarchy import stored_labels
-from nestify.images import Loader, OnBadImage, eval_loader, open_images
+from nestify.images import Loader, eval_loader, open_images
 from nestify.inputs import pick_device, pick_workers, workers_warning
 from nestify.loading import load_level
 from nestify.nested_file.manifest import LevelEntry
 from nestify.nested_file.reader import NestedFile, open_nested_file
+from nestify.recipe_sections import OnBadImage
 
 
 @dataclass(frozen=True)
@@ -162,8 +165,9 @@ class Together:
     _cascade: float | Budget | None = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in (None, "mean", "learned"):
-            raise RecipeError(f"--consensus {self.kind} is not mean or learned")
+        kinds = get_args(ConsensusKind)
+        if self.kind not in (None, *kinds):
+            raise RecipeError(f"--consensus {self.kind} is not {' or '.join(kinds)}")
         if self.kind == "learned" and not self.levels[-1].consensus:
             raise RecipeError(
                 "--consensus learned: the file has no weights for it; write it with compress --consensus, or "

@@ -14,7 +14,8 @@ from nestify.model_spec import ModelSpec, state_tensors, tied_names
 from nestify.named_tensors import NamedTensors
 from nestify.nested_file.state import NestedState
 from nestify.nesting import EntryLevels
-from nestify.private import BatchNormMode, private_names
+from nestify.private import private_names
+from nestify.recipe_sections import BatchNormMode
 from nestify.structure import Structure
 from nestify.ties import owner, tied_across_modules
 

@@ -14,11 +14,13 @@ from pydantic import AfterValidator, Field, ValidationError
 
 from nestify.errors import RecipeError
 from nestify.levels import Level
+from nestify.recipe_flags import Flag, Panel
 from nestify.recipe_gates import Gates, baseline_problem
 from nestify.recipe_levels import DEFAULT_LEVELS, level_name, level_problems, resolved_levels
 from nestify.recipe_problems import Problem, section_of, sentence, shown
 from nestify.recipe_schedule import LevelOptions, ScheduleOptions
 from nestify.recipe_sections import (
+    DEVICES,
     TEACHERS,
     AugmentOptions,
     DataOptions,
@@ -54,16 +56,20 @@ def _device(text: str) -> str:
 
 
 class Recipe(Section):
-    """Everything that one run of `compress` is asked to do. Made by `load_recipe`."""
+    """All options of one run of `compress`, made by `load_recipe`."""
 
-    output: Text | None = Field(
+    output: Annotated[Text | None, Flag(Panel.model, "-o --output")] = Field(
         default=None,
         description="nested file to write; <model>.nested.safetensors in the current folder by default",
     )
-    dtype: Dtype = Field(default="float32", description="type that weights are stored in")
-    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of every random choice")
-    device: Annotated[str, AfterValidator(_device)] = Field(
-        default="auto", description="where to compute: auto, cpu, cuda, cuda:1, mps"
+    dtype: Annotated[Dtype, Flag(Panel.model)] = Field(
+        default="float32", description="data type in which weights are stored"
+    )
+    seed: Annotated[int, Flag(Panel.training)] = Field(
+        default=42, ge=0, lt=2**32, description="seed of every random choice"
+    )
+    device: Annotated[str, AfterValidator(_device), Flag(Panel.training, suggestions=DEVICES)] = Field(
+        default="auto", description="device to compute on: auto, cpu, cuda, cuda:1, mps"
     )
     model: ModelOptions
     data: DataOptions
@@ -138,7 +144,10 @@ def checked_recipe(
 
 
 def option_help(key: str) -> str:
-    """Help text of an option by its dotted key, with its default: `option_help("train.epochs")`.
+    """Return the help text of an option, with its default: `option_help("train.epochs")`.
+
+    Args:
+        key: dotted key of the option.
 
     Raises:
         KeyError: for a key that recipes do not have.

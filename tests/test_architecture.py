@@ -15,6 +15,7 @@ FLOORS = [
     {"errors", "budgets", "levels", "processor"},
     {
         "nesting",
+        "recipe_flags",
         "recipe_sections",
         "recipe_schedule",
         "recipe_problems",

@@ -14,7 +14,7 @@ from nestify.levels import Level
 from nestify.model_spec import describe_model
 from nestify.nested_model import NestedModel
 from nestify.nesting import EntryLevels
-from nestify.private import BatchNormMode
+from nestify.recipe_sections import BatchNormMode
 from nestify.restoring import restored
 from nestify.schedules.weights import select_entry_levels
 

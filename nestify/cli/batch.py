@@ -7,12 +7,17 @@ from typing import Annotated
 
 import typer
 
+from nestify.cli.arguments import complete_recipe
+
 
 def batch(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPES...", help="Recipes, or names of built-in ones (digits).", show_default=False
+            metavar="RECIPES...",
+            help="Recipes, or names of built-in ones (digits).",
+            show_default=False,
+            autocompletion=complete_recipe,
         ),
     ],
     out: Annotated[

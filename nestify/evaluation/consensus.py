@@ -2,15 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor
 
 from nestify.evaluation.answers import Answers
-
-ConsensusKind = Literal["mean", "learned"]
 
 
 @dataclass(frozen=True)

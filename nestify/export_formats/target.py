@@ -5,9 +5,12 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from nestify.errors import OutputError, RecipeError
-from nestify.export_formats.facts import ExportFacts
+
+if TYPE_CHECKING:  # `nestify --help` imports this module, and the manifest takes long to import
+    from nestify.export_formats.facts import ExportFacts
 
 NESTED_SUFFIXES = (".safetensors", ".nested")
 
@@ -39,7 +42,10 @@ class Target:
 
 
 def choose_target(
-    source: Path, facts: ExportFacts, format: str | None = None, output: str | os.PathLike[str] | None = None
+    source: Path,
+    facts: "ExportFacts",
+    format: str | None = None,
+    output: str | os.PathLike[str] | None = None,
 ) -> Target:
     """Find format and place from what the user said of either.
 
@@ -117,7 +123,7 @@ def _folder(path: Path, format: Format) -> Target:
     return Target(path, format, folder=True)
 
 
-def _beside(source: Path, facts: ExportFacts, format: Format) -> Path:
+def _beside(source: Path, facts: "ExportFacts", format: Format) -> Path:
     name = source.name
     for suffix in NESTED_SUFFIXES:
         name = name.removesuffix(suffix)

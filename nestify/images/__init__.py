@@ -4,13 +4,12 @@
 `eval_loader` make batches of them. Reading and augmentation are timm's.
 """
 
-from nestify.images.dataset import Images, OnBadImage, open_images, open_splits
+from nestify.images.dataset import Images, open_images, open_splits
 from nestify.images.loaders import Loader, Pictures, eval_loader, train_loader
 
 __all__ = [
     "Images",
     "Loader",
-    "OnBadImage",
     "Pictures",
     "eval_loader",
     "open_images",
