@@ -1,95 +1,31 @@
 """nestify: n networks of different size in one set of weights, in one file."""
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from nestify.api import Result, compress, load, plan
-    from nestify.batching.batch import BatchResult, run_batch
-    from nestify.benching import Bench, bench
-    from nestify.evaluating import Evaluation, evaluate
-    from nestify.export_formats.level import Exported
-    from nestify.exporting import export
-    from nestify.nested_file.slicing import Sliced, slice_file, upgrade_slice
-    from nestify.nested_model import NestedModel
-    from nestify.picking import Limit, Pick, pick
-    from nestify.recipe import Recipe, load_recipe
-    from nestify.recipe_gates import load_gates
-    from nestify.report.compare import compare
-    from nestify.report.document import read_report
-    from nestify.report.gates import check_gates
-    from nestify.report.stored import open_report
-    from nestify.verification import Verification, verify
+import ast
+from importlib import import_module
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-_HOME = {
-    "bench": "nestify.benching",
-    "compress": "nestify.api",
-    "evaluate": "nestify.evaluating",
-    "load": "nestify.api",
-    "plan": "nestify.api",
-    "export": "nestify.exporting",
-    "slice_file": "nestify.nested_file.slicing",
-    "upgrade_slice": "nestify.nested_file.slicing",
-    "verify": "nestify.verification",
-    "run_batch": "nestify.batching.batch",
-    "BatchResult": "nestify.batching.batch",
-    "pick": "nestify.picking",
-    "Bench": "nestify.benching",
-    "Evaluation": "nestify.evaluating",
-    "Exported": "nestify.export_formats.level",
-    "Sliced": "nestify.nested_file.slicing",
-    "Verification": "nestify.verification",
-    "Limit": "nestify.picking",
-    "Pick": "nestify.picking",
-    "Result": "nestify.api",
-    "NestedModel": "nestify.nested_model",
-    "Recipe": "nestify.recipe",
-    "load_recipe": "nestify.recipe",
-    "load_gates": "nestify.recipe_gates",
-    "read_report": "nestify.report.document",
-    "open_report": "nestify.report.stored",
-    "compare": "nestify.report.compare",
-    "check_gates": "nestify.report.gates",
-}
+_STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 
-__all__ = [
-    "BatchResult",
-    "Bench",
-    "Evaluation",
-    "Exported",
-    "Limit",
-    "NestedModel",
-    "Pick",
-    "Recipe",
-    "Result",
-    "Sliced",
-    "Verification",
-    "__version__",
-    "bench",
-    "check_gates",
-    "compare",
-    "compress",
-    "evaluate",
-    "export",
-    "load",
-    "load_gates",
-    "load_recipe",
-    "open_report",
-    "pick",
-    "plan",
-    "read_report",
-    "run_batch",
-    "slice_file",
-    "upgrade_slice",
-    "verify",
-]
+_HOME = {
+    alias.name: statement.module
+    for statement in _STUB.body
+    if isinstance(statement, ast.ImportFrom) and statement.module
+    for alias in statement.names
+}
+"""Module of each public name, as the stub imports it, which type checkers read too."""
+
+__all__ = [*_HOME, "__version__"]  # noqa: PLE0604  # all of them texts
 
 
 def __getattr__(name: str) -> object:
-    """Import on first use: the command line must answer without waiting for torch."""
+    """Import a public name when it is first used: the command line must not wait for torch."""
     if name not in _HOME:
         raise AttributeError(f"module 'nestify' has no attribute {name!r}")
-    from importlib import import_module
-
     return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Names of the module, with the public ones that are not imported yet."""
+    return sorted({*globals(), *__all__})

@@ -1,4 +1,4 @@
-"""What `import nestify` offers: load, compress, plan, evaluate, report."""
+"""The Python interface of compress: load, plan and compress, which `import nestify` offers too."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,6 @@ from nestify.compressed import Compressed
 from nestify.compression import Run
 from nestify.describe import block_units, describe
 from nestify.errors import BadFileError, BudgetError, OutputError
-from nestify.evaluating import Evaluation, evaluate
 from nestify.inputs import pick_device, stored_dtype
 from nestify.loading import load_level, load_nested
 from nestify.nested_file.beside import checkpoint_path, metrics_path
@@ -32,8 +31,6 @@ from nestify.report.stored import open_report
 from nestify.training.logs import check_logs, open_logs
 from nestify.training.observer import MetricsLog, Observer, Observers
 from nestify.training.world import World, joined
-
-__all__ = ["Evaluation", "Result", "compress", "evaluate", "load", "metrics_path", "plan"]
 
 
 @dataclass(frozen=True)

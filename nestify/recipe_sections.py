@@ -238,7 +238,7 @@ class TrainOptions(Section):
     opt: Annotated[Text, Flag(Panel.training)] = Field(
         default="sgd", description="timm's name of the optimizer"
     )
-    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum, for optimizers that have one")
+    momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of optimizers that have one")
     weight_decay: float = Field(
         default=1e-4, ge=0, description="weight decay per step, as the optimizer defines it"
     )

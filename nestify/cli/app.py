@@ -142,6 +142,8 @@ def _failed(error: Exception, wants_traceback: bool) -> int:
     """Usage errors are click's, with its own printing; most else is a bug of ours."""
     show, usage_code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(usage_code, int):
+        if (message := getattr(error, "message", None)) is not None:
+            error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]  # pydantic's
         show()
         return usage_code
     if isinstance(error, BrokenPipeError) and _nobody_reads():

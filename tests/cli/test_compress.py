@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from nestify import load
-from nestify.api import metrics_path
+from nestify.nested_file.beside import metrics_path
 from nestify.nested_file.reader import open_nested_file
 
 from .driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
