@@ -73,7 +73,7 @@ def flagged_fields(recipe: type[BaseModel]) -> list[FlaggedField]:
 
 
 def _fields(recipe: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
-    """All fields by dotted key, one level deep: a recipe has no sections inside its sections."""
+    """Yield the fields of a recipe and of its sections, by dotted key."""
     for name, field in recipe.model_fields.items():
         section = section_of(field)
         yield name, field
@@ -82,6 +82,7 @@ def _fields(recipe: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
 
 
 def _flagged(key: str, field: FieldInfo, flag: Flag) -> FlaggedField:
+    """Read type, choices and names of a flag from its field."""
     kind = _bare_type(field.annotation)
     repeated = get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
     kind = _bare_type(get_args(kind)[0]) if repeated else kind
