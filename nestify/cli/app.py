@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nestify.cli.arguments import Command, Group
 from nestify.cli.batch import batch
 from nestify.cli.bench import bench
 from nestify.cli.compress import compress
@@ -32,23 +33,24 @@ TERMINATED = 143
 
 app = typer.Typer(
     name="nestify",
+    cls=Group,
     help="Turn one pretrained timm model into a nested network: n networks of different size in one file.",
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("batch")(batch)
-app.command("bench")(bench)
-app.command("compress")(compress)
-app.command("doctor")(doctor)
-app.command("eval")(evaluate)
-app.command("export")(export)
-app.command("guide")(guide)
-app.command("pick")(pick)
-app.command("report")(report)
-app.command("slice")(slice_levels)
-app.command("verify")(verify)
+app.command("batch", cls=Command)(batch)
+app.command("bench", cls=Command)(bench)
+app.command("compress", cls=Command)(compress)
+app.command("doctor", cls=Command)(doctor)
+app.command("eval", cls=Command)(evaluate)
+app.command("export", cls=Command)(export)
+app.command("guide", cls=Command)(guide)
+app.command("pick", cls=Command)(pick)
+app.command("report", cls=Command)(report)
+app.command("slice", cls=Command)(slice_levels)
+app.command("verify", cls=Command)(verify)
 
 
 def _print_version(wanted: bool) -> None:
@@ -141,6 +143,8 @@ def _failed(error: Exception, wants_traceback: bool) -> int:
     """Usage errors are click's, with its own printing; most else is a bug of ours."""
     show, usage_code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(usage_code, int):
+        if (message := getattr(error, "message", None)) is not None:
+            error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]  # pydantic's
         show()
         return usage_code
     if isinstance(error, BrokenPipeError) and _nobody_reads():

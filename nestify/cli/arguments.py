@@ -1,11 +1,76 @@
-"""Arguments that several commands have."""
+"""Arguments that several commands have, and how flags with choices are shown and completed."""
 
 import re
-from typing import Annotated
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from nestify.errors import RecipeError
+from nestify.recipe.options import DEVICES
+from nestify.recipe.sources import builtin_recipes
+
+
+def placeholder(choices: Iterable[str]) -> str:
+    """Return what the help shows in place of a flag's value: `[csv|tensorboard]`."""
+    return f"[{'|'.join(choices)}]"
+
+
+def choice_option(
+    choices: Iterable[str], *names: str, help: str, show_default: bool | str = True
+) -> typer.models.OptionInfo:
+    """Return a flag whose help shows its choices; typer takes them from the parameter's type.
+
+    Args:
+        choices: members of the parameter's type, an enum or a Literal.
+        names: the flag's names, such as `--format`.
+        help: help text.
+        show_default: as in `typer.Option`.
+    """
+    info: typer.models.OptionInfo = typer.Option(
+        *names, help=help, metavar=placeholder(choices), show_default=show_default
+    )
+    return info
+
+
+def completed(values: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a callback with which shells complete a word to one of these values."""
+    words = list(values)
+
+    def complete(begun: str) -> list[str]:
+        return [word for word in words if word.startswith(begun)]
+
+    return complete
+
+
+def complete_recipe(begun: str) -> list[str]:
+    """Complete the name of a built-in recipe; shells complete paths by themselves."""
+    return completed(builtin_recipes())(begun)
+
+
+class Command(TyperCommand):
+    """A command whose help shows no value for switches."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the command's parameters, with those of the help."""
+        return _without_switch_values(super().get_params(ctx))
+
+
+class Group(TyperGroup):
+    """A group of commands whose help shows no value for switches."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """Return the group's own parameters, with those of the help."""
+        return _without_switch_values(super().get_params(ctx))
+
+
+def _without_switch_values(parameters: list[Any]) -> list[Any]:
+    for parameter in parameters:
+        if getattr(parameter, "is_flag", False):
+            parameter.metavar = ""
+    return parameters
+
 
 NestedFileOrAddress = Annotated[
     str,
@@ -19,7 +84,9 @@ NestedFileOrAddress = Annotated[
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.")]
+Device = Annotated[
+    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", autocompletion=completed(DEVICES))
+]
 
 
 def whole_numbers(option: str, text: str) -> list[int]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from nestify.cli.arguments import complete_recipe
 from nestify.cli.output import Verbosity, tell, verbosity
 from nestify.compress.batch.batch import BatchResult, Standing
 from nestify.compress.batch.jobs import Job
@@ -168,7 +169,10 @@ def batch(
     recipes: Annotated[
         list[str],
         typer.Argument(
-            metavar="RECIPES...", help="Recipes, or names of built-in ones (digits).", show_default=False
+            metavar="RECIPES...",
+            help="Recipes, or names of built-in ones (digits).",
+            show_default=False,
+            autocompletion=complete_recipe,
         ),
     ],
     out: Annotated[

@@ -3,11 +3,12 @@
 import json
 import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress
+from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, choice_option
+from nestify.recipe.options import ConsensusKind, OnBadImage
 
 if TYPE_CHECKING:
     from nestify.evaluate.evaluate import Evaluation
@@ -25,11 +26,12 @@ def evaluate(
     ],
     level: Annotated[str, typer.Option("--level", help="Level by number or name, or all.")] = "all",
     consensus: Annotated[
-        str | None,
-        typer.Option(
+        ConsensusKind | None,
+        choice_option(
+            get_args(ConsensusKind),
             "--consensus",
-            help="Evaluate also what levels answer together: the mean of their probabilities, or learned "
-            "(by weights that compress --consensus fitted).",
+            help="Also evaluate the levels' combined prediction: the mean of their probabilities, or learned "
+            "(with weights that compress --consensus fitted).",
         ),
     ] = None,
     cascade: Annotated[
@@ -55,7 +57,12 @@ def evaluate(
         int | None, typer.Option("--max-images", min=1, help="Use at most so many.", show_default="all")
     ] = None,
     on_bad_image: Annotated[
-        str, typer.Option("--on-bad-image", help="What an unreadable image does: refuse or skip.")
+        OnBadImage,
+        choice_option(
+            get_args(OnBadImage),
+            "--on-bad-image",
+            help="What happens at an unreadable image: refuse ends the command, skip leaves the image out.",
+        ),
     ] = "refuse",
     min_top1: Annotated[
         float | None,
@@ -73,11 +80,8 @@ def evaluate(
     images/s is over the forward passes alone, image loading aside. With --level, --consensus and
     --cascade are of the levels up to that one.
     """
-    from nestify.errors import GateFailed, RecipeError
-
-    if on_bad_image not in ("refuse", "skip"):
-        raise RecipeError(f"--on-bad-image {on_bad_image} is not refuse or skip")
     from nestify.cli.output import render, say, write_result
+    from nestify.errors import GateFailed
     from nestify.evaluate.evaluate import evaluate as run
     from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
 
@@ -85,7 +89,7 @@ def evaluate(
         file,
         data,
         level=level,
-        consensus=consensus,  # type: ignore[arg-type]  # checked there
+        consensus=consensus,
         cascade=cascade,
         split=split,
         data_root=data_root,
@@ -93,7 +97,7 @@ def evaluate(
         workers=workers,
         device=device,
         max_images=max_images,
-        on_bad_image=on_bad_image,  # type: ignore[arg-type]  # checked above
+        on_bad_image=on_bad_image,
     )
     for warning in done.warnings:
         say(f"warning: {warning}")

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import AsJson, NestedFileOrAddress
+from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
+from nestify.export.target import Format
 
 if TYPE_CHECKING:
     from nestify.export.write import Exported
@@ -17,8 +18,13 @@ def export(
     file: NestedFileOrAddress,
     level: Annotated[str, typer.Option("--level", help="Level by number or name.", show_default=False)],
     format: Annotated[
-        str | None,
-        typer.Option("--format", help="timm, onnx or pt2.", show_default="by the suffix of --output"),
+        Format | None,
+        choice_option(
+            Format,
+            "--format",
+            help="Weights for timm, an ONNX model, or a program of torch.export.",
+            show_default="by the suffix of --output",
+        ),
     ] = None,
     output: Annotated[
         str | None,

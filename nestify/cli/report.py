@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
-from nestify.cli.arguments import NestedFileOrAddress
+from nestify.cli.arguments import NestedFileOrAddress, choice_option
 from nestify.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ class Format(StrEnum):
 
 def report(
     file: NestedFileOrAddress,
-    format: Annotated[Format, typer.Option("--format", help="How to print it.")] = Format.table,
+    format: Annotated[Format, choice_option(Format, "--format", help="How to print it.")] = Format.table,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,
     other: Annotated[

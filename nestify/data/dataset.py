@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,8 +10,7 @@ from numpy.typing import NDArray
 from nestify.data.classes import Classes, check_class_folders, fit_classes, labels_in, names_in
 from nestify.data.source import Source, locate, open_source
 from nestify.errors import DataError, RecipeError
-
-OnBadImage = Literal["refuse", "skip"]
+from nestify.recipe.options import OnBadImage
 
 
 @dataclass(frozen=True, eq=False)

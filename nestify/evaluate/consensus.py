@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
@@ -78,9 +77,6 @@ class Recorder:
         """All that was kept; see `Answers`."""
         logits = {level: torch.cat(kept) for level, kept in sorted(self._logits.items())}
         return Answers(logits, torch.cat(self._targets), parents, classes)
-
-
-ConsensusKind = Literal["mean", "learned"]
 
 
 @dataclass(frozen=True)

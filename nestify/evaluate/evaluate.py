@@ -3,22 +3,24 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import get_args
 
 from torch import Tensor
 
-from nestify.data.dataset import OnBadImage, open_images
+from nestify.data.dataset import open_images
 from nestify.data.hierarchy import stored_labels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import RecipeError
 from nestify.evaluate.accuracy import Accuracy
 from nestify.evaluate.accuracy import evaluate as evaluate_networks
 from nestify.evaluate.cascade import SWEEP, Cascade, climb
-from nestify.evaluate.consensus import Answers, Consensus, ConsensusKind, Recorder, consensus
+from nestify.evaluate.consensus import Answers, Consensus, Recorder, consensus
 from nestify.file.loading import load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.recipe.amounts import Budget, parse_budget
+from nestify.recipe.options import ConsensusKind, OnBadImage
 
 
 @dataclass(frozen=True)
@@ -162,8 +164,9 @@ class Together:
     _cascade: float | Budget | None = field(init=False)
 
     def __post_init__(self) -> None:
-        if self.kind not in (None, "mean", "learned"):
-            raise RecipeError(f"--consensus {self.kind} is not mean or learned")
+        kinds = get_args(ConsensusKind)
+        if self.kind not in (None, *kinds):
+            raise RecipeError(f"--consensus {self.kind} is not {' or '.join(kinds)}")
         if self.kind == "learned" and not self.levels[-1].consensus:
             raise RecipeError(
                 "--consensus learned: the file has no weights for it; write it with compress --consensus, or "

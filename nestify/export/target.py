@@ -120,7 +120,10 @@ class Target:
 
 
 def choose_target(
-    source: Path, facts: ExportFacts, format: str | None = None, output: str | os.PathLike[str] | None = None
+    source: Path,
+    facts: "ExportFacts",
+    format: str | None = None,
+    output: str | os.PathLike[str] | None = None,
 ) -> Target:
     """Find format and place from what the user said of either.
 
@@ -198,7 +201,7 @@ def _folder(path: Path, format: Format) -> Target:
     return Target(path, format, folder=True)
 
 
-def _beside(source: Path, facts: ExportFacts, format: Format) -> Path:
+def _beside(source: Path, facts: "ExportFacts", format: Format) -> Path:
     name = source.name
     for suffix in NESTED_SUFFIXES:
         name = name.removesuffix(suffix)

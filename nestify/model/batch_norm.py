@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,7 +19,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # fvcore scripts a loss as it is imported, which torch warns about
     from fvcore.nn.precise_bn import update_bn_stats
 
-BatchNormMode = Literal["private", "recalibrate"]
+from nestify.recipe.options import BatchNormMode
 
 
 def is_statistic_norm(module: nn.Module) -> bool:

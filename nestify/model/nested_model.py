@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nestify.errors import UnsupportedModelError
-from nestify.model.batch_norm import BatchNormMode, private_names
+from nestify.model.batch_norm import private_names
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.heads import head_names, rows_for, set_classes
 from nestify.model.masking import MaskedWeight, NamedTensors, WholeWeights, identity, masked_weight
 from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
 from nestify.model.structure import Structure
+from nestify.recipe.options import BatchNormMode
 
 
 class NestedModel(nn.Module):

@@ -25,25 +25,27 @@ def _amount_of(quantity: Quantity, form: str) -> AfterValidator:
 
 
 class LevelGates(Section):
-    """Limits of one level; those that are not given do not hold."""
+    """Limits of one level; a limit that is not given is not checked."""
 
-    min_top1: Points | None = Field(default=None, description="least top-1 accuracy in percent")
+    min_top1: Points | None = Field(default=None, description="minimum top-1 accuracy in percent")
     max_drop: Points | None = Field(
         default=None,
-        description="most points of top-1 below the full level; for levels that tell the same classes",
+        description="maximum drop in top-1 from the full level, in points; for levels that predict the same "
+        "classes",
     )
     max_regression: Points | None = Field(
-        default=None, description="most points of top-1 below the same level of the baseline"
+        default=None, description="maximum drop in top-1 from the same level of the baseline, in points"
     )
     max_bytes: Annotated[int | Text, _amount_of("bytes", "4MB, 4MiB")] | None = Field(
         default=None,
-        description="most bytes of the file up to and with the level, header included: 4MB, 4MiB or a number",
+        description="maximum bytes of the file up to and including the level, with the header: 4MB, 4MiB or "
+        "a number",
     )
     max_macs: Annotated[int | Text, _amount_of("macs", "500M")] | None = Field(
-        default=None, description="most MACs per image that dense kernels execute: 500M or a number"
+        default=None, description="maximum MACs per image that dense kernels execute: 500M or a number"
     )
     max_params: Annotated[int | Text, _amount_of("params", "2M")] | None = Field(
-        default=None, description="most parameters that are not zero: 2M or a number"
+        default=None, description="maximum number of nonzero parameters: 2M or a number"
     )
 
 
@@ -51,10 +53,10 @@ class Gates(LevelGates):
     """[gates]: limits of every level, and [gates.level.NAME]: of one, in their place."""
 
     baseline: Text | None = Field(
-        default=None, description="nested file, or what report --json printed of one, for max_regression"
+        default=None, description="nested file, or the output of report --json for one, for max_regression"
     )
     level: dict[str, LevelGates] = Field(
-        default={}, description="limits of one level, by its name or number, in the place of those of all"
+        default={}, description="limits of single levels, by name or number, which replace the common ones"
     )
 
     def of(self, number: int, name: str) -> LevelGates:

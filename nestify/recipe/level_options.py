@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, Field
 
 from nestify.recipe.amounts import parse_budget
+from nestify.recipe.flags import Flag, Panel
 from nestify.recipe.levels import Level, Pattern, check_levels, parse_pattern
 from nestify.recipe.options import Section, Share, Text
 from nestify.recipe.problems import Problem
@@ -46,79 +47,80 @@ PatternText = Annotated[str, AfterValidator(_pattern)]
 class ScheduleOptions(Section):
     """[schedule]: which weights enter at which level."""
 
-    kind: Kind = Field(
+    kind: Annotated[Kind, Flag(Panel.levels, "--schedule")] = Field(
         default="weight",
-        description="what a level leaves out, and what --levels are: weight (sparsities), channel (widths), "
-        "layer (depths); combined: what each [[level]] says",
+        description="what levels leave out, and what the values of --levels are: weight (sparsities), "
+        "channel (widths), layer (depths), or combined (set by each [[level]])",
     )
     divisor: int = Field(
         default=8,
         ge=1,
-        description="channels of a narrower level are multiples of this, where a layer has them",
+        description="channel counts of narrower levels are multiples of this, where the layer allows it",
     )
     rank: Rank = Field(
         default="evenly",
-        description="which blocks a shallower level keeps: evenly over the stages, or those without which "
-        "the loss on training images grows most",
+        description="which blocks a shallower level keeps: evenly (spread over the stages) or loss (those "
+        "whose removal increases the loss on training images most)",
     )
-    score: Score = Field(
+    score: Annotated[Score, Flag(Panel.levels, "--score --criterion")] = Field(
         default="lamp",
-        description="how weights are ranked: lamp or magnitude over all layers, uniform or erk within",
+        description="how weights are ranked: lamp or magnitude across all layers, uniform or erk within each "
+        "layer",
     )
-    pattern: Annotated[PatternText, AfterValidator(_common_pattern)] = Field(
+    pattern: Annotated[PatternText, AfterValidator(_common_pattern), Flag(Panel.levels)] = Field(
         default="unstructured",
-        description="how a sparse level's weights may lie: unstructured, or blocks such as 32x1 "
+        description="arrangement of a sparse level's weights: unstructured, or blocks such as 32x1 "
         "(output x input channels)",
     )
-    skip: Annotated[tuple[Text, ...], Field(strict=False)] = Field(
+    skip: Annotated[tuple[Text, ...], Field(strict=False), Flag(Panel.levels)] = Field(
         default=(),
-        description="weights that every level keeps whole: names or wildcards of modules or parameters, "
+        description="weights that stay dense in every level: names or wildcards of modules or parameters, "
         "or first, classifier, depthwise",
     )
-    ramp: Share = Field(default=0.5, description="share of the training during which sparsity rises")
+    ramp: Share = Field(default=0.5, description="share of the training during which sparsity increases")
     reselect: int = Field(
-        default=40, ge=1, description="number of times that weights are chosen anew during the ramp"
+        default=40, ge=1, description="number of times that weights are selected again during the ramp"
     )
 
 
 class LevelOptions(Section):
     """[[level]]: one level; the first is the core (sparsest), the last the full level."""
 
-    name: str | None = Field(
-        default=None, description="what the level is called; level1, level2, ... by default"
-    )
+    name: str | None = Field(default=None, description="name of the level; level1, level2, ... by default")
     sparsity: float | None = Field(
         default=None,
         description="share of the maskable weights that are zero, in [0, 1); an N:M pattern implies it",
     )
     width: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
-        default=None, description="share of the channels that it has, in (0, 1]; 1 by default"
+        default=None, description="share of the channels that the level has, in (0, 1]; 1 by default"
     )
     depth: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
         default=None,
-        description="share of the blocks that can be skipped that it has, in (0, 1]; 1 by default",
+        description="share of the skippable blocks that the level has, in (0, 1]; 1 by default",
     )
     budget: Annotated[Text, AfterValidator(_budget)] | None = Field(
         default=None,
-        description="what it may cost instead: macs=0.25 (a share of the full level's), macs=100M, "
-        "params=2M, bytes=4MB",
+        description="cost that the level may have, given instead: macs=0.25 (a share of the full level's), "
+        "macs=100M, params=2M, bytes=4MB",
     )
     pattern: PatternText | None = Field(
         default=None,
-        description="how its weights may lie: unstructured, N:M or RxC; schedule.pattern by default",
+        description="arrangement of the level's weights: unstructured, N:M or RxC; schedule.pattern by "
+        "default",
     )
     classes: Text | None = Field(
         default=None,
-        description="column of data.hierarchy with the classes that it tells; where no level names one, "
-        "the core level tells the coarsest, the next level the next finer, and the full level the data's own",
+        description="column of data.hierarchy with the classes that the level predicts; if no level names "
+        "one, the core level predicts the coarsest classes, the next level the next finer ones, and the full "
+        "level the data's own",
     )
     weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = Field(
         default=None,
-        description="relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained; "
-        "from 2 of the core level evenly down to 1 of the full level by default",
+        description="relative weight in the loss, scaled so that all weights sum to 1; a level with weight 0 "
+        "is not trained; by default evenly spaced from 2 for the core level to 1 for the full level",
     )
     distill: Share | None = Field(
-        default=None, description="share of distillation in its loss; train.distill by default"
+        default=None, description="share of distillation in the level's loss; train.distill by default"
     )
 
 

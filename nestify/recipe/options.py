@@ -1,7 +1,8 @@
-"""The sections of a recipe: every option with its type, range, default and unit, and no logic between them.
+"""The sections of a recipe: every option with its type, range, default, unit and flag.
 
 A description is a noun phrase; it is the option's help text, and the hint in errors about it. A validator
-here raises ValueError with a predicate (`is not ...`), which follows `key = value` in the error. No torch.
+here raises ValueError with a predicate (`is not ...`), which follows `key = value` in the error. A field with
+a `Flag` is a flag of `nestify compress`. No torch.
 """
 
 import math
@@ -18,15 +19,26 @@ from pydantic import (
     field_validator,
 )
 
+from nestify.recipe.flags import Flag, Panel
+
 AmpDtype = Literal["auto", "bfloat16", "float16"]
+BatchNormMode = Literal["private", "recalibrate"]
 Dtype = Literal["float32", "float16", "bfloat16"]
+Log = Literal["csv", "tensorboard"]
+ConsensusKind = Literal["mean", "learned"]
+"""How several levels predict together: by the mean of their probabilities, or with fitted weights."""
+OnBadImage = Literal["refuse", "skip"]
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 TEACHERS = ("original", "self", "both", "none")
 """Teachers that come from the run itself; anything else is the name of a timm model."""
+DEVICES = ("auto", "cpu", "cuda", "mps")
+"""Devices that shells complete; others, such as cuda:1, are valid too."""
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
+OpenShare = Annotated[float, Field(gt=0, lt=1)]
+PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
@@ -102,22 +114,24 @@ class ModelOptions(Section):
     """[model]: the pretrained timm model to nest."""
 
     name: Text = Field(description="name in timm's registry, or local-dir:FOLDER, or hf-hub:OWNER/NAME")
-    checkpoint: Annotated[Text, AfterValidator(_checkpoint)] | None = Field(
+    checkpoint: Annotated[Annotated[Text, AfterValidator(_checkpoint)] | None, Flag(Panel.model)] = Field(
         default=None,
         description="file of pretrained weights: .safetensors, or a .pth that holds only weights",
     )
     pretrained: bool = Field(
-        default=True, description="whether to start from timm's own weights where no checkpoint is given"
+        default=True, description="whether to start from timm's own weights if no checkpoint is given"
     )
     kwargs: Annotated[dict[str, Annotated[Any, BeforeValidator(_kwarg)]], AfterValidator(_free_kwargs)] = (
         Field(default={}, description="further arguments of timm.create_model")
     )
-    new_head: bool = Field(
-        default=False, description="whether to replace the classifier by a fresh one for the data's classes"
+    new_head: Annotated[bool, Flag(Panel.model, "--new-head/--keep-head")] = Field(
+        default=False,
+        description="whether to replace the classifier with a freshly initialized one for the data's classes",
     )
     input_size: Annotated[
         tuple[int, int] | None,
         BeforeValidator(_image_size, json_schema_input_type=int | tuple[int, int] | None),
+        Flag(Panel.model, value=int),
     ] = Field(
         default=None,
         description="image size in pixels: one side, or [height, width]; the model's own by default",
@@ -127,41 +141,46 @@ class ModelOptions(Section):
 class DataOptions(Section):
     """[data]: the images to train and to validate on."""
 
-    path: Text = Field(
+    path: Annotated[Text, Flag(Panel.model, "--data")] = Field(
         description="images: a folder of class folders, a tar of them, or timm's hfds/..., wds/..., torch/..."
     )
-    root: Text | None = Field(
+    root: Annotated[Text | None, Flag(Panel.model, "--data-root")] = Field(
         default=None, description="folder that holds a hfds/..., wds/... or torch/... data set"
     )
-    train_split: Text = Field(default="train", description="name of the split to train on")
-    val_split: Text = Field(default="validation", description="name of the split to validate on")
-    holdout: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    train_split: Annotated[Text, Flag(Panel.model)] = Field(
+        default="train", description="name of the split to train on"
+    )
+    val_split: Annotated[Text, Flag(Panel.model)] = Field(
+        default="validation", description="name of the split to validate on"
+    )
+    holdout: Annotated[OpenShare | None, Flag(Panel.model)] = Field(
         default=None,
-        description="share of the training images to validate on where there is no validation split",
+        description="share of the training images to validate on if there is no validation split",
     )
-    calibrate: Annotated[float, Field(gt=0, lt=1)] | None = Field(
+    calibrate: Annotated[OpenShare | None, Flag(Panel.levels)] = Field(
         default=None,
-        description="share of the training images to hold out, to fit after training how sure each level is "
-        "and how the levels' answers are combined (eval --cascade, --consensus learned); none by default",
+        description="share of the training images to hold out for fitting, after training, each level's "
+        "temperature and the weights that combine the levels' predictions (eval --cascade, --consensus "
+        "learned); none by default",
     )
-    max_train: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="number of training images to use at most; all by default"
+    max_train: Annotated[PositiveInt | None, Flag(Panel.model)] = Field(
+        default=None, description="maximum number of training images; all by default"
     )
-    max_val: Annotated[int, Field(ge=1)] | None = Field(
-        default=None, description="number of validation images to use at most; all by default"
+    max_val: Annotated[PositiveInt | None, Flag(Panel.model)] = Field(
+        default=None, description="maximum number of validation images; all by default"
     )
-    hierarchy: Text | None = Field(
+    hierarchy: Annotated[Text | None, Flag(Panel.levels)] = Field(
         default=None,
-        description="CSV table of the classes' coarser classes, for levels that tell those: first line "
-        "fine,coarse, then a row per class",
+        description="CSV table that maps the data's classes to coarser ones, for levels that predict "
+        "those: the first line is fine,coarse, followed by one row per class",
     )
-    workers: Annotated[int, Field(ge=0)] | None = Field(
+    workers: Annotated[Annotated[int, Field(ge=0)] | None, Flag(Panel.model)] = Field(
         default=None,
-        description="number of processes that load images; 0 loads in the main one, by default automatic",
+        description="number of processes that load images; 0 loads in the main process; automatic by default",
     )
-    on_bad_image: Literal["refuse", "skip"] = Field(
+    on_bad_image: Annotated[OnBadImage, Flag(Panel.model)] = Field(
         default="refuse",
-        description="what an unreadable image does: refuse stops the run, skip leaves it out",
+        description="what happens at an unreadable image: refuse stops the run, skip leaves the image out",
     )
 
 
@@ -180,122 +199,138 @@ def _auto_augment(text: str) -> str:
 class AugmentOptions(Section):
     """[augment]: how training images are varied."""
 
-    hflip: Share = Field(default=0.5, description="probability of a left-right flip; 0 for digits and text")
+    hflip: Share = Field(default=0.5, description="probability of a left-right flip; 0 suits digits and text")
     vflip: Share = Field(default=0.0, description="probability of an upside-down flip")
     scale: Annotated[tuple[float, float], BeforeValidator(_rising_pair), AfterValidator(_relative_area)] = (
         Field(
             default=(0.35, 1.0),
-            description="smallest and largest area of a random crop, as shares of the image's",
+            description="smallest and largest area of a random crop, as shares of the image's area",
         )
     )
     ratio: Annotated[tuple[float, float], BeforeValidator(_rising_pair)] = Field(
-        default=(3 / 4, 4 / 3), description="smallest and largest width / height of a random crop"
+        default=(3 / 4, 4 / 3), description="smallest and largest width/height ratio of a random crop"
     )
     color_jitter: float = Field(
         default=0.0, ge=0, description="largest relative change of brightness, contrast and saturation"
     )
     auto_augment: Annotated[Text, AfterValidator(_auto_augment)] | None = Field(
-        default=None, description="timm's automatic augmentation, such as rand-m9-mstd0.5; none by default"
+        default=None, description="timm's augmentation policy, such as rand-m9-mstd0.5; none by default"
     )
     random_erase: Share = Field(default=0.0, description="probability that a random rectangle is erased")
-    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's beta distribution; 0 is off")
-    cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's beta distribution; 0 is off")
+    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's beta distribution; 0 disables it")
+    cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's beta distribution; 0 disables it")
     smoothing: float = Field(
-        default=0.0, ge=0, lt=1, description="label smoothing, the share spread over all classes"
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="label smoothing: share of the target that is spread over all classes",
     )
 
 
 class TrainOptions(Section):
     """[train]: how the levels learn together."""
 
-    epochs: float = Field(default=10.0, ge=0, description="passes over the training images; 0 trains nothing")
-    batch_size: int = Field(default=64, ge=1, description="images per training step and device")
-    lr: float = Field(default=0.01, gt=0, description="learning rate after the warmup")
-    opt: Text = Field(default="sgd", description="optimizer, by timm's name")
+    epochs: Annotated[float, Flag(Panel.training)] = Field(
+        default=10.0, ge=0, description="passes over the training images; 0 trains nothing"
+    )
+    batch_size: Annotated[int, Flag(Panel.training)] = Field(
+        default=64, ge=1, description="images per training step and device"
+    )
+    lr: Annotated[float, Flag(Panel.training)] = Field(
+        default=0.01, gt=0, description="learning rate after the warmup"
+    )
+    opt: Annotated[Text, Flag(Panel.training)] = Field(
+        default="sgd", description="timm's name of the optimizer"
+    )
     momentum: float = Field(default=0.9, ge=0, lt=1, description="momentum of optimizers that have one")
     weight_decay: float = Field(
         default=1e-4, ge=0, description="weight decay per step, as the optimizer defines it"
     )
-    sched: Literal["cosine", "constant"] = Field(default="cosine", description="course of the learning rate")
+    sched: Literal["cosine", "constant"] = Field(default="cosine", description="learning-rate schedule")
     warmup_epochs: float = Field(
         default=0.0, ge=0, description="epochs during which the learning rate rises to lr"
     )
-    min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of a cosine course")
+    min_lr: float = Field(default=0.0, ge=0, description="learning rate at the end of the cosine schedule")
     clip_grad: Annotated[float, Field(gt=0)] | None = Field(
-        default=None, description="largest norm of the gradient; not clipped by default"
+        default=None, description="maximum norm of the gradient; not clipped by default"
     )
     accumulate: int = Field(
-        default=1, ge=1, description="batches whose gradients are added up for one training step"
+        default=1, ge=1, description="batches whose gradients are accumulated for one training step"
     )
-    amp: bool = Field(
-        default=False, description="whether to compute in mixed precision where the device has 16-bit numbers"
+    amp: Annotated[bool, Flag(Panel.training, "--amp/--no-amp")] = Field(
+        default=False,
+        description="whether to compute in mixed precision if the device supports 16-bit numbers",
     )
     amp_dtype: AmpDtype = Field(
         default="auto",
-        description="numbers of mixed precision: bfloat16, float16 (GPUs alone), or auto: bfloat16 where the "
-        "device has it",
+        description="number type of mixed precision: bfloat16, float16 (GPUs only), or auto: bfloat16 if the "
+        "device supports it",
     )
-    compile: bool = Field(
-        default=False, description="whether to run each level through torch.compile while it trains"
+    compile: Annotated[bool, Flag(Panel.training)] = Field(
+        default=False, description="whether to compile each level with torch.compile for training"
     )
     grad_checkpointing: bool = Field(
         default=False,
-        description="whether blocks compute their activations again in the backward, for less memory",
+        description="whether blocks recompute their activations in the backward pass, to save memory",
     )
     channels_last: bool = Field(
-        default=False, description="whether weights lie channels last, which depthwise networks run faster in"
+        default=False,
+        description="whether to store weights in channels-last order, in which depthwise networks run faster",
     )
     ema_decay: float = Field(
-        default=0.0, ge=0, lt=1, description="decay of averaged weights per step; 0 is off"
+        default=0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 disables averaging"
     )
-    bn: Literal["private", "recalibrate"] = Field(
+    bn: Annotated[BatchNormMode, Flag(Panel.levels)] = Field(
         default="private",
-        description="batch norm: private trains one per level, recalibrate shares one and measures its "
-        "statistics per level afterwards",
+        description="batch norm: private trains one per level; recalibrate shares one and measures its "
+        "statistics for each level after training",
     )
     recalibrate_batches: int = Field(
         default=100,
         ge=1,
-        description="training batches from which batch-norm statistics are measured, at most",
+        description="maximum number of training batches used to measure batch-norm statistics",
     )
-    teacher: Text = Field(
+    teacher: Annotated[Text, Flag(Panel.training, suggestions=TEACHERS)] = Field(
         default="original",
-        description="who teaches by distillation: original (the frozen pretrained model), self (the full "
-        "level), both (their mean), none, or a timm model's name",
+        description="teacher for distillation: original (the frozen pretrained model), self (the full "
+        "level), both (their mean), none, or the name of a timm model",
     )
     teacher_checkpoint: Annotated[Text, AfterValidator(_checkpoint)] | None = Field(
-        default=None, description="file of weights of a teacher that is a timm model"
+        default=None, description="file with the weights of a teacher that is a timm model"
     )
     distill: Share = Field(default=0.5, description="share of distillation in each level's loss")
     temperature: float = Field(
-        default=1.0, gt=0, description="temperature that softens both sides of distillation"
+        default=1.0, gt=0, description="distillation temperature, for both teacher and student"
     )
     sandwich: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="levels per training step, core and full always among them; by default all, or 4 of more",
+        description="levels per training step, always including the core and the full level; by default "
+        "all, or 4 if there are more",
     )
     eval_before: bool = Field(
         default=True, description="whether to validate the levels before training as well"
     )
     eval_every: int = Field(default=1, ge=1, description="epochs between validations")
-    log: Annotated[tuple[Literal["csv", "tensorboard"], ...], Field(strict=False)] = Field(
+    log: Annotated[tuple[Log, ...], Field(strict=False), Flag(Panel.training)] = Field(
         default=(),
-        description="logs beside metrics.jsonl: csv (a row per epoch), tensorboard",
+        description="logs besides metrics.jsonl: csv (a row per epoch), tensorboard",
     )
     checkpoint_minutes: float = Field(
         default=10.0,
         ge=0,
-        description="minutes between checkpoints, from which a run that was cut off goes on; one is written "
-        "after each epoch too, and before a signal ends the run; 0 writes none",
+        description="minutes between checkpoints, from which an interrupted run resumes; checkpoints are "
+        "also saved after each epoch and before a signal ends the run; 0 saves none",
     )
 
 
 class FinetuneOptions(Section):
     """[finetune]: plain training of the dense model before it is nested."""
 
-    epochs: int = Field(default=0, ge=0, description="passes over the training images; 0 is off")
-    lr: float = Field(default=0.01, gt=0, description="learning rate at the start")
+    epochs: Annotated[int, Flag(Panel.training, "--finetune-epochs")] = Field(
+        default=0, ge=0, description="passes over the training images before nesting; 0 disables fine-tuning"
+    )
+    lr: float = Field(default=0.01, gt=0, description="initial learning rate")
     save: Annotated[Text, AfterValidator(_saved)] | None = Field(
         default=None,
-        description="file for the fine-tuned dense model, a plain timm checkpoint (.safetensors)",
+        description="file to save the fine-tuned dense model to, a plain timm checkpoint (.safetensors)",
     )

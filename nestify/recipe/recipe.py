@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from nestify.errors import RecipeError
+from nestify.recipe.flags import Flag, Panel
 from nestify.recipe.gates import Gates, baseline_problem
 from nestify.recipe.level_options import (
     DEFAULT_LEVELS,
@@ -24,6 +25,7 @@ from nestify.recipe.level_options import (
 )
 from nestify.recipe.levels import Level
 from nestify.recipe.options import (
+    DEVICES,
     TEACHERS,
     AugmentOptions,
     DataOptions,
@@ -60,16 +62,20 @@ def _device(text: str) -> str:
 
 
 class Recipe(Section):
-    """Everything that one run of `compress` is asked to do. Made by `load_recipe`."""
+    """All options of one run of `compress`, made by `load_recipe`."""
 
-    output: Text | None = Field(
+    output: Annotated[Text | None, Flag(Panel.model, "-o --output")] = Field(
         default=None,
         description="nested file to write; <model>.nested.safetensors in the current folder by default",
     )
-    dtype: Dtype = Field(default="float32", description="type that weights are stored in")
-    seed: int = Field(default=42, ge=0, lt=2**32, description="seed of every random choice")
-    device: Annotated[str, AfterValidator(_device)] = Field(
-        default="auto", description="where to compute: auto, cpu, cuda, cuda:1, mps"
+    dtype: Annotated[Dtype, Flag(Panel.model)] = Field(
+        default="float32", description="data type in which weights are stored"
+    )
+    seed: Annotated[int, Flag(Panel.training)] = Field(
+        default=42, ge=0, lt=2**32, description="seed of every random choice"
+    )
+    device: Annotated[str, AfterValidator(_device), Flag(Panel.training, suggestions=DEVICES)] = Field(
+        default="auto", description="device to compute on: auto, cpu, cuda, cuda:1, mps"
     )
     model: ModelOptions
     data: DataOptions
@@ -144,7 +150,10 @@ def checked_recipe(
 
 
 def option_help(key: str) -> str:
-    """Help text of an option by its dotted key, with its default: `option_help("train.epochs")`.
+    """Return the help text of an option, with its default: `option_help("train.epochs")`.
+
+    Args:
+        key: dotted key of the option.
 
     Raises:
         KeyError: for a key that recipes do not have.

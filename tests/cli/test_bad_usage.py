@@ -103,13 +103,27 @@ def test_no_images_named(refused: Refused) -> None:
         (["compress", "digits", "--epochs", "many"], "Invalid value for '--epochs'"),
         (["report"], "Missing argument 'FILE_OR_URL'"),
         (["report", "a", "b"], "unexpected extra argument"),
-        (["report", "a", "--format", "pdf"], "Invalid value for '--format'"),
+        (
+            ["report", "a", "--format", "pdf"],
+            "'--format': 'pdf' is not one of 'table', 'json', 'markdown', 'html'",
+        ),
+        (
+            ["export", "a", "--level", "1", "--format", "pdf"],
+            "'--format': 'pdf' is not one of 'timm', 'onnx', 'pt2'",
+        ),
         (["eval", "a"], "Missing option '--data'"),
         (["eval", "a", "--data", "b", "--batch-size", "0"], "Invalid value for '--batch-size'"),
         (["eval", "a", "--data", "b", "--workers", "-1"], "Invalid value for '--workers'"),
         (["eval", "a", "--data", "b", "--max-images", "0"], "Invalid value for '--max-images'"),
         (["eval", "a", "--data", "b", "--min-top1", "101"], "Invalid value for '--min-top1'"),
-        (["eval", "a", "--data", "b", "--on-bad-image", "hide"], "--on-bad-image hide is not refuse or skip"),
+        (
+            ["eval", "a", "--data", "b", "--on-bad-image", "hide"],
+            "'--on-bad-image': 'hide' is not one of 'refuse', 'skip'",
+        ),
+        (
+            ["eval", "a", "--data", "b", "--consensus", "most"],
+            "'--consensus': 'most' is not one of 'mean', 'learned'",
+        ),
         (["--unknown"], "No such option: --unknown"),
     ],
 )
@@ -117,6 +131,7 @@ def test_words_that_no_command_knows(words: list[str], told: str, tmp_path: Path
     done = nestify(*words)
     assert done.code == 2
     assert told in done.err
+    assert "Value error" not in done.err
     assert "Traceback" not in done.err
     assert done.out == ""
     assert list(tmp_path.iterdir()) == []

@@ -126,7 +126,6 @@ def test_the_zeros_are_those_of_the_level(digits_file: Path) -> None:
     [
         (["--level", "4", "--format", "timm"], 2, "has no level '4'; give one of 1 (level1), 2 (level2)"),
         (["--level", "1"], 2, "format of the export is not given; add --format timm, onnx or pt2"),
-        (["--level", "1", "--format", "tflite"], 2, "format 'tflite' is not one of timm, onnx, pt2"),
         (["--level", "1", "-o", "a.bin"], 2, "a.bin: does not end with one of .safetensors, .onnx, .pt2"),
         (["--level", "1", "--format", "onnx", "-o", "a.pt2"], 3, "a.pt2: does not end with .onnx"),
         (["--level", "1", "-o", "none/a.onnx"], 3, "none/a.onnx: its folder does not exist"),

@@ -88,7 +88,6 @@ def test_file_without_temperatures_says_that_confidence_is_no_probability(
         (("--cascade", "nan"), "--cascade nan is none of"),
         (("--cascade", "params=0.5"), "--cascade params=0.5 is none of"),
         (("--cascade", "macs=1"), "--cascade macs=1 is below the core level's own"),
-        (("--consensus", "most"), "--consensus most is not mean or learned"),
         (("--consensus", "learned"), "the file has no weights for it"),
         (("--consensus", "mean", "--level", "1"), "need two levels or more"),
     ],

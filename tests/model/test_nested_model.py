@@ -11,11 +11,11 @@ from torch import nn
 
 from nestify.errors import UnsupportedModelError
 from nestify.file.loading import restored
-from nestify.model.batch_norm import BatchNormMode
 from nestify.model.entry_levels import EntryLevels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
+from nestify.recipe.options import BatchNormMode
 from nestify.schedule.weights import select_entry_levels
 
 MakeModel = Callable[..., nn.Module]

@@ -29,9 +29,12 @@ def test_gates_of_a_recipe_and_of_a_file_are_the_same(tmp_path: Path) -> None:
     [
         (
             {"gates.min_top1": 101},
-            "gates.min_top1 = 101 is not in [0, 100] (least top-1",
+            "gates.min_top1 = 101 is not in [0, 100] (minimum top-1",
         ),
-        ({"gates.level.core.min_top1": "x"}, 'gates.level.core.min_top1 = "x" is not a number (least top-1'),
+        (
+            {"gates.level.core.min_top1": "x"},
+            'gates.level.core.min_top1 = "x" is not a number (minimum top-1',
+        ),
         ({"gates.level.core.min_top": 1}, "unknown key gates.level.core.min_top; did you mean"),
         (
             {"gates.max_bytes": "4 apples"},

@@ -39,15 +39,15 @@ def problems(options: dict[str, object]) -> list[str]:
         ),
         ("train.momentum", 1, "1 is not in [0, 1) (momentum of optimizers that have one)"),
         ("train.distill", 1.1, "1.1 is not in [0, 1] (share of distillation in each level's loss)"),
-        ("train.opt", 3, "3 is not a text in quotes (optimizer, by timm's name)"),
-        ("train.opt", "", '"" is empty (optimizer, by timm\'s name)'),
+        ("train.opt", 3, "3 is not a text in quotes (timm's name of the optimizer)"),
+        ("train.opt", "", '"" is empty (timm\'s name of the optimizer)'),
         ("train.sched", "cos", "\"cos\" is not 'cosine' or 'constant'"),
         ("train.bn", "shared", "\"shared\" is not 'private' or 'recalibrate'"),
         ("train", 3, "3 is not a section; write [train] and its options below it"),
         (
             "data.holdout",
             1,
-            "1 is not in (0, 1) (share of the training images to validate on where there is no "
+            "1 is not in (0, 1) (share of the training images to validate on if there is no "
             "validation split)",
         ),
         ("data.on_bad_image", "ignore", "\"ignore\" is not 'refuse' or 'skip'"),
@@ -89,7 +89,7 @@ def problems(options: dict[str, object]) -> list[str]:
         (
             "schedule.skip",
             "fc",
-            '"fc" is not a list (weights that every level keeps whole: names or wildcards of '
+            '"fc" is not a list (weights that stay dense in every level: names or wildcards of '
             "modules or parameters, or first, classifier, depthwise)",
         ),
         ("finetune.save", "a.pth", '"a.pth" does not end in .safetensors, the format it is written in'),

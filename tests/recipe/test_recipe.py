@@ -60,7 +60,7 @@ def test_every_option_has_a_help_text() -> None:
     assert option_help("train.lr") == "learning rate after the warmup (default 0.01)"
     assert option_help("model.pretrained").endswith("(default true)")
     assert option_help("schedule.score").endswith("(default lamp)")
-    assert option_help("train.clip_grad") == "largest norm of the gradient; not clipped by default"
+    assert option_help("train.clip_grad") == "maximum norm of the gradient; not clipped by default"
 
 
 @pytest.mark.parametrize("key", ["epochs", "train.epohcs", "trian.epochs", "seed.x", "model.kwargs.x"])
@@ -159,13 +159,13 @@ def test_levels_that_do_not_get_denser_are_refused(values: list[float]) -> None:
         (
             [{"sparsity": 0.9, "weight": -1}, {"sparsity": 0}],
             "level[1].weight = -1 is less than 0 "
-            "(relative weight in the loss, scaled so that all sum to 1; a level of 0 is not trained; from 2 "
-            "of the core level evenly down to 1 of the full level by default)",
+            "(relative weight in the loss, scaled so that all weights sum to 1; a level with weight 0 is not "
+            "trained; by default evenly spaced from 2 for the core level to 1 for the full level)",
         ),
         (
             [{"sparsity": 0.9, "distill": 2}, {"sparsity": 0}],
             "level[1].distill = 2 is not in [0, 1] "
-            "(share of distillation in its loss; train.distill by default)",
+            "(share of distillation in the level's loss; train.distill by default)",
         ),
     ],
 )
@@ -226,7 +226,8 @@ def test_a_wrong_option_hides_no_other_problem_and_causes_none() -> None:
     assert told == [
         'schedule.pattern = "4by1" is not one of unstructured, N:M (2:4) or RxC (32x1)',
         f'level[3].sparsity = "x" is not a number ({EXPECTED})',
-        'finetune.epochs = "many" is not a whole number (passes over the training images; 0 is off)',
+        'finetune.epochs = "many" is not a whole number (passes over the training images before nesting; '
+        "0 disables fine-tuning)",
         f"level[4].sparsity = 2.0 is not in [0, 1); {ORDER}",
         f"level[2].sparsity = 0.7 is not below level[1].sparsity = 0.5; {ORDER}",
         "train.min_lr = 1 is above train.lr = 0.01; the learning rate falls from lr to min_lr",

@@ -61,8 +61,8 @@ def test_a_problem_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> Non
     told = message(path, {"levels": "1.5,0", "train.epochs": -1, "train.epohcs": 1, "level[2].weight": -1})
     assert told.splitlines() == [
         f"{path}: level[2].weight = -1 is less than 0 (relative weight in the loss, scaled so that all "
-        "sum to 1; a level of 0 is not trained; from 2 of the core level evenly down to 1 of the full level "
-        "by default) (set by an option)",
+        "weights sum to 1; a level with weight 0 is not trained; by default evenly spaced from 2 for the "
+        "core level to 1 for the full level) (set by an option)",
         f"{path}: train.epochs = -1 is less than 0 ({EPOCHS}) (set by an option)",
         f"{path}: train.lr = -1 is not above 0 (learning rate after the warmup)",
         f"{path}: unknown key train.epohcs; did you mean train.epochs? (set by an option)",

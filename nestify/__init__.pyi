@@ -1,0 +1,32 @@
+"""The public names of nestify and the modules that define them; `__init__.py` reads this list."""
+
+from nestify.compress.batch.batch import BatchResult as BatchResult
+from nestify.compress.batch.batch import run_batch as run_batch
+from nestify.compress.compress import Result as Result
+from nestify.compress.compress import compress as compress
+from nestify.compress.compress import plan as plan
+from nestify.evaluate.bench import Bench as Bench
+from nestify.evaluate.bench import bench as bench
+from nestify.evaluate.evaluate import Evaluation as Evaluation
+from nestify.evaluate.evaluate import evaluate as evaluate
+from nestify.evaluate.gates import check_gates as check_gates
+from nestify.evaluate.pick import Limit as Limit
+from nestify.evaluate.pick import Pick as Pick
+from nestify.evaluate.pick import pick as pick
+from nestify.evaluate.verify import Verification as Verification
+from nestify.evaluate.verify import verify as verify
+from nestify.export.write import Exported as Exported
+from nestify.export.write import export as export
+from nestify.file.loading import load as load
+from nestify.file.slicing import Sliced as Sliced
+from nestify.file.slicing import slice_file as slice_file
+from nestify.file.slicing import upgrade_slice as upgrade_slice
+from nestify.file.summary import open_report as open_report
+from nestify.file.summary import read_report as read_report
+from nestify.model.nested_model import NestedModel as NestedModel
+from nestify.recipe.gates import load_gates as load_gates
+from nestify.recipe.recipe import Recipe as Recipe
+from nestify.recipe.recipe import load_recipe as load_recipe
+from nestify.report.compare import compare as compare
+
+__version__: str

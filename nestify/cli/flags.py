@@ -1,0 +1,80 @@
+"""Flags of `nestify compress`, generated from the fields of `Recipe`."""
+
+import inspect
+import re
+from collections.abc import Callable
+from functools import wraps
+from types import GenericAlias
+from typing import Annotated, Any
+
+import typer
+
+from nestify.cli.arguments import completed, placeholder
+from nestify.recipe.flags import FlaggedField, Panel, flagged_fields
+from nestify.recipe.recipe import Recipe, option_help
+
+
+def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command one flag for each field of `Recipe` that declares one.
+
+    Args:
+        command: function with a keyword-only parameter `overrides`, which receives the values of the flags
+            that were given, by dotted key: `{"train.epochs": 3}`.
+
+    Returns:
+        The command as typer takes it: with one parameter per flag in place of `overrides`.
+    """
+    keys = {_parameter_name(field): field.key for field in flagged_fields(Recipe)}
+
+    @wraps(command)
+    def with_flags(**values: Any) -> None:
+        flags = {key: values.pop(name) for name, key in keys.items()}
+        # Versions of typer differ in whether a list without values is None.
+        command(**values, overrides={key: value for key, value in flags.items() if value not in (None, [])})
+
+    signature = inspect.signature(command)
+    own = [parameter for name, parameter in signature.parameters.items() if name != "overrides"]
+    parameters = [*own, *map(_parameter, flagged_fields(Recipe))]
+    with_flags.__signature__ = signature.replace(  # type: ignore[attr-defined]
+        parameters=sorted(parameters, key=_place)
+    )
+    return with_flags
+
+
+def _parameter(field: FlaggedField) -> inspect.Parameter:
+    """Return the parameter from which typer makes a field's flag.
+
+    Its values are not restricted to the field's choices here: the recipe reports all problems at once.
+    """
+    info = typer.Option(
+        *field.names,
+        help=_literal(option_help(field.key)) + ("; may be repeated" if field.repeated else ""),
+        metavar=placeholder(field.choices) if field.choices else None,
+        autocompletion=completed(field.completions) if field.completions else None,
+        rich_help_panel=field.panel,
+        show_default=False,  # the help text states the recipe's default
+    )
+    value: Any = GenericAlias(list, (field.value,)) if field.repeated else field.value
+    return inspect.Parameter(
+        _parameter_name(field),
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[value | None, info],
+    )
+
+
+def _parameter_name(field: FlaggedField) -> str:
+    return field.key.replace(".", "__")
+
+
+def _place(parameter: inspect.Parameter) -> tuple[bool, int]:
+    """Sort key: positional parameters first, then panel by panel, then parameters without a panel."""
+    [info] = parameter.annotation.__metadata__
+    panels = list(Panel)
+    panel = panels.index(info.rich_help_panel) if info.rich_help_panel in panels else len(panels)
+    return parameter.kind is inspect.Parameter.KEYWORD_ONLY, panel
+
+
+def _literal(text: str) -> str:
+    """Escape a text so that Markdown, the format of help texts, shows it unchanged."""
+    return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)

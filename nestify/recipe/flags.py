@@ -1,0 +1,109 @@
+"""Flags of `nestify compress`, declared where the fields of a recipe are. No torch."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from nestify.recipe.problems import section_of
+
+
+class Panel(StrEnum):
+    """Groups of flags in `nestify compress --help`, in the order in which they are shown."""
+
+    model = "Model and images"
+    levels = "Levels"
+    training = "Training"
+
+
+@dataclass(frozen=True)
+class Flag:
+    """Annotation that makes a field of a recipe a flag of `nestify compress`.
+
+    Attributes:
+        panel: group in which the help shows the flag.
+        names: the flag's names, separated by spaces, such as `--amp/--no-amp`; by default the field's own
+            name, such as `--batch-size` for `batch_size`.
+        value: type of the flag's value, if it is not the field's type.
+        suggestions: values that shells complete, for a field that takes other values too.
+    """
+
+    panel: Panel
+    names: str = ""
+    value: type | None = None
+    suggestions: tuple[str, ...] = ()
+
+
+class FlaggedField(NamedTuple):
+    """A field of a recipe that has a flag.
+
+    Attributes:
+        key: dotted key, such as `train.batch_size`.
+        names: names of the flag, such as `["-o", "--output"]`.
+        panel: group in which the help shows the flag.
+        value: type of one value of the flag.
+        repeated: whether the flag may be given several times, once per value.
+        choices: the only values that the field takes; empty if any value of the type may be valid.
+        completions: values that shells complete.
+    """
+
+    key: str
+    names: list[str]
+    panel: Panel
+    value: type
+    repeated: bool
+    choices: tuple[str, ...]
+    completions: tuple[str, ...]
+
+
+def flagged_fields(recipe: type[BaseModel]) -> list[FlaggedField]:
+    """Return the fields of a recipe that have flags, panel by panel, those of its sections first."""
+    found = [
+        _flagged(key, field, flag)
+        for key, field in _fields(recipe)
+        for flag in field.metadata
+        if isinstance(flag, Flag)
+    ]
+    panels = list(Panel)
+    return sorted(found, key=lambda each: (panels.index(each.panel), "." not in each.key))
+
+
+def _fields(recipe: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
+    """Yield the fields of a recipe and of its sections, by dotted key."""
+    for name, field in recipe.model_fields.items():
+        section = section_of(field)
+        yield name, field
+        if section is not None:
+            yield from ((f"{name}.{option}", each) for option, each in section.model_fields.items())
+
+
+def _flagged(key: str, field: FieldInfo, flag: Flag) -> FlaggedField:
+    """Read type, choices and names of a flag from its field."""
+    kind = _bare_type(field.annotation)
+    repeated = get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
+    kind = _bare_type(get_args(kind)[0]) if repeated else kind
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    option = key.rpartition(".")[2].replace("_", "-")
+    return FlaggedField(
+        key=key,
+        names=flag.names.split() or [f"--{option}"],
+        panel=flag.panel,
+        value=flag.value or (str if choices else kind),
+        repeated=repeated,
+        choices=choices,
+        completions=choices or flag.suggestions,
+    )
+
+
+def _bare_type(annotation: Any) -> Any:
+    """A type without its metadata, and without None."""
+    if get_origin(annotation) is Annotated:
+        return _bare_type(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        [kind] = [member for member in get_args(annotation) if member is not NoneType]
+        return _bare_type(kind)
+    return annotation
