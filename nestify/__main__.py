@@ -3,7 +3,7 @@
 import os
 
 from nestify.cli.app import main
-from nestify.compress.batch.runner import LEASH, tie
+from nestify.compression.batch.runner import LEASH, tie
 
 if __name__ == "__main__":
     if os.environ.pop(LEASH, None):

@@ -15,7 +15,7 @@ import yaml
 import nestify
 from nestify.cli.app import app
 from nestify.cli.guide import ORDER
-from nestify.compress.batch.jobs import make_jobs, parse_shard
+from nestify.compression.batch.jobs import make_jobs, parse_shard
 from nestify.recipe.gates import load_gates
 from nestify.recipe.recipe import Recipe, load_recipe, option_help
 from nestify.recipe.sources import parse_setting

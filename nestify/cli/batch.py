@@ -16,11 +16,11 @@ from rich.table import Table
 
 from nestify.cli.arguments import complete_recipe
 from nestify.cli.output import Verbosity, tell, verbosity
-from nestify.compress.batch.batch import BatchResult, Standing
-from nestify.compress.batch.jobs import Job
-from nestify.compress.batch.results import SCHEMA_VERSION, JobResult
-from nestify.compress.batch.runner import BatchObserver
-from nestify.compress.batch.tables import progress
+from nestify.compression.batch.batch import BatchResult, Standing
+from nestify.compression.batch.jobs import Job
+from nestify.compression.batch.results import SCHEMA_VERSION, JobResult
+from nestify.compression.batch.runner import BatchObserver
+from nestify.compression.batch.tables import progress
 from nestify.files import metrics_path
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number
@@ -202,7 +202,7 @@ def batch(
     """
     pass
     from nestify.cli.output import render, write_result
-    from nestify.compress.batch.batch import plan_batch, run_batch
+    from nestify.compression.batch.batch import plan_batch, run_batch
 
     where = f"{out}, shard {shard}" if shard != "1/1" else str(out)
     if dry_run:

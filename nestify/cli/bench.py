@@ -55,7 +55,7 @@ def bench(
     batch_sizes = whole_numbers("--batch-size", batch_size)
     counts = None if threads is None else whole_numbers("--threads", threads)
     from nestify.cli.output import render, tell, write_result
-    from nestify.evaluate.bench import bench as run
+    from nestify.evaluation.bench import bench as run
     from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
 
     done = run(

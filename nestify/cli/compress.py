@@ -92,7 +92,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
     recipe = load_recipe(source, overrides)  # told before torch is imported
     from nestify.cli.output import gates_document, gates_sheets, refuse_missed, render, write_result
     from nestify.cli.progress import Display, plan_document, plan_text
-    from nestify.compress import compress as api
+    from nestify.compression import compress as api
     from nestify.file.summary import read_report
     from nestify.report.table import report_notes, report_table
 

@@ -11,7 +11,7 @@ from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, choice_op
 from nestify.recipe.options import ConsensusKind, OnBadImage
 
 if TYPE_CHECKING:
-    from nestify.evaluate.evaluate import Evaluation
+    from nestify.evaluation.evaluate import Evaluation
 
 SCHEMA_VERSION = 1
 
@@ -82,7 +82,7 @@ def evaluate(
     """
     from nestify.cli.output import render, say, write_result
     from nestify.errors import GateFailed
-    from nestify.evaluate.evaluate import evaluate as run
+    from nestify.evaluation.evaluate import evaluate as run
     from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
 
     done = run(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
-from nestify.export.target import Format
+from nestify.exports.target import Format
 
 if TYPE_CHECKING:
-    from nestify.export.write import Exported
+    from nestify.exports.write import Exported
 
 SCHEMA_VERSION = 1
 
@@ -50,7 +50,7 @@ def export(
     and compared with the level before it is kept. onnx needs pip install 'nestify\\[onnx]'.
     """
     from nestify.cli.output import write_result
-    from nestify.export.write import export as run
+    from nestify.exports.write import export as run
 
     done = run(file, level, format, output, batch=batch, opset=opset)
     text = json.dumps(_document(file, done), indent=2) + "\n" if as_json else _sentences(file, done)

@@ -16,7 +16,7 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from nestify.errors import GateFailed, OutputError
-from nestify.evaluate.gates import GateResult, missed
+from nestify.evaluation.gates import GateResult, missed
 from nestify.files import atomic_file
 from nestify.report.evaluation import gates_table, in_words
 from nestify.report.sheet import Sheet

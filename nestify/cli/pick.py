@@ -10,7 +10,7 @@ import typer
 from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.evaluate.pick import Limit, Pick
+    from nestify.evaluation.pick import Limit, Pick
     from nestify.recipe.amounts import Limited
 
 SCHEMA_VERSION = 1
@@ -72,7 +72,7 @@ def pick(
         {"latency": max_latency, "bytes": max_bytes, "macs": max_macs, "params": max_params, "top1": min_top1}
     )
     from nestify.cli.output import render, tell, write_result
-    from nestify.evaluate.pick import pick as run
+    from nestify.evaluation.pick import pick as run
     from nestify.report.evaluation import pick_notes, pick_table
 
     done = run(file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved)
@@ -92,7 +92,7 @@ def _limits(asked: "dict[Limited, str | None]") -> "list[Limit]":
         RecipeError: with a sentence for each that is not understood.
     """
     from nestify.errors import RecipeError
-    from nestify.evaluate.pick import Limit, option
+    from nestify.evaluation.pick import Limit, option
     from nestify.recipe.amounts import parse_amount
 
     limits, problems = [], []

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from rich.text import Text
 
 from nestify.cli.output import Verbosity, render, say, verbosity
-from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluation.accuracy import Accuracy
 from nestify.report.table import mebibytes, plan_table, quantity, some_images
 from nestify.schedule.costs import Plan
 from nestify.training.observer import Moment, Observer, Phase

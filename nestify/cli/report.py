@@ -12,7 +12,7 @@ from nestify.cli.arguments import NestedFileOrAddress, choice_option
 from nestify.errors import RecipeError
 
 if TYPE_CHECKING:
-    from nestify.evaluate.gates import GateResult
+    from nestify.evaluation.gates import GateResult
     from nestify.file.summary import Report
 
 
@@ -59,7 +59,7 @@ def report(
     network and no script.
     """
     from nestify.cli.output import refuse_missed, write_result
-    from nestify.evaluate.gates import check_gates
+    from nestify.evaluation.gates import check_gates
     from nestify.file.summary import open_report
     from nestify.recipe.gates import load_gates
 

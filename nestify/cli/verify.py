@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from nestify.cli.arguments import AsJson, NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.evaluate.verify import Verification
+    from nestify.evaluation.verify import Verification
 
 SCHEMA_VERSION = 1
 
@@ -23,7 +23,7 @@ def verify(
     """
     from nestify.cli.output import render, write_result
     from nestify.errors import BadFileError
-    from nestify.evaluate.verify import verify as run
+    from nestify.evaluation.verify import verify as run
     from nestify.report.table import verification_table
 
     done = run(file)

@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from nestify.evaluate.gates import GateResult, State, missed
+from nestify.evaluation.gates import GateResult, State, missed
 from nestify.recipe.amounts import Limited, show_amount
 from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import class_columns, number, quantity, some_images
 
 if TYPE_CHECKING:
-    from nestify.evaluate.evaluate import Evaluation
-    from nestify.evaluate.pick import Pick
+    from nestify.evaluation.evaluate import Evaluation
+    from nestify.evaluation.pick import Pick
 
 
 def evaluation_table(evaluation: "Evaluation") -> Sheet:

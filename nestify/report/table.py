@@ -8,7 +8,7 @@ from nestify.file.summary import Report
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
-    from nestify.evaluate.verify import Verification
+    from nestify.evaluation.verify import Verification
     from nestify.schedule.costs import Plan
 
 

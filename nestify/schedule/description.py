@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from nestify.data.hierarchy import Labels
-from nestify.evaluate.accuracy import Accuracy
-from nestify.evaluate.calibration import Calibration
+from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.calibration import Calibration
 from nestify.file.loading import fingerprint
 from nestify.file.manifest import Description, LevelDescription, Metrics, ModelEntry, Preprocessing
 from nestify.file.writer import planned_bytes

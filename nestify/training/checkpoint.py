@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nestify.errors import CheckpointError
-from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluation.accuracy import Accuracy
 from nestify.files import atomic_file
 from nestify.training.observer import Phase
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nestify.errors import DivergedError
-from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluation.accuracy import Accuracy
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 

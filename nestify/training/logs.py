@@ -15,7 +15,7 @@ from typing import Any, TextIO
 from timm.utils.summary import trim_summary, update_summary
 
 from nestify.errors import OutputError, RecipeError
-from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluation.accuracy import Accuracy
 from nestify.files import beside
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal
 
-from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluation.accuracy import Accuracy
 from nestify.schedule.costs import Plan
 from nestify.training.progress import StepLog
 

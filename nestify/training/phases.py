@@ -12,7 +12,7 @@ from torch import nn
 
 from nestify.data.hierarchy import Labels
 from nestify.data.loaders import Loader
-from nestify.evaluate.accuracy import evaluate_levels
+from nestify.evaluation.accuracy import evaluate_levels
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec

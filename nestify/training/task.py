@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from nestify.data.hierarchy import coarse_target
-from nestify.evaluate.accuracy import NO_PARENTS
+from nestify.evaluation.accuracy import NO_PARENTS
 from nestify.model.nested_model import NestedModel
 from nestify.training.forward import CompiledLevels, recomputing, while_held
 

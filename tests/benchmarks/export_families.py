@@ -30,8 +30,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from export.builders import facts_of, target_in
 
 from nestify.errors import NestifyError
-from nestify.export.target import ExportFacts, Target
-from nestify.export.write import export_level
+from nestify.exports.target import ExportFacts, Target
+from nestify.exports.write import export_level
 from tests.family_walk import SMALLER, _enliven, _plain_model, smallest_model
 
 FORMATS = ("pt2", "onnx")

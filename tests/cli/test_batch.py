@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import nestify as package
-from nestify.compress.batch import batch as module
+from nestify.compression.batch import batch as module
 from nestify.file.reader import open_nested_file
 from tests.cli.driver import at_terminal, environment, finish, nestify, spawn, stored_recipe
 from tests.cli.test_start import loaded_by
@@ -194,7 +194,7 @@ def test_it_shows_what_runs_at_a_terminal(digits_file: Path, tmp_path: Path) -> 
     slow = f"import time; time.sleep(0.7); {LEAVE_A_FILE}"
     command = (sys.executable, "-c", slow, str(digits_file))
     code = (
-        "from functools import partial; import nestify.compress.batch.batch as module\n"
+        "from functools import partial; import nestify.compression.batch.batch as module\n"
         f"module.run_batch = partial(module.run_batch, command={command!r})\n"
         "from nestify.cli.app import main; main()"
     )

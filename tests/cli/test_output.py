@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from nestify.compress import compress as api
+from nestify.compression import compress as api
 from nestify.errors import BadFileError
 from nestify.model.nested_model import NestedModel
 from tests.cli.conftest import Refused

@@ -11,7 +11,7 @@ import torch
 
 import nestify as package
 from nestify.cli.app import main
-from nestify.compress import compress as api
+from nestify.compression import compress as api
 from tests.cli.driver import UNTRAINED, Outcome, finish, nestify, spawn
 
 

@@ -12,7 +12,7 @@ from nestify.recipe.level_options import LevelOptions, level_weights
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.recipe.sources import builtin_recipes, parse_setting
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ORDER = "levels run from the core (sparsest) to the full level"
 EPOCHS = "passes over the training images; 0 trains nothing"
 NEITHER = f"is neither a .toml file beside this one nor a built-in recipe: {', '.join(builtin_recipes())}"

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from nestify.compress import compress as api
+from nestify.compression import compress as api
 from nestify.errors import DivergedError
-from nestify.evaluate.accuracy import Accuracy
+from nestify.evaluation.accuracy import Accuracy
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from nestify.compress import compress as api
+from nestify.compression import compress as api
 from nestify.errors import DataError, OutputError, RecipeError
 from nestify.training.observer import Observer
 from nestify.training.stepper import Stepper

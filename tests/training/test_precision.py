@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nestify.compress import compress as api
+from nestify.compression import compress as api
 from nestify.errors import RecipeError
 from nestify.training import precision
 from nestify.training.precision import Precision

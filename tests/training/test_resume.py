@@ -10,7 +10,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from nestify.compress import compress as api
+from nestify.compression import compress as api
 from nestify.errors import CheckpointError, DataError, OutputError, RecipeError
 from nestify.training import resume
 from nestify.training.observer import Observer

@@ -1,0 +1,159 @@
+"""A batch of jobs from Python."""
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from nestify.compression.batch.jobs import Job, Shard, make_jobs, parse_shard
+from nestify.compression.batch.results import (
+    SCHEMA_VERSION,
+    JobResult,
+    earlier_result,
+    exit_code,
+    is_over,
+    log_tail,
+)
+from nestify.compression.batch.runner import COMMAND, BatchObserver, Runner
+from nestify.compression.batch.tables import write_jsonl, write_junit
+from nestify.errors import OutputError, RecipeError
+
+LOG_LINES = 40
+"""Lines of a job's log that JUnit XML holds."""
+
+Standing = Literal["new", "done", "missed", "cut off", "failed", "changed"]
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """What became of the jobs of one shard.
+
+    Attributes:
+        jobs: in their order; those that an earlier batch did are among them.
+        stopped: number of the signal that ended the batch; None if there was none.
+    """
+
+    out: Path
+    shard: Shard
+    jobs: tuple[JobResult, ...]
+    stopped: int | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 if all is done; see `nestify.compression.batch.results.exit_code`."""
+        return exit_code(self.jobs, self.stopped)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values under a schema version."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "out": str(self.out),
+            "shard": str(self.shard),
+            "exit_code": self.exit_code,
+            "jobs": [job.model_dump(mode="json") for job in self.jobs],
+        }
+
+
+def run_batch(
+    recipes: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    shard: str = "1/1",
+    max_parallel: int = 1,
+    rerun: bool = False,
+    fail_fast: bool = False,
+    observer: BatchObserver | None = None,
+    command: Sequence[str] = COMMAND,
+) -> BatchResult:
+    """Run `compress` for every recipe, and every combination of the values in its [matrix].
+
+    Each job has a process and a folder `out/NAME` of its own. What is done is skipped, what was cut off goes
+    on, what failed runs again, and a failure stops no other job. In `out` lie `results.jsonl` and
+    `junit.xml`, always as new as the last job; those of a shard have its number in their names.
+
+    Ctrl-C, SIGTERM and SIGUSR1 are passed on to the jobs, which write checkpoints; the batch then returns.
+    A second one ends all at once.
+
+    Args:
+        recipes: paths of recipes, or names of built-in ones.
+        out: folder for the jobs' folders.
+        shard: `2/4` runs the second of four shares of the jobs.
+        max_parallel: processes at once.
+        rerun: run what is done as well, and begin everything anew.
+        fail_fast: begin no further job after a failure.
+        observer: told of what happens.
+        command: what a job runs, with the path of its recipe behind it.
+
+    Raises:
+        RecipeError: with every problem of every recipe, before any job begins.
+        OutputError: if the folder cannot be written.
+    """
+    if max_parallel < 1:
+        raise RecipeError(f"--max-parallel {max_parallel} is less than 1; give the processes to run at once")
+    share = parse_shard(shard)
+    folder = Path(out)
+    jobs = make_jobs(recipes, folder, share)
+    _make_folder(folder)
+
+    def write() -> None:
+        write_jsonl(folder / f"results{share.suffix}.jsonl", list(runner.results.values()))
+
+    runner = Runner(
+        jobs,
+        observer or BatchObserver(),
+        write,
+        max_parallel=max_parallel,
+        rerun=rerun,
+        fail_fast=fail_fast,
+        command=command,
+    )
+    start = time.monotonic()
+    try:
+        runner.run()
+    finally:
+        results = list(runner.results.values())
+        write()
+        logs = {job.name: log_tail(job, LOG_LINES) for job in jobs}
+        suite = f"nestify batch{share.suffix}"
+        seconds = time.monotonic() - start
+        write_junit(folder / f"junit{share.suffix}.xml", suite, results, logs, seconds)
+    return BatchResult(folder, share, tuple(results), runner.stopped)
+
+
+def plan_batch(
+    recipes: Sequence[str], out: str | os.PathLike[str], *, shard: str = "1/1"
+) -> list[tuple[Job, Standing]]:
+    """The jobs of a shard, and how each of them stands; writes nothing.
+
+    Raises:
+        RecipeError: with every problem of every recipe.
+    """
+    return [(job, _standing(job)) for job in make_jobs(recipes, Path(out), parse_shard(shard))]
+
+
+def _standing(job: Job) -> Standing:
+    earlier = earlier_result(job)
+    if earlier is None:
+        return "new"
+    if is_over(job, earlier):
+        return "done" if earlier.state == "done" else "missed"
+    if earlier.fingerprint != job.fingerprint or earlier.state == "done":  # or its file is gone
+        return "changed"
+    return "failed" if earlier.state == "failed" else "cut off"
+
+
+def _make_folder(path: Path) -> Path:
+    """Make the folder of a batch.
+
+    Raises:
+        OutputError: if that cannot be done.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"--out {path}: cannot be made ({error.strerror or error}); choose another folder"
+        ) from error
+    return path

@@ -1,0 +1,159 @@
+"""A batch's jobs: each a recipe with all of its paths absolute, whose output lies in the job's own folder."""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nestify.compression.batch.identity import Contents, fingerprint
+from nestify.compression.batch.matrix import Variant, expand
+from nestify.errors import RecipeError
+from nestify.recipe.recipe import Recipe
+from nestify.recipe.sources import is_named_data
+
+T = TypeVar("T")
+
+RECIPE, RESULT, LOG = "recipe.json", "result.json", "log.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of `compress`.
+
+    Attributes:
+        name: of the job, and of its folder. `source`: the recipe it comes from.
+        options: of the recipe's matrix, by dotted key.
+        recipe: complete; its output is in the folder.
+        folder: absolute path.
+    """
+
+    name: str
+    source: str
+    options: Mapping[str, Any]
+    recipe: Recipe
+    folder: Path
+    contents: Contents
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of all that the result depends on, as it is when first asked for."""
+        return fingerprint(self.recipe, self.contents)
+
+    @property
+    def recipe_text(self) -> str:
+        """The recipe as JSON, which `compress` reads."""
+        return json.dumps(self.recipe.to_dict(), indent=2, ensure_ascii=False) + "\n"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A machine's share of a batch: jobs number, number + count, ... counted from 1."""
+
+    number: int = 1
+    count: int = 1
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.count}"
+
+    @property
+    def suffix(self) -> str:
+        """For names of files that machines write beside each other."""
+        return "" if self.count == 1 else f".{self.number}-of-{self.count}"
+
+    def of(self, items: Sequence[T]) -> Sequence[T]:
+        """Its share of a batch."""
+        return items[self.number - 1 :: self.count]
+
+
+def parse_shard(text: str) -> Shard:
+    """Read `2/4`, the second of four.
+
+    Raises:
+        RecipeError: if it is something else.
+    """
+    number, slash, count = text.partition("/")
+    digits = all(part.isascii() and part.isdecimal() and len(part) < 10 for part in (number, count))
+    if not slash or not digits or not 1 <= int(number) <= int(count):
+        raise RecipeError(f"--shard {text} is not I/N with I from 1 to N; give 1/4 to 4/4 to four machines")
+    return Shard(int(number), int(count))
+
+
+def make_jobs(sources: Sequence[str], out: Path, shard: Shard) -> list[Job]:
+    """The jobs of one shard, in order. All recipes are read and checked, those of other shards too.
+
+    Raises:
+        RecipeError: with every problem of every recipe.
+    """
+    variants = expand(sources)
+    if problems := [problem for variant in variants for problem in _clashes(variant)]:
+        raise RecipeError(list(dict.fromkeys(problems)))
+    contents = Contents()
+    out = Path(os.path.abspath(out))
+    return [
+        Job(
+            each.name,
+            each.source,
+            each.options,
+            _placed(each.recipe, out / each.name),
+            out / each.name,
+            contents,
+        )
+        for each in shard.of(variants)
+    ]
+
+
+def _clashes(variant: Variant) -> list[str]:
+    """Files of a job that would have the same name."""
+    recipe, source = variant.recipe, variant.source
+    taken, problems = {RECIPE, RESULT, LOG}, []
+    for key, path in (("output", str(recipe.output_path)), ("finetune.save", recipe.finetune.save)):
+        name = Path(path).name if path else None
+        if name in taken:
+            problems.append(
+                f"{source}: {key} = {path} is the name of another file of the job; choose another"
+            )
+        taken |= {name} if name else set()
+    return problems
+
+
+def _placed(recipe: Recipe, folder: Path) -> Recipe:
+    """The recipe with outputs in a folder, and absolute paths of inputs."""
+    model, data, train, save = recipe.model, recipe.data, recipe.train, recipe.finetune.save
+    is_local = not is_named_data(data.path) and os.path.exists(data.path)
+    return recipe.model_copy(
+        update={
+            "output": str(folder / recipe.output_path.name),
+            "model": model.model_copy(
+                update={"name": _local_model(model.name), "checkpoint": _absolute(model.checkpoint)}
+            ),
+            "data": data.model_copy(
+                update={
+                    "path": os.path.abspath(data.path) if is_local else data.path,
+                    "root": _absolute(data.root),
+                    "hierarchy": _absolute(data.hierarchy),
+                }
+            ),
+            "train": train.model_copy(
+                update={
+                    "teacher": _local_model(train.teacher),
+                    "teacher_checkpoint": _absolute(train.teacher_checkpoint),
+                }
+            ),
+            "gates": recipe.gates.model_copy(update={"baseline": _absolute(recipe.gates.baseline)}),
+            "finetune": recipe.finetune.model_copy(
+                update={"save": save and str(folder / Path(save).name)},
+            ),
+        }
+    )
+
+
+def _absolute(path: str | None) -> str | None:
+    return path and os.path.abspath(path)
+
+
+def _local_model(name: str) -> str:
+    prefix, _, folder = name.partition(":")
+    return f"{prefix}:{os.path.abspath(folder)}" if prefix == "local-dir" and folder else name

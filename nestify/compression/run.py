@@ -1,0 +1,346 @@
+"""One run of `compress`, from a recipe to a nested file."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from timm.utils import random_seed
+from torch import Tensor, nn
+
+from nestify.compression.inputs import augmentation, open_inputs, stored_dtype
+from nestify.data.dataset import Images
+from nestify.data.hierarchy import Labels
+from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
+from nestify.errors import OutputError
+from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.evaluation.calibration import Calibration, calibrate_levels
+from nestify.files import checkpoint_path
+from nestify.machine import pick_device, pick_workers, workers_warning
+from nestify.model.batch_norm import recalibrate
+from nestify.model.nested_model import NestedModel
+from nestify.model.pretrained import PretrainedModel
+from nestify.recipe.levels import Level
+from nestify.recipe.recipe import Recipe
+from nestify.schedule.blocks import Anatomy
+from nestify.schedule.budgets import Design, design
+from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, level_costs
+from nestify.schedule.description import prefix_bytes
+from nestify.schedule.nest import choose_weights, dense_layers
+from nestify.training.checkpoint import Findings
+from nestify.training.distributed import ALONE, World
+from nestify.training.estimate import estimate_step
+from nestify.training.health import check_collapse, check_empty
+from nestify.training.identity import run_identity
+from nestify.training.loop import steps_per_epoch, total_steps
+from nestify.training.observer import Observer
+from nestify.training.phases import Phases
+from nestify.training.precision import Precision
+from nestify.training.resume import Checkpoints
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What a run leaves in memory, before it is written.
+
+    Attributes:
+        nested: the trained model, on the CPU, in eval mode. `levels`: its levels, budgets solved.
+        costs: of its levels, core first.
+        missed: a sentence for each level that came out at another cost than its budget.
+        original: accuracy of the dense model before nesting; None if there was nothing to validate.
+        calibration: what was fitted on training images that were held out; None if none were.
+        before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
+    """
+
+    nested: NestedModel
+    levels: Sequence[Level]
+    pretrained: PretrainedModel
+    costs: Sequence[LevelCost]
+    missed: Sequence[str]
+    labels: Labels
+    original: Accuracy | None
+    before: Sequence[Accuracy]
+    after: Sequence[Accuracy]
+    calibration: Calibration | None
+
+
+class Run:
+    """One run of `compress`: the inputs are opened on construction, the rest happens on request.
+
+    Args:
+        recipe: what to do.
+        observer: notified of progress.
+        world: the processes of the run.
+        device: the device of this process; the recipe's by default.
+
+    Attributes:
+        checkpoints: save the run, and resume it.
+
+    Raises:
+        NestifyError: if the recipe, the checkpoint or the images are not right.
+    """
+
+    def __init__(
+        self, recipe: Recipe, observer: Observer, world: World = ALONE, device: torch.device | None = None
+    ) -> None:
+        random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
+        self.recipe = recipe
+        self.observer = observer
+        self.world = world
+        self.device = device or pick_device(recipe.device)
+        self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
+        self.inputs = open_inputs(recipe, observer, world.size)
+        self.spec = self.inputs.pretrained.spec
+        self.labels = self.inputs.labels
+        self.workers = pick_workers(recipe.data.workers, self.device)
+        if problem := workers_warning(self.workers):
+            observer.warned(problem)
+        self.train_batches = train_loader(
+            self.inputs.train_images,
+            self.spec.preprocessing,
+            batch_size=recipe.train.batch_size,
+            workers=self.workers,
+            augment=augmentation(recipe),
+            seed=recipe.seed,
+            device=self.device,
+            rank=world.rank,
+            world_size=world.size,
+        )
+        self._anatomy: Anatomy | None = None
+        self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
+        network, teacher = self.inputs.pretrained.model, self.inputs.teacher
+        self.checkpoints = Checkpoints(
+            checkpoint_path(recipe.output_path),
+            run_identity(recipe, self.device, network, teacher, self._images, self.labels, world.size),
+            recipe.train.checkpoint_minutes,
+            skipped={split: images.skipped for split, images in self._images.items()},
+            world=world,
+        )
+
+    def plan(self, *, estimate: bool = False) -> Plan:
+        """Costs of the levels, were the weights chosen now.
+
+        Args:
+            estimate: try one small step for the time and memory that training needs.
+        """
+        network = self.inputs.pretrained.model
+        made = self._nest(deepcopy(network).cpu())
+        nested, levels, anatomy = made.nested, made.levels, made.anatomy
+        choose_weights(nested, levels, self.recipe.schedule.score)
+        count = made.solver.count
+        costs = level_costs(nested, count)
+        empty = check_empty(nested)
+        sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels)
+        told = nested.classes, self.labels.class_sets(len(levels))
+        accumulate = self.recipe.train.accumulate
+        epoch_steps = steps_per_epoch(self.train_batches, accumulate)
+        steps = total_steps(self.recipe.train.epochs, epoch_steps)
+        finetune_steps = self.recipe.finetune.epochs * epoch_steps
+        seconds = memory = None
+        if estimate:
+            task = self._phases().task(nested.to(self.device), None)
+            step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
+            seconds = step_seconds * accumulate * (steps + finetune_steps / nested.n_levels)
+        narrower, shallower = (
+            any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
+        )
+        return Plan(
+            spec=self.spec,
+            levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
+            maskable=nested.entry_levels.total,
+            dense_layers=dense_layers(nested, levels),
+            train_images=len(self.inputs.train_images),
+            val_images=len(self.inputs.val_images),
+            finetune_steps=finetune_steps,
+            steps=steps,
+            uncounted=count.uncounted if anatomy is None else {**anatomy.layers.uncounted, **count.uncounted},
+            channel_groups=len(anatomy.channels.groups) if anatomy and narrower else 0,
+            blocks=len(anatomy.ranking) if anatomy and shallower else 0,
+            warnings=empty,
+            without_rule=sorted(anatomy.channels.unknown) if anatomy and narrower else (),
+            seconds=seconds,
+            memory_bytes=memory,
+        )
+
+    def execute(self) -> Compressed:
+        """Fine-tune, nest, train, recalibrate and evaluate, or what of that the checkpoint leaves to do.
+
+        Raises:
+            DivergedError: when a loss is not finite.
+        """
+        recipe, observer, kept = self.recipe, self.observer, self.checkpoints
+        network = self.inputs.pretrained.model.to(self.device)
+        if recipe.train.channels_last:
+            network = network.to(memory_format=torch.channels_last)
+        if recipe.finetune.epochs and kept.nests:
+            kept.load_dense(network)
+        elif recipe.finetune.epochs:
+            network = self._phases().finetune(network)
+            kept.keep_dense(network)
+        original = kept.findings.original or self._original(network)
+        teacher = self._frozen_teacher(network)
+        made = self._nest(network)
+        nested, levels = made.nested, made.levels
+        if not kept.nests:
+            smaller = [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)]
+            self._recalibrate_levels(nested, smaller)
+        before = kept.findings.before
+        if recipe.train.eval_before and not before:
+            before = self._before(nested, levels)
+        kept.findings = Findings(original=original, before=before)
+        if recipe.train.epochs:
+            solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
+            settle = (lambda: [size.level for size in made.solver.sizes()]) if solved else None
+            nested, levels = self._phases().nest(nested, levels, settle, teacher)
+        else:
+            choose_weights(nested, levels, recipe.schedule.score)
+        self._round(nested)
+        if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
+            changed = bool(recipe.train.epochs)
+            parts = [k for k in range(1, nested.n_levels + 1) if changed or nested.is_part(k)]
+            self._recalibrate_levels(nested, parts)
+        observer.stage("evaluating the levels")
+        after = self._evaluate_levels(nested)
+        observer.evaluated("after", int(recipe.train.epochs), after)
+        check_finite(after, "train.lr")
+        self._check_health(nested, original, after)
+        calibration = None
+        if self.inputs.held_out is not None:
+            observer.stage("fitting temperatures and consensus")
+            batches = self._eval_batches(self.inputs.held_out)
+            calibration = calibrate_levels(nested, batches, self.precision.autocast, self.labels.parents)
+        for split, images in self._images.items():
+            observer.skipped(split, images.skipped)
+        nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
+        count = count_macs(nested.network, self.spec.input_size)
+        return Compressed(
+            nested=nested,
+            levels=levels,
+            missed=replace(made.solver, count=count).check(nested, levels),
+            pretrained=self.inputs.pretrained,
+            costs=level_costs(nested, count),
+            labels=self.labels,
+            original=original,
+            before=before,
+            after=after,
+            calibration=calibration,
+        )
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _phases(self) -> Phases:
+        self.checkpoints.observer = self.observer
+        return Phases(
+            self.recipe,
+            self.spec,
+            self.labels,
+            self.train_batches,
+            self._val_batches,
+            self.device,
+            self.observer,
+            self.checkpoints,
+            self.world,
+        )
+
+    def _check_health(self, nested: NestedModel, original: Accuracy, after: Sequence[Accuracy]) -> None:
+        """Warn of levels that cannot be of much use.
+
+        Raises:
+            DivergedError: if no level learnt anything.
+        """
+        problems = check_empty(nested)
+        if self.recipe.train.epochs:
+            trained = [result for result in after if self.recipe.level[result.level - 1].weight != 0]
+            problems += check_collapse(original, trained, nested.classes, nested.level_names)
+        for problem in problems:
+            self.observer.warned(problem)
+
+    def _original(self, network: nn.Module) -> Accuracy:
+        """Accuracy of the dense model."""
+        self.observer.stage("evaluating the original model")
+        [original] = self._evaluate_plain({0: network})
+        self.observer.evaluated("original", 0, [original])
+        check_finite([original], "finetune.lr")
+        return original
+
+    def _nest(self, network: nn.Module) -> Design:
+        if self.recipe.schedule.kind != "weight":
+            self.observer.stage("finding what can be left out")
+        images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
+        made = design(network, self.spec, self.recipe, self.labels, images, self._anatomy)
+        self._anatomy = made.anatomy
+        return made
+
+    def _frozen_teacher(self, network: nn.Module) -> nn.Module | None:
+        """The network that teaches, in eval mode; None where nobody or the full level does."""
+        options = self.recipe.train
+        if not options.epochs or options.teacher in ("none", "self"):
+            return None
+        if options.teacher in ("original", "both"):
+            return deepcopy(network).eval()
+        return None if self.inputs.teacher is None else self.inputs.teacher.to(self.device)
+
+    def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
+        """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""
+        dense = nested.entry_levels
+        kept = {name: entry.clone() for name, entry in dense.tensors.items()}
+        choose_weights(nested, levels, self.recipe.schedule.score)
+        plain = {}
+        self.observer.stage("evaluating the levels before training")
+        for level in range(1, nested.n_levels + 1):
+            model = nested.at_level(level)
+            if nested.is_part(level) and not nested.is_smaller(level):  # those are recalibrated already
+                self._recalibrate_plain(model)
+            plain[level] = model
+        before = self._evaluate_plain(plain, self.labels.parents)
+        nested.set_entry_levels(replace(dense, tensors=kept))
+        self.observer.evaluated("before", 0, before)
+        return before
+
+    def _round(self, nested: NestedModel) -> None:
+        """Give the weights the values that the file will hold, so that these are what is evaluated."""
+        try:
+            nested.round_to(stored_dtype(self.recipe))
+        except ValueError as error:
+            raise OutputError(f"{self.recipe.output_path}: {error}; choose another dtype") from None
+
+    def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
+        """Private statistics of levels from training images."""
+        if levels:
+            self.observer.stage("recalibrating batch norm")
+        for level in levels:
+            plain = nested.at_level(level)
+            self._recalibrate_plain(plain)
+            nested.load_private(level, plain)
+
+    def _recalibrate_plain(self, model: nn.Module) -> None:
+        loader = self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
+        batches = min(self.recipe.train.recalibrate_batches, len(loader))
+        recalibrate(model, Pictures(loader), batches)
+
+    def _evaluate_plain(
+        self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS
+    ) -> list[Accuracy]:
+        for model in models.values():
+            model.eval()
+        return evaluate(models, self._val_batches(), self.precision.autocast, parents, self.world.size > 1)
+
+    def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
+        numbers, parents = range(1, nested.n_levels + 1), self.labels.parents
+        shared = self.world.size > 1
+        return evaluate_levels(nested, self._val_batches(), numbers, self.precision.autocast, parents, shared)
+
+    def _val_batches(self) -> Loader:
+        return self._eval_batches(self.inputs.val_images, world=self.world)
+
+    def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = ALONE) -> Loader:
+        return eval_loader(
+            images,
+            self.spec.preprocessing,
+            batch_size=self.recipe.train.batch_size,
+            workers=self.workers,
+            device=self.device,
+            shuffle_seed=shuffle_seed,
+            rank=world.rank,
+            world_size=world.size,
+        )

@@ -1,0 +1,207 @@
+"""Which level of a nested file to run: the best one that meets limits on what it may cost and must reach."""
+
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from nestify.errors import BadFileError, GateFailed, RecipeError
+from nestify.file.measurements import Measurement
+from nestify.file.summary import LevelReport, Report, read_report
+from nestify.recipe.amounts import Limited, show_amount
+
+Values = Mapping[Limited, float | None]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a level may cost at most; of `top1`, what it must reach at least.
+
+    Attributes:
+        limited: `latency` (seconds for one batch), `bytes` (of the file up to and with the level), `macs`
+            (that dense kernels execute for one image), `params` (parameters that are not masked out)
+            or `top1` (percent).
+        bound: above 0; itself allowed.
+    """
+
+    limited: Limited
+    bound: float
+
+    @property
+    def option(self) -> str:
+        """As the command line calls it."""
+        return option(self.limited)
+
+    def meets(self, value: float | None) -> bool:
+        """Whether a level with this value is allowed; one whose value is not known is not."""
+        return self.over(value) <= 0
+
+    def over(self, value: float | None) -> float:
+        """How far beyond the limit a value is: the less, the better; infinite where it is not known."""
+        if value is None:
+            return math.inf
+        return self.bound - value if self.limited == "top1" else value - self.bound
+
+    def __str__(self) -> str:
+        return f"{self.option} {show_amount(self.limited, self.bound)}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One level, held against the limits.
+
+    Attributes:
+        values: what is known of it, by what can be limited.
+        missed: the limits that it does not meet.
+    """
+
+    level: int
+    name: str
+    values: Values
+    missed: Sequence[Limit]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """What came of the limits.
+
+    Attributes:
+        level: the best level that meets all; None if none does.
+        candidates: all levels, core first.
+        measurement: that the latencies are from; None where there are none.
+    """
+
+    path: str
+    limits: Sequence[Limit]
+    level: Candidate | None
+    candidates: Sequence[Candidate]
+    measurement: Measurement | None = None
+
+    def check(self) -> Candidate:
+        """The level that was picked.
+
+        Raises:
+            GateFailed: if there is none; the sentence says which limits no level meets, and what is nearest.
+        """
+        if self.level is None:
+            raise GateFailed(f"{self.path}: {_why_none(self.candidates, self.limits)}")
+        return self.level
+
+
+def option(limited: Limited) -> str:
+    """What the command line calls a limit."""
+    return "--min-top1" if limited == "top1" else f"--max-{limited}"
+
+
+def choose(report: Report, limits: Sequence[Limit], latencies: Mapping[int, float] | None = None) -> Pick:
+    """The best level that meets all limits.
+
+    The best is the one with the highest top-1, of several the lowest one. Where levels of the file tell
+    different classes, or some have no top-1, these cannot be compared, and the best is the highest one.
+
+    Args:
+        latencies: seconds for one batch, by level; a limit on latency needs them.
+
+    Raises:
+        RecipeError: if there is no limit, or one that is not above 0 and finite.
+        BadFileError: if the file does not say of any level what is limited.
+    """
+    _check(limits)
+    candidates = [_held(level, limits, latencies or {}) for level in report.levels]
+    for limit in limits:
+        if all(candidate.values[limit.limited] is None for candidate in candidates):
+            raise BadFileError(f"{report.path}: {_unknown(limit)}")
+    key = _order(report)
+    allowed = [candidate for candidate in candidates if not candidate.missed]
+    return Pick(report.path, limits, max(allowed, key=key, default=None), candidates)
+
+
+def pick(
+    path: str | os.PathLike[str],
+    limits: Sequence[Limit],
+    *,
+    batch_size: int = 1,
+    threads: int | None = None,
+    device: str = "auto",
+    saved: bool = False,
+) -> Pick:
+    """The best level of a file that meets all limits here; see `choose`.
+
+    Only a limit on latency has anything measured, and the others need no torch.
+
+    Args:
+        batch_size: images per call, for the latency. `threads`: of torch on the CPU; None: as many as it uses
+            anyway. `device`: as for `bench`.
+        saved: take the latency from what `bench` saved on this machine, and measure nothing.
+
+    Raises:
+        NestifyError: as `choose` and `bench`, or if no such measurement was saved.
+    """
+    _check(limits)
+    report = read_report(path)
+    if not any(limit.limited == "latency" for limit in limits):
+        return choose(report, limits)
+    from nestify.evaluation import bench as benching
+
+    counts = None if threads is None else (threads,)
+    if saved:
+        measurement = benching.saved_measurement(report, batch_size, counts, device)
+    else:
+        [measurement] = benching.bench(
+            path, batch_sizes=(batch_size,), threads=counts, device=device
+        ).measurements
+    latencies = {level.level: level.median_seconds for level in measurement.levels}
+    return replace(choose(report, limits, latencies), measurement=measurement)
+
+
+def _check(limits: Sequence[Limit]) -> None:
+    if not limits:
+        raise RecipeError(
+            "no limit is given; give one or more of --max-latency, --max-bytes, --max-macs, --max-params, "
+            "--min-top1"
+        )
+    for limit in limits:
+        if not 0 < limit.bound < math.inf:
+            raise RecipeError(f"{limit.option} {limit.bound:g} is not above 0 and finite")
+        if limit.limited == "top1" and limit.bound > 100:
+            raise RecipeError(f"{limit.option} {limit.bound:g} is above 100 percent")
+
+
+def _held(level: LevelReport, limits: Sequence[Limit], latencies: Mapping[int, float]) -> Candidate:
+    values: Values = {"latency": latencies.get(level.level), **level.limited}
+    missed = [limit for limit in limits if not limit.meets(values[limit.limited])]
+    return Candidate(level.level, level.name, values, missed)
+
+
+def _order(report: Report) -> Callable[[Candidate], tuple[float, int]]:
+    """One order for all levels of a file, so that a tighter limit never gives a better one."""
+    alike = len({level.class_set for level in report.levels}) == 1
+    if alike and all(level.top1 is not None for level in report.levels):
+        return lambda candidate: (candidate.values["top1"] or 0.0, -candidate.level)
+    return lambda candidate: (0.0, candidate.level)
+
+
+def _unknown(limit: Limit) -> str:
+    if limit.limited == "top1":
+        return (
+            f"holds no top-1, which {limit} needs; compress it with validation images, or leave the limit out"
+        )
+    return f"does not say what {limit} limits; leave the limit out"
+
+
+def _why_none(candidates: Sequence[Candidate], limits: Sequence[Limit]) -> str:
+    never = [limit for limit in limits if all(limit in candidate.missed for candidate in candidates)]
+    if never:
+        told = " and ".join(f"{limit} ({_nearest(candidates, limit)})" for limit in never)
+        return f"no level meets {told}; loosen the limit{'s' * (len(never) > 1)}"
+    misses = ", ".join(
+        f"{candidate.name} misses {' and '.join(map(str, candidate.missed))}" for candidate in candidates
+    )
+    return f"each limit is met by some level, but no level meets all: {misses}; loosen one"
+
+
+def _nearest(candidates: Sequence[Candidate], limit: Limit) -> str:
+    nearest = min(candidates, key=lambda candidate: limit.over(candidate.values[limit.limited]))
+    value = nearest.values[limit.limited]
+    assert value is not None, "of some level it is known, or there was no pick"
+    return f"{nearest.name} comes nearest with {show_amount(limit.limited, value)}"

@@ -1,6 +1,0 @@
-"""A narrower or shallower level as a model that timm's own constructor builds."""
-
-from nestify.export.rebuild.arguments import without_weights
-from nestify.export.rebuild.rebuilt import Rebuilt, rebuild
-
-__all__ = ["Rebuilt", "rebuild", "without_weights"]

@@ -1,0 +1,129 @@
+"""A level as an ONNX model: images in, logits out, one file."""
+
+import os
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from nestify.errors import RecipeError, UnsupportedModelError
+from nestify.exports.draft import Draft, Runner, first_line, quiet
+from nestify.exports.pt2 import capture
+from nestify.exports.target import ExportFacts
+
+TOLERANCE = 1e-3
+"""Other kernels add in another order, and batch norm is folded into convolutions; float32 keeps about
+seven digits, and a deep network loses some of them."""
+
+DEFAULT_OPSET = 18
+"""The version that torch's translations are written in, so that nothing has to be converted; ONNX Runtime
+reads it since 1.14 (2023), and other runtimes of that age do."""
+
+MAX_BYTES = 2**31 - 1
+"""Of one ONNX file, which is one protobuf message."""
+
+
+def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Draft:
+    """Translate a level to ONNX.
+
+    Args:
+        plain: in eval mode, on the CPU.
+        batch: images per call; None: any number.
+        opset: version of ONNX's operators; None: `DEFAULT_OPSET`.
+
+    Raises:
+        RecipeError: if a package is missing, or there is no such opset.
+        UnsupportedModelError: if torch cannot trace the model, ONNX lacks an operator, or it is too large.
+    """
+    packages = {name: _package(name) for name in ("onnx", "onnxscript", "onnxruntime")}
+    opset = DEFAULT_OPSET if opset is None else opset
+    newest = packages["onnx"].defs.onnx_opset_version()
+    if not 1 <= opset <= newest:
+        raise RecipeError(
+            f"opset {opset} is not one that ONNX has; give 1 to {newest}, such as {DEFAULT_OPSET}"
+        )
+    _check_size(sum(t.numel() * t.element_size() for t in plain.state_dict().values()), facts)
+    model = _translated(capture(plain, facts, batch), facts, batch, opset)
+    packages["onnx"].helper.set_model_props(model, facts.metadata())
+    _check_size(model.ByteSize(), facts)
+
+    def write(file: BinaryIO) -> None:
+        file.write(model.SerializeToString())
+
+    return Draft(write, _reopen, _load_line, TOLERANCE, opset)
+
+
+def _package(name: str) -> Any:
+    try:
+        with quiet():
+            return import_module(name)
+    except ImportError as error:
+        raise RecipeError(f"format onnx needs the package {name}; pip install 'nestify[onnx]'") from error
+
+
+def _check_size(size: int, facts: ExportFacts) -> None:
+    if size > MAX_BYTES:
+        raise UnsupportedModelError(
+            f"{facts.title} takes {size} bytes, and an ONNX file holds at most {MAX_BYTES}; "
+            "export it as pt2 or timm"
+        )
+
+
+def _translated(program: ExportedProgram, facts: ExportFacts, batch: int | None, opset: int) -> Any:
+    """The ONNX model, as a protobuf message."""
+    try:
+        # With gradients, attention would be taken apart in another memory layout than it was traced in.
+        with quiet(), torch.no_grad():
+            translated = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=opset,
+                input_names=["images"],
+                output_names=["logits"],
+                dynamic_shapes=None if batch else ({0: "batch"},),  # for its name; the program has the rest
+                verbose=False,
+            )
+            assert translated is not None
+            # The nodes' notes name modules of torch and timm, and are as large as a small model.
+            import_module("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(translated.model)
+            model: Any = translated.model_proto
+    except Exception as error:  # whatever the translation raises is about this model
+        raise UnsupportedModelError(_why(error, facts)) from error
+    reached = {entry.domain: entry.version for entry in model.opset_import}.get("")
+    if reached != opset:
+        raise UnsupportedModelError(
+            f"{facts.title} cannot be written in opset {opset}; give --opset {reached}, or leave it out"
+        )
+    return model
+
+
+def _why(error: BaseException, facts: ExportFacts) -> str:
+    """The operator that stopped the translation where one did, else the first cause."""
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    if missing := re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", str(cause)):
+        return f"ONNX has no operator for {missing[1]}, which {facts.title} uses; export it as pt2 or timm"
+    return f"torch cannot translate {facts.title} to ONNX ({first_line(cause)}); export it as pt2 or timm"
+
+
+def _reopen(path: Path) -> Runner:
+    import_module("onnx").checker.check_model(os.fspath(path), full_check=True)
+    runtime = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.log_severity_level = 3  # errors
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+
+    return run
+
+
+def _load_line(path: Path) -> str:
+    return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'images': images}})"

@@ -1,0 +1,82 @@
+"""A level as a program of `torch.export`, which torch alone loads."""
+
+import json
+from pathlib import Path
+from typing import BinaryIO
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from nestify.errors import UnsupportedModelError
+from nestify.exports.draft import Draft, Runner, first_line, quiet
+from nestify.exports.target import ExportFacts
+from nestify.model.spec import synthetic_input
+
+TRACED_BATCH = 2
+"""Torch takes a dimension of size 1 for a constant."""
+
+
+def capture(plain: nn.Module, facts: ExportFacts, batch: int | None) -> ExportedProgram:
+    """Trace a model for images of its input size.
+
+    Args:
+        plain: in eval mode, on the CPU.
+        batch: images per call; None: any number.
+
+    Returns:
+        a program without the places in source files that its nodes came from.
+
+    Raises:
+        UnsupportedModelError: if torch cannot trace the model.
+    """
+    images = synthetic_input(facts.input_size, batch or TRACED_BATCH)
+    shapes = None if batch else ({0: Dim("batch")},)
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(plain, (images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever tracing raises is about this model
+        what, remedy = "", "export it as timm"
+        if batch is None:
+            what, remedy = " for batches of any size", "try --batch 1, or export it as timm"
+        raise UnsupportedModelError(
+            f"torch cannot trace {facts.title}{what} ({first_line(error)}); {remedy}"
+        ) from error
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # holds the paths of this machine
+    return program
+
+
+TOLERANCE = 1e-4
+"""The same kernels in the same order: what differs is rounding where memory lies differently."""
+
+FACTS_FILE = "nestify.json"
+"""Name of the facts among the archive's extra files."""
+
+
+def pt2_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Draft:
+    """Trace a level; see `capture` for the arguments and what is raised."""
+    program = capture(plain, facts, batch)
+    program.example_inputs = None  # they would lie in the file, a picture's worth of bytes each
+
+    def write(file: BinaryIO) -> None:
+        with quiet():
+            torch.export.save(program, file, extra_files={FACTS_FILE: json.dumps(facts.document())})
+
+    return Draft(write, _reopen, _load_line, TOLERANCE)
+
+
+def _reopen(path: Path) -> Runner:
+    with path.open("rb") as file:
+        module = torch.export.load(file).module()
+
+    def run(images: Tensor) -> Tensor:
+        logits: Tensor = module(images)
+        return logits
+
+    return run
+
+
+def _load_line(path: Path) -> str:
+    return f"torch.export.load({str(path)!r}).module()(images)"
