@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 import nestify
-from nestify.data.hierarchy import Labels
+from nestify.data.hierarchy import ClassLevels
 from nestify.file.loading import fingerprint_error
 from nestify.file.writer import write_nested_file
 from nestify.model.nested_model import NestedModel
@@ -198,7 +198,7 @@ def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
     count = count_macs(nested.network, nested.spec.input_size)
     assert not count.uncounted, f"MACs not counted: {dict(count.uncounted)}"
     costs = level_costs(nested, count)
-    sizes = prefix_bytes(recipe, recipe.levels, nested, costs, Labels())
+    sizes = prefix_bytes(recipe, recipe.levels, nested, costs, ClassLevels())
     assert sizes == sorted(sizes)
     assert [cost.dense_macs for cost in costs] == [count.total] * nested.n_levels
     macs = [cost.effective_macs for cost in costs]
@@ -277,7 +277,7 @@ def _state_at(nested: NestedModel, level: int) -> dict[str, Tensor]:
     """The state dictionary of a plain model at a level, without nestify's own views."""
     state = dict(nested.network.state_dict())
     entry = nested.entry_levels
-    own = nested.private_tensors(level)
+    own = nested.own_tensors(level)
     for name, tensor in state.items():
         kept = nested.spec.aliases.get(name, name)
         if kept in entry.tensors:

@@ -135,7 +135,7 @@ def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
             "options": dict(job.options),
             "state": standing,
             "folder": str(job.folder),
-            "fingerprint": job.fingerprint,
+            "fingerprint": job.identity,
         }
         for job, standing in plan
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
-from nestify.exports.target import Format
+from nestify.exports.target import ExportFormat
 
 if TYPE_CHECKING:
     from nestify.exports.write import Exported
@@ -18,9 +18,9 @@ def export(
     file: NestedFileOrAddress,
     level: Annotated[str, typer.Option("--level", help="Level by number or name.", show_default=False)],
     format: Annotated[
-        Format | None,
+        ExportFormat | None,
         choice_option(
-            Format,
+            ExportFormat,
             "--format",
             help="Weights for timm, an ONNX model, or a program of torch.export.",
             show_default="by the suffix of --output",

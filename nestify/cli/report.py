@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from nestify.file.summary import Report
 
 
-class Format(StrEnum):
+class ReportFormat(StrEnum):
     """How the report is printed."""
 
     table = "table"
@@ -27,7 +27,9 @@ class Format(StrEnum):
 
 def report(
     file: NestedFileOrAddress,
-    format: Annotated[Format, choice_option(Format, "--format", help="How to print it.")] = Format.table,
+    format: Annotated[
+        ReportFormat, choice_option(ReportFormat, "--format", help="How to print it.")
+    ] = ReportFormat.table,
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,
     other: Annotated[
@@ -67,14 +69,14 @@ def report(
     data = open_report(file)
     baseline = open_report(other) if other else None
     results = check_gates(gates, data, baseline) if gates else []
-    format = Format.json if as_json else format
-    if format is Format.html and file.endswith(".json"):
+    format = ReportFormat.json if as_json else format
+    if format is ReportFormat.html and file.endswith(".json"):
         raise RecipeError(
             f"{file}: a stored report does not have all that a page shows; give --format html the nested file"
         )
-    if format is Format.json:
+    if format is ReportFormat.json:
         text = json.dumps(_document(data, baseline, results, layers, bool(gates)), indent=2) + "\n"
-    elif format is Format.html:
+    elif format is ReportFormat.html:
         text = _page(data, baseline, results)
     else:
         text = _text(data, baseline, results, layers, None if output else sys.stdout, format)
@@ -100,16 +102,19 @@ def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -
     from nestify.cli.output import gates_sheets
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
-    from nestify.report.html.page import Section, html_page
+    from nestify.report.html.page import PageSection, html_page
 
     problem = [data.measured_problem] if data.measured_problem else []
     latency = bench_sheets(data, data.measured), noise_notes(data, data.measured) + problem
-    sections = [Section("latency", "Latency", *latency), Section("gates", "Gates", gates_sheets(results))]
+    sections = [
+        PageSection("latency", "Latency", *latency),
+        PageSection("gates", "Gates", gates_sheets(results)),
+    ]
     if other is not None:
         comparison = compare(data, other)
         tables = comparison_tables(comparison, layers=True)
         notes = comparison_notes(comparison, layers=True)
-        sections.append(Section("changes", "What changed", tables, notes))
+        sections.append(PageSection("changes", "What changed", tables, notes))
     return html_page(data, sections)
 
 
@@ -119,7 +124,7 @@ def _text(
     results: "list[GateResult]",
     layers: bool,
     stream: TextIO | None,
-    format: Format,
+    format: ReportFormat,
 ) -> str:
     """The report for people: the levels, or what changed in them, and the gates."""
     from nestify.cli.output import gates_sheets, render, render_markdown
@@ -138,6 +143,6 @@ def _text(
         sheets = comparison_tables(comparison, layers=layers)
         notes = comparison_notes(comparison, layers=layers)
     sheets += gates_sheets(results)
-    if format is Format.markdown:
+    if format is ReportFormat.markdown:
         return render_markdown(title, sheets, notes)
     return render(title, sheets, notes, stream)

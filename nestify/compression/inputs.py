@@ -8,7 +8,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from nestify.data.dataset import Images, open_splits
-from nestify.data.hierarchy import Labels, read_labels
+from nestify.data.hierarchy import ClassLevels, read_class_levels
 from nestify.errors import CheckpointError, RecipeError
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.model.spec import ModelSpec
@@ -38,7 +38,7 @@ class Inputs:
     held_out: Images | None
     pretrained: PretrainedModel
     teacher: nn.Module | None
-    labels: Labels
+    labels: ClassLevels
 
 
 def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
@@ -62,7 +62,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     observer.stage(f"loading {recipe.model.name}")
     pretrained = open_recipe_model(recipe, train_images)
     teacher = open_recipe_teacher(recipe, pretrained.spec)
-    labels = read_labels(
+    labels = read_class_levels(
         recipe.data.hierarchy,
         train_images.class_names,
         [level.classes for level in recipe.level],

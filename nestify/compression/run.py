@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nestify.compression.inputs import augmentation, open_inputs, stored_dtype
 from nestify.data.dataset import Images
-from nestify.data.hierarchy import Labels
+from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
@@ -22,7 +22,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
-from nestify.schedule.blocks import Anatomy
+from nestify.schedule.blocks import Removable
 from nestify.schedule.budgets import Design, design
 from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
@@ -57,7 +57,7 @@ class Compressed:
     pretrained: PretrainedModel
     costs: Sequence[LevelCost]
     missed: Sequence[str]
-    labels: Labels
+    labels: ClassLevels
     original: Accuracy | None
     before: Sequence[Accuracy]
     after: Sequence[Accuracy]
@@ -106,7 +106,7 @@ class Run:
             rank=world.rank,
             world_size=world.size,
         )
-        self._anatomy: Anatomy | None = None
+        self._removable: Removable | None = None
         self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
         network, teacher = self.inputs.pretrained.model, self.inputs.teacher
         self.checkpoints = Checkpoints(
@@ -125,7 +125,7 @@ class Run:
         """
         network = self.inputs.pretrained.model
         made = self._nest(deepcopy(network).cpu())
-        nested, levels, anatomy = made.nested, made.levels, made.anatomy
+        nested, levels, removable = made.nested, made.levels, made.removable
         choose_weights(nested, levels, self.recipe.schedule.score)
         count = made.solver.count
         costs = level_costs(nested, count)
@@ -153,11 +153,13 @@ class Run:
             val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
             steps=steps,
-            uncounted=count.uncounted if anatomy is None else {**anatomy.layers.uncounted, **count.uncounted},
-            channel_groups=len(anatomy.channels.groups) if anatomy and narrower else 0,
-            blocks=len(anatomy.ranking) if anatomy and shallower else 0,
+            uncounted=count.uncounted
+            if removable is None
+            else {**removable.layers.uncounted, **count.uncounted},
+            channel_groups=len(removable.channels.groups) if removable and narrower else 0,
+            blocks=len(removable.ranking) if removable and shallower else 0,
             warnings=empty,
-            without_rule=sorted(anatomy.channels.unknown) if anatomy and narrower else (),
+            without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,
             memory_bytes=memory,
         )
@@ -267,8 +269,8 @@ class Run:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
-        made = design(network, self.spec, self.recipe, self.labels, images, self._anatomy)
-        self._anatomy = made.anatomy
+        made = design(network, self.spec, self.recipe, self.labels, images, self._removable)
+        self._removable = made.removable
         return made
 
     def _frozen_teacher(self, network: nn.Module) -> nn.Module | None:
@@ -311,7 +313,7 @@ class Run:
         for level in levels:
             plain = nested.at_level(level)
             self._recalibrate_plain(plain)
-            nested.load_private(level, plain)
+            nested.load_own(level, plain)
 
     def _recalibrate_plain(self, model: nn.Module) -> None:
         loader = self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)

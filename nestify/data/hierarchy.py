@@ -21,7 +21,7 @@ from nestify.file.manifest import ClassMap, Manifest
 
 
 @dataclass(frozen=True)
-class Labels:
+class ClassLevels:
     """What the levels of a nested network tell.
 
     Attributes:
@@ -61,20 +61,20 @@ class Labels:
         return [num_classes if classes is None else len(classes.class_names) for classes in self.of_levels]
 
 
-def stored_labels(manifest: Manifest) -> Labels:
+def stored_class_levels(manifest: Manifest) -> ClassLevels:
     """The labels that a nested file holds."""
     names = manifest.model.class_names
     levels = range(1, len(manifest.levels) + 1)
-    return Labels(
+    return ClassLevels(
         None if names is None else tuple(names),
         tuple(manifest.hierarchy),
         tuple(manifest.class_map(level) for level in levels) if manifest.hierarchy else (),
     )
 
 
-def read_labels(
+def read_class_levels(
     path: str | None, class_names: Sequence[str] | None, wanted: Sequence[str | None], source: str
-) -> Labels:
+) -> ClassLevels:
     """The labels of a run.
 
     Args:
@@ -91,7 +91,7 @@ def read_labels(
     """
     names = None if class_names is None else tuple(class_names)
     if path is None:
-        return Labels(names)
+        return ClassLevels(names)
     if names is None:
         raise DataError(f"{path}: a hierarchy needs classes with names, which {source} does not tell")
     maps = {found.name: found for found in _read_maps(Path(path), names)}
@@ -103,7 +103,9 @@ def read_labels(
             close = get_close_matches(name, maps, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, maps))}"
             raise RecipeError(f"level[{k}].classes = {name!r} is no column of {path}; {hint}")
-    return Labels(names, tuple(maps.values()), tuple(None if name is None else maps[name] for name in wanted))
+    return ClassLevels(
+        names, tuple(maps.values()), tuple(None if name is None else maps[name] for name in wanted)
+    )
 
 
 def coarse_target(target: Tensor, parents: Tensor | None, classes: int | None = None) -> Tensor:

@@ -8,7 +8,7 @@ from typing import get_args
 from torch import Tensor
 
 from nestify.data.dataset import open_images
-from nestify.data.hierarchy import stored_labels
+from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
@@ -111,7 +111,7 @@ def evaluate(
         device=where,
     )
     recorder = Recorder() if together.wanted else None
-    parents = stored_labels(file.manifest).parents
+    parents = stored_class_levels(file.manifest).parents
     results = [_accuracy(file, number, loader, recorder, parents) for number in numbers]
     entries = [file.manifest.levels[number - 1] for number in numbers]
     found: tuple[Sequence[Consensus], Sequence[Cascade]] = ((), ())

@@ -93,7 +93,7 @@ class ExportFacts:
 NESTED_SUFFIXES = (".safetensors", ".nested")
 
 
-class Format(StrEnum):
+class ExportFormat(StrEnum):
     """What an export is: weights for timm, an ONNX model, a program of `torch.export`."""
 
     timm = "timm"
@@ -103,7 +103,7 @@ class Format(StrEnum):
     @property
     def suffix(self) -> str:
         """With which its files end; timm and others tell a format by it."""
-        return ".safetensors" if self is Format.timm else f".{self.value}"
+        return ".safetensors" if self is ExportFormat.timm else f".{self.value}"
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Target:
     """
 
     path: Path
-    format: Format
+    format: ExportFormat
     folder: bool = False
 
 
@@ -150,15 +150,15 @@ def choose_target(
         ) from error
 
 
-def check_options(format: Format, batch: int | None, opset: int | None) -> None:
+def check_options(format: ExportFormat, batch: int | None, opset: int | None) -> None:
     """Refuse options that a format does not have.
 
     Raises:
         RecipeError: naming the option.
     """
-    if opset is not None and format is not Format.onnx:
+    if opset is not None and format is not ExportFormat.onnx:
         raise RecipeError(f"--opset {opset} goes with --format onnx, not with {format}; leave it out")
-    if batch is not None and format is Format.timm:
+    if batch is not None and format is ExportFormat.timm:
         raise RecipeError(f"--batch {batch} does not go with --format timm, which takes any; leave it out")
     if batch is not None and batch < 1:
         raise RecipeError(f"--batch {batch} is no number of images; give 1 or more, or leave it out for any")
@@ -168,7 +168,7 @@ def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> 
     """What the user's path is; an OSError where the system does not say."""
     path = Path(output)
     if path.is_dir() or os.fspath(output).endswith(("/", os.sep)):
-        return _folder(path, _format(format or Format.timm))
+        return _folder(path, _format(format or ExportFormat.timm))
     chosen = _format(format) if format else _guess(path)
     if path.suffix.lower() != chosen.suffix:
         raise OutputError(f"{path}: does not end with {chosen.suffix}; --format {chosen} writes such files")
@@ -179,29 +179,29 @@ def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> 
     return Target(path, chosen)
 
 
-def _format(name: str) -> Format:
-    if name not in list(Format):
-        raise RecipeError(f"format {name!r} is not one of {', '.join(Format)}")
-    return Format(name)
+def _format(name: str) -> ExportFormat:
+    if name not in list(ExportFormat):
+        raise RecipeError(f"format {name!r} is not one of {', '.join(ExportFormat)}")
+    return ExportFormat(name)
 
 
-def _guess(path: Path) -> Format:
-    for format in Format:
+def _guess(path: Path) -> ExportFormat:
+    for format in ExportFormat:
         if path.suffix.lower() == format.suffix:
             return format
-    suffixes = ", ".join(format.suffix for format in Format)
+    suffixes = ", ".join(format.suffix for format in ExportFormat)
     raise RecipeError(f"{path}: does not end with one of {suffixes}; add --format timm, onnx or pt2")
 
 
-def _folder(path: Path, format: Format) -> Target:
-    if format is not Format.timm:
+def _folder(path: Path, format: ExportFormat) -> Target:
+    if format is not ExportFormat.timm:
         raise OutputError(f"{path}: is a folder; give the path of a {format.suffix} file in it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise OutputError(f"{path}: is not an empty folder; give a new one, or a .safetensors file in it")
     return Target(path, format, folder=True)
 
 
-def _beside(source: Path, facts: "ExportFacts", format: Format) -> Path:
+def _beside(source: Path, facts: "ExportFacts", format: ExportFormat) -> Path:
     name = source.name
     for suffix in NESTED_SUFFIXES:
         name = name.removesuffix(suffix)

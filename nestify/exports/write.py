@@ -11,7 +11,7 @@ from nestify.exports import timm
 from nestify.exports.draft import Draft, Probe, probes, prove
 from nestify.exports.onnx import onnx_draft
 from nestify.exports.pt2 import pt2_draft
-from nestify.exports.target import ExportFacts, Format, Target, check_options, choose_target
+from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options, choose_target
 from nestify.file.reader import open_nested_file
 from nestify.file.source import LocalFile
 from nestify.files import atomic_file, atomic_folder
@@ -32,7 +32,7 @@ class Exported:
     """
 
     path: Path
-    format: Format
+    format: ExportFormat
     facts: ExportFacts
     bytes: int
     max_difference: float
@@ -69,7 +69,7 @@ def export_level(
     check_options(target.format, batch, opset)
     # Before anything is traced: a model that caches would keep what it saw then.
     expected = probes(plain, facts, batch)
-    if target.format is Format.timm:
+    if target.format is ExportFormat.timm:
         plain, facts = timm.as_timm(plain, facts)
     if target.folder:
         return _export_folder(plain, facts, target, expected)
@@ -95,11 +95,11 @@ def export_level(
 
 
 def _draft(
-    plain: nn.Module, facts: ExportFacts, format: Format, batch: int | None, opset: int | None
+    plain: nn.Module, facts: ExportFacts, format: ExportFormat, batch: int | None, opset: int | None
 ) -> Draft:
-    if format is Format.timm:
+    if format is ExportFormat.timm:
         return timm.timm_draft(plain, facts)
-    if format is Format.onnx:
+    if format is ExportFormat.onnx:
         return onnx_draft(plain, facts, batch, opset)
     return pt2_draft(plain, facts, batch)
 

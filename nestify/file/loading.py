@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.file.reader import NestedFile, open_nested_file
-from nestify.model.batch_norm import private_names
+from nestify.model.batch_norm import own_names
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import find_channels
+from nestify.model.level_sizes import LevelSizes, level_sizes_of
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import (
     ModelSpec,
@@ -25,7 +26,6 @@ from nestify.model.spec import (
     state_tensors,
     synthetic_input,
 )
-from nestify.model.structure import Structure, structure_of
 
 TOLERANCE = 1e-2
 """Largest allowed difference of a rebuilt level's logits, relative to the largest; another machine rounds
@@ -36,7 +36,7 @@ DIGITS = 7  # of a stored logit; float32 has no more
 Network = Callable[[Tensor], Tensor]
 
 
-def fingerprint(network: Network, input_size: tuple[int, int, int]) -> list[float]:
+def logit_fingerprint(network: Network, input_size: tuple[int, int, int]) -> list[float]:
     """Logits of the fixed synthetic input, rounded; (num_classes,).
 
     Args:
@@ -54,7 +54,7 @@ def fingerprint_error(network: Network, input_size: tuple[int, int, int], expect
     Returns:
         a share; infinite where the numbers of classes differ, NaN where a logit is not finite.
     """
-    ours = torch.tensor(fingerprint(network, input_size), dtype=torch.float64)
+    ours = torch.tensor(logit_fingerprint(network, input_size), dtype=torch.float64)
     theirs = torch.tensor(expected, dtype=torch.float64)
     if ours.shape != theirs.shape:
         return float("inf")
@@ -81,27 +81,27 @@ def restored(
         UnsupportedModelError: if the levels that they describe make no network.
     """
     full = state.shared | state.private[-1]
-    structure = None
+    level_sizes = None
     entry = state.entry
     if state.axes or any(state.skipped):
-        structure = _structure(network, spec, state)
-        if not structure.is_whole(entry.n_levels):  # no level computes with `network` itself
+        level_sizes = _structure(network, spec, state)
+        if not level_sizes.is_whole(entry.n_levels):  # no level computes with `network` itself
             full = state_tensors(network) | state.shared
-        entry = _masks(structure, spec, state)
+        entry = _masks(level_sizes, spec, state)
     given = full | {name: full[kept] for name, kept in state.aliases.items()}
     fill_model(network, given, spec.architecture)
-    affine = set(private_names(network, "private")) - set(private_names(network, "recalibrate"))
+    affine = set(own_names(network, "private")) - set(own_names(network, "recalibrate"))
     nested = NestedModel(
         network,
         spec,
         level_names,
         entry=entry,
         bn="private" if not affine or affine & state.private[-1].keys() else "recalibrate",
-        structure=structure,
+        level_sizes=level_sizes,
         classes=classes,
     )
     for level, tensors in enumerate(state.private[: len(nested.private)], start=1):
-        own = nested.private_tensors(level)
+        own = nested.own_tensors(level)
         if {n: t.shape for n, t in own.items()} != {n: t.shape for n, t in tensors.items()}:
             raise ValueError(f"the private tensors of level {level} do not fit {spec.architecture}")
         for name, tensor in tensors.items():
@@ -109,21 +109,21 @@ def restored(
     return nested.eval()
 
 
-def _structure(network: nn.Module, spec: ModelSpec, state: NestedState) -> Structure:
+def _structure(network: nn.Module, spec: ModelSpec, state: NestedState) -> LevelSizes:
     channels = find_channels(network, spec.input_size)
     names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
     skipped = state.skipped or [[] for _ in range(state.entry.n_levels)]
-    return structure_of(channels, find_layers(channels), state.axes, names, skipped)
+    return level_sizes_of(channels, find_layers(channels), state.axes, names, skipped)
 
 
-def _masks(structure: Structure, spec: ModelSpec, state: NestedState) -> EntryLevels:
+def _masks(level_sizes: LevelSizes, spec: ModelSpec, state: NestedState) -> EntryLevels:
     """Entry levels of the weights that are masked beyond what channels and blocks say.
 
     Raises:
         ValueError: if a level uses weights of a block that it skips.
     """
     entry = state.entry
-    available = structure.entry_levels(state.shared)
+    available = level_sizes.entry_levels(state.shared)
     masked: dict[str, Tensor] = {}
     for name in entry:
         at_least = available.get(name)

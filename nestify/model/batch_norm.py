@@ -27,7 +27,7 @@ def is_statistic_norm(module: nn.Module) -> bool:
     return isinstance(getattr(module, "running_var", None), Tensor)
 
 
-def private_names(model: nn.Module, mode: BatchNormMode) -> list[str]:
+def own_names(model: nn.Module, mode: BatchNormMode) -> list[str]:
     """State-dict names of the tensors that each level owns, in module order.
 
     Args:

@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nestify.errors import UnsupportedModelError
-from nestify.model.batch_norm import private_names
+from nestify.model.batch_norm import own_names
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.heads import head_names, rows_for, set_classes
+from nestify.model.level_sizes import LevelSizes
 from nestify.model.masking import MaskedWeight, NamedTensors, WholeWeights, identity, masked_weight
 from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
-from nestify.model.structure import Structure
 from nestify.recipe.options import BatchNormMode
 
 
@@ -46,7 +46,7 @@ class NestedModel(nn.Module):
         entry: EntryLevels | None = None,
         masked: Sequence[str] | None = None,
         bn: BatchNormMode = "private",
-        structure: Structure | None = None,
+        level_sizes: LevelSizes | None = None,
         classes: Sequence[int] | None = None,
     ) -> None:
         super().__init__()
@@ -55,10 +55,10 @@ class NestedModel(nn.Module):
         self.level_names = tuple(level_names)
         self.n_levels = len(self.level_names)
         self.bn = bn
-        self.structure = structure
+        self.level_sizes = level_sizes
         self.heads = () if classes is None else tuple(head_names(network, spec))
         self.classes = (spec.num_classes,) * self.n_levels if classes is None else tuple(classes)
-        self.owned = (*private_names(network, bn), *self.heads)
+        self.owned = (*own_names(network, bn), *self.heads)
         shared = state_tensors(network)
         self._shared = {name: owner(network, name) for name in shared}
         self._tied = tied_across_modules(network)
@@ -75,7 +75,7 @@ class NestedModel(nn.Module):
                 {
                     name: self._start(level, name, shared[name].detach())
                     for name in self.owned
-                    if structure is None or structure.has(level, name)
+                    if level_sizes is None or level_sizes.has(level, name)
                 },
                 like=shared,
             )
@@ -121,7 +121,7 @@ class NestedModel(nn.Module):
 
     def is_smaller(self, level: int) -> bool:
         """Whether a level has fewer channels or blocks than the network."""
-        return self.structure is not None and not self.structure.is_whole(level)
+        return self.level_sizes is not None and not self.level_sizes.is_whole(level)
 
     def is_part(self, level: int) -> bool:
         """Whether a level lacks channels, blocks or weights that the network has."""
@@ -132,7 +132,7 @@ class NestedModel(nn.Module):
         return self._available({name: self.shared_tensor(name).detach() for name in self.entry})
 
     def _available(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        found = {} if self.structure is None else self.structure.entry_levels(weights)
+        found = {} if self.level_sizes is None else self.level_sizes.entry_levels(weights)
         return {
             name: found[name].to(weight.device)
             if name in found
@@ -153,14 +153,14 @@ class NestedModel(nn.Module):
     def elements(self, level: int, name: str) -> int:
         """Number of elements that a level has of a tensor of the network, masked-out ones included."""
         if name in self.heads:
-            return self.private_tensors(level)[name].numel()
-        if self.structure is not None and not self.structure.has(level, name):
+            return self.own_tensors(level)[name].numel()
+        if self.level_sizes is not None and not self.level_sizes.has(level, name):
             return 0
         return self.cut(level, name, self.shared_tensor(name)).numel()
 
     def cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
         """A level's channels of a shared tensor."""
-        return tensor if self.structure is None else self.structure.cut(level, name, tensor)
+        return tensor if self.level_sizes is None else self.level_sizes.cut(level, name, tensor)
 
     # -- views -------------------------------------------------------------------------------------
 
@@ -174,9 +174,9 @@ class NestedModel(nn.Module):
             stand_ins: give masked weights that are made where they are used, to save memory.
         """
         make = MaskedWeight if stand_ins else masked_weight
-        if self.structure and self.is_smaller(level):
-            own = self.private_tensors(level)
-            names = self.structure.names(level)
+        if self.level_sizes and self.is_smaller(level):
+            own = self.own_tensors(level)
+            names = self.level_sizes.names(level)
             return {name: own[name] if name in own else self._part(level, name, make) for name in names}
         dense = self._whole.at(level)
         masked = {
@@ -184,7 +184,7 @@ class NestedModel(nn.Module):
             for name, entry in self.entry.items()
             if name not in dense
         }
-        return masked | self.private_tensors(level, shared_too=False)
+        return masked | self.own_tensors(level, shared_too=False)
 
     def _part(self, level: int, name: str, make: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
         """What a smaller level has of a shared tensor, masked where it is."""
@@ -194,7 +194,7 @@ class NestedModel(nn.Module):
         entry = self.cut(level, name, self.entry[name])
         return weight if int(entry.max()) <= level else make(weight, entry, level)
 
-    def private_tensors(self, level: int, *, shared_too: bool = True) -> dict[str, Tensor]:
+    def own_tensors(self, level: int, *, shared_too: bool = True) -> dict[str, Tensor]:
         """The tensors that a level owns, by state-dict name.
 
         Args:
@@ -248,8 +248,8 @@ class NestedModel(nn.Module):
             device: of the images. `level`, `stand_ins`: as for `projection`.
         """
         changed = self._projection_now(level, stand_ins)
-        if self.structure is not None and self.is_smaller(level):
-            return self.structure.skeleton(level, training=self.training, device=device), changed
+        if self.level_sizes is not None and self.is_smaller(level):
+            return self.level_sizes.skeleton(level, training=self.training, device=device), changed
         # A module that is registered under several names must be given under one, and a tensor that
         # several modules hold under each: torch's own tying does the first wrongly.
         tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
@@ -273,8 +273,8 @@ class NestedModel(nn.Module):
         A timm model, or for a smaller level the network that torch.export made of it.
         """
         number = self.level_number(level)
-        if self.structure and self.is_smaller(number):
-            return self.structure.network(number, self.projection(number))
+        if self.level_sizes and self.is_smaller(number):
+            return self.level_sizes.network(number, self.projection(number))
         plain = deepcopy(self.network).eval()
         if self.classes[number - 1] != self.spec.num_classes:
             set_classes(plain, self.heads, self.classes[number - 1])
@@ -286,10 +286,10 @@ class NestedModel(nn.Module):
         return plain
 
     @torch.no_grad()
-    def load_private(self, level: int, plain: nn.Module) -> None:
+    def load_own(self, level: int, plain: nn.Module) -> None:
         """Take a level's private tensors over from a plain model, such as a recalibrated one."""
         theirs = state_tensors(plain)
-        for name, tensor in self.private_tensors(level).items():
+        for name, tensor in self.own_tensors(level).items():
             if name in theirs:  # a smaller level counts no batches
                 tensor.copy_(theirs[name])
 
@@ -320,17 +320,17 @@ class NestedModel(nn.Module):
         entry: dict[str, Tensor] = {}
         axes: dict[str, dict[int, Tensor]] = {}
         skipped: list[list[str]] = []
-        if self.structure is not None:
-            axes = self.structure.axis_levels(shared)
-            entry = self.structure.entry_levels(shared)
-            skipped = self.structure.skipped_in_order()
+        if self.level_sizes is not None:
+            axes = self.level_sizes.axis_levels(shared)
+            entry = self.level_sizes.entry_levels(shared)
+            skipped = self.level_sizes.skipped_in_order()
         entry |= {name: t.cpu() for name, t in self.entry.items()}  # none below what its structure allows
         return NestedState(
             shared=shared,
             entry=EntryLevels(self.n_levels, entry),
             axes=axes,
             private=[
-                {name: t.detach().cpu() for name, t in self.private_tensors(level).items()}
+                {name: t.detach().cpu() for name, t in self.own_tensors(level).items()}
                 for level in range(1, self.n_levels + 1)
             ],
             aliases=tied_names(self.network),

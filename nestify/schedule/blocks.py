@@ -83,7 +83,7 @@ BATCHES = 4
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class Removable:
     """What smaller levels of a network are made from.
 
     Attributes:
@@ -96,19 +96,19 @@ class Anatomy:
     ranking: Ranking
 
 
-def find_anatomy(
+def find_removable(
     network: nn.Module,
     spec: ModelSpec,
     calibration: Iterable[Tensor] | None = None,
-    known: Anatomy | None = None,
-) -> Anatomy:
+    known: Removable | None = None,
+) -> Removable:
     """Find the channels and blocks of a network that can be left out.
 
     Args:
         network: on any device.
         calibration: images (B, C, H, W) that tell what each block is worth; without any, blocks
             are kept evenly over the stages.
-        known: anatomy of a network of the same architecture, so that it is not looked for again.
+        known: what was found for a network of the same architecture, so that it is not searched again.
 
     Raises:
         UnsupportedModelError: if torch cannot trace the network, or the channels cannot be followed.
@@ -116,9 +116,9 @@ def find_anatomy(
     channels = find_channels(network, spec.input_size) if known is None else known.channels
     layers = find_layers(channels) if known is None else known.layers
     if calibration is None:
-        return Anatomy(channels, layers, rank_evenly(layers.stages))
+        return Removable(channels, layers, rank_evenly(layers.stages))
     loss = loss_of_skipping(network, channels, layers, calibration)
-    return Anatomy(channels, layers, rank_by_loss(layers.blocks, loss))
+    return Removable(channels, layers, rank_by_loss(layers.blocks, loss))
 
 
 @torch.no_grad()

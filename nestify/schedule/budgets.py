@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from nestify.data.hierarchy import Labels
+from nestify.data.hierarchy import ClassLevels
 from nestify.errors import RecipeError
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
@@ -14,14 +14,14 @@ from nestify.recipe.amounts import TOLERANCE, Budget
 from nestify.recipe.level_options import solved_axis
 from nestify.recipe.levels import Level, Pattern, check_levels
 from nestify.recipe.recipe import Recipe
-from nestify.schedule.blocks import Anatomy, find_anatomy
+from nestify.schedule.blocks import Removable, find_removable
 from nestify.schedule.channels import channel_path
 from nestify.schedule.costs import MacCount, count_macs, level_cost, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import (
     Size,
-    check_anatomy,
     check_distinct,
+    check_removable,
     choose_weights,
     nest,
     order_channels,
@@ -35,13 +35,13 @@ class Design:
 
     Attributes:
         nested: the model, its weights yet to be chosen. `levels`: its levels, budgets solved.
-        anatomy: what can be left out of the network; None where the schedule masks weights alone.
+        removable: what can be left out of the network; None where the schedule masks weights alone.
         solver: which solves the budgets again where the weights have changed.
     """
 
     nested: NestedModel
     levels: Sequence[Level]
-    anatomy: Anatomy | None
+    removable: Removable | None
     solver: "Solver"
 
 
@@ -49,9 +49,9 @@ def design(
     network: nn.Module,
     spec: ModelSpec,
     recipe: Recipe,
-    labels: Labels,
+    labels: ClassLevels,
     calibration: Iterable[Tensor],
-    known: Anatomy | None = None,
+    known: Removable | None = None,
 ) -> Design:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
@@ -60,22 +60,22 @@ def design(
             importance, which changes no logit.
         labels: what the levels tell.
         calibration: images (B, C, H, W) that tell what a block is worth, if the recipe wants to know.
-        known: anatomy of a network of the same architecture, so that it is not looked for again.
+        known: what was found for a network of the same architecture, so that it is not searched again.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
         UnsupportedModelError: if a smaller level cannot be made of the network.
     """
-    anatomy = None
+    removable = None
     if recipe.schedule.kind != "weight":
         measure = recipe.schedule.rank == "loss" and any(level.depth != 1 for level in recipe.levels)
-        anatomy = find_anatomy(network, spec, calibration if measure else None, known)
+        removable = find_removable(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
-            order_channels(network, anatomy)
-    solver = Solver(network, spec, recipe, anatomy, count_macs(network, spec.input_size), labels)
+            order_channels(network, removable)
+    solver = Solver(network, spec, recipe, removable, count_macs(network, spec.input_size), labels)
     sizes = solver.sizes()
-    nested = nest(network, spec, recipe, anatomy, sizes, labels)
-    return Design(nested, tuple(size.level for size in sizes), anatomy, solver)
+    nested = nest(network, spec, recipe, removable, sizes, labels)
+    return Design(nested, tuple(size.level for size in sizes), removable, solver)
 
 
 FINENESS = 10_000
@@ -89,16 +89,16 @@ class Solver:
     Args:
         network: its channels in the order of their importance where levels are narrower; stays as it is.
         spec: its description. `count`: its MACs.
-        anatomy: of the network; None where the schedule is `weight`.
+        removable: of the network; None where the schedule is `weight`.
         labels: what the levels tell, which the nested file will hold.
     """
 
     network: nn.Module
     spec: ModelSpec
     recipe: Recipe
-    anatomy: Anatomy | None
+    removable: Removable | None
     count: MacCount
-    labels: Labels
+    labels: ClassLevels
 
     def sizes(self) -> list[Size]:
         """The sizes of the recipe's levels, core first, with their budgets solved.
@@ -111,16 +111,16 @@ class Solver:
             RecipeError: if no size is within 2 % of a budget, with the nearest; or if levels do not nest.
             UnsupportedModelError: if there is nothing that can be left out.
         """
-        recipe, anatomy = self.recipe, self.anatomy
-        if anatomy is not None:
-            check_anatomy(self.spec, recipe.levels, anatomy)
+        recipe, removable = self.recipe, self.removable
+        if removable is not None:
+            check_removable(self.spec, recipe.levels, removable)
         sizes: list[Size] = []
         for k, level in enumerate(recipe.levels, start=1):
-            size = self._solved(sizes, k, level) if level.budget else size_of(level, recipe, anatomy)
+            size = self._solved(sizes, k, level) if level.budget else size_of(level, recipe, removable)
             sizes.append(size)
         if problems := check_levels([size.level for size in sizes]):  # a budget may lie below a lower level
             raise RecipeError(problems)
-        blocks = 0 if anatomy is None else len(anatomy.ranking)
+        blocks = 0 if removable is None else len(removable.ranking)
         check_distinct(self.spec, sizes, recipe.schedule.divisor, blocks)
         return sizes
 
@@ -188,13 +188,13 @@ class Solver:
         axis = solved_axis(self.recipe.schedule.kind)
         if axis == "sparsity":
             return [Size(replace(level, sparsity=i / FINENESS)) for i in range(FINENESS - 1, -1, -1)]
-        assert self.anatomy is not None
-        anatomy, recipe = self.anatomy, self.recipe
+        assert self.removable is not None
+        removable, recipe = self.removable, self.recipe
         if axis == "depth":
-            n = len(anatomy.ranking)
-            return [size_of(replace(level, depth=kept / n), recipe, anatomy) for kept in range(1, n + 1)]
-        skipped = size_of(replace(level, width=1.0), recipe, anatomy).skipped
-        steps = channel_path(anatomy.channels.groups, recipe.schedule.divisor)
+            n = len(removable.ranking)
+            return [size_of(replace(level, depth=kept / n), recipe, removable) for kept in range(1, n + 1)]
+        skipped = size_of(replace(level, width=1.0), recipe, removable).skipped
+        steps = channel_path(removable.channels.groups, recipe.schedule.divisor)
         return [Size(replace(level, width=width), counts, skipped) for width, counts in steps]
 
     def _tried(self, sizes: Sequence[Size], k: int, budget: Budget) -> float:
@@ -202,9 +202,9 @@ class Solver:
         tried = list(sizes)
         for level in self.recipe.levels[len(sizes) :]:
             whole = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
-            tried.append(size_of(whole, self.recipe, self.anatomy))
+            tried.append(size_of(whole, self.recipe, self.removable))
         levels = [size.level for size in tried]
-        nested = nest(self.network, self.spec, self.recipe, self.anatomy, tried, self.labels)
+        nested = nest(self.network, self.spec, self.recipe, self.removable, tried, self.labels)
         choose_weights(nested, levels, self.recipe.schedule.score)
         return self._cost(nested, levels, k, budget)
 

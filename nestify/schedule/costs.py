@@ -244,7 +244,7 @@ def _cost(
     rows = {
         name: (kept[name], n, nested.shared_tensor(name).numel())
         for name, n in has.items()
-        if name in entry.tensors or (nested.structure is not None and name not in nested.heads)
+        if name in entry.tensors or (nested.level_sizes is not None and name not in nested.heads)
     }
     return LevelCost(
         parameters=parameters,

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from nestify.data.hierarchy import Labels
+from nestify.data.hierarchy import ClassLevels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
-from nestify.file.loading import fingerprint
+from nestify.file.loading import logit_fingerprint
 from nestify.file.manifest import Description, LevelDescription, Metrics, ModelEntry, Preprocessing
 from nestify.file.writer import planned_bytes
 from nestify.model.nested_model import NestedModel
@@ -21,7 +21,7 @@ from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.costs import LevelCost
 
-NO_NAMES = Labels()
+NO_NAMES = ClassLevels()
 
 
 def describe(
@@ -30,7 +30,7 @@ def describe(
     nested: NestedModel,
     costs: Sequence[LevelCost],
     *,
-    labels: Labels = NO_NAMES,
+    labels: ClassLevels = NO_NAMES,
     source_sha256: str | None = None,
     original: Accuracy | None = None,
     before: Sequence[Accuracy] = (),
@@ -85,7 +85,7 @@ def prefix_bytes(
     levels: Sequence[Level],
     nested: NestedModel,
     costs: Sequence[LevelCost],
-    labels: Labels,
+    labels: ClassLevels,
 ) -> list[int]:
     """Bytes of the nested file up to and with each level, header included, as the model is now.
 
@@ -150,7 +150,7 @@ def _level(
     nested: NestedModel,
     level: Level,
     k: int,
-    labels: Labels,
+    labels: ClassLevels,
     cost: LevelCost,
     after: Accuracy | None,
     top1_before: float | None,
@@ -158,14 +158,14 @@ def _level(
 ) -> LevelDescription:
     logits = [0.0] * nested.classes[k - 1]
     if fingerprints:
-        logits = fingerprint(partial(nested, level=k), nested.spec.input_size)
+        logits = logit_fingerprint(partial(nested, level=k), nested.spec.input_size)
     return LevelDescription(
         name=level.name,
         sparsity=level.sparsity,
         width=level.width,
         depth=level.depth,
         classes=labels.class_sets(nested.n_levels)[k - 1],
-        skipped=[] if nested.structure is None else nested.structure.skipped_in_order()[k - 1],
+        skipped=[] if nested.level_sizes is None else nested.level_sizes.skipped_in_order()[k - 1],
         achieved_sparsity=cost.sparsity,
         pattern=str(level.pattern),
         fingerprint=logits,

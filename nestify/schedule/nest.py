@@ -8,17 +8,17 @@ from itertools import pairwise
 
 from torch import nn
 
-from nestify.data.hierarchy import Labels
+from nestify.data.hierarchy import ClassLevels
 from nestify.errors import RecipeError, UnsupportedModelError
 from nestify.model.graph.channel_map import permute_channels
 from nestify.model.heads import coarse_rows
+from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, state_tensors
-from nestify.model.structure import Structure
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
-from nestify.schedule.blocks import Anatomy, kept_blocks
+from nestify.schedule.blocks import Removable, kept_blocks
 from nestify.schedule.channels import channel_counts, importance_orders
 from nestify.schedule.weights import select_entry_levels, takes_n_of_m
 
@@ -83,34 +83,34 @@ class Size:
     skipped: frozenset[str] = frozenset()
 
 
-def size_of(level: Level, recipe: Recipe, anatomy: Anatomy | None) -> Size:
+def size_of(level: Level, recipe: Recipe, removable: Removable | None) -> Size:
     """What a level of known width and depth has."""
-    if anatomy is None:
+    if removable is None:
         return Size(level)
-    (counts,) = channel_counts(anatomy.channels.groups, [level], recipe.schedule.divisor)
-    kept = kept_blocks(anatomy.ranking, level.depth)
-    return Size(level, counts, frozenset(block.name for block in anatomy.ranking if block not in kept))
+    (counts,) = channel_counts(removable.channels.groups, [level], recipe.schedule.divisor)
+    kept = kept_blocks(removable.ranking, level.depth)
+    return Size(level, counts, frozenset(block.name for block in removable.ranking if block not in kept))
 
 
-def order_channels(network: nn.Module, anatomy: Anatomy) -> None:
+def order_channels(network: nn.Module, removable: Removable) -> None:
     """Put a network's channels in the order of their importance, in place, which changes no logit."""
-    groups = anatomy.channels.groups
-    permute_channels(network, anatomy.channels, importance_orders(groups, state_tensors(network)))
+    groups = removable.channels.groups
+    permute_channels(network, removable.channels, importance_orders(groups, state_tensors(network)))
 
 
 def nest(
     network: nn.Module,
     spec: ModelSpec,
     recipe: Recipe,
-    anatomy: Anatomy | None,
+    removable: Removable | None,
     sizes: Sequence[Size],
-    labels: Labels,
+    labels: ClassLevels,
 ) -> NestedModel:
     """Make a nested model whose weights are yet to be chosen; see `choose_weights`.
 
     Args:
         network: taken over; its channels in the order of their importance where levels are narrower.
-        anatomy: of the network; None where the schedule is `weight`.
+        removable: of the network; None where the schedule is `weight`.
         sizes: of the levels, core first.
         labels: what the levels tell. A classifier of coarser classes begins with the mean of its classes'.
 
@@ -121,12 +121,12 @@ def nest(
     """
     levels = [size.level for size in sizes]
     sparse = any(level.sparsity > 0 for level in levels)
-    masked = masked_names(spec, recipe.schedule.skip) if sparse or anatomy is None else ()
-    structure = None
-    if anatomy is not None:
+    masked = masked_names(spec, recipe.schedule.skip) if sparse or removable is None else ()
+    level_sizes = None
+    if removable is not None:
         counts = tuple(size.counts for size in nesting(sizes))
         skipped = tuple(size.skipped for size in sizes)
-        structure = Structure(anatomy.channels, anatomy.layers, counts, skipped)
+        level_sizes = LevelSizes(removable.channels, removable.layers, counts, skipped)
     names = [level.name for level in levels]
     nested = NestedModel(
         network,
@@ -134,11 +134,11 @@ def nest(
         names,
         masked=masked,
         bn=recipe.train.bn,
-        structure=structure,
+        level_sizes=level_sizes,
         classes=labels.counts(spec.num_classes),
     )
     for level, parents in labels.parents.items():
-        own = nested.private_tensors(level)
+        own = nested.own_tensors(level)
         for name in nested.heads:
             full = nested.cut(level, name, nested.shared_tensor(name).detach())
             own[name].data.copy_(coarse_rows(full, parents))
@@ -154,21 +154,21 @@ def nesting(sizes: Sequence[Size]) -> list[Size]:
     return found
 
 
-def check_anatomy(spec: ModelSpec, levels: Sequence[Level], anatomy: Anatomy) -> None:
+def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removable) -> None:
     """Refuse levels of a network that has nothing to leave out.
 
     Raises:
         UnsupportedModelError: if levels are narrower and there are no channels, or shallower and there are
             no blocks, that can be left out.
     """
-    if any(level.width != 1 for level in levels) and not anatomy.channels.groups:
-        unknown = anatomy.channels.unknown
+    if any(level.width != 1 for level in levels) and not removable.channels.groups:
+        unknown = removable.channels.unknown
         because = f", because of {', '.join(sorted(unknown))}" if unknown else ""
         raise UnsupportedModelError(
             f"{spec.architecture} has no channels that can be left out{because}; --schedule weight works for "
             "every model"
         )
-    if any(level.depth != 1 for level in levels) and not anatomy.ranking:
+    if any(level.depth != 1 for level in levels) and not removable.ranking:
         raise UnsupportedModelError(
             f"{spec.architecture} has no residual blocks that can be skipped; --schedule channel and "
             "--schedule weight do not need them"

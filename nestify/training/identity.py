@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nestify.data.dataset import Images
-from nestify.data.hierarchy import Labels
+from nestify.data.hierarchy import ClassLevels
 from nestify.recipe.recipe import Recipe, flat_options, is_free
 from nestify.version import __version__
 
@@ -23,7 +23,7 @@ def run_identity(
     network: nn.Module,
     teacher: nn.Module | None,
     images: Mapping[str, Images],
-    labels: Labels,
+    labels: ClassLevels,
     processes: int = 1,
 ) -> Identity:
     """What a run's result depends on.

@@ -10,7 +10,7 @@ import torch
 from timm.loss import create_classification_loss
 from torch import nn
 
-from nestify.data.hierarchy import Labels
+from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader
 from nestify.evaluation.accuracy import evaluate_levels
 from nestify.model.nested_model import NestedModel
@@ -45,7 +45,7 @@ class Phases:
 
     recipe: Recipe
     spec: ModelSpec
-    labels: Labels
+    labels: ClassLevels
     batches: Loader
     val_batches: Callable[[], Loader]
     device: torch.device

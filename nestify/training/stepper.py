@@ -43,8 +43,8 @@ class LevelGradients:
         shared = {
             name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.owned
         }
-        structure = nested.structure
-        fixed = {} if structure is None else structure.entry_levels(shared)
+        level_sizes = nested.level_sizes
+        fixed = {} if level_sizes is None else level_sizes.entry_levels(shared)
         self._fixed = {name: entry.to(device) for name, entry in fixed.items()}
 
     def apply(self) -> None:

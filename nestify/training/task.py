@@ -243,7 +243,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     @contextmanager
     def _unweighted(self, result: LevelResult) -> Iterator[None]:
         """Divide the gradients that a backward adds to what a level owns by the level's weight."""
-        own = [t for t in self.trainable_module.private_tensors(result.level).values() if t.requires_grad]
+        own = [t for t in self.trainable_module.own_tensors(result.level).values() if t.requires_grad]
         before = [parameter.grad for parameter in own]
         for parameter in own:
             parameter.grad = None

@@ -31,7 +31,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 import nestify
-from nestify.file.loading import fingerprint
+from nestify.file.loading import logit_fingerprint
 from nestify.file.reader import open_nested_file
 from nestify.file.writer import write_nested_file
 
@@ -50,7 +50,7 @@ def write_files(folder: Path, architecture: str, dtype: torch.dtype) -> None:
     levels = [
         entry.model_copy(
             update={
-                "fingerprint": fingerprint(
+                "fingerprint": logit_fingerprint(
                     nestify.load(folder / "nested", level=level, check=False),
                     file.manifest.model.preprocessing.input_size,
                 )

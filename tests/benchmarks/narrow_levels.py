@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import find_channels
+from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
-from nestify.model.structure import Structure
 from nestify.recipe.levels import Level
 from nestify.schedule.channels import channel_counts
 from nestify.schedule.costs import count_macs
@@ -46,18 +46,18 @@ def make(name: str, size: int) -> NestedModel:
     channels = find_channels(network, (3, size, size))
     levels = [Level(f"l{k}", 0.0, width=width) for k, width in enumerate(WIDTHS)]
     counts = tuple(channel_counts(channels.groups, levels, 8))
-    structure = Structure(channels, find_layers(channels), counts, (frozenset(),) * len(counts))
+    level_sizes = LevelSizes(channels, find_layers(channels), counts, (frozenset(),) * len(counts))
     spec = describe_model(network, (3, size, size))
-    return NestedModel(network, spec, [level.name for level in levels], masked=(), structure=structure)
+    return NestedModel(network, spec, [level.name for level in levels], masked=(), level_sizes=level_sizes)
 
 
 def training_network(nested: NestedModel, level: int) -> nn.Module:
     """A level on its own, ready to be trained."""
-    assert nested.structure is not None
+    assert nested.level_sizes is not None
     if not nested.is_smaller(level):
         return deepcopy(nested.network).train()
     device = torch.device("cpu")
-    network = deepcopy(nested.structure.skeleton(level, training=True, device=device))
+    network = deepcopy(nested.level_sizes.skeleton(level, training=True, device=device))
     tensors = nested.at_level(level).state_dict()
     network.load_state_dict(tensors, assign=True)
     for name, parameter in network.named_parameters():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.data.hierarchy import Labels, coarse_target, read_labels
+from nestify.data.hierarchy import ClassLevels, coarse_target, read_class_levels
 from nestify.errors import DataError, RecipeError
 
 NAMES = ("ash", "cat", "dog", "oak")
@@ -29,7 +29,7 @@ def table(tmp_path: Path) -> Path:
 
 
 def test_columns_become_classes_in_the_order_of_their_names(table: Path) -> None:
-    labels = read_labels(str(table), NAMES, ["size", "kingdom", None], "photos")
+    labels = read_class_levels(str(table), NAMES, ["size", "kingdom", None], "photos")
     assert [(classes.name, classes.class_names) for classes in labels.hierarchy] == [
         ("kingdom", ["animal", "plant"]),
         ("size", ["large", "small"]),
@@ -52,12 +52,12 @@ def test_columns_become_classes_in_the_order_of_their_names(table: Path) -> None
     ],
 )
 def test_without_a_wish_the_core_level_tells_the_coarsest(table: Path, levels: int, told: list[str]) -> None:
-    assert read_labels(str(table), NAMES, [None] * levels, "photos").class_sets(levels) == told
+    assert read_class_levels(str(table), NAMES, [None] * levels, "photos").class_sets(levels) == told
 
 
 def test_without_a_hierarchy_all_levels_tell_the_same() -> None:
-    labels = read_labels(None, None, [None, None], "photos")
-    assert labels == Labels()
+    labels = read_class_levels(None, None, [None, None], "photos")
+    assert labels == ClassLevels()
     assert labels.parents == {}
     assert labels.counts(4) is None
     assert labels.class_sets(2) == ["", ""]
@@ -83,25 +83,30 @@ def test_refused_tables(tmp_path: Path, text: str, problem: str) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(DataError, match=problem) as caught:
-        read_labels(str(path), NAMES, [None, None], "photos")
+        read_class_levels(str(path), NAMES, [None, None], "photos")
     assert str(caught.value).startswith(f"{path}: ")
 
 
 def test_rows_may_repeat_and_stand_in_any_order(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_bytes(b"\xef\xbb\xbf" + (TABLE + "\ndog, animal ,small\n").encode())
-    assert read_labels(str(path), NAMES, ["kingdom", None], "photos").parents[1].tolist() == [1, 0, 0, 1]
+    assert read_class_levels(str(path), NAMES, ["kingdom", None], "photos").parents[1].tolist() == [
+        1,
+        0,
+        0,
+        1,
+    ]
 
 
 def test_what_a_level_cannot_tell(table: Path) -> None:
     with pytest.raises(RecipeError, match=r"level\[1\]\.classes = 'kingdon' .* did you mean 'kingdom'"):
-        read_labels(str(table), NAMES, ["kingdon", None], "photos")
+        read_class_levels(str(table), NAMES, ["kingdon", None], "photos")
     with pytest.raises(RecipeError, match="it has 'kingdom', 'size'"):
-        read_labels(str(table), NAMES, ["xyz", None], "photos")
+        read_class_levels(str(table), NAMES, ["xyz", None], "photos")
     with pytest.raises(DataError, match="needs classes with names, which photos does not tell"):
-        read_labels(str(table), None, [None, None], "photos")
+        read_class_levels(str(table), None, [None, None], "photos")
     with pytest.raises(DataError, match=r"cannot be read \(No such file"):
-        read_labels(str(table) + "x", NAMES, [None, None], "photos")
+        read_class_levels(str(table) + "x", NAMES, [None, None], "photos")
 
 
 @given(st.data())

@@ -34,7 +34,7 @@ def test_each_level_is_evaluated_as_itself_and_the_mode_comes_back(
     model = make_model("test_resnet", num_classes=4)
     nested = NestedModel(model, describe_model(model), ["a", "b"])
     with torch.no_grad():
-        nested.private_tensors(1)["bn1.weight"].zero_()
+        nested.own_tensors(1)["bn1.weight"].zero_()
     images = torch.randn(6, 3, 32, 32)
     nested.train()
     target = nested.at_level(2)(images).argmax(-1)

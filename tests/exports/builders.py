@@ -10,7 +10,7 @@ import timm
 import torch
 from torch import nn
 
-from nestify.exports.target import ExportFacts, Format, Target
+from nestify.exports.target import ExportFacts, ExportFormat, Target
 from nestify.model.graph.axes import sliced
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import ChannelMap, find_channels
@@ -40,7 +40,7 @@ def facts_of(model: nn.Module, side: int | None = None, **changes: Any) -> Expor
 
 def target_in(folder: Path, format: str) -> Target:
     """A file `model` with the suffix of the format."""
-    return Target(folder / f"model{Format(format).suffix}", Format(format))
+    return Target(folder / f"model{ExportFormat(format).suffix}", ExportFormat(format))
 
 
 def alive(name: str, **kwargs: Any) -> nn.Module:

@@ -16,7 +16,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from nestify.exports.target import Format, Target
+from nestify.exports.target import ExportFormat, Target
 from nestify.exports.write import Exported, export_level
 from tests.exports.builders import NAMES, facts_of, target_in
 
@@ -81,16 +81,16 @@ def assert_same(found: Tensor, plain: nn.Module, images: Tensor, tolerance: floa
 def check_all_formats(plain: nn.Module, folder: Path) -> None:
     """Every format gives the plain model's logits for images that the export has not seen."""
     images = torch.randn(5, 3, SIDE, SIDE)
-    done = {format: exported(plain, target_in(folder, format)) for format in Format}
+    done = {format: exported(plain, target_in(folder, format)) for format in ExportFormat}
     facts = facts_of(plain, SIDE)
     with torch.no_grad():
         loaded = timm.create_model(
-            facts.architecture, **facts.kwargs, checkpoint_path=str(done[Format.timm].path)
+            facts.architecture, **facts.kwargs, checkpoint_path=str(done[ExportFormat.timm].path)
         )
         assert_same(loaded.eval()(images), plain, images, 1e-6)
-        program = torch.export.load(done[Format.pt2].path).module()
+        program = torch.export.load(done[ExportFormat.pt2].path).module()
         assert_same(program(images), plain, images, 1e-5)
-    assert_same(run_onnx(done[Format.onnx].path, images), plain, images, 1e-4)
+    assert_same(run_onnx(done[ExportFormat.onnx].path, images), plain, images, 1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -104,11 +104,11 @@ def test_more_models_in_all_formats(make_model: Make, tmp_path: Path, name: str)
     check_all_formats(make_model(name, **SLOW[name]), tmp_path)
 
 
-@pytest.mark.parametrize("form", [*Format, "folder"])
+@pytest.mark.parametrize("form", [*ExportFormat, "folder"])
 def test_the_printed_line_loads_it_without_nestify(make_model: Make, tmp_path: Path, form: str) -> None:
     plain = make_model("test_vit", img_size=SIDE, global_pool="avg")
     images = torch.randn(4, 3, SIDE, SIDE)
-    folder = Target(tmp_path / "folder", Format.timm, folder=True)
+    folder = Target(tmp_path / "folder", ExportFormat.timm, folder=True)
     done = exported(plain, folder if form == "folder" else target_in(tmp_path, form))
     np.save(tmp_path / "images.npy", images.numpy())
     command = [sys.executable, "-W", "ignore", "-c", WITHOUT_NESTIFY, done.load_line]
@@ -145,7 +145,7 @@ def test_tied_tensors_are_under_all_their_names(make_model: Make, tmp_path: Path
 def test_every_format_holds_the_facts(make_model: Make, tmp_path: Path) -> None:
     plain = make_model("test_resnet").eval()
     facts = facts_of(plain, SIDE)
-    for format in Format:
+    for format in ExportFormat:
         export_level(plain, facts, target_in(tmp_path, format))
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         texts = file.metadata()

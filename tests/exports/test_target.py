@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestify.errors import NestifyError, OutputError, RecipeError
-from nestify.exports.target import ExportFacts, Format, Target, choose_target
+from nestify.exports.target import ExportFacts, ExportFormat, Target, choose_target
 
 SOURCE = Path("models/digits.nested.safetensors")
 
@@ -23,17 +23,17 @@ def facts(level_name: str = "phone", class_names: list[str] | None = None) -> Ex
 @pytest.mark.parametrize(
     ("format", "output", "expected"),
     [
-        ("timm", None, Target(Path("models/digits.phone.safetensors"), Format.timm)),
-        ("onnx", None, Target(Path("models/digits.phone.onnx"), Format.onnx)),
-        (None, "a.onnx", Target(Path("a.onnx"), Format.onnx)),
-        (None, "a.ONNX", Target(Path("a.ONNX"), Format.onnx)),
-        (None, "a.pt2", Target(Path("a.pt2"), Format.pt2)),
-        (None, "a.b.safetensors", Target(Path("a.b.safetensors"), Format.timm)),
-        ("pt2", "a.pt2", Target(Path("a.pt2"), Format.pt2)),
-        (None, "new/", Target(Path("new"), Format.timm, folder=True)),
-        ("timm", "new/", Target(Path("new"), Format.timm, folder=True)),
-        (None, "empty", Target(Path("empty"), Format.timm, folder=True)),
-        (None, "full/a.onnx", Target(Path("full/a.onnx"), Format.onnx)),
+        ("timm", None, Target(Path("models/digits.phone.safetensors"), ExportFormat.timm)),
+        ("onnx", None, Target(Path("models/digits.phone.onnx"), ExportFormat.onnx)),
+        (None, "a.onnx", Target(Path("a.onnx"), ExportFormat.onnx)),
+        (None, "a.ONNX", Target(Path("a.ONNX"), ExportFormat.onnx)),
+        (None, "a.pt2", Target(Path("a.pt2"), ExportFormat.pt2)),
+        (None, "a.b.safetensors", Target(Path("a.b.safetensors"), ExportFormat.timm)),
+        ("pt2", "a.pt2", Target(Path("a.pt2"), ExportFormat.pt2)),
+        (None, "new/", Target(Path("new"), ExportFormat.timm, folder=True)),
+        ("timm", "new/", Target(Path("new"), ExportFormat.timm, folder=True)),
+        (None, "empty", Target(Path("empty"), ExportFormat.timm, folder=True)),
+        (None, "full/a.onnx", Target(Path("full/a.onnx"), ExportFormat.onnx)),
     ],
 )
 def test_places(folders: Path, format: str | None, output: str | None, expected: Target) -> None:
@@ -80,8 +80,8 @@ def folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@given(st.text(min_size=1), st.sampled_from(list(Format)))
-def test_no_level_name_leads_into_another_folder(name: str, format: Format) -> None:
+@given(st.text(min_size=1), st.sampled_from(list(ExportFormat)))
+def test_no_level_name_leads_into_another_folder(name: str, format: ExportFormat) -> None:
     path = choose_target(SOURCE, facts(name), format).path
     assert path.parent == SOURCE.parent
     assert path.name.startswith("digits.")

@@ -11,7 +11,7 @@ from safetensors import safe_open
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.exports.target import ExportFacts, Format, Target
+from nestify.exports.target import ExportFacts, ExportFormat, Target
 from nestify.exports.write import export_level
 from tests.exports.builders import alive, facts_of, half, shallow, target_in
 
@@ -36,7 +36,7 @@ def test_a_file_and_a_folder(tmp_path: Path, number: int) -> None:
     level, facts, changed = levels()[number]
     kwargs = facts.kwargs | changed
     file = export_level(level, facts, target_in(tmp_path, "timm"))
-    folder = export_level(level, facts, Target(tmp_path / "folder", Format.timm, folder=True))
+    folder = export_level(level, facts, Target(tmp_path / "folder", ExportFormat.timm, folder=True))
     images = torch.randn(3, 3, SIDE, SIDE)
     with torch.no_grad():
         logits = level(images)
@@ -73,7 +73,7 @@ def test_what_a_level_lacks_is_as_timm_makes_it(tmp_path: Path) -> None:
 
 def test_a_level_that_timm_does_not_build(tmp_path: Path) -> None:
     model = alive("test_efficientnet")
-    for target in (target_in(tmp_path, "timm"), Target(tmp_path / "new", Format.timm, folder=True)):
+    for target in (target_in(tmp_path, "timm"), Target(tmp_path / "new", ExportFormat.timm, folder=True)):
         with pytest.raises(UnsupportedModelError) as caught:
             export_level(half(model, SIDE), facts_of(model, SIDE), target)
         assert str(caught.value) == (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nestify.errors import NestifyError, OutputError, RecipeError, UnsupportedModelError
 from nestify.exports import onnx as onnx_export
 from nestify.exports import timm as timm_export
-from nestify.exports.target import Format, Target
+from nestify.exports.target import ExportFormat, Target
 from nestify.exports.write import export_level
 from tests.exports.builders import facts_of, target_in
 
@@ -89,7 +89,9 @@ def test_other_weights_are_not_kept(
         return save(tensors | {"fc.bias": tensors["fc.bias"] + 1e-3}, metadata)
 
     monkeypatch.setattr(timm_export, "save", nudged)
-    target = Target(tmp_path / "new", Format.timm, folder=True) if folder else target_in(tmp_path, "timm")
+    target = (
+        Target(tmp_path / "new", ExportFormat.timm, folder=True) if folder else target_in(tmp_path, "timm")
+    )
     error = refused(make_model("test_resnet"), make_model, target, side=32)
     assert isinstance(error, OutputError)
     assert "gives other logits than the level" in str(error)
@@ -174,7 +176,9 @@ def test_what_is_too_large_for_one_onnx_file(
 
 @pytest.mark.parametrize("folder", [False, True])
 def test_what_is_no_timm_model_is_not_exported_as_one(make_model: Make, tmp_path: Path, folder: bool) -> None:
-    target = Target(tmp_path / "new", Format.timm, folder=True) if folder else target_in(tmp_path, "timm")
+    target = (
+        Target(tmp_path / "new", ExportFormat.timm, folder=True) if folder else target_in(tmp_path, "timm")
+    )
     error = refused(Head(torch.relu), make_model, target)
     assert isinstance(error, UnsupportedModelError)
     assert "level 2 (laptop) of test_resnet is not a network that timm builds (" in str(error)
@@ -194,7 +198,7 @@ def test_options_of_other_formats_are_refused(
 
 def test_a_place_that_cannot_be_written(make_model: Make, tmp_path: Path) -> None:
     plain = make_model("test_resnet").eval()
-    target = Target(tmp_path / "none" / "folder", Format.timm, folder=True)
+    target = Target(tmp_path / "none" / "folder", ExportFormat.timm, folder=True)
     with pytest.raises(OutputError, match="cannot be written"):
         export_level(plain, facts_of(plain, 32), target)
     (tmp_path / "full").mkdir()
@@ -211,7 +215,7 @@ def test_an_older_file_is_replaced_and_an_empty_folder_filled(make_model: Make, 
     target.path.write_bytes(OLDER)
     assert export_level(plain, facts, target).bytes == target.path.stat().st_size > 1_000_000
     (tmp_path / "folder").mkdir()
-    done = export_level(plain, facts, Target(tmp_path / "folder", Format.timm, folder=True))
+    done = export_level(plain, facts, Target(tmp_path / "folder", ExportFormat.timm, folder=True))
     files = sorted((tmp_path / "folder").iterdir())
     assert [file.name for file in files] == ["config.json", "model.safetensors"]
     assert done.bytes == sum(file.stat().st_size for file in files)
@@ -224,7 +228,7 @@ def test_it_is_silent_and_leaves_no_trace(
     plain = make_model("test_resnet").eval()
     training, disabled, filters = plain.training, logging.root.manager.disable, list(warnings.filters)
     before = {name: tensor.clone() for name, tensor in plain.state_dict().items()}
-    for format in Format:
+    for format in ExportFormat:
         export_level(plain, facts_of(plain, 32), target_in(tmp_path, format))
     assert capfd.readouterr() == ("", "")
     assert (plain.training, logging.root.manager.disable) == (training, disabled)

@@ -36,7 +36,7 @@ def nested_model(architecture: str, seed: int = 0) -> NestedModel:
     nested = NestedModel(network, spec, names, entry=EntryLevels(LEVELS, entry)).eval()
     with torch.no_grad():
         for level in range(1, LEVELS + 1):
-            for name, tensor in nested.private_tensors(level).items():
+            for name, tensor in nested.own_tensors(level).items():
                 if name.endswith("running_mean"):
                     tensor.normal_(std=0.1)
     return nested
@@ -80,7 +80,7 @@ def test_other_types_are_read_into_a_float32_network(tmp_path: Path, dtype: torc
     expected = nested.at_level(2).state_dict()
     for name, tensor in nestify.load(path, level=2, check=False).state_dict().items():
         stored = expected[name]
-        if name not in nested.private_tensors(2) and stored.is_floating_point():
+        if name not in nested.own_tensors(2) and stored.is_floating_point():
             stored = stored.to(dtype).float()
         assert torch.equal(tensor, stored), name
     whole = nestify.load(path, check=False)

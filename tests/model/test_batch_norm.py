@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from nestify.model.batch_norm import private_names, recalibrate
+from nestify.model.batch_norm import own_names, recalibrate
 
 MakeModel = Callable[..., nn.Module]
 
@@ -14,14 +14,12 @@ def test_batch_norm_is_private_and_nothing_else(make_model: MakeModel) -> None:
     model = make_model("test_resnet")
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-    assert set(private_names(model, "private")) == {f"{norm}.{part}" for norm in norms for part in parts}
-    assert set(private_names(model, "recalibrate")) == {
-        f"{norm}.{part}" for norm in norms for part in parts[2:]
-    }
+    assert set(own_names(model, "private")) == {f"{norm}.{part}" for norm in norms for part in parts}
+    assert set(own_names(model, "recalibrate")) == {f"{norm}.{part}" for norm in norms for part in parts[2:]}
 
 
 def test_a_transformer_has_nothing_private(make_model: MakeModel) -> None:
-    assert private_names(make_model("test_vit"), "private") == []
+    assert own_names(make_model("test_vit"), "private") == []
 
 
 def test_statistics_are_those_of_all_images() -> None:

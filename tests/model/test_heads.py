@@ -20,7 +20,7 @@ from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
 from tests.file.builders import description
-from tests.model.test_structure import SIDE, narrow_model
+from tests.model.test_level_sizes import SIDE, narrow_model
 
 MakeModel = Callable[..., nn.Module]
 PARENTS = [0, 1, 1, 2, 0, 2, 2, 0, 1, 2]
@@ -41,7 +41,7 @@ def nest(model: nn.Module) -> NestedModel:
     nested.set_entry_levels(select_entry_levels(weights, levels))
     with torch.no_grad():
         for level in (1, 2):
-            for tensor in nested.private_tensors(level).values():
+            for tensor in nested.own_tensors(level).values():
                 if tensor.is_floating_point():
                     tensor.copy_(torch.rand_like(tensor) + 0.5)
     return nested.eval()
@@ -61,7 +61,7 @@ def test_level_equals_the_plain_model_with_as_many_classes(name: str, make_model
         state = {key: tensor.clone() for key, tensor in nested.network.state_dict().items()}
         for key, entry in nested.entry_levels.tensors.items():
             state[key] = torch.where(entry <= level, state[key], torch.tensor(0.0))
-        state |= {key: tensor.clone() for key, tensor in nested.private_tensors(level).items()}
+        state |= {key: tensor.clone() for key, tensor in nested.own_tensors(level).items()}
         plain.load_state_dict(state)
         with torch.no_grad():
             expected = plain(batch)
@@ -77,9 +77,9 @@ def test_level_equals_the_plain_model_with_as_many_classes(name: str, make_model
 def test_every_level_trains_its_own_classifier(make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet")).train()
     nested(torch.randn(4, 3, 64, 64), level=1).square().sum().backward()
-    trained = {name: nested.private_tensors(1)[name].grad for name in nested.heads}
+    trained = {name: nested.own_tensors(1)[name].grad for name in nested.heads}
     assert all(gradient is not None and bool(gradient.any()) for gradient in trained.values())
-    assert all(nested.private_tensors(2)[name].grad is None for name in nested.heads)
+    assert all(nested.own_tensors(2)[name].grad is None for name in nested.heads)
     assert all(nested.shared_tensor(name).grad is None for name in nested.heads)
 
 
@@ -106,13 +106,13 @@ def narrow(architecture: str) -> NestedModel:
         shared.spec,
         shared.level_names,
         masked=(),
-        structure=shared.structure,
+        level_sizes=shared.level_sizes,
         classes=[3, 7, 7],
     )
     with torch.no_grad():
         for level in (1, 2):
             for name in nested.heads:
-                nested.private_tensors(level)[name].normal_()
+                nested.own_tensors(level)[name].normal_()
     return nested.eval()
 
 
@@ -120,7 +120,7 @@ def narrow(architecture: str) -> NestedModel:
 def test_narrower_level_applies_its_classifier_to_the_narrower_features(architecture: str) -> None:
     nested = narrow(architecture)
     batch = torch.randn(2, 3, SIDE, SIDE)
-    weight, bias = (nested.private_tensors(1)[name] for name in sorted(nested.heads, reverse=True))
+    weight, bias = (nested.own_tensors(1)[name] for name in sorted(nested.heads, reverse=True))
     with torch.no_grad():
         plain = nested.at_level(1)
         torch.testing.assert_close(plain(batch), nested(batch, level=1), rtol=0, atol=1e-5)

@@ -33,7 +33,7 @@ def nest(model: nn.Module, levels: Sequence[Level] = LEVELS, bn: BatchNormMode =
     nested.set_entry_levels(select_entry_levels(weights, levels))
     with torch.no_grad():
         for level in range(1, nested.n_levels + 1):
-            for tensor in nested.private_tensors(level).values():
+            for tensor in nested.own_tensors(level).values():
                 if tensor.is_floating_point():
                     tensor.mul_(1 + 0.1 * level * torch.rand_like(tensor))
                 else:
@@ -53,7 +53,7 @@ def plain_level(name: str, nested: NestedModel, level: int) -> nn.Module:
     for alias, kept in {**nested.spec.aliases, **{n: n for n in entry}}.items():
         if kept in entry.tensors:
             state[alias] = torch.where(entry[kept] <= level, state[alias], torch.tensor(0.0))
-    for key, tensor in nested.private_tensors(level).items():
+    for key, tensor in nested.own_tensors(level).items():
         state[key] = tensor.clone()
     plain.load_state_dict(state)
     return plain.eval()
@@ -95,15 +95,14 @@ def test_gradient_of_a_level_is_the_plain_models_under_its_mask(name: str, make_
 def test_training_a_level_moves_only_its_own_statistics(make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet"))
     before = [
-        {name: tensor.clone() for name, tensor in nested.private_tensors(level).items()}
-        for level in (1, 2, 3)
+        {name: tensor.clone() for name, tensor in nested.own_tensors(level).items()} for level in (1, 2, 3)
     ]
     nested.train()
     nested(images_for(nested), level=2)
     for level in (1, 3):
-        for name, tensor in nested.private_tensors(level).items():
+        for name, tensor in nested.own_tensors(level).items():
             assert torch.equal(tensor, before[level - 1][name])
-    moved = nested.private_tensors(2)
+    moved = nested.own_tensors(2)
     assert all(
         not torch.equal(moved[name], tensor) for name, tensor in before[1].items() if "running" in name
     )

@@ -12,7 +12,7 @@ import pytest
 
 from nestify.file.summary import Report, read_report
 from nestify.file.writer import write_nested_file
-from nestify.report.html.page import Section, html_page
+from nestify.report.html.page import PageSection, html_page
 from nestify.report.sheet import Column, Sheet, settings
 from nestify.report.table import report_notes, report_table
 from tests.file.builders import description, small_state
@@ -152,7 +152,7 @@ def test_a_file_that_tries(tmp_path: Path) -> None:
 
 def test_sections() -> None:
     sheet = Sheet([Column("gate", [reports.PRINTABLE], is_text=True)], title=reports.HOSTILE)
-    sections = [Section("gates", "Gates", [sheet], ["A <note>."]), Section("latency", "Latency")]
+    sections = [PageSection("gates", "Gates", [sheet], ["A <note>."]), PageSection("latency", "Latency")]
     page = Page(html_page(reports.report(), sections))
     assert "Gates" in page.of("h2")
     assert "Gates" in page.of("a")

@@ -10,7 +10,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
 from nestify.training.forward import CompiledLevels
-from tests.model.test_structure import narrow_model
+from tests.model.test_level_sizes import narrow_model
 
 
 def masked(nested: NestedModel) -> NestedModel:

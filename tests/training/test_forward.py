@@ -13,7 +13,7 @@ from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
 from nestify.training.task import NestedTask, Teacher
-from tests.model.test_structure import narrow_model
+from tests.model.test_level_sizes import narrow_model
 
 MakeModel = Callable[..., nn.Module]
 

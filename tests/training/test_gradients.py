@@ -12,7 +12,7 @@ from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
 from nestify.training.stepper import LevelGradients
 from nestify.training.task import NestedTask, Teacher
-from tests.model.test_structure import narrow_model
+from tests.model.test_level_sizes import narrow_model
 
 MakeModel = Callable[..., nn.Module]
 
@@ -59,9 +59,9 @@ def test_each_weight_gets_the_mean_over_its_levels_times_the_root_of_their_numbe
 def test_narrower_levels() -> None:
     """What only the wider level has learns as it would in it alone."""
     nested = narrow_model("test_resnet", (0.5, 1.0))
-    assert nested.structure is not None
+    assert nested.level_sizes is not None
     shared = nested.shared_tensors()
-    outside = {name: entry == 2 for name, entry in nested.structure.entry_levels(shared).items()}
+    outside = {name: entry == 2 for name, entry in nested.level_sizes.entry_levels(shared).items()}
     assert sum(int(each.sum()) for each in outside.values()) > 1000
 
     def gradients(weights: list[float]) -> dict[str, torch.Tensor]:

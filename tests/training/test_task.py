@@ -82,7 +82,7 @@ def test_level_of_coarser_classes_learns_their_sums(
 ) -> None:
     model = make_model("test_vit", img_size=32)
     nested = NestedModel(model, describe_model(model), ["a", "b"], classes=[3, 10])
-    nn.init.normal_(nested.private_tensors(1)["head.weight"])
+    nn.init.normal_(nested.own_tensors(1)["head.weight"])
     parents = torch.tensor([0, 1, 1, 2, 0, 2, 2, 0, 1, 2])
     frozen = make_model("test_vit", img_size=32)
     images, target = batch
@@ -134,7 +134,7 @@ def test_what_a_level_owns_learns_from_its_own_loss_whatever_its_weight(make_mod
     for level in (1, 2):
         plain = nested.at_level(level)
         sum(functional.cross_entropy(plain(images), target) for images, target in batches).backward()  # type: ignore[union-attr]
-        own = nested.private_tensors(level)
+        own = nested.own_tensors(level)
         trained = [name for name, tensor in own.items() if isinstance(tensor, nn.Parameter)]
         assert set(nested.heads) < set(trained)
         for name in trained:

@@ -139,7 +139,7 @@ def _standing(job: Job) -> Standing:
         return "new"
     if is_over(job, earlier):
         return "done" if earlier.state == "done" else "missed"
-    if earlier.fingerprint != job.fingerprint or earlier.state == "done":  # or its file is gone
+    if earlier.fingerprint != job.identity or earlier.state == "done":  # or its file is gone
         return "changed"
     return "failed" if earlier.state == "failed" else "cut off"
 

@@ -42,7 +42,7 @@ class Contents:
         return self._known[key]
 
 
-def fingerprint(recipe: Recipe, contents: Contents) -> str:
+def job_identity(recipe: Recipe, contents: Contents) -> str:
     """SHA-256 of everything that decides what comes out of a recipe; of files their contents, not places.
 
     What is missing counts as missing: the job itself will say so.

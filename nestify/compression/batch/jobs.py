@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nestify.compression.batch.identity import Contents, fingerprint
+from nestify.compression.batch.identity import Contents, job_identity
 from nestify.compression.batch.matrix import Variant, expand
 from nestify.errors import RecipeError
 from nestify.recipe.recipe import Recipe
@@ -38,9 +38,9 @@ class Job:
     contents: Contents
 
     @cached_property
-    def fingerprint(self) -> str:
+    def identity(self) -> str:
         """Of all that the result depends on, as it is when first asked for."""
-        return fingerprint(self.recipe, self.contents)
+        return job_identity(self.recipe, self.contents)
 
     @property
     def recipe_text(self) -> str:

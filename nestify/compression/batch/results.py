@@ -75,7 +75,7 @@ def is_over(job: Job, earlier: JobResult | None) -> bool:
     return (
         earlier is not None
         and (earlier.state, earlier.exit_code) in (("done", 0), ("failed", GATE))
-        and earlier.fingerprint == job.fingerprint
+        and earlier.fingerprint == job.identity
         and earlier.bytes is not None
         and earlier.bytes == _size(job.recipe.output_path)
     )
@@ -86,7 +86,7 @@ def goes_on(job: Job, earlier: JobResult | None) -> bool:
     return (
         earlier is not None
         and checkpoint_path(job.recipe.output_path).exists()
-        and (earlier.fingerprint, earlier.versions) == (job.fingerprint, versions())
+        and (earlier.fingerprint, earlier.versions) == (job.identity, versions())
         and earlier.exit_code != BAD_USAGE  # the checkpoint was refused, as on another kind of device
         and _text(job.folder / RECIPE) == job.recipe_text
     )

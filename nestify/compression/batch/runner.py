@@ -210,7 +210,7 @@ class Runner:
             log.truncate(0)
             checkpoint_path(job.recipe.output_path).unlink(missing_ok=True)
         begun = pending(job).model_copy(
-            update={"state": "running", "fingerprint": job.fingerprint, "versions": versions()}
+            update={"state": "running", "fingerprint": job.identity, "versions": versions()}
         )
         save(job, begun)
         older = _stamp(job.recipe.output_path)

@@ -9,18 +9,18 @@ import torch
 from torch import Tensor, fx
 
 from nestify.model.graph import rules_compute, rules_shape
-from nestify.model.graph.labels import Block, Labels
+from nestify.model.graph.labels import ChannelLabels, NodeBlock
 from nestify.model.graph.operators import (
     RULES,
     Call,
     Coupling,
+    example_shape,
     first,
     hinted,
     named_arguments,
     operator_name,
     place_of,
     refusal,
-    shape_of,
 )
 from nestify.model.graph.trace import Traced
 from nestify.model.graph.union_find import WHOLE, Nodes, UnionFind
@@ -64,8 +64,8 @@ def analyse(traced: Traced) -> Analysis:
 def _labels(found: Analysis, node: fx.Node) -> Any:
     value: Any = node.meta.get("val")
     if node.op == "placeholder":
-        shape = shape_of(value)
-        return Labels(shape) if node is found.traced.images else found.coupling.fresh(shape)
+        shape = example_shape(value)
+        return ChannelLabels(shape) if node is found.traced.images else found.coupling.fresh(shape)
     if node.op == "output":
         found.coupling.sets.reason = "the model's output"
         for tensor in _tensors(fx.map_arg(node.args, lambda n: found.labels[n])):
@@ -86,7 +86,7 @@ def _gives_tensors(value: Any) -> bool:
 
 def _apply_rule(found: Analysis, node: fx.Node, value: Any) -> Any:
     several = isinstance(value, tuple | list)
-    shapes = tuple(shape_of(tensor) for tensor in (value if several else [value]))
+    shapes = tuple(example_shape(tensor) for tensor in (value if several else [value]))
     arguments = fx.map_arg(named_arguments(node), lambda n: found.labels[n])
     arguments = {name: _plain(argument) for name, argument in arguments.items()}
     places = {user.args[1] for user in node.users if user.target is operator.getitem}
@@ -97,7 +97,7 @@ def _apply_rule(found: Analysis, node: fx.Node, value: Any) -> Any:
         found.unknown.add(call.name)
         for labels in call.tensors():
             found.coupling.freeze(labels)
-        whole = tuple(Labels(shape) for shape in shapes)
+        whole = tuple(ChannelLabels(shape) for shape in shapes)
         return whole if several else whole[0]
     try:
         result = known(found.coupling, call)
@@ -113,13 +113,13 @@ def _plain(value: Any) -> Any:
     return [hinted(item) for item in value] if isinstance(value, list | tuple) else hinted(value)
 
 
-def all_labels(found: Analysis) -> list[Labels]:
+def all_labels(found: Analysis) -> list[ChannelLabels]:
     """Of every tensor in the graph."""
     return _tensors(list(found.labels.values()))
 
 
-def _tensors(values: Any) -> list[Labels]:
-    if isinstance(values, Labels):
+def _tensors(values: Any) -> list[ChannelLabels]:
+    if isinstance(values, ChannelLabels):
         return [values]
     if isinstance(values, tuple | list):
         return [labels for value in values for labels in _tensors(value)]
@@ -141,7 +141,7 @@ def _make_boxes(found: Analysis) -> None:
                 _tie(coupling, simple)
 
 
-def _tie(coupling: Coupling, block: Block) -> None:
+def _tie(coupling: Coupling, block: NodeBlock) -> None:
     roots = coupling.sets.roots(block.nodes)
     axis = max(range(roots.ndim), key=lambda k: _units(_rows(roots, k)))
     rows = _rows(block.nodes, axis)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestify.model.graph.analysis import Analysis
-from nestify.model.graph.labels import Labels, Shape
+from nestify.model.graph.labels import ChannelLabels, Shape
 from nestify.model.graph.union_find import Nodes
 
 Indices = NDArray[np.int64]
@@ -52,7 +52,7 @@ class Choice:
     found: Analysis
     kept: Kept
 
-    def along(self, labels: Labels, dim: int) -> Kept:
+    def along(self, labels: ChannelLabels, dim: int) -> Kept:
         """(extent,) which indices of a tensor's dimension stay.
 
         Raises:
@@ -70,11 +70,11 @@ class Choice:
             raise NotABox
         return sides[block.dims.index(dim % labels.ndim)]
 
-    def count(self, labels: Labels, dim: int) -> int:
+    def count(self, labels: ChannelLabels, dim: int) -> int:
         """How many indices of a tensor's dimension stay."""
         return int(np.count_nonzero(self.along(labels, dim)))
 
-    def shape(self, labels: Labels) -> Shape:
+    def shape(self, labels: ChannelLabels) -> Shape:
         """What a tensor's shape becomes."""
         return tuple(self.count(labels, dim) for dim in range(labels.ndim))
 

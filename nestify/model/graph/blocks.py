@@ -13,11 +13,11 @@ from nestify.model.graph.node_facts import (
     cancel,
     changes_nothing,
     constants,
+    example_shape,
     is_layout,
     is_like,
     module_calls,
     regions,
-    shape_of,
 )
 from nestify.model.graph.operators import first, named_arguments, operator_name
 from nestify.model.graph.skipping import needed_nodes
@@ -160,7 +160,7 @@ def find_blocks(traced: Traced, counted: NodeMacs) -> dict[Block, Span]:
             key for node, key in traced.names.items() if node in gone[name] and key not in traced.constants
         )
         cost = sum(counted.macs.get(node, 0) for node in gone[name])
-        block = Block(name, (shape_of(output) or ())[1:], parameters, cost, name in modules)
+        block = Block(name, (example_shape(output) or ())[1:], parameters, cost, name in modules)
         found[block] = output, source
     return found
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nestify.model.graph.analysis import Analysis, all_labels
-from nestify.model.graph.labels import Labels
+from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.union_find import WHOLE, Nodes, UnionFind
 
 
@@ -155,7 +155,7 @@ def frozen_dimensions(found: Analysis, groups: Iterable[Nodes]) -> dict[tuple[st
 def _dimensions(found: Analysis) -> Iterator[_Along]:
     """Every dimension of a placeholder with more than one index, the images' aside."""
     for node, name in found.traced.names.items():
-        labels: Labels = found.labels[node]
+        labels: ChannelLabels = found.labels[node]
         for dim, extent in enumerate(labels.shape):
             if extent > 1:
                 yield _Along(name, dim, labels.nodes_of(dim))

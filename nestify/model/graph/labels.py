@@ -21,7 +21,7 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Block:
+class NodeBlock:
     """Nodes of the product of some dimensions: `nodes.shape` is their extents, `dims` ascends."""
 
     dims: tuple[int, ...]
@@ -29,17 +29,17 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Labels:
+class ChannelLabels:
     """The labels of a tensor of this shape; no two blocks share a dimension."""
 
     shape: Shape
-    blocks: tuple[Block, ...] = ()
+    blocks: tuple[NodeBlock, ...] = ()
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
-    def block_of(self, dim: int) -> Block | None:
+    def block_of(self, dim: int) -> NodeBlock | None:
         """The block that covers a dimension (negative counts from the end); None where it is whole."""
         dim %= max(self.ndim, 1)
         return next((block for block in self.blocks if dim in block.dims), None)
@@ -55,7 +55,7 @@ class Labels:
     def is_live(self, dim: int) -> bool:
         return self.block_of(dim) is not None
 
-    def mapped(self, shape: Shape, where: Callable[[int], int | None]) -> "Labels":
+    def mapped(self, shape: Shape, where: Callable[[int], int | None]) -> "ChannelLabels":
         """Move dimensions: `where` gives the new place of one, None where it is gone with its block."""
         blocks = []
         for block in self.blocks:
@@ -65,18 +65,18 @@ class Labels:
                 assert not kept
                 continue
             order = np.argsort(kept)
-            blocks.append(Block(tuple(kept[k] for k in order), block.nodes.transpose(order)))
-        return Labels(shape, tuple(blocks))
+            blocks.append(NodeBlock(tuple(kept[k] for k in order), block.nodes.transpose(order)))
+        return ChannelLabels(shape, tuple(blocks))
 
 
-def of_dims(shape: Shape, nodes: dict[int, Nodes]) -> Labels:
+def of_dims(shape: Shape, nodes: dict[int, Nodes]) -> ChannelLabels:
     """Labels whose dimensions each have a block of their own; extents of 1 and whole ones get none."""
     blocks = []
     for dim, array in sorted(nodes.items()):
         assert array.shape == (shape[dim],)
         if shape[dim] > 1 and bool((array != WHOLE).any()):
-            blocks.append(Block((dim,), array))
-    return Labels(shape, tuple(blocks))
+            blocks.append(NodeBlock((dim,), array))
+    return ChannelLabels(shape, tuple(blocks))
 
 
 class Algebra:
@@ -85,11 +85,11 @@ class Algebra:
     def __init__(self) -> None:
         self.sets = UnionFind()
 
-    def fresh(self, shape: Shape) -> Labels:
+    def fresh(self, shape: Shape) -> ChannelLabels:
         """Labels of a new tensor whose dimensions are free."""
         return of_dims(shape, {d: self.sets.fresh(n) for d, n in enumerate(shape) if n > 1})
 
-    def freeze(self, labels: Labels, dims: Iterable[int] | None = None) -> Labels:
+    def freeze(self, labels: ChannelLabels, dims: Iterable[int] | None = None) -> ChannelLabels:
         """Keep dimensions whole (all of them by default)."""
         chosen = set(range(labels.ndim)) if dims is None else {dim % labels.ndim for dim in dims}
         kept = []
@@ -98,14 +98,14 @@ class Algebra:
                 kept.append(block)
             else:
                 self.sets.freeze(block.nodes)
-        return Labels(labels.shape, tuple(kept))
+        return ChannelLabels(labels.shape, tuple(kept))
 
-    def simplify(self, labels: Labels) -> Labels:
+    def simplify(self, labels: ChannelLabels) -> ChannelLabels:
         """Drop blocks that are frozen, and dimensions along which a block does not change."""
         blocks = (self.simple_block(block) for block in labels.blocks)
-        return Labels(labels.shape, tuple(block for block in blocks if block is not None))
+        return ChannelLabels(labels.shape, tuple(block for block in blocks if block is not None))
 
-    def simple_block(self, block: Block) -> Block | None:
+    def simple_block(self, block: NodeBlock) -> NodeBlock | None:
         roots, nodes = self.sets.roots(block.nodes), block.nodes
         if not roots.any():
             return None
@@ -117,12 +117,12 @@ class Algebra:
                 roots, nodes = roots.take([0], axis).squeeze(axis), nodes.take([0], axis).squeeze(axis)
             else:
                 dims.insert(0, block.dims[axis])
-        return Block(tuple(dims), nodes) if dims else Block(block.dims[:1], self._constant(block))
+        return NodeBlock(tuple(dims), nodes) if dims else NodeBlock(block.dims[:1], self._constant(block))
 
-    def _constant(self, block: Block) -> Nodes:
+    def _constant(self, block: NodeBlock) -> Nodes:
         return np.full(block.nodes.shape[0], block.nodes.flat[0])
 
-    def tie_along(self, labels: Labels, dims: Iterable[int]) -> Labels:
+    def tie_along(self, labels: ChannelLabels, dims: Iterable[int]) -> ChannelLabels:
         """Make dimensions whole where they share a block with others; alone they stay as they are."""
         chosen = {dim % labels.ndim for dim in dims}
         blocks = []
@@ -135,17 +135,17 @@ class Algebra:
             if not rest:  # all of them must be separate: the outermost stays
                 rest = axes[:1]
             blocks.append(self._tied(block, rest))
-        return Labels(labels.shape, tuple(blocks))
+        return ChannelLabels(labels.shape, tuple(blocks))
 
-    def _tied(self, block: Block, rest: Sequence[int]) -> Block:
+    def _tied(self, block: NodeBlock, rest: Sequence[int]) -> NodeBlock:
         """Union over all axes but `rest`, which stay."""
         kept = [block.nodes.shape[k] for k in rest]
         others = [k for k in range(block.nodes.ndim) if k not in rest]
         nodes = block.nodes.transpose([*rest, *others]).reshape(*kept, -1)
         self.sets.union(nodes[..., :1], nodes)
-        return Block(tuple(block.dims[k] for k in rest), nodes[..., 0])
+        return NodeBlock(tuple(block.dims[k] for k in rest), nodes[..., 0])
 
-    def broadcast(self, operands: Sequence[Labels], shape: Shape) -> Labels:
+    def broadcast(self, operands: Sequence[ChannelLabels], shape: Shape) -> ChannelLabels:
         """Labels of an elementwise operation: indices that meet are tied."""
         aligned = [self._aligned(self.simplify(labels), shape) for labels in operands]
         components = _components([block.dims for labels, _ in aligned for block in labels.blocks])
@@ -154,15 +154,17 @@ class Algebra:
             block = self._meet(dims, aligned)
             if block is not None:
                 blocks.append(block)
-        return Labels(shape, tuple(blocks))
+        return ChannelLabels(shape, tuple(blocks))
 
-    def _aligned(self, labels: Labels, shape: Shape) -> tuple[Labels, frozenset[int]]:
+    def _aligned(self, labels: ChannelLabels, shape: Shape) -> tuple[ChannelLabels, frozenset[int]]:
         """Labels with the dimensions of the result, and the dimensions that are not broadcast."""
         shift = len(shape) - labels.ndim
         covered = frozenset(d + shift for d, n in enumerate(labels.shape) if n == shape[d + shift])
         return labels.mapped(shape, lambda dim: dim + shift), covered
 
-    def _meet(self, dims: tuple[int, ...], operands: Sequence[tuple[Labels, frozenset[int]]]) -> Block | None:
+    def _meet(
+        self, dims: tuple[int, ...], operands: Sequence[tuple[ChannelLabels, frozenset[int]]]
+    ) -> NodeBlock | None:
         """Tie what the operands have along dimensions that some block connects."""
         present = [(labels, covered) for labels, covered in operands if not covered.isdisjoint(dims)]
         found = [block for labels, _ in present for block in labels.blocks if block.dims == dims]
@@ -182,9 +184,9 @@ class Algebra:
                     self.sets.union(first, nodes)
                 elif not set(block.dims).isdisjoint(dims):
                     self.sets.freeze(block.nodes)
-        return None if first is None or live is None else Block((live,), first)
+        return None if first is None or live is None else NodeBlock((live,), first)
 
-    def reshape(self, labels: Labels, shape: Shape) -> Labels:
+    def reshape(self, labels: ChannelLabels, shape: Shape) -> ChannelLabels:
         """Carry the labels through a reshape; every index keeps its node."""
         if labels.shape == shape:
             return labels
@@ -204,10 +206,10 @@ class Algebra:
             block = self._only([block for block in labels.blocks if not set(old).isdisjoint(block.dims)])
             axes = [labels.shape[dim] if dim in block.dims else 1 for dim in old]
             full = np.broadcast_to(block.nodes.reshape(axes), [labels.shape[dim] for dim in old])
-            blocks.append(Block(new, full.reshape([shape[dim] for dim in new])))
-        return self.simplify(Labels(shape, tuple(blocks)))
+            blocks.append(NodeBlock(new, full.reshape([shape[dim] for dim in new])))
+        return self.simplify(ChannelLabels(shape, tuple(blocks)))
 
-    def _only(self, blocks: list[Block]) -> Block:
+    def _only(self, blocks: list[NodeBlock]) -> NodeBlock:
         """The block with the most channels; the others are kept whole, as one axis cannot hold two."""
         best = max(blocks, key=lambda block: len(np.unique(self.sets.roots(block.nodes))))
         for block in blocks:

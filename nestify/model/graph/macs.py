@@ -27,7 +27,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from nestify.model.graph.operators import operator_name, shape_of
+from nestify.model.graph.operators import example_shape, operator_name
 from nestify.model.graph.trace import Traced
 
 
@@ -199,7 +199,7 @@ def node_macs(traced: Traced) -> NodeMacs:
 
 def _input(traced: Traced, node: fx.Node) -> Tensor:
     tensor: Tensor = node.meta["val"]
-    shape = (1, *tensor.shape[1:]) if node is traced.images else shape_of(tensor)
+    shape = (1, *tensor.shape[1:]) if node is traced.images else example_shape(tensor)
     return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
 
 

@@ -18,7 +18,7 @@ _SAME = frozenset(
 """Operators that change no value where shape and type stay."""
 
 
-def shape_of(node: fx.Node) -> SymbolicShape | None:
+def example_shape(node: fx.Node) -> SymbolicShape | None:
     """Sizes of what a node gives; None where it is no tensor."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
@@ -29,8 +29,8 @@ def shape_of(node: fx.Node) -> SymbolicShape | None:
 
 def is_like(one: fx.Node, other: fx.Node) -> bool:
     """Whether both are tensors of one shape, for every batch size, and of one type."""
-    shape = shape_of(one)
-    if shape is None or shape != shape_of(other):
+    shape = example_shape(one)
+    if shape is None or shape != example_shape(other):
         return False
     return bool(one.meta["val"].dtype is other.meta["val"].dtype)
 
@@ -119,8 +119,8 @@ def cancel(changes: Iterable[fx.Node]) -> bool:
     for node in changes:
         last = left[-1] if left else None
         if operator_name(node.target) in _RESHAPES:
-            reshape = left.pop() if isinstance(last, _Reshape) else _Reshape(shape_of(first(node)) or ())
-            if reshape != _Reshape(shape_of(node) or ()):
+            reshape = left.pop() if isinstance(last, _Reshape) else _Reshape(example_shape(first(node)) or ())
+            if reshape != _Reshape(example_shape(node) or ()):
                 left.append(reshape)
         else:
             order = _order(node)
@@ -135,7 +135,7 @@ def cancel(changes: Iterable[fx.Node]) -> bool:
 def _order(node: fx.Node) -> tuple[int, ...]:
     """The dimension of its argument that each dimension of a permutation's result is."""
     arguments = named_arguments(node)
-    order = list(range(len(shape_of(node) or ())))
+    order = list(range(len(example_shape(node) or ())))
     if "dims" in arguments:
         return tuple(order[dim] for dim in arguments["dims"])
     one, other = arguments["dim0"], arguments["dim1"]

@@ -8,10 +8,10 @@ import torch
 from torch import fx
 
 from nestify.errors import UnsupportedModelError
-from nestify.model.graph.labels import Algebra, Labels, Shape
+from nestify.model.graph.labels import Algebra, ChannelLabels, Shape
 from nestify.model.graph.union_find import Nodes
 
-Result = Labels | tuple[Labels, ...] | None
+Result = ChannelLabels | tuple[ChannelLabels, ...] | None
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Coupling(Algebra):
     def __post_init__(self) -> None:
         super().__init__()
 
-    def mix(self, labels: Labels, dims: Sequence[int], operator: str) -> None:
+    def mix(self, labels: ChannelLabels, dims: Sequence[int], operator: str) -> None:
         """Note that an operator computes with all channels along these dimensions together."""
         for dim in dims:
             if labels.is_live(dim):
@@ -64,12 +64,12 @@ class Call:
         """Of the first tensor that it gives."""
         return self.shapes[0]
 
-    def tensors(self) -> list[Labels]:
+    def tensors(self) -> list[ChannelLabels]:
         """Every tensor among the arguments, lists included."""
-        found: list[Labels] = []
+        found: list[ChannelLabels] = []
         for value in self.arguments.values():
             values = value if isinstance(value, list | tuple) else [value]
-            found += [item for item in values if isinstance(item, Labels)]
+            found += [item for item in values if isinstance(item, ChannelLabels)]
         return found
 
 
@@ -134,6 +134,6 @@ def hinted(value: Any) -> Any:
     return value
 
 
-def shape_of(tensor: torch.Tensor) -> Shape:
+def example_shape(tensor: torch.Tensor) -> Shape:
     """Sizes of a tensor of the example input, symbolic ones by their hints."""
     return tuple(int(hinted(size)) for size in tensor.shape)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nestify.model.graph.labels import Labels, Shape, of_dims
+from nestify.model.graph.labels import ChannelLabels, Shape, of_dims
 from nestify.model.graph.operators import Call, Coupling, Result, rule
 from nestify.model.graph.rules_shape import repeated
 from nestify.model.graph.union_find import Nodes
@@ -19,7 +19,9 @@ SPATIAL = (
 )
 
 
-def contract(coupling: Coupling, operands: Sequence[tuple[Labels, str]], out: str, shape: Shape) -> Labels:
+def contract(
+    coupling: Coupling, operands: Sequence[tuple[ChannelLabels, str]], out: str, shape: Shape
+) -> ChannelLabels:
     """An Einstein sum. A letter that several operands have and that stays is a batch (a head): its channels
     are kept together. A letter that is summed over ties the operands.
     """
@@ -27,7 +29,7 @@ def contract(coupling: Coupling, operands: Sequence[tuple[Labels, str]], out: st
         letter: sum(letter in letters for _, letters in operands) for _, ls in operands for letter in ls
     }
     batch = {letter for letter in out if counts.get(letter, 0) > 1}
-    tied: list[Labels] = []
+    tied: list[ChannelLabels] = []
     for labels, letters in operands:
         labels = coupling.simplify(labels)
         heads = {letters.index(letter) for letter in batch if letter in letters}
@@ -47,20 +49,20 @@ def contract(coupling: Coupling, operands: Sequence[tuple[Labels, str]], out: st
     for labels, (_, letters) in zip(tied, operands, strict=True):
         extents = tuple(labels.shape[letters.index(x)] if x in letters else 1 for x in out)
         gone = [d for d, letter in enumerate(letters) if letter not in out]
-        kept = Labels(labels.shape, tuple(b for b in labels.blocks if set(gone).isdisjoint(b.dims)))
+        kept = ChannelLabels(labels.shape, tuple(b for b in labels.blocks if set(gone).isdisjoint(b.dims)))
         to = {d: out.index(letter) for d, letter in enumerate(letters) if letter in out}
         moved.append(kept.mapped(extents, to.get))
     return coupling.broadcast(moved, shape)
 
 
-def _matmul_letters(x: Labels, y: Labels) -> tuple[str, str, str]:
+def _matmul_letters(x: ChannelLabels, y: ChannelLabels) -> tuple[str, str, str]:
     names = "abcdefgh"
     rank = max(x.ndim, y.ndim) - 2
     batch = names[:rank]
     return batch[rank - x.ndim + 2 :] + "nk", batch[rank - y.ndim + 2 :] + "km", batch + "nm"
 
 
-def matmul(coupling: Coupling, x: Labels, y: Labels, shape: Shape) -> Labels:
+def matmul(coupling: Coupling, x: ChannelLabels, y: ChannelLabels, shape: Shape) -> ChannelLabels:
     """A product of stacks of matrices; a batch dimension of extent 1 is broadcast."""
     left, right, out = _matmul_letters(x, y)
     left, x = _without_ones(coupling, x, left)
@@ -68,7 +70,7 @@ def matmul(coupling: Coupling, x: Labels, y: Labels, shape: Shape) -> Labels:
     return contract(coupling, [(x, left), (y, right)], out, shape)
 
 
-def _without_ones(coupling: Coupling, x: Labels, letters: str) -> tuple[str, Labels]:
+def _without_ones(coupling: Coupling, x: ChannelLabels, letters: str) -> tuple[str, ChannelLabels]:
     kept = [d for d in range(x.ndim) if x.shape[d] > 1 or d >= x.ndim - 2]
     return "".join(letters[d] for d in kept), coupling.reshape(x, tuple(x.shape[d] for d in kept))
 
@@ -79,7 +81,7 @@ def _matmul(coupling: Coupling, call: Call) -> Result:
     if x.ndim < 2 or y.ndim < 2:
         coupling.freeze(x)
         coupling.freeze(y)
-        return Labels(call.shape)
+        return ChannelLabels(call.shape)
     return matmul(coupling, x, y, call.shape)
 
 
@@ -89,13 +91,13 @@ def _einsum(coupling: Coupling, call: Call) -> Result:
     if "." in inputs:
         for labels in call["tensors"]:
             coupling.freeze(labels)
-        return Labels(call.shape)
+        return ChannelLabels(call.shape)
     return contract(coupling, list(zip(call["tensors"], inputs.split(","), strict=True)), out, call.shape)
 
 
 @rule("linear")
 def _linear(coupling: Coupling, call: Call) -> Result:
-    x: Labels = call["input"]
+    x: ChannelLabels = call["input"]
     rest = "abcdefg"[: x.ndim - 1]
     coupling.channels += [block.nodes for block in call["weight"].blocks]
     out = contract(coupling, [(x, rest + "i"), (call["weight"], "oi")], rest + "o", call.shape)
@@ -117,7 +119,7 @@ def _attention(coupling: Coupling, call: Call) -> Result:
     return matmul(coupling, weights, v, call.shape)
 
 
-def _batched(x: Labels, ndim: int) -> Labels:
+def _batched(x: ChannelLabels, ndim: int) -> ChannelLabels:
     """An input whose channels are dimension 1; torch takes images without a batch as well."""
     if x.ndim != ndim:
         raise ValueError(f"{x.ndim} dimensions and not {ndim}")
@@ -126,7 +128,7 @@ def _batched(x: Labels, ndim: int) -> Labels:
 
 @rule("conv1d", "conv2d", "conv3d")
 def _convolution(coupling: Coupling, call: Call) -> Result:
-    w: Labels = coupling.simplify(call["weight"])
+    w: ChannelLabels = coupling.simplify(call["weight"])
     x = coupling.tie_along(coupling.simplify(_batched(call["input"], w.ndim)), [1])
     pointwise = [d for d in range(2, x.ndim) if w.shape[d] == 1 and call.shape[d] == x.shape[d]]
     x = coupling.tie_along(x, pointwise)
@@ -139,7 +141,7 @@ def _convolution(coupling: Coupling, call: Call) -> Result:
     result = of_dims(call.shape, carried | {1: out})
     if call.get("bias") is None:
         return result
-    bias: Labels = call["bias"]
+    bias: ChannelLabels = call["bias"]
     return coupling.broadcast(
         [result, coupling.reshape(bias, (*bias.shape, *[1] * (x.ndim - 2)))], call.shape
     )
@@ -163,7 +165,7 @@ def _tie_groups(coupling: Coupling, x: Nodes, w: Nodes, out: Nodes) -> None:
 
 @rule("conv_transpose2d", "conv_transpose1d")
 def _transposed_convolution(coupling: Coupling, call: Call) -> Result:
-    w: Labels = call["weight"]
+    w: ChannelLabels = call["weight"]
     x = coupling.tie_along(coupling.simplify(_batched(call["input"], w.ndim)), [1])
     x, w = coupling.freeze(x, range(2, x.ndim)), coupling.freeze(w, range(2, w.ndim))
     groups = call.get("groups", 1)
@@ -182,7 +184,7 @@ def _transposed_convolution(coupling: Coupling, call: Call) -> Result:
 
 @rule("batch_norm", "instance_norm")
 def _batch_norm(coupling: Coupling, call: Call) -> Result:
-    x: Labels = coupling.tie_along(coupling.simplify(call["input"]), [1])
+    x: ChannelLabels = coupling.tie_along(coupling.simplify(call["input"]), [1])
     for name in ("weight", "bias", "running_mean", "running_var"):
         vector = call.get(name)
         if vector is not None:
@@ -197,7 +199,7 @@ def _batch_norm(coupling: Coupling, call: Call) -> Result:
 
 @rule("layer_norm", "rms_norm")
 def _layer_norm(coupling: Coupling, call: Call) -> Result:
-    x: Labels = coupling.simplify(call["input"])
+    x: ChannelLabels = coupling.simplify(call["input"])
     dims = range(x.ndim - len(call["normalized_shape"]), x.ndim)
     x = coupling.tie_along(x, dims)
     coupling.mix(x, dims, call.name)
@@ -207,7 +209,7 @@ def _layer_norm(coupling: Coupling, call: Call) -> Result:
 
 @rule("group_norm")
 def _group_norm(coupling: Coupling, call: Call) -> Result:
-    x: Labels = coupling.tie_along(coupling.simplify(call["input"]), [1])
+    x: ChannelLabels = coupling.tie_along(coupling.simplify(call["input"]), [1])
     grouped = x.nodes_of(1).reshape(call["num_groups"], -1)
     groups, each = grouped.shape
     if groups < FEW_GROUPS <= each:  # thin every group
@@ -230,7 +232,7 @@ def _softmax(coupling: Coupling, call: Call) -> Result:
 
 @rule("mean", "sum", "amax", "amin", "var", "std", "linalg_vector_norm", "norm", "logsumexp", "any", "all")
 def _reduction(coupling: Coupling, call: Call) -> Result:
-    x: Labels = coupling.simplify(call["self"])
+    x: ChannelLabels = coupling.simplify(call["self"])
     given = call.get("dim")
     dims = [given] if isinstance(given, int) else list(given or range(x.ndim))
     dims = sorted(dim % x.ndim for dim in dims)
@@ -247,22 +249,22 @@ def _max(coupling: Coupling, call: Call) -> Result:
     """The largest along a dimension; where something uses its place, the order of the indices matters."""
     if "dim" not in call.arguments:
         coupling.freeze(call["self"])
-        return Labels(call.shape)
+        return ChannelLabels(call.shape)
     if call.used[1]:
         coupling.freeze(coupling.tie_along(call["self"], [call["dim"]]), [call["dim"]])
     values = _reduction(coupling, call)
-    assert isinstance(values, Labels)
+    assert isinstance(values, ChannelLabels)
     return values, values
 
 
 @rule(*SPATIAL.split())
 def _spatial(coupling: Coupling, call: Call) -> Result:
     """Pooling and interpolation: pixels are whole, what is before them stays."""
-    x: Labels = call.tensors()[0]
+    x: ChannelLabels = call.tensors()[0]
     spatial = 1 if "1d" in call.name else 3 if "3d" in call.name else 2
     dims = range(x.ndim - spatial, x.ndim)
     x = coupling.freeze(coupling.tie_along(x, dims), dims)
-    out = tuple(Labels(shape, x.blocks) for shape in call.shapes)
+    out = tuple(ChannelLabels(shape, x.blocks) for shape in call.shapes)
     return out if len(out) > 1 else out[0]
 
 
@@ -292,7 +294,7 @@ def _columns_to_pixels(coupling: Coupling, call: Call) -> Result:
 @rule("lstm")
 def _lstm(coupling: Coupling, call: Call) -> Result:
     """Layers and directions in turn: input weights (4 h, i), recurrent (4 h, h), biases (4 h,) twice."""
-    x: Labels = coupling.tie_along(coupling.simplify(call["input"]), [2])
+    x: ChannelLabels = coupling.tie_along(coupling.simplify(call["input"]), [2])
     x = coupling.freeze(x, [0, 1])
     below, params = x.nodes_of(2), list(call["params"])
     directions, biases = 1 + bool(call["bidirectional"]), bool(call["has_biases"])

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from nestify.model.graph.labels import Block, Labels, of_dims
+from nestify.model.graph.labels import ChannelLabels, NodeBlock, of_dims
 from nestify.model.graph.operators import Call, Coupling, Result, rule
 
 ELEMENTWISE = (
@@ -29,14 +29,14 @@ def _elementwise(coupling: Coupling, call: Call) -> Result:
 
 @rule(*IDENTITY.split())
 def _identity(coupling: Coupling, call: Call) -> Result:
-    return Labels(call.shape, call.tensors()[0].blocks)
+    return ChannelLabels(call.shape, call.tensors()[0].blocks)
 
 
 @rule("arange", "meshgrid", "one_hot", "scalar_tensor", "tril", "triu", "linspace", "eye", "tril_indices")
 def _positions(coupling: Coupling, call: Call) -> Result:
     for labels in call.tensors():
         coupling.freeze(labels)
-    whole = tuple(Labels(shape) for shape in call.shapes)
+    whole = tuple(ChannelLabels(shape) for shape in call.shapes)
     return whole if call.name == "meshgrid" else whole[0]
 
 
@@ -57,7 +57,7 @@ def _reshape(coupling: Coupling, call: Call) -> Result:
 
 @rule("permute", "transpose", "t", "swapaxes", "numpy_T", "mT")
 def _permute(coupling: Coupling, call: Call) -> Result:
-    x: Labels = call["self"]
+    x: ChannelLabels = call["self"]
     order = list(range(x.ndim))
     if call.name == "permute":
         order = [dim % x.ndim for dim in call["dims"]]
@@ -70,17 +70,17 @@ def _permute(coupling: Coupling, call: Call) -> Result:
 @rule("expand", "expand_as", "broadcast_to")
 def _expand(coupling: Coupling, call: Call) -> Result:
     """A dimension that is copied is free: its indices become what they meet."""
-    x: Labels = call["self"]
+    x: ChannelLabels = call["self"]
     shift = len(call.shape) - x.ndim
     old = (1,) * shift + x.shape
     copied = {d: coupling.sets.fresh(n) for d, n in enumerate(call.shape) if n > 1 and old[d] == 1}
     carried = x.mapped(call.shape, lambda dim: dim + shift)
-    return Labels(call.shape, carried.blocks + of_dims(call.shape, copied).blocks)
+    return ChannelLabels(call.shape, carried.blocks + of_dims(call.shape, copied).blocks)
 
 
 @rule("repeat", "tile")
 def _repeat(coupling: Coupling, call: Call) -> Result:
-    x: Labels = call["self"]
+    x: ChannelLabels = call["self"]
     times = list(call["repeats" if "repeats" in call.arguments else "dims"])
     times = [1] * (len(call.shape) - len(times)) + times
     shift = len(call.shape) - x.ndim
@@ -91,48 +91,48 @@ def _repeat(coupling: Coupling, call: Call) -> Result:
         if count == 1:
             continue
         if extent == 1:
-            blocks.append(Block((dim,), coupling.sets.fresh(count)))
+            blocks.append(NodeBlock((dim,), coupling.sets.fresh(count)))
         for k, block in enumerate(blocks):
             if block.dims == (dim,) and extent > 1:
-                blocks[k] = Block((dim,), np.tile(block.nodes, count))
-    return Labels(call.shape, tuple(blocks))
+                blocks[k] = NodeBlock((dim,), np.tile(block.nodes, count))
+    return ChannelLabels(call.shape, tuple(blocks))
 
 
 @rule("repeat_interleave")
 def _repeat_interleave(coupling: Coupling, call: Call) -> Result:
-    x: Labels = call["self"]
-    if call.get("dim") is None or isinstance(call["repeats"], Labels):
+    x: ChannelLabels = call["self"]
+    if call.get("dim") is None or isinstance(call["repeats"], ChannelLabels):
         coupling.freeze(x)
-        return Labels(call.shape)
+        return ChannelLabels(call.shape)
     return repeated(coupling, x, call["dim"] % x.ndim, call["repeats"])
 
 
-def repeated(coupling: Coupling, x: Labels, dim: int, times: int) -> Labels:
+def repeated(coupling: Coupling, x: ChannelLabels, dim: int, times: int) -> ChannelLabels:
     """Every index of a dimension `times` times, one after the other."""
     shape = tuple(n * times if d == dim else n for d, n in enumerate(x.shape))
     if x.shape[dim] == 1:
-        return Labels(
-            shape, (*x.blocks, Block((dim,), coupling.sets.fresh(times))) if times > 1 else x.blocks
+        return ChannelLabels(
+            shape, (*x.blocks, NodeBlock((dim,), coupling.sets.fresh(times))) if times > 1 else x.blocks
         )
     blocks = (
-        Block(b.dims, b.nodes.repeat(times, b.dims.index(dim))) if dim in b.dims else b for b in x.blocks
+        NodeBlock(b.dims, b.nodes.repeat(times, b.dims.index(dim))) if dim in b.dims else b for b in x.blocks
     )
-    return Labels(shape, tuple(blocks))
+    return ChannelLabels(shape, tuple(blocks))
 
 
-def cut(coupling: Coupling, x: Labels, dim: int, start: int, stop: int) -> Labels:
+def cut(coupling: Coupling, x: ChannelLabels, dim: int, start: int, stop: int) -> ChannelLabels:
     """A run of a dimension's indices."""
     shape = tuple(stop - start if d == dim else n for d, n in enumerate(x.shape))
     blocks = []
     for block in x.blocks:
         if dim in block.dims:
             assert block.dims == (dim,)
-            block = Block(block.dims, block.nodes[start:stop])
+            block = NodeBlock(block.dims, block.nodes[start:stop])
             if stop - start <= 1:
                 coupling.sets.freeze(block.nodes)
                 continue
         blocks.append(block)
-    return Labels(shape, tuple(blocks))
+    return ChannelLabels(shape, tuple(blocks))
 
 
 @rule("slice", "narrow")
@@ -140,11 +140,11 @@ def _slice(coupling: Coupling, call: Call) -> Result:
     dim = call.get("dim", 0) % len(call.shape)
     x = coupling.tie_along(coupling.simplify(call["self"]), [dim])
     if not x.is_live(dim):
-        return Labels(call.shape, x.blocks)
+        return ChannelLabels(call.shape, x.blocks)
     start = call.get("start", 0)
     start = max(start + x.shape[dim], 0) if start < 0 else min(start, x.shape[dim])
     if call.get("step", 1) != 1:
-        return Labels(call.shape, coupling.freeze(x, [dim]).blocks)
+        return ChannelLabels(call.shape, coupling.freeze(x, [dim]).blocks)
     return cut(coupling, x, dim, start, start + call.shape[dim])
 
 
@@ -168,7 +168,7 @@ def _glu(coupling: Coupling, call: Call) -> Result:
 
 @rule("unbind", "select")
 def _select(coupling: Coupling, call: Call) -> Result:
-    x: Labels = coupling.simplify(call["self"])
+    x: ChannelLabels = coupling.simplify(call["self"])
     dim = call.get("dim", 0) % x.ndim
     x = coupling.freeze(coupling.simplify(coupling.tie_along(x, [dim])), [dim])
     out = x.mapped(call.shape, lambda d: None if d == dim else d - (d > dim))
@@ -183,9 +183,9 @@ def _cat(coupling: Coupling, call: Call) -> Result:
     others = []
     for part in parts:
         blocks = tuple(block for block in part.blocks if dim not in block.dims)
-        others.append(Labels(tuple(1 if d == dim else n for d, n in enumerate(part.shape)), blocks))
+        others.append(ChannelLabels(tuple(1 if d == dim else n for d, n in enumerate(part.shape)), blocks))
     rest = coupling.broadcast(others, tuple(1 if d == dim else n for d, n in enumerate(call.shape)))
-    return Labels(call.shape, rest.blocks + of_dims(call.shape, {dim: along}).blocks)
+    return ChannelLabels(call.shape, rest.blocks + of_dims(call.shape, {dim: along}).blocks)
 
 
 @rule("stack")
@@ -198,7 +198,7 @@ def _stack(coupling: Coupling, call: Call) -> Result:
 @rule("pad", "constant_pad_nd")
 def _pad(coupling: Coupling, call: Call) -> Result:
     """Zeros that are added to channels are free channels; any other padding keeps them whole."""
-    x: Labels = coupling.simplify(call["self"])
+    x: ChannelLabels = coupling.simplify(call["self"])
     pads: list[Any] = list(call["pad"])
     for k in range(len(pads) // 2):
         dim, (low, high) = x.ndim - 1 - k, pads[2 * k : 2 * k + 2]
@@ -210,29 +210,29 @@ def _pad(coupling: Coupling, call: Call) -> Result:
             continue
         nodes = np.concatenate([coupling.sets.fresh(low), x.nodes_of(dim), coupling.sets.fresh(high)])
         shape = tuple(len(nodes) if d == dim else n for d, n in enumerate(x.shape))
-        x = Labels(shape, (*(b for b in x.blocks if dim not in b.dims), Block((dim,), nodes)))
-    return Labels(call.shape, x.blocks)
+        x = ChannelLabels(shape, (*(b for b in x.blocks if dim not in b.dims), NodeBlock((dim,), nodes)))
+    return ChannelLabels(call.shape, x.blocks)
 
 
 @rule("roll", "flip", "cumsum")
 def _roll(coupling: Coupling, call: Call) -> Result:
     """What depends on the order of the indices keeps them whole."""
-    x: Labels = call["self"]
+    x: ChannelLabels = call["self"]
     dims = [call["dim"]] if "dim" in call.arguments else call.get("dims", range(x.ndim))
-    return Labels(call.shape, coupling.freeze(coupling.tie_along(x, dims), dims).blocks)
+    return ChannelLabels(call.shape, coupling.freeze(coupling.tie_along(x, dims), dims).blocks)
 
 
 @rule("unfold")
 def _unfold(coupling: Coupling, call: Call) -> Result:
-    x: Labels = call["self"]
+    x: ChannelLabels = call["self"]
     dim = call["dimension"] % x.ndim
-    return Labels(call.shape, coupling.freeze(coupling.tie_along(x, [dim]), [dim]).blocks)
+    return ChannelLabels(call.shape, coupling.freeze(coupling.tie_along(x, [dim]), [dim]).blocks)
 
 
 @rule("index")
 def _index(coupling: Coupling, call: Call) -> Result:
     """Advanced indexing keeps what it indexes whole."""
-    x: Labels = call["self"]
+    x: ChannelLabels = call["self"]
     places = [dim for dim, index in enumerate(call["indices"]) if index is not None]
     for index in call["indices"]:
         if index is not None:
@@ -248,9 +248,9 @@ def _index(coupling: Coupling, call: Call) -> Result:
 
 @rule("embedding", "index_select")
 def _lookup(coupling: Coupling, call: Call) -> Result:
-    table: Labels = call["weight"] if "weight" in call.arguments else call["self"]
+    table: ChannelLabels = call["weight"] if "weight" in call.arguments else call["self"]
     dim = 0 if "weight" in call.arguments else call["dim"] % table.ndim
-    indices: Labels = call["indices"] if "indices" in call.arguments else call["index"]
+    indices: ChannelLabels = call["indices"] if "indices" in call.arguments else call["index"]
     coupling.freeze(indices)
     table = coupling.freeze(coupling.tie_along(table, [dim]), [dim])
     grown = indices.ndim - 1

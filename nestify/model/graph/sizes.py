@@ -14,7 +14,7 @@ import torch
 from torch import fx
 
 from nestify.model.graph.axes import Choice, Kept
-from nestify.model.graph.labels import Labels
+from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.operators import named_arguments, operator_name
 
 Changes = dict[str, Any]
@@ -162,7 +162,7 @@ def _repeat(call: Rewrite) -> Changes:
 
 @_changes("repeat_interleave")
 def _repeat_interleave(call: Rewrite) -> Changes:
-    source: Labels = call.labels_of("self")
+    source: ChannelLabels = call.labels_of("self")
     dim = call.arguments.get("dim")
     if dim is None or source.shape[dim] > 1:
         return {}

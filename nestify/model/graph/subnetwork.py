@@ -8,8 +8,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nestify.model.graph.axes import Choice, NotABox
-from nestify.model.graph.labels import Labels
-from nestify.model.graph.operators import named_arguments, operator_name, refusal, shape_of
+from nestify.model.graph.labels import ChannelLabels
+from nestify.model.graph.operators import example_shape, named_arguments, operator_name, refusal
 from nestify.model.graph.sizes import CHANGES, Rewrite
 from nestify.model.graph.skipping import Remains
 from nestify.model.graph.trace import BATCH, logits_of
@@ -140,8 +140,8 @@ def _check_shapes(
             elif node.op == "call_function":
                 values[node] = _shapes_of_call(node, original.get(node, node), values)
             labels = choice.found.labels.get(original.get(node, node))
-            if isinstance(labels, Labels) and shape_of(values[node]) != choice.shape(labels):
-                got, promised = shape_of(values[node]), choice.shape(labels)
+            if isinstance(labels, ChannelLabels) and example_shape(values[node]) != choice.shape(labels):
+                got, promised = example_shape(values[node]), choice.shape(labels)
                 raise refusal(original[node], f"gives {got} and not {promised} in a smaller level")
 
 

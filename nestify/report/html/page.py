@@ -75,7 +75,7 @@ class ClassGroups:
 
 
 @dataclass(frozen=True)
-class Section:
+class PageSection:
     """Tables that go with a report, and notes on them; nothing where there are neither.
 
     Attributes:
@@ -88,7 +88,7 @@ class Section:
     notes: Sequence[str] = ()
 
 
-def html_page(report: Report, sections: Sequence[Section] = ()) -> str:
+def html_page(report: Report, sections: Sequence[PageSection] = ()) -> str:
     """The report as one page that needs no other file, no network and no script; ASCII letters alone.
 
     Args:

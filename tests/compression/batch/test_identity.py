@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nestify.compression.batch import identity as module
-from nestify.compression.batch.identity import Contents, fingerprint
+from nestify.compression.batch.identity import Contents, job_identity
 from nestify.recipe.recipe import load_recipe
 
 
@@ -31,7 +31,7 @@ def hash_of(place: Path, **changes: object) -> str:
         "model.checkpoint": str(place / "a.safetensors"),
         **{key.replace("__", "."): value for key, value in changes.items()},
     }
-    return fingerprint(load_recipe("resnet18", options), Contents())
+    return job_identity(load_recipe("resnet18", options), Contents())
 
 
 def test_the_same_contents_elsewhere_are_the_same(place: Path, tmp_path: Path) -> None:
@@ -111,12 +111,12 @@ def test_a_local_model_is_known_by_its_bytes(place: Path) -> None:
     (place / "local").mkdir()
     (place / "local" / "model.safetensors").write_bytes(b"1")
     recipe = load_recipe(f"local-dir:{place}/local", {"data.path": "hfds/x"})
-    before = fingerprint(recipe, Contents())
+    before = job_identity(recipe, Contents())
     Path(shutil.move(place / "local", place / "moved"))
     moved = load_recipe(f"local-dir:{place}/moved", {"data.path": "hfds/x"})
-    assert fingerprint(moved, Contents()) == before
+    assert job_identity(moved, Contents()) == before
     (place / "moved" / "model.safetensors").write_bytes(b"2")
-    assert fingerprint(moved, Contents()) != before
+    assert job_identity(moved, Contents()) != before
 
 
 def test_a_baseline_is_known_by_its_bytes(place: Path) -> None:

@@ -5,12 +5,12 @@ from math import prod
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.model.graph.labels import Algebra, Labels, Shape, of_dims
+from nestify.model.graph.labels import Algebra, ChannelLabels, Shape, of_dims
 
 Mask = NDArray[np.bool_]
 
 
-def mask_of(algebra: Algebra, labels: Labels, kept: Mask) -> Mask:
+def mask_of(algebra: Algebra, labels: ChannelLabels, kept: Mask) -> Mask:
     """Which elements of a tensor stay where `kept` says which sets do."""
     mask = np.ones(labels.shape, dtype=bool)
     for block in labels.blocks:
@@ -26,7 +26,7 @@ def some_kept(algebra: Algebra, seed: int) -> Mask:
     return kept
 
 
-def labelled(algebra: Algebra, shape: Shape, live: set[int], joint: bool) -> Labels:
+def labelled(algebra: Algebra, shape: Shape, live: set[int], joint: bool) -> ChannelLabels:
     """Labels with a node per index of the dimensions in `live`, or per element of the whole tensor."""
     if joint:
         flat = of_dims((prod(shape),), {0: algebra.sets.fresh(prod(shape))})

@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.model.graph.labels import Algebra, Block, Shape, of_dims
+from nestify.model.graph.labels import Algebra, NodeBlock, Shape, of_dims
 from tests.model.graph.masks import labelled, mask_of, some_kept
 
 
@@ -45,7 +45,7 @@ def test_a_reshape_of_one_dimension_ties_and_freezes_nothing(shapes: tuple[Shape
     nodes = algebra.sets.fresh(prod(shapes[0]))
     labels = algebra.reshape(algebra.reshape(of_dims((len(nodes),), {0: nodes}), shapes[0]), shapes[1])
     assert np.array_equal(algebra.sets.roots(nodes), nodes)
-    (block,) = labels.blocks or (Block((), nodes),)
+    (block,) = labels.blocks or (NodeBlock((), nodes),)
     assert np.array_equal(block.nodes.ravel(), nodes)
 
 

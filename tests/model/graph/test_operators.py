@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nestify.model.graph.analysis import RULE_FILES
-from nestify.model.graph.labels import Labels, Shape
+from nestify.model.graph.labels import ChannelLabels, Shape
 from nestify.model.graph.operators import RULES, Call, Coupling, operator_name
 from tests.model.graph.masks import Mask, labelled, mask_of, some_kept
 
@@ -66,7 +66,9 @@ LAYOUTS: list[tuple[Any, Shape, tuple[Any, ...]]] = [
 ]
 
 
-def apply_rule(coupling: Coupling, target: Any, arguments: tuple[Any, ...], results: Any) -> list[Labels]:
+def apply_rule(
+    coupling: Coupling, target: Any, arguments: tuple[Any, ...], results: Any
+) -> list[ChannelLabels]:
     """Labels of what an operator gives; tensors without labels of their own have no channels."""
     names = [argument.name for argument in target._schema.arguments]
     given = dict(zip(names, map(_as_labels, arguments), strict=False))
@@ -78,7 +80,7 @@ def apply_rule(coupling: Coupling, target: Any, arguments: tuple[Any, ...], resu
 def _as_labels(argument: Any) -> Any:
     if isinstance(argument, list):
         return [_as_labels(item) for item in argument]
-    return Labels(tuple(argument.shape)) if isinstance(argument, Tensor) else argument
+    return ChannelLabels(tuple(argument.shape)) if isinstance(argument, Tensor) else argument
 
 
 def _listed(value: Any) -> list[Any]:

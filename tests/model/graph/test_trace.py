@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph import analysis
 from nestify.model.graph.channel_map import find_channels
-from nestify.model.graph.labels import Labels
+from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.operators import RULES
 from nestify.model.graph.sizes import CHANGES
 from nestify.model.graph.trace import trace
@@ -152,7 +152,7 @@ def test_a_call_that_its_rule_does_not_know_is_refused() -> None:
 
 
 def test_a_result_that_contradicts_the_labels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(RULES, "relu", lambda coupling, call: Labels((16, 11)))
+    monkeypatch.setitem(RULES, "relu", lambda coupling, call: ChannelLabels((16, 11)))
     message = refusal_of(Model(torch.relu))
     assert message.startswith("relu in the model gives [(11, 16)], but its rule expects [(16, 11)], so this")
 

@@ -20,7 +20,7 @@ AxisLevels = Mapping[str, Mapping[int, Tensor]]
 
 
 @dataclass(frozen=True)
-class Structure:
+class LevelSizes:
     """Channels and blocks of every level; levels nest in both.
 
     A level has the first units of each group of coupled channels, and all blocks but those that it skips.
@@ -60,7 +60,7 @@ class Structure:
         missing = [self.layers.missing(skipped) for skipped in self.skipped]
         object.__setattr__(self, "_missing", missing)
 
-    def __deepcopy__(self, memo: object) -> "Structure":
+    def __deepcopy__(self, memo: object) -> "LevelSizes":
         return self  # what it holds never changes
 
     @property
@@ -159,13 +159,13 @@ class Structure:
         return {name: dims for name, dims in parts.items() if dims}
 
 
-def structure_of(
+def level_sizes_of(
     channels: ChannelMap,
     layers: LayerMap,
     levels: AxisLevels,
     names: Collection[str],
     skipped: Sequence[Collection[str]],
-) -> Structure:
+) -> LevelSizes:
     """The structure that a file describes by its tensors' axes and its levels' skipped blocks.
 
     Args:
@@ -187,4 +187,4 @@ def structure_of(
         if any(not np.array_equal(kept, np.arange(len(kept))) for kept in units):
             raise ValueError(f"level {level} has others than the first channels")
         counts.append(tuple(map(len, units)))
-    return Structure(channels, layers, tuple(counts), tuple(map(frozenset, skipped)))
+    return LevelSizes(channels, layers, tuple(counts), tuple(map(frozenset, skipped)))

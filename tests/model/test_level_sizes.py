@@ -14,9 +14,9 @@ from nestify.file.writer import write_nested_file
 from nestify.model.batch_norm import recalibrate
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import find_channels, permute_channels
+from nestify.model.level_sizes import LevelSizes, level_sizes_of
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
-from nestify.model.structure import Structure, structure_of
 from nestify.recipe.levels import Level
 from nestify.schedule.channels import channel_counts
 from tests.file.builders import description
@@ -38,9 +38,9 @@ def narrow_model(architecture: str, widths: tuple[float, ...] = WIDTHS) -> Neste
     levels = [Level(f"size-{k}", 0.0, width=width) for k, width in enumerate(widths, start=1)]
     counts = channel_counts(channels.groups, levels, 8)
     names = [level.name for level in levels]
-    structure = Structure(channels, find_layers(channels), tuple(counts), (frozenset(),) * len(counts))
+    level_sizes = LevelSizes(channels, find_layers(channels), tuple(counts), (frozenset(),) * len(counts))
     spec = describe_model(network, (3, SIDE, SIDE))
-    return NestedModel(network, spec, names, masked=(), structure=structure).eval()
+    return NestedModel(network, spec, names, masked=(), level_sizes=level_sizes).eval()
 
 
 def images(count: int = 2) -> torch.Tensor:
@@ -109,7 +109,7 @@ def test_a_step_in_training_mode_is_the_plain_networks(level: int) -> None:
     expected.square().sum().backward()
     found.square().sum().backward()
     whole = dict(nested.network.named_parameters())
-    own = nested.private_tensors(level)
+    own = nested.own_tensors(level)
     for name, parameter in plain.named_parameters():
         assert parameter.grad is not None
         if name in own:
@@ -172,24 +172,24 @@ def test_no_position_of_a_channel_is_stored(tmp_path: Path) -> None:
 
 def test_axes_and_back() -> None:
     nested = narrow_model("test_vit")
-    assert nested.structure is not None
+    assert nested.level_sizes is not None
     state = nested.network.state_dict()
-    names = set(nested.structure.channels.names)
+    names = set(nested.level_sizes.channels.names)
     whole: list[list[str]] = [[], [], []]
-    channels, layers = nested.structure.channels, nested.structure.layers
-    again = structure_of(channels, layers, nested.structure.axis_levels(state), names, whole)
-    assert again.counts == nested.structure.counts
+    channels, layers = nested.level_sizes.channels, nested.level_sizes.layers
+    again = level_sizes_of(channels, layers, nested.level_sizes.axis_levels(state), names, whole)
+    assert again.counts == nested.level_sizes.counts
 
 
 def test_axes_that_do_not_belong_together_are_refused() -> None:
     nested = narrow_model("test_resnet")
-    assert nested.structure is not None
-    levels = nested.structure.axis_levels(nested.network.state_dict())
+    assert nested.level_sizes is not None
+    levels = nested.level_sizes.axis_levels(nested.network.state_dict())
     name = next(name for name in levels if 0 in levels[name])
     levels[name][0] = levels[name][0].flip(0)
-    names = set(nested.structure.channels.names)
+    names = set(nested.level_sizes.channels.names)
     with pytest.raises((ValueError, UnsupportedModelError), match=r"coupled with|first channels"):
-        structure_of(nested.structure.channels, nested.structure.layers, levels, names, [[], [], []])
+        level_sizes_of(nested.level_sizes.channels, nested.level_sizes.layers, levels, names, [[], [], []])
 
 
 def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
@@ -209,7 +209,7 @@ def test_statistics_of_a_narrow_level_are_those_of_all_images() -> None:
     expected = dict(plain.named_buffers())
     for name, buffer in graph.named_buffers():
         torch.testing.assert_close(buffer, expected[name], rtol=1e-3, atol=1e-4)
-    nested.load_private(1, graph)
+    nested.load_own(1, graph)
     with torch.no_grad():
         inputs = images()
         torch.testing.assert_close(nested(inputs, level=1), plain(inputs), rtol=1e-3, atol=1e-4)
