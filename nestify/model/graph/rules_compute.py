@@ -316,5 +316,6 @@ def _lstm(coupling: Coupling, call: Call) -> Result:
         coupling.sets.union(states[0], nodes)
     for state in call["hx"]:
         coupling.sets.union(state.nodes_of(2), states[0])
-    last = of_dims(call.shapes[1], {2: states[0]})
+    features = len(call.shapes[1]) - 1  # versions of torch differ in the dimensions before
+    last = of_dims(call.shapes[1], {features: states[0]})
     return of_dims(call.shapes[0], {2: below}), last, last

@@ -65,7 +65,12 @@ def narrow(
         if node.op == "call_function":
             _finish(node, training, device)
     graph.lint()
-    return fx.GraphModule(root, graph, class_name="Level")
+    level = fx.GraphModule(root, graph, class_name="Level")
+    used = dict(level.named_buffers())
+    for name in constants.keys() & used.keys():  # before torch 2.12, GraphModule makes all buffers persistent
+        module, _, local = name.rpartition(".")
+        level.get_submodule(module)._non_persistent_buffers_set.add(local)
+    return level
 
 
 def _copied(choice: Choice, node: fx.Node, graph: fx.Graph, copy_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
