@@ -36,8 +36,8 @@ class Analysis:
     Attributes:
         traced: the graph.
         coupling: the channels that are tied.
-        labels: by node: its tensor's labels, a tuple of them if it returns several tensors, or a number if it
-            returns a size (its value in the example input).
+        labels: maps each node to the labels of its tensor, to a tuple of them if it returns several tensors,
+            or to a number if it returns a size (its value in the example input).
         unknown: names of the operators without a rule, whose tensors are kept in full.
     """
 

@@ -25,7 +25,7 @@ def take_indices(tensor: Tensor, axes: Mapping[int, Indices]) -> Tensor:
 
     Args:
         tensor: the full tensor.
-        axes: from a dimension to its kept indices.
+        axes: maps each dimension to its kept indices; an absent dimension is kept in full.
 
     Returns:
         A view if the kept indices of every dimension are consecutive, a copy otherwise.

@@ -28,7 +28,7 @@ class BlockMap:
     Attributes:
         blocks: the blocks in order of execution.
         stages: the same blocks, grouped by kind and shape.
-        uncounted: from operators that the MACs of blocks leave out to the number of their calls.
+        uncounted: maps each operator that the MACs of blocks leave out to the number of its calls.
     """
 
     blocks: tuple[Block, ...]

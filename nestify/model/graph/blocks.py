@@ -35,8 +35,8 @@ class Residuals:
     this holds both ways, neither is the trunk, and the addition is not residual.
 
     Attributes:
-        trunks: from each addition to its trunk, in order of execution.
-        regions: from the module calls around nodes (outermost first) to the nodes inside.
+        trunks: maps each addition to its trunk, in order of execution.
+        regions: maps each path of module calls, outermost first, to the nodes inside.
         constants: nodes that do not depend on the images.
     """
 
@@ -153,7 +153,7 @@ def find_blocks(traced: Traced, counted: NodeMacs) -> dict[Block, Span]:
         counted: MACs of its nodes. A node of an unknown operator is assumed to have MACs.
 
     Returns:
-        From each block to its span.
+        A mapping from each block to its span.
     """
     modules, branches = _find_spans(Residuals(traced))
     position = {node: place for place, node in enumerate(traced.graph.nodes)}

@@ -44,7 +44,7 @@ class ChannelMap:
         traced: the model's graph.
         groups: the groups in the order of the graph.
         unknown: names of the operators without a rule, whose tensors are kept in full.
-        frozen: from a (tensor, dimension) that is not, or not completely, in groups to the reason.
+        frozen: maps each (tensor, dimension) with indices that are in no group to the reason.
         names: state-dict names of the parameters and buffers that the logits depend on in evaluation mode;
             a tied tensor has its first name.
     """

@@ -46,7 +46,7 @@ def _iter_marks(found: Analysis) -> Iterator[tuple[Nodes, Nodes]]:
 
 
 def _roles(sets: UnionFind) -> Nodes:
-    """Number the nodes: equal for nodes from one `fresh` call that are the n-th node of their sets from it.
+    """Number the nodes, equally if one `fresh` call made them as the n-th nodes of their sets.
 
     Returns:
         (nodes,)
@@ -62,7 +62,7 @@ def _roles(sets: UnionFind) -> Nodes:
 
 
 def _value_ids(constant: Tensor, dim: int) -> Nodes:
-    """Number the indices of a dimension: equal if the constant has equal values there.
+    """Number the indices of a dimension, equally if the constant has equal values there.
 
     Returns:
         (extent,); all different for a constant on the meta device, whose values are unknown.
@@ -158,7 +158,7 @@ def find_groups(found: Analysis) -> list[tuple[Group, Nodes]]:
 
 
 def frozen_dimensions(found: Analysis, groups: Iterable[Nodes]) -> dict[tuple[str, int], str]:
-    """Find the dimensions that are not, or not completely, in groups: (name, dim) -> reason.
+    """Find the dimensions with indices that are in no group: (name, dim) -> reason.
 
     Args:
         found: the analysis of the network.

@@ -72,7 +72,7 @@ class ChannelLabels:
 
         Args:
             shape: the new shape.
-            new_dim: from a dimension to its new position; None removes it together with its block.
+            new_dim: maps a dimension to its new position; None removes it together with its block.
         """
         blocks = []
         for block in self.blocks:
@@ -91,7 +91,7 @@ def make_labels(shape: Shape, nodes: dict[int, Nodes]) -> ChannelLabels:
 
     Args:
         shape: the shape of the tensor.
-        nodes: from a dimension to its (extent,) nodes. A dimension with one index or only
+        nodes: maps a dimension to its (extent,) nodes. A dimension with one index or only
             frozen nodes gets no block.
     """
     blocks = []

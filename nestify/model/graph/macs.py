@@ -37,7 +37,7 @@ class Product:
 
     Attributes:
         macs: number of multiply-accumulates.
-        factors: the arguments that may be a weight, the likeliest first; empty if both are activations.
+        factors: the arguments that may be a weight, the most likely first; empty if both are activations.
         has_weight: True if the first factor is the weight by its position; False if a factor is a weight only
             if it is a parameter itself.
     """
@@ -48,7 +48,7 @@ class Product:
 
 
 Formula = Callable[[Sequence[Any], Any], list[Product]]
-"""Function from a call's arguments, in the order of the operator's schema, and its first result.
+"""Returns the products of a call from its arguments, in the order of the operator's schema, and first result.
 
 A formula reads only the `shape` of a tensor.
 """
@@ -159,7 +159,7 @@ FORMULAS: Mapping[str, Formula] = {
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }
-"""From the name of an operator with MACs to its formula."""
+"""Maps the name of each operator with MACs to its formula."""
 
 _ATTENTION_KERNEL = re.compile("_scaled_dot_product_.*attention.*(?<!_backward)")
 """Matches the device-specific kernels that torch may use instead of `scaled_dot_product_attention`."""
@@ -177,7 +177,7 @@ class NodeMacs:
     """MACs of the operators of a graph.
 
     Attributes:
-        macs: from each node with MACs to the MACs of one image.
+        macs: maps each node with MACs to the MACs of one image.
         unknown: nodes of unknown operators, which are not in `macs`.
     """
 
@@ -186,7 +186,7 @@ class NodeMacs:
 
     @property
     def uncounted(self) -> Mapping[str, int]:
-        """From the name of each unknown operator, such as `aten::fft_fft2`, to the number of its calls."""
+        """Number of calls of each unknown operator, by a name such as `aten::fft_fft2`."""
         return Counter(f"aten::{operator_name(node.target)}" for node in self.unknown)
 
 

@@ -17,7 +17,7 @@ def is_write(node: fx.Node) -> bool:
 
 
 def find_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """Map each node to the node that allocated its memory, assuming that every possible view is one."""
+    """Map each node to the node that allocated its memory, which views and in-place operators may share."""
     found: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         source = node.args[0] if node.args else None
@@ -34,7 +34,7 @@ def _may_share(node: fx.Node) -> bool:
 
 
 def make_functional(graph: fx.Graph) -> None:
-    """Replace `relu_(x)` by `relu(x)` in place wherever later nodes read its result and not x.
+    """Replace `relu_(x)` by `relu(x)` wherever later nodes read its result, as in a trace, and not x.
 
     The remaining writes are into memory that is read later through other nodes as well, such as an assignment
     to a slice.

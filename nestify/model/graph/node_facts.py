@@ -45,7 +45,7 @@ def is_identity(node: fx.Node) -> bool:
 
 
 def find_ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
-    """Find the nodes that each node is computed from, except sizes, as bits by position in the graph."""
+    """Find the nodes that each node is computed from, except sizes, as a bit set of graph positions."""
     position = {node: place for place, node in enumerate(graph.nodes)}
     found: dict[fx.Node, int] = {}
     for node in graph.nodes:

@@ -20,7 +20,7 @@ class Coupling(Algebra):
     """The algebra of labels, and further facts about channels that the rules of operators record.
 
     Attributes:
-        channels: nodes that a weight multiplies; without one, a node is a token and not a channel.
+        channels: nodes that a weight multiplies; all other nodes are tokens, not channels.
         mixed: (nodes, operator) where dropping a channel changes the results of the rest (such as norms).
     """
 
@@ -77,7 +77,7 @@ class Call:
 
 Rule = Callable[[Coupling, Call], Result]
 RULES: dict[str, Rule] = {}
-"""From the name of an operator to its rule."""
+"""Maps the name of each operator to its rule."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -108,7 +108,7 @@ def describe_call(node: fx.Node) -> str:
 
 
 def refusal(node: fx.Node, problem: str, parts: str = "channels") -> UnsupportedModelError:
-    """Make the error for a call that does not allow scheduling parts of a model.
+    """Make the error for a call that prevents parts of a model from being scheduled.
 
     Args:
         node: the call.

@@ -10,7 +10,10 @@ from nestify.model.graph.rules_shape import repeat_each
 from nestify.model.graph.union_find import Nodes
 
 FEW_GROUPS = 8
-"""With fewer groups than this, all groups lose the same channels; with more, complete groups are dropped."""
+"""If there are fewer groups than this, each of at least as many channels, all lose the same channels.
+
+Otherwise complete groups are dropped.
+"""
 
 SPATIAL = (
     "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices lp_pool2d "

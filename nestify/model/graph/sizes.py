@@ -61,9 +61,9 @@ class Rewrite:
 
 
 Change = Callable[[Rewrite], Changes]
-"""Function from a call to its arguments that change at the width of the level."""
+"""Returns the arguments of a call that change at the width of the level."""
 CHANGES: dict[str, Change] = {}
-"""From the name of an operator to its function. Other operators take all sizes from their tensors."""
+"""Maps operator names to these functions. All other operators take their sizes from their tensors."""
 
 
 def _changes(*names: str) -> Callable[[Change], Change]:

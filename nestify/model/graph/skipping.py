@@ -14,7 +14,7 @@ class PrunedGraph:
     """The part of a graph that is needed when some of its nodes are replaced.
 
     Attributes:
-        replacements: from each replaced node to the earlier one that is read in its place.
+        replacements: maps each replaced node to the earlier one that is read in its place.
         needed: nodes that the output depends on, and the output itself.
         written: nodes whose memory a needed node writes into.
     """
@@ -60,7 +60,7 @@ def needed_nodes(graph: fx.Graph, replacements: Mapping[fx.Node, fx.Node]) -> fr
 
     Args:
         graph: the graph of the full network.
-        replacements: from each replaced node to the earlier one that is read in its place.
+        replacements: maps each replaced node to the earlier one that is read in its place.
     """
     found: set[fx.Node] = set()
     due = [graph.output_node()]

@@ -21,7 +21,7 @@ _TRAINING_FLAGS = {
     "feature_dropout": "train",
     "alpha_dropout": "train",
 }
-"""From each operator that works differently in training to the argument that switches it."""
+"""Maps each operator that works differently in training to the argument that switches it."""
 
 
 def build_network(

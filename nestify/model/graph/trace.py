@@ -29,7 +29,7 @@ class Traced:
         graph: placeholders, calls of operators, and an output of one tensor. Operators write in place only
             where `make_functional` could not replace them.
         images: the placeholder of the images, (B, C, H, W).
-        names: from each other placeholder, all of which are used, to the name of its tensor: parameters and
+        names: maps each other placeholder, all of which are used, to the name of its tensor: parameters and
             buffers have their state-dict names, tied ones the first; constants have their names in the graph.
         parameters: the names that belong to parameters.
         constants: values of the tensors that are not in the state dict: non-persistent buffers and constants.
