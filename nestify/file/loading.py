@@ -14,8 +14,8 @@ from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.model.batch_norm import own_names
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.model.graph.block_map import find_layers
-from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.block_map import map_blocks
+from nestify.model.graph.channel_map import map_channels
 from nestify.model.level_sizes import LevelSizes, level_sizes_of
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import (
@@ -110,10 +110,10 @@ def restored(
 
 
 def _structure(network: nn.Module, spec: ModelSpec, state: NestedState) -> LevelSizes:
-    channels = find_channels(network, spec.input_size)
+    channels = map_channels(network, spec.input_size)
     names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
     skipped = state.skipped or [[] for _ in range(state.entry.n_levels)]
-    return level_sizes_of(channels, find_layers(channels), state.axes, names, skipped)
+    return level_sizes_of(channels, map_blocks(channels), state.axes, names, skipped)
 
 
 def _masks(level_sizes: LevelSizes, spec: ModelSpec, state: NestedState) -> EntryLevels:

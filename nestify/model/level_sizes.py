@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 
 from nestify.model.entry_levels import box_levels
-from nestify.model.graph.axes import Axes, sliced
-from nestify.model.graph.block_map import LayerMap
+from nestify.model.graph.axes import Axes, take_indices
+from nestify.model.graph.block_map import BlockMap
 from nestify.model.graph.channel_map import ChannelMap
 from nestify.model.heads import set_classes
 
@@ -38,7 +38,7 @@ class LevelSizes:
     """
 
     channels: ChannelMap
-    layers: LayerMap
+    layers: BlockMap
     counts: tuple[tuple[int, ...], ...]
     skipped: tuple[frozenset[str], ...]
     _axes: list[Axes] = field(init=False, repr=False, compare=False)
@@ -57,7 +57,7 @@ class LevelSizes:
             raise ValueError("the blocks of the levels do not nest")
         axes = [self.channels.axes([np.arange(count) for count in counts]) for counts in self.counts]
         object.__setattr__(self, "_axes", axes)
-        missing = [self.layers.missing(skipped) for skipped in self.skipped]
+        missing = [self.layers.unused_names(skipped) for skipped in self.skipped]
         object.__setattr__(self, "_missing", missing)
 
     def __deepcopy__(self, memo: object) -> "LevelSizes":
@@ -90,7 +90,7 @@ class LevelSizes:
 
     def cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
         """A level's part of a tensor of the full network; differentiable."""
-        return sliced(tensor, self.axes(level).get(name, {}))
+        return take_indices(tensor, self.axes(level).get(name, {}))
 
     def skeleton(self, level: int, *, training: bool, device: torch.device) -> fx.GraphModule:
         """A level's network, to be called with the level's tensors (`torch.func.functional_call`)."""
@@ -98,7 +98,7 @@ class LevelSizes:
         if key not in self._skeletons:
             self._skeletons[key] = self.channels.skeleton(
                 self.axes(level),
-                substitutes=self.layers.substitutes(self.skipped[level - 1]),
+                replacements=self.layers.replacements(self.skipped[level - 1]),
                 training=training,
                 device=device,
             )
@@ -161,7 +161,7 @@ class LevelSizes:
 
 def level_sizes_of(
     channels: ChannelMap,
-    layers: LayerMap,
+    layers: BlockMap,
     levels: AxisLevels,
     names: Collection[str],
     skipped: Sequence[Collection[str]],

@@ -164,16 +164,16 @@ class NestedModel(nn.Module):
 
     # -- views -------------------------------------------------------------------------------------
 
-    def projection(self, level: int, *, stand_ins: bool = False) -> dict[str, Tensor]:
+    def projection(self, level: int, *, lazy: bool = False) -> dict[str, Tensor]:
         """The tensors in which a level differs from `network`, by state-dict name; differentiable.
 
         A smaller level differs in all that its network has.
 
         Args:
             level: 1-based.
-            stand_ins: give masked weights that are made where they are used, to save memory.
+            lazy: give masked weights that are made where they are used, to save memory.
         """
-        make = MaskedWeight if stand_ins else masked_weight
+        make = MaskedWeight if lazy else masked_weight
         if self.level_sizes and self.is_smaller(level):
             own = self.own_tensors(level)
             names = self.level_sizes.names(level)
@@ -241,13 +241,13 @@ class NestedModel(nn.Module):
             )
         return output
 
-    def view(self, level: int, device: torch.device, stand_ins: bool) -> tuple[nn.Module, dict[str, Tensor]]:
+    def view(self, level: int, device: torch.device, lazy: bool) -> tuple[nn.Module, dict[str, Tensor]]:
         """A module, and the tensors with which it computes a level: for `torch.func.functional_call`.
 
         Args:
-            device: of the images. `level`, `stand_ins`: as for `projection`.
+            device: of the images. `level`, `lazy`: as for `projection`.
         """
-        changed = self._projection_now(level, stand_ins)
+        changed = self._projection_now(level, lazy)
         if self.level_sizes is not None and self.is_smaller(level):
             return self.level_sizes.skeleton(level, training=self.training, device=device), changed
         # A module that is registered under several names must be given under one, and a tensor that
@@ -255,11 +255,11 @@ class NestedModel(nn.Module):
         tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
         return self.network, changed | tied
 
-    def _projection_now(self, level: int, stand_ins: bool) -> dict[str, Tensor]:
+    def _projection_now(self, level: int, lazy: bool) -> dict[str, Tensor]:
         """The projection; kept between calls while nothing changes, one level at a time."""
         if self.training or torch.is_grad_enabled():
             self._cached = None
-            return self.projection(level, stand_ins=stand_ins)
+            return self.projection(level, lazy=lazy)
         state = (level, self._whole.at(level), identity(self.parameters()))
         if self._cached is None or self._cached[0] != state:
             self._cached = None  # free the old level's copy before the new one is made

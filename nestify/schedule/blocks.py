@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
-from nestify.model.graph.block_map import LayerMap, find_layers
+from nestify.model.graph.block_map import BlockMap, map_blocks
 from nestify.model.graph.blocks import Block, Stage
-from nestify.model.graph.channel_map import ChannelMap, find_channels
+from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.spec import ModelSpec, state_tensors
 
 Ranking = tuple[Block, ...]
@@ -92,7 +92,7 @@ class Removable:
     """
 
     channels: ChannelMap
-    layers: LayerMap
+    layers: BlockMap
     ranking: Ranking
 
 
@@ -113,8 +113,8 @@ def find_removable(
     Raises:
         UnsupportedModelError: if torch cannot trace the network, or the channels cannot be followed.
     """
-    channels = find_channels(network, spec.input_size) if known is None else known.channels
-    layers = find_layers(channels) if known is None else known.layers
+    channels = map_channels(network, spec.input_size) if known is None else known.channels
+    layers = map_blocks(channels) if known is None else known.layers
     if calibration is None:
         return Removable(channels, layers, rank_evenly(layers.stages))
     loss = loss_of_skipping(network, channels, layers, calibration)
@@ -123,7 +123,7 @@ def find_removable(
 
 @torch.no_grad()
 def loss_of_skipping(
-    network: nn.Module, channels: ChannelMap, layers: LayerMap, batches: Iterable[Tensor]
+    network: nn.Module, channels: ChannelMap, layers: BlockMap, batches: Iterable[Tensor]
 ) -> Loss:
     """How far the logits move when blocks are skipped: mean divergence from the whole network's answers.
 
@@ -143,8 +143,8 @@ def loss_of_skipping(
 
     @torch.no_grad()
     def loss(skipped: Sequence[Block]) -> float:
-        substitutes = layers.substitutes([block.name for block in skipped])
-        skeleton = channels.skeleton(axes, substitutes=substitutes, training=False, device=device)
+        replacements = layers.replacements([block.name for block in skipped])
+        skeleton = channels.skeleton(axes, replacements=replacements, training=False, device=device)
         own = {name: tensors[name] for name in skeleton.state_dict()}
         divergence = [
             functional.kl_div(

@@ -27,9 +27,9 @@ with warnings.catch_warnings():
     from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from nestify.model.graph.channel_map import ChannelMap, find_channels, permute_channels
+from nestify.model.graph.channel_map import ChannelMap, map_channels, permute_channels
 from tests.family_walk import smallest_model
-from tests.model.graph.builders import cut, difference, loaded, random_units, zeroed
+from tests.model.graph.builders import cut, difference, load_tensors, random_units, zero_units
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Of the differences; some models compute in float32 whatever they are given."""
@@ -52,7 +52,7 @@ def _try(family: str, tell: Tell) -> str:
     side = images.shape[-1]
     tell({"variant": name, "input": f"{side}x{side}"})
     start = time.perf_counter()
-    channels = find_channels(model, (3, side, side))
+    channels = map_channels(model, (3, side, side))
     seconds = time.perf_counter() - start
     units = sum(group.units for group in channels.groups)
     row = {"groups": str(len(channels.groups)), "units": str(units), "seconds": f"{seconds:.1f}"}
@@ -81,14 +81,14 @@ def _dropped_against_zeroed(model: nn.Module, channels: ChannelMap, images: Tens
     """Largest difference between logits of a level without some units, and of the model where they are 0."""
     unmixed = [k for k, group in enumerate(channels.groups) if not group.mixed]
     kept = random_units(channels, 0, unmixed)
-    level = loaded(channels.narrowed(kept), cut(channels, model, channels.axes(kept)))
-    return difference(level(images), zeroed(channels, model, kept)(images))
+    level = load_tensors(channels.narrow(kept), cut(channels, model, channels.axes(kept)))
+    return difference(level(images), zero_units(channels, model, kept)(images))
 
 
 def _left(model: nn.Module, channels: ChannelMap, images: Tensor) -> Row:
     """Shares of the parameters and MACs that half of every group's units leave."""
     kept = [np.arange(max(1, group.units // 2)) for group in channels.groups]
-    level = loaded(channels.narrowed(kept), cut(channels, model, channels.axes(kept)))
+    level = load_tensors(channels.narrow(kept), cut(channels, model, channels.axes(kept)))
     sizes = [sum(p.numel() for p in module.parameters()) for module in (level, model)]
     flops = []
     for module in (level, model):

@@ -53,11 +53,11 @@ def _try(family: str, tell: Tell) -> str:
                 "branches": str(walked.branches),
                 "MACs in blocks": f"{walked.share:.2f}",
                 "compared": f"{walked.compared} of {walked.tried}",
-                "off": f"{walked.off:.0e}",
+                "off": f"{walked.error:.0e}",
                 "seconds": f"{time.perf_counter() - start:.1f}",
             }
         )
-        if walked.off > TOLERANCE[images.dtype]:
+        if walked.error > TOLERANCE[images.dtype]:
             return "WRONG: other logits than timm's"
         if walked.tried:
             return "works" if walked.compared else "works, as far as it goes without timm's logits"

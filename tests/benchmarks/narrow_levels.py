@@ -23,8 +23,8 @@ from timm.models import get_pretrained_cfg
 from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
-from nestify.model.graph.block_map import find_layers
-from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.block_map import map_blocks
+from nestify.model.graph.channel_map import map_channels
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
@@ -43,10 +43,10 @@ def make(name: str, size: int) -> NestedModel:
     torch.manual_seed(0)
     argument = {"img_size": size} if get_pretrained_cfg(name).fixed_input_size else {}
     network = timm.create_model(name, num_classes=100, **argument).eval()
-    channels = find_channels(network, (3, size, size))
+    channels = map_channels(network, (3, size, size))
     levels = [Level(f"l{k}", 0.0, width=width) for k, width in enumerate(WIDTHS)]
     counts = tuple(channel_counts(channels.groups, levels, 8))
-    level_sizes = LevelSizes(channels, find_layers(channels), counts, (frozenset(),) * len(counts))
+    level_sizes = LevelSizes(channels, map_blocks(channels), counts, (frozenset(),) * len(counts))
     spec = describe_model(network, (3, size, size))
     return NestedModel(network, spec, [level.name for level in levels], masked=(), level_sizes=level_sizes)
 

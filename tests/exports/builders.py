@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from nestify.exports.target import ExportFacts, ExportFormat, Target
-from nestify.model.graph.axes import sliced
-from nestify.model.graph.block_map import find_layers
-from nestify.model.graph.channel_map import ChannelMap, find_channels
+from nestify.model.graph.axes import take_indices
+from nestify.model.graph.block_map import map_blocks
+from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.spec import describe_model, state_tensors
 
 NAMES = [f"class {number}: Käfer, \"quoted\" 'x'" for number in range(10)]
@@ -54,13 +54,13 @@ def alive(name: str, **kwargs: Any) -> nn.Module:
 
 def half(model: nn.Module, side: int, skipped: Collection[str] = ()) -> nn.Module:
     """The level that has the first half of every group's units, and lacks some blocks."""
-    channels = find_channels(model, (3, side, side))
+    channels = map_channels(model, (3, side, side))
     return _level(model, channels, [max(1, group.units // 2) for group in channels.groups], skipped)
 
 
 def shallow(model: nn.Module, side: int, skipped: Collection[str]) -> nn.Module:
     """The level that has all channels, and lacks some blocks."""
-    channels = find_channels(model, (3, side, side))
+    channels = map_channels(model, (3, side, side))
     return _level(model, channels, [group.units for group in channels.groups], skipped)
 
 
@@ -68,9 +68,11 @@ def _level(
     model: nn.Module, channels: ChannelMap, counts: Sequence[int], skipped: Collection[str]
 ) -> nn.Module:
     axes, tensors = channels.axes([np.arange(count) for count in counts]), state_tensors(model)
-    substitutes = find_layers(channels).substitutes(skipped) if skipped else {}
-    level = channels.skeleton(axes, training=False, device=torch.device("cpu"), substitutes=substitutes)
-    own = {name: sliced(tensors[name], axes.get(name, {})).detach().clone() for name in level.state_dict()}
+    replacements = map_blocks(channels).replacements(skipped) if skipped else {}
+    level = channels.skeleton(axes, training=False, device=torch.device("cpu"), replacements=replacements)
+    own = {
+        name: take_indices(tensors[name], axes.get(name, {})).detach().clone() for name in level.state_dict()
+    }
     level.load_state_dict(own, assign=True)
     return level.eval()
 

@@ -12,8 +12,8 @@ import nestify
 from nestify.errors import BadFileError, UnsupportedModelError
 from nestify.file.writer import write_nested_file
 from nestify.model.batch_norm import recalibrate
-from nestify.model.graph.block_map import find_layers
-from nestify.model.graph.channel_map import find_channels, permute_channels
+from nestify.model.graph.block_map import map_blocks
+from nestify.model.graph.channel_map import map_channels, permute_channels
 from nestify.model.level_sizes import LevelSizes, level_sizes_of
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
@@ -34,11 +34,11 @@ def narrow_model(architecture: str, widths: tuple[float, ...] = WIDTHS) -> Neste
                 tensor.copy_(
                     torch.rand_like(tensor) + 0.5 if tensor.ndim < 2 else torch.randn_like(tensor) / 9
                 )
-    channels = find_channels(network, (3, SIDE, SIDE))
+    channels = map_channels(network, (3, SIDE, SIDE))
     levels = [Level(f"size-{k}", 0.0, width=width) for k, width in enumerate(widths, start=1)]
     counts = channel_counts(channels.groups, levels, 8)
     names = [level.name for level in levels]
-    level_sizes = LevelSizes(channels, find_layers(channels), tuple(counts), (frozenset(),) * len(counts))
+    level_sizes = LevelSizes(channels, map_blocks(channels), tuple(counts), (frozenset(),) * len(counts))
     spec = describe_model(network, (3, SIDE, SIDE))
     return NestedModel(network, spec, names, masked=(), level_sizes=level_sizes).eval()
 
@@ -227,6 +227,6 @@ def test_what_a_network_keeps_of_its_parameters_is_dropped() -> None:
             elif parameter.ndim < 2:  # residual branches begin at 0
                 parameter.uniform_(0.5, 1.5)
         expected = network(inputs)
-        channels = find_channels(network, (3, 224, 224))
+        channels = map_channels(network, (3, 224, 224))
         permute_channels(network, channels, [np.arange(group.units)[::-1] for group in channels.groups])
         torch.testing.assert_close(network(inputs), expected, rtol=0, atol=1e-4)

@@ -1,1 +1,1 @@
-"""What can be left out of a network: coupled channels and residual blocks, found in its traced graph."""
+"""Find the coupled channels and residual blocks that levels can leave out, in a network's traced graph."""

@@ -1,4 +1,4 @@
-"""Labels of every tensor in a graph, and what must be tied so that every level's tensors are boxes."""
+"""Label every tensor in a graph, and tie channels so that every level's tensors are boxes."""
 
 import operator
 from dataclasses import dataclass, field
@@ -14,30 +14,31 @@ from nestify.model.graph.operators import (
     RULES,
     Call,
     Coupling,
+    describe_call,
     example_shape,
-    first,
-    hinted,
+    first_argument,
     named_arguments,
     operator_name,
-    place_of,
+    plain_number,
     refusal,
 )
 from nestify.model.graph.trace import Traced
-from nestify.model.graph.union_find import WHOLE, Nodes, UnionFind
+from nestify.model.graph.union_find import FROZEN, Nodes, UnionFind
 
 RULE_FILES = (rules_shape, rules_compute)
-"""Importing them fills the table of rules."""
+"""Modules that fill the table of rules when they are imported."""
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the rules found.
+    """The result of applying the rules to a graph.
 
     Attributes:
-        coupling: which channels are tied.
-        labels: of every node that gives a tensor; a tuple for a node that gives several, a number for one
-            that gives a size of the example.
-        unknown: operators without a rule, whose tensors are kept whole.
+        traced: the graph.
+        coupling: the channels that are tied.
+        labels: maps each node to the labels of its tensor, to a tuple of them if it returns several tensors,
+            or to a number if it returns a size (its value in the example input).
+        unknown: names of the operators without a rule, whose tensors are kept in full.
     """
 
     traced: Traced
@@ -50,11 +51,11 @@ def analyse(traced: Traced) -> Analysis:
     """Find which channels are tied.
 
     Raises:
-        UnsupportedModelError: for a call that its rule does not understand.
+        UnsupportedModelError: if the rule of an operator does not support one of its calls.
     """
     found = Analysis(traced)
     for node in traced.graph.nodes:
-        found.coupling.sets.reason = place_of(node)
+        found.coupling.sets.reason = describe_call(node)
         found.labels[node] = _labels(found, node)
     _make_boxes(found)
     _freeze_tokens(found)
@@ -74,13 +75,13 @@ def _labels(found: Analysis, node: fx.Node) -> Any:
     if node.op != "call_function":
         raise refusal(node, f"is a {node.op} and not a call of an operator")
     if node.target is operator.getitem:
-        return found.labels[first(node)][node.args[1]]
-    if not isinstance(node.target, torch._ops.OpOverload) or not _gives_tensors(value):
-        return hinted(value)
+        return found.labels[first_argument(node)][node.args[1]]
+    if not isinstance(node.target, torch._ops.OpOverload) or not _is_tensors(value):
+        return plain_number(value)
     return _apply_rule(found, node, value)
 
 
-def _gives_tensors(value: Any) -> bool:
+def _is_tensors(value: Any) -> bool:
     return isinstance(value, Tensor) or (isinstance(value, tuple | list) and isinstance(value[0], Tensor))
 
 
@@ -88,33 +89,33 @@ def _apply_rule(found: Analysis, node: fx.Node, value: Any) -> Any:
     several = isinstance(value, tuple | list)
     shapes = tuple(example_shape(tensor) for tensor in (value if several else [value]))
     arguments = fx.map_arg(named_arguments(node), lambda n: found.labels[n])
-    arguments = {name: _plain(argument) for name, argument in arguments.items()}
+    arguments = {name: _plain_numbers(argument) for name, argument in arguments.items()}
     places = {user.args[1] for user in node.users if user.target is operator.getitem}
     used = tuple(not several or place in places for place in range(len(shapes)))
     call = Call(operator_name(node.target), arguments, shapes, used)
-    known = RULES.get(call.name)
-    if known is None:
+    rule = RULES.get(call.name)
+    if rule is None:
         found.unknown.add(call.name)
         for labels in call.tensors():
             found.coupling.freeze(labels)
-        whole = tuple(ChannelLabels(shape) for shape in shapes)
-        return whole if several else whole[0]
+        full = tuple(ChannelLabels(shape) for shape in shapes)
+        return full if several else full[0]
     try:
-        result = known(found.coupling, call)
+        result = rule(found.coupling, call)
     except (AssertionError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        raise refusal(node, "is called in a way that its rule does not know") from error
-    promised = tuple(labels.shape for labels in _tensors([result]))
-    if promised != shapes:
-        raise refusal(node, f"gives {list(shapes)}, but its rule expects {list(promised)}")
+        raise refusal(node, "is called in a way that its rule does not support") from error
+    expected = tuple(labels.shape for labels in _tensors([result]))
+    if expected != shapes:
+        raise refusal(node, f"returns shapes {list(shapes)}, but its rule expects {list(expected)}")
     return result
 
 
-def _plain(value: Any) -> Any:
-    return [hinted(item) for item in value] if isinstance(value, list | tuple) else hinted(value)
+def _plain_numbers(value: Any) -> Any:
+    return [plain_number(item) for item in value] if isinstance(value, list | tuple) else plain_number(value)
 
 
 def all_labels(found: Analysis) -> list[ChannelLabels]:
-    """Of every tensor in the graph."""
+    """Return the labels of every tensor in the graph."""
     return _tensors(list(found.labels.values()))
 
 
@@ -127,9 +128,9 @@ def _tensors(values: Any) -> list[ChannelLabels]:
 
 
 def _make_boxes(found: Analysis) -> None:
-    """Tie what is left of blocks over several dimensions to the dimension that leaves most units."""
+    """Tie the remaining blocks over several dimensions, each so that it keeps the most independent units."""
     coupling = found.coupling
-    coupling.sets.reason = "a reshape that must stay a box"
+    coupling.sets.reason = "a reshape whose result must be a box"
     blocks = [block for labels in all_labels(found) for block in labels.blocks]
     joint = {id(block.nodes): block for block in blocks if len(block.dims) > 1}
     while joint:
@@ -149,23 +150,23 @@ def _tie(coupling: Coupling, block: NodeBlock) -> None:
 
 
 def _rows(nodes: Nodes, axis: int) -> Nodes:
-    """(extent of the axis, everything else)"""
+    """Return the nodes as a matrix: (extent of the axis, everything else)."""
     return np.moveaxis(nodes, axis, 0).reshape(nodes.shape[axis], -1)
 
 
 def _units(rows: Nodes) -> int:
-    """Sets that would be left if every row were one."""
+    """Count the sets that would remain if the nodes of each row were tied."""
     roots, compact = np.unique(rows, return_inverse=True)
     compact = compact.reshape(rows.shape)
     trial = UnionFind()
     nodes = trial.fresh(len(roots))
-    trial.freeze(nodes[roots == WHOLE])
+    trial.freeze(nodes[roots == FROZEN])
     trial.union(nodes[compact[:, :1]], nodes[compact])
     return int(np.count_nonzero(np.unique(trial.roots(nodes))))
 
 
 def _freeze_tokens(found: Analysis) -> None:
-    """Keep whole what no weight multiplies: register tokens, positions of a table that nothing adds to."""
+    """Freeze sets that no weight multiplies: register tokens, positions of a table that nothing adds to."""
     sets = found.coupling.sets
     is_channel = np.zeros(len(sets), dtype=bool)
     for nodes in found.coupling.channels:

@@ -1,4 +1,4 @@
-"""Axes: which indices of which tensors are kept, how a tensor is cut to them, how they are put in order."""
+"""The indices of each tensor that a level keeps, and how a tensor is cut to them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,17 +14,21 @@ from nestify.model.graph.labels import ChannelLabels, Shape
 from nestify.model.graph.union_find import Nodes
 
 Indices = NDArray[np.int64]
-"""(kept,) places that are kept, ascending: indices of a dimension, or units of a group."""
+"""(kept,) positions that are kept, ascending: indices along a dimension, or units of a group."""
 
 Axes = Mapping[str, Mapping[int, Indices]]
-"""Name of a tensor -> dimension -> indices that are kept; a dimension that is absent is whole."""
+"""Name of a tensor -> dimension -> indices that are kept; an absent dimension is kept in full."""
 
 
-def sliced(tensor: Tensor, axes: Mapping[int, Indices]) -> Tensor:
-    """Cut a tensor to the indices that are kept of its dimensions; differentiable.
+def take_indices(tensor: Tensor, axes: Mapping[int, Indices]) -> Tensor:
+    """Cut a tensor to the kept indices of its dimensions; differentiable.
+
+    Args:
+        tensor: the full tensor.
+        axes: maps each dimension to its kept indices; an absent dimension is kept in full.
 
     Returns:
-        a view where the kept indices of every dimension follow each other, a copy otherwise.
+        A view if the kept indices of every dimension are consecutive, a copy otherwise.
     """
     for dim, kept in axes.items():
         if len(kept) and int(kept[-1]) - int(kept[0]) == len(kept) - 1:
@@ -35,6 +39,7 @@ def sliced(tensor: Tensor, axes: Mapping[int, Indices]) -> Tensor:
 
 
 Kept = NDArray[np.bool_]
+"""Mask that is True for what is kept."""
 
 
 class NotABox(ValueError):
@@ -43,20 +48,21 @@ class NotABox(ValueError):
 
 @dataclass(frozen=True)
 class Choice:
-    """What a level keeps.
+    """The channels that a level keeps.
 
     Attributes:
-        kept: (nodes of the analysis,) whether the set of each root stays; what is no root does not count.
+        found: the analysis of the full network.
+        kept: (nodes of the analysis,) at each root, whether its set is kept; ignored at other nodes.
     """
 
     found: Analysis
     kept: Kept
 
-    def along(self, labels: ChannelLabels, dim: int) -> Kept:
-        """(extent,) which indices of a tensor's dimension stay.
+    def kept_along(self, labels: ChannelLabels, dim: int) -> Kept:
+        """Return an (extent,) mask of the kept indices along a tensor's dimension.
 
         Raises:
-            NotABox: if that depends on the index in another dimension.
+            NotABox: if the kept indices depend on the index in another dimension.
         """
         block = labels.block_of(dim)
         if block is None:
@@ -71,19 +77,21 @@ class Choice:
         return sides[block.dims.index(dim % labels.ndim)]
 
     def count(self, labels: ChannelLabels, dim: int) -> int:
-        """How many indices of a tensor's dimension stay."""
-        return int(np.count_nonzero(self.along(labels, dim)))
+        """Count the kept indices along a tensor's dimension."""
+        return int(np.count_nonzero(self.kept_along(labels, dim)))
 
     def shape(self, labels: ChannelLabels) -> Shape:
-        """What a tensor's shape becomes."""
+        """Return the shape of a tensor in the level."""
         return tuple(self.count(labels, dim) for dim in range(labels.ndim))
 
 
 def choose(found: Analysis, roots: Sequence[Nodes], kept_units: Sequence[NDArray[np.int64]]) -> Choice:
-    """Keep some units of every group, and all that is in no group.
+    """Keep some units of every group, and all channels that are in no group.
 
     Args:
-        roots: of each group's units. `kept_units`: which of them stay, by position.
+        found: the analysis of the full network.
+        roots: per group, the (units,) roots of its units.
+        kept_units: per group, the positions of the units to keep.
     """
     kept = np.ones(len(found.coupling.sets), dtype=bool)
     for group, units in zip(roots, kept_units, strict=True):

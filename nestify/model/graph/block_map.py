@@ -1,4 +1,4 @@
-"""What the layer schedule knows of a model: the blocks that a level can skip, and what is left then."""
+"""The blocks of a model that a level can skip, and the tensors that it then does not need."""
 
 from collections.abc import Collection, Mapping
 from types import MappingProxyType
@@ -8,23 +8,27 @@ from nestify.errors import UnsupportedModelError
 from nestify.model.graph.blocks import Block, Stage, find_blocks, find_stages
 from nestify.model.graph.channel_map import ChannelMap
 from nestify.model.graph.macs import node_macs
-from nestify.model.graph.skipping import remains_of
+from nestify.model.graph.skipping import prune_graph
 
 
-def find_layers(channels: ChannelMap) -> "LayerMap":
-    """Find the blocks of a model that a level can skip; there may be none."""
-    return LayerMap(channels)
+def map_blocks(channels: ChannelMap) -> "BlockMap":
+    """Find the blocks of a model that a level can skip; there may be none.
+
+    Args:
+        channels: the model's channels, with its graph.
+    """
+    return BlockMap(channels)
 
 
-class LayerMap:
-    """The blocks of one model, of which any can be skipped together. Does not change.
+class BlockMap:
+    """The blocks of one model, any of which can be skipped in any combination. Immutable.
 
     Holds no tensor of the model's state dict.
 
     Attributes:
-        blocks: in order of execution.
-        stages: the same blocks, those of one kind and shape together.
-        uncounted: operators that the MACs of blocks leave out, with the number of their calls.
+        blocks: the blocks in order of execution.
+        stages: the same blocks, grouped by kind and shape.
+        uncounted: maps each operator that the MACs of blocks leave out to the number of its calls.
     """
 
     blocks: tuple[Block, ...]
@@ -40,42 +44,45 @@ class LayerMap:
         self._channels = channels
         self._ends = {block.name: (output.name, source.name) for block, (output, source) in spans.items()}
 
-    def __copy__(self) -> "LayerMap":
+    def __copy__(self) -> "BlockMap":
         return self
 
-    def __deepcopy__(self, memo: Any) -> "LayerMap":
+    def __deepcopy__(self, memo: Any) -> "BlockMap":
         return self
 
-    def substitutes(self, skipped: Collection[str]) -> Mapping[str, str]:
-        """What `ChannelMap.skeleton` needs to leave blocks out.
+    def replacements(self, skipped: Collection[str]) -> Mapping[str, str]:
+        """Return the replacements with which `ChannelMap.skeleton` skips blocks.
 
         Args:
             skipped: names of blocks, which may come from an untrusted file.
 
         Returns:
-            name of the node that a block gives -> name of the node that stands for it.
+            Name of a block's output node -> name of the earlier node that is read in its place.
 
         Raises:
-            UnsupportedModelError: for a name that is no block's.
+            UnsupportedModelError: if a name is not that of a block.
         """
         for name in skipped:
             if name not in self._ends:
                 raise UnsupportedModelError(
-                    f"{name!r} is no block of this model that a level can skip; "
+                    f"{name!r} is not a block of this model that a level can skip; "
                     "use a file that was made for this model"
                 )
         return MappingProxyType(dict(self._ends[name] for name in skipped))
 
-    def missing(self, skipped: Collection[str]) -> frozenset[str]:
-        """State-dict names of `ChannelMap.names` that the network without these blocks does not read.
+    def unused_names(self, skipped: Collection[str]) -> frozenset[str]:
+        """Return the names in `ChannelMap.names` that the network without these blocks does not read.
 
-        Tensors that several blocks share are among them where all of those are skipped.
+        A tensor that several blocks share is included if all of them are skipped.
+
+        Args:
+            skipped: names of blocks, which may come from an untrusted file.
 
         Raises:
-            UnsupportedModelError: for a name that is no block's, or if an operator writes in place into what
-                one of the blocks reads or gives.
+            UnsupportedModelError: if a name is not that of a block, or if an operator writes in place into
+                the input or output of one of the blocks.
         """
         traced = self._channels.traced
-        needed = remains_of(traced.graph, self.substitutes(skipped)).needed
+        needed = prune_graph(traced.graph, self.replacements(skipped)).needed
         read = {name for node, name in traced.names.items() if node in needed}
         return frozenset(self._channels.names) - read

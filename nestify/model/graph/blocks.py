@@ -1,4 +1,4 @@
-"""Blocks of a network that can be skipped: what they are, what they cost, and how they form stages."""
+"""Find the blocks of a network that can be skipped, their costs, and the stages that they form."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,17 +9,17 @@ from nestify.model.graph.macs import NodeMacs
 from nestify.model.graph.memory import is_write
 from nestify.model.graph.node_facts import (
     SymbolicShape,
-    ancestors,
-    cancel,
-    changes_nothing,
-    constants,
-    example_shape,
+    find_ancestors,
+    find_constants,
+    find_regions,
+    is_identity,
     is_layout,
     is_like,
+    layouts_cancel,
     module_calls,
-    regions,
+    symbolic_shape,
 )
-from nestify.model.graph.operators import first, named_arguments, operator_name
+from nestify.model.graph.operators import first_argument, named_arguments, operator_name
 from nestify.model.graph.skipping import needed_nodes
 from nestify.model.graph.trace import Traced
 
@@ -30,21 +30,21 @@ Region = Collection[fx.Node]
 class Residuals:
     """The residual additions of a graph.
 
-    `add(a, b)` is one with trunk a if a, b and the sum have one shape and type, nothing but the sum reads b,
-    and b is computed from a, or from what a carries (see `walk_back`) inside the module that adds. If that
-    holds both ways, none is the trunk.
+    `add(a, b)` is one with trunk a if a, b and the sum have the same shape and type, only the sum reads b,
+    and b is computed from a or from a node that `walk_back` reaches from a inside the module that adds. If
+    this holds both ways, neither is the trunk, and the addition is not residual.
 
     Attributes:
-        trunks: each addition with its trunk, in order of execution.
-        regions: the nodes inside every module call, by the calls around them.
-        constants: nodes that do not change with the images.
+        trunks: maps each addition to its trunk, in order of execution.
+        regions: maps each path of module calls, outermost first, to the nodes inside.
+        constants: nodes that do not depend on the images.
     """
 
     def __init__(self, traced: Traced) -> None:
         self.trunks: dict[fx.Node, fx.Node] = {}
-        self.regions = regions(traced.graph)
-        self.constants = constants(traced)
-        bits = ancestors(traced.graph)
+        self.regions = find_regions(traced.graph)
+        self.constants = find_constants(traced)
+        bits = find_ancestors(traced.graph)
         position = {node: place for place, node in enumerate(traced.graph.nodes)}
         for node in traced.graph.nodes:
             if operator_name(node.target) != "add" or is_write(node) or node in self.constants:
@@ -52,41 +52,41 @@ class Residuals:
             region = self.regions[module_calls(node)]
             found = [
                 trunk
-                for trunk, branch in _ways(node)
+                for trunk, branch in _trunk_candidates(node)
                 if any(bits[branch] >> position[source] & 1 for source in self.walk_back(trunk, region))
             ]
             if len(found) == 1:
                 self.trunks[node] = found[0]
 
     def walk_back(self, node: fx.Node, region: Region) -> Iterator[fx.Node]:
-        """A node, and those that it comes from by `carried` and residual additions, to the first outside."""
+        """Yield a node and its sources along trunks and `carried_source`, to the first outside the region."""
         yield node
         while node in region:
-            source = self.trunks[node] if node in self.trunks else self.carried(node)
+            source = self.trunks[node] if node in self.trunks else self.carried_source(node)
             if source is None:
                 return
             yield source
             node = source
 
-    def carried(self, node: fx.Node) -> fx.Node | None:
-        """The node that this one only rearranges, repeats, or scales by a constant; None for all others."""
+    def carried_source(self, node: fx.Node) -> fx.Node | None:
+        """Return the node that this one only rearranges, repeats, or scales by a constant; otherwise None."""
         if operator_name(node.target) in ("mul", "div") and not is_write(node):
-            return self._scaled(node)
-        source = node.args[0] if changes_nothing(node) or is_layout(node) else None
+            return self._scaled_source(node)
+        source = node.args[0] if is_identity(node) or is_layout(node) else None
         return source if isinstance(source, fx.Node) else None
 
-    def _scaled(self, node: fx.Node) -> fx.Node | None:
+    def _scaled_source(self, node: fx.Node) -> fx.Node | None:
         one, other = node.args[:2]
-        ways = [(one, other), (other, one)] if operator_name(node.target) == "mul" else [(one, other)]
-        for source, factor in ways:
+        pairs = [(one, other), (other, one)] if operator_name(node.target) == "mul" else [(one, other)]
+        for source, factor in pairs:
             constant = factor in self.constants if isinstance(factor, fx.Node) else True
             if constant and isinstance(source, fx.Node) and is_like(node, source):
                 return source
         return None
 
 
-def _ways(add: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
-    """(trunk, branch) as far as an addition alone can tell."""
+def _trunk_candidates(add: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """Yield the (trunk, branch) pairs that are possible, before the sources of the operands are compared."""
     arguments = named_arguments(add)
     a, b = arguments["self"], arguments["other"]
     if not isinstance(a, fx.Node) or not isinstance(b, fx.Node):
@@ -98,8 +98,9 @@ def _ways(add: fx.Node) -> Iterator[tuple[fx.Node, fx.Node]]:
 
 
 Calls = tuple[str, ...]
+"""Paths of nested module calls, outermost first."""
 Span = tuple[fx.Node, fx.Node]
-"""The node that a block gives, and the one that stands for it where the block is skipped."""
+"""A block's output node, and the node that is read in its place if the block is skipped."""
 
 _ACTIVATIONS = frozenset(
     {"elu", "gelu", "hardswish", "hardtanh", "leaky_relu", "mish", "relu", "relu6", "silu"}
@@ -108,78 +109,88 @@ _ACTIVATIONS = frozenset(
 
 @dataclass(frozen=True)
 class Block:
-    """A part of a network that its input can stand for.
+    """A part of a network that can be replaced by its input.
 
     Attributes:
         name: path of the module, such as `layer1.0`; `blocks.1#2` for the branch of the second residual
             addition in the module `blocks.1`. A second call of a module is `blocks.1@1`.
-        shape: of its input and its output, without the batch.
-        parameters: state-dict names of the parameters and buffers that nothing but the block reads.
-        macs: multiply-accumulates per image of what nothing but the block needs.
-        whole: whether it is a module; otherwise it is one residual branch.
+        shape: shape of its input and its output, without the batch.
+        parameters: state-dict names of the parameters and buffers that only the block reads.
+        macs: multiply-accumulates per image of the operators that only the block needs.
+        is_module: True for a module, False for a single residual branch.
     """
 
     name: str
     shape: SymbolicShape
     parameters: tuple[str, ...]
     macs: int
-    whole: bool
+    is_module: bool
 
 
 @dataclass(frozen=True)
 class Stage:
-    """Blocks of one kind that work on one shape, in order of execution."""
+    """Blocks of one kind that work on one shape.
+
+    Attributes:
+        shape: shape of their inputs and outputs, without the batch.
+        blocks: the blocks in order of execution.
+    """
 
     shape: SymbolicShape
     blocks: tuple[Block, ...]
 
 
 def find_blocks(traced: Traced, counted: NodeMacs) -> dict[Block, Span]:
-    """Find the blocks of a network in order of execution; none is inside another, and each does work.
+    """Find the blocks of a network in order of execution; none is inside another, and each has MACs.
+
+    A block is a module that is the identity without its residual branches. Of the modules around a residual
+    addition, the largest such module that is not a sequence of blocks is the block. A module is a sequence of
+    blocks if an addition between its input and its output is in an element of a sequence (a module whose name
+    is a number) inside it. If a residual addition is in no such module, its branch alone is a block.
 
     Args:
         traced: the network.
-        counted: MACs of its nodes. A node of an unknown operator is taken to do work.
+        counted: MACs of its nodes. A node of an unknown operator is assumed to have MACs.
 
-    A block is a module that is the identity once its residual branches are gone. Of the modules around a
-    residual addition the largest such one is taken, as long as it is no sequence of blocks: no addition on
-    the way from its input to its output is in an element of a sequence (a module whose name is a number)
-    inside it. A residual addition in no such module is a block by its branch alone.
+    Returns:
+        A mapping from each block to its span.
     """
     modules, branches = _find_spans(Residuals(traced))
     position = {node: place for place, node in enumerate(traced.graph.nodes)}
     spans = sorted((modules | branches).items(), key=lambda item: position[item[1][0]])
-    every = needed_nodes(traced.graph, {})
-    gone = {name: every - needed_nodes(traced.graph, dict([span])) for name, span in spans}
+    needed = needed_nodes(traced.graph, {})
+    unneeded = {name: needed - needed_nodes(traced.graph, dict([span])) for name, span in spans}
     found = {}
     for name, (output, source) in spans:
-        inside = any(output in gone[other] for other in gone if other != name)
-        if inside or not gone[name] & (counted.macs.keys() | counted.unknown):
+        inside = any(output in unneeded[other] for other in unneeded if other != name)
+        if inside or not unneeded[name] & (counted.macs.keys() | counted.unknown):
             continue
         parameters = tuple(
-            key for node, key in traced.names.items() if node in gone[name] and key not in traced.constants
+            key
+            for node, key in traced.names.items()
+            if node in unneeded[name] and key not in traced.constants
         )
-        cost = sum(counted.macs.get(node, 0) for node in gone[name])
-        block = Block(name, (example_shape(output) or ())[1:], parameters, cost, name in modules)
+        cost = sum(counted.macs.get(node, 0) for node in unneeded[name])
+        block = Block(name, (symbolic_shape(output) or ())[1:], parameters, cost, name in modules)
         found[block] = output, source
     return found
 
 
 def find_stages(blocks: Sequence[Block]) -> tuple[Stage, ...]:
-    """Blocks of one shape and kind together, in order of first execution.
+    """Group blocks by shape and kind, in order of first execution.
 
-    Modules are of one kind. Branches are where they are the same addition of their modules, so that attention
-    and MLP branches that take turns are two stages.
+    All modules are of one kind. Branches are of one kind if they have the same number in their modules, so
+    that alternating attention and MLP branches form two stages.
     """
     found: dict[tuple[SymbolicShape, str], list[Block]] = {}
     for block in blocks:
-        kind = "" if block.whole else block.name.rpartition("#")[2]
+        kind = "" if block.is_module else block.name.rpartition("#")[2]
         found.setdefault((block.shape, kind), []).append(block)
     return tuple(Stage(shape, tuple(members)) for (shape, _), members in found.items())
 
 
 def _find_spans(residuals: Residuals) -> tuple[dict[str, Span], dict[str, Span]]:
-    """Modules, and branches in no such module, by name."""
+    """Find the modules that are blocks, and the branches outside of such modules, by name."""
     modules: dict[str, Span] = {}
     branches: dict[str, Span] = {}
     for add, trunk in residuals.trunks.items():
@@ -195,29 +206,29 @@ def _find_spans(residuals: Residuals) -> tuple[dict[str, Span], dict[str, Span]]
 
 
 def _span(calls: Calls, residuals: Residuals) -> Span | None:
-    """What a module gives and reads, if it is the identity without its residual branches.
+    """Return the span of a module that is the identity without its residual branches; None for other modules.
 
-    An activation after the last addition, and constant scales of the trunk, go with the block.
+    An activation after the last addition and constant scales of the trunk are skipped with the block.
     """
     region = residuals.regions[calls]
-    outputs = [node for node in region - residuals.constants if _leaves(node, region)]
+    outputs = [node for node in region - residuals.constants if _is_read_outside(node, region)]
     if len(outputs) != 1:
         return None
     path = list(residuals.walk_back(outputs[0], region))
     last = path[-1]
     if last in region and operator_name(last.target) in _ACTIVATIONS and not residuals.trunks.keys() & path:
-        path += residuals.walk_back(first(last), region)
-    *way, source = path
-    additions = [node for node in way if node in residuals.trunks]
+        path += residuals.walk_back(first_argument(last), region)
+    *inner, source = path
+    additions = [node for node in inner if node in residuals.trunks]
     if source in region or not is_like(outputs[0], source):
         return None
     if any(_is_element(name) for node in additions for name in module_calls(node)[len(calls) :]):
         return None
-    return (outputs[0], source) if cancel(filter(is_layout, reversed(way))) else None
+    return (outputs[0], source) if layouts_cancel(filter(is_layout, reversed(inner))) else None
 
 
-def _leaves(node: fx.Node, region: Region) -> bool:
-    """Whether something outside reads a tensor that a node gives."""
+def _is_read_outside(node: fx.Node, region: Region) -> bool:
+    """Whether a node's result is a tensor that a node outside the region reads."""
     is_tensor = isinstance(node.meta.get("val"), Tensor | tuple | list)
     return is_tensor and any(user not in region for user in node.users)
 
@@ -227,7 +238,7 @@ def _is_element(path: str) -> bool:
 
 
 def _branch_name(add: fx.Node, trunks: Mapping[fx.Node, fx.Node]) -> str:
-    """The module that adds, and the how manieth of its residual additions this is: `blocks.1#2`."""
+    """Return the name of a residual branch: its module, and its number there from 1, such as `blocks.1#2`."""
     calls = module_calls(add)
     own = [node for node in trunks if module_calls(node) == calls]
     return f"{calls[-1] if calls else ''}#{own.index(add) + 1}"

@@ -1,4 +1,4 @@
-"""What the channel schedule knows of a model: its groups of coupled channels, and its narrower networks."""
+"""The groups of coupled channels of a model, and its networks with fewer channels."""
 
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
@@ -11,42 +11,42 @@ from torch import fx, nn
 
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph.analysis import Analysis, analyse
-from nestify.model.graph.axes import Axes, Indices, choose, sliced
+from nestify.model.graph.axes import Axes, Indices, choose, take_indices
 from nestify.model.graph.groups import Group, find_groups, frozen_dimensions
-from nestify.model.graph.skipping import remains_of
-from nestify.model.graph.subnetwork import narrow
+from nestify.model.graph.skipping import prune_graph
+from nestify.model.graph.subnetwork import build_network
 from nestify.model.graph.trace import Traced, trace
 from nestify.model.spec import state_tensors
 
 
-def find_channels(model: nn.Module, input_size: tuple[int, int, int]) -> "ChannelMap":
+def map_channels(model: nn.Module, input_size: tuple[int, int, int]) -> "ChannelMap":
     """Find the channels of a model that must be kept or dropped together.
 
-    The model stays as it is. Its weights do not count, so that one without any (on the meta device) has the
-    same groups, but for channels that meet a constant: without its values they are frozen.
+    The model stays as it is. The groups do not depend on its weights, so a model on the meta device has the
+    same groups, except that channels combined with a constant are frozen if the constant has no values.
 
     Args:
-        model: its logits are one tensor.
+        model: a model that returns its logits as one tensor.
         input_size: (channels, height, width) of the images, in pixels.
 
     Raises:
-        UnsupportedModelError: if torch cannot trace the model, or it does what the analysis cannot follow.
+        UnsupportedModelError: if torch cannot trace the model, or the analysis does not support an operation.
     """
     return ChannelMap(analyse(trace(model, input_size)))
 
 
 class ChannelMap:
-    """Groups of coupled channels of one model, and its networks of fewer channels. Does not change.
+    """The groups of coupled channels of one model, and its networks with fewer channels. Immutable.
 
     Holds no tensor of the model's state dict.
 
     Attributes:
         traced: the model's graph.
-        groups: in the order of the graph.
-        unknown: operators without a rule, whose tensors stay whole.
-        frozen: why a (tensor, dimension) is, in whole or in part, in no group.
-        names: of the parameters and buffers of the model's state dict that its logits depend on in
-            evaluation mode; tied ones by the first.
+        groups: the groups in the order of the graph.
+        unknown: names of the operators without a rule, whose tensors are kept in full.
+        frozen: maps each (tensor, dimension) with indices that are in no group to the reason.
+        names: state-dict names of the parameters and buffers that the logits depend on in evaluation mode;
+            a tied tensor has its first name.
     """
 
     traced: Traced
@@ -73,14 +73,14 @@ class ChannelMap:
         return self
 
     def axes(self, kept: Sequence[Indices | None]) -> Axes:
-        """Which indices of every tensor stay where these units of each group do.
+        """Return the kept indices of every tensor when each group keeps some of its units.
 
         Args:
-            kept: per group (kept,) units; None keeps all of them.
+            kept: per group, the (kept,) units; None keeps all of them.
 
         Returns:
-            for every dimension that has channels of a group, whole or not, of the tensors in `names` and of
-            the graph's constants.
+            The kept indices of every dimension that has channels of a group, even if all are kept, for the
+            tensors in `names` and the graph's constants.
         """
         dropped: dict[tuple[str, int], list[Indices]] = defaultdict(list)
         for group, units in zip(self.groups, kept, strict=True):
@@ -95,27 +95,27 @@ class ChannelMap:
         return dict(axes)
 
     def kept_units(self, axes: Axes, among: Collection[str] | None = None) -> tuple[Indices, ...]:
-        """The inverse of `axes`: per group the (kept,) units that stay, ascending.
+        """Return the (kept,) units of each group, ascending: the inverse of `axes`.
 
         Args:
-            axes: may come from an untrusted file.
-            among: tensors that `axes` speaks of, so that a dimension that it leaves out is whole; those of
-                `names` by default. Of others it may say what follows, or nothing.
+            axes: kept indices, which may come from an untrusted file.
+            among: tensors for which `axes` is complete: a dimension that it omits is kept in full. None means
+                `names`. Any other tensor may be absent, but must be consistent if it is present.
 
         Raises:
-            UnsupportedModelError: if the axes name what has no channels, keep none of a group's units, or
-                keep a channel in one tensor and drop it in another.
+            UnsupportedModelError: if the axes name a tensor or dimension without channels, keep no unit of a
+                group, or keep a channel in one tensor and drop it in another.
         """
-        told = frozenset(self.names if among is None else among)
-        units = tuple(self._units(group, axes, told) for group in self.groups)
+        complete = frozenset(self.names if among is None else among)
+        units = tuple(self._kept_units(group, axes, complete) for group in self.groups)
         derived = self.axes(units)
-        for name in dict.fromkeys((*(name for name in self._shapes if name in told), *axes)):
+        for name in dict.fromkeys((*(name for name in self._shapes if name in complete), *axes)):
             for dim in sorted({*axes.get(name, {}), *derived.get(name, {})}):
                 given, expected = axes.get(name, {}).get(dim), derived.get(name, {}).get(dim)
-                if not self._agree(name, dim, given, expected):
+                if not self._is_consistent(name, dim, given, expected):
                     raise UnsupportedModelError(
-                        f"the kept indices of {name!r}, dimension {dim}, are not those of the channels that "
-                        "it is coupled with, so they make no network; use a file that was made for this model"
+                        f"the kept indices of {name!r}, dimension {dim}, contradict those of the channels "
+                        "that it is coupled with; use a file that was made for this model"
                     )
         return units
 
@@ -125,58 +125,64 @@ class ChannelMap:
         *,
         training: bool,
         device: torch.device,
-        substitutes: Mapping[str, str] = MappingProxyType({}),
+        replacements: Mapping[str, str] = MappingProxyType({}),
     ) -> fx.GraphModule:
-        """The network of a level, without values.
+        """Return the network of a level, without weights.
 
         Its parameters and persistent buffers are on the meta device, under the state-dict names of the full
         model, with the shapes of the level: `torch.func.functional_call(skeleton, tensors, (images,))`
-        supplies them, `skeleton.load_state_dict(tensors, assign=True)` fills them for good. Constants and
-        non-persistent buffers have their values.
+        supplies them for one call, `skeleton.load_state_dict(tensors, assign=True)` permanently. Constants
+        and non-persistent buffers have their values.
 
         Args:
-            axes: as `axes` gives them; may come from an untrusted file. Constants may be left out, and so
-                may tensors that the level does not read.
-            training: batch norm uses the statistics of the batch, and updates the running ones that it is
-                given, in place; dropout drops. All other operators work as in evaluation: no stochastic
-                depth, no dropout inside fused attention.
-            device: of the tensors that will be supplied.
-            substitutes: name of a node of the graph -> name of an earlier one, of the same shape and type,
-                that stands for it. What nothing reads then is left out, its tensors as well.
+            axes: kept indices in the form that `axes` returns, which may come from an untrusted file.
+                Constants and tensors that the level does not read may be omitted.
+            training: True makes batch norm use the statistics of the batch, and update in place the running
+                statistics that it is given; dropout drops. All other operators work as in evaluation: no
+                stochastic depth, no dropout inside fused attention.
+            device: device of the tensors that will be supplied.
+            replacements: name of a node of the graph -> name of an earlier one, of the same shape and type,
+                that is read in its place. Operators and tensors that are then unused are left out.
 
         Raises:
             UnsupportedModelError: if the axes contradict each other (see `kept_units`), the network does not
-                compute with the shapes that follow from them, or an operator writes in place into what is
-                replaced or stands in.
+                run with the shapes that follow from them, or an operator writes in place into a replaced node
+                or a replacement.
         """
-        remains = remains_of(self.traced.graph, substitutes)
-        read = {name for node, name in self.traced.names.items() if node in remains.needed}
+        pruned_graph = prune_graph(self.traced.graph, replacements)
+        read = {name for node, name in self.traced.names.items() if node in pruned_graph.needed}
         units = self.kept_units(axes, [name for name in self.names if name in read or name in axes])
-        whole = self.axes(units)
-        constants = {name: sliced(t, whole.get(name, {})) for name, t in self.traced.constants.items()}
+        complete = self.axes(units)
+        constants = {
+            name: take_indices(t, complete.get(name, {})) for name, t in self.traced.constants.items()
+        }
         choice = choose(self._found, self._roots, units)
-        return narrow(choice, remains, constants, training=training, device=device)
+        return build_network(choice, pruned_graph, constants, training=training, device=device)
 
-    def narrowed(self, kept: Sequence[Indices | None]) -> fx.GraphModule:
-        """The network that keeps these units of each group, for evaluation on the CPU; see `skeleton`."""
+    def narrow(self, kept: Sequence[Indices | None]) -> fx.GraphModule:
+        """Return the network that keeps some units of each group, for evaluation on the CPU; see `skeleton`.
+
+        Args:
+            kept: per group, the (kept,) units; None keeps all of them.
+        """
         return self.skeleton(self.axes(kept), training=False, device=torch.device("cpu"))
 
-    def _units(self, group: Group, axes: Axes, told: frozenset[str]) -> Indices:
-        """Units whose channels the first tensor keeps that the axes speak of."""
-        member = next((member for member in group.members if member.name in told), None)
+    def _kept_units(self, group: Group, axes: Axes, complete: frozenset[str]) -> Indices:
+        """Return the units that are kept in the group's first tensor for which `axes` is complete."""
+        member = next((member for member in group.members if member.name in complete), None)
         given = None if member is None else axes.get(member.name, {}).get(member.dim)
         if member is None or given is None:
             return np.arange(group.units)
         units = np.flatnonzero(np.isin(member.indices, given).all(axis=1))
         if not len(units):
             raise UnsupportedModelError(
-                f"the kept indices of {member.name!r}, dimension {member.dim}, hold no whole channel; "
-                "a level keeps one or more of every group"
+                f"the kept indices of {member.name!r}, dimension {member.dim}, contain no complete unit of "
+                "channels, of which a level keeps at least one; use a file that was made for this model"
             )
         return units
 
-    def _agree(self, name: str, dim: int, given: Indices | None, expected: Indices | None) -> bool:
-        """Whether two lists of kept indices are the same; None stands for all of them."""
+    def _is_consistent(self, name: str, dim: int, given: Indices | None, expected: Indices | None) -> bool:
+        """Whether two lists of kept indices of a tensor's dimension are the same; None means all of them."""
         if name not in self._shapes or not 0 <= dim < len(self._shapes[name]):
             return False
         every = np.arange(self._shapes[name][dim])
@@ -187,20 +193,21 @@ class ChannelMap:
 def permute_channels(model: nn.Module, channel_map: "ChannelMap", orders: Sequence[Indices]) -> None:
     """Permute the units of every group, in place.
 
-    Tensors that the logits of evaluation mode do not depend on stay as they are.
+    Tensors that do not affect the logits in evaluation mode stay as they are.
 
     Args:
-        model: the one that `channel_map` was found in, or another one of the same architecture.
-        orders: per group a permutation of its units; unit `orders[g][u]` moves to place u.
+        model: the model of `channel_map`, or a model of the same architecture.
+        channel_map: the groups of its channels.
+        orders: per group, a permutation of its units; unit `orders[g][u]` moves to position u.
 
     Raises:
-        ValueError: if one is no permutation of the group's units.
+        ValueError: if an order is not a permutation of the group's units.
     """
     moves: dict[tuple[str, int], Indices] = {}
     tensors = state_tensors(model)
     for number, (group, order) in enumerate(zip(channel_map.groups, orders, strict=True)):
         if not np.array_equal(np.sort(order), np.arange(group.units)):
-            raise ValueError(f"orders[{number}] is no permutation of {group.units} units")
+            raise ValueError(f"orders[{number}] is not a permutation of {group.units} units")
         for member in group.members:
             if member.name in tensors:
                 extent = tensors[member.name].shape[member.dim]
@@ -209,6 +216,6 @@ def permute_channels(model: nn.Module, channel_map: "ChannelMap", orders: Sequen
     for (name, dim), move in moves.items():
         tensor = tensors[name]
         tensor.copy_(tensor.index_select(dim, torch.as_tensor(move, device=tensor.device)))
-    # LeViT and its kin keep what they computed of their parameters in evaluation until they train again.
+    # Models such as LeViT cache values computed from their parameters in evaluation; train() clears them.
     was_training = model.training
     model.train().train(was_training)

@@ -1,12 +1,12 @@
-"""Which channel each index of a tensor's dimensions is: the algebra that the operator rules are written in.
+"""Labels that assign a channel to every index of a tensor, and the algebra that operator rules use on them.
 
-A tensor's labels are a few blocks. A block covers one or more dimensions and holds one union-find node per
-index of their product. A dimension in no block is whole: all of it is always kept.
+A tensor's labels consist of blocks. A block covers one or more dimensions and holds one union-find node per
+index of their product. A dimension that no block covers is always kept in full.
 
 After a reshape from C to (heads, head_dim) a block covers both dimensions: every channel keeps its own node,
-and nothing is tied yet. What is kept of a tensor must be a box in the end, so a block of several dimensions
-is tied to one of them: early, by an operator that knows which (attention keeps heads whole), or at the end
-of the analysis.
+and nothing is tied yet. In the end, the kept part of a tensor must be a box, so a block of several dimensions
+is tied along all of them but one: early, by an operator that determines which one (attention keeps or drops
+complete heads), or at the end of the analysis.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -15,14 +15,19 @@ from math import prod
 
 import numpy as np
 
-from nestify.model.graph.union_find import WHOLE, Nodes, UnionFind
+from nestify.model.graph.union_find import FROZEN, Nodes, UnionFind
 
 Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
 class NodeBlock:
-    """Nodes of the product of some dimensions: `nodes.shape` is their extents, `dims` ascends."""
+    """Nodes for every index of the product of some dimensions.
+
+    Attributes:
+        dims: the dimensions, ascending.
+        nodes: union-find nodes; the shape is the extents of `dims`.
+    """
 
     dims: tuple[int, ...]
     nodes: Nodes
@@ -30,36 +35,48 @@ class NodeBlock:
 
 @dataclass(frozen=True)
 class ChannelLabels:
-    """The labels of a tensor of this shape; no two blocks share a dimension."""
+    """The labels of a tensor.
+
+    Attributes:
+        shape: the shape of the tensor.
+        blocks: the blocks of nodes; no two share a dimension.
+    """
 
     shape: Shape
     blocks: tuple[NodeBlock, ...] = ()
 
     @property
     def ndim(self) -> int:
+        """Number of dimensions of the tensor."""
         return len(self.shape)
 
     def block_of(self, dim: int) -> NodeBlock | None:
-        """The block that covers a dimension (negative counts from the end); None where it is whole."""
+        """Return the block that covers a dimension (negative: from the end); None if it is kept in full."""
         dim %= max(self.ndim, 1)
         return next((block for block in self.blocks if dim in block.dims), None)
 
     def nodes_of(self, dim: int) -> Nodes:
-        """(extent,) nodes of a dimension that has a block of its own or none."""
+        """Return the (extent,) nodes of a dimension that shares no block with another dimension."""
         block = self.block_of(dim)
         if block is None:
-            return np.full(self.shape[dim], WHOLE, dtype=np.int64)
+            return np.full(self.shape[dim], FROZEN, dtype=np.int64)
         assert len(block.dims) == 1
         return block.nodes
 
     def is_live(self, dim: int) -> bool:
+        """Whether a block covers the dimension, so that some of its indices may be dropped."""
         return self.block_of(dim) is not None
 
-    def mapped(self, shape: Shape, where: Callable[[int], int | None]) -> "ChannelLabels":
-        """Move dimensions: `where` gives the new place of one, None where it is gone with its block."""
+    def move_dims(self, shape: Shape, new_dim: Callable[[int], int | None]) -> "ChannelLabels":
+        """Return the labels of a tensor with the same dimensions in other positions.
+
+        Args:
+            shape: the new shape.
+            new_dim: maps a dimension to its new position; None removes it together with its block.
+        """
         blocks = []
         for block in self.blocks:
-            places = [where(dim) for dim in block.dims]
+            places = [new_dim(dim) for dim in block.dims]
             kept = [place for place in places if place is not None]
             if len(kept) < len(places):
                 assert not kept
@@ -69,28 +86,38 @@ class ChannelLabels:
         return ChannelLabels(shape, tuple(blocks))
 
 
-def of_dims(shape: Shape, nodes: dict[int, Nodes]) -> ChannelLabels:
-    """Labels whose dimensions each have a block of their own; extents of 1 and whole ones get none."""
+def make_labels(shape: Shape, nodes: dict[int, Nodes]) -> ChannelLabels:
+    """Make labels in which every dimension has a block of its own.
+
+    Args:
+        shape: the shape of the tensor.
+        nodes: maps a dimension to its (extent,) nodes. A dimension with one index or only
+            frozen nodes gets no block.
+    """
     blocks = []
     for dim, array in sorted(nodes.items()):
         assert array.shape == (shape[dim],)
-        if shape[dim] > 1 and bool((array != WHOLE).any()):
+        if shape[dim] > 1 and bool((array != FROZEN).any()):
             blocks.append(NodeBlock((dim,), array))
     return ChannelLabels(shape, tuple(blocks))
 
 
 class Algebra:
-    """Operations on labels that may tie channels."""
+    """Operations on labels, which may tie channels.
+
+    Attributes:
+        sets: the channels that are tied so far.
+    """
 
     def __init__(self) -> None:
         self.sets = UnionFind()
 
     def fresh(self, shape: Shape) -> ChannelLabels:
-        """Labels of a new tensor whose dimensions are free."""
-        return of_dims(shape, {d: self.sets.fresh(n) for d, n in enumerate(shape) if n > 1})
+        """Return labels of a new tensor with a new node for every index of each dimension longer than 1."""
+        return make_labels(shape, {d: self.sets.fresh(n) for d, n in enumerate(shape) if n > 1})
 
     def freeze(self, labels: ChannelLabels, dims: Iterable[int] | None = None) -> ChannelLabels:
-        """Keep dimensions whole (all of them by default)."""
+        """Keep dimensions in full (all of them by default), and return the labels without their blocks."""
         chosen = set(range(labels.ndim)) if dims is None else {dim % labels.ndim for dim in dims}
         kept = []
         for block in labels.blocks:
@@ -101,11 +128,12 @@ class Algebra:
         return ChannelLabels(labels.shape, tuple(kept))
 
     def simplify(self, labels: ChannelLabels) -> ChannelLabels:
-        """Drop blocks that are frozen, and dimensions along which a block does not change."""
+        """Return the labels without frozen blocks, and without dimensions along which a block is constant."""
         blocks = (self.simple_block(block) for block in labels.blocks)
         return ChannelLabels(labels.shape, tuple(block for block in blocks if block is not None))
 
     def simple_block(self, block: NodeBlock) -> NodeBlock | None:
+        """Return the block without dimensions along which it is constant; None if it is frozen."""
         roots, nodes = self.sets.roots(block.nodes), block.nodes
         if not roots.any():
             return None
@@ -123,7 +151,11 @@ class Algebra:
         return np.full(block.nodes.shape[0], block.nodes.flat[0])
 
     def tie_along(self, labels: ChannelLabels, dims: Iterable[int]) -> ChannelLabels:
-        """Make dimensions whole where they share a block with others; alone they stay as they are."""
+        """Tie blocks so that none of these dimensions shares a block with another dimension.
+
+        A block is tied along its dimensions that are in `dims`, and then covers only the rest. If all of its
+        dimensions are in `dims`, it then covers the outermost. A block of one dimension stays as it is.
+        """
         chosen = {dim % labels.ndim for dim in dims}
         blocks = []
         for block in labels.blocks:
@@ -132,13 +164,13 @@ class Algebra:
                 blocks.append(block)
                 continue
             rest = [k for k in range(len(block.dims)) if k not in axes]
-            if not rest:  # all of them must be separate: the outermost stays
+            if not rest:
                 rest = axes[:1]
-            blocks.append(self._tied(block, rest))
+            blocks.append(self._tie_all_but(block, rest))
         return ChannelLabels(labels.shape, tuple(blocks))
 
-    def _tied(self, block: NodeBlock, rest: Sequence[int]) -> NodeBlock:
-        """Union over all axes but `rest`, which stay."""
+    def _tie_all_but(self, block: NodeBlock, rest: Sequence[int]) -> NodeBlock:
+        """Tie the nodes along all axes but `rest`, and return a block of the remaining dimensions."""
         kept = [block.nodes.shape[k] for k in rest]
         others = [k for k in range(block.nodes.ndim) if k not in rest]
         nodes = block.nodes.transpose([*rest, *others]).reshape(*kept, -1)
@@ -146,26 +178,31 @@ class Algebra:
         return NodeBlock(tuple(block.dims[k] for k in rest), nodes[..., 0])
 
     def broadcast(self, operands: Sequence[ChannelLabels], shape: Shape) -> ChannelLabels:
-        """Labels of an elementwise operation: indices that meet are tied."""
-        aligned = [self._aligned(self.simplify(labels), shape) for labels in operands]
+        """Return the labels of an elementwise operation's result; indices that are combined are tied.
+
+        Args:
+            operands: labels of tensors that can be broadcast.
+            shape: the shape of the result.
+        """
+        aligned = [self._align(self.simplify(labels), shape) for labels in operands]
         components = _components([block.dims for labels, _ in aligned for block in labels.blocks])
         blocks = []
         for dims in components:
-            block = self._meet(dims, aligned)
+            block = self._tie_component(dims, aligned)
             if block is not None:
                 blocks.append(block)
         return ChannelLabels(shape, tuple(blocks))
 
-    def _aligned(self, labels: ChannelLabels, shape: Shape) -> tuple[ChannelLabels, frozenset[int]]:
-        """Labels with the dimensions of the result, and the dimensions that are not broadcast."""
+    def _align(self, labels: ChannelLabels, shape: Shape) -> tuple[ChannelLabels, frozenset[int]]:
+        """Return the labels in the dimensions of the result, and the dimensions that are not broadcast."""
         shift = len(shape) - labels.ndim
         covered = frozenset(d + shift for d, n in enumerate(labels.shape) if n == shape[d + shift])
-        return labels.mapped(shape, lambda dim: dim + shift), covered
+        return labels.move_dims(shape, lambda dim: dim + shift), covered
 
-    def _meet(
+    def _tie_component(
         self, dims: tuple[int, ...], operands: Sequence[tuple[ChannelLabels, frozenset[int]]]
     ) -> NodeBlock | None:
-        """Tie what the operands have along dimensions that some block connects."""
+        """Tie the operands' blocks along dimensions that blocks connect; return the block of the result."""
         present = [(labels, covered) for labels, covered in operands if not covered.isdisjoint(dims)]
         found = [block for labels, _ in present for block in labels.blocks if block.dims == dims]
         if len(found) == len(present):
@@ -179,7 +216,7 @@ class Algebra:
         for labels, _ in present:
             for block in labels.blocks:
                 if live is not None and live in block.dims:
-                    nodes = self._tied(block, [block.dims.index(live)]).nodes
+                    nodes = self._tie_all_but(block, [block.dims.index(live)]).nodes
                     first = nodes if first is None else first
                     self.sets.union(first, nodes)
                 elif not set(block.dims).isdisjoint(dims):
@@ -187,7 +224,7 @@ class Algebra:
         return None if first is None or live is None else NodeBlock((live,), first)
 
     def reshape(self, labels: ChannelLabels, shape: Shape) -> ChannelLabels:
-        """Carry the labels through a reshape; every index keeps its node."""
+        """Return the labels after a reshape; every element keeps its node."""
         if labels.shape == shape:
             return labels
         assert prod(labels.shape) == prod(shape)
@@ -203,14 +240,16 @@ class Algebra:
         for numbers in linked:
             old = tuple(dim for k in numbers for dim in groups[k][0])
             new = tuple(dim for k in numbers for dim in groups[k][1] if shape[dim] > 1)
-            block = self._only([block for block in labels.blocks if not set(old).isdisjoint(block.dims)])
+            block = self._keep_largest(
+                [block for block in labels.blocks if not set(old).isdisjoint(block.dims)]
+            )
             axes = [labels.shape[dim] if dim in block.dims else 1 for dim in old]
             full = np.broadcast_to(block.nodes.reshape(axes), [labels.shape[dim] for dim in old])
             blocks.append(NodeBlock(new, full.reshape([shape[dim] for dim in new])))
         return self.simplify(ChannelLabels(shape, tuple(blocks)))
 
-    def _only(self, blocks: list[NodeBlock]) -> NodeBlock:
-        """The block with the most channels; the others are kept whole, as one axis cannot hold two."""
+    def _keep_largest(self, blocks: list[NodeBlock]) -> NodeBlock:
+        """Return the block with the most channels; freeze the rest, as one axis cannot hold two blocks."""
         best = max(blocks, key=lambda block: len(np.unique(self.sets.roots(block.nodes))))
         for block in blocks:
             if block is not best:
@@ -219,7 +258,7 @@ class Algebra:
 
 
 def _components(sets: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """Merge sets that share a member; each result is sorted."""
+    """Merge sets that share a member, and sort each result."""
     merged: list[set[int]] = []
     for members in sets:
         new = set(members)
@@ -234,7 +273,7 @@ def _components(sets: Iterable[tuple[int, ...]]) -> list[tuple[int, ...]]:
 
 
 def _reshape_groups(old: Shape, new: Shape) -> list[tuple[list[int], list[int]]]:
-    """The smallest runs of dimensions whose products agree."""
+    """Split both shapes into the shortest runs of dimensions whose products are equal."""
     groups: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(old) or j < len(new):

@@ -1,8 +1,8 @@
-"""How many multiply-accumulates (MACs) an operator does, from the shapes of its tensors alone.
+"""Count the multiply-accumulates (MACs) of operators, from the shapes of their tensors alone.
 
-One table serves both counters: the one over the jit trace (`report.mac_handlers`) and the one over the graph
-of ATen operators (`node_macs`). So their sums agree, and neither depends on which kernel a version of torch
-or a device chooses.
+One table serves both counters: the one over the jit trace (`schedule.mac_handlers`) and the one over the
+graph of ATen operators (`node_macs`). So their sums agree, and neither depends on the kernel that a version
+of torch or a device chooses.
 
 - MACs are counted for convolutions, linear layers, matrix products (matmul, einsum), attention and recurrent
   layers. Biases are free, and so are the scaling and the softmax inside attention.
@@ -10,8 +10,8 @@ or a device chooses.
   move data. (fvcore counts some of these: norms, average pooling, upsampling.)
 - Any other operator is unknown, and is reported by its name.
 
-Counts are those of dense kernels: a zero that pads the image, is masked in attention, or is a pruned weight
-costs as much as any other number.
+Counts are those of dense kernels: zeros from padding, masked attention and pruned weights cost as much as any
+other number.
 """
 
 import re
@@ -36,10 +36,10 @@ class Product:
     """One product that an operator computes.
 
     Attributes:
-        macs: multiply-accumulates.
-        factors: the arguments that may be a weight, the likeliest first; none where two activations meet.
-        has_weight: whether the first factor is the weight by its place; otherwise a factor is a weight only
-            if it is a parameter as it stands.
+        macs: number of multiply-accumulates.
+        factors: the arguments that may be a weight, the most likely first; empty if both are activations.
+        has_weight: True if the first factor is the weight by its position; False if a factor is a weight only
+            if it is a parameter itself.
     """
 
     macs: int
@@ -48,9 +48,9 @@ class Product:
 
 
 Formula = Callable[[Sequence[Any], Any], list[Product]]
-"""From the arguments of a call, in the order of the operator's schema, and its first result.
+"""Returns the products of a call from its arguments, in the order of the operator's schema, and first result.
 
-Of a tensor, a formula reads nothing but `shape`.
+A formula reads only the `shape` of a tensor.
 """
 
 
@@ -58,13 +58,13 @@ def _names(names: str) -> frozenset[str]:
     return frozenset(names.split())
 
 
-# The result holds values of the first input, in another arrangement or precision.
 REARRANGING = _names(
     "_to_copy alias chunk clone contiguous detach expand expand_as flatten lift_fresh_copy mT moveaxis "
     "movedim narrow numpy_T permute reshape reshape_as select slice split split_with_sizes squeeze "
     "swapaxes swapdims t tensor_split to transpose type_as unbind unflatten unsafe_split unsqueeze view "
     "view_as"
 )
+"""Operators whose result has the values of the first input, in another arrangement or precision."""
 _ELEMENT_BY_ELEMENT = _names(
     "abs add addcdiv addcmul bitwise_and bitwise_not bitwise_or ceil celu clamp clamp_max clamp_min cos "
     "div dropout elu eq erf exp expm1 feature_dropout floor floor_divide fmod ge gelu glu gt hardsigmoid "
@@ -99,29 +99,30 @@ _DATA_MOVEMENT = _names(
 NO_MACS = (
     _ELEMENT_BY_ELEMENT | _NORMS | _POOLING_AND_INTERPOLATION | _REDUCTIONS | _DATA_MOVEMENT | REARRANGING
 )
+"""Operators without MACs."""
 
 
-def _convolution(transposed_at: int | None, inputs: Sequence[Any], output: Any) -> list[Product]:
-    """Every output (every input, if transposed) meets the weights of one channel: weight (a, b, *kernel)."""
+def _convolution(transposed_index: int | None, inputs: Sequence[Any], output: Any) -> list[Product]:
+    """Count the weights of one channel for every output (input if transposed): weight (a, b, *kernel)."""
     image, weight = inputs[:2]
-    transposed = transposed_at is not None and (transposed_at < 0 or inputs[transposed_at])
+    transposed = transposed_index is not None and (transposed_index < 0 or inputs[transposed_index])
     positions = (image if transposed else output).shape
     return [Product(prod(positions) * prod(weight.shape[1:]), (weight,), has_weight=True)]
 
 
 def _linear(inputs: Sequence[Any], output: Any) -> list[Product]:
-    """x (..., in), weight (out, in)."""
+    """Count `in` MACs for every element of the result: x (..., in), weight (out, in)."""
     return [Product(prod(output.shape) * inputs[0].shape[-1], (inputs[1],), has_weight=True)]
 
 
 def _product(first: int, inputs: Sequence[Any], output: Any) -> list[Product]:
-    """Matrix product of inputs[first] (..., k) and the next one: k MACs for every element of the result."""
+    """Count k MACs for every element of the matrix product of inputs[first] (..., k) and the next input."""
     left, right = inputs[first : first + 2]
     return [Product(prod(output.shape) * left.shape[-1], (right, left))]
 
 
 def _einsum(inputs: Sequence[Any], output: Any) -> list[Product]:
-    """torch's own count: contractions are priced as the matrix products that torch makes of them."""
+    """Use torch's count, which is that of the matrix products into which torch converts contractions."""
     equation, factors = inputs[:2]
     with FlopCounterMode(display=False) as flops:
         torch.einsum(equation, *(torch.empty(tuple(factor.shape), device="meta") for factor in factors))
@@ -129,9 +130,9 @@ def _einsum(inputs: Sequence[Any], output: Any) -> list[Product]:
 
 
 def _attention(inputs: Sequence[Any], output: Any) -> list[Product]:
-    """Query (..., heads, l, e), key (..., s, e), value (..., s, v): l * s * (e + v) for every head.
+    """Count l * s * (e + v) for every head: query (..., heads, l, e), key (..., s, e), value (..., s, v).
 
-    Queries may share heads of keys and values (grouped queries); each still makes its own products.
+    Queries may share heads of keys and values (grouped queries); each query still has its own products.
     """
     query, key = inputs[:2]
     *batch_heads_l, v = output.shape
@@ -139,9 +140,9 @@ def _attention(inputs: Sequence[Any], output: Any) -> list[Product]:
 
 
 def _recurrent(inputs: Sequence[Any], output: Any) -> list[Product]:
-    """LSTM, GRU or RNN, any layers and directions: each weight once for every step of every sequence."""
+    """Count each weight of an LSTM, GRU or RNN once per step of every sequence; any layers and directions."""
     steps = prod(inputs[0].shape[:-1])
-    weights = [weight for weight in inputs[2] if len(weight.shape) == 2]  # the others are biases
+    weights = [weight for weight in inputs[2] if len(weight.shape) == 2]  # the rest are biases
     return [Product(steps * prod(weight.shape), (weight,), has_weight=True) for weight in weights]
 
 
@@ -158,13 +159,14 @@ FORMULAS: Mapping[str, Formula] = {
     "scaled_dot_product_attention": _attention,
     **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _recurrent),
 }
+"""Maps the name of each operator with MACs to its formula."""
 
 _ATTENTION_KERNEL = re.compile("_scaled_dot_product_.*attention.*(?<!_backward)")
-"""The kernels that torch may put in the place of `scaled_dot_product_attention`, one for each device."""
+"""Matches the device-specific kernels that torch may use instead of `scaled_dot_product_attention`."""
 
 
 def find_formula(operator: str) -> Formula | None:
-    """The formula of an operator by its name without `aten::`; None if it does no MACs or is unknown."""
+    """Return the formula of an operator, named without `aten::`; None if it has no MACs or is unknown."""
     if _ATTENTION_KERNEL.fullmatch(operator):
         return _attention
     return FORMULAS.get(operator)
@@ -175,8 +177,8 @@ class NodeMacs:
     """MACs of the operators of a graph.
 
     Attributes:
-        macs: MACs of one image by node, of the nodes that do any.
-        unknown: nodes whose operators are unknown, which `macs` leaves out.
+        macs: maps each node with MACs to the MACs of one image.
+        unknown: nodes of unknown operators, which are not in `macs`.
     """
 
     macs: Mapping[fx.Node, int]
@@ -184,7 +186,7 @@ class NodeMacs:
 
     @property
     def uncounted(self) -> Mapping[str, int]:
-        """Names of the unknown operators, such as `aten::fft_fft2`, with the number of their calls."""
+        """Number of calls of each unknown operator, by a name such as `aten::fft_fft2`."""
         return Counter(f"aten::{operator_name(node.target)}" for node in self.unknown)
 
 
@@ -192,12 +194,12 @@ def node_macs(traced: Traced) -> NodeMacs:
     """Count the MACs of one image at each node of a graph."""
     counter = _Counter(traced.graph)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        inputs = [_input(traced, node) for node in traced.graph.find_nodes(op="placeholder")]
+        inputs = [_make_input(traced, node) for node in traced.graph.find_nodes(op="placeholder")]
         counter.run(*inputs, enable_io_processing=False)
     return NodeMacs(counter.macs, frozenset(counter.unknown))
 
 
-def _input(traced: Traced, node: fx.Node) -> Tensor:
+def _make_input(traced: Traced, node: fx.Node) -> Tensor:
     tensor: Tensor = node.meta["val"]
     shape = (1, *tensor.shape[1:]) if node is traced.images else example_shape(tensor)
     return torch.empty(shape, dtype=tensor.dtype, device=tensor.device)

@@ -1,4 +1,4 @@
-"""Which nodes of a graph may share memory, and which of them write into it."""
+"""Find the nodes of a graph that may share memory, and replace in-place operators where possible."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ from torch import Tensor, fx
 from nestify.model.graph.operators import operator_name
 
 _MAY_RETURN_ITS_ARGUMENT = frozenset({"alpha_dropout", "dropout", "feature_dropout", "getitem", "type_as"})
-"""Operators whose schemas do not say that the result may be the first argument, or a part of it."""
+"""Operators that may return their first argument or a part of it, although their schemas do not say so."""
 
 
 def is_write(node: fx.Node) -> bool:
@@ -16,8 +16,8 @@ def is_write(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
 
 
-def owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
-    """The node that made the memory of each node, as far as views and in-place operators may share it."""
+def find_owners(graph: fx.Graph) -> dict[fx.Node, fx.Node]:
+    """Map each node to the node that allocated its memory, which views and in-place operators may share."""
     found: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
         source = node.args[0] if node.args else None
@@ -34,10 +34,10 @@ def _may_share(node: fx.Node) -> bool:
 
 
 def make_functional(graph: fx.Graph) -> None:
-    """Replace `relu_(x)` by `relu(x)` wherever what follows reads its result, as a trace makes it, and not x.
+    """Replace `relu_(x)` by `relu(x)` wherever later nodes read its result, as in a trace, and not x.
 
-    What is left are writes into memory that is also read through other nodes afterwards, such as an
-    assignment to a slice.
+    The remaining writes are into memory that is read later through other nodes as well, such as an assignment
+    to a slice.
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     for node in [node for node in order if is_write(node)]:
@@ -47,7 +47,7 @@ def make_functional(graph: fx.Graph) -> None:
 
 
 def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
-    """`aten.relu_.default` -> `aten.relu.default`; None where there is none that gives the same type."""
+    """Return `aten.relu.default` for `aten.relu_.default`; None if no such operator returns the same type."""
     assert isinstance(node.target, torch._ops.OpOverload)
     name = node.target._schema.name.removeprefix("aten::")
     if not name.endswith("_") or name.endswith("__") or name == "copy_":
@@ -62,8 +62,8 @@ def _functional(node: fx.Node) -> torch._ops.OpOverload | None:
 
 
 def _is_read_elsewhere(write: fx.Node, order: Mapping[fx.Node, int]) -> bool:
-    """Whether the memory is read after the write, through a node from before it."""
-    owner = owners(write.graph)
+    """Whether the memory is read after the write through a node from before the write."""
+    owner = find_owners(write.graph)
     return any(
         order[node] < order[write] and any(order[user] > order[write] for user in node.users)
         for node in order

@@ -1,4 +1,4 @@
-"""Facts about the nodes of a traced graph: shapes for any batch, modules, what depends on what."""
+"""Facts about the nodes of a traced graph: shapes for any batch size, modules, and dependencies."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -6,20 +6,20 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx
 
-from nestify.model.graph.operators import first, named_arguments, operator_name
+from nestify.model.graph.operators import first_argument, named_arguments, operator_name
 from nestify.model.graph.trace import Traced
 
 SymbolicShape = tuple[object, ...]
-"""Sizes of a tensor: numbers, and expressions of the batch size."""
+"""Sizes of a tensor: numbers, or expressions in the batch size."""
 
 _SAME = frozenset(
     {"_to_copy", "alias", "clone", "contiguous", "detach", "expand", "lift_fresh_copy", "slice", "to"}
 )
-"""Operators that change no value where shape and type stay."""
+"""Operators that keep all values if the shape and type stay the same."""
 
 
-def example_shape(node: fx.Node) -> SymbolicShape | None:
-    """Sizes of what a node gives; None where it is no tensor."""
+def symbolic_shape(node: fx.Node) -> SymbolicShape | None:
+    """Return the sizes of a node's result; None if it is not a tensor."""
     value = node.meta.get("val")
     if not isinstance(value, Tensor):
         return None
@@ -28,15 +28,15 @@ def example_shape(node: fx.Node) -> SymbolicShape | None:
 
 
 def is_like(one: fx.Node, other: fx.Node) -> bool:
-    """Whether both are tensors of one shape, for every batch size, and of one type."""
-    shape = example_shape(one)
-    if shape is None or shape != example_shape(other):
+    """Whether two nodes are tensors of the same type, and of the same shape for every batch size."""
+    shape = symbolic_shape(one)
+    if shape is None or shape != symbolic_shape(other):
         return False
     return bool(one.meta["val"].dtype is other.meta["val"].dtype)
 
 
-def changes_nothing(node: fx.Node) -> bool:
-    """Whether a call returns the values of its first argument as they are, in evaluation."""
+def is_identity(node: fx.Node) -> bool:
+    """Whether a call returns the values of its first argument unchanged in evaluation mode."""
     name = operator_name(node.target)
     if name == "dropout":
         return named_arguments(node)["train"] is False
@@ -44,8 +44,8 @@ def changes_nothing(node: fx.Node) -> bool:
     return name in _SAME and isinstance(source, fx.Node) and is_like(node, source)
 
 
-def ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
-    """What each node is computed from, as bits by position in the graph; sizes carry no data."""
+def find_ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
+    """Find the nodes that each node is computed from, except sizes, as a bit set of graph positions."""
     position = {node: place for place, node in enumerate(graph.nodes)}
     found: dict[fx.Node, int] = {}
     for node in graph.nodes:
@@ -55,8 +55,8 @@ def ancestors(graph: fx.Graph) -> dict[fx.Node, int]:
     return found
 
 
-def constants(traced: Traced) -> set[fx.Node]:
-    """The nodes that do not change with the images, but for the size of the batch."""
+def find_constants(traced: Traced) -> set[fx.Node]:
+    """Find the nodes whose values do not depend on the images, except on the batch size."""
     found: set[fx.Node] = set()
     for node in traced.graph.nodes:
         if node is not traced.images and found.issuperset(_data(node)):
@@ -65,12 +65,12 @@ def constants(traced: Traced) -> set[fx.Node]:
 
 
 def _data(node: fx.Node) -> list[fx.Node]:
-    """What a node is computed from, sizes aside."""
+    """Return the nodes that a node is computed from, except sizes."""
     return [s for s in node.all_input_nodes if not isinstance(s.meta.get("val"), torch.SymInt | int)]
 
 
-def regions(graph: fx.Graph) -> dict[tuple[str, ...], set[fx.Node]]:
-    """The nodes inside every module call, by `module_calls`; `()` is the whole model."""
+def find_regions(graph: fx.Graph) -> dict[tuple[str, ...], set[fx.Node]]:
+    """Find the nodes inside every module call, by `module_calls`; `()` is the complete model."""
     found: dict[tuple[str, ...], set[fx.Node]] = {(): set(graph.nodes)}
     for node in graph.nodes:
         calls = module_calls(node)
@@ -80,7 +80,7 @@ def regions(graph: fx.Graph) -> dict[tuple[str, ...], set[fx.Node]]:
 
 
 def module_calls(node: fx.Node) -> tuple[str, ...]:
-    """Paths of the module calls around a node, outermost first; a second call of a module ends in `@1`."""
+    """Return the paths of the module calls around a node, outermost first; a second call ends in `@1`."""
     stack: Mapping[str, tuple[str, Any]] = node.meta.get("nn_module_stack") or {}
     return tuple(
         path + "".join(key.partition("@")[1:])
@@ -105,22 +105,26 @@ class _Permutation(NamedTuple):
 
 
 def is_layout(node: fx.Node) -> bool:
-    """Whether a call only rearranges its first argument."""
+    """Whether a call only reshapes or permutes its first argument."""
     return operator_name(node.target) in _RESHAPES | _PERMUTATIONS
 
 
-def cancel(changes: Iterable[fx.Node]) -> bool:
-    """Whether changes of layout in sequence leave every element in its place.
+def layouts_cancel(changes: Iterable[fx.Node]) -> bool:
+    """Whether a sequence of reshapes and permutations leaves every element in its place.
 
-    Reshapes that follow each other are one reshape, permutations one permutation. One that changes nothing
-    is dropped, so that those around it follow each other.
+    Consecutive reshapes are merged into one, and so are consecutive permutations. One that then changes
+    nothing is dropped, so that its neighbours become consecutive.
     """
     left: list[_Reshape | _Permutation] = []
     for node in changes:
         last = left[-1] if left else None
         if operator_name(node.target) in _RESHAPES:
-            reshape = left.pop() if isinstance(last, _Reshape) else _Reshape(example_shape(first(node)) or ())
-            if reshape != _Reshape(example_shape(node) or ()):
+            reshape = (
+                left.pop()
+                if isinstance(last, _Reshape)
+                else _Reshape(symbolic_shape(first_argument(node)) or ())
+            )
+            if reshape != _Reshape(symbolic_shape(node) or ()):
                 left.append(reshape)
         else:
             order = _order(node)
@@ -133,9 +137,9 @@ def cancel(changes: Iterable[fx.Node]) -> bool:
 
 
 def _order(node: fx.Node) -> tuple[int, ...]:
-    """The dimension of its argument that each dimension of a permutation's result is."""
+    """Return, for each dimension of a permutation's result, the dimension of its argument that it is."""
     arguments = named_arguments(node)
-    order = list(range(len(example_shape(node) or ())))
+    order = list(range(len(symbolic_shape(node) or ())))
     if "dims" in arguments:
         return tuple(order[dim] for dim in arguments["dims"])
     one, other = arguments["dim0"], arguments["dim1"]

@@ -1,4 +1,4 @@
-"""One call of an operator as its rule sees it, the table of rules, and how a refusal names a call."""
+"""Calls of operators as rules receive them, the table of rules, and error messages that name a call."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -12,15 +12,16 @@ from nestify.model.graph.labels import Algebra, ChannelLabels, Shape
 from nestify.model.graph.union_find import Nodes
 
 Result = ChannelLabels | tuple[ChannelLabels, ...] | None
+"""Labels of one tensor or several; None for an operator that returns no tensor."""
 
 
 @dataclass
 class Coupling(Algebra):
-    """The algebra of labels, and what operators tell of channels beside what they tie.
+    """The algebra of labels, and further facts about channels that the rules of operators record.
 
     Attributes:
-        channels: nodes that a weight multiplies. What no weight multiplies is a token, not a channel.
-        mixed: (nodes, operator) where dropping a channel changes what is computed of the others (norms).
+        channels: nodes that a weight multiplies; all other nodes are tokens, not channels.
+        mixed: (nodes, operator) where dropping a channel changes the results of the rest (such as norms).
     """
 
     channels: list[Nodes] = field(default_factory=list)
@@ -30,7 +31,7 @@ class Coupling(Algebra):
         super().__init__()
 
     def mix(self, labels: ChannelLabels, dims: Sequence[int], operator: str) -> None:
-        """Note that an operator computes with all channels along these dimensions together."""
+        """Record that an operator combines all channels along these dimensions."""
         for dim in dims:
             if labels.is_live(dim):
                 self.mixed.append((labels.nodes_of(dim), operator))
@@ -38,12 +39,13 @@ class Coupling(Algebra):
 
 @dataclass(frozen=True)
 class Call:
-    """A call with its arguments by name; tensors are labels, symbolic sizes are numbers.
+    """A call of an operator, with labels in place of tensors and numbers in place of symbolic sizes.
 
     Attributes:
-        name: of the operator, see `operator_name`.
-        shapes: of the tensors that it gives.
-        used: whether anything uses each of them.
+        name: name of the operator, see `operator_name`.
+        arguments: the arguments by name, without defaults.
+        shapes: shape of each tensor that the call returns.
+        used: per returned tensor, whether another node reads it.
     """
 
     name: str
@@ -55,17 +57,17 @@ class Call:
         return self.arguments[name]
 
     def get(self, name: str, default: Any = None) -> Any:
-        """An argument, or the default where it is absent or None."""
+        """Return an argument, or the default if it is absent or None."""
         value = self.arguments.get(name)
         return default if value is None else value
 
     @property
     def shape(self) -> Shape:
-        """Of the first tensor that it gives."""
+        """Shape of the first tensor that the call returns."""
         return self.shapes[0]
 
     def tensors(self) -> list[ChannelLabels]:
-        """Every tensor among the arguments, lists included."""
+        """Return the labels of every tensor among the arguments, including those in lists."""
         found: list[ChannelLabels] = []
         for value in self.arguments.values():
             values = value if isinstance(value, list | tuple) else [value]
@@ -75,11 +77,11 @@ class Call:
 
 Rule = Callable[[Coupling, Call], Result]
 RULES: dict[str, Rule] = {}
-"""Operator name to its rule."""
+"""Maps the name of each operator to its rule."""
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule for operators."""
+    """Register the decorated function as the rule of operators."""
 
     def register(function: Rule) -> Rule:
         for name in names:
@@ -91,49 +93,55 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
 
 
 def operator_name(target: Any) -> str:
-    """`aten.conv2d.default` -> `conv2d`; in-place names lose their underscore."""
+    """Return the name of an operator: `aten.conv2d.default` -> `conv2d`, `aten.relu_.default` -> `relu`."""
     if not isinstance(target, torch._ops.OpOverload):
         return str(getattr(target, "__name__", target))
     name = target._schema.name.removeprefix("aten::")
     return name[:-1] if name.endswith("_") and not name.endswith("__") else name
 
 
-def place_of(node: fx.Node) -> str:
-    """Operator and module of a call, such as `conv2d in layer1.0.conv1`, for messages."""
+def describe_call(node: fx.Node) -> str:
+    """Return the operator and module of a call for messages, such as `conv2d in layer1.0.conv1`."""
     stack = node.meta.get("nn_module_stack") or {}
     module = list(stack.values())[-1][0] if stack else ""
     return f"{operator_name(node.target)} in {module.removeprefix('L__self__') or 'the model'}"
 
 
 def refusal(node: fx.Node, problem: str, parts: str = "channels") -> UnsupportedModelError:
-    """An error about one call: what it does that the schedule of these parts of a model cannot follow."""
+    """Make the error for a call that prevents parts of a model from being scheduled.
+
+    Args:
+        node: the call.
+        problem: the rest of a sentence that starts with the operator and its module.
+        parts: the parts that cannot be scheduled, such as channels.
+    """
     return UnsupportedModelError(
-        f"{place_of(node)} {problem}, so this model's {parts} cannot be scheduled; "
+        f"{describe_call(node)} {problem}, so this model's {parts} cannot be scheduled; "
         "--schedule weight works for every model"
     )
 
 
 def named_arguments(node: fx.Node) -> dict[str, Any]:
-    """Arguments by the names of the operator's schema; defaults are left out."""
+    """Return a call's arguments by their names in the operator's schema, without defaults."""
     assert isinstance(node.target, torch._ops.OpOverload)
     names = [argument.name for argument in node.target._schema.arguments]
     return dict(zip(names, node.args, strict=False)) | dict(node.kwargs)
 
 
-def first(node: fx.Node) -> fx.Node:
-    """The node that gives a call's first argument."""
+def first_argument(node: fx.Node) -> fx.Node:
+    """Return the node that is a call's first argument."""
     argument = node.args[0]
     assert isinstance(argument, fx.Node)
     return argument
 
 
-def hinted(value: Any) -> Any:
-    """A plain number for a symbolic one: its value in the example input."""
+def plain_number(value: Any) -> Any:
+    """Return a symbolic number's value in the example input; return any other value as it is."""
     if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
         return value.node.hint
     return value
 
 
 def example_shape(tensor: torch.Tensor) -> Shape:
-    """Sizes of a tensor of the example input, symbolic ones by their hints."""
-    return tuple(int(hinted(size)) for size in tensor.shape)
+    """Return the shape that a tensor has with the example input."""
+    return tuple(int(plain_number(size)) for size in tensor.shape)

@@ -4,13 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nestify.model.graph.labels import ChannelLabels, Shape, of_dims
+from nestify.model.graph.labels import ChannelLabels, Shape, make_labels
 from nestify.model.graph.operators import Call, Coupling, Result, rule
-from nestify.model.graph.rules_shape import repeated
+from nestify.model.graph.rules_shape import repeat_each
 from nestify.model.graph.union_find import Nodes
 
 FEW_GROUPS = 8
-"""Groups of fewer than this are thinned, all alike; of more, whole ones are dropped."""
+"""If there are fewer groups than this, each of at least as many channels, all lose the same channels.
+
+Otherwise complete groups are dropped.
+"""
 
 SPATIAL = (
     "avg_pool1d avg_pool2d avg_pool3d max_pool1d max_pool2d max_pool3d max_pool2d_with_indices lp_pool2d "
@@ -22,8 +25,16 @@ SPATIAL = (
 def contract(
     coupling: Coupling, operands: Sequence[tuple[ChannelLabels, str]], out: str, shape: Shape
 ) -> ChannelLabels:
-    """An Einstein sum. A letter that several operands have and that stays is a batch (a head): its channels
-    are kept together. A letter that is summed over ties the operands.
+    """Apply an Einstein sum to labels.
+
+    A letter of the output that several operands have is a batch dimension, such as heads. Dimensions that
+    share a block with it are tied, so that the complete head is kept or dropped. A letter that is summed over
+    ties the operands' channels.
+
+    Args:
+        operands: labels of each tensor, and a letter per dimension.
+        out: the letters of the result.
+        shape: the shape of the result.
     """
     counts = {
         letter: sum(letter in letters for _, letters in operands) for _, ls in operands for letter in ls
@@ -33,8 +44,8 @@ def contract(
     for labels, letters in operands:
         labels = coupling.simplify(labels)
         heads = {letters.index(letter) for letter in batch if letter in letters}
-        beside = [d for b in labels.blocks if not heads.isdisjoint(b.dims) for d in b.dims if d not in heads]
-        labels = coupling.tie_along(labels, beside)
+        inside = [d for b in labels.blocks if not heads.isdisjoint(b.dims) for d in b.dims if d not in heads]
+        labels = coupling.tie_along(labels, inside)
         tied.append(coupling.tie_along(labels, [d for d, letter in enumerate(letters) if letter not in out]))
     for letter in counts:
         if letter not in out:
@@ -48,10 +59,10 @@ def contract(
     moved = []
     for labels, (_, letters) in zip(tied, operands, strict=True):
         extents = tuple(labels.shape[letters.index(x)] if x in letters else 1 for x in out)
-        gone = [d for d, letter in enumerate(letters) if letter not in out]
-        kept = ChannelLabels(labels.shape, tuple(b for b in labels.blocks if set(gone).isdisjoint(b.dims)))
+        summed = [d for d, letter in enumerate(letters) if letter not in out]
+        kept = ChannelLabels(labels.shape, tuple(b for b in labels.blocks if set(summed).isdisjoint(b.dims)))
         to = {d: out.index(letter) for d, letter in enumerate(letters) if letter in out}
-        moved.append(kept.mapped(extents, to.get))
+        moved.append(kept.move_dims(extents, to.get))
     return coupling.broadcast(moved, shape)
 
 
@@ -63,7 +74,7 @@ def _matmul_letters(x: ChannelLabels, y: ChannelLabels) -> tuple[str, str, str]:
 
 
 def matmul(coupling: Coupling, x: ChannelLabels, y: ChannelLabels, shape: Shape) -> ChannelLabels:
-    """A product of stacks of matrices; a batch dimension of extent 1 is broadcast."""
+    """Apply a product of stacks of matrices to labels; a batch dimension of extent 1 is broadcast."""
     left, right, out = _matmul_letters(x, y)
     left, x = _without_ones(coupling, x, left)
     right, y = _without_ones(coupling, y, right)
@@ -108,19 +119,23 @@ def _linear(coupling: Coupling, call: Call) -> Result:
 def _attention(coupling: Coupling, call: Call) -> Result:
     q, k, v = call["query"], call["key"], call["value"]
     if call.get("enable_gqa", False) and q.shape[-3] != k.shape[-3]:
-        k, v = (repeated(coupling, x, x.ndim - 3, q.shape[-3] // x.shape[-3]) for x in (k, v))
-    turned = k.mapped(
+        k, v = (repeat_each(coupling, x, x.ndim - 3, q.shape[-3] // x.shape[-3]) for x in (k, v))
+    transposed = k.move_dims(
         (*k.shape[:-2], k.shape[-1], k.shape[-2]),
         lambda d: {k.ndim - 1: k.ndim - 2, k.ndim - 2: k.ndim - 1}.get(d, d),
     )
-    weights = matmul(coupling, q, turned, (*call.shape[:-1], k.shape[-2]))
+    weights = matmul(coupling, q, transposed, (*call.shape[:-1], k.shape[-2]))
     if call.get("attn_mask") is not None:
         weights = coupling.broadcast([weights, call["attn_mask"]], weights.shape)
     return matmul(coupling, weights, v, call.shape)
 
 
-def _batched(x: ChannelLabels, ndim: int) -> ChannelLabels:
-    """An input whose channels are dimension 1; torch takes images without a batch as well."""
+def _check_batched(x: ChannelLabels, ndim: int) -> ChannelLabels:
+    """Return an input, if it has a batch dimension, so that channels are dimension 1.
+
+    Raises:
+        ValueError: if it has none, which torch allows.
+    """
     if x.ndim != ndim:
         raise ValueError(f"{x.ndim} dimensions and not {ndim}")
     return x
@@ -129,7 +144,7 @@ def _batched(x: ChannelLabels, ndim: int) -> ChannelLabels:
 @rule("conv1d", "conv2d", "conv3d")
 def _convolution(coupling: Coupling, call: Call) -> Result:
     w: ChannelLabels = coupling.simplify(call["weight"])
-    x = coupling.tie_along(coupling.simplify(_batched(call["input"], w.ndim)), [1])
+    x = coupling.tie_along(coupling.simplify(_check_batched(call["input"], w.ndim)), [1])
     pointwise = [d for d in range(2, x.ndim) if w.shape[d] == 1 and call.shape[d] == x.shape[d]]
     x = coupling.tie_along(x, pointwise)
     x = coupling.freeze(x, [d for d in range(2, x.ndim) if d not in pointwise])
@@ -138,7 +153,7 @@ def _convolution(coupling: Coupling, call: Call) -> Result:
     coupling.channels += [w.nodes_of(0), w.nodes_of(1)]
     _tie_groups(coupling, x.nodes_of(1).reshape(groups, -1), w.nodes_of(1), out.reshape(groups, -1))
     carried = {d: x.nodes_of(d) for d in [0, *pointwise]}
-    result = of_dims(call.shape, carried | {1: out})
+    result = make_labels(call.shape, carried | {1: out})
     if call.get("bias") is None:
         return result
     bias: ChannelLabels = call["bias"]
@@ -148,7 +163,7 @@ def _convolution(coupling: Coupling, call: Call) -> Result:
 
 
 def _tie_groups(coupling: Coupling, x: Nodes, w: Nodes, out: Nodes) -> None:
-    """Input (groups, i), the weight's second dimension (i,), output (groups, o)."""
+    """Tie a convolution's input (groups, i), output (groups, o), and the weight's second dimension (i,)."""
     groups, each = x.shape
     roots = coupling.sets.roots(x)
     if groups == 1 or bool((roots == roots[:1]).all()) or (groups < FEW_GROUPS <= each):
@@ -166,7 +181,7 @@ def _tie_groups(coupling: Coupling, x: Nodes, w: Nodes, out: Nodes) -> None:
 @rule("conv_transpose2d", "conv_transpose1d")
 def _transposed_convolution(coupling: Coupling, call: Call) -> Result:
     w: ChannelLabels = call["weight"]
-    x = coupling.tie_along(coupling.simplify(_batched(call["input"], w.ndim)), [1])
+    x = coupling.tie_along(coupling.simplify(_check_batched(call["input"], w.ndim)), [1])
     x, w = coupling.freeze(x, range(2, x.ndim)), coupling.freeze(w, range(2, w.ndim))
     groups = call.get("groups", 1)
     coupling.channels += [w.nodes_of(0), w.nodes_of(1)]
@@ -179,7 +194,7 @@ def _transposed_convolution(coupling: Coupling, call: Call) -> Result:
         out = each[:, 0].repeat(w.shape[1])
     if call.get("bias") is not None:
         coupling.sets.union(out, call["bias"].nodes_of(0))
-    return of_dims(call.shape, {0: x.nodes_of(0), 1: out})
+    return make_labels(call.shape, {0: x.nodes_of(0), 1: out})
 
 
 @rule("batch_norm", "instance_norm")
@@ -191,7 +206,7 @@ def _batch_norm(coupling: Coupling, call: Call) -> Result:
             x = coupling.broadcast(
                 [x, coupling.reshape(vector, (*vector.shape, *[1] * (x.ndim - 2)))], x.shape
             )
-    if call.get("training", call.get("use_input_stats", False)):  # a weight that is standardised
+    if call.get("training", call.get("use_input_stats", False)):  # a standardised weight
         x = coupling.tie_along(x, range(2, x.ndim))
         coupling.mix(x, [0, *range(2, x.ndim)], call.name)
     return x
@@ -212,10 +227,10 @@ def _group_norm(coupling: Coupling, call: Call) -> Result:
     x: ChannelLabels = coupling.tie_along(coupling.simplify(call["input"]), [1])
     grouped = x.nodes_of(1).reshape(call["num_groups"], -1)
     groups, each = grouped.shape
-    if groups < FEW_GROUPS <= each:  # thin every group
+    if groups < FEW_GROUPS <= each:  # drop the same channels of every group
         coupling.sets.union(grouped[:1], grouped)
         coupling.mix(x, [1], call.name)
-    else:  # drop whole groups
+    else:  # drop complete groups
         coupling.sets.union(grouped[:, :1], grouped)
     for name in ("weight", "bias"):
         if call.get(name) is not None:
@@ -240,13 +255,13 @@ def _reduction(coupling: Coupling, call: Call) -> Result:
     if call.name not in ("sum", "linalg_vector_norm"):  # zeros add nothing to these
         coupling.mix(x, dims, call.name)
     if not call.get("keepdim", False):
-        return x.mapped(call.shape, lambda d: None if d in dims else d - sum(dim < d for dim in dims))
-    return x.mapped(call.shape, lambda d: None if d in dims else d)
+        return x.move_dims(call.shape, lambda d: None if d in dims else d - sum(dim < d for dim in dims))
+    return x.move_dims(call.shape, lambda d: None if d in dims else d)
 
 
 @rule("max", "min")
 def _max(coupling: Coupling, call: Call) -> Result:
-    """The largest along a dimension; where something uses its place, the order of the indices matters."""
+    """Reduce a dimension to its maximum; keep it in full if the index of the maximum is used."""
     if "dim" not in call.arguments:
         coupling.freeze(call["self"])
         return ChannelLabels(call.shape)
@@ -259,7 +274,7 @@ def _max(coupling: Coupling, call: Call) -> Result:
 
 @rule(*SPATIAL.split())
 def _spatial(coupling: Coupling, call: Call) -> Result:
-    """Pooling and interpolation: pixels are whole, what is before them stays."""
+    """Keep all pixels in pooling and interpolation; other dimensions keep their labels."""
     x: ChannelLabels = call.tensors()[0]
     spatial = 1 if "1d" in call.name else 3 if "3d" in call.name else 2
     dims = range(x.ndim - spatial, x.ndim)
@@ -270,30 +285,33 @@ def _spatial(coupling: Coupling, call: Call) -> Result:
 
 @rule("im2col")
 def _im2col(coupling: Coupling, call: Call) -> Result:
-    x = coupling.freeze(coupling.tie_along(_batched(call["self"], 4), [1]), [2, 3])
+    x = coupling.freeze(coupling.tie_along(_check_batched(call["self"], 4), [1]), [2, 3])
     taps = call["kernel_size"][0] * call["kernel_size"][1]
-    return of_dims(call.shape, {0: x.nodes_of(0), 1: x.nodes_of(1).repeat(taps)})
+    return make_labels(call.shape, {0: x.nodes_of(0), 1: x.nodes_of(1).repeat(taps)})
 
 
 @rule("pixel_unshuffle")
 def _pixel_unshuffle(coupling: Coupling, call: Call) -> Result:
-    x = coupling.freeze(coupling.tie_along(_batched(call["self"], 4), [1]), [2, 3])
-    return of_dims(call.shape, {0: x.nodes_of(0), 1: x.nodes_of(1).repeat(call["downscale_factor"] ** 2)})
+    x = coupling.freeze(coupling.tie_along(_check_batched(call["self"], 4), [1]), [2, 3])
+    return make_labels(call.shape, {0: x.nodes_of(0), 1: x.nodes_of(1).repeat(call["downscale_factor"] ** 2)})
 
 
 @rule("col2im", "pixel_shuffle")
 def _columns_to_pixels(coupling: Coupling, call: Call) -> Result:
-    """Channels that become pixels of one channel are kept together."""
-    x = _batched(call["self"], 3 if call.name == "col2im" else 4)
+    """Tie channels that become pixels of one channel."""
+    x = _check_batched(call["self"], 3 if call.name == "col2im" else 4)
     x = coupling.freeze(coupling.tie_along(x, [1]), range(2, x.ndim))
     columns = x.nodes_of(1).reshape(call.shape[1], -1)
     coupling.sets.union(columns[:, :1], columns)
-    return of_dims(call.shape, {0: x.nodes_of(0), 1: columns[:, 0]})
+    return make_labels(call.shape, {0: x.nodes_of(0), 1: columns[:, 0]})
 
 
 @rule("lstm")
 def _lstm(coupling: Coupling, call: Call) -> Result:
-    """Layers and directions in turn: input weights (4 h, i), recurrent (4 h, h), biases (4 h,) twice."""
+    """Tie the channels of every layer and direction of an LSTM.
+
+    Each has input weights (4 h, i), recurrent weights (4 h, h), and two biases (4 h,).
+    """
     x: ChannelLabels = coupling.tie_along(coupling.simplify(call["input"]), [2])
     x = coupling.freeze(x, [0, 1])
     below, params = x.nodes_of(2), list(call["params"])
@@ -317,5 +335,5 @@ def _lstm(coupling: Coupling, call: Call) -> Result:
     for state in call["hx"]:
         coupling.sets.union(state.nodes_of(2), states[0])
     features = len(call.shapes[1]) - 1  # versions of torch differ in the dimensions before
-    last = of_dims(call.shapes[1], {features: states[0]})
-    return of_dims(call.shapes[0], {2: below}), last, last
+    last = make_labels(call.shapes[1], {features: states[0]})
+    return make_labels(call.shapes[0], {2: below}), last, last

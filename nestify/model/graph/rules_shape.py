@@ -1,10 +1,10 @@
-"""Rules of operators that move, cut, join or copy indices, and of elementwise ones."""
+"""Rules of operators that move, cut, join or copy indices, and of elementwise operators."""
 
 from typing import Any
 
 import numpy as np
 
-from nestify.model.graph.labels import ChannelLabels, NodeBlock, of_dims
+from nestify.model.graph.labels import ChannelLabels, NodeBlock, make_labels
 from nestify.model.graph.operators import Call, Coupling, Result, rule
 
 ELEMENTWISE = (
@@ -36,8 +36,8 @@ def _identity(coupling: Coupling, call: Call) -> Result:
 def _positions(coupling: Coupling, call: Call) -> Result:
     for labels in call.tensors():
         coupling.freeze(labels)
-    whole = tuple(ChannelLabels(shape) for shape in call.shapes)
-    return whole if call.name == "meshgrid" else whole[0]
+    full = tuple(ChannelLabels(shape) for shape in call.shapes)
+    return full if call.name == "meshgrid" else full[0]
 
 
 @rule("zeros", "ones", "full", "empty", "new_zeros", "new_ones", "new_full", "new_empty")
@@ -64,18 +64,18 @@ def _permute(coupling: Coupling, call: Call) -> Result:
     else:
         i, j = (call["dim0"], call["dim1"]) if "dim0" in call.arguments else (-2, -1)
         order[i], order[j] = order[j], order[i]
-    return x.mapped(call.shape, order.index)
+    return x.move_dims(call.shape, order.index)
 
 
 @rule("expand", "expand_as", "broadcast_to")
 def _expand(coupling: Coupling, call: Call) -> Result:
-    """A dimension that is copied is free: its indices become what they meet."""
+    """Give the copies of a single index new nodes, which are tied to whatever they are combined with."""
     x: ChannelLabels = call["self"]
     shift = len(call.shape) - x.ndim
     old = (1,) * shift + x.shape
     copied = {d: coupling.sets.fresh(n) for d, n in enumerate(call.shape) if n > 1 and old[d] == 1}
-    carried = x.mapped(call.shape, lambda dim: dim + shift)
-    return ChannelLabels(call.shape, carried.blocks + of_dims(call.shape, copied).blocks)
+    carried = x.move_dims(call.shape, lambda dim: dim + shift)
+    return ChannelLabels(call.shape, carried.blocks + make_labels(call.shape, copied).blocks)
 
 
 @rule("repeat", "tile")
@@ -85,7 +85,7 @@ def _repeat(coupling: Coupling, call: Call) -> Result:
     times = [1] * (len(call.shape) - len(times)) + times
     shift = len(call.shape) - x.ndim
     x = coupling.tie_along(x, [d for d in range(x.ndim) if times[d + shift] > 1])
-    blocks = list(x.mapped(call.shape, lambda dim: dim + shift).blocks)
+    blocks = list(x.move_dims(call.shape, lambda dim: dim + shift).blocks)
     for dim, count in enumerate(times):
         extent = x.shape[dim - shift] if dim >= shift else 1
         if count == 1:
@@ -104,11 +104,11 @@ def _repeat_interleave(coupling: Coupling, call: Call) -> Result:
     if call.get("dim") is None or isinstance(call["repeats"], ChannelLabels):
         coupling.freeze(x)
         return ChannelLabels(call.shape)
-    return repeated(coupling, x, call["dim"] % x.ndim, call["repeats"])
+    return repeat_each(coupling, x, call["dim"] % x.ndim, call["repeats"])
 
 
-def repeated(coupling: Coupling, x: ChannelLabels, dim: int, times: int) -> ChannelLabels:
-    """Every index of a dimension `times` times, one after the other."""
+def repeat_each(coupling: Coupling, x: ChannelLabels, dim: int, times: int) -> ChannelLabels:
+    """Repeat every index of a dimension `times` times in a row."""
     shape = tuple(n * times if d == dim else n for d, n in enumerate(x.shape))
     if x.shape[dim] == 1:
         return ChannelLabels(
@@ -121,7 +121,7 @@ def repeated(coupling: Coupling, x: ChannelLabels, dim: int, times: int) -> Chan
 
 
 def cut(coupling: Coupling, x: ChannelLabels, dim: int, start: int, stop: int) -> ChannelLabels:
-    """A run of a dimension's indices."""
+    """Cut a dimension to its indices from start to stop - 1."""
     shape = tuple(stop - start if d == dim else n for d, n in enumerate(x.shape))
     blocks = []
     for block in x.blocks:
@@ -171,7 +171,7 @@ def _select(coupling: Coupling, call: Call) -> Result:
     x: ChannelLabels = coupling.simplify(call["self"])
     dim = call.get("dim", 0) % x.ndim
     x = coupling.freeze(coupling.simplify(coupling.tie_along(x, [dim])), [dim])
-    out = x.mapped(call.shape, lambda d: None if d == dim else d - (d > dim))
+    out = x.move_dims(call.shape, lambda d: None if d == dim else d - (d > dim))
     return out if call.name == "select" else (out,) * len(call.shapes)
 
 
@@ -179,25 +179,25 @@ def _select(coupling: Coupling, call: Call) -> Result:
 def _cat(coupling: Coupling, call: Call) -> Result:
     dim = call.get("dim", 0) % len(call.shape)
     parts = [coupling.tie_along(coupling.simplify(part), [dim]) for part in call["tensors"]]
-    along = np.concatenate([part.nodes_of(dim) for part in parts])
+    joined = np.concatenate([part.nodes_of(dim) for part in parts])
     others = []
     for part in parts:
         blocks = tuple(block for block in part.blocks if dim not in block.dims)
         others.append(ChannelLabels(tuple(1 if d == dim else n for d, n in enumerate(part.shape)), blocks))
     rest = coupling.broadcast(others, tuple(1 if d == dim else n for d, n in enumerate(call.shape)))
-    return ChannelLabels(call.shape, rest.blocks + of_dims(call.shape, {dim: along}).blocks)
+    return ChannelLabels(call.shape, rest.blocks + make_labels(call.shape, {dim: joined}).blocks)
 
 
 @rule("stack")
 def _stack(coupling: Coupling, call: Call) -> Result:
     dim = call.get("dim", 0) % len(call.shape)
-    met = coupling.broadcast(call["tensors"], call["tensors"][0].shape)
-    return met.mapped(call.shape, lambda d: d + (d >= dim))
+    tied = coupling.broadcast(call["tensors"], call["tensors"][0].shape)
+    return tied.move_dims(call.shape, lambda d: d + (d >= dim))
 
 
 @rule("pad", "constant_pad_nd")
 def _pad(coupling: Coupling, call: Call) -> Result:
-    """Zeros that are added to channels are free channels; any other padding keeps them whole."""
+    """Label padding zeros as new channels; any other padding keeps the dimension in full."""
     x: ChannelLabels = coupling.simplify(call["self"])
     pads: list[Any] = list(call["pad"])
     for k in range(len(pads) // 2):
@@ -216,7 +216,7 @@ def _pad(coupling: Coupling, call: Call) -> Result:
 
 @rule("roll", "flip", "cumsum")
 def _roll(coupling: Coupling, call: Call) -> Result:
-    """What depends on the order of the indices keeps them whole."""
+    """Keep dimensions in full if the result depends on the order of their indices."""
     x: ChannelLabels = call["self"]
     dims = [call["dim"]] if "dim" in call.arguments else call.get("dims", range(x.ndim))
     return ChannelLabels(call.shape, coupling.freeze(coupling.tie_along(x, dims), dims).blocks)
@@ -231,7 +231,7 @@ def _unfold(coupling: Coupling, call: Call) -> Result:
 
 @rule("index")
 def _index(coupling: Coupling, call: Call) -> Result:
-    """Advanced indexing keeps what it indexes whole."""
+    """Keep dimensions that are indexed by tensors in full."""
     x: ChannelLabels = call["self"]
     places = [dim for dim, index in enumerate(call["indices"]) if index is not None]
     for index in call["indices"]:
@@ -243,7 +243,7 @@ def _index(coupling: Coupling, call: Call) -> Result:
     first = places[0] if adjacent else 0
     rest = [dim for dim in range(x.ndim) if dim not in places]
     new = [k + (grown if k >= first else 0) for k in range(len(rest))]
-    return x.mapped(call.shape, lambda d: new[rest.index(d)] if d in rest else None)
+    return x.move_dims(call.shape, lambda d: new[rest.index(d)] if d in rest else None)
 
 
 @rule("embedding", "index_select")
@@ -254,4 +254,4 @@ def _lookup(coupling: Coupling, call: Call) -> Result:
     coupling.freeze(indices)
     table = coupling.freeze(coupling.tie_along(table, [dim]), [dim])
     grown = indices.ndim - 1
-    return table.mapped(call.shape, lambda d: None if d == dim else d + (grown if d > dim else 0))
+    return table.move_dims(call.shape, lambda d: None if d == dim else d + (grown if d > dim else 0))

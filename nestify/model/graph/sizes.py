@@ -1,6 +1,6 @@
-"""The numbers that are written into a graph, at the width of a level: sizes, groups, bounds, pads.
+"""Compute the numbers in a level's graph: sizes, convolution groups, slice bounds and padding.
 
-All of them follow from the labels, so nothing is guessed.
+All of them follow from the labels of the full network's graph.
 """
 
 import operator
@@ -26,9 +26,10 @@ class Rewrite:
     """A call that is copied to a level's graph.
 
     Attributes:
-        node: the call in the graph of the full width.
-        arguments: by name; their nodes are of the level's graph.
-        graph: the level's, where nodes that compute sizes are put.
+        choice: the channels that the level keeps.
+        node: the call in the graph of the full network.
+        arguments: the arguments by name; nodes among them belong to the level's graph.
+        graph: the level's graph, to which nodes that compute sizes are added.
     """
 
     choice: Choice
@@ -38,20 +39,20 @@ class Rewrite:
 
     @property
     def result(self) -> Any:
-        """Labels of what the call gives."""
+        """Labels of the call's result: of one tensor, or a tuple of them."""
         return self.choice.found.labels[self.node]
 
     def labels_of(self, argument: str) -> Any:
-        """Labels of an argument, or the number that a symbolic one has in the example."""
+        """Return the labels of an argument; for a symbolic number, its value in the example input."""
         value = named_arguments(self.node)[argument]
         return self.choice.found.labels[value] if isinstance(value, fx.Node) else value
 
     def kept(self, argument: str, dim: int) -> Kept:
-        """(extent,) which indices of an argument's dimension stay."""
-        return self.choice.along(self.labels_of(argument), dim)
+        """Return an (extent,) mask of the kept indices along an argument's dimension."""
+        return self.choice.kept_along(self.labels_of(argument), dim)
 
-    def scaled(self, size: Any, new: int, old: int) -> Any:
-        """A size that may depend on the batch, times new / old."""
+    def scale(self, size: Any, new: int, old: int) -> Any:
+        """Return `new` for a fixed size, and size * new / old for one that depends on the batch size."""
         if not isinstance(size, fx.Node):
             return new
         common = gcd(new, old)
@@ -60,8 +61,9 @@ class Rewrite:
 
 
 Change = Callable[[Rewrite], Changes]
+"""Returns the arguments of a call that change at the width of the level."""
 CHANGES: dict[str, Change] = {}
-"""Operator name to what changes in its arguments; the others take their sizes from their tensors."""
+"""Maps operator names to these functions. All other operators take their sizes from their tensors."""
 
 
 def _changes(*names: str) -> Callable[[Change], Change]:
@@ -75,16 +77,16 @@ def _changes(*names: str) -> Callable[[Change], Change]:
 @_changes("view", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "empty", "full")
 @_changes("new_zeros", "new_ones", "new_empty", "new_full", "reshape", "unflatten")
 def _sizes(call: Rewrite) -> Changes:
-    """A list of sizes: the last of the result's, but for `unflatten` those from its dimension on."""
+    """Change a list of sizes: the last sizes of the result; for `unflatten`, those from its dimension on."""
     name = next((name for name in ("size", "shape", "sizes") if name in call.arguments), None)
     if name is None:  # a view as another type
         return {}
     sizes = list(call.arguments[name])
     old, new = call.result.shape, call.choice.shape(call.result)
-    at = call.arguments["dim"] % (len(old) - len(sizes) + 1) if name == "sizes" else len(old) - len(sizes)
+    start = call.arguments["dim"] % (len(old) - len(sizes) + 1) if name == "sizes" else len(old) - len(sizes)
     for k, size in enumerate(sizes):
-        if old[at + k] != new[at + k] and not (isinstance(size, int) and size == -1):
-            sizes[k] = call.scaled(size, new[at + k], old[at + k])
+        if old[start + k] != new[start + k] and not (isinstance(size, int) and size == -1):
+            sizes[k] = call.scale(size, new[start + k], old[start + k])
     return {name: sizes}
 
 
@@ -120,11 +122,11 @@ def _convolution(call: Rewrite) -> Changes:
         new = channels * groups // len(kept)
     else:
         new = channels // int(np.count_nonzero(call.kept("weight", 1)))
-    return {"groups": call.scaled(call.arguments["groups"], new, groups)} if new != groups else {}
+    return {"groups": call.scale(call.arguments["groups"], new, groups)} if new != groups else {}
 
 
 @_changes("layer_norm", "rms_norm")
-def _normalized(call: Rewrite) -> Changes:
+def _layer_norm(call: Rewrite) -> Changes:
     shape = call.choice.shape(call.result)
     return {"normalized_shape": list(shape[len(shape) - len(call.arguments["normalized_shape"]) :])}
 
@@ -139,7 +141,7 @@ def _group_norm(call: Rewrite) -> Changes:
 def _pad(call: Rewrite) -> Changes:
     labels, pads = call.result, list(call.arguments["pad"])
     for k in range(len(pads) // 2):
-        kept = call.choice.along(labels, labels.ndim - 1 - k)
+        kept = call.choice.kept_along(labels, labels.ndim - 1 - k)
         if not kept.all():
             low, high = pads[2 * k : 2 * k + 2]
             ends = kept[:low], kept[len(kept) - high :]
@@ -149,7 +151,7 @@ def _pad(call: Rewrite) -> Changes:
 
 @_changes("repeat", "tile")
 def _repeat(call: Rewrite) -> Changes:
-    """Copies of what has one index are channels of their own; other copies keep what the original keeps."""
+    """Reduce the copies of a dimension of one index, which are channels; other copies follow the original."""
     name = "repeats" if "repeats" in call.arguments else "dims"
     source, times = call.labels_of("self"), list(call.arguments[name])
     new = call.choice.shape(call.result)
@@ -171,7 +173,7 @@ def _repeat_interleave(call: Rewrite) -> Changes:
 
 @_changes("scaled_dot_product_attention")
 def _attention(call: Rewrite) -> Changes:
-    """Keep the scale of the full width."""
+    """Keep the attention scale of the full network."""
     if call.arguments.get("scale") is not None or call.kept("query", -1).all():
         return {}
     return {"scale": call.labels_of("query").shape[-1] ** -0.5}

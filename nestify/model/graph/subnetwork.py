@@ -1,4 +1,4 @@
-"""A level's own network: the graph with the level's sizes, and tensors of its shapes."""
+"""Build a level's network: the graph with the level's sizes, and tensors of the level's shapes."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,8 +11,8 @@ from nestify.model.graph.axes import Choice, NotABox
 from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.operators import example_shape, named_arguments, operator_name, refusal
 from nestify.model.graph.sizes import CHANGES, Rewrite
-from nestify.model.graph.skipping import Remains
-from nestify.model.graph.trace import BATCH, logits_of
+from nestify.model.graph.skipping import PrunedGraph
+from nestify.model.graph.trace import BATCH, logits_node
 
 CPU = torch.device("cpu")
 _TRAINING_FLAGS = {
@@ -21,12 +21,12 @@ _TRAINING_FLAGS = {
     "feature_dropout": "train",
     "alpha_dropout": "train",
 }
-"""Operators that work differently in training, and the argument that says so."""
+"""Maps each operator that works differently in training to the argument that switches it."""
 
 
-def narrow(
+def build_network(
     choice: Choice,
-    remains: Remains,
+    pruned_graph: PrunedGraph,
     constants: Mapping[str, Tensor],
     *,
     training: bool,
@@ -35,31 +35,34 @@ def narrow(
     """Build the network of a level.
 
     Args:
-        choice: the channels that it has. `remains`: the operators that it has.
-        constants: the tensors that no state dict holds, cut to the level.
-        training: normalise with the statistics of the batch, and drop out.
-        device: where factories put their tensors, and the constants are.
+        choice: the channels that the level keeps.
+        pruned_graph: the operators that the level keeps.
+        constants: non-persistent buffers and constants by name, cut to the level.
+        training: True makes batch norm use the statistics of the batch, and dropout drop.
+        device: device of the constants and of tensors that operators such as `zeros` make.
 
     Returns:
         A module whose parameters and persistent buffers have the names of the full model, no values, and
         the shapes of the level.
 
     Raises:
-        UnsupportedModelError: if the graph would not compute with the shapes that the labels promise.
+        UnsupportedModelError: if the graph does not run with the shapes that the labels determine.
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
     for node in choice.found.traced.graph.nodes:
-        if node not in remains.needed:
+        if node not in pruned_graph.needed:
             continue
         try:
-            copies[node] = _copied(choice, node, graph, lambda n: copies[remains.stand_ins.get(n, n)])
+            copies[node] = _copy_node(
+                choice, node, graph, lambda n: copies[pruned_graph.replacements.get(n, n)]
+            )
         except NotABox as error:
-            raise refusal(node, "keeps channels in a way that leaves no tensor of a regular shape") from error
-        if node.target is torch.ops.aten.view.default and node not in remains.written:
-            copies[node].target = torch.ops.aten.reshape.default  # the strides may be others
+            raise refusal(node, "keeps channels that do not form a rectangular tensor") from error
+        if node.target is torch.ops.aten.view.default and node not in pruned_graph.written:
+            copies[node].target = torch.ops.aten.reshape.default  # the strides may differ
     graph.eliminate_dead_code()
-    root = _holder(choice, constants, device)
+    root = _make_root(choice, constants, device)
     _check_shapes(choice, graph, copies, root)
     for node in graph.nodes:
         if node.op == "call_function":
@@ -73,7 +76,9 @@ def narrow(
     return level
 
 
-def _copied(choice: Choice, node: fx.Node, graph: fx.Graph, copy_of: Callable[[fx.Node], fx.Node]) -> fx.Node:
+def _copy_node(
+    choice: Choice, node: fx.Node, graph: fx.Graph, copy_of: Callable[[fx.Node], fx.Node]
+) -> fx.Node:
     names = choice.found.traced.names
     if node in names:
         return graph.get_attr(names[node])
@@ -81,7 +86,7 @@ def _copied(choice: Choice, node: fx.Node, graph: fx.Graph, copy_of: Callable[[f
     if node.op == "placeholder":
         return graph.placeholder("images")
     if node.op == "output":
-        copy: fx.Node = graph.output(copy_of(logits_of(choice.found.traced.graph)))
+        copy: fx.Node = graph.output(copy_of(logits_node(choice.found.traced.graph)))
         return copy
     change = CHANGES.get(operator_name(node.target))
     if change is None:
@@ -89,11 +94,11 @@ def _copied(choice: Choice, node: fx.Node, graph: fx.Graph, copy_of: Callable[[f
         return graph.call_function(node.target, args, kwargs)
     arguments = fx.map_arg(named_arguments(node), copy_of)
     changes = change(Rewrite(choice, node, arguments, graph))
-    return _call(graph, changes.pop("target", node.target), arguments | changes)
+    return _add_call(graph, changes.pop("target", node.target), arguments | changes)
 
 
-def _call(graph: fx.Graph, target: Any, arguments: Mapping[str, Any]) -> fx.Node:
-    """A call with positional arguments as far as they go, so that the code stays readable."""
+def _add_call(graph: fx.Graph, target: Any, arguments: Mapping[str, Any]) -> fx.Node:
+    """Add a call with positional arguments where possible, so that the generated code is readable."""
     args: list[Any] = []
     kwargs: dict[str, Any] = {}
     for place, argument in enumerate(target._schema.arguments):
@@ -106,8 +111,8 @@ def _call(graph: fx.Graph, target: Any, arguments: Mapping[str, Any]) -> fx.Node
     return graph.call_function(target, tuple(args), kwargs)
 
 
-def _holder(choice: Choice, constants: Mapping[str, Tensor], device: torch.device) -> nn.Module:
-    """Modules with nothing but tensors, under the names that the full model gives them."""
+def _make_root(choice: Choice, constants: Mapping[str, Tensor], device: torch.device) -> nn.Module:
+    """Make a module tree that holds the level's tensors under the names of the full model."""
     root = nn.Module()
     for node, name in choice.found.traced.names.items():
         *path, local = name.split(".")
@@ -131,7 +136,11 @@ def _holder(choice: Choice, constants: Mapping[str, Tensor], device: torch.devic
 def _check_shapes(
     choice: Choice, graph: fx.Graph, copies: Mapping[fx.Node, fx.Node], root: nn.Module
 ) -> None:
-    """Run the graph on shapes alone; every tensor must have the shape that its labels promise."""
+    """Run the graph on shapes alone, and check every tensor against the shape of its labels.
+
+    Raises:
+        UnsupportedModelError: if an operator fails, or a tensor has another shape.
+    """
     original = {copy: node for node, copy in copies.items()}
     state = dict(root.named_parameters()) | dict(root.named_buffers())
     images = choice.found.traced.images.meta["val"]
@@ -143,20 +152,20 @@ def _check_shapes(
             elif node.op == "placeholder":
                 values[node] = torch.empty(BATCH, *images.shape[1:], dtype=images.dtype)
             elif node.op == "call_function":
-                values[node] = _shapes_of_call(node, original.get(node, node), values)
+                values[node] = _run_on_shapes(node, original.get(node, node), values)
             labels = choice.found.labels.get(original.get(node, node))
             if isinstance(labels, ChannelLabels) and example_shape(values[node]) != choice.shape(labels):
-                got, promised = example_shape(values[node]), choice.shape(labels)
-                raise refusal(original[node], f"gives {got} and not {promised} in a smaller level")
+                got, expected = example_shape(values[node]), choice.shape(labels)
+                raise refusal(original[node], f"returns shape {got} and not {expected} in a smaller level")
 
 
 def _empty_like(tensor: Tensor) -> Tensor:
     return torch.empty(tensor.shape, dtype=tensor.dtype)
 
 
-def _shapes_of_call(node: fx.Node, original: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
+def _run_on_shapes(node: fx.Node, original: fx.Node, values: Mapping[fx.Node, Any]) -> Any:
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source])
-    args, kwargs = fx.node.map_aggregate((args, kwargs), lambda arg: _on(CPU, arg))
+    args, kwargs = fx.node.map_aggregate((args, kwargs), lambda arg: _replace_device(CPU, arg))
     assert callable(node.target)
     try:
         return node.target(*args, **kwargs)
@@ -166,12 +175,14 @@ def _shapes_of_call(node: fx.Node, original: fx.Node, values: Mapping[fx.Node, A
 
 
 def _finish(node: fx.Node, training: bool, device: torch.device) -> None:
-    """Put factories on the device; in training let batch norms use the batch, and dropouts drop."""
-    node.args, node.kwargs = fx.node.map_aggregate((node.args, node.kwargs), lambda arg: _on(device, arg))
+    """Set the device of operators such as `zeros`, and the training flag of batch norm and dropout."""
+    node.args, node.kwargs = fx.node.map_aggregate(
+        (node.args, node.kwargs), lambda arg: _replace_device(device, arg)
+    )
     flag = _TRAINING_FLAGS.get(operator_name(node.target))
     if training and flag is not None:
         node.update_arg(list(named_arguments(node)).index(flag), True)
 
 
-def _on(device: torch.device, argument: Any) -> Any:
+def _replace_device(device: torch.device, argument: Any) -> Any:
     return device if isinstance(argument, torch.device) else argument

@@ -1,4 +1,4 @@
-"""A model as a flat, functional graph of ATen operators with a free batch size."""
+"""Trace a model as a flat, functional graph of ATen operators with a free batch size."""
 
 import operator
 import warnings
@@ -18,7 +18,7 @@ from nestify.model.graph.skipping import needed_nodes
 from nestify.model.spec import tied_names
 
 BATCH = 11
-"""Images in the example: a prime, so that no reshape takes their number for something else."""
+"""Number of images in the example input: a prime, so that no reshape confuses it with another size."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +26,13 @@ class Traced:
     """A model in evaluation mode as a flat graph.
 
     Attributes:
-        graph: placeholders, calls of operators, one output, which is one tensor. Operators write in place
-            only where `make_functional` has left it at that.
+        graph: placeholders, calls of operators, and an output of one tensor. Operators write in place only
+            where `make_functional` could not replace them.
         images: the placeholder of the images, (B, C, H, W).
-        names: the other placeholders, all of them used, to the names of the tensors that they stand for:
-            parameters and buffers by their state-dict names, tied ones by the first; constants by their
-            names in the graph.
-        parameters: which of the names are parameters.
-        constants: values of the tensors that no state dict holds: non-persistent buffers and constants.
+        names: maps each other placeholder, all of which are used, to the name of its tensor: parameters and
+            buffers have their state-dict names, tied ones the first; constants have their names in the graph.
+        parameters: the names that belong to parameters.
+        constants: values of the tensors that are not in the state dict: non-persistent buffers and constants.
     """
 
     graph: fx.Graph
@@ -46,16 +45,17 @@ class Traced:
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
     """Trace a model in evaluation mode; the model itself stays as it is.
 
-    Regions with autocast or gradients off become part of the graph like everything else.
+    Regions without autocast or gradients are inlined in the graph.
 
     Args:
-        model: on any device.
+        model: a model on any device.
         input_size: (channels, height, width) of the images, in pixels.
 
     Raises:
-        UnsupportedModelError: if torch cannot trace it with a free batch size, or it gives several tensors.
+        UnsupportedModelError: if torch cannot trace the model with a free batch size, or it returns several
+            tensors.
     """
-    program = _exported(model, input_size)
+    program = _export(model, input_size)
     _inline_regions(program)
     graph = program.graph
     placeholders = {node.name: node for node in graph.find_nodes(op="placeholder")}
@@ -63,9 +63,9 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
     images = next(node for node, spec in inputs.items() if spec.kind == InputKind.USER_INPUT)
     names = {node: str(spec.target) for node, spec in inputs.items() if node is not images}
     _tie(names, tied_names(model))
-    _remove_unused(graph, names)  # assertions are among it, and read what is written
+    _remove_unused(graph, names)  # includes assertions, which read what is written
     make_functional(graph)
-    _remove_unused(graph, names)  # what was written may be read no more
+    _remove_unused(graph, names)  # what was written may not be read any more
     _check_output(graph, model)
     graph.lint()
     state = model.state_dict()
@@ -80,23 +80,23 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
     )
 
 
-def logits_of(graph: fx.Graph) -> fx.Node:
-    """The node that gives the graph's one result."""
+def logits_node(graph: fx.Graph) -> fx.Node:
+    """Return the node of the graph's one result."""
     (logits,) = graph.output_node().all_input_nodes
     return logits
 
 
-def _exported(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
-    """Trace a copy whose tensors are the model's own: tracing may leave traces in its modules."""
+def _export(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
+    """Export a copy that shares the model's tensors, because tracing may change its modules."""
     tensors = list(chain(model.parameters(), model.buffers()))
     images = torch.zeros(BATCH, *input_size, dtype=tensors[0].dtype, device=tensors[0].device)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of torch's and the model's own making
-            # LeViT and its kin keep what they computed of their parameters until they train again.
-            twin = deepcopy(model, {id(tensor): tensor for tensor in tensors}).train().eval()
-            return export(twin, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
-    except Exception as error:  # whatever tracing raises is about this model
+            warnings.simplefilter("ignore")  # from torch and from the model's code
+            # Models such as LeViT cache values computed from their parameters; train() clears them.
+            copy = deepcopy(model, {id(tensor): tensor for tensor in tensors}).train().eval()
+            return export(copy, (images,), dynamic_shapes=({0: Dim.DYNAMIC},), strict=False)
+    except Exception as error:  # tracing a model may raise any exception
         reason = str(error).strip().partition("\n")[0].rstrip(" .:")
         raise UnsupportedModelError(
             f"torch cannot trace {type(model).__name__} for images of {input_size} and any batch size "
@@ -105,15 +105,15 @@ def _exported(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedPro
 
 
 def _inline_regions(program: ExportedProgram) -> None:
-    """Put the graphs of autocast and no-grad regions in the place of the calls to them."""
+    """Replace calls to autocast and no-grad regions by the graphs of the regions."""
     graph = program.graph
     while calls := [node for node in graph.nodes if "wrap_with" in str(node.target)]:
         for call in calls:
-            at, holder = next((k, arg) for k, arg in enumerate(call.args) if _is_module(arg))
-            inner = program.graph_module.get_submodule(holder.target).graph
-            _inline(graph, call, inner, call.args[at + 1 :])
-            if not holder.users:
-                graph.erase_node(holder)
+            index, module = next((k, arg) for k, arg in enumerate(call.args) if _is_module(arg))
+            inner = program.graph_module.get_submodule(module.target).graph
+            _inline(graph, call, inner, call.args[index + 1 :])
+            if not module.users:
+                graph.erase_node(module)
 
 
 def _is_module(argument: object) -> bool:
@@ -134,7 +134,7 @@ def _inline(graph: fx.Graph, call: fx.Node, inner: fx.Graph, arguments: tuple[ob
 
 
 def _tie(names: dict[fx.Node, str], aliases: Mapping[str, str]) -> None:
-    """Let every use of a tied tensor be a use of its first name; torch takes the last."""
+    """Make every use of a tied tensor a use of its first name; torch uses the last."""
     node_of = {name: node for node, name in names.items()}
     for alias, name in aliases.items():
         if alias in node_of:
@@ -142,7 +142,7 @@ def _tie(names: dict[fx.Node, str], aliases: Mapping[str, str]) -> None:
 
 
 def _remove_unused(graph: fx.Graph, names: dict[fx.Node, str]) -> None:
-    """Remove what does not reach the output, assertions about the example among it, and names of nothing."""
+    """Remove nodes that the output does not depend on, including assertions, and their names."""
     needed = needed_nodes(graph, {})
     for node in reversed(graph.nodes):
         if node not in needed and (node.op != "placeholder" or node in names):
@@ -154,6 +154,6 @@ def _check_output(graph: fx.Graph, model: nn.Module) -> None:
     outputs = graph.output_node().all_input_nodes
     if len(outputs) != 1:
         raise UnsupportedModelError(
-            f"{type(model).__name__} gives {len(outputs)} tensors and not one of logits; switch its "
+            f"{type(model).__name__} returns {len(outputs)} tensors and not one tensor of logits; switch its "
             "auxiliary or distillation outputs off (set_distilled_training(False))"
         )

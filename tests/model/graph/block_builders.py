@@ -1,4 +1,4 @@
-"""Toy networks of blocks of many kinds, whose shallower versions are written by hand."""
+"""Toy networks with many kinds of blocks, and shallower versions of them written by hand."""
 
 from collections.abc import Callable, Collection
 
@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional
 
-from nestify.model.graph.block_map import LayerMap, find_layers
-from nestify.model.graph.channel_map import ChannelMap, find_channels
+from nestify.model.graph.block_map import BlockMap, map_blocks
+from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.spec import state_tensors
 
 SIZE = (3, 8, 8)
@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 
 class Branches(nn.Module):
-    """A block of one of `KINDS` on (B, 4, 8, 8); skipped, it is the identity."""
+    """A block of one of `KINDS` on (B, 4, 8, 8), which is the identity when skipped."""
 
     def __init__(self, kind: str, tied: nn.Module) -> None:
         super().__init__()
@@ -70,7 +70,7 @@ KINDS: dict[str, Callable[[Branches, Tensor, Tensor, Tensor], Tensor | tuple[Ten
 
 
 class Net(nn.Module):
-    """A stem, blocks of these kinds, and a classifier. The blocks of kind `tied` share a convolution."""
+    """A stem, blocks of the given kinds, and a classifier. Blocks of kind `tied` share a convolution."""
 
     def __init__(self, kinds: Collection[str]) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class Net(nn.Module):
         self.head = nn.Linear(4, 5)
 
     def skip(self, names: Collection[str]) -> None:
-        """Skip the blocks of these names, and no others."""
+        """Skip exactly the blocks with these names."""
         for place, block in enumerate(self.blocks):
             block.skipped = f"blocks.{place}" in names  # type: ignore[assignment]
 
@@ -93,17 +93,17 @@ class Net(nn.Module):
         return logits
 
 
-def opened(model: nn.Module) -> tuple[ChannelMap, LayerMap]:
-    """The channels and blocks of a toy network."""
-    channels = find_channels(model.eval(), SIZE)
-    return channels, find_layers(channels)
+def map_model(model: nn.Module) -> tuple[ChannelMap, BlockMap]:
+    """Return the channels and blocks of a toy network."""
+    channels = map_channels(model.eval(), SIZE)
+    return channels, map_blocks(channels)
 
 
 def level_without(
-    names: Collection[str], channels: ChannelMap, layers: LayerMap, model: nn.Module
+    names: Collection[str], channels: ChannelMap, layers: BlockMap, model: nn.Module
 ) -> fx.GraphModule:
-    """The network of full width without these blocks, with the model's own tensors."""
-    level = channels.skeleton({}, training=False, device=CPU, substitutes=layers.substitutes(names))
+    """Return the network of full width without some blocks, with the model's tensors."""
+    level = channels.skeleton({}, training=False, device=CPU, replacements=layers.replacements(names))
     tensors = state_tensors(model)
     level.load_state_dict({name: tensors[name].detach() for name in level.state_dict()}, assign=True)
     return level

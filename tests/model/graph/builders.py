@@ -1,4 +1,4 @@
-"""Small timm models in double precision in which nothing hides behind zeros or ones, and their channels."""
+"""Small timm models in float64, with random tensors instead of zeros and ones, and their channels."""
 
 from collections.abc import Sequence
 from copy import deepcopy
@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from nestify.model.graph.axes import Axes, sliced
-from nestify.model.graph.channel_map import ChannelMap, find_channels
+from nestify.model.graph.axes import Axes, take_indices
+from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.spec import state_tensors
 
 Kept = Sequence[NDArray[np.int64]]
@@ -34,15 +34,19 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "densenet121": (64, {"growth_rate": 8, "block_config": (2, 2)}),
     "ghostnet_050": (64, {}),
 }
-"""Name -> image side in pixels, arguments that make it small."""
+"""Name -> image side in pixels, arguments that make the model small."""
 
 
 @dataclass(frozen=True)
 class Example:
-    """A model in evaluation mode, its channels, three images and their logits (3, 10), all in float64.
+    """A model in evaluation mode with example logits, in float64.
 
     Attributes:
-        spread: the largest difference that images make to a logit; what is small is small beside it.
+        model: the model.
+        channels: its channels.
+        images: three images.
+        logits: (3, 10) their logits.
+        spread: largest difference between the logits of the first two images, to which errors are relative.
     """
 
     model: nn.Module
@@ -51,39 +55,39 @@ class Example:
     logits: Tensor
     spread: float
 
-    def off(self, logits: Tensor) -> float:
-        """How far logits are from the model's, relative to `spread`."""
+    def error(self, logits: Tensor) -> float:
+        """Return the largest difference to the model's logits, relative to `spread`."""
         return difference(logits, self.logits) / self.spread
 
     @property
     def unmixed(self) -> list[int]:
-        """Groups of which dropping a unit is the same as zeroing it."""
+        """Numbers of the groups in which dropping a unit is the same as zeroing it."""
         return [k for k, group in enumerate(self.channels.groups) if not group.mixed]
 
 
 @cache
 def example(name: str) -> Example:
-    """One of `MODELS`; shared by all tests, so they must not change it."""
+    """Make one of `MODELS`, which is shared by all tests, so they must not change it."""
     side, kwargs = MODELS[name]
-    model = randomised(name, **kwargs)
+    model = random_model(name, **kwargs)
     generator = torch.Generator().manual_seed(1)
     images = torch.randn(3, 3, side, side, generator=generator, dtype=torch.float64)
     with torch.no_grad():
         logits = model(images)
     spread = difference(logits[:1], logits[1:2])
     assert spread > 1e-3 * float(logits.abs().max()), "the images make no difference"
-    return Example(model, find_channels(model, (3, side, side)), images, logits, spread)
+    return Example(model, map_channels(model, (3, side, side)), images, logits, spread)
 
 
-def randomised(name: str, **kwargs: Any) -> nn.Module:
-    """A timm model with ten classes in float64 and in evaluation mode, all of its tensors random."""
+def random_model(name: str, **kwargs: Any) -> nn.Module:
+    """Make a timm model with ten classes and random tensors, in float64 and in evaluation mode."""
     model: nn.Module = timm.create_model(name, num_classes=10, **kwargs)
     return randomise(model.double().eval())
 
 
 @torch.no_grad()
 def randomise(model: nn.Module) -> nn.Module:
-    """Fill all parameters and running statistics so that each element matters and signals keep their size."""
+    """Randomise parameters and statistics so that each element matters and signals keep their size."""
     generator = torch.Generator().manual_seed(0)
 
     def normal(tensor: Tensor) -> Tensor:
@@ -107,7 +111,7 @@ def randomise(model: nn.Module) -> nn.Module:
 
 
 def random_units(channels: ChannelMap, seed: int, among: Sequence[int] | None = None) -> Kept:
-    """Any number of units of the groups in `among` (all by default), and all of the others."""
+    """Choose any number of units of the groups in `among` (all by default), and all units of the rest."""
     rng = np.random.default_rng(seed)
     every = range(len(channels.groups)) if among is None else among
     return [
@@ -119,18 +123,18 @@ def random_units(channels: ChannelMap, seed: int, among: Sequence[int] | None = 
 
 
 def half(channels: ChannelMap) -> Kept:
-    """The first half of every group's units."""
+    """Return the first half of every group's units."""
     return [np.arange(group.units // 2) for group in channels.groups]
 
 
 def cut(channels: ChannelMap, model: nn.Module, axes: Axes) -> dict[str, Tensor]:
-    """A level's tensors; differentiable."""
+    """Return a level's tensors; differentiable."""
     tensors = state_tensors(model)
-    return {name: sliced(tensors[name], axes.get(name, {})) for name in channels.names}
+    return {name: take_indices(tensors[name], axes.get(name, {})) for name in channels.names}
 
 
 def run_level(channels: ChannelMap, model: nn.Module, kept: Kept, images: Tensor) -> Tensor:
-    """Logits of the level that keeps these units."""
+    """Return the logits of the level that keeps some units."""
     axes = channels.axes(kept)
     skeleton = channels.skeleton(axes, training=False, device=images.device)
     logits: Tensor = functional_call(skeleton, cut(channels, model, axes), (images,))
@@ -138,8 +142,8 @@ def run_level(channels: ChannelMap, model: nn.Module, kept: Kept, images: Tensor
 
 
 @torch.no_grad()
-def zeroed(channels: ChannelMap, model: nn.Module, kept: Kept) -> nn.Module:
-    """A copy of the timm model whose dropped units are 0 in every tensor."""
+def zero_units(channels: ChannelMap, model: nn.Module, kept: Kept) -> nn.Module:
+    """Return a copy of the timm model whose dropped units are 0 in every tensor."""
     model = deepcopy(model)
     tensors = state_tensors(model)
     for group, units in zip(channels.groups, kept, strict=True):
@@ -150,13 +154,13 @@ def zeroed(channels: ChannelMap, model: nn.Module, kept: Kept) -> nn.Module:
     return model
 
 
-def loaded(skeleton: fx.GraphModule, tensors: dict[str, Tensor]) -> fx.GraphModule:
-    """A level's network with tensors of its own."""
+def load_tensors(skeleton: fx.GraphModule, tensors: dict[str, Tensor]) -> fx.GraphModule:
+    """Fill a level's network with copies of tensors, and return it."""
     skeleton.load_state_dict({name: tensor.detach().clone() for name, tensor in tensors.items()}, assign=True)
     return skeleton
 
 
 def difference(first: Tensor, second: Tensor) -> float:
-    """Largest difference between two tensors of one shape."""
+    """Return the largest difference between two tensors of one shape."""
     assert first.shape == second.shape
     return float((first.detach() - second.detach()).abs().max())

@@ -1,4 +1,4 @@
-"""timm's own models in which blocks do nothing: what a level that skips them has to give."""
+"""timm models with disabled blocks, as the reference for levels that skip these blocks."""
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
 
-from nestify.model.graph.block_map import LayerMap, find_layers
+from nestify.model.graph.block_map import BlockMap, map_blocks
 from nestify.model.graph.blocks import Block
-from nestify.model.graph.channel_map import ChannelMap, find_channels
+from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.graph.macs import node_macs
 from nestify.model.graph.node_facts import module_calls
 from nestify.model.graph.operators import operator_name
-from nestify.model.graph.skipping import remains_of
+from nestify.model.graph.skipping import prune_graph
 from nestify.model.spec import state_tensors
 from nestify.schedule.costs import count_macs
-from tests.model.graph.builders import difference, loaded
+from tests.model.graph.builders import difference, load_tensors
 
 ZERO_IF_ALL_ARE = (
     *("add", "sub", "view", "reshape", "reshape_as", "permute", "transpose", "flatten", "unflatten"),
@@ -27,20 +27,21 @@ ZERO_IF_ALL_ARE = (
 )
 
 
-class Untold(Exception):
-    """There is no module that does what the block does, and nothing else."""
+class NotComparable(Exception):
+    """The block cannot be disabled, because no module does exactly what it does."""
 
 
 @contextmanager
-def without(
-    model: nn.Module, channels: ChannelMap, layers: LayerMap, names: Collection[str]
+def disable_blocks(
+    model: nn.Module, channels: ChannelMap, layers: BlockMap, names: Collection[str]
 ) -> Iterator[None]:
-    """Let blocks of a timm model do nothing.
+    """Disable blocks of a timm model.
 
-    A module gives its input instead of its output; of a branch alone, the modules that give it give zeros.
+    A block that is a module returns its input; for a block that is a branch, the modules of the branch return
+    zeros.
 
     Raises:
-        Untold: where modules do not tell what the block is.
+        NotComparable: if no modules correspond to a block.
     """
     nodes = {node.name: node for node in channels.traced.graph.nodes}
     calls = {call.partition("@") for node in nodes.values() for call in module_calls(node)}
@@ -49,35 +50,35 @@ def without(
         for block in layers.blocks:
             if block.name not in names:
                 continue
-            if block.whole:
-                modules, what = [block.name], _first_like
+            if block.is_module:
+                modules, output_of = [block.name], _first_like
             else:
-                ((add, trunk),) = layers.substitutes([block.name]).items()
+                ((add, trunk),) = layers.replacements([block.name]).items()
                 (branch,) = (node for node in nodes[add].args if node is not nodes[trunk])
-                modules, what = _giving(branch, module_calls(nodes[add])), _zeros
+                modules, output_of = _source_modules(branch, module_calls(nodes[add])), _zeros
             for name in modules:
                 if name.partition("@")[0] in several:
-                    raise Untold(f"{name} is one of several calls of a module")
-                stack.enter_context(_replaced(model, name, what))
+                    raise NotComparable(f"{name} is one of several calls of a module")
+                stack.enter_context(_replace_output(model, name, output_of))
         yield
 
 
-def _giving(node: object, outer: tuple[str, ...]) -> list[str]:
-    """Modules inside `outer` that, where all of them give zeros, make this node zero."""
+def _source_modules(node: object, outer: tuple[str, ...]) -> list[str]:
+    """Find modules inside `outer` whose zero outputs make a node zero."""
     if not isinstance(node, fx.Node) or node.op != "call_function":
-        raise Untold(f"{node} is of no module")
+        raise NotComparable(f"{node} is not in a module")
     calls = module_calls(node)
     if len(calls) > len(outer) and calls[: len(outer)] == outer:
         return [calls[len(outer)]]
     name, tensors = operator_name(node.target), [arg for arg in node.args if isinstance(arg, fx.Node)]
     if name in ZERO_IF_ALL_ARE:
-        return [module for source in _data(tensors) for module in _giving(source, outer)]
+        return [module for source in _data(tensors) for module in _source_modules(source, outer)]
     for source in tensors if name == "mul" else []:
         try:
-            return _giving(source, outer)
-        except Untold:
+            return _source_modules(source, outer)
+        except NotComparable:
             continue
-    raise Untold(f"{node} is of no module")
+    raise NotComparable(f"{node} is not in a module")
 
 
 def _data(nodes: Collection[fx.Node]) -> list[fx.Node]:
@@ -85,16 +86,16 @@ def _data(nodes: Collection[fx.Node]) -> list[fx.Node]:
 
 
 @contextmanager
-def _replaced(model: nn.Module, name: str, what: Callable[[Any, Any], Any]) -> Iterator[None]:
-    """Let `what` make a module's output of its inputs and its output."""
+def _replace_output(model: nn.Module, name: str, output_of: Callable[[Any, Any], Any]) -> Iterator[None]:
+    """Replace a module's output by a function of its inputs and its output."""
     module = model.get_submodule(name)
     if sum(other is module for _, other in model.named_modules(remove_duplicate=False)) > 1:
-        raise Untold(f"{name} has other names")
+        raise NotComparable(f"{name} has other names")
     forward = module.forward
 
     def replaced(*args: Any, **kwargs: Any) -> Any:
-        copies = tree_map_only(Tensor, Tensor.clone, (args, kwargs))  # it may write into them
-        return what((args, kwargs), forward(*copies[0], **copies[1]))
+        copies = tree_map_only(Tensor, Tensor.clone, (args, kwargs))  # the module may write into them
+        return output_of((args, kwargs), forward(*copies[0], **copies[1]))
 
     with patch.object(module, "forward", replaced):
         yield
@@ -105,101 +106,103 @@ def _zeros(inputs: Any, output: Any) -> Any:
 
 
 def _first_like(inputs: Any, output: Any) -> Any:
-    """The output, but for its first tensor, which is the first input of its shape and type."""
+    """Replace the output's first tensor by the first input of the same shape and type."""
     given = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
     leaves, tree = tree_flatten(output)
     place = next(k for k, leaf in enumerate(leaves) if isinstance(leaf, Tensor))
     like = leaves[place]
     same = [tensor for tensor in given if (tensor.shape, tensor.dtype) == (like.shape, like.dtype)]
     if not same:
-        raise Untold("no input has the shape of the output")
+        raise NotComparable("no input has the shape of the output")
     leaves[place] = same[0]
     return tree_unflatten(leaves, tree)
 
 
 def some_blocks(blocks: Collection[Block], seed: int) -> list[str]:
-    """Names of half of the blocks, at least one."""
+    """Choose half of the blocks at random, at least one, and return their names."""
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed)).tolist()
     return [list(blocks)[place].name for place in sorted(order[: (len(blocks) + 1) // 2])]
 
 
 @dataclass(frozen=True)
-class Walked:
-    """What a model's blocks are.
+class WalkResult:
+    """The blocks of a model, and the errors of levels without them.
 
     Attributes:
-        additions: how many there are in its graph.
-        modules: how many blocks are modules. `branches`: how many are not.
-        share: of the MACs that are in blocks.
-        off: largest difference to timm's logits, relative to the largest of them.
-        compared: sets of blocks that could be compared, of `tried` ones.
+        additions: number of additions in its graph.
+        modules: number of blocks that are modules.
+        branches: number of blocks that are branches.
+        share: share of the MACs that are in blocks.
+        error: largest difference to timm's logits, relative to the largest logit.
+        compared: number of sets of blocks whose levels were compared with timm.
+        tried: number of sets of blocks that were skipped.
     """
 
     additions: int
     modules: int = 0
     branches: int = 0
     share: float = 0.0
-    off: float = 0.0
+    error: float = 0.0
     compared: int = 0
     tried: int = 0
 
 
-def walk_blocks(model: nn.Module, images: Tensor) -> Walked:
-    """Skip all blocks of a timm model, and some; compare with the model in which they do nothing.
+def walk_blocks(model: nn.Module, images: Tensor) -> WalkResult:
+    """Skip all blocks of a timm model, and some of them, and compare with the model with disabled blocks.
 
     Args:
-        model: in evaluation mode, with parameters of which none is without effect.
+        model: a model in evaluation mode, all of whose parameters affect the logits.
         images: (B, C, H, W), of the model's type.
 
     Raises:
-        AssertionError: where a level has other logits, tensors or MACs than it should have.
+        AssertionError: if a level has wrong logits, tensors or MACs.
     """
     size = tuple(images.shape[1:])
-    channels = find_channels(model, size)
-    layers = find_layers(channels)
+    channels = map_channels(model, size)
+    layers = map_blocks(channels)
     additions = sum(operator_name(node.target) == "add" for node in channels.traced.graph.nodes)
     if not layers.blocks:
-        return Walked(additions)
+        return WalkResult(additions)
     macs = node_macs(channels.traced).macs
     every = [block.name for block in layers.blocks]
-    whole = [block.name for block in layers.blocks if block.whole]
+    modules = [block.name for block in layers.blocks if block.is_module]
     sets = [every, *(some_blocks(layers.blocks, seed) for seed in range(2)), every[len(every) // 2 :][:1]]
-    sets += [whole] if 0 < len(whole) < len(every) else []
-    offs = []
+    sets += [modules] if 0 < len(modules) < len(every) else []
+    errors = []
     for names in sets:
         level = _level(channels, layers, names, model)
         with torch.no_grad():
             logits = level(images)
         assert torch.isfinite(logits).all(), f"logits that are not finite without {names}"
-        remains = remains_of(channels.traced.graph, layers.substitutes(names))
-        planned = sum(macs.get(node, 0) for node in remains.needed)
+        pruned_graph = prune_graph(channels.traced.graph, layers.replacements(names))
+        planned = sum(macs.get(node, 0) for node in pruned_graph.needed)
         counted = count_macs(level, size).total
         assert planned == counted, f"{planned} MACs planned, {counted} counted without {names}"
         try:
-            with without(model, channels, layers, names):
-                offs.append(_compared(model, level, images, logits))
-        except Untold:
+            with disable_blocks(model, channels, layers, names):
+                errors.append(_compare(model, level, images, logits))
+        except NotComparable:
             continue
-    modules = sum(block.whole for block in layers.blocks)
     share = sum(block.macs for block in layers.blocks) / sum(macs.values())
-    off = max(offs, default=0.0)
-    return Walked(additions, modules, len(every) - modules, share, off, len(offs), len(sets))
+    branches = len(every) - len(modules)
+    error = max(errors, default=0.0)
+    return WalkResult(additions, len(modules), branches, share, error, len(errors), len(sets))
 
 
 def _level(
-    channels: ChannelMap, layers: LayerMap, names: Collection[str], model: nn.Module
+    channels: ChannelMap, layers: BlockMap, names: Collection[str], model: nn.Module
 ) -> fx.GraphModule:
     level = channels.skeleton(
-        {}, training=False, device=torch.device("cpu"), substitutes=layers.substitutes(names)
+        {}, training=False, device=torch.device("cpu"), replacements=layers.replacements(names)
     )
-    assert set(level.state_dict()) == set(channels.names) - layers.missing(names)
+    assert set(level.state_dict()) == set(channels.names) - layers.unused_names(names)
     tensors = state_tensors(model)
-    return loaded(level, {name: tensors[name] for name in level.state_dict()})
+    return load_tensors(level, {name: tensors[name] for name in level.state_dict()})
 
 
-def _compared(model: nn.Module, level: nn.Module, images: Tensor, logits: Tensor) -> float:
-    """How far a level's logits are from the model's; both depend on the same parameters."""
-    model.train().eval().zero_grad()  # LeViT and its kin drop what they keep in evaluation
+def _compare(model: nn.Module, level: nn.Module, images: Tensor, logits: Tensor) -> float:
+    """Return the relative error of a level's logits, and check that both networks use the same parameters."""
+    model.train().eval().zero_grad()  # train() clears the caches of models such as LeViT
     with torch.enable_grad():
         expected = model(images)
         expected.square().sum().backward()

@@ -1,4 +1,4 @@
-"""What a layer map tells of blocks, and what it refuses."""
+"""The replacements and unused tensors that a block map returns, and the names that it refuses."""
 
 import gc
 import weakref
@@ -9,30 +9,28 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.model.graph.block_map import find_layers
-from nestify.model.graph.channel_map import find_channels
-from tests.model.graph.block_builders import CPU, SIZE, Net, opened
+from nestify.model.graph.block_map import map_blocks
+from nestify.model.graph.channel_map import map_channels
+from tests.model.graph.block_builders import CPU, SIZE, Net, map_model
 
 
 @pytest.mark.parametrize("name", ["blocks.7", "blocks", "", "blocks.0.conv", "conv2d_1", "../head"])
-def test_a_name_of_no_block_is_refused(name: str) -> None:
-    _, layers = opened(Net(["gamma"]))
-    for use in (layers.substitutes, layers.missing):
+def test_a_name_that_is_not_a_block_is_refused(name: str) -> None:
+    _, layers = map_model(Net(["gamma"]))
+    for use in (layers.replacements, layers.unused_names):
         with pytest.raises(UnsupportedModelError) as caught:
             use(["blocks.0", name])
-        assert str(caught.value) == (
-            f"{name!r} is no block of this model that a level can skip; "
-            "use a file that was made for this model"
-        )
+        assert str(caught.value).startswith(f"{name!r} is not a block of this model")
+        assert str(caught.value).endswith("use a file that was made for this model")
 
 
-def test_nothing_is_missing_where_nothing_is_skipped() -> None:
-    _, layers = opened(Net(["gamma", "two"]))
-    assert layers.missing([]) == frozenset()
-    assert not layers.substitutes([])
+def test_all_tensors_are_used_if_no_block_is_skipped() -> None:
+    _, layers = map_model(Net(["gamma", "two"]))
+    assert layers.unused_names([]) == frozenset()
+    assert not layers.replacements([])
 
 
-def test_what_can_be_missing_is_what_evaluation_reads() -> None:
+def test_only_tensors_that_evaluation_reads_can_be_unused() -> None:
     class Block(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -43,16 +41,15 @@ def test_what_can_be_missing_is_what_evaluation_reads() -> None:
             return x + self.norm(nn.functional.conv2d(x, self.gain[:, None].expand(3, 3, 1, 1)))
 
     model = nn.Sequential(Block(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 4))
-    channels, layers = opened(model)
+    channels, layers = map_model(model)
     own = {f"0.norm.{name}" for name in ("weight", "bias", "running_mean", "running_var")}
-    assert layers.missing(["0"]) == set(layers.blocks[0].parameters) == own
-    level = channels.skeleton({}, training=False, device=CPU, substitutes=layers.substitutes(["0"]))
+    assert layers.unused_names(["0"]) == set(layers.blocks[0].parameters) == own
+    level = channels.skeleton({}, training=False, device=CPU, replacements=layers.replacements(["0"]))
     assert [name for name, _ in level.named_buffers()] == []
     assert set(level.state_dict()) == {"3.weight", "3.bias"}
 
 
-def test_a_level_may_need_no_more_than_the_number_of_images() -> None:
-
+def test_a_level_may_need_only_the_number_of_images() -> None:
     class Constant(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -72,16 +69,16 @@ def test_a_level_may_need_no_more_than_the_number_of_images() -> None:
             return x + self.conv(x * images)
 
     model = Constant()
-    channels, layers = opened(model)
+    channels, layers = map_model(model)
     assert [block.name for block in layers.blocks] == ["block"]
-    level = channels.skeleton({}, training=False, device=CPU, substitutes=layers.substitutes(["block"]))
+    level = channels.skeleton({}, training=False, device=CPU, replacements=layers.replacements(["block"]))
     level.load_state_dict({n: t for n, t in model.state_dict().items() if "block" not in n}, assign=True)
     expected = model.head(torch.ones(2, 3))
     torch.testing.assert_close(level(torch.randn(2, *SIZE)), expected)
 
 
 def test_a_model_may_have_no_blocks() -> None:
-    _, layers = opened(
+    _, layers = map_model(
         nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
     )
     assert layers.blocks == ()
@@ -89,18 +86,18 @@ def test_a_model_may_have_no_blocks() -> None:
 
 
 def test_a_copy_is_the_map_itself() -> None:
-    _, layers = opened(Net(["gamma"]))
+    _, layers = map_model(Net(["gamma"]))
     assert deepcopy(layers) is layers
     assert copy(layers) is layers
     with pytest.raises(TypeError):
-        layers.substitutes(["blocks.0"])["add"] = "conv2d"  # type: ignore[index]
+        layers.replacements(["blocks.0"])["add"] = "conv2d"  # type: ignore[index]
 
 
-def test_the_model_can_go() -> None:
+def test_the_map_does_not_keep_the_model_alive() -> None:
     model = Net(["gamma"])
     weight = weakref.ref(model.head.weight)
-    layers = find_layers(find_channels(model, SIZE))
+    layers = map_blocks(map_channels(model, SIZE))
     del model
     gc.collect()
     assert weight() is None
-    assert layers.missing(["blocks.0"])
+    assert layers.unused_names(["blocks.0"])

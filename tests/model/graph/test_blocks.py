@@ -1,4 +1,4 @@
-"""Blocks of toy networks: any of them can be skipped, and then the network is the one written by hand."""
+"""Any blocks of a toy network can be skipped, which gives the shallower network written by hand."""
 
 import random
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import UnsupportedModelError
-from tests.model.graph.block_builders import CPU, KINDS, SIZE, Net, level_without, opened
+from tests.model.graph.block_builders import CPU, KINDS, SIZE, Net, level_without, map_model
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -15,9 +15,9 @@ def test_any_blocks_can_be_skipped(seed: int) -> None:
     rng = random.Random(seed)
     kinds = list(KINDS)
     net = Net(rng.sample(kinds, 6) + rng.choices(kinds, k=3)).double()
-    channels, layers = opened(net)
+    channels, layers = map_model(net)
     assert [block.name for block in layers.blocks] == [f"blocks.{k}" for k in range(9)]
-    assert all(block.whole and block.shape == (4, 8, 8) for block in layers.blocks)
+    assert all(block.is_module and block.shape == (4, 8, 8) for block in layers.blocks)
     images = torch.randn(3, *SIZE, dtype=torch.float64)
     for _ in range(6):
         names = [block.name for block in rng.sample(layers.blocks, rng.randint(0, 9))]
@@ -29,20 +29,20 @@ def test_any_blocks_can_be_skipped(seed: int) -> None:
         torch.testing.assert_close(level(images), logits, rtol=1e-12, atol=1e-12)
         used = {name for name, parameter in net.named_parameters() if parameter.grad is not None}
         assert set(level.state_dict()) == used
-        assert set(channels.names) - layers.missing(names) == used
+        assert set(channels.names) - layers.unused_names(names) == used
     net.skip([])
 
 
-def test_what_a_block_alone_reads_is_its_own() -> None:
+def test_a_block_has_the_tensors_that_only_it_reads() -> None:
     net = Net(["gamma", "tied", "tied"])
-    _, layers = opened(net)
+    _, layers = map_model(net)
     first, *tied = layers.blocks
     assert first.parameters == ("blocks.0.gamma", "blocks.0.conv.weight", "blocks.0.conv.bias")
     assert [block.parameters for block in tied] == [(), ()]
     shared = {"blocks.1.conv.weight", "blocks.1.conv.bias"}
-    assert layers.missing(["blocks.1"]) == layers.missing(["blocks.2"]) == frozenset()
-    assert layers.missing(["blocks.1", "blocks.2"]) == shared
-    assert layers.missing(["blocks.0", "blocks.1"]) == set(first.parameters)
+    assert layers.unused_names(["blocks.1"]) == layers.unused_names(["blocks.2"]) == frozenset()
+    assert layers.unused_names(["blocks.1", "blocks.2"]) == shared
+    assert layers.unused_names(["blocks.0", "blocks.1"]) == set(first.parameters)
 
 
 class Norms(nn.Module):
@@ -55,7 +55,7 @@ class Norms(nn.Module):
 
 
 class Sequence(nn.Module):
-    """Blocks in a sequence in a sequence, and a pair of blocks that has a name."""
+    """Blocks in nested sequences, and a pair of named blocks."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -70,8 +70,8 @@ class Sequence(nn.Module):
         return logits
 
 
-def test_elements_of_a_sequence_are_apart_and_named_modules_together() -> None:
-    _, layers = opened(Sequence())
+def test_elements_of_a_sequence_are_blocks_and_named_modules_are_one_block() -> None:
+    _, layers = map_model(Sequence())
     assert [block.name for block in layers.blocks] == ["stages.0.0", "stages.0.1", "stages.1.0", "pair"]
     tensors = (
         "norm.weight",
@@ -85,7 +85,7 @@ def test_elements_of_a_sequence_are_apart_and_named_modules_together() -> None:
 
 
 class Alternating(nn.Module):
-    """Branches in modules that are not the identity without them: they downsample, or add to several."""
+    """A module with two branches that downsamples, so it is not the identity without them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,9 +109,9 @@ def test_branches_are_numbered_in_their_module() -> None:
             return logits
 
     model = Two()
-    channels, layers = opened(model)
+    channels, layers = map_model(model)
     assert [block.name for block in layers.blocks] == ["a#1", "a#2", "b#1", "b#2"]
-    assert not any(block.whole for block in layers.blocks)
+    assert not any(block.is_module for block in layers.blocks)
     assert [[block.name for block in stage.blocks] for stage in layers.stages] == [
         ["a#1"],
         ["a#2"],
@@ -120,9 +120,9 @@ def test_branches_are_numbered_in_their_module() -> None:
     ]
     images = torch.randn(2, *SIZE)
     level = level_without(["a#1", "b#2"], channels, layers, model)
-    for gone in (model.a.attention, model.b.mlp):
-        nn.init.zeros_(gone.weight)
-        nn.init.zeros_(gone.bias)
+    for skipped in (model.a.attention, model.b.mlp):
+        nn.init.zeros_(skipped.weight)
+        nn.init.zeros_(skipped.bias)
     torch.testing.assert_close(level(images), model(images))
 
 
@@ -136,21 +136,21 @@ class Again(nn.Module):
         return logits
 
 
-def test_a_sequence_that_is_called_again_is_still_one() -> None:
-    _, layers = opened(Again(nn.Sequential(Norms(), Norms())))
+def test_elements_of_a_sequence_that_is_called_again_are_blocks() -> None:
+    _, layers = map_model(Again(nn.Sequential(Norms(), Norms())))
     assert [block.name for block in layers.blocks] == ["block.0", "block.1", "block.0@1", "block.1@1"]
 
 
-def test_a_module_that_is_called_again_is_another_block() -> None:
+def test_the_second_call_of_a_module_is_a_separate_block() -> None:
     model = Again(Norms())
-    channels, layers = opened(model)
+    channels, layers = map_model(model)
     assert [block.name for block in layers.blocks] == ["block", "block@1"]
     images = torch.randn(2, *SIZE)
     expected = model.head(model.block(images).mean((2, 3)))
     for name in ("block", "block@1"):
         torch.testing.assert_close(level_without([name], channels, layers, model)(images), expected)
-    assert layers.missing(["block"]) == frozenset()
-    assert len(layers.missing(["block", "block@1"])) == 6
+    assert layers.unused_names(["block"]) == frozenset()
+    assert len(layers.unused_names(["block", "block@1"])) == 6
 
 
 class WritesIntoTheTrunk(nn.Module):
@@ -166,22 +166,24 @@ class WritesIntoTheTrunk(nn.Module):
         return logits
 
 
-def test_a_write_into_what_a_skipped_block_gives_is_refused() -> None:
-    channels, layers = opened(WritesIntoTheTrunk())
+def test_a_write_into_the_output_of_a_skipped_block_is_refused() -> None:
+    channels, layers = map_model(WritesIntoTheTrunk())
     assert [block.name for block in layers.blocks] == ["block"]
     for use in (
-        lambda: layers.missing(["block"]),
-        lambda: channels.skeleton({}, training=False, device=CPU, substitutes=layers.substitutes(["block"])),
+        lambda: layers.unused_names(["block"]),
+        lambda: channels.skeleton(
+            {}, training=False, device=CPU, replacements=layers.replacements(["block"])
+        ),
     ):
         with pytest.raises(UnsupportedModelError) as caught:
             use()
-        assert str(caught.value) == (
-            "fill in the model writes in place into what a skipped block reads or gives, so this model's "
-            "blocks cannot be scheduled; --schedule weight works for every model"
-        )
+        message = str(caught.value)
+        assert message.startswith("fill in the model writes in place")
+        assert "blocks cannot be scheduled" in message
+        assert message.endswith("--schedule weight works for every model")
     images = torch.randn(2, *SIZE)
     model = WritesIntoTheTrunk().eval()
-    torch.testing.assert_close(level_without([], *opened(model), model)(images), model(images))
+    torch.testing.assert_close(level_without([], *map_model(model), model)(images), model(images))
 
 
 class Contiguous(Norms):
@@ -190,7 +192,7 @@ class Contiguous(Norms):
 
 
 class Strided(nn.Module):
-    """Takes a view of what follows a block, whose input is no contiguous memory and whose output is."""
+    """Takes a view after a block whose input is not contiguous and whose output is."""
 
     def __init__(self, writes: bool) -> None:
         super().__init__()
@@ -207,9 +209,9 @@ class Strided(nn.Module):
         return logits
 
 
-def test_views_may_meet_other_strides() -> None:
+def test_strides_may_differ_before_a_view() -> None:
     model = Strided(writes=False)
-    channels, layers = opened(model)
+    channels, layers = map_model(model)
     assert [block.name for block in layers.blocks] == ["block"]
     images = torch.randn(2, *SIZE)
     x = images.transpose(2, 3).sin()
@@ -217,9 +219,9 @@ def test_views_may_meet_other_strides() -> None:
     torch.testing.assert_close(level_without(["block"], channels, layers, model)(images), expected)
 
 
-def test_a_view_that_is_written_through_must_stay_one() -> None:
+def test_a_write_through_a_view_that_cannot_be_made_is_refused() -> None:
     model = Strided(writes=True)
-    channels, layers = opened(model)
+    channels, layers = map_model(model)
     images = torch.randn(2, *SIZE)
     torch.testing.assert_close(level_without([], channels, layers, model)(images), model(images))
     with pytest.raises(UnsupportedModelError, match="view in the model does not run in a smaller level"):

@@ -1,4 +1,4 @@
-"""From kept units to kept indices and back, and axes that do not fit, as an untrusted file may hold them."""
+"""Conversion of kept units to kept indices and back, and inconsistent axes as in an untrusted file."""
 
 import gc
 import weakref
@@ -10,15 +10,15 @@ import timm
 import torch
 
 from nestify.errors import UnsupportedModelError
-from nestify.model.graph.axes import Axes, Indices, sliced
-from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.axes import Axes, Indices, take_indices
+from nestify.model.graph.channel_map import map_channels
 from tests.model.graph.builders import MODELS, example, half, random_units
 
 CPU = torch.device("cpu")
 
 
-def changed(axes: Axes, name: str, dim: int, kept: Indices | None) -> dict[str, dict[int, Indices]]:
-    """Axes with other kept indices in one place; None leaves the dimension out."""
+def replace_indices(axes: Axes, name: str, dim: int, kept: Indices | None) -> dict[str, dict[int, Indices]]:
+    """Return axes with other kept indices for one dimension; None omits the dimension."""
     new = {key: dict(dims) for key, dims in axes.items()}
     new.setdefault(name, {})
     if kept is None:
@@ -35,8 +35,8 @@ def test_axes_and_kept_units_are_inverse(name: str) -> None:
         kept = random_units(channels, seed)
         axes = channels.axes(kept)
         assert all(np.array_equal(a, b) for a, b in zip(channels.kept_units(axes), kept, strict=True))
-        told = {key: dims for key, dims in axes.items() if key in channels.names}
-        assert all(np.array_equal(a, b) for a, b in zip(channels.kept_units(told), kept, strict=True))
+        named = {key: dims for key, dims in axes.items() if key in channels.names}
+        assert all(np.array_equal(a, b) for a, b in zip(channels.kept_units(named), kept, strict=True))
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -53,7 +53,7 @@ def test_axes_name_every_dimension_with_channels(name: str) -> None:
 
 
 def test_kept_indices_are_those_of_the_kept_units() -> None:
-    """The queries, keys and values of the second head of two, and half of the trunk."""
+    """Keep half of the trunk, and the second of two heads: its queries, keys and values."""
     channels = example("test_vit").channels
     kept = [np.arange(g.units) for g in channels.groups]
     kept[0] = np.arange(0, 64, 2)
@@ -65,23 +65,23 @@ def test_kept_indices_are_those_of_the_kept_units() -> None:
     assert np.array_equal(axes["blocks.1.attn.qkv.bias"][0], np.arange(192))
 
 
-def test_units_can_be_told_by_some_tensors_alone() -> None:
-    """A file has no axes of the tensors that each level owns."""
+def test_some_tensors_are_enough_to_find_the_units() -> None:
+    """A file has no axes for the tensors that each level owns."""
     channels = example("test_resnet").channels
     kept = half(channels)
     axes = channels.axes(kept)
-    told = {key: dims for key, dims in axes.items() if ".bn" not in key}
-    found = channels.kept_units(told, among=told)
+    partial = {key: dims for key, dims in axes.items() if ".bn" not in key}
+    found = channels.kept_units(partial, among=partial)
     assert all(np.array_equal(a, b) for a, b in zip(found, kept, strict=True))
-    with pytest.raises(UnsupportedModelError, match="are not those of the channels"):
-        channels.kept_units(told)
+    with pytest.raises(UnsupportedModelError, match="contradict those of the channels"):
+        channels.kept_units(partial)
 
 
 TRUNK = "blocks.2.mlp.fc2.weight"
 CONTRADICTIONS: dict[str, tuple[str, int, Indices | None]] = {
     "dropped here, kept there": (TRUNK, 0, np.arange(31)),
     "another channel": (TRUNK, 0, np.r_[0:31, 40]),
-    "whole": (TRUNK, 0, None),
+    "all of them": (TRUNK, 0, None),
     "half a head": ("blocks.2.attn.proj.weight", 1, np.arange(16)),
     "no channel": ("cls_token", 2, np.arange(0)),
     "out of range": (TRUNK, 0, np.r_[0:31, 64]),
@@ -99,16 +99,18 @@ CONTRADICTIONS: dict[str, tuple[str, int, Indices | None]] = {
 def test_axes_that_contradict_each_other_are_refused(why: str) -> None:
     channels = example("test_vit").channels
     name, dim, kept = CONTRADICTIONS[why]
-    axes = changed(channels.axes(half(channels)), name, dim, kept)
-    with pytest.raises(UnsupportedModelError, match=r"make no network|hold no whole channel") as caught:
+    axes = replace_indices(channels.axes(half(channels)), name, dim, kept)
+    with pytest.raises(UnsupportedModelError, match=r"contradict|contain no complete unit") as caught:
         channels.skeleton(axes, training=False, device=CPU)
+    assert repr(name) in str(caught.value)
+    assert str(caught.value).endswith("use a file that was made for this model")
     assert "\n" not in str(caught.value)
 
 
-def test_the_first_tensor_of_a_group_may_be_the_wrong_one() -> None:
+def test_the_first_tensor_of_a_group_may_be_the_inconsistent_one() -> None:
     channels = example("test_vit").channels
     member = channels.groups[1].members[0]
-    axes = changed(channels.axes(half(channels)), member.name, member.dim, np.arange(192))
+    axes = replace_indices(channels.axes(half(channels)), member.name, member.dim, np.arange(192))
     with pytest.raises(UnsupportedModelError, match=r"attn\.qkv\.bias"):
         channels.skeleton(axes, training=False, device=CPU)
 
@@ -123,21 +125,21 @@ def test_a_copy_is_the_map_itself() -> None:
         channels.frozen["conv1.0.weight", 1] = ""  # type: ignore[index]
 
 
-def test_the_model_can_go() -> None:
+def test_the_map_does_not_keep_the_model_alive() -> None:
     model = timm.create_model("test_resnet", num_classes=10)
     weight = weakref.ref(model.get_parameter("fc.weight"))
-    channels = find_channels(model, (3, 64, 64))
-    channels.narrowed(half(channels))
+    channels = map_channels(model, (3, 64, 64))
+    channels.narrow(half(channels))
     del model
     gc.collect()
     assert weight() is None
 
 
 @pytest.mark.parametrize("kept", [[0, 1, 2], [1], [3, 4, 7], [0, 7], []])
-def test_slices_are_views_where_they_can_be(kept: list[int]) -> None:
+def test_consecutive_indices_are_taken_as_a_view(kept: list[int]) -> None:
     tensor = torch.arange(40.0).reshape(5, 8).requires_grad_()
     rows = np.array([1, 2])
-    found = sliced(tensor, {1: np.array(kept, dtype=np.int64), 0: rows})
+    found = take_indices(tensor, {1: np.array(kept, dtype=np.int64), 0: rows})
     assert torch.equal(found, tensor[1:3][:, kept])
     assert (found.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()) == (
         kept in ([0, 1, 2], [1])

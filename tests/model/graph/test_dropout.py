@@ -1,4 +1,4 @@
-"""Dropout drops while a level is trained, and never otherwise."""
+"""Dropout drops features only while a level is trained."""
 
 import numpy as np
 import pytest
@@ -7,14 +7,14 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.model.graph.channel_map import ChannelMap, find_channels
-from tests.model.graph.builders import cut, half, loaded
+from nestify.model.graph.channel_map import ChannelMap, map_channels
+from tests.model.graph.builders import cut, half, load_tensors
 
 CPU = torch.device("cpu")
 
 
 class Dropping(nn.Module):
-    """Features (B, 16, 4, 4), of which a dropout drops some, averaged over the pixels."""
+    """Features (B, 16, 4, 4) with dropout, averaged over the pixels."""
 
     def __init__(self, dropout: nn.Module) -> None:
         super().__init__()
@@ -37,9 +37,9 @@ DROPOUTS = [nn.Dropout(0.25), nn.Dropout(0.25, inplace=True), nn.Dropout2d(0.25)
 
 
 @pytest.mark.parametrize("dropout", DROPOUTS, ids=str)
-def test_features_are_dropped_in_training_alone(dropout: nn.Module) -> None:
+def test_features_are_dropped_only_in_training(dropout: nn.Module) -> None:
     model = Dropping(dropout)
-    channels = find_channels(model, (3, 4, 4))
+    channels = map_channels(model, (3, 4, 4))
     images = torch.randn(5, 3, 4, 4)
     same = level(model, channels, False, images)
     assert torch.equal(level(model, channels, False, images), same)
@@ -48,17 +48,17 @@ def test_features_are_dropped_in_training_alone(dropout: nn.Module) -> None:
     assert not torch.equal(first, same)
 
 
-def test_what_is_left_is_scaled_by_the_models_own_p() -> None:
-    """Of whole channels: each is 0 or 4 / 3 of what it was, and a quarter is dropped."""
+def test_kept_features_are_scaled_by_the_dropout_rate_of_the_model() -> None:
+    """Each channel is either 0 or 4 / 3 of its value without dropout, and a quarter is 0."""
     model = Dropping(nn.Dropout2d(0.25))
     nn.init.eye_(model.last.weight)
-    channels = find_channels(model, (3, 4, 4))
+    channels = map_channels(model, (3, 4, 4))
     images = torch.randn(200, 3, 4, 4)
     kept = [np.arange(group.units) for group in channels.groups]
     with torch.no_grad():
         features = model.eval()(images)
     skeleton = channels.skeleton(channels.axes(kept), training=True, device=CPU)
-    network = loaded(skeleton, cut(channels, model, channels.axes(kept)))
+    network = load_tensors(skeleton, cut(channels, model, channels.axes(kept)))
     with torch.no_grad():
         found = network(images)
     dropped = found == 0
@@ -69,7 +69,7 @@ def test_what_is_left_is_scaled_by_the_models_own_p() -> None:
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit"])
 def test_a_timm_model_with_a_drop_rate(name: str) -> None:
     model = timm.create_model(name, num_classes=10, drop_rate=0.5, drop_path_rate=0.5)
-    channels = find_channels(model, (3, 64, 64))
+    channels = map_channels(model, (3, 64, 64))
     images = torch.randn(4, 3, 64, 64)
     with torch.no_grad():
         calls = {

@@ -1,4 +1,4 @@
-"""Which channels belong together, in small structures whose answer is known."""
+"""The groups of coupled channels in small structures with known groups."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -10,15 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestify.model.graph.channel_map import ChannelMap, find_channels, permute_channels
+from nestify.model.graph.channel_map import ChannelMap, map_channels, permute_channels
 from nestify.model.graph.groups import Group
-from tests.model.graph.builders import MODELS, difference, example, random_units, run_level, zeroed
+from tests.model.graph.builders import MODELS, difference, example, random_units, run_level, zero_units
 
 Change = Callable[[Tensor], Tensor]
 
 
 class Between(nn.Module):
-    """A convolution to `channels` channels, a change of them, and a classifier of what comes out, pooled."""
+    """A convolution to `channels` channels, a change of them, pooling and a classifier."""
 
     def __init__(self, channels: int, change: Change) -> None:
         super().__init__()
@@ -32,12 +32,12 @@ class Between(nn.Module):
         return logits
 
 
-def shuffled(y: Tensor) -> Tensor:
+def shuffle(y: Tensor) -> Tensor:
     return y.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2)
 
 
-def swapped_pair(y: Tensor) -> Tensor:
-    """Pairs are tied, and the two channels of the first pair change places."""
+def swap_pair(y: Tensor) -> Tensor:
+    """Tie pairs of channels, and swap the channels of the first pair."""
     y = functional.group_norm(y, 16)
     return torch.cat([y[:, 1:2], y[:, :1], y[:, 2:]], 1)
 
@@ -48,7 +48,7 @@ RAMP = torch.arange(32.0).view(1, -1, 1, 1)
 STRUCTURES: dict[str, tuple[int, Change, list[tuple[int, int, int]]]] = {
     "in place": (32, functional.relu_, [(32, 1, 1)]),
     "squeeze and excite": (32, lambda y: y * y.mean((2, 3), keepdim=True).sigmoid(), [(32, 1, 1)]),
-    "shuffle": (32, shuffled, [(16, 2, 2)]),
+    "shuffle": (32, shuffle, [(16, 2, 2)]),
     "gated halves": (32, lambda y: y.chunk(2, 1)[0] * y.chunk(2, 1)[1].sigmoid(), [(16, 2, 1)]),
     "glu": (32, lambda y: functional.glu(y, 1), [(16, 2, 1)]),
     "slices": (32, lambda y: y[:, :16] + y[:, 16:], [(16, 2, 1)]),
@@ -66,7 +66,7 @@ STRUCTURES: dict[str, tuple[int, Change, list[tuple[int, int, int]]]] = {
         [(32, 1, 1)],
     ),
     "both": (16, lambda y: torch.cat([y.relu(), y], 1), [(16, 1, 2)]),
-    "zeros beside": (32, lambda y: functional.pad(y, (0, 0, 0, 0, 0, 16)), [(32, 1, 1), (16, 0, 1)]),
+    "zeros appended": (32, lambda y: functional.pad(y, (0, 0, 0, 0, 0, 16)), [(32, 1, 1), (16, 0, 1)]),
     "mean of all": (32, lambda y: y * y.mean(1, keepdim=True), [(32, 1, 1)]),
     "softmax of all": (32, lambda y: y * y.softmax(1), [(32, 1, 1)]),
     "4 norm groups": (32, lambda y: functional.group_norm(y, 4), [(8, 4, 4)]),
@@ -78,7 +78,7 @@ STRUCTURES: dict[str, tuple[int, Change, list[tuple[int, int, int]]]] = {
     ),
     "two gains": (32, lambda y: y * GAINS, [(16, 1, 1), (16, 1, 1)]),
     "a gain for each": (32, lambda y: y * RAMP, []),
-    "swapped pair": (32, swapped_pair, [(15, 2, 2)]),
+    "swapped pair": (32, swap_pair, [(15, 2, 2)]),
     "flip": (32, lambda y: y + y.flip(1), []),
     "roll": (32, lambda y: y + y.roll(3, 1), []),
     "every second": (32, lambda y: y[:, ::2] * y[:, 1::2], []),
@@ -98,14 +98,14 @@ STRUCTURES: dict[str, tuple[int, Change, list[tuple[int, int, int]]]] = {
         [(16, 2, 0), (16, 0, 2)],
     ),
 }
-"""Channels, the change, and per group: units, channels of a unit in `first` and in `last`."""
+"""Name -> channels, the change, and per group: units, channels of a unit in `first` and in `last`."""
 
 
 @pytest.mark.parametrize("name", STRUCTURES)
 def test_groups_of_known_structures(name: str) -> None:
     channels, change, expected = STRUCTURES[name]
     model = Between(channels, change).double().eval()
-    found = find_channels(model, (3, 8, 8))
+    found = map_channels(model, (3, 8, 8))
     each = [
         (group.units, per_unit(found, number, "first.weight", 0), per_unit(found, number, "last.weight", 1))
         for number, group in enumerate(found.groups)
@@ -118,7 +118,9 @@ def test_groups_of_known_structures(name: str) -> None:
         permute_channels(permuted, found, [np.arange(group.units)[::-1] for group in found.groups])
         assert difference(permuted(images), logits) < 1e-12
         kept = random_units(found, 0, [k for k, group in enumerate(found.groups) if not group.mixed])
-        assert difference(run_level(found, model, kept, images), zeroed(found, model, kept)(images)) < 1e-12
+        assert (
+            difference(run_level(found, model, kept, images), zero_units(found, model, kept)(images)) < 1e-12
+        )
 
 
 @pytest.mark.parametrize(
@@ -132,19 +134,19 @@ def test_groups_of_known_structures(name: str) -> None:
         ("radix", ()),
     ],
 )
-def test_what_computes_with_all_channels_is_named(name: str, operators: tuple[str, ...]) -> None:
+def test_operators_that_combine_all_channels_are_named(name: str, operators: tuple[str, ...]) -> None:
     channels, change, _ = STRUCTURES[name]
-    (group,) = find_channels(Between(channels, change), (3, 8, 8)).groups
+    (group,) = map_channels(Between(channels, change), (3, 8, 8)).groups
     assert group.mixed == operators
 
 
 def per_unit(channels: ChannelMap, number: int, name: str, dim: int) -> int:
-    """Channels of a group's unit along a dimension of a tensor."""
+    """Return the number of channels of a group's unit along a dimension of a tensor."""
     members = [m for m in channels.groups[number].members if (m.name, m.dim) == (name, dim)]
     return members[0].indices.shape[1] if members else 0
 
 
-def test_heads_are_kept_whole_and_in_all_three_parts() -> None:
+def test_a_unit_is_a_complete_head_of_queries_keys_and_values() -> None:
     channels = example("test_vit").channels
     heads = [group for group in channels.groups if group.units == 2]
     assert len(heads) == 6
@@ -181,7 +183,7 @@ def places(group: Group) -> set[tuple[str, int]]:
 
 
 class Tokens(nn.Module):
-    """Registers beside the pixels, and the mean over all tokens of two layers with a tied weight."""
+    """Register tokens and pixels, two layers with a tied weight, and the mean over all tokens."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -200,16 +202,16 @@ class Tokens(nn.Module):
         return logits
 
 
-def test_tokens_are_no_channels() -> None:
-    channels = find_channels(Tokens(), (3, 2, 2))
+def test_tokens_are_not_channels() -> None:
+    channels = map_channels(Tokens(), (3, 2, 2))
     assert ("registers", 1) not in {place for group in channels.groups for place in places(group)}
     assert channels.frozen["registers", 1] == "no weight multiplies it: a token, not a channel"
 
 
 def test_a_tied_weight_is_one_tensor() -> None:
-    """Its output is its own input, twice, so that one set of channels runs through both layers."""
+    """One set of channels is the input and output of both layers."""
     model = Tokens().double()
-    channels = find_channels(model, (3, 2, 2))
+    channels = map_channels(model, (3, 2, 2))
     (group,) = channels.groups
     assert group.units == 8
     assert {("one.weight", 0), ("one.weight", 1), ("one.bias", 0), ("two.bias", 0)} < places(group)
@@ -229,9 +231,9 @@ def test_a_tied_weight_is_one_tensor() -> None:
         ("a gain for each", "no other channel is like it"),
     ],
 )
-def test_what_is_in_no_group_has_a_reason(name: str, reason: str) -> None:
+def test_a_dimension_outside_of_groups_has_a_reason(name: str, reason: str) -> None:
     channels, change, _ = STRUCTURES[name]
-    found = find_channels(Between(channels, change), (3, 8, 8))
+    found = map_channels(Between(channels, change), (3, 8, 8))
     assert found.unknown == ({"sort"} if name == "sorted" else set())
     assert found.frozen["first.weight", 0] == reason
     assert found.frozen["last.weight", 0] == "the model's output"
@@ -251,5 +253,5 @@ def test_every_weight_is_in_a_group_or_has_a_reason(name: str) -> None:
 def test_groups_do_not_depend_on_the_weights() -> None:
     with torch.device("meta"):
         model = timm.create_model("test_resnet", num_classes=10)
-    found = find_channels(model, (3, 64, 64))
+    found = map_channels(model, (3, 64, 64))
     assert [places(g) for g in found.groups] == [places(g) for g in example("test_resnet").channels.groups]

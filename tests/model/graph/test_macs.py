@@ -1,4 +1,4 @@
-"""MACs of every operator in closed form."""
+"""MACs of operators agree with closed formulas."""
 
 from typing import Any
 
@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestify.model.graph.block_map import find_layers
-from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.block_map import map_blocks
+from nestify.model.graph.channel_map import map_channels
 from nestify.model.graph.macs import find_formula, node_macs
 from nestify.schedule.costs import count_macs
-from tests.model.graph.block_builders import Net, opened
+from tests.model.graph.block_builders import Net, map_model
 
 
-def test_those_of_a_convolution_and_of_a_layer() -> None:
-    channels, layers = opened(Net(["gamma", "two"]))
+def test_macs_of_convolutions_and_of_a_linear_layer() -> None:
+    channels, layers = map_model(Net(["gamma", "two"]))
     assert [block.macs for block in layers.blocks] == [64 * 4 * 4 * 9, 64 * 4 * 4 * 10]
     assert list(node_macs(channels.traced).macs.values()) == [
         64 * 4 * 27,
@@ -39,13 +39,13 @@ SEQUENCER: dict[str, Any] = {
     ("name", "kwargs"), [("test_vit", {"img_size": 64}), ("test_resnet", {}), ("sequencer2d_s", SEQUENCER)]
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_they_are_those_of_the_report(name: str, kwargs: dict[str, Any], device: str) -> None:
-    """Attention and recurrent layers, too; and a model without weights has the same."""
+def test_they_agree_with_the_report(name: str, kwargs: dict[str, Any], device: str) -> None:
+    """This includes attention and recurrent layers, and models on the meta device."""
     model: nn.Module = timm.create_model(name, num_classes=10, **kwargs).eval()
     expected = count_macs(model, (3, 64, 64)).total
-    channels = find_channels(model.to(device), (3, 64, 64))
+    channels = map_channels(model.to(device), (3, 64, 64))
     assert sum(node_macs(channels.traced).macs.values()) == expected
-    assert 0 < sum(block.macs for block in find_layers(channels).blocks) < expected
+    assert 0 < sum(block.macs for block in map_blocks(channels).blocks) < expected
     assert torch.backends.mkldnn.enabled
 
 
@@ -73,7 +73,7 @@ ATTENTION_MACS = 2 * 64 * 64 * (2 + 2)
 
 
 def test_attention_in_closed_form() -> None:
-    channels, layers = opened(Attention())
+    channels, layers = map_model(Attention())
     counted = node_macs(channels.traced)
     assert sum(counted.macs.values()) == 64 * 4 * 3 + ATTENTION_MACS + 5 * 4
     assert not counted.uncounted
@@ -89,7 +89,7 @@ KERNELS = sorted(
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_attention_in_closed_form_by_every_kernel(kernel: str) -> None:
-    """The kernels of every device that torch has, though this machine runs one of them."""
+    """The formula covers the kernels of all devices, of which this machine runs only one."""
     formula = find_formula(kernel.removeprefix("aten::"))
     assert formula is not None
     query, key, value = torch.ones(1, 2, 64, 2), torch.ones(1, 2, 9, 2), torch.ones(1, 2, 9, 3)
@@ -98,14 +98,14 @@ def test_attention_in_closed_form_by_every_kernel(kernel: str) -> None:
 
 
 class Fourier(Attention):
-    """The same with an operator that the counter does not know."""
+    """A network with an operator that is unknown to the counter in place of attention."""
 
     def mix(self, x: Tensor) -> Tensor:
         return torch.fft.fft2(x).real
 
 
 def test_an_unknown_operator_is_named_and_its_block_is_found() -> None:
-    channels, layers = opened(Fourier())
+    channels, layers = map_model(Fourier())
     assert node_macs(channels.traced).uncounted == {"aten::fft_fft2": 1}
     assert layers.uncounted == {"aten::fft_fft2": 1}
     assert [(block.name, block.macs) for block in layers.blocks] == [("#1", 0)]

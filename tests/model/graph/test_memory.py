@@ -1,4 +1,4 @@
-"""In-place operators made functional: the same logits, and no write left where nothing needs it."""
+"""Making in-place operators functional keeps the logits, and leaves only writes that are necessary."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -18,7 +18,7 @@ INPUT = (3, 4, 4)
 
 
 class Model(nn.Module):
-    """Two layers and what is done between them, on (B, 8)."""
+    """Two layers with a function between them, on (B, 8)."""
 
     def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class Model(nn.Module):
 
 @torch.no_grad()
 def run(traced: Traced, model: nn.Module, images: Tensor) -> Tensor:
-    """Logits of the graph as it is."""
+    """Return the logits of the graph."""
     tensors = state_tensors(model) | dict(traced.constants)
     inputs = traced.graph.find_nodes(op="placeholder")
     values = [images if node is traced.images else tensors[traced.names[node]].clone() for node in inputs]
@@ -43,7 +43,7 @@ def run(traced: Traced, model: nn.Module, images: Tensor) -> Tensor:
 
 
 def writes_left(between: Callable[[Tensor], Tensor]) -> list[str]:
-    """Names of the operators that still write in place; the logits are those of the model."""
+    """Return the names of the operators that still write in place, and check the logits."""
     torch.manual_seed(0)
     model = Model(between).double().eval()
     traced = trace(deepcopy(model), INPUT)
@@ -75,13 +75,13 @@ def before_a_view(y: Tensor) -> Tensor:
     return y + y.view(-1, 2, 4).flip(1).flatten(1)
 
 
-def of_what_dropout_returned(y: Tensor) -> Tensor:
+def of_a_result_of_dropout(y: Tensor) -> Tensor:
     view = y.view(-1, 2, 4)
     z = functional.dropout(y, 0.5, training=False)
     return z.relu_() + view.flip(1).flatten(1)
 
 
-def of_what_type_as_returned(y: Tensor) -> Tensor:
+def of_a_result_of_type_as(y: Tensor) -> Tensor:
     view = y.view(-1, 2, 4)
     z = y.type_as(view)
     return z.relu_() + view.flip(1).flatten(1)
@@ -108,7 +108,7 @@ def in_a_region(y: Tensor) -> Tensor:
 
 def of_a_chunk(y: Tensor) -> Tensor:
     y = y * 2
-    with torch.no_grad():  # nowhere else does torch allow it
+    with torch.no_grad():  # torch does not allow it elsewhere
         y.chunk(2, 1)[0].relu_()
     return y.sin()
 
@@ -156,20 +156,20 @@ def to_a_comparison(y: Tensor) -> Tensor:
         (in_a_region, []),
         (of_a_chunk, ["aten.relu_.default"]),
         (through_a_view, ["aten.relu_.default"]),
-        (of_what_dropout_returned, ["aten.relu_.default"]),
-        (of_what_type_as_returned, ["aten.relu_.default"]),
+        (of_a_result_of_dropout, ["aten.relu_.default"]),
+        (of_a_result_of_type_as, ["aten.relu_.default"]),
         (of_a_part, ["aten.relu_.default"]),
         (to_a_slice, ["aten.copy_.default"]),
         (of_another_type, ["aten.add_.Tensor"]),
         (to_a_comparison, ["aten.gt_.Scalar"]),
     ],
 )
-def test_writes_that_are_left(between: Callable[[Tensor], Tensor], left: list[str]) -> None:
+def test_remaining_writes(between: Callable[[Tensor], Tensor], left: list[str]) -> None:
     assert writes_left(between) == left
 
 
 class Counting(Model):
-    """Writes into the images, and into a buffer of its own."""
+    """Writes into the images and into a buffer."""
 
     def __init__(self) -> None:
         super().__init__(lambda y: y)
@@ -196,7 +196,7 @@ def test_images_and_buffers_stay_as_they_are() -> None:
 
 
 Step = Callable[[list[Tensor], int, int], None]
-"""Changes some tensors, of (B, 8) all of them, or adds one."""
+"""Changes a list of (B, 8) tensors, or appends to it."""
 
 
 def write_to_slice(tensors: list[Tensor], i: int, j: int) -> None:

@@ -1,4 +1,4 @@
-"""Changes of layout cancel where NumPy finds every element in its place again."""
+"""Reshapes and permutations cancel only if every element is in its place again in NumPy."""
 
 import math
 
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from nestify.model.graph.node_facts import cancel, is_layout
+from nestify.model.graph.node_facts import is_layout, layouts_cancel
 from nestify.model.graph.trace import trace
 from tests.model.graph.block_builders import SIZE
 
@@ -34,7 +34,7 @@ class Moves(nn.Module):
 
 @st.composite
 def moves(draw: st.DrawFn) -> list[tuple[int, ...] | list[int]]:
-    """Some that keep the batch first, and often what undoes them."""
+    """Draw moves that keep the batch first, often followed by their inverses."""
     shape, done = SIZE, list[tuple[int, ...] | list[int]]()
     back: list[tuple[int, ...] | list[int]] = []
     for _ in range(draw(st.integers(1, 3))):
@@ -54,12 +54,12 @@ def moves(draw: st.DrawFn) -> list[tuple[int, ...] | list[int]]:
 
 @settings(max_examples=60, deadline=None)
 @given(moves())
-def test_what_cancels_leaves_every_element_in_its_place(moves: list[tuple[int, ...] | list[int]]) -> None:
+def test_moves_that_cancel_leave_every_element_in_its_place(moves: list[tuple[int, ...] | list[int]]) -> None:
     array = np.arange(2 * math.prod(SIZE)).reshape(2, *SIZE)
     for move in moves:
         array = array.transpose(move) if isinstance(move, list) else array.reshape(2, *move)
     same = array.shape == (2, *SIZE) and bool((array.ravel() == np.arange(array.size)).all())
-    if cancel(changes_of(Moves(moves))):
+    if layouts_cancel(changes_of(Moves(moves))):
         assert same
     elif all(isinstance(move, list) for move in moves) or all(isinstance(move, tuple) for move in moves):
         assert not same
@@ -79,12 +79,12 @@ def test_what_cancels_leaves_every_element_in_its_place(moves: list[tuple[int, .
         ([(8, 8, 3), [0, 3, 1, 2]], False),
     ],
 )
-def test_known_ones(moves: list[tuple[int, ...] | list[int]], cancels: bool) -> None:
-    assert cancel(changes_of(Moves(moves))) == cancels
+def test_known_moves(moves: list[tuple[int, ...] | list[int]], cancels: bool) -> None:
+    assert layouts_cancel(changes_of(Moves(moves))) == cancels
 
 
 class Named(nn.Module):
-    """The same, by operators of other names."""
+    """Moves by operators with other names."""
 
     def __init__(self, back: bool) -> None:
         super().__init__()
@@ -100,4 +100,4 @@ class Named(nn.Module):
 def test_operators_of_other_names(back: bool) -> None:
     changes = changes_of(Named(back))
     assert len(changes) == 4 + 2 * back
-    assert cancel(changes) == back
+    assert layouts_cancel(changes) == back

@@ -1,4 +1,4 @@
-"""The rules against the operators themselves, run on tensors that are 1 where an element is kept, else 0."""
+"""The rules agree with the operators, run on tensors with 1 for a kept element and 0 for a dropped one."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from nestify.model.graph.analysis import RULE_FILES
 from nestify.model.graph.labels import ChannelLabels, Shape
 from nestify.model.graph.operators import RULES, Call, Coupling, operator_name
-from tests.model.graph.masks import Mask, labelled, mask_of, some_kept
+from tests.model.graph.masks import Mask, mask_of, new_labels, some_kept
 
 assert RULE_FILES  # importing them fills the table of rules
 
@@ -69,12 +69,12 @@ LAYOUTS: list[tuple[Any, Shape, tuple[Any, ...]]] = [
 def apply_rule(
     coupling: Coupling, target: Any, arguments: tuple[Any, ...], results: Any
 ) -> list[ChannelLabels]:
-    """Labels of what an operator gives; tensors without labels of their own have no channels."""
+    """Return the labels of an operator's results; tensors among the arguments have no channels."""
     names = [argument.name for argument in target._schema.arguments]
     given = dict(zip(names, map(_as_labels, arguments), strict=False))
-    shapes = tuple(tuple(result.shape) for result in _listed(results))
+    shapes = tuple(tuple(result.shape) for result in _as_list(results))
     name = operator_name(target)
-    return _listed(RULES[name](coupling, Call(name, given, shapes, (True,) * len(shapes))))
+    return _as_list(RULES[name](coupling, Call(name, given, shapes, (True,) * len(shapes))))
 
 
 def _as_labels(argument: Any) -> Any:
@@ -83,7 +83,7 @@ def _as_labels(argument: Any) -> Any:
     return ChannelLabels(tuple(argument.shape)) if isinstance(argument, Tensor) else argument
 
 
-def _listed(value: Any) -> list[Any]:
+def _as_list(value: Any) -> list[Any]:
     return list(value) if isinstance(value, list | tuple) else [value]
 
 
@@ -97,14 +97,14 @@ def test_elements_move_as_the_operator_moves_them(
     target: Any, shape: Shape, arguments: tuple[Any, ...], joint: bool
 ) -> None:
     coupling = Coupling()
-    labels = labelled(coupling, shape, set(range(len(shape))), joint)
+    labels = new_labels(coupling, shape, set(range(len(shape))), joint)
     own = len(coupling.sets)
     found = apply_rule(coupling, target, (labels, *arguments), target(torch.ones(shape), *arguments))
     for seed in range(6):
         kept = some_kept(coupling, seed)
-        kept[own:] = True  # copies of one index, which may be dropped like any channel
+        kept[own:] = True  # nodes of copies of one index, which may be dropped as well
         mask = mask_of(coupling, labels, kept)
-        expected = _listed(target(as_tensor(mask), *arguments))
+        expected = _as_list(target(as_tensor(mask), *arguments))
         for part, value in zip(found, expected if mask.any() else found[:0], strict=mask.any()):
             assert np.array_equal(mask_of(coupling, part, kept), value.numpy() > 0)
 
@@ -117,9 +117,9 @@ def test_elements_move_as_the_operator_moves_them(
         (aten.pad.default, [0, 0, 0, 0, 1, 2]),
     ],
 )
-def test_padded_channels_are_channels_of_their_own(target: Any, pads: list[int]) -> None:
+def test_padding_adds_new_channels(target: Any, pads: list[int]) -> None:
     coupling = Coupling()
-    labels = labelled(coupling, IMAGES, {0, 1, 2, 3}, joint=False)
+    labels = new_labels(coupling, IMAGES, {0, 1, 2, 3}, joint=False)
     own = len(coupling.sets)
     (found,) = apply_rule(coupling, target, (labels, pads), target(torch.ones(IMAGES), pads))
     for seed in range(4):
@@ -139,15 +139,15 @@ PRODUCTS: list[tuple[Any, Shape, Shape, tuple[int, int]]] = [
     (aten.linear.default, (2, 6, 4), (5, 4), (2, 1)),
     (aten.linear.default, (6, 4), (5, 4), (1, 1)),
 ]
-"""Operator, shapes of its two operands, and their dimensions that are summed over."""
+"""Operator, the shapes of its two operands, and the dimension of each that is summed over."""
 
 
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize(("target", "left", "right", "summed"), PRODUCTS, ids=lambda value: str(value)[:30])
 def test_products(target: Any, left: Shape, right: Shape, summed: tuple[int, int], joint: bool) -> None:
-    """What is summed over is kept of both operands, and the product has what they have besides."""
+    """Both operands keep the same summed indices, and the product keeps their other indices."""
     coupling = Coupling()
-    operands = [labelled(coupling, shape, set(range(len(shape))), joint) for shape in (left, right)]
+    operands = [new_labels(coupling, shape, set(range(len(shape))), joint) for shape in (left, right)]
     result = target(torch.ones(left), torch.ones(right))
     (found,) = apply_rule(coupling, target, tuple(operands), result)
     for seed in range(6):
@@ -172,7 +172,7 @@ def test_einsum(equation: str) -> None:
     extents = dict(zip("bhnmdcwoij", (2, 3, 4, 5, 6, 3, 2, 4, 3, 5), strict=True))
     inputs = equation.partition("->")[0].split(",")
     operands = [
-        labelled(coupling, tuple(extents[x] for x in letters), set(range(len(letters))), joint=False)
+        new_labels(coupling, tuple(extents[x] for x in letters), set(range(len(letters))), joint=False)
         for letters in inputs
     ]
     result = torch.einsum(equation, *(torch.ones(operand.shape) for operand in operands))
@@ -190,7 +190,7 @@ def test_cat_and_stack(dim: int) -> None:
     coupling = Coupling()
     shapes = [(4, 3, 2), (4, 3, 2)]
     for target in (aten.cat.default, aten.stack.default):
-        parts = [labelled(coupling, shape, {0, 1, 2}, joint=False) for shape in shapes]
+        parts = [new_labels(coupling, shape, {0, 1, 2}, joint=False) for shape in shapes]
         (found,) = apply_rule(coupling, target, (parts, dim), target([torch.ones(s) for s in shapes], dim))
         for seed in range(6):
             kept = some_kept(coupling, seed)
@@ -200,9 +200,9 @@ def test_cat_and_stack(dim: int) -> None:
 
 
 @pytest.mark.parametrize("target", [aten.im2col.default, aten.pixel_shuffle.default, aten.conv2d.default])
-def test_images_without_a_batch_are_no_business_of_the_rules(target: Any) -> None:
+def test_images_without_a_batch_dimension_are_refused(target: Any) -> None:
     coupling = Coupling()
-    labels, weight = (labelled(coupling, s, {0}, joint=False) for s in ((4, 6, 6), (2, 4, 1, 1)))
+    labels, weight = (new_labels(coupling, s, {0}, joint=False) for s in ((4, 6, 6), (2, 4, 1, 1)))
     arguments = {"self": labels, "input": labels, "weight": weight}
     with pytest.raises(ValueError, match="3 dimensions and not 4"):
         RULES[operator_name(target)](coupling, Call(operator_name(target), arguments, ((2, 6, 6),), (True,)))

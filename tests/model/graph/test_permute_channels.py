@@ -1,4 +1,4 @@
-"""A model computes the same when the units of its groups are in another order."""
+"""The logits of a model do not depend on the order of its groups' units."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -14,7 +14,7 @@ from tests.model.graph.builders import MODELS, example
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_permutation_of_every_group_leaves_the_logits(name: str) -> None:
+def test_a_permutation_of_every_group_keeps_the_logits(name: str) -> None:
     case = example(name)
     rng = np.random.default_rng(0)
     backwards = [np.arange(group.units)[::-1] for group in case.channels.groups]
@@ -22,11 +22,11 @@ def test_a_permutation_of_every_group_leaves_the_logits(name: str) -> None:
         model = deepcopy(case.model)
         permute_channels(model, case.channels, orders)
         with torch.no_grad():
-            assert case.off(model(case.images)) < 1e-10
+            assert case.error(model(case.images)) < 1e-10
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_member_moves_and_nothing_else(name: str) -> None:
+def test_exactly_the_members_of_groups_change(name: str) -> None:
     case = example(name)
     model = deepcopy(case.model)
     permute_channels(model, case.channels, [np.arange(g.units)[::-1] for g in case.channels.groups])
@@ -38,7 +38,7 @@ def test_every_member_moves_and_nothing_else(name: str) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_member_is_needed(name: str) -> None:
-    """A permutation that forgets a tensor changes the logits: the test above can fail."""
+    """A permutation without one of the tensors changes the logits."""
     case = example(name)
     rng = np.random.default_rng(0)
     for group in case.channels.groups:
@@ -50,10 +50,10 @@ def test_every_member_is_needed(name: str) -> None:
         model = deepcopy(case.model)
         permute_channels(model, partial, [np.roll(np.arange(group.units), 1)])
         with torch.no_grad():
-            assert case.off(model(case.images)) > 1e-6, left_out.name
+            assert case.error(model(case.images)) > 1e-6, left_out.name
 
 
-def test_a_unit_moves_to_the_place_that_names_it() -> None:
+def test_a_unit_moves_to_its_position_in_the_order() -> None:
     case = example("test_vit")
     heads = next(g for g in case.channels.groups if g.members[0].name == "blocks.0.attn.qkv.weight")
     assert heads.units == 2
@@ -66,8 +66,8 @@ def test_a_unit_moves_to_the_place_that_names_it() -> None:
 
 
 @pytest.mark.parametrize("order", [[0, 0], [0], [0, 1, 2], [0, 2]])
-def test_what_is_no_permutation_is_refused(order: list[int]) -> None:
+def test_an_order_that_is_not_a_permutation_is_refused(order: list[int]) -> None:
     case = example("test_vit")
     orders = [np.array(order) if g.units == 2 else np.arange(g.units) for g in case.channels.groups]
-    with pytest.raises(ValueError, match="is no permutation of 2 units"):
+    with pytest.raises(ValueError, match="not a permutation of 2 units"):
         permute_channels(deepcopy(case.model), case.channels, orders)

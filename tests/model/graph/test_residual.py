@@ -1,4 +1,4 @@
-"""Sums that are residual additions, and sums that only look like one."""
+"""Residual additions are found among sums that are similar to them."""
 
 import pytest
 import torch
@@ -6,11 +6,11 @@ from torch import Tensor, nn
 
 from nestify.model.graph.blocks import Residuals
 from nestify.model.graph.trace import trace
-from tests.model.graph.block_builders import SIZE, level_without, opened
+from tests.model.graph.block_builders import SIZE, level_without, map_model
 
 
 class Sums(nn.Module):
-    """One or two sums of images and convolutions of them."""
+    """One or two sums of images and their convolutions."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ def test_residual_additions(kind: str, additions: int) -> None:
 
 
 class Parallel(nn.Module):
-    """The sum of two residual sums: each is the trunk as well as the other, so neither is."""
+    """The sum of two residual sums, either of which could be the trunk."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -95,16 +95,16 @@ class Parallel(nn.Module):
         return (x + self.f(x)) + (x + self.g(x))
 
 
-def test_where_both_may_be_the_trunk_neither_is() -> None:
+def test_a_sum_with_two_possible_trunks_is_not_residual() -> None:
     model = Parallel()
-    channels, layers = opened(model)
+    channels, layers = map_model(model)
     assert [block.name for block in layers.blocks] == ["#1", "#2"]
     images = torch.randn(2, *SIZE)
     torch.testing.assert_close(level_without(["#1", "#2"], channels, layers, model)(images), 2 * images)
 
 
 class Module(nn.Module):
-    """One module around a sum, for `what` may come of it."""
+    """A module with a residual sum, and one of several outputs."""
 
     def __init__(self, kind: str) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class Module(nn.Module):
         ends = {
             "activation": y.relu,
             "activation first": lambda: y,
-            "constant beside it": lambda: (y, self.conv.bias.exp()[:, None, None]),
+            "constant output": lambda: (y, self.conv.bias.exp()[:, None, None]),
             "turned": lambda: y.transpose(2, 3),
             "two outputs": lambda: (y, self.conv(y).sin()),
             "activation twice": lambda: y.relu().sigmoid(),
@@ -142,7 +142,7 @@ class Holder(nn.Module):
     ("kind", "name"),
     [
         ("activation", "part"),
-        ("constant beside it", "part"),
+        ("constant output", "part"),
         ("activation first", "part#1"),
         ("bits", "part#1"),
         ("turned", "part#1"),
@@ -151,13 +151,13 @@ class Holder(nn.Module):
         ("scaled by the images", "part#1"),
     ],
 )
-def test_a_module_that_is_more_than_its_branches_is_no_block(kind: str, name: str) -> None:
-    _, layers = opened(Holder(Module(kind)))
+def test_the_branch_is_the_block_if_the_module_is_not_the_identity_without_it(kind: str, name: str) -> None:
+    _, layers = map_model(Holder(Module(kind)))
     assert [block.name for block in layers.blocks] == [name]
 
 
 class Gives(nn.Module):
-    """Gives what is before a branch and what is behind it."""
+    """Returns the input and the output of a residual addition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -169,7 +169,7 @@ class Gives(nn.Module):
 
 
 class Inside(nn.Module):
-    """A branch that holds a block, in a module that downsamples."""
+    """A branch that contains a block, in a module that downsamples."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -181,6 +181,6 @@ class Inside(nn.Module):
 
 
 @pytest.mark.parametrize(("part", "names"), [(Gives, ["part#1", "part#2"]), (Inside, ["part#1"])])
-def test_branches_of_modules_that_are_no_blocks(part: type[nn.Module], names: list[str]) -> None:
-    _, layers = opened(Holder(part()))
+def test_branches_of_modules_that_are_not_blocks(part: type[nn.Module], names: list[str]) -> None:
+    _, layers = map_model(Holder(part()))
     assert [block.name for block in layers.blocks] == names

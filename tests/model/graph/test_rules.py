@@ -1,4 +1,4 @@
-"""Layers that small timm models lack: permuted, and without some units against the layer with zeros."""
+"""Layers that the small timm models lack: permuted, and with dropped units compared with zeroed units."""
 
 from copy import deepcopy
 
@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from nestify.model.graph.channel_map import find_channels, permute_channels
-from tests.model.graph.builders import difference, random_units, run_level, zeroed
+from nestify.model.graph.channel_map import map_channels, permute_channels
+from tests.model.graph.builders import difference, random_units, run_level, zero_units
 
 WIDTH = 16
 
 
 class Layer(nn.Module):
-    """A layer between a first one that gives `WIDTH` channels and a classifier; images are (B, 3, 8, 8)."""
+    """A layer between a convolution to `WIDTH` channels and a classifier; images are (B, 3, 8, 8)."""
 
     out = WIDTH
 
@@ -25,7 +25,7 @@ class Layer(nn.Module):
         self.last = nn.Linear(self.out, 10)
 
     def layer(self, features: Tensor) -> Tensor:
-        """(B, WIDTH, 8, 8) -> (B, out, H, W)"""
+        """Compute (B, out, H, W) from (B, WIDTH, 8, 8)."""
         raise NotImplementedError
 
     def forward(self, images: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Layer(nn.Module):
 
 
 class Lstm(Layer):
-    """The states of all layers and directions start as one tensor, so all have the same 12 units."""
+    """An LSTM; one tensor has the initial states of all layers and directions, so they share 12 units."""
 
     out = 24
 
@@ -64,7 +64,7 @@ class TransposedInGroups(Transposed):
 
 
 class Grouped(Layer):
-    """8 groups of 2 channels, of which whole ones go; then 2 groups of 16, which lose the same channels."""
+    """8 groups of 2 channels that are dropped as units; then 2 groups of 16 that lose the same channels."""
 
     out = 8
 
@@ -78,7 +78,7 @@ class Grouped(Layer):
 
 
 class Attention(Layer):
-    """4 heads of 8 channels; the keys and values of 2 are each shared by two."""
+    """Attention of 4 heads of 8 channels; each of 2 heads of keys and values is shared by two queries."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ class Attention(Layer):
 
 
 class OneHead(Layer):
-    """A head alone may lose channels; its scale stays that of all of them."""
+    """Attention of one head, which may lose channels and keeps the scale of the full head."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class OneHead(Layer):
 
 
 class Embedded(Layer):
-    """Rows of a table, looked up by the place of a pixel, are added to the channels."""
+    """Adds rows of a table, indexed by pixel, to the channels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ class BatchNorms(Layer):
 
 
 class Matrices(Layer):
-    """Channels that are mixed with other channels by products of activations, and by a bare parameter."""
+    """Mixes channels by products of activations, and by a parameter that is not in a layer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -149,7 +149,7 @@ class Resized(Layer):
 
 
 class Unfolded(Layer):
-    """Every channel gives its 4 pixels, which are put together again."""
+    """Unfolds every channel into 2 x 2 pixels, and folds them again."""
 
     def layer(self, features: Tensor) -> Tensor:
         columns = functional.unfold(features, 2, stride=2).relu()
@@ -157,7 +157,7 @@ class Unfolded(Layer):
 
 
 class Kernel(Layer):
-    """A convolution along the channels ties them all: nothing is left to drop but what is beside it."""
+    """A convolution along the channels, which ties all of them, so that there is no group."""
 
     def layer(self, features: Tensor) -> Tensor:
         gains = features.mean((2, 3)).unsqueeze(1)
@@ -179,7 +179,7 @@ LAYERS: dict[type[Layer], list[int]] = {
     Unfolded: [16],
     Kernel: [],
 }
-"""Layer -> units of its groups."""
+"""Layer -> number of units of each group."""
 
 
 @torch.no_grad()
@@ -189,7 +189,7 @@ def test_layers(layer: type[Layer]) -> None:
     for name, tensor in model.state_dict().items():
         if "norm" in name and tensor.is_floating_point():
             tensor.uniform_(0.5, 1.5)
-    channels = find_channels(model, (3, 8, 8))
+    channels = map_channels(model, (3, 8, 8))
     assert not channels.unknown
     assert [group.units for group in channels.groups] == LAYERS[layer]
     images = torch.randn(3, 3, 8, 8, dtype=torch.float64)
@@ -201,5 +201,5 @@ def test_layers(layer: type[Layer]) -> None:
     assert unmixed or not channels.groups
     for seed in range(3):
         kept = random_units(channels, seed, unmixed)
-        expected = zeroed(channels, model, kept)(images)
+        expected = zero_units(channels, model, kept)(images)
         assert difference(run_level(channels, model, kept, images), expected) < 1e-12

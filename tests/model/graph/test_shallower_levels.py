@@ -1,4 +1,4 @@
-"""Levels that are narrower and shallower at once, against timm's own narrower and shallower models."""
+"""Levels that are both narrower and shallower agree with timm's narrower and shallower models."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -13,10 +13,10 @@ from torch.func import functional_call
 
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph.axes import Axes
-from nestify.model.graph.block_map import LayerMap, find_layers
-from nestify.model.graph.channel_map import ChannelMap, find_channels
+from nestify.model.graph.block_map import BlockMap, map_blocks
+from nestify.model.graph.channel_map import ChannelMap, map_channels
 from tests.model.graph.block_builders import CPU
-from tests.model.graph.builders import cut, difference, half, randomised
+from tests.model.graph.builders import cut, difference, half, random_model
 
 
 @dataclass(frozen=True)
@@ -24,9 +24,12 @@ class Case:
     """A timm model and a level of it.
 
     Attributes:
-        kwargs: of the model. `smaller`: of timm's own model of half the width, without the skipped blocks.
-        skipped: names of blocks.
-        renamed: from a name of the model's state dict to the smaller model's.
+        name: name of the model in timm.
+        side: height and width of the images, in pixels.
+        kwargs: arguments of the model.
+        smaller: arguments of timm's model of half the width without the skipped blocks.
+        skipped: names of the skipped blocks.
+        rename: from a state-dict name of the model to that of the smaller model.
     """
 
     name: str
@@ -34,11 +37,11 @@ class Case:
     kwargs: Mapping[str, Any]
     smaller: Mapping[str, Any]
     skipped: tuple[str, ...]
-    renamed: Callable[[str], str] = str
+    rename: Callable[[str], str] = str
 
 
 def fewer_blocks(key: str) -> str:
-    """Blocks 0, 2, 3 and 5 of six are the first to the fourth of four."""
+    """Rename blocks 0, 2, 3 and 5 of six to blocks 0 to 3 of four."""
     for new, old in enumerate((0, 2, 3, 5)):
         if key.startswith(f"blocks.{old}."):
             return key.replace(f"blocks.{old}.", f"blocks.{new}.")
@@ -59,7 +62,7 @@ CASES = {
         kwargs={"img_size": 64},
         smaller={"img_size": 64, "depth": 4, "embed_dim": 32, "num_heads": 1},
         skipped=("blocks.1", "blocks.4"),
-        renamed=fewer_blocks,
+        rename=fewer_blocks,
     ),
     "convnext": Case(
         name="test_convnext",
@@ -75,32 +78,32 @@ CASES = {
 class Opened:
     model: nn.Module
     channels: ChannelMap
-    layers: LayerMap
+    layers: BlockMap
     axes: Axes
     images: Tensor
 
 
 @cache
-def opened(key: str) -> Opened:
-    """One of `CASES` in float64, the axes of half its width, and three images; tests must not change it."""
+def open_case(key: str) -> Opened:
+    """Make one of `CASES` in float64, with the axes of half its width; tests must not change it."""
     case = CASES[key]
-    model = randomised(case.name, **case.kwargs)
-    channels = find_channels(model, (3, case.side, case.side))
+    model = random_model(case.name, **case.kwargs)
+    channels = map_channels(model, (3, case.side, case.side))
     images = torch.randn(3, 3, case.side, case.side, dtype=torch.float64)
-    return Opened(model, channels, find_layers(channels), channels.axes(half(channels)), images)
+    return Opened(model, channels, map_blocks(channels), channels.axes(half(channels)), images)
 
 
 def tensors_of_level(key: str) -> dict[str, Tensor]:
-    """Those of the model that the level reads, cut to its width; differentiable."""
-    case, found = CASES[key], opened(key)
-    missing = found.layers.missing(case.skipped)
-    return {n: t for n, t in cut(found.channels, found.model, found.axes).items() if n not in missing}
+    """Return the tensors that a level reads, cut to its width; differentiable."""
+    case, found = CASES[key], open_case(key)
+    unused = found.layers.unused_names(case.skipped)
+    return {n: t for n, t in cut(found.channels, found.model, found.axes).items() if n not in unused}
 
 
 def timm_of_level(key: str) -> nn.Module:
     case = CASES[key]
     model: nn.Module = timm.create_model(case.name, num_classes=10, **case.smaller)
-    state = {case.renamed(name): tensor.detach() for name, tensor in tensors_of_level(key).items()}
+    state = {case.rename(name): tensor.detach() for name, tensor in tensors_of_level(key).items()}
     left = model.double().load_state_dict(state, strict=False)
     assert not left.unexpected_keys
     assert all(name.endswith("num_batches_tracked") for name in left.missing_keys)
@@ -108,9 +111,9 @@ def timm_of_level(key: str) -> nn.Module:
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_the_blocks_are_those_of_timm(key: str) -> None:
-    """All that keep the shape: in a ResNet and a ConvNeXt those that do not begin a stage."""
-    names = [block.name for block in opened(key).layers.blocks]
+def test_every_block_that_keeps_the_shape_is_found(key: str) -> None:
+    """In a ResNet and a ConvNeXt, the first block of a stage may change the shape."""
+    names = [block.name for block in open_case(key).layers.blocks]
     assert (
         names
         == {
@@ -124,16 +127,16 @@ def test_the_blocks_are_those_of_timm(key: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("all_axes", [True, False], ids=["all axes", "those that are left"])
+@pytest.mark.parametrize("all_axes", [True, False], ids=["all axes", "axes of used tensors"])
 @pytest.mark.parametrize("key", CASES)
-def test_a_level_is_the_smaller_model_of_timm(key: str, all_axes: bool) -> None:
-    found, tensors = opened(key), tensors_of_level(key)
+def test_a_level_has_the_logits_of_the_smaller_timm_model(key: str, all_axes: bool) -> None:
+    found, tensors = open_case(key), tensors_of_level(key)
     axes = found.axes if all_axes else {name: found.axes[name] for name in found.axes if name in tensors}
-    substitutes = found.layers.substitutes(CASES[key].skipped)
-    level = found.channels.skeleton(axes, training=False, device=CPU, substitutes=substitutes)
+    replacements = found.layers.replacements(CASES[key].skipped)
+    level = found.channels.skeleton(axes, training=False, device=CPU, replacements=replacements)
     assert set(level.state_dict()) == set(tensors)
     reference = timm_of_level(key)
-    assert {CASES[key].renamed(name) for name, _ in level.named_parameters()} == {
+    assert {CASES[key].rename(name) for name, _ in level.named_parameters()} == {
         name for name, _ in reference.named_parameters()
     }
     level.load_state_dict(tensors, assign=True)
@@ -142,14 +145,14 @@ def test_a_level_is_the_smaller_model_of_timm(key: str, all_axes: bool) -> None:
 
 
 @pytest.mark.parametrize("key", CASES)
-def test_a_training_step_is_that_of_timm(key: str) -> None:
-    """Logits, running statistics, gradients at the kept weights, and none at those that are gone."""
-    found, tensors = opened(key), tensors_of_level(key)
+def test_a_training_step_agrees_with_timm(key: str) -> None:
+    """Logits, running statistics and gradients of the kept weights agree."""
+    found, tensors = open_case(key), tensors_of_level(key)
     for name in tensors:
         if "running" in name:
             tensors[name] = tensors[name].clone()
     level = found.channels.skeleton(
-        found.axes, training=True, device=CPU, substitutes=found.layers.substitutes(CASES[key].skipped)
+        found.axes, training=True, device=CPU, replacements=found.layers.replacements(CASES[key].skipped)
     )
     reference = timm_of_level(key).train()
     expected, logits = reference(found.images), functional_call(level, tensors, (found.images,))
@@ -165,30 +168,30 @@ def test_a_training_step_is_that_of_timm(key: str) -> None:
     theirs = dict(reference.named_parameters())
     largest = max(float(p.grad.abs().max()) for p in theirs.values() if p.grad is not None)
     for name, grad in grads.items():
-        expected_grad = theirs[CASES[key].renamed(name)].grad
+        expected_grad = theirs[CASES[key].rename(name)].grad
         assert expected_grad is not None
         assert difference(grad, expected_grad) < 1e-6 * largest
     buffers = dict(reference.named_buffers())
     for name in tensors.keys() - grads.keys():
-        assert difference(tensors[name], buffers[CASES[key].renamed(name)]) < 1e-10
+        assert difference(tensors[name], buffers[CASES[key].rename(name)]) < 1e-10
 
 
-def test_axes_of_what_is_gone_must_agree_with_the_others() -> None:
-    found = opened("resnet")
-    gone = "layer2.1.conv1.weight"
-    assert gone in found.layers.missing(["layer2.1"])
+def test_axes_of_unused_tensors_must_be_consistent() -> None:
+    found = open_case("resnet")
+    unused = "layer2.1.conv1.weight"
+    assert unused in found.layers.unused_names(["layer2.1"])
     axes = {name: dict(dims) for name, dims in found.axes.items()}
-    axes[gone][1] = axes[gone][1][:-1]
+    axes[unused][1] = axes[unused][1][:-1]
     with pytest.raises(UnsupportedModelError, match=r"'layer2\.1\.conv1\.weight', dimension 1"):
         found.channels.skeleton(
-            axes, training=False, device=CPU, substitutes=found.layers.substitutes(["layer2.1"])
+            axes, training=False, device=CPU, replacements=found.layers.replacements(["layer2.1"])
         )
 
 
-def test_a_slice_of_a_file_may_not_speak_of_what_a_level_reads() -> None:
-    found = opened("resnet")
+def test_axes_must_not_omit_a_tensor_that_the_level_reads() -> None:
+    found = open_case("resnet")
     axes = {name: dims for name, dims in found.axes.items() if name != "layer2.0.conv2.weight"}
     with pytest.raises(UnsupportedModelError, match=r"'layer2\.0\.conv2\.weight', dimension 1"):
         found.channels.skeleton(
-            axes, training=False, device=CPU, substitutes=found.layers.substitutes(["layer2.1"])
+            axes, training=False, device=CPU, replacements=found.layers.replacements(["layer2.1"])
         )

@@ -1,4 +1,4 @@
-"""Narrower networks against timm: its own narrower models, or its full model with channels at zero."""
+"""Narrower networks agree with timm's narrower models, or with its full model with zeroed channels."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
-from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.channel_map import map_channels
 from nestify.model.spec import state_tensors
 from tests.model.graph.builders import (
     MODELS,
@@ -19,10 +19,10 @@ from tests.model.graph.builders import (
     difference,
     example,
     half,
-    loaded,
+    load_tensors,
     random_units,
     run_level,
-    zeroed,
+    zero_units,
 )
 
 NARROWER: dict[str, dict[str, Any]] = {
@@ -32,12 +32,12 @@ NARROWER: dict[str, dict[str, Any]] = {
     "swin_tiny_patch4_window7_224": {"embed_dim": 12, "num_heads": (1, 2)},
     "densenet121": {"growth_rate": 4},
 }
-"""Arguments with which timm's constructor makes a model of half the width."""
+"""Arguments for a timm model of half the width."""
 CPU = torch.device("cpu")
 
 
 def timm_of_half_width(name: str, tensors: dict[str, Tensor]) -> nn.Module:
-    """timm's own model with the tensors of a level, in evaluation mode."""
+    """Make timm's model of half the width with the tensors of a level, in evaluation mode."""
     model: nn.Module = timm.create_model(name, num_classes=10, **MODELS[name][1] | NARROWER[name])
     left = model.double().load_state_dict(tensors, strict=False)
     assert not left.unexpected_keys
@@ -46,16 +46,16 @@ def timm_of_half_width(name: str, tensors: dict[str, Tensor]) -> nn.Module:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_all_units_give_the_logits_of_the_model(name: str) -> None:
+def test_a_level_with_all_units_has_the_logits_of_the_model(name: str) -> None:
     case = example(name)
     every = [np.arange(group.units) for group in case.channels.groups]
     with torch.no_grad():
-        assert case.off(run_level(case.channels, case.model, every, case.images)) < 1e-10
+        assert case.error(run_level(case.channels, case.model, every, case.images)) < 1e-10
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", MODELS)
-def test_dropping_is_zeroing_where_nothing_mixes(name: str) -> None:
+def test_dropping_equals_zeroing_in_groups_that_are_not_mixed(name: str) -> None:
     case = example(name)
     prefix = [
         np.arange(max(1, group.units // 2)) if k in case.unmixed else np.arange(group.units)
@@ -63,15 +63,15 @@ def test_dropping_is_zeroing_where_nothing_mixes(name: str) -> None:
     ]
     scattered = [random_units(case.channels, seed, case.unmixed) for seed in range(2)]
     for kept in (prefix, *scattered):
-        expected = zeroed(case.channels, case.model, kept)(case.images)
+        expected = zero_units(case.channels, case.model, kept)(case.images)
         assert difference(run_level(case.channels, case.model, kept, case.images), expected) < 1e-10
-        assert case.off(expected) > 1e-6, "nothing was dropped"
+        assert case.error(expected) > 1e-6, "nothing was dropped"
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("name", NARROWER)
 @pytest.mark.parametrize("scattered", [False, True])
-def test_a_level_is_the_narrower_model_of_timm(name: str, scattered: bool) -> None:
+def test_a_level_has_the_logits_of_the_narrower_timm_model(name: str, scattered: bool) -> None:
     case = example(name)
     rng = np.random.default_rng(0)
     kept = half(case.channels)
@@ -88,7 +88,7 @@ def test_a_level_is_the_narrower_model_of_timm(name: str, scattered: bool) -> No
 @pytest.mark.parametrize("name", MODELS)
 def test_half_the_width_has_about_a_quarter_of_the_macs(name: str) -> None:
     case = example(name)
-    skeleton = case.channels.narrowed([np.arange(max(1, g.units // 2)) for g in case.channels.groups])
+    skeleton = case.channels.narrow([np.arange(max(1, g.units // 2)) for g in case.channels.groups])
     shapes = {key: tensor.shape for key, tensor in skeleton.state_dict().items()}
     skeleton.load_state_dict({k: torch.zeros(s, dtype=torch.float64) for k, s in shapes.items()}, assign=True)
     assert flops(skeleton, case.images) < 0.4 * flops(case.model, case.images)
@@ -104,7 +104,7 @@ def flops(module: nn.Module, images: Tensor) -> int:
 @torch.no_grad()
 @pytest.mark.parametrize("batch", [1, 2, 7])
 @pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "resnext50_32x4d"])
-def test_a_level_takes_any_number_of_images(name: str, batch: int) -> None:
+def test_a_level_accepts_any_number_of_images(name: str, batch: int) -> None:
     case = example(name)
     kept = half(case.channels)
     images = case.images[[k % 3 for k in range(batch)]]
@@ -114,8 +114,8 @@ def test_a_level_takes_any_number_of_images(name: str, batch: int) -> None:
 
 
 @pytest.mark.parametrize("name", NARROWER)
-def test_gradients_reach_the_kept_weights_alone(name: str) -> None:
-    """The gradient of the shared tensors is that of timm's narrower model, and 0 elsewhere."""
+def test_only_kept_weights_have_gradients(name: str) -> None:
+    """The gradients of kept weights are those of timm's narrower model, and 0 elsewhere."""
     case = example(name)
     kept = [np.arange(g.units)[g.units - g.units // 2 :] for g in case.channels.groups]
     axes = case.channels.axes(kept)
@@ -158,11 +158,11 @@ def test_training_normalises_with_the_batch_as_timm_does(width: str) -> None:
         assert difference(tensors[key], cut(case.channels, case.model, axes)[key]) > 1e-3
 
 
-def test_a_level_of_its_own_is_filled_with_a_state_dict() -> None:
+def test_a_network_can_be_filled_with_a_state_dict() -> None:
     case = example("test_efficientnet")
     kept = half(case.channels)
     tensors = cut(case.channels, case.model, case.channels.axes(kept))
-    network = loaded(case.channels.narrowed(kept), tensors)
+    network = load_tensors(case.channels.narrow(kept), tensors)
     assert set(network.state_dict()) == set(case.channels.names)
     expected = run_level(case.channels, case.model, kept, case.images)
     assert torch.equal(network(case.images), expected)
@@ -171,8 +171,8 @@ def test_a_level_of_its_own_is_filled_with_a_state_dict() -> None:
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_factories_and_constants_go_to_the_device(device: str) -> None:
-    """swin masks its shifted windows by constants, and NaFlex makes its positions anew."""
+def test_constants_are_on_the_device(device: str) -> None:
+    """Swin masks its shifted windows by constants."""
     case = example("swin_tiny_patch4_window7_224")
     axes = case.channels.axes(half(case.channels))
     skeleton = case.channels.skeleton(axes, training=False, device=torch.device(device))
@@ -186,7 +186,7 @@ def test_factories_and_constants_go_to_the_device(device: str) -> None:
 
 
 class Factories(nn.Module):
-    """Adds a fresh tensor, with as many channels as there are, to its features."""
+    """Adds a tensor made in forward, with as many channels as the features, to the features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -203,9 +203,9 @@ class Factories(nn.Module):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_what_a_forward_makes_is_made_on_the_device(device: str) -> None:
+def test_tensors_made_in_forward_are_on_the_device(device: str) -> None:
     model = Factories()
-    channels = find_channels(model, (2, 3, 4))
+    channels = map_channels(model, (2, 3, 4))
     assert [group.units for group in channels.groups] == [8]
     axes = channels.axes([np.arange(3)])
     skeleton = channels.skeleton(axes, training=False, device=torch.device(device))

@@ -1,4 +1,4 @@
-"""Tracing: the model stays as it is, and what cannot be followed is refused in one sentence."""
+"""Tracing leaves the model as it is, and refuses an unsupported model in one sentence."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph import analysis
-from nestify.model.graph.channel_map import find_channels
+from nestify.model.graph.channel_map import map_channels
 from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.operators import RULES
 from nestify.model.graph.sizes import CHANGES
@@ -18,7 +18,7 @@ from nestify.model.graph.trace import trace
 
 
 class Model(nn.Module):
-    """Two layers and what is done between them."""
+    """Two layers with a function between them."""
 
     def __init__(self, between: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class Model(nn.Module):
 INPUT = (3, 4, 4)
 
 
-def test_the_model_is_left_alone() -> None:
+def test_the_model_stays_as_it_is() -> None:
     model = timm.create_model("test_resnet", num_classes=10, drop_rate=0.1).train()
     model.get_submodule("layer1").eval()
     before = {name: (tensor, tensor.clone()) for name, tensor in model.state_dict(keep_vars=True).items()}
@@ -50,21 +50,21 @@ def test_the_model_is_left_alone() -> None:
 
 
 class Cache(nn.Module):
-    """Keeps what it computed of its weight until it is trained, as LeViT does."""
+    """Caches a value computed from its weight until train() is called, as LeViT does."""
 
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(3, 4)
-        self.kept: dict[str, Tensor] = {}
+        self.cache: dict[str, Tensor] = {}
 
     def forward(self, images: Tensor) -> Tensor:
-        if "weight" not in self.kept:
-            self.kept["weight"] = self.layer.weight * 2
-        return nn.functional.linear(images.mean((2, 3)), self.kept["weight"])
+        if "weight" not in self.cache:
+            self.cache["weight"] = self.layer.weight * 2
+        return nn.functional.linear(images.mean((2, 3)), self.cache["weight"])
 
     def train(self, mode: bool = True) -> "Cache":
         if mode:
-            self.kept = {}
+            self.cache = {}
         super().train(mode)
         return self
 
@@ -76,7 +76,7 @@ def test_a_cache_of_the_model_is_not_used_and_not_filled(filled: bool) -> None:
     if filled:
         model(torch.zeros(1, *INPUT))
     assert trace(model, INPUT).parameters == {"layer.weight"}
-    assert bool(model.kept) == filled
+    assert bool(model.cache) == filled
 
 
 def test_regions_without_autocast_or_gradients_are_part_of_the_graph() -> None:
@@ -87,7 +87,7 @@ def test_regions_without_autocast_or_gradients_are_part_of_the_graph() -> None:
             gain = y.mean(0, keepdim=True)
         return y * gain
 
-    channels = find_channels(Model(between), INPUT)
+    channels = map_channels(Model(between), INPUT)
     assert [group.units for group in channels.groups] == [16]
     assert not channels.unknown
 
@@ -103,8 +103,8 @@ class Several(nn.Module):
 
 
 def find_and_narrow(model: nn.Module) -> None:
-    channels = find_channels(model, INPUT)
-    channels.narrowed([np.arange(5) for _ in channels.groups])
+    channels = map_channels(model, INPUT)
+    channels.narrow([np.arange(5) for _ in channels.groups])
 
 
 def refusal_of(model: nn.Module) -> str:
@@ -115,10 +115,12 @@ def refusal_of(model: nn.Module) -> str:
 
 
 def test_several_outputs_are_refused() -> None:
-    assert refusal_of(Several()).startswith("Several gives 2 tensors and not one of logits; switch its")
+    message = refusal_of(Several())
+    assert message.startswith("Several returns 2 tensors")
+    assert "set_distilled_training(False)" in message
 
 
-def test_a_model_that_looks_at_values_is_refused() -> None:
+def test_a_model_that_branches_on_values_is_refused() -> None:
     def between(y: Tensor) -> Tensor:
         return y if bool((y > 0).any()) else -y
 
@@ -143,28 +145,26 @@ class Unbatched(nn.Module):
         return logits
 
 
-def test_a_call_that_its_rule_does_not_know_is_refused() -> None:
+def test_a_call_that_its_rule_does_not_support_is_refused() -> None:
     message = refusal_of(Unbatched())
-    assert message.startswith(
-        "conv1d in conv is called in a way that its rule does not know, so this model's"
-    )
+    assert message.startswith("conv1d in conv is called in a way that its rule does not support")
     assert message.endswith("; --schedule weight works for every model")
 
 
 def test_a_result_that_contradicts_the_labels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(RULES, "relu", lambda coupling, call: ChannelLabels((16, 11)))
     message = refusal_of(Model(torch.relu))
-    assert message.startswith("relu in the model gives [(11, 16)], but its rule expects [(16, 11)], so this")
+    assert message.startswith("relu in the model returns shapes [(11, 16)], but its rule expects [(16, 11)]")
 
 
 def halves(y: Tensor) -> Tensor:
     return torch.cat([y[:, :8] + y[:, 8:], torch.ones(8).expand(y.shape[0], 8)], 1)
 
 
-def test_a_shape_that_the_labels_do_not_promise_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shape_that_contradicts_the_labels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(CHANGES, "slice")
     message = refusal_of(Model(halves))
-    assert message.startswith("slice in the model gives (11, 8) and not (11, 5) in a smaller level, so this")
+    assert message.startswith("slice in the model returns shape (11, 8) and not (11, 5) in a smaller level")
 
 
 def test_a_graph_that_does_not_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,10 +173,8 @@ def test_a_graph_that_does_not_run_is_refused(monkeypatch: pytest.MonkeyPatch) -
     assert message.startswith("expand in the model does not run in a smaller level (")
 
 
-def test_what_is_no_box_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Channels of (4, 4) parts, as the rules leave them where nothing ties them to a box."""
+def test_channels_that_do_not_form_a_box_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rules leave a block over two dimensions, which is normally tied at the end of the analysis."""
     monkeypatch.setattr(analysis, "_make_boxes", lambda found: None)
     message = refusal_of(Model(lambda y: y.reshape(-1, 4, 4).transpose(1, 2).flatten(1)))
-    assert message.startswith(
-        "reshape in the model keeps channels in a way that leaves no tensor of a regular"
-    )
+    assert message.startswith("reshape in the model keeps channels that do not form a rectangular tensor")

@@ -1,10 +1,10 @@
-"""The union-find against sets that are merged one by one."""
+"""The union-find agrees with sets that are merged one by one."""
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nestify.model.graph.union_find import WHOLE, UnionFind
+from nestify.model.graph.union_find import FROZEN, UnionFind
 
 COUNT = 12
 node = st.integers(0, COUNT)
@@ -17,18 +17,18 @@ steps = st.lists(
 )
 
 
-def merged(history: list[tuple[str, list[tuple[int, int]]]]) -> list[set[int]]:
-    """The sets, by brute force; the one that holds `WHOLE` holds all frozen nodes."""
+def merge(history: list[tuple[str, list[tuple[int, int]]]]) -> list[set[int]]:
+    """Merge sets by brute force; the set that contains `FROZEN` contains all frozen nodes."""
     sets = [{k} for k in range(COUNT + 1)]
     for what, pairs in history:
-        for first, second in pairs if what == "union" else [(a, WHOLE) for a, _ in pairs]:
+        for first, second in pairs if what == "union" else [(a, FROZEN) for a, _ in pairs]:
             joined = {k for group in sets if first in group or second in group for k in group}
             sets = [group for group in sets if group.isdisjoint(joined)] + [joined]
     return sets
 
 
 @given(steps)
-def test_sets_are_those_of_brute_force(history: list[tuple[str, list[tuple[int, int]]]]) -> None:
+def test_sets_agree_with_brute_force(history: list[tuple[str, list[tuple[int, int]]]]) -> None:
     sets = UnionFind()
     sets.fresh(COUNT)
     for what, pairs in history:
@@ -38,12 +38,12 @@ def test_sets_are_those_of_brute_force(history: list[tuple[str, list[tuple[int, 
         else:
             sets.freeze(first)
     roots = sets.roots(np.arange(COUNT + 1))
-    for group in merged(history):
+    for group in merge(history):
         found = set(roots[sorted(group)].tolist())
-        assert found == ({WHOLE} if WHOLE in group else found)
+        assert found == ({FROZEN} if FROZEN in group else found)
         assert len(found) == 1
         assert found <= group
-    assert len(set(roots.tolist())) == len(merged(history))
+    assert len(set(roots.tolist())) == len(merge(history))
 
 
 @given(steps)
@@ -57,12 +57,12 @@ def test_exactly_the_frozen_nodes_have_a_reason(history: list[tuple[str, list[tu
             sets.union(first, second)
         else:
             sets.freeze(first)
-    frozen = next(group for group in merged(history) if WHOLE in group)
+    frozen = next(group for group in merge(history) if FROZEN in group)
     for k in range(1, COUNT + 1):
         assert bool(sets.reasons(np.array([k]))) == (k in frozen)
 
 
-def test_the_first_reason_stays_and_is_passed_on() -> None:
+def test_the_first_reason_is_kept_and_propagated() -> None:
     sets = UnionFind()
     nodes = sets.fresh(4)
     sets.freeze(nodes[3:], "a roll")
