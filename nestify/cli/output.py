@@ -96,7 +96,7 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
             console.print(sheet.title)
         console.print(table)
         if left_out:
-            console.print(f"(left out for want of width: {', '.join(left_out)})")
+            console.print(f"(columns that do not fit: {', '.join(left_out)})")
     console.print()
     for note in notes:
         console.print(note)

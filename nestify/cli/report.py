@@ -30,7 +30,7 @@ def report(
     format: Annotated[
         ReportFormat, choice_option(ReportFormat, "--format", help="Format of the report.")
     ] = ReportFormat.table,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,
     other: Annotated[
         str | None,
