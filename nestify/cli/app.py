@@ -1,4 +1,4 @@
-"""The application: its commands, and how every error becomes one sentence and an exit code."""
+"""The application: its commands, and the message and exit code of every error."""
 
 import os
 import signal
@@ -97,7 +97,7 @@ def main() -> NoReturn:
     if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks for completions
         app(prog_name="nestify")
     try:
-        for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: clusters warn a job with it
+        for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: a cluster's warning, a minute ahead
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _terminate)
         code = run(sys.argv[1:])
@@ -136,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report_stop(stop: BaseException, wants_traceback: bool) -> int:
-    """Return the exit code of a run that was stopped by a signal, or by rich because a pipe was closed."""
+    """Report a run that was stopped by a signal, or by rich at a closed pipe, and return its exit code."""
     if isinstance(stop, SystemExit):
         abandon_stdout()
         return 0

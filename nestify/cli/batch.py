@@ -109,7 +109,7 @@ def result_table(result: BatchResult) -> Sheet:
             Column("state", [_state(job) for job in jobs], is_text=True),
             Column("exit code", codes, rank=3),
             Column("seconds", ["-" if job.seconds is None else f"{job.seconds:.1f}" for job in jobs], rank=4),
-            Column("top-1 % of the levels", [_joined(job.top1) for job in jobs], is_text=True, rank=1),
+            Column("top-1 % of the levels", [_join(job.top1) for job in jobs], is_text=True, rank=1),
             Column("MiB", ["-" if job.bytes is None else mebibytes(job.bytes) for job in jobs], rank=2),
         ]
     )
@@ -144,24 +144,24 @@ def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
 
 def _describe(result: JobResult) -> str:
     if result.earlier:
-        return f"{_earlier(result)}, skipped"
+        return f"{_earlier_state(result)}, skipped"
     after = f"after {result.seconds or 0:.1f} s"
     if result.state == "done":
-        return f"done {after}, top-1 {_joined(result.top1)}"
+        return f"done {after}, top-1 {_join(result.top1)}"
     return f"{result.state} {after} with exit code {result.exit_code}: {result.message}"
 
 
 def _state(result: JobResult) -> str:
     if result.earlier:
-        return _earlier(result)
+        return _earlier_state(result)
     return "not started" if result.state == "pending" else result.state
 
 
-def _earlier(result: JobResult) -> str:
+def _earlier_state(result: JobResult) -> str:
     return "done earlier" if result.state == "done" else "missed a limit earlier"
 
 
-def _joined(top1: Sequence[float | None]) -> str:
+def _join(top1: Sequence[float | None]) -> str:
     return " / ".join(map(number, top1)) or "-"
 
 

@@ -45,7 +45,7 @@ def export(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one level as a plain model that needs no nestify.
+    """Write one level as a plain model that does not need nestify.
 
     The model takes images that are preprocessed as its metadata describes, and returns logits, without a
     softmax. The file is loaded again and compared with the level, and kept only if they agree. onnx needs

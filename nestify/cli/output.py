@@ -181,7 +181,11 @@ def gates_document(results: Sequence[GateResult]) -> dict[str, Any]:
 
 
 def refuse_missed(path: str, results: Sequence[GateResult]) -> None:
-    """Refuse a nested file that misses gates.
+    """Check that a nested file misses no gate.
+
+    Args:
+        path: name of the file, for the message.
+        results: results of its gates.
 
     Raises:
         GateFailed: if a gate is missed.

@@ -68,7 +68,7 @@ class Display(Observer):
         """Move the bar; print a line at the end of an epoch, and in between where one is due."""
         seconds = time.perf_counter() - self._epoch_start
         speed = f"{log.images / seconds:.0f} images/s" if seconds else ""
-        detail = f"loss {_joined(log.losses, '.3f')}  top-1 {_joined(log.top1, '.1f')}  {speed}"
+        detail = f"loss {_join(log.losses, '.3f')}  top-1 {_join(log.top1, '.1f')}  {speed}"
         if phase not in self._bars:
             self._bars[phase] = self.progress.add_task(phase, total=log.total_steps, detail="")
         self.progress.update(self._bars[phase], completed=log.step, detail=detail)
@@ -83,7 +83,7 @@ class Display(Observer):
         """Print the validation accuracy of each level."""
         when = f"after epoch {epoch}" if moment == "epoch" else moment
         self._print_progress(
-            f"validation top-1 ({when}): {_joined([result.top1 for result in results], '.2f')}"
+            f"validation top-1 ({when}): {_join([result.top1 for result in results], '.2f')}"
         )
         self._epoch_start = time.perf_counter()
 
@@ -209,6 +209,6 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _joined(values: Sequence[float], form: str) -> str:
+def _join(values: Sequence[float], form: str) -> str:
     """Join one number per level; a level that has not been trained yet is a dash."""
     return " / ".join("-" if isnan(value) else format(value, form) for value in values)

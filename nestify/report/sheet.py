@@ -131,7 +131,7 @@ def escape_unprintable(text: str) -> str:
 
 
 def _is_hidden(letter: str) -> bool:
-    """Return whether a character is a control, format, surrogate or unassigned one, or ends a line."""
+    """Return whether a character is a control, format, surrogate or unassigned code, or ends a line."""
     return unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029"
 
 

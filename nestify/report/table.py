@@ -113,7 +113,9 @@ def verification_table(verification: "Verification") -> Sheet:
 
 
 def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
-    """Return columns of sparsity, width and depth, without those that every level has in full.
+    """Return columns of sparsity, width and depth, without those in which every level is full.
+
+    Sparsity stays if no other column does.
 
     Args:
         levels: (sparsity, width, depth) of each level.
