@@ -14,7 +14,7 @@ from tests.compression.batch.builders import COMMAND, Fakes, is_alive, until
 RUN = """
 import sys
 from nestify.cli.app import main
-import nestify.batching.batch as batch
+import nestify.compression.batch.batch as batch
 from functools import partial
 batch.run_batch = partial(batch.run_batch, command=eval(sys.argv.pop()))
 main()
