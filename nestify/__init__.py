@@ -8,24 +8,24 @@ __version__ = "0.1.0"
 
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
 
-_HOME = {
+_MODULES = {
     alias.name: statement.module
     for statement in _STUB.body
     if isinstance(statement, ast.ImportFrom) and statement.module
     for alias in statement.names
 }
-"""Module of each public name, as the stub imports it, which type checkers read too."""
+"""The module of each public name, as imported by the stub, which type checkers also read."""
 
-__all__ = [*_HOME, "__version__"]  # noqa: PLE0604  # all of them texts
+__all__ = [*_MODULES, "__version__"]  # noqa: PLE0604  # all of them strings
 
 
 def __getattr__(name: str) -> object:
-    """Import a public name when it is first used: the command line must not wait for torch."""
-    if name not in _HOME:
+    """Import a public name when it is first used, so that the command line starts without torch."""
+    if name not in _MODULES:
         raise AttributeError(f"module 'nestify' has no attribute {name!r}")
-    return getattr(import_module(_HOME[name]), name)
+    return getattr(import_module(_MODULES[name]), name)
 
 
 def __dir__() -> list[str]:
-    """Names of the module, with the public ones that are not imported yet."""
+    """Return the names of the module, including public names that are not imported yet."""
     return sorted({*globals(), *__all__})

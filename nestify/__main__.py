@@ -1,4 +1,4 @@
-"""`python -m nestify` is the command `nestify`."""
+"""Run the command line: `python -m nestify` is the command `nestify`."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The public names of the package: listed once, found without torch, each imported when it is used."""
+"""The public names of the package: listed once, without torch, and each imported when it is first used."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The documents: commands that parse, recipes and gates that are right, real Python, links that resolve."""
+"""The documents: commands parse, recipes and gates are valid, Python names exist, links resolve."""
 
 import ast
 import re
@@ -36,17 +36,17 @@ def blocks(kind: str) -> list[str]:
 
 
 def prose(path: Path) -> str:
-    """A page without its fenced blocks."""
+    """Return the text of a page without its fenced blocks."""
     return re.sub(r"^```.*?^```", "", path.read_text(), flags=re.DOTALL | re.MULTILINE)
 
 
 def root() -> Any:
-    """The command line as typer builds it: a group, of whichever click it brings."""
+    """Return the command line as typer builds it, a group of the click that typer uses."""
     return typer.main.get_command(app)
 
 
 def commands() -> list[list[str]]:
-    """Every `nestify ...` of the shell examples and of the workflow, as words."""
+    """Return every `nestify ...` of the shell examples and the workflows, as words."""
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     for workflow in map(yaml.safe_load, blocks("yaml")):
         lines += [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
@@ -69,7 +69,7 @@ def test_commands_parse(words: list[str]) -> None:
         assert words[0] in names
         return
     command = group.commands[words[0]]
-    with command.make_context(words[0], list(words[1:])) as context:  # raises where the words do not parse
+    with command.make_context(words[0], list(words[1:])) as context:  # raises if the words do not parse
         for setting in context.params.get("settings") or []:
             key, _ = parse_setting(setting)
             assert option_help(re.sub(r"^level\[\d+\]", "level", re.sub(r"^(model\.kwargs)\..*", r"\1", key)))
@@ -80,7 +80,7 @@ def test_every_command_is_shown() -> None:
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
-def test_recipes_and_gates_are_right(text: str, tmp_path: Path) -> None:
+def test_recipes_and_gates_are_valid(text: str, tmp_path: Path) -> None:
     table = tomllib.loads(text)
     path = tmp_path / "example.toml"
     path.write_text(text)
@@ -97,7 +97,7 @@ def test_recipes_and_gates_are_right(text: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", blocks("python"))
-def test_python_names_what_there_is(text: str) -> None:
+def test_python_examples_use_existing_names(text: str) -> None:
     for node in ast.walk(ast.parse(text)):
         if (
             isinstance(node, ast.Attribute)
@@ -108,7 +108,7 @@ def test_python_names_what_there_is(text: str) -> None:
 
 
 def options() -> Iterator[str]:
-    """Every option that the prose names in backticks: `--level`, `--set train.accumulate=4`."""
+    """Yield every option that the prose names in backticks: `--level`, `--set train.accumulate=4`."""
     for path in TEXTS:
         yield from re.findall(r"`(?:nestify )?(?:\w+ )?(--[a-z][\w-]*)", prose(path))
 
@@ -123,10 +123,10 @@ def test_options_in_the_prose_exist() -> None:
 
 
 def keys(path: Path) -> set[str]:
-    """Every recipe key that a page names in backticks: `train.epochs`, `--set train.accumulate=4`."""
+    """Return every recipe key that a page names in backticks: `train.epochs`, `--set train.accumulate=4`."""
     sections = "|".join(Recipe.model_fields)
     found = re.findall(rf"`(?:--set )?((?:{sections})\.[a-z_0-9]+)(?:=[^`]*)?`", prose(path))
-    return {key for key in found if not key.endswith((".tar", ".toml"))}  # the others are files
+    return {key for key in found if not key.endswith((".tar", ".toml"))}  # these are files
 
 
 @pytest.mark.parametrize("path", TEXTS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -136,7 +136,7 @@ def test_recipe_keys_in_the_prose_exist(path: Path) -> None:
 
 
 def anchors(path: Path) -> set[str]:
-    """Anchors of a page's headings, as hosting sites make them."""
+    """Return the anchors of a page's headings, as hosting sites make them."""
     titles = re.findall(r"^#+ (.+)$", prose(path), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 

@@ -1,4 +1,4 @@
-"""The command line: parse, call the Python twin, print, exit."""
+"""The command line: each command parses, calls the Python function, prints and exits."""
 
 from nestify.cli.app import main
 

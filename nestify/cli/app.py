@@ -1,4 +1,4 @@
-"""The application: its commands, and how every error becomes one sentence and an exit code."""
+"""The application: its commands, and the message and exit code of every error."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.guide import guide
-from nestify.cli.output import abandon_stdout, say, take_verbosity, write_result
+from nestify.cli.output import abandon_stdout, print_stderr, take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
@@ -67,102 +67,112 @@ def _root(
     ] = False,
     show_traceback: Annotated[
         bool,
-        typer.Option("--traceback", help="Show where an error comes from."),
+        typer.Option("--traceback", help="Print the Python traceback of an error."),
     ] = False,
     quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="Tell nothing but results, warnings and errors.")
+        bool, typer.Option("--quiet", "-q", help="Print only results, warnings and errors.")
     ] = False,
     verbose: Annotated[
         bool,
         typer.Option(
-            "--verbose", "-v", help="Tell also what libraries log, and progress every ten seconds in a pipe."
+            "--verbose",
+            "-v",
+            help="Also print what libraries log and, if standard error is not a terminal, progress every ten "
+            "seconds.",
         ),
     ] = False,
 ) -> None:
     """Turn one pretrained timm model into a nested network: n networks of different size in one file.
 
-    --traceback, --quiet and --verbose may stand before the command or after it.
+    --traceback, --quiet and --verbose may be given before or after the command.
     """
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with the contract's code."""
-    if not {"bench", "pick"} & set(sys.argv[1:]):  # these measure what others will have, who set nothing
-        # Threads that spin while they wait make a busy machine many times slower; must be set before torch.
+    """Run the command line and exit with the documented exit code."""
+    # bench and pick keep the default threading, so that they measure what programs with default settings see.
+    if not {"bench", "pick"} & set(sys.argv[1:]):
+        # Threads that spin while they wait slow a busy machine down many times; must be set before torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks how the line goes on
+    if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks for completions
         app(prog_name="nestify")
     try:
-        for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: that the machine is taken away in a minute
+        for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: a cluster's warning, a minute ahead
             if hasattr(signal, name):
                 signal.signal(getattr(signal, name), _terminate)
         code = run(sys.argv[1:])
-    except (KeyboardInterrupt, _Terminated) as stop:  # before there was anything to stop
-        code = _stopped(stop, False)
+    except (KeyboardInterrupt, _Terminated) as stop:  # before `run` could handle it
+        code = _report_stop(stop, False)
     sys.exit(code)
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line, without the name of the program.
+    """Run one command line and print errors on standard error.
+
+    Args:
+        arguments: the command line without the name of the program.
 
     Returns:
-        The exit code; whatever went wrong has been told on standard error.
+        The exit code.
     """
     wants_traceback = "--traceback" in arguments
     words = take_verbosity([word for word in arguments if word != "--traceback"])
     command = typer.main.get_command(app)
     try:
-        # Not app(words): typer would make Ctrl-C and every broken pipe its own.
+        # Not app(words): typer would handle Ctrl-C and broken pipes itself.
         with command.make_context("nestify", words) as context:
             command.invoke(context)
     except NestifyError as error:
         for note in getattr(error, "__notes__", []):
-            say(note)
-        return _tell(str(error), error.exit_code, wants_traceback)
+            print_stderr(note)
+        return _print_error(str(error), error.exit_code, wants_traceback)
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, SystemExit, _Terminated) as stop:
-        return _stopped(stop, wants_traceback)
+        return _report_stop(stop, wants_traceback)
     except Exception as error:
-        return _failed(error, wants_traceback)
+        return _report_exception(error, wants_traceback)
     return 0
 
 
-def _stopped(stop: BaseException, wants_traceback: bool) -> int:
-    """From outside: by a signal, or because nobody reads what is printed, where rich ends the program."""
+def _report_stop(stop: BaseException, wants_traceback: bool) -> int:
+    """Report a run that was stopped by a signal, or by rich at a closed pipe, and return its exit code."""
     if isinstance(stop, SystemExit):
         abandon_stdout()
         return 0
     word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
-    # a run that can go on has noted where
+    # A run that can be resumed has added a note that says from where.
     left = "; ".join(getattr(stop, "__notes__", [])) or "no output was written"
-    return _tell(f"{word}; {left}", code, wants_traceback)
+    return _print_error(f"{word}; {left}", code, wants_traceback)
 
 
-def _failed(error: Exception, wants_traceback: bool) -> int:
-    """Usage errors are click's, with its own printing; most else is a bug of ours."""
+def _report_exception(error: Exception, wants_traceback: bool) -> int:
+    """Print an exception that is not a NestifyError and return its exit code.
+
+    Usage errors come from click, which prints them itself; most other exceptions are bugs of nestify.
+    """
     show, usage_code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(usage_code, int):
         if (message := getattr(error, "message", None)) is not None:
-            error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]  # pydantic's
+            error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]  # from pydantic
         show()
         return usage_code
-    if isinstance(error, BrokenPipeError) and _nobody_reads():
+    if isinstance(error, BrokenPipeError) and _stdout_is_closed():
         abandon_stdout()
         return 0
     if _is_out_of_memory(error):
-        remedy = "a smaller --batch-size or --input-size needs less"
-        return _tell(f"out of memory: {error}; {remedy}", OUT_OF_MEMORY, wants_traceback)
-    return _tell(
+        remedy = "use a smaller --batch-size or --input-size"
+        return _print_error(f"out of memory: {error}; {remedy}", OUT_OF_MEMORY, wants_traceback)
+    return _print_error(
         f"this is a bug in nestify {__version__}: {type(error).__name__}: {error}\n"
-        "please report it with the command, and what it prints with --traceback",
+        "please report it with the command and what it prints with --traceback",
         BUG,
         wants_traceback,
     )
 
 
-def _nobody_reads() -> bool:
-    """Whether the reader of standard output has closed the pipe."""
+def _stdout_is_closed() -> bool:
+    """Return whether the reader of standard output has closed the pipe."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -175,15 +185,16 @@ def _is_out_of_memory(error: Exception) -> bool:
     return named or "can't allocate memory" in str(error)  # torch's RuntimeError on the CPU
 
 
-def _tell(message: str, code: int, wants_traceback: bool) -> int:
+def _print_error(message: str, code: int, wants_traceback: bool) -> int:
+    """Print an error, after its traceback if wanted, and return the exit code unchanged."""
     if wants_traceback:
-        say(traceback.format_exc().rstrip("\n"))
-    say(f"nestify: {message}")
+        print_stderr(traceback.format_exc().rstrip("\n"))
+    print_stderr(f"nestify: {message}")
     return code
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as an exception, so that temporary files are removed on the way out."""
+    """SIGTERM or SIGUSR1 as an exception, so that temporary files are removed before the exit."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Arguments that several commands have, and how flags with choices are shown and completed."""
+"""Arguments that several commands share, and how the help and shells show the choices of flags."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -13,14 +13,14 @@ from nestify.recipe.sources import builtin_recipes
 
 
 def placeholder(choices: Iterable[str]) -> str:
-    """Return what the help shows in place of a flag's value: `[csv|tensorboard]`."""
+    """Return the placeholder that the help shows for a flag's value: `[csv|tensorboard]`."""
     return f"[{'|'.join(choices)}]"
 
 
 def choice_option(
     choices: Iterable[str], *names: str, help: str, show_default: bool | str = True
 ) -> typer.models.OptionInfo:
-    """Return a flag whose help shows its choices; typer takes them from the parameter's type.
+    """Return a flag whose help shows its choices; typer reads the choices from the parameter's type.
 
     Args:
         choices: members of the parameter's type, an enum or a Literal.
@@ -34,26 +34,26 @@ def choice_option(
     return info
 
 
-def completed(values: Iterable[str]) -> Callable[[str], list[str]]:
-    """Return a callback with which shells complete a word to one of these values."""
+def completer(values: Iterable[str]) -> Callable[[str], list[str]]:
+    """Return a callback through which shells complete a word to one of these values."""
     words = list(values)
 
-    def complete(begun: str) -> list[str]:
-        return [word for word in words if word.startswith(begun)]
+    def complete(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
 
     return complete
 
 
-def complete_recipe(begun: str) -> list[str]:
+def complete_recipe(incomplete: str) -> list[str]:
     """Complete the name of a built-in recipe; shells complete paths by themselves."""
-    return completed(builtin_recipes())(begun)
+    return completer(builtin_recipes())(incomplete)
 
 
 class Command(TyperCommand):
     """A command whose help shows no value for switches."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the command's parameters, with those of the help."""
+        """Return the command's parameters, including --help."""
         return _without_switch_values(super().get_params(ctx))
 
 
@@ -61,7 +61,7 @@ class Group(TyperGroup):
     """A group of commands whose help shows no value for switches."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """Return the group's own parameters, with those of the help."""
+        """Return the group's own parameters, including --help."""
         return _without_switch_values(super().get_params(ctx))
 
 
@@ -85,15 +85,24 @@ NestedFileOrAddress = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 Device = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda, cuda:1, mps.", autocompletion=completed(DEVICES))
+    str,
+    typer.Option(
+        "--device",
+        help="Device to run on: auto, cpu, cuda, cuda:1 or mps.",
+        autocompletion=completer(DEVICES),
+    ),
 ]
 
 
-def whole_numbers(option: str, text: str) -> list[int]:
-    """Numbers as users write them, `1` or `1,16`.
+def parse_whole_numbers(option: str, text: str) -> list[int]:
+    """Parse whole numbers above 0 as users write them: `1` or `1,16`.
+
+    Args:
+        option: name of the option, for the message.
+        text: value of the option.
 
     Raises:
-        RecipeError: if the text is none.
+        RecipeError: if the text is anything else.
     """
     words = [word.strip() for word in text.split(",")]
     if not all(re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in words):

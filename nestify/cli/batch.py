@@ -1,4 +1,4 @@
-"""`nestify batch`: many recipes, each in a process and a folder of its own."""
+"""`nestify batch`: run many recipes, each in its own process and folder."""
 
 import json
 import signal
@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 
 from nestify.cli.arguments import complete_recipe
-from nestify.cli.output import Verbosity, tell, verbosity
+from nestify.cli.output import Verbosity, print_unless_quiet, verbosity
 from nestify.compression.batch.batch import BatchResult, Standing
 from nestify.compression.batch.jobs import Job
 from nestify.compression.batch.results import SCHEMA_VERSION, JobResult
@@ -26,17 +26,17 @@ from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number
 
 REFRESH = 0.25
-"""Seconds between two pictures of the running jobs."""
+"""Seconds between two updates of the table of running jobs."""
 
 
 class BatchDisplay(BatchObserver):
-    """A line per event on standard error; at a terminal the running jobs below, as they stand."""
+    """Progress of a batch on standard error: a line per event and, at a terminal, a table of running jobs."""
 
     def __init__(self) -> None:
         self.console = Console(stderr=True, highlight=False, markup=False)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._begun: dict[str, float] = {}
-        self._drawn = 0.0
+        self._start_times: dict[str, float] = {}
+        self._last_update = 0.0
 
     def __enter__(self) -> "BatchDisplay":
         if self.console.is_terminal and verbosity() is not Verbosity.quiet:
@@ -49,58 +49,58 @@ class BatchDisplay(BatchObserver):
         self._live.stop()
 
     def began(self, job: Job, goes_on: bool) -> None:
-        """One line."""
-        self._begun[job.name] = time.monotonic()
-        self._say(f"{job.name}: {'goes on from its checkpoint' if goes_on else 'began'}")
+        """Print that a job began, or was resumed."""
+        self._start_times[job.name] = time.monotonic()
+        self._print(f"{job.name}: {'resumed from its checkpoint' if goes_on else 'began'}")
 
     def ended(self, job: Job, result: JobResult) -> None:
-        """One line."""
-        self._say(f"{job.name}: {_told(result)}")
+        """Print how a job ended."""
+        self._print(f"{job.name}: {_describe(result)}")
 
     def waiting(self, job: Job) -> None:
-        """One line."""
-        self._say(f"{job.name}: waiting for another process that has {job.folder}")
+        """Print that another process is using the job's folder."""
+        self._print(f"{job.name}: waiting for another process that is using {job.folder}")
 
     def stopping(self, number: int) -> None:
-        """One line."""
+        """Print that a signal stops the batch."""
         name = signal.Signals(number).name
-        self._say(f"{name}: waiting for the jobs' checkpoints; a second signal ends them at once")
+        self._print(f"{name}: waiting for the jobs to save checkpoints; a second signal ends them at once")
 
     def ticked(self, running: Sequence[Job]) -> None:
-        """A new picture now and then."""
+        """Update the table of running jobs at a terminal, at most once every `REFRESH` seconds."""
         now = time.monotonic()
-        if self._live.is_started and now - self._drawn >= REFRESH:
-            self._drawn = now
-            self._live.update(self._picture(running, now), refresh=True)
+        if self._live.is_started and now - self._last_update >= REFRESH:
+            self._last_update = now
+            self._live.update(self._running_table(running, now), refresh=True)
 
     def notes(self, result: BatchResult) -> list[str]:
-        """What the table of results does not say: why jobs failed, and how to go on."""
+        """Return notes below the table of results: why jobs failed, where the logs are, how to resume."""
         notes = [f"{job.name}: {job.message}" for job in result.jobs if job.state == "failed" and job.message]
         if any(job.state == "failed" for job in result.jobs):
             notes.append(f"The log of a job is {result.out}/JOB/log.txt.")
         if any(job.state in ("interrupted", "pending") for job in result.jobs):
-            notes.append("The same command goes on.")
+            notes.append("Run the same command to resume.")
         return notes
 
-    def _picture(self, running: Sequence[Job], now: float) -> Table:
+    def _running_table(self, running: Sequence[Job], now: float) -> Table:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(overflow="ellipsis", no_wrap=True)
         table.add_column(no_wrap=True)
         table.add_column(justify="right", no_wrap=True)
         for job in running:
-            seconds = f"{now - self._begun[job.name]:.0f} s"
+            seconds = f"{now - self._start_times[job.name]:.0f} s"
             table.add_row(job.name, progress(metrics_path(job.recipe.output_path)), seconds)
         return table
 
-    def _say(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self._live.is_started:
             self.console.print(text)
         else:
-            tell(text)
+            print_unless_quiet(text)
 
 
 def result_table(result: BatchResult) -> Sheet:
-    """The jobs of a batch, one row each."""
+    """Return the table of a batch's results, one row per job."""
     jobs = result.jobs
     codes = ["-" if job.exit_code is None else str(job.exit_code) for job in jobs]
     return Sheet(
@@ -109,14 +109,14 @@ def result_table(result: BatchResult) -> Sheet:
             Column("state", [_state(job) for job in jobs], is_text=True),
             Column("exit code", codes, rank=3),
             Column("seconds", ["-" if job.seconds is None else f"{job.seconds:.1f}" for job in jobs], rank=4),
-            Column("top-1 % of the levels", [_joined(job.top1) for job in jobs], is_text=True, rank=1),
+            Column("top-1 % of the levels", [_join(job.top1) for job in jobs], is_text=True, rank=1),
             Column("MiB", ["-" if job.bytes is None else mebibytes(job.bytes) for job in jobs], rank=2),
         ]
     )
 
 
 def plan_table(plan: Sequence[tuple[Job, Standing]]) -> Sheet:
-    """The jobs of a batch that has not begun."""
+    """Return the table of a batch's jobs before it runs, one row per job."""
     return Sheet(
         [
             Column("job", [job.name for job, _ in plan], is_text=True),
@@ -127,7 +127,7 @@ def plan_table(plan: Sequence[tuple[Job, Standing]]) -> Sheet:
 
 
 def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
-    """The same as JSON."""
+    """Return the jobs of a batch before it runs, as a JSON document."""
     jobs = [
         {
             "name": job.name,
@@ -142,26 +142,26 @@ def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
     return json.dumps({"schema_version": SCHEMA_VERSION, "jobs": jobs}, indent=2) + "\n"
 
 
-def _told(result: JobResult) -> str:
+def _describe(result: JobResult) -> str:
     if result.earlier:
-        return f"{_earlier(result)}, skipped"
+        return f"{_earlier_state(result)}, skipped"
     after = f"after {result.seconds or 0:.1f} s"
     if result.state == "done":
-        return f"done {after}, top-1 {_joined(result.top1)}"
+        return f"done {after}, top-1 {_join(result.top1)}"
     return f"{result.state} {after} with exit code {result.exit_code}: {result.message}"
 
 
 def _state(result: JobResult) -> str:
     if result.earlier:
-        return _earlier(result)
-    return "not begun" if result.state == "pending" else result.state
+        return _earlier_state(result)
+    return "not started" if result.state == "pending" else result.state
 
 
-def _earlier(result: JobResult) -> str:
+def _earlier_state(result: JobResult) -> str:
     return "done earlier" if result.state == "done" else "missed a limit earlier"
 
 
-def _joined(top1: Sequence[float | None]) -> str:
+def _join(top1: Sequence[float | None]) -> str:
     return " / ".join(map(number, top1)) or "-"
 
 
@@ -176,31 +176,35 @@ def batch(
         ),
     ],
     out: Annotated[
-        Path, typer.Option("--out", help="Folder for the folders of the jobs.", show_default=False)
+        Path, typer.Option("--out", help="Folder in which each job gets its own folder.", show_default=False)
     ],
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="Run the I-th of N shares of the jobs.")
     ] = "1/1",
-    max_parallel: Annotated[int, typer.Option("--max-parallel", min=1, help="Processes at once.")] = 1,
+    max_parallel: Annotated[
+        int, typer.Option("--max-parallel", min=1, help="Number of jobs that run at the same time.")
+    ] = 1,
     rerun: Annotated[
-        bool, typer.Option("--rerun", help="Run what is done as well, and begin everything anew.")
+        bool, typer.Option("--rerun", help="Run finished jobs too, and start every job from scratch.")
     ] = False,
-    fail_fast: Annotated[bool, typer.Option("--fail-fast", help="Begin no job after a failure.")] = False,
+    fail_fast: Annotated[
+        bool, typer.Option("--fail-fast", help="Start no further jobs after a failure.")
+    ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="List the jobs and how they stand, and stop.")
+        bool, typer.Option("--dry-run", help="List the jobs and their states, and stop.")
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")] = False,
 ) -> None:
     """Run compress for many recipes, and for every combination of the values in their matrix.
 
-    Each job has a process and a folder of its own. What is done is skipped, what was cut off goes on, what
-    failed runs again. The folder gets results.jsonl, with a JSON object for each job, and junit.xml; those
-    of a shard have its number in their names.
+    Each job has its own process and folder. Finished jobs are skipped, interrupted jobs are resumed, and
+    failed jobs run again. The results are written to results.jsonl, with one JSON object per job, and to
+    junit.xml, both in the folder --out; with --shard, the names of the files contain the number of the shard.
 
-    Exit code: 0 if all is done; 1 if nothing worse than a missed gate or budget happened; else that of the
-    most serious job, 70 before 4, 3 and 2, where a killed job counts as 3; 130 or 143 if interrupted.
+    Exit code: 0 if all jobs are done; 1 if nothing worse than a missed gate or budget happened; otherwise
+    that of the most serious failure, in the order 70, 4, 3, 2, where a killed job counts as 3; 130 or 143 if
+    the batch was interrupted.
     """
-    pass
     from nestify.cli.output import render, write_result
     from nestify.compression.batch.batch import plan_batch, run_batch
 

@@ -1,4 +1,4 @@
-"""`nestify bench`: latency and throughput of the levels of a nested file on this machine."""
+"""`nestify bench`: measure latency and throughput of the levels of a nested file on this machine."""
 
 import json
 import sys
@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, whole_numbers
+from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, parse_whole_numbers
 
 SCHEMA_VERSION = 1
 
@@ -14,47 +14,53 @@ SCHEMA_VERSION = 1
 def bench(
     file: NestedFileOrAddress,
     level: Annotated[
-        str, typer.Option("--level", help="Level by number or name, or all; the full level always runs too.")
+        str,
+        typer.Option(
+            "--level", help="Level by number or name, or all; the full level is always measured too."
+        ),
     ] = "all",
     batch_size: Annotated[
-        str, typer.Option("--batch-size", help="Images per call, one or several.")
+        str, typer.Option("--batch-size", help="Images per call: one number or several.")
     ] = "1,16",
     threads: Annotated[
         str | None,
         typer.Option(
-            "--threads", help="Threads on the CPU, one or several: 1,4.", show_default="torch's own choice"
+            "--threads",
+            help="Threads on the CPU: one number or several, as in 1,4.",
+            show_default="torch's default",
         ),
     ] = None,
     device: Device = "auto",
     warmup: Annotated[
-        float, typer.Option("--warmup", help="Seconds before each measurement, two rounds at least.")
+        float,
+        typer.Option("--warmup", help="Seconds of warm-up before each measurement, at least two rounds."),
     ] = 0.5,
     seconds: Annotated[
-        float, typer.Option("--seconds", help="Seconds of each measurement, 10 rounds at least.")
+        float, typer.Option("--seconds", help="Seconds of each measurement, at least 10 rounds.")
     ] = 3.0,
     rounds: Annotated[
         int | None,
-        typer.Option("--rounds", help="Exactly so many rounds instead.", show_default="by --seconds"),
+        typer.Option("--rounds", help="Exact number of rounds.", show_default="by --seconds"),
     ] = None,
     save: Annotated[
         bool,
         typer.Option(
             "--save",
-            help="Keep the result beside FILE (resnet.bench.json) for report and pick; it replaces an older "
-            "one of the same machine, device, threads and batch size.",
+            help="Store the result next to FILE (resnet.bench.json) for report and pick; it replaces an "
+            "older result for the same machine, device, threads and batch size.",
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Measure how long levels take for a batch of synthetic images, beside their MACs.
+    """Measure how long levels take for a batch of synthetic images, and show their MACs.
 
-    Levels take turns, round by round, so that whatever else the machine does hurts all alike; all are in
-    memory at once. Latency over full is the median of the rounds' ratios; its quartiles say how much they
-    differ.
+    Levels take turns, round by round, so that other load on the machine slows all of them down alike; all
+    are in memory at the same time. Latency over full is the median of the ratios of the rounds; its
+    quartiles show how much the ratios vary.
     """
-    batch_sizes = whole_numbers("--batch-size", batch_size)
-    counts = None if threads is None else whole_numbers("--threads", threads)
-    from nestify.cli.output import render, tell, write_result
+    batch_sizes = parse_whole_numbers("--batch-size", batch_size)
+    counts = None if threads is None else parse_whole_numbers("--threads", threads)
+    from nestify.cli.output import print_unless_quiet, render, write_result
     from nestify.evaluation.bench import bench as run
     from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
 
@@ -78,10 +84,9 @@ def bench(
         }
         write_result(json.dumps(document, indent=2) + "\n", None)
     else:
-        shown = (done.report, done.measurements)
-        notes = masked_notes(*shown) + noise_notes(*shown)
-        write_result(
-            render(f"{done.path}, {done.report.architecture}", bench_sheets(*shown), notes, sys.stdout), None
-        )
+        measured = (done.report, done.measurements)
+        notes = masked_notes(*measured) + noise_notes(*measured)
+        title = f"{done.path}, {done.report.architecture}"
+        write_result(render(title, bench_sheets(*measured), notes, sys.stdout), None)
     if done.saved is not None:
-        tell(f"Saved: {done.saved}")
+        print_unless_quiet(f"Saved: {done.saved}")

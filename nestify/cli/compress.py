@@ -1,4 +1,4 @@
-"""`nestify compress`: pretrained model in, nested file out."""
+"""`nestify compress`: make a nested file from a pretrained model."""
 
 import json
 import os
@@ -14,6 +14,7 @@ from nestify.recipe.flags import Panel
 from nestify.recipe.sources import parse_setting
 
 USUAL_CALIBRATION = 0.05
+"""Share of the training images that `--consensus` holds out."""
 
 
 @with_recipe_flags
@@ -22,7 +23,7 @@ def compress(
         str,
         typer.Argument(
             metavar="RECIPE_OR_MODEL",
-            help="A .toml recipe, a built-in recipe (digits), or a timm model's name.",
+            help="A .toml recipe, a built-in recipe (digits), or the name of a timm model.",
             show_default=False,
             autocompletion=complete_recipe,
         ),
@@ -51,7 +52,7 @@ def compress(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="any other option of a recipe, as in train.warmup_epochs=2; may be repeated",
+            help="any other key of the recipe, as in train.warmup_epochs=2; may be repeated",
         ),
     ] = None,
     resume: Annotated[
@@ -73,9 +74,9 @@ def compress(
     to the file, NAME.metrics.jsonl. If the data has other classes than the checkpoint, use --new-head with
     --finetune-epochs to train a fresh classifier first.
 
-    An interrupted run resumes when the same command is given again, from NAME.resume.safetensors, which is
-    written after each epoch, every ten minutes (train.checkpoint_minutes), and on Ctrl-C, SIGTERM and
-    SIGUSR1, which end the run with exit code 130, 143 and 143.
+    Run the same command again to resume an interrupted run from NAME.resume.safetensors. This checkpoint is
+    saved after each epoch, every ten minutes (train.checkpoint_minutes), and on Ctrl-C, SIGTERM and SIGUSR1,
+    which end the run with exit code 130, 143 and 143.
     """
     if levels is not None:
         overrides["levels"] = levels
@@ -86,10 +87,18 @@ def compress(
 
 
 def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run: bool, as_json: bool) -> None:
-    """Read the recipe, then plan, or compress and print the table of levels."""
+    """Read the recipe, then print the plan, or compress and print the table of levels.
+
+    Args:
+        source: the recipe or model, as given on the command line.
+        overrides: values of flags, by recipe key.
+        resume: True to resume, False to start again, None to resume if there is a checkpoint.
+        dry_run: whether to print the plan and stop.
+        as_json: whether to print JSON.
+    """
     from nestify.recipe.recipe import load_recipe
 
-    recipe = load_recipe(source, overrides)  # told before torch is imported
+    recipe = load_recipe(source, overrides)  # before torch is imported, so that errors come fast
     from nestify.cli.output import gates_document, gates_sheets, refuse_missed, render, write_result
     from nestify.cli.progress import Display, plan_document, plan_text
     from nestify.compression import compress as api
@@ -101,7 +110,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
         write_result(text, None)
         return
-    if os.environ.get("RANK", "0") != "0":  # one of several processes; the first one tells
+    if os.environ.get("RANK", "0") != "0":  # one of several processes; only rank 0 prints
         api.compress(recipe, resume=resume)
         return
     with Display() as display:

@@ -1,4 +1,4 @@
-"""`nestify doctor`: what this machine has of what nestify needs."""
+"""`nestify doctor`: check which of the packages and devices that nestify uses this machine has."""
 
 import importlib
 import json
@@ -28,17 +28,20 @@ State = Literal["ok", "missing", "too old", "broken"]
 
 _OUR_EXTRAS = ("remote", "onnx", "tensorboard")
 _MODULES = {"fsspec": "fsspec", "torch": "torch", "torchvision": "torchvision", "timm": "timm"}
-"""Packages that are imported to see that they work; the others' versions say enough."""
+"""Modules that are imported to check that they work, by package; for other packages the version is enough."""
 
 
 @dataclass(frozen=True)
 class Package:
-    """One package that nestify needs, or one of its extras does.
+    """A package that nestify or one of its extras needs.
 
     Attributes:
-        needs: versions that will do, as in `>=2.6`. `extra`: whose it is; empty: nestify's own.
-        version: that is installed; empty where there is none.
-        remedy: what helps; empty where nothing is wrong.
+        name: name of the package.
+        needs: accepted versions, such as `>=2.6`.
+        extra: extra that needs the package; empty if nestify itself needs it.
+        version: installed version; empty if the package is not installed.
+        state: whether the package can be used, and if not, why.
+        remedy: what to do about a problem; empty if there is none.
     """
 
     name: str
@@ -51,7 +54,14 @@ class Package:
 
 @dataclass(frozen=True)
 class Device:
-    """Something to compute on: its name for --device, what it is, and its memory, if that is known."""
+    """A device that torch can compute on.
+
+    Attributes:
+        name: value for --device, such as `cuda:0`.
+        model: name of the processor or GPU.
+        memory_bytes: size of its memory in bytes; None if not known.
+        bfloat16: whether mixed precision uses bfloat16 on it.
+    """
 
     name: str
     model: str
@@ -61,9 +71,14 @@ class Device:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """All that was found.
+    """Result of `diagnose`.
 
     Attributes:
+        nestify: version of nestify.
+        python: version of Python.
+        platform: operating system and architecture.
+        packages: packages that nestify and its extras need.
+        devices: devices that torch can compute on; empty if torch does not work.
         environment: settings that change how nestify runs, by name.
     """
 
@@ -80,12 +95,12 @@ class Diagnosis:
         return [package for package in self.packages if not package.extra and package.state != "ok"]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values under a schema version."""
+        """Return plain JSON values with a schema version."""
         return {"schema_version": SCHEMA_VERSION, **asdict(self), "works": not self.problems}
 
 
 def diagnose() -> Diagnosis:
-    """Look at packages, extras, devices and settings. Nothing is changed, no network is used."""
+    """Check packages, extras, devices and settings, without changing anything and without network access."""
     packages = [_package(requirement, extra) for requirement, extra in _requirements()]
     torch_works = all(package.state == "ok" for package in packages if package.name == "torch")
     return Diagnosis(
@@ -99,10 +114,14 @@ def diagnose() -> Diagnosis:
 
 
 def _requirements() -> list[tuple[Requirement, str]]:
-    """What the installed package says that it needs, and each of its extras for users."""
+    """Return the requirements of the installed package and of its extras for users.
+
+    Returns:
+        Pairs of a requirement and its extra, which is empty for nestify itself.
+    """
     try:
         texts = metadata.requires("nestify") or []
-    except metadata.PackageNotFoundError:  # run from its source, not installed
+    except metadata.PackageNotFoundError:  # nestify runs from its source and is not installed
         texts = []
     found = [(Requirement(text), "") for text in [*texts, "torchvision"] if "extra ==" not in text]
     for extra in _OUR_EXTRAS:
@@ -117,6 +136,7 @@ def _requirements() -> list[tuple[Requirement, str]]:
 
 
 def _package(requirement: Requirement, extra: str) -> Package:
+    """Check one requirement of nestify or of one of its extras."""
     name, needs = requirement.name, str(requirement.specifier)
     install = f"pip install 'nestify[{extra}]'" if extra else f"pip install '{name}{needs}'"
     try:
@@ -131,7 +151,7 @@ def _package(requirement: Requirement, extra: str) -> Package:
 
 
 def _import_error(module: str) -> str:
-    """Why a module cannot be imported; empty where it can."""
+    """Return why a module cannot be imported; empty if it can."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -142,7 +162,7 @@ def _import_error(module: str) -> str:
 
 
 def _devices() -> list[Device]:
-    """What torch can compute on, as --device names it."""
+    """Return the devices that torch can compute on, with their names for --device."""
     import torch
 
     from nestify.training.precision import Precision
@@ -163,7 +183,7 @@ def _devices() -> list[Device]:
 
 
 def _memory() -> int | None:
-    """Bytes of memory of the machine, where the system tells."""
+    """Return the machine's memory in bytes; None if the system does not report it."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):
@@ -171,7 +191,7 @@ def _memory() -> int | None:
 
 
 def _environment() -> dict[str, str]:
-    """Settings that change how nestify runs, and the room that there is."""
+    """Return settings that change how nestify runs, and the free disk space, by name."""
     names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "NO_COLOR", "COLUMNS")
     found = {name: os.environ[name] for name in names if name in os.environ}
     found["encoding of standard output"] = (sys.stdout and sys.stdout.encoding) or "none"
@@ -182,13 +202,11 @@ def _environment() -> dict[str, str]:
 def doctor(
     as_json: AsJson = False,
 ) -> None:
-    """Show versions, devices, and what is missing for which extra; exit with 3 if nestify cannot work.
+    """Show versions, devices and missing packages; exit with 3 if nestify cannot work.
 
-    Nothing is changed, and no network is used.
+    It changes nothing and does not use the network.
     """
     from nestify.cli.output import render, write_result
-
-    pass
     from nestify.errors import SetupError
 
     found = diagnose()

@@ -1,4 +1,4 @@
-"""`nestify eval`: accuracy of the levels of a nested file."""
+"""`nestify eval`: measure the accuracy of the levels of a nested file."""
 
 import json
 import sys
@@ -38,15 +38,15 @@ def evaluate(
         str | None,
         typer.Option(
             "--cascade",
-            help="Evaluate also, image by image, the first level that is sure enough: a threshold (0.8), "
-            "macs=0.5 (a share of the full level's, on the mean), or sweep.",
+            help="Also evaluate a cascade, in which the first level that is confident enough answers: a "
+            "confidence threshold (0.8), macs=0.5 (mean MACs over the full level's), or sweep.",
         ),
     ] = None,
     split: Annotated[
         str, typer.Option("--split", "--val-split", help="Split to evaluate on.")
     ] = "validation",
     data_root: Annotated[
-        str | None, typer.Option("--data-root", help="Folder of a hfds/..., wds/... or torch/... data set.")
+        str | None, typer.Option("--data-root", help="Folder of an hfds/..., wds/... or torch/... dataset.")
     ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Images per forward pass.")] = 64,
     workers: Annotated[
@@ -54,14 +54,15 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     max_images: Annotated[
-        int | None, typer.Option("--max-images", min=1, help="Use at most so many.", show_default="all")
+        int | None,
+        typer.Option("--max-images", min=1, help="Maximum number of images to use.", show_default="all"),
     ] = None,
     on_bad_image: Annotated[
         OnBadImage,
         choice_option(
             get_args(OnBadImage),
             "--on-bad-image",
-            help="What happens at an unreadable image: refuse ends the command, skip leaves the image out.",
+            help="What to do with an unreadable image: refuse ends the command, skip leaves the image out.",
         ),
     ] = "refuse",
     min_top1: Annotated[
@@ -75,12 +76,12 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate levels on labelled images; the file brings the model, its preprocessing and its classes.
+    """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
 
-    images/s is over the forward passes alone, image loading aside. With --level, --consensus and
-    --cascade are of the levels up to that one.
+    images/s counts only the forward passes, not image loading. With --level, --consensus and --cascade use
+    the levels up to that one.
     """
-    from nestify.cli.output import render, say, write_result
+    from nestify.cli.output import print_stderr, render, write_result
     from nestify.errors import GateFailed
     from nestify.evaluation.evaluate import evaluate as run
     from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
@@ -100,7 +101,7 @@ def evaluate(
         on_bad_image=on_bad_image,
     )
     for warning in done.warnings:
-        say(f"warning: {warning}")
+        print_stderr(f"warning: {warning}")
     if as_json:
         write_result(json.dumps(_document(done, min_top1), indent=2) + "\n", None)
     else:
@@ -111,12 +112,12 @@ def evaluate(
             tables.append(cascade_table(done))
         notes = evaluation_notes(done)
         write_result(render(f"{file} on {data}", tables, notes, sys.stdout), None)
-    if failed := _below(done, min_top1):
+    if failed := _levels_below(done, min_top1):
         raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
 
 
-def _below(done: "Evaluation", min_top1: float | None) -> str:
-    """The levels that miss the gate, in words; empty where all meet it."""
+def _levels_below(done: "Evaluation", min_top1: float | None) -> str:
+    """Return the levels whose top-1 is below the gate, in words; empty if there are none."""
     return ", ".join(
         f"level {result.level} ({name}) has top-1 {result.top1:.2f} %"
         for name, result in zip(done.names, done.levels, strict=True)
@@ -138,5 +139,5 @@ def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
         "calibrated": done.calibrated,
         "skipped": dict(done.skipped),
         "min_top1": min_top1,
-        "passed": not _below(done, min_top1),
+        "passed": not _levels_below(done, min_top1),
     }

@@ -1,4 +1,4 @@
-"""`nestify export`: one level as a plain model without nestify."""
+"""`nestify export`: write one level as a plain model that runs without nestify."""
 
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -22,7 +22,7 @@ def export(
         choice_option(
             ExportFormat,
             "--format",
-            help="Weights for timm, an ONNX model, or a program of torch.export.",
+            help="timm: weights for timm; onnx: an ONNX model; pt2: a program of torch.export.",
             show_default="by the suffix of --output",
         ),
     ] = None,
@@ -31,29 +31,31 @@ def export(
         typer.Option(
             "-o",
             "--output",
-            help="File to write (.safetensors, .onnx, .pt2), or a new folder/ that timm loads as local-dir:.",
-            show_default="beside FILE, as in digits.level1.onnx",
+            help="File to write (.safetensors, .onnx, .pt2), or a new folder/ for local-dir: of timm.",
+            show_default="next to FILE, as in digits.level1.onnx",
         ),
     ] = None,
     batch: Annotated[
         int | None,
-        typer.Option("--batch", min=1, help="Images per call of onnx and pt2.", show_default="any number"),
+        typer.Option("--batch", min=1, help="Images per call, for onnx and pt2.", show_default="any number"),
     ] = None,
     opset: Annotated[
-        int | None, typer.Option("--opset", min=1, help="Version of ONNX's operators.", show_default="18")
+        int | None,
+        typer.Option("--opset", min=1, help="Version of the ONNX operator set.", show_default="18"),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write one level as a plain model that needs no nestify.
+    """Write one level as a plain model that does not need nestify.
 
-    It takes images prepared as its metadata says, and gives logits, without a softmax. It is loaded again
-    and compared with the level before it is kept. onnx needs pip install 'nestify\\[onnx]'.
+    The model takes images that are preprocessed as its metadata describes, and returns logits, without a
+    softmax. The file is loaded again and compared with the level, and kept only if they agree. onnx needs
+    pip install 'nestify\\[onnx]'.
     """
     from nestify.cli.output import write_result
     from nestify.exports.write import export as run
 
     done = run(file, level, format, output, batch=batch, opset=opset)
-    text = json.dumps(_document(file, done), indent=2) + "\n" if as_json else _sentences(file, done)
+    text = json.dumps(_document(file, done), indent=2) + "\n" if as_json else _text(file, done)
     write_result(text, None)
 
 
@@ -76,7 +78,7 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
     }
 
 
-def _sentences(file: str, done: "Exported") -> str:
+def _text(file: str, done: "Exported") -> str:
     from nestify.report.table import mebibytes
 
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
@@ -84,17 +86,19 @@ def _sentences(file: str, done: "Exported") -> str:
     lines = [
         f"{file}: {done.facts.title}",
         f"as {form}, {mebibytes(done.bytes)} MiB, {batches}",
-        f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest.",
+        f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest one.",
         f"Load it with: {done.load_line}",
     ]
     if done.facts.sparsity > 0:
         zeros = f"{done.facts.sparsity:.1%} of the maskable weights"
         lines.append(
-            f"It stores and multiplies the zeros ({zeros}): it is as large and as slow as the full level; "
-            "gzip shrinks it."
+            f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as the full level; "
+            "gzip compresses it."
         )
     if done.format == "pt2":
         from torch import __version__ as version
 
-        lines.append(f"It is for torch {version}; torch does not promise that other versions read it.")
+        lines.append(
+            f"It was written by torch {version}; torch does not guarantee that other versions can read it."
+        )
     return "\n".join([*lines, f"Written: {done.path}"]) + "\n"

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import completed, placeholder
+from nestify.cli.arguments import completer, placeholder
 from nestify.recipe.flags import FlaggedField, Panel, flagged_fields
 from nestify.recipe.recipe import Recipe, option_help
 
@@ -22,7 +22,7 @@ def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
             that were given, by dotted key: `{"train.epochs": 3}`.
 
     Returns:
-        The command as typer takes it: with one parameter per flag in place of `overrides`.
+        The command for typer: a function with one parameter per flag in place of `overrides`.
     """
     keys = {_parameter_name(field): field.key for field in flagged_fields(Recipe)}
 
@@ -36,21 +36,21 @@ def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
     own = [parameter for name, parameter in signature.parameters.items() if name != "overrides"]
     parameters = [*own, *map(_parameter, flagged_fields(Recipe))]
     with_flags.__signature__ = signature.replace(  # type: ignore[attr-defined]
-        parameters=sorted(parameters, key=_place)
+        parameters=sorted(parameters, key=_sort_key)
     )
     return with_flags
 
 
 def _parameter(field: FlaggedField) -> inspect.Parameter:
-    """Return the parameter from which typer makes a field's flag.
+    """Return the parameter from which typer makes the flag of a field.
 
     Its values are not restricted to the field's choices here: the recipe reports all problems at once.
     """
     info = typer.Option(
         *field.names,
-        help=_literal(option_help(field.key)) + ("; may be repeated" if field.repeated else ""),
+        help=_escape_markdown(option_help(field.key)) + ("; may be repeated" if field.repeated else ""),
         metavar=placeholder(field.choices) if field.choices else None,
-        autocompletion=completed(field.completions) if field.completions else None,
+        autocompletion=completer(field.completions) if field.completions else None,
         rich_help_panel=field.panel,
         show_default=False,  # the help text states the recipe's default
     )
@@ -67,14 +67,14 @@ def _parameter_name(field: FlaggedField) -> str:
     return field.key.replace(".", "__")
 
 
-def _place(parameter: inspect.Parameter) -> tuple[bool, int]:
-    """Sort key: positional parameters first, then panel by panel, then parameters without a panel."""
+def _sort_key(parameter: inspect.Parameter) -> tuple[bool, int]:
+    """Return a sort key: positional parameters, then those of each panel, then those without a panel."""
     [info] = parameter.annotation.__metadata__
     panels = list(Panel)
     panel = panels.index(info.rich_help_panel) if info.rich_help_panel in panels else len(panels)
     return parameter.kind is inspect.Parameter.KEYWORD_ONLY, panel
 
 
-def _literal(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Escape a text so that Markdown, the format of help texts, shows it unchanged."""
     return re.sub(r"([\\`*_{}\[\]<>#|])", r"\\\1", text)

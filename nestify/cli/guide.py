@@ -1,4 +1,4 @@
-"""`nestify guide`: the manual, at the terminal."""
+"""`nestify guide`: show the manual at the terminal."""
 
 import io
 import re
@@ -19,9 +19,9 @@ ORDER = (
 """Topics in the order in which a new user needs them."""
 
 
-def _topics(begun: str) -> list[str]:
+def _complete_topic(incomplete: str) -> list[str]:
     """Return the topics that a shell may complete a word to."""
-    return [topic for topic in ORDER if topic.startswith(begun)]
+    return [topic for topic in ORDER if topic.startswith(incomplete)]
 
 
 def guide(
@@ -31,15 +31,15 @@ def guide(
             metavar="TOPIC",
             help="Page to show; without it, the topics are listed.",
             show_default=False,
-            autocompletion=_topics,
+            autocompletion=_complete_topic,
         ),
     ] = None,
 ) -> None:
     """Show a page of the manual, or list its topics.
 
-    In a pipe a page is printed as plain Markdown.
+    If standard output is not a terminal, the page is printed as plain Markdown.
     """
-    from nestify.cli.output import render, write_result
+    from nestify.cli.output import is_terminal, render, write_result
     from nestify.errors import RecipeError
     from nestify.report.sheet import Column, Sheet
 
@@ -55,7 +55,7 @@ def guide(
         near = get_close_matches(topic.lower(), ORDER, n=1)
         remedy = f"did you mean {near[0]}?" if near else f"the topics are {', '.join(ORDER)}"
         raise RecipeError(f"the guide has no topic {topic!r}; {remedy}")
-    write_result(_for_terminal(page(topic)) if _is_terminal() else page(topic), None)
+    write_result(_for_terminal(page(topic)) if is_terminal(sys.stdout) else page(topic), None)
 
 
 def page(topic: str) -> str:
@@ -80,7 +80,3 @@ def _for_terminal(text: str) -> str:
     console = Console(file=buffer, width=terminal.width, force_terminal=True, color_system="auto")
     console.print(Markdown(text, code_theme="ansi_dark", hyperlinks=False))
     return "".join(f"{line.rstrip()}\n" for line in buffer.getvalue().splitlines())
-
-
-def _is_terminal() -> bool:
-    return sys.stdout is not None and not sys.stdout.closed and sys.stdout.isatty()

@@ -18,12 +18,18 @@ from rich.console import Console
 from nestify.errors import GateFailed, OutputError
 from nestify.evaluation.gates import GateResult, missed
 from nestify.files import atomic_file
-from nestify.report.evaluation import gates_table, in_words
+from nestify.report.evaluation import gates_table, missed_gates
 from nestify.report.sheet import Sheet
 
 
 class Verbosity(IntEnum):
-    """quiet: warnings and errors alone. verbose: also what libraries log, and progress every few seconds."""
+    """How much a command prints on standard error.
+
+    Attributes:
+        quiet: only warnings and errors.
+        normal: progress as well.
+        verbose: also what libraries log, and progress every few seconds.
+    """
 
     quiet = 0
     normal = 1
@@ -37,37 +43,41 @@ _WORDS = {
     "--verbose": Verbosity.verbose,
 }
 
-_now = ContextVar("verbosity", default=Verbosity.normal)
+_verbosity = ContextVar("verbosity", default=Verbosity.normal)
 
 
 def verbosity() -> Verbosity:
-    """How much the running command tells."""
-    return _now.get()
+    """Return how much the running command prints."""
+    return _verbosity.get()
 
 
 def take_verbosity(words: Sequence[str]) -> list[str]:
-    """Set it as a command line says, the last word counting.
+    """Set the verbosity from the words of a command line; the last such option wins.
 
     Returns:
-        The words that are left.
+        The words without the options for verbosity.
     """
     found = [_WORDS[word] for word in words if word in _WORDS]
-    _now.set(found[-1] if found else Verbosity.normal)
+    _verbosity.set(found[-1] if found else Verbosity.normal)
     if verbosity() is Verbosity.verbose:
         logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
     return [word for word in words if word not in _WORDS]
 
 
 WIDE = 10_000
+"""Columns for output that is not fitted to a terminal: more than any table needs."""
 
 
 def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: TextIO | None) -> str:
-    """Title, tables and notes as text: fitted to the terminal that the stream is, else as wide as it takes.
+    """Return title, tables and notes as text, fitted to a terminal or at full width.
 
     Args:
-        stream: where the text will go; None for a file.
+        title: first line.
+        sheets: tables, in order.
+        notes: lines below the tables.
+        stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
     """
-    terminal = Console(file=stream) if _is_terminal(stream) else None
+    terminal = Console(file=stream) if is_terminal(stream) else None
     width = terminal.width if terminal else None
     buffer = io.StringIO()
     console = Console(
@@ -80,13 +90,13 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
     )
     console.print(title)
     for sheet in sheets:
-        table, left_out = sheet.fitted(width)
+        table, left_out = sheet.fit(width)
         console.print()
         if sheet.title:
             console.print(sheet.title)
         console.print(table)
         if left_out:
-            console.print(f"(left out for want of width: {', '.join(left_out)})")
+            console.print(f"(columns that do not fit: {', '.join(left_out)})")
     console.print()
     for note in notes:
         console.print(note)
@@ -95,15 +105,19 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
 
 
 def render_markdown(title: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    """The same in Markdown, with every column."""
+    """Return title, tables and notes as Markdown, with every column."""
     return "\n\n".join([title, *(sheet.markdown() for sheet in sheets), *notes]) + "\n"
 
 
 def write_result(text: str, output: Path | None) -> None:
-    """Print a result, or write it to a file whole. A reader that closed the pipe has seen enough.
+    """Print a result, or write it to a file atomically. A pipe that its reader has closed is not an error.
+
+    Args:
+        text: the result, with its last newline.
+        output: file to write; None for standard output.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the result cannot be written.
     """
     if output is not None:
         with atomic_file(output) as file:
@@ -112,7 +126,7 @@ def write_result(text: str, output: Path | None) -> None:
     if sys.stdout is None:
         raise OutputError("standard output is closed; redirect it to a file or a pipe")
     try:
-        sys.stdout.write(_printable(text, sys.stdout))
+        sys.stdout.write(_encodable(text, sys.stdout))
         sys.stdout.flush()
     except OSError as error:
         abandon_stdout()
@@ -123,26 +137,26 @@ def write_result(text: str, output: Path | None) -> None:
 
 
 def abandon_stdout() -> None:
-    """Let what is left for standard output go nowhere, so that Python's exit does not fail over it."""
+    """Redirect standard output to the null device, so that Python's exit does not fail to flush it."""
     with suppress(OSError, ValueError, AttributeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def say(text: str) -> None:
-    """A line for standard error; no work is lost because nobody can read it."""
+def print_stderr(text: str) -> None:
+    """Print a line on standard error; a standard error that is closed must not end the work."""
     with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(_printable(text, sys.stderr) + "\n")
+        sys.stderr.write(_encodable(text, sys.stderr) + "\n")
         sys.stderr.flush()
 
 
-def tell(text: str) -> None:
-    """A line about the work for standard error; nothing with --quiet."""
+def print_unless_quiet(text: str) -> None:
+    """Print a line on standard error, except with --quiet."""
     if verbosity() is not Verbosity.quiet:
-        say(text)
+        print_stderr(text)
 
 
-def _printable(text: str, stream: TextIO) -> str:
-    """The text in letters that the stream has."""
+def _encodable(text: str, stream: TextIO) -> str:
+    """Return the text with the characters that the stream's encoding lacks replaced."""
     encoding = stream.encoding or "utf-8"
     try:
         text.encode(encoding)
@@ -151,26 +165,33 @@ def _printable(text: str, stream: TextIO) -> str:
     return text
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is an open terminal."""
     return stream is not None and not stream.closed and stream.isatty()
 
 
 def gates_sheets(results: Sequence[GateResult]) -> list[Sheet]:
-    """The table of all gates; none where there are none."""
+    """Return the table of all gates, or no table if there are no gates."""
     return [gates_table(results)] if results else []
 
 
 def gates_document(results: Sequence[GateResult]) -> dict[str, Any]:
-    """What a JSON document says of gates."""
+    """Return the entries of a JSON document for gates."""
     return {"gates": [asdict(result) for result in results], "passed": not missed(results)}
 
 
 def refuse_missed(path: str, results: Sequence[GateResult]) -> None:
-    """Make missed gates the command's exit code.
+    """Check that a nested file misses no gate.
+
+    Args:
+        path: name of the file, for the message.
+        results: results of its gates.
 
     Raises:
-        GateFailed: if there are any.
+        GateFailed: if a gate is missed.
     """
     if failed := missed(results):
         were = "were" if len(failed) > 1 else "was"
-        raise GateFailed(f"{path}: {in_words(results)} {were} missed; the table of gates says by how much")
+        raise GateFailed(
+            f"{path}: {missed_gates(results)} {were} missed; the table of gates shows by how much"
+        )

@@ -1,4 +1,4 @@
-"""`nestify pick`: the best level of a nested file that meets limits here."""
+"""`nestify pick`: choose the best level of a nested file that meets limits on this machine."""
 
 import json
 import re
@@ -29,16 +29,18 @@ def pick(
     max_latency: Annotated[
         str | None,
         typer.Option(
-            "--max-latency", help="Median latency here for one batch: 10ms, 0.5s, 800us. It is measured."
+            "--max-latency",
+            help="Median latency of one batch on this machine: 10ms, 0.5s, 800us. It is measured.",
         ),
     ] = None,
     max_bytes: Annotated[
-        str | None, typer.Option("--max-bytes", help="Bytes of the file up to and with the level: 4MB, 4MiB.")
+        str | None,
+        typer.Option("--max-bytes", help="Bytes of the file up to and including the level: 4MB, 4MiB."),
     ] = None,
     max_macs: Annotated[
         str | None,
         typer.Option(
-            "--max-macs", help="MACs per image that dense kernels execute, zeros and all: 1G, 300M."
+            "--max-macs", help="MACs per image that dense kernels execute, zeros included: 1G, 300M."
         ),
     ] = None,
     max_params: Annotated[
@@ -47,31 +49,33 @@ def pick(
     min_top1: Annotated[
         str | None, typer.Option("--min-top1", help="Top-1 in percent, as compress measured it: 70.")
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Images per call, for the latency.")] = 1,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Images per call when the latency is measured.")
+    ] = 1,
     threads: Annotated[
-        int | None, typer.Option("--threads", help="Threads on the CPU.", show_default="torch's own choice")
+        int | None, typer.Option("--threads", help="Threads on the CPU.", show_default="torch's default")
     ] = None,
     device: Device = "auto",
     saved: Annotated[
         bool,
         typer.Option(
-            "--saved", help="Take the latency that bench --save kept of this machine; measure nothing."
+            "--saved", help="Use the latency that bench --save stored for this machine; measure nothing."
         ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the name of the best level that meets all limits; exit with 1 if there is none.
 
-    The best has the highest top-1; of levels that tell different classes, or where the file has no top-1,
-    it is the highest one. The table on standard error shows every level and what it misses.
+    The best level is the one with the highest top-1, or the highest level if levels predict different
+    classes or the file has no top-1. The table on standard error shows every level and the limits it misses.
 
         level=$(nestify pick resnet.nested.safetensors --max-latency 10ms) &&
         nestify export resnet.nested.safetensors --level $level --format onnx
     """
-    limits = _limits(
+    limits = _parse_limits(
         {"latency": max_latency, "bytes": max_bytes, "macs": max_macs, "params": max_params, "top1": min_top1}
     )
-    from nestify.cli.output import render, tell, write_result
+    from nestify.cli.output import print_unless_quiet, render, write_result
     from nestify.evaluation.pick import pick as run
     from nestify.report.evaluation import pick_notes, pick_table
 
@@ -81,22 +85,26 @@ def pick(
         done.check()
     else:
         title = f"{done.path}: {', '.join(map(str, limits))}"
-        tell(render(title, [pick_table(done)], pick_notes(done), sys.stderr).rstrip("\n"))
-        write_result(_word(done) + "\n", None)
+        text = render(title, [pick_table(done)], pick_notes(done), sys.stderr)
+        print_unless_quiet(text.rstrip("\n"))
+        write_result(_picked_name(done) + "\n", None)
 
 
-def _limits(asked: "dict[Limited, str | None]") -> "list[Limit]":
-    """Limits as users write them.
+def _parse_limits(texts: "dict[Limited, str | None]") -> "list[Limit]":
+    """Parse the limits that the command line gives.
+
+    Args:
+        texts: value of each limit's option; None if it is not given.
 
     Raises:
-        RecipeError: with a sentence for each that is not understood.
+        RecipeError: with a sentence for each limit that is not understood.
     """
     from nestify.errors import RecipeError
     from nestify.evaluation.pick import Limit, option
     from nestify.recipe.amounts import parse_amount
 
     limits, problems = [], []
-    for limited, text in asked.items():
+    for limited, text in texts.items():
         if text is None:
             continue
         try:
@@ -108,19 +116,19 @@ def _limits(asked: "dict[Limited, str | None]") -> "list[Limit]":
     return limits
 
 
-def _word(done: "Pick") -> str:
-    """The name of the level that was picked, which a shell takes as one word.
+def _picked_name(done: "Pick") -> str:
+    """Return the name of the picked level, checked to be one word for a shell.
 
     Raises:
-        GateFailed: if there is no such level.
-        BadFileError: if its name is none that nestify writes.
+        GateFailed: if no level meets all limits.
+        BadFileError: if the name is not a plain word, which nestify never writes.
     """
     from nestify.errors import BadFileError
 
     name = done.check().name
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise BadFileError(
-            f"{done.path}: the name of the picked level, {name!r}, is no plain word; use --json"
+            f"{done.path}: the name of the picked level, {name!r}, is not a plain word; use --json"
         )
     return name
 

@@ -1,4 +1,4 @@
-"""How a run shows itself on standard error, and a plan as text."""
+"""Progress of a run on standard error, and plans as text and JSON."""
 
 import sys
 import time
@@ -11,23 +11,27 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nestify.cli.output import Verbosity, render, say, verbosity
+from nestify.cli.output import Verbosity, print_stderr, render, verbosity
 from nestify.evaluation.accuracy import Accuracy
-from nestify.report.table import mebibytes, plan_table, quantity, some_images
+from nestify.report.table import mebibytes, plan_table, quantity, summarize_images
 from nestify.schedule.costs import Plan
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
 SCHEMA_VERSION = 1
 SECONDS_BETWEEN_LINES = 10.0
+"""Seconds between lines within an epoch, with --verbose and without a bar."""
 
 
 class Display(Observer):
-    """Progress on standard error: a bar at a terminal, a line per epoch elsewhere, and none with --quiet."""
+    """Progress of a run on standard error.
+
+    At a terminal it is a bar, elsewhere a line per epoch. With --quiet only warnings are printed.
+    """
 
     def __init__(self) -> None:
         self._quiet = verbosity() is Verbosity.quiet
-        self._often = verbosity() is Verbosity.verbose
+        self._verbose = verbosity() is Verbosity.verbose
         self.console = Console(stderr=True, highlight=False, markup=False)
         self.progress = _BarAndDetail(
             TextColumn("{task.description}", markup=False),
@@ -52,69 +56,71 @@ class Display(Observer):
         self.progress.stop()
 
     def stage(self, text: str) -> None:
-        """One line."""
+        """Print the name of the stage."""
         self._epoch_start = time.perf_counter()
-        self._say(text)
+        self._print_progress(text)
 
     def planned(self, plan: Plan) -> None:
-        """The whole plan, above the work."""
-        self._say(plan_text(plan, sys.stderr))
+        """Print the plan."""
+        self._print_progress(plan_text(plan, sys.stderr))
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
-        """The bar moves; a finished epoch leaves a line."""
+        """Move the bar; print a line at the end of an epoch, and in between where one is due."""
         seconds = time.perf_counter() - self._epoch_start
         speed = f"{log.images / seconds:.0f} images/s" if seconds else ""
-        detail = f"loss {_joined(log.losses, '.3f')}  top-1 {_joined(log.top1, '.1f')}  {speed}"
+        detail = f"loss {_join(log.losses, '.3f')}  top-1 {_join(log.top1, '.1f')}  {speed}"
         if phase not in self._bars:
             self._bars[phase] = self.progress.add_task(phase, total=log.total_steps, detail="")
         self.progress.update(self._bars[phase], completed=log.step, detail=detail)
         if log.step == log.total_steps:
             self.progress.remove_task(self._bars.pop(phase))
-        if log.epoch_ended or self._is_time():
-            self._say(f"{phase} epoch {log.epoch} ({log.step}/{log.total_steps} steps): {detail}")
+        if log.epoch_ended or self._is_line_due():
+            self._print_progress(f"{phase} epoch {log.epoch} ({log.step}/{log.total_steps} steps): {detail}")
         if log.epoch_ended:
             self._epoch_start = time.perf_counter()
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """One line."""
+        """Print the validation accuracy of each level."""
         when = f"after epoch {epoch}" if moment == "epoch" else moment
-        self._say(f"validation top-1 ({when}): {_joined([result.top1 for result in results], '.2f')}")
+        self._print_progress(
+            f"validation top-1 ({when}): {_join([result.top1 for result in results], '.2f')}"
+        )
         self._epoch_start = time.perf_counter()
 
     def skipped(self, split: str, images: dict[str, str]) -> None:
-        """The number of images that were left out, and the first names."""
+        """Print how many images were left out, and the first of their names."""
         if images:
-            self._say(f"{split} images: skipped {some_images(images)}")
+            self._print_progress(f"{split} images: skipped {summarize_images(images)}")
 
     def warned(self, text: str) -> None:
-        """One line now, and one at the end."""
+        """Print a warning, and keep it for `repeat_warnings`."""
         self.warnings.append(text)
-        self._tell(f"warning: {text}")
+        self._print(f"warning: {text}")
 
     def repeat_warnings(self) -> None:
-        """Say again, after the result, what might have scrolled away."""
+        """Print the warnings again after the result, because they may have scrolled away."""
         for text in self.warnings:
-            self._say(f"warning: {text}")
+            self._print_progress(f"warning: {text}")
 
-    def _is_time(self) -> bool:
-        """Whether a line is due between those of the epochs, where there is no bar."""
+    def _is_line_due(self) -> bool:
+        """Return whether to print a line within an epoch: with --verbose, where there is no bar."""
         seconds = time.perf_counter() - self._last_line
-        return self._often and not self.console.is_terminal and seconds >= SECONDS_BETWEEN_LINES
+        return self._verbose and not self.console.is_terminal and seconds >= SECONDS_BETWEEN_LINES
 
-    def _say(self, text: str) -> None:
+    def _print_progress(self, text: str) -> None:
         self._last_line = time.perf_counter()
         if not self._quiet:
-            self._tell(text)
+            self._print(text)
 
-    def _tell(self, text: str) -> None:
+    def _print(self, text: str) -> None:
         if self.console.is_terminal:
             self.console.print(Text.from_ansi(text))
         else:
-            say(text)
+            print_stderr(text)
 
 
 class _BarAndDetail(Progress):
-    """A bar, and what there is to say of it in the line below, where it has room."""
+    """A progress bar with its details on the line below, where there is room for them."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         for task in self.tasks:
@@ -123,7 +129,12 @@ class _BarAndDetail(Progress):
 
 
 def plan_text(plan: Plan, stream: TextIO | None) -> str:
-    """A plan for people, fitted to where it will be written."""
+    """Return a plan as text.
+
+    Args:
+        plan: plan of a run.
+        stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
+    """
     spec = plan.spec
     size = "x".join(map(str, spec.input_size))
     notes = [
@@ -132,15 +143,18 @@ def plan_text(plan: Plan, stream: TextIO | None) -> str:
     ]
     if plan.seconds is not None and plan.memory_bytes is not None:
         notes.append(
-            f"estimate: {plan.seconds / 60:.1f} min of training steps on this machine, loading and "
-            f"validation aside; {mebibytes(plan.memory_bytes)} MiB of memory for a step"
+            f"estimate: {plan.seconds / 60:.1f} min of training steps on this machine, without loading and "
+            f"validation; {mebibytes(plan.memory_bytes)} MiB of memory for a step"
         )
     if plan.dense_layers:
-        notes.append(f"the pattern does not divide these, which stay dense: {', '.join(plan.dense_layers)}")
+        notes.append(
+            f"the pattern does not divide these weights, which stay dense: {', '.join(plan.dense_layers)}"
+        )
     if plan.without_rule:
-        notes.append(f"every level has the channels of these operators whole: {', '.join(plan.without_rule)}")
+        operators = ", ".join(plan.without_rule)
+        notes.append(f"no rule covers these operators, so every level keeps all their channels: {operators}")
     if plan.uncounted:
-        notes.append(f"MACs leave out operators that are not known: {', '.join(plan.uncounted)}")
+        notes.append(f"MACs do not include these unknown operators: {', '.join(plan.uncounted)}")
     notes += [f"warning: {warning}" for warning in plan.warnings]
     parts = []
     if plan.maskable:
@@ -155,7 +169,7 @@ def plan_text(plan: Plan, stream: TextIO | None) -> str:
 
 
 def plan_document(plan: Plan) -> dict[str, Any]:
-    """A plan as plain JSON values."""
+    """Return a plan as plain JSON values."""
     return {
         "schema_version": SCHEMA_VERSION,
         "architecture": plan.spec.architecture,
@@ -195,6 +209,6 @@ def plan_document(plan: Plan) -> dict[str, Any]:
     }
 
 
-def _joined(values: Sequence[float], form: str) -> str:
-    """One number per level; a dash for a level that was not trained yet."""
+def _join(values: Sequence[float], form: str) -> str:
+    """Join one number per level; a level that has not been trained yet is a dash."""
     return " / ".join("-" if isnan(value) else format(value, form) for value in values)

@@ -1,4 +1,4 @@
-"""`nestify report`: what a nested file holds, without data and without torch."""
+"""`nestify report`: show the contents of a nested file, without data and without torch."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class ReportFormat(StrEnum):
-    """How the report is printed."""
+    """Formats of a report."""
 
     table = "table"
     json = "json"
@@ -28,16 +28,16 @@ class ReportFormat(StrEnum):
 def report(
     file: NestedFileOrAddress,
     format: Annotated[
-        ReportFormat, choice_option(ReportFormat, "--format", help="How to print it.")
+        ReportFormat, choice_option(ReportFormat, "--format", help="Format of the report.")
     ] = ReportFormat.table,
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
     layers: Annotated[bool, typer.Option("--layers", help="Show the density of every layer too.")] = False,
     other: Annotated[
         str | None,
         typer.Option(
             "--compare",
             metavar="OTHER",
-            help="Show what changed from another nested file, or from what report --json printed of one.",
+            help="Show the changes from another nested file, or from a stored report --json of one.",
         ),
     ] = None,
     check: Annotated[
@@ -45,7 +45,7 @@ def report(
         typer.Option(
             "--check",
             metavar="GATES",
-            help="Hold the levels to the [gates] of a TOML file or recipe; exit with 1 if one is missed.",
+            help="Check levels against the [gates] of a TOML file or recipe; exit with 1 if they miss one.",
         ),
     ] = None,
     output: Annotated[
@@ -55,10 +55,10 @@ def report(
     """Show the levels of a nested file: parameters, MACs, bytes, accuracy.
 
     Dense MACs are what dense kernels execute, effective MACs what would be left if every zero were skipped
-    at no cost, prefix MiB what a device must load to run the level. Latencies that nestify bench --save kept
-    beside the file are shown too. The file may also be what report --json printed, stored as a .json file.
-    --format html makes one page of a nested file, with charts, every layer and the recipe; it needs no
-    network and no script.
+    at no cost, and prefix MiB what a device must load to run the level. Latencies that nestify bench --save
+    stored next to the file are shown too. Instead of a nested file, the output of report --json can be given,
+    stored as a .json file. --format html writes a nested file's report as one page with charts, every layer
+    and the recipe; the page needs no network and no scripts.
     """
     from nestify.cli.output import refuse_missed, write_result
     from nestify.evaluation.gates import check_gates
@@ -72,7 +72,7 @@ def report(
     format = ReportFormat.json if as_json else format
     if format is ReportFormat.html and file.endswith(".json"):
         raise RecipeError(
-            f"{file}: a stored report does not have all that a page shows; give --format html the nested file"
+            f"{file}: a stored report lacks some of what --format html shows; give the nested file instead"
         )
     if format is ReportFormat.json:
         text = json.dumps(_document(data, baseline, results, layers, bool(gates)), indent=2) + "\n"
@@ -87,7 +87,7 @@ def report(
 def _document(
     data: "Report", other: "Report | None", results: "list[GateResult]", layers: bool, checked: bool
 ) -> dict[str, Any]:
-    """The report as JSON, with what changed and the gates where they were asked for."""
+    """Return the report as JSON values, with the comparison and the gates if requested."""
     from nestify.cli.output import gates_document
     from nestify.report.compare import compare
 
@@ -98,7 +98,7 @@ def _document(
 
 
 def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -> str:
-    """The report as HTML, with what was measured, what changed, and the gates."""
+    """Return the report as HTML, with stored latencies, gates and changes."""
     from nestify.cli.output import gates_sheets
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
@@ -126,7 +126,7 @@ def _text(
     stream: TextIO | None,
     format: ReportFormat,
 ) -> str:
-    """The report for people: the levels, or what changed in them, and the gates."""
+    """Return the report as text or Markdown: the levels or their changes, and the gates."""
     from nestify.cli.output import gates_sheets, render, render_markdown
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables

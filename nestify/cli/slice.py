@@ -1,4 +1,4 @@
-"""`nestify slice`: the first levels of a nested file, as a nested file."""
+"""`nestify slice`: write the first levels of a nested file as a nested file."""
 
 import json
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ SCHEMA_VERSION = 1
 def slice_levels(
     file: NestedFileOrAddress,
     level: Annotated[
-        str, typer.Option("--level", help="The highest level to keep, by number or name.", show_default=False)
+        str, typer.Option("--level", help="Highest level to keep, by number or name.", show_default=False)
     ],
     output: Annotated[
         Path | None, typer.Option("-o", "--output", help="Write the slice to this file.", show_default=False)
@@ -30,17 +30,19 @@ def slice_levels(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep levels 1 to K of a nested file, as a nested file.
+    """Write levels 1 to K of a nested file as a nested file.
 
-    Only the header and those levels are read, from disk or by range requests.
+    Only the header and these levels are read, from disk or by range requests.
     """
     from nestify.cli.output import write_result
     from nestify.errors import RecipeError
     from nestify.file.slicing import slice_file, upgrade_slice
 
     if (output is None) == (upgrade is None):
-        raise RecipeError("give one of --output, for a new slice, and --upgrade, for one to be enlarged")
-    with _bar() as progress:
+        raise RecipeError(
+            "give either --output, to write a new slice, or --upgrade, to add levels to an existing one"
+        )
+    with _progress_bar() as progress:
         if output is not None:
             done = slice_file(file, level, output, progress=progress)
         else:
@@ -50,8 +52,8 @@ def slice_levels(
 
 
 @contextmanager
-def _bar() -> "Iterator[Progress]":
-    """A bar on standard error, at a terminal only."""
+def _progress_bar() -> "Iterator[Progress]":
+    """Show a progress bar on standard error if it is a terminal; yields the callback that moves the bar."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -68,7 +70,7 @@ def _text(done: "Sliced") -> str:
     levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
     read = f"{mebibytes(done.bytes_read)} MiB read from {done.source}"
     if not done.bytes_written:
-        return f"{done.path}: has levels {levels} already, so nothing was written\n{read}\n"
+        return f"{done.path}: already has levels {levels}, so nothing was written\n{read}\n"
     return f"{done.path}: levels {levels}\n{mebibytes(done.bytes_written)} MiB written, {read}\n"
 
 

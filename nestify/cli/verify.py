@@ -1,4 +1,4 @@
-"""`nestify verify`: proof that a nested file holds what it says."""
+"""`nestify verify`: check that a nested file contains what its manifest describes."""
 
 import json
 import sys
@@ -17,9 +17,9 @@ def verify(
     file: NestedFileOrAddress,
     as_json: AsJson = False,
 ) -> None:
-    """Check hashes, numbers of weights, nestedness and logits of every level.
+    """Check hashes, weight counts, nesting and logits of every level.
 
-    Each level is rebuilt from its own prefix alone, as a device would. Exit code 3 if one is not right.
+    Each level is rebuilt from its own prefix alone, as on a device. Exit with 3 if a level fails a check.
     """
     from nestify.cli.output import render, write_result
     from nestify.errors import BadFileError
@@ -35,7 +35,9 @@ def verify(
         write_result(render(done.name, [verification_table(done)], notes, sys.stdout), None)
     if bad:
         names = ", ".join(f"{level.level} ({level.name})" for level in bad)
-        raise BadFileError(f"{done.name}: not right: level {names}; get an intact copy or write it again")
+        raise BadFileError(
+            f"{done.name}: levels that failed verification: {names}; get an intact copy or write it again"
+        )
 
 
 def _document(done: "Verification") -> dict[str, Any]:

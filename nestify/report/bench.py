@@ -1,4 +1,4 @@
-"""Latencies as tables. No torch here."""
+"""Tables and notes of measured latencies. No torch here."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -12,10 +12,11 @@ Row = tuple[Measurement, LevelLatency]
 
 
 def bench_sheets(report: Report, measurements: Sequence[Measurement]) -> list[Sheet]:
-    """One table per machine, one row per measurement and level.
+    """Return one table per machine and dtype, with one row per measurement and level.
 
     Args:
-        report: of the file that was measured.
+        report: report of the measured file.
+        measurements: latencies of the file's levels.
     """
     ordered = sorted(
         measurements, key=lambda m: (m.machine.model_dump_json(), m.dtype, m.threads, m.batch_size)
@@ -25,9 +26,9 @@ def bench_sheets(report: Report, measurements: Sequence[Measurement]) -> list[Sh
 
 
 def masked_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
-    """That levels which only mask weights are not faster, and why."""
+    """Return a note on why levels that only mask weights are not faster; none if there is no such level."""
     names = dict.fromkeys(
-        level.name for _, level in _rows(measurements) if _masks_alone(report, report.levels[level.level - 1])
+        level.name for _, level in _rows(measurements) if _only_masks(report, report.levels[level.level - 1])
     )
     if not names:
         return []
@@ -38,13 +39,13 @@ def masked_notes(report: Report, measurements: Sequence[Measurement]) -> list[st
 
 
 def noise_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
-    """How the ratios are meant, and which levels should be faster but cannot be told from the full one."""
+    """Return notes on what the ratios mean, and on levels whose ratio is within the noise."""
     full = len(report.levels)
     rows = [row for row in _rows(measurements) if row[1].level < full]
     unclear = [
         f"{level.name} (batch {measurement.batch_size})"
         for measurement, level in rows
-        if not _masks_alone(report, report.levels[level.level - 1])
+        if not _only_masks(report, report.levels[level.level - 1])
         and level.over_full_quartiles[0] <= 1 <= level.over_full_quartiles[1]
     ]
     notes = []
@@ -54,18 +55,18 @@ def noise_notes(report: Report, measurements: Sequence[Measurement]) -> list[str
         )
     if unclear:
         notes.append(
-            f"Too noisy to tell from the full level: {', '.join(unclear)}; the middle half of the ratios "
-            "covers 1."
+            f"Within the noise of the full level: {', '.join(unclear)}; the middle half of the ratios "
+            "includes 1."
         )
     return notes
 
 
 def bench_document(report: Report, measurement: Measurement) -> dict[str, Any]:
-    """A measurement as plain JSON values, with what follows from it and the report."""
+    """Return a measurement as plain JSON values, with throughput and share of dense MACs per level."""
     document = measurement.model_dump(mode="json")
-    for told, level in zip(document["levels"], measurement.levels, strict=True):
-        told["images_per_second"] = measurement.images_per_second(level)
-        told["dense_macs_over_full"] = _macs_over_full(report, level.level)
+    for entry, level in zip(document["levels"], measurement.levels, strict=True):
+        entry["images_per_second"] = measurement.images_per_second(level)
+        entry["dense_macs_over_full"] = _macs_over_full(report, level.level)
     return document
 
 
@@ -91,7 +92,11 @@ def _sheet(report: Report, measurements: Sequence[Measurement]) -> Sheet:
 
 
 def conditions(measurements: Sequence[Measurement]) -> str:
-    """On what, how and when measurements of one machine were made, in a line."""
+    """Return a line that says on what machine, how and when measurements were made.
+
+    Args:
+        measurements: measurements of one machine and dtype.
+    """
     machine, dtype = measurements[0].machine, measurements[0].dtype
     accelerator = "" if machine.device == "cpu" else f"{machine.device} ({machine.device_name}), "
     threads = {measurement.threads for measurement in measurements}
@@ -122,8 +127,8 @@ def _quartiles(report: Report, level: LevelLatency) -> str:
     return "-" if level.level == len(report.levels) else f"{first:.3f}-{third:.3f}"
 
 
-def _masks_alone(report: Report, level: LevelReport) -> bool:
-    """Whether zeros are all that sets a level apart from the full one, as far as kernels know."""
+def _only_masks(report: Report, level: LevelReport) -> bool:
+    """Return whether a level differs from the full level only by masked weights."""
     full = report.levels[-1]
     return (
         level.level < full.level
@@ -133,7 +138,7 @@ def _masks_alone(report: Report, level: LevelReport) -> bool:
 
 
 def milliseconds(seconds: float) -> str:
-    """Seconds as ms, with three digits at least."""
+    """Format seconds as ms, with at least three digits."""
     value = 1000 * seconds
     return f"{value:.0f}" if value >= 100 else f"{value:#.3g}"
 

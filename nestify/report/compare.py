@@ -1,4 +1,4 @@
-"""What differs between two reports, level by level and layer by layer. No torch here."""
+"""Comparison of two reports, level by level and layer by layer. No torch here."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nestify.file.summary import LevelReport, Report
-from nestify.report.sheet import Column, Sheet, printable, settings
+from nestify.report.sheet import Column, Sheet, escape_unprintable, settings
 from nestify.report.table import mebibytes, number, quantity
 
 SCHEMA_VERSION = 1
@@ -14,7 +14,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class LevelPair:
-    """A level of both files, by its name; None where a file does not have it."""
+    """The levels with the same name in two files.
+
+    Attributes:
+        name: name of the level.
+        here: the level in this file; None if it has no such level.
+        there: the level in the other file; None if it has no such level.
+    """
 
     name: str
     here: LevelReport | None
@@ -23,7 +29,14 @@ class LevelPair:
 
 @dataclass(frozen=True)
 class LayerChange:
-    """Share of a weight that each level of both files keeps, by the level's name; None: it has none of it."""
+    """The densities of one weight tensor in two files.
+
+    Attributes:
+        name: name of the weight tensor.
+        here: share of the tensor that each level of this file keeps, by the level's name; None for a level
+            that has none of the tensor. Empty if this file lacks the tensor.
+        there: shares that each level of the other file keeps, likewise.
+    """
 
     name: str
     here: dict[str, float | None]
@@ -32,13 +45,15 @@ class LayerChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A file beside another one, which it is measured against.
+    """Comparison of a file with another file.
 
     Attributes:
-        levels: core first; levels that the other file alone has come last.
-        layers: those weights whose density is another at a level that both have, or that one of them lacks.
-        options: those of the recipes that differ, as (key, here, there); None where a recipe has no such.
-        layers_in_all: how many weights there are in either; None where one says nothing of its layers.
+        here: report of this file.
+        there: report of the other file, from which changes are counted.
+        levels: core first; levels that only the other file has come last.
+        layers: weight tensors whose density differs at a level of both files, or that one file lacks.
+        options: options in which the recipes differ, as (key, here, there); None if a recipe lacks the key.
+        layer_count: number of weight tensors in either file; None if a report does not list its layers.
     """
 
     here: Report
@@ -46,10 +61,10 @@ class Comparison:
     levels: Sequence[LevelPair]
     layers: Sequence[LayerChange]
     options: Sequence[tuple[str, str | None, str | None]]
-    layers_in_all: int | None
+    layer_count: int | None
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values under a schema version: of each quantity the values and the change."""
+        """Return plain JSON values with a schema version: both values of each quantity, and the change."""
         return {
             "schema_version": SCHEMA_VERSION,
             "file": self.here.path,
@@ -72,7 +87,12 @@ class Comparison:
 
 
 def compare(here: Report, there: Report) -> Comparison:
-    """Hold a report beside another one; levels belong together by their names."""
+    """Compare a report with another report; levels and layers are matched by name.
+
+    Args:
+        here: report of this file.
+        there: report of the other file, from which changes are counted.
+    """
     ours, theirs = ({level.name: level for level in report.levels} for report in (here, there))
     pairs = [LevelPair(name, ours.get(name), theirs.get(name)) for name in dict.fromkeys([*ours, *theirs])]
     densities = [_densities(report) for report in (here, there)]
@@ -90,19 +110,19 @@ def compare(here: Report, there: Report) -> Comparison:
             if not (each.here and each.there) or any(each.here.get(k) != each.there.get(k) for k in both)
         ],
         options=_options(here, there),
-        layers_in_all=len(names) if known else None,
+        layer_count=len(names) if known else None,
     )
 
 
 def comparison_tables(comparison: Comparison, *, layers: bool = False) -> list[Sheet]:
-    """Levels, options that differ, and on request layers: what this file has, and the change to it."""
+    """Return tables of levels, of options that differ and, on request, of layers, with values and changes."""
     sheets = [_level_table(comparison)]
     sheets += [_option_table(comparison)] if comparison.options else []
     return [*sheets, _layer_table(comparison)] if layers and comparison.layers else sheets
 
 
 def comparison_notes(comparison: Comparison, *, layers: bool = False) -> list[str]:
-    """What the tables do not say by themselves."""
+    """Return notes below the tables of a comparison."""
     here, there = comparison.here, comparison.there
     notes = [f"Changes are from {there.path} to {here.path}."]
     images: dict[tuple[int, int], list[str]] = defaultdict(list)
@@ -111,26 +131,30 @@ def comparison_notes(comparison: Comparison, *, layers: bool = False) -> list[st
     for pair in comparison.levels:
         if pair.here is None or pair.there is None:
             only = there if pair.here is None else here
-            notes.append(f"Level {pair.name} is in {only.path} alone.")
+            notes.append(f"Only {only.path} has level {pair.name}.")
         elif (pair.here.classes, pair.here.class_set) != (pair.there.classes, pair.there.class_set):
-            notes.append(f"Level {pair.name} tells other classes in each; its accuracies do not compare.")
+            notes.append(
+                f"Level {pair.name} predicts different classes in each file; accuracies are not comparable."
+            )
         elif pair.here.images != pair.there.images:
             images[pair.there.images or 0, pair.here.images or 0].append(pair.name)
     for (before, now), names in images.items():
         notes.append(f"{', '.join(names)}: validated on {before} images there and on {now} here.")
-    if comparison.layers_in_all is None and layers:
-        notes.append("Layers do not compare: a stored report has them where it was printed with --layers.")
-    if comparison.layers_in_all:
+    if comparison.layer_count is None and layers:
+        notes.append(
+            "Layers are not compared: a stored report lists them only if it was printed with --layers."
+        )
+    if comparison.layer_count:
         more = "" if layers or not comparison.layers else "; --layers shows them"
         notes.append(
-            f"{len(comparison.layers)} of {comparison.layers_in_all} weights differ in density at some "
+            f"{len(comparison.layers)} of {comparison.layer_count} weights differ in density at some "
             f"level{more}."
         )
     return notes
 
 
 def _options(here: Report, there: Report) -> list[tuple[str, str | None, str | None]]:
-    """Options in which the recipes differ, but for where the files were written."""
+    """Return the options in which the recipes differ, except for the output path."""
     if not (here.recipe and there.recipe):
         return []
     ours, theirs = dict(settings(here.recipe)), dict(settings(there.recipe))
@@ -140,10 +164,12 @@ def _options(here: Report, there: Report) -> list[tuple[str, str | None, str | N
 
 def _option_table(comparison: Comparison) -> Sheet:
     keys, ours, theirs = zip(*comparison.options, strict=True)
-    sides = [["-" if value is None else printable(value) for value in side] for side in (theirs, ours)]
+    sides = [
+        ["-" if value is None else escape_unprintable(value) for value in side] for side in (theirs, ours)
+    ]
     return Sheet(
         [
-            Column("option", [printable(key) for key in keys], is_text=True),
+            Column("option", [escape_unprintable(key) for key in keys], is_text=True),
             Column("there", sides[0], is_text=True),
             Column("here", sides[1], is_text=True),
         ]
@@ -151,7 +177,7 @@ def _option_table(comparison: Comparison) -> Sheet:
 
 
 def _densities(report: Report) -> dict[str, dict[str, float | None]]:
-    """By weight and level: the share that the level keeps of it."""
+    """Return the share of each weight tensor that each level keeps, by tensor and level."""
     found: dict[str, dict[str, float | None]] = {}
     for level in report.levels:
         for layer in level.layers:
@@ -162,7 +188,14 @@ def _densities(report: Report) -> dict[str, dict[str, float | None]]:
 
 @dataclass(frozen=True)
 class _Quantity:
-    """One quantity of a level: its title, how it is shown, and whether its change is in percent of it."""
+    """A quantity of a level, as shown in a comparison.
+
+    Attributes:
+        title: title of its column.
+        show: formats a value.
+        relative: whether its change is shown in percent of the other file's value.
+        rank: rank of its columns; see `Column`.
+    """
 
     title: str
     show: Callable[[Any], str]
@@ -201,14 +234,15 @@ def _level_table(comparison: Comparison) -> Sheet:
             continue
         cells = ["-" if here is None else kind.show(here) for here, _ in values]
         changes = [_change_text(kind, here, there) for here, there in values]
-        rank = kind.rank if set(changes) - {"=", "-"} else kind.rank + 10  # what did not change goes first
+        # Columns without changes are left out first.
+        rank = kind.rank if set(changes) - {"=", "-"} else kind.rank + 10
         columns.append(Column(kind.title, cells, rank=rank))
         columns.append(Column(f"{kind.title.removesuffix(' %')} change", changes, rank=rank))
     return Sheet(columns)
 
 
 def _change_text(kind: _Quantity, here: float | None, there: float | None) -> str:
-    """`=`, a difference, or one in percent of what the other file has."""
+    """Format a change: `=`, a difference, or a percentage of the other file's value."""
     change = _change(here, there)
     if change is None:
         return "-"

@@ -1,4 +1,4 @@
-"""Evaluations as tables. No torch here."""
+"""Tables and notes of evaluations, picks and gates. No torch here."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -7,7 +7,7 @@ from nestify.evaluation.gates import GateResult, State, missed
 from nestify.recipe.amounts import Limited, show_amount
 from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
-from nestify.report.table import class_columns, number, quantity, some_images
+from nestify.report.table import class_columns, number, quantity, summarize_images
 
 if TYPE_CHECKING:
     from nestify.evaluation.evaluate import Evaluation
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def evaluation_table(evaluation: "Evaluation") -> Sheet:
-    """Accuracy of levels, one row each."""
+    """Return the accuracy of levels, one row per level."""
     levels = evaluation.levels
     return Sheet(
         [
@@ -32,7 +32,7 @@ def evaluation_table(evaluation: "Evaluation") -> Sheet:
 
 
 def consensus_table(evaluation: "Evaluation") -> Sheet:
-    """Accuracy of levels together, one row for each number of them."""
+    """Return the accuracy of the consensus of levels 1 to k, one row per k."""
     rows = evaluation.consensus
     columns = [
         Column("consensus of levels", [f"1-{row.level}" for row in rows], is_text=True),
@@ -48,7 +48,7 @@ def consensus_table(evaluation: "Evaluation") -> Sheet:
 
 
 def cascade_table(evaluation: "Evaluation") -> Sheet:
-    """Accuracy and mean cost of cascades, one row per threshold."""
+    """Return the accuracy and mean cost of cascades, one row per threshold."""
     rows = evaluation.cascade
     shares = [
         Column(f"answered by {name}", [f"{100 * row.shares[k]:.1f} %" for row in rows], rank=2)
@@ -65,16 +65,18 @@ def cascade_table(evaluation: "Evaluation") -> Sheet:
 
 
 def evaluation_notes(evaluation: "Evaluation") -> list[str]:
-    """What the numbers do not say by themselves."""
-    notes = [f"Skipped {some_images(evaluation.skipped)}"] if evaluation.skipped else []
+    """Return notes below the tables of an evaluation."""
+    notes = [f"Skipped {summarize_images(evaluation.skipped)}"] if evaluation.skipped else []
     if evaluation.consensus or evaluation.cascade:
-        notes.append("MACs are of all levels that run, over those of the highest level alone.")
+        notes.append(
+            "MACs are summed over all levels that run; over full is relative to the highest level alone."
+        )
     if evaluation.cascade and any(name for _, name in evaluation.classes):
-        notes.append("An answer of a cascade counts as right in the classes of the level that gave it.")
+        notes.append("A cascade's answer is judged in the classes of the level that gave it.")
     if evaluation.cascade and not evaluation.calibrated:
         notes.append(
-            "The file holds no temperatures, so that a threshold is no probability of being right; "
-            "compress --consensus fits them."
+            "The file holds no temperatures, so a threshold is not the probability of a correct answer; "
+            "compress --consensus fits temperatures."
         )
     return notes
 
@@ -82,12 +84,17 @@ def evaluation_notes(evaluation: "Evaluation") -> list[str]:
 def _costs(
     macs: Sequence[tuple[float | None, float | None]], full: tuple[int | None, int | None]
 ) -> list[Column]:
-    """Dense and effective MACs, beside those of the highest level."""
+    """Return columns of dense and effective MACs, absolute and relative to the highest level.
+
+    Args:
+        macs: (dense, effective) MACs of each row; None if not known.
+        full: (dense, effective) MACs of the highest level; None if not known.
+    """
     titles = (("dense MACs", 5), ("effective MACs", 1))
     columns = []
-    for (title, rank), values, whole in zip(titles, zip(*macs, strict=True), full, strict=True):
+    for (title, rank), values, highest in zip(titles, zip(*macs, strict=True), full, strict=True):
         counts = [quantity(None if value is None else round(value)) for value in values]
-        over = ["-" if value is None or not whole else f"{value / whole:.2f}" for value in values]
+        over = ["-" if value is None or not highest else f"{value / highest:.2f}" for value in values]
         columns += [Column(title, counts, rank=rank + 1), Column(f"{title} over full", over, rank=rank)]
     return columns
 
@@ -102,7 +109,10 @@ TITLES: dict[Limited, str] = {
 
 
 def pick_table(pick: "Pick") -> Sheet:
-    """All levels, one row each: what is limited of them, the rest where there is room, and what they miss."""
+    """Return the levels with their values and the limits they miss, one row per level.
+
+    Values without a limit are left out first where room is short.
+    """
     candidates = pick.candidates
     limited = {limit.limited for limit in pick.limits}
     columns = [
@@ -124,13 +134,13 @@ def pick_table(pick: "Pick") -> Sheet:
 
 
 def pick_notes(pick: "Pick") -> list[str]:
-    """Where the latencies are from."""
+    """Return a note on the measurement that the latencies come from; none without latencies."""
     if pick.measurement is None:
         return []
     return [f"{conditions([pick.measurement])}, batch {pick.measurement.batch_size}"]
 
 
-_SHOWN: dict[str, Callable[[float], str]] = {
+_FORMATS: dict[str, Callable[[float], str]] = {
     "min_top1": lambda value: f"{number(value)} %",
     "max_drop": lambda value: f"{number(value)} points",
     "max_regression": lambda value: f"{number(value)} points",
@@ -138,27 +148,27 @@ _SHOWN: dict[str, Callable[[float], str]] = {
 
 
 def gates_table(results: Sequence[GateResult]) -> Sheet:
-    """Limits and what the levels have, one row each; a gate is called as in TOML."""
+    """Return the limits and the levels' values, one row per limit; gates have their names in TOML."""
 
-    def shown(result: GateResult, value: float | None) -> str:
-        return "not known" if value is None else _SHOWN.get(result.gate, "{:,.0f}".format)(value)
+    def show(result: GateResult, value: float | None) -> str:
+        return "not known" if value is None else _FORMATS.get(result.gate, "{:,.0f}".format)(value)
 
     return Sheet(
         [
             Column("level", [str(result.level) for result in results], rank=1),
             Column("name", [result.name for result in results], is_text=True),
             Column("gate", [result.gate for result in results], is_text=True),
-            Column("limit", [shown(result, result.limit) for result in results]),
-            Column("value", [shown(result, result.value) for result in results]),
-            Column("result", [_WORD[result.state] for result in results], is_text=True),
+            Column("limit", [show(result, result.limit) for result in results]),
+            Column("value", [show(result, result.value) for result in results]),
+            Column("result", [_STATES[result.state] for result in results], is_text=True),
         ]
     )
 
 
-_WORD: dict[State, str] = {"met": "ok", "missed": "MISSED", "not compared": "not compared"}
+_STATES: dict[State, str] = {"met": "ok", "missed": "MISSED", "not compared": "not compared"}
 
 
-def in_words(results: Sequence[GateResult]) -> str:
-    """Which gates were missed, as the subject of a sentence."""
+def missed_gates(results: Sequence[GateResult]) -> str:
+    """Return the missed gates with their levels, as the subject of a sentence."""
     names = [f"{result.gate} of level {result.level} ({result.name})" for result in missed(results)]
     return ", ".join(names)

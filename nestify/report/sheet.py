@@ -1,4 +1,4 @@
-"""A table that fits its place: a terminal of any width, a pipe, or Markdown. No torch here."""
+"""Tables that fit a terminal of any width, a pipe, or Markdown. No torch here."""
 
 import json
 import unicodedata
@@ -14,19 +14,20 @@ from rich.table import Table
 from nestify.recipe.recipe import flat_table
 
 GAP = 2
+"""Spaces between columns."""
 FOLDED = 20
-"""Terminal columns that names need where room is short; longer ones go on in the next line."""
+"""Terminal columns for text cells where room is short; longer texts are folded onto the next line."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """A column of a table.
 
     Attributes:
-        title: its head; may break at its first space.
-        cells: one per row.
-        is_text: whether the cells are words, which stand on the left.
-        rank: where room is short, the highest goes first; 0 always stays.
+        title: heading; may break at its first space.
+        cells: one text per row.
+        is_text: whether the cells are words, which are aligned left; numbers are aligned right.
+        rank: where room is short, the column with the highest rank is left out first; rank 0 always stays.
     """
 
     title: str
@@ -35,36 +36,40 @@ class Column:
     rank: int = 0
 
     @property
-    def broken(self) -> "Column":
-        """The same with its title on two lines."""
+    def with_broken_title(self) -> "Column":
+        """The column with its title on two lines."""
         return Column(self.title.replace(" ", "\n", 1), self.cells, self.is_text, self.rank)
 
     @property
     def width(self) -> int:
-        """Terminal columns that it takes in one line."""
+        """Width of the column in terminal columns, without folding."""
         return max(map(cell_len, (*self.title.split("\n"), *self.cells)))
 
     @property
     def least_width(self) -> int:
-        """Terminal columns that it cannot do without."""
+        """Smallest width in terminal columns: text cells can be folded, numbers cannot."""
         return min(self.width, FOLDED) if self.is_text else self.width
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """Columns side by side.
+    """A table.
 
     Attributes:
-        title: a line above them; empty for none.
+        columns: columns, from left to right.
+        title: line above the table; empty for none.
     """
 
     columns: Sequence[Column]
     title: str = ""
 
-    def fitted(self, width: int | None) -> tuple[Table, list[str]]:
-        """The table for a terminal of so many columns, or at full width for None.
+    def fit(self, width: int | None) -> tuple[Table, list[str]]:
+        """Return the table for a terminal of a given width.
 
-        Titles break onto two lines, then the least important columns go.
+        Where room is short, titles break onto two lines, then the least important columns are left out.
+
+        Args:
+            width: terminal columns; None for full width.
 
         Returns:
             The table, and the titles of the columns that were left out.
@@ -72,7 +77,7 @@ class Sheet:
         columns = list(self.columns)
         if width is None or _total([column.width for column in columns]) <= width:
             return _table(columns), []
-        columns = [column.broken for column in columns]
+        columns = [column.with_broken_title for column in columns]
         left_out: list[str] = []
         while _total([column.least_width for column in columns]) > width:
             least = max(columns, key=lambda column: column.rank)
@@ -83,7 +88,7 @@ class Sheet:
         return _table(columns), left_out
 
     def markdown(self) -> str:
-        """Title and table in Markdown, every column of it."""
+        """Return title and table as Markdown, with every column."""
         columns = []
         for column in self.columns:
             cells = [text.replace("|", "\\|") for text in (column.title, *column.cells)]
@@ -113,20 +118,20 @@ def _table(columns: Sequence[Column]) -> Table:
 
 
 def settings(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """The options of a recipe, one after another: (`train.lr`, its value), as `--set` takes them."""
+    """Yield the options of a recipe as `--set` takes them: pairs of dotted key (`train.lr`) and value."""
     for key, value in flat_table(recipe):
         yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
-def printable(text: str) -> str:
-    """The text, with codes for the letters that would not show."""
+def escape_unprintable(text: str) -> str:
+    """Return the text with characters that are not visible replaced by their escape codes."""
     if text.isprintable():
         return text
     return "".join(_code(letter) if _is_hidden(letter) else letter for letter in text)
 
 
 def _is_hidden(letter: str) -> bool:
-    """Whether it is a control or format character, half a pair, without meaning yet, or ends a line."""
+    """Return whether a character is a control, format, surrogate or unassigned code, or ends a line."""
     return unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029"
 
 

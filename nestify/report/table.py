@@ -1,4 +1,4 @@
-"""Reports, plans and verifications as tables. No torch here."""
+"""Tables and notes of reports, plans and verifications. No torch here."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def report_table(report: Report) -> Sheet:
-    """The levels of a report, one row each."""
+    """Return the levels of a report, one row per level."""
     levels = report.levels
     columns = [
         Column("level", [str(level.level) for level in levels], rank=2),
@@ -41,7 +41,7 @@ def report_table(report: Report) -> Sheet:
 
 
 def report_notes(report: Report) -> list[str]:
-    """What the numbers of a report do not say by themselves."""
+    """Return notes below the table of a report."""
     notes = []
     if "top1" in report.original:
         notes.append(f"The dense model before nesting: top-1 {report.original['top1']:.2f} %.")
@@ -52,18 +52,18 @@ def report_notes(report: Report) -> list[str]:
         )
     if any(level.width < 1 or level.depth < 1 for level in report.levels):
         notes.append(
-            "A narrower or shallower level is a network of its own; dense kernels run it at its dense MACs."
+            "A narrower or shallower level is a smaller network: dense kernels execute its dense MACs."
         )
     if any(level.class_set for level in report.levels):
-        notes.append("Each level has a classifier of its own, and its accuracy is over its own classes.")
+        notes.append("Each level has its own classifier, and its accuracy is measured over its own classes.")
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
-        notes.append(f"MACs leave out operators that are not known: {unknown}.")
+        notes.append(f"MACs do not include these unknown operators: {unknown}.")
     return notes
 
 
 def layer_table(report: Report) -> Sheet:
-    """Density of every maskable weight at every level, one row each."""
+    """Return the density of every maskable weight tensor at every level, one row per tensor."""
     first = report.levels[0].layers
     columns = [
         Column("weight", [layer.name for layer in first], is_text=True),
@@ -77,7 +77,7 @@ def layer_table(report: Report) -> Sheet:
 
 
 def plan_table(plan: "Plan") -> Sheet:
-    """The levels of a plan, one row each."""
+    """Return the levels of a plan, one row per level."""
     levels = plan.levels
     columns = [
         Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
@@ -98,7 +98,7 @@ def plan_table(plan: "Plan") -> Sheet:
 
 
 def verification_table(verification: "Verification") -> Sheet:
-    """What was found of the levels, one row each."""
+    """Return the results of a verification, one row per level."""
     levels = verification.levels
     return Sheet(
         [
@@ -113,7 +113,13 @@ def verification_table(verification: "Verification") -> Sheet:
 
 
 def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
-    """Sparsity, width and depth, as far as the levels differ in them."""
+    """Return columns of sparsity, width and depth, without those in which every level is full.
+
+    Sparsity stays if no other column does.
+
+    Args:
+        levels: (sparsity, width, depth) of each level.
+    """
     sparsities, widths, depths = zip(*levels, strict=True)
     columns = [
         Column(name, [f"{share:.4g}" for share in shares], rank=1)
@@ -126,7 +132,11 @@ def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
 
 
 def class_columns(levels: Sequence[tuple[int, str]]) -> list[Column]:
-    """What each level tells, where some tell coarser classes."""
+    """Return a column of the classes that each level predicts, if some levels predict coarser classes.
+
+    Args:
+        levels: number of classes of each level, and the name of the class set; empty for the model's own.
+    """
     if not any(name for _, name in levels):
         return []
     cells = [f"{count} {name}".rstrip() for count, name in levels]
@@ -138,7 +148,7 @@ def _is_patterned(pattern: str) -> bool:
 
 
 def quantity(value: int | None) -> str:
-    """A count with three digits and a power of ten: 25.6M."""
+    """Format a count with three digits and a suffix: 25.6M; None is a dash."""
     if value is None:
         return "-"
     for limit, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
@@ -148,28 +158,28 @@ def quantity(value: int | None) -> str:
 
 
 def mebibytes(size: int) -> str:
-    """Bytes as MiB."""
+    """Format bytes as MiB."""
     return f"{size / 2**20:.2f}"
 
 
 def number(value: float | None) -> str:
-    """A percentage, or a dash for what was not measured."""
+    """Format a percentage; None, which was not measured, is a dash."""
     return "-" if value is None else f"{value:.2f}"
 
 
-def some_images(names: Iterable[str]) -> str:
-    """How many unreadable images, and the names of the first."""
+def summarize_images(names: Iterable[str]) -> str:
+    """Return the number of unreadable images, and the names of the first three."""
     names = list(names)
     more = ", ..." if len(names) > 3 else ""
     return f"{len(names)} unreadable image{'s' * (len(names) != 1)}: {', '.join(names[:3])}{more}"
 
 
 LARGEST = 12
-"""Tensors that are named; the others are summed up."""
+"""Number of tensors with a row of their own; the remaining ones share a row."""
 
 
 def bytes_table(report: Report) -> Sheet:
-    """Bytes of the header and of each level's own chunk, one row each."""
+    """Return the bytes of the header and of each level's own chunk, one row per part."""
     chunks = [level.chunk for level in report.levels]
     totals = [report.header_bytes, *(chunk.total for chunk in chunks)]
     parts = {
@@ -189,7 +199,10 @@ def bytes_table(report: Report) -> Sheet:
 
 
 def tensor_table(report: Report) -> Sheet:
-    """Bytes of the largest tensors in each level's chunk, values, positions and copies of the levels' own."""
+    """Return the bytes of the largest tensors in each level's chunk, one row per tensor.
+
+    A tensor's bytes are its values, their positions, and the levels' own copies.
+    """
     totals: Counter[str] = Counter()
     for level in report.levels:
         totals.update(level.tensors)
@@ -208,8 +221,8 @@ def tensor_table(report: Report) -> Sheet:
     return Sheet(columns)
 
 
-def together_table(report: Report) -> Sheet | None:
-    """Temperatures and consensus weights, one row per level; None where nothing was fitted."""
+def calibration_table(report: Report) -> Sheet | None:
+    """Return temperatures and consensus weights, one row per level; None if none were fitted."""
     levels = report.levels
     if not any(level.temperature is not None or level.consensus for level in levels):
         return None

@@ -1,4 +1,4 @@
-"""Digits as a nested file and as folders, made once; every test runs in a folder of its own."""
+"""Digits as a nested file and as folders, made once; every test runs in its own folder."""
 
 import shutil
 import tarfile
@@ -22,7 +22,7 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A nested file of three levels that nothing was trained for; not to be changed."""
+    """An untrained nested file of three levels; tests must not change it."""
     path = tmp_path_factory.mktemp("digits") / "digits.nested.safetensors"
     done = nestify("compress", "digits", *UNTRAINED, "-o", path)
     assert done.code == 0, done.err
@@ -31,7 +31,7 @@ def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A few digits as a folder of splits of class folders; not to be changed."""
+    """A few digits as a folder of splits with class folders; tests must not change it."""
     root = tmp_path_factory.mktemp("images")
     for split, count in IMAGES_PER_CLASS.items():
         seen: Counter[str] = Counter()
@@ -51,16 +51,16 @@ def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def images(digits_folder: Path, tmp_path: Path) -> Path:
-    """A copy of the folder of digits, to damage."""
+    """A copy of the folder of digits that tests may damage."""
     return Path(shutil.copytree(digits_folder, tmp_path / "images"))
 
 
 @pytest.fixture
 def refused(tmp_path: Path) -> Refused:
-    """Runs a command that must fail: `refused(code, *words)` gives its one sentence on standard error.
+    """Run a command that must fail: `refused(code, *words)` returns its error message.
 
-    Nothing is printed as a result, and no file is written, changed or left behind, an older output least
-    of all. The log and the checkpoint of a run that had begun to work may stay.
+    It checks that nothing is printed on standard output, and that no file is written, changed or left
+    behind, in particular no older output. Only the log and the checkpoint of a run may remain.
     """
 
     def run(code: int, *words: str | Path) -> str:

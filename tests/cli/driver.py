@@ -1,4 +1,4 @@
-"""Running the command line: in this process for speed, in one of its own where that matters."""
+"""Run the command line: in this process for speed, or in its own process where that matters."""
 
 import fcntl
 import io
@@ -23,7 +23,7 @@ UNTRAINED = (
     *("--epochs", "0", "--max-train", "200", "--max-val", "100"),
     *("--set", "train.recalibrate_batches=2", "--set", "train.eval_before=false"),
 )
-"""Options of a run that trains nothing: about a second."""
+"""Options of a run without training, which takes about a second."""
 
 TWO_STEPS = (
     *("--epochs", "0.3", "--batch-size", "32", "--max-train", "200", "--max-val", "50"),
@@ -37,7 +37,7 @@ CHECKPOINT = DIGITS / "test_resnet.safetensors"
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a command left behind: exit code, standard output, standard error."""
+    """Result of a command: exit code, standard output, standard error."""
 
     code: int
     out: str
@@ -45,12 +45,12 @@ class Outcome:
 
     @property
     def document(self) -> Any:
-        """Standard output as the one JSON document that it must be."""
+        """Standard output, which must be one JSON document."""
         return json.loads(self.out)
 
     @property
     def message(self) -> str:
-        """The error: the last line of standard error, without the program's name."""
+        """The error message: the last line of standard error, without the program's name."""
         last = self.err.splitlines()[-1]
         assert last.startswith("nestify: "), self.err
         assert "Traceback" not in self.err
@@ -66,16 +66,18 @@ def nestify(*words: str | os.PathLike[str]) -> Outcome:
 
 
 def spawn(*words: str | os.PathLike[str], **options: Any) -> "subprocess.Popen[str]":
-    """Start a command in a process of its own, with pipes for its output."""
+    """Start a command in its own process, with pipes for its output."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "env": environment()}
     return subprocess.Popen([sys.executable, "-m", "nestify", *map(os.fspath, words)], **{**pipes, **options})
 
 
 def at_terminal(width: int, *words: str | Path, program: Sequence[str] = ("-m", "nestify")) -> list[str]:
-    """The lines that a terminal of so many columns is sent, without colours and movements.
+    """Run a command at a terminal and return the lines that it prints, without escape sequences.
 
     Args:
-        program: what Python runs.
+        width: columns of the terminal.
+        words: the command line.
+        program: arguments of Python that run nestify.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
@@ -102,24 +104,24 @@ def at_terminal(width: int, *words: str | Path, program: Sequence[str] = ("-m", 
 
 
 def environment(**changes: str) -> Mapping[str, str]:
-    """This process's environment without what changes how a terminal is seen."""
+    """Return this process's environment without the variables that affect how a terminal is detected."""
     seen = ("COLUMNS", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TERM")
     kept = {name: value for name, value in os.environ.items() if name not in seen}
     return {**kept, "OMP_NUM_THREADS": "1", "TERM": "xterm", **changes}
 
 
 def finish(process: "subprocess.Popen[str]", timeout: float = 60) -> Outcome:
-    """Wait for a spawned command."""
+    """Wait for a spawned command and return its result."""
     out, err = process.communicate(timeout=timeout)
     return Outcome(process.returncode, out or "", err or "")
 
 
 def stored_recipe(path: Path) -> dict[str, Any]:
-    """The recipe that a nested file says it was made with."""
+    """Return the recipe that is stored in a nested file."""
     return open_nested_file(path).manifest.recipe
 
 
 def events(path: Path, kind: str) -> list[dict[str, Any]]:
-    """The lines of one kind in a run's `metrics.jsonl`."""
+    """Return the events of one kind in a run's `metrics.jsonl`."""
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     return [line for line in lines if line["event"] == kind]

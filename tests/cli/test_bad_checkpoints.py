@@ -1,4 +1,4 @@
-"""Checkpoints that are missing, damaged, dangerous, or of another model."""
+"""Checkpoints that are missing, damaged, dangerous, or do not fit the model."""
 
 import os
 import pickle
@@ -16,7 +16,7 @@ START = ("compress", "digits", *UNTRAINED, "--checkpoint")
 
 
 class Bomb:
-    """Leaves a file behind if it is ever unpickled for real."""
+    """An object that creates a file if it is unpickled."""
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return os.system, ("touch exploded",)
@@ -34,7 +34,7 @@ def test_missing(refused: Refused) -> None:
     )
 
 
-def test_another_ending(refused: Refused) -> None:
+def test_an_unknown_suffix(refused: Refused) -> None:
     assert 'model.checkpoint = "weights.h5" is not a checkpoint' in refused(2, *START, "weights.h5")
 
 
@@ -56,7 +56,7 @@ def test_cut_pth(refused: Refused, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", [b"", b"hello", bytes(range(256)) * 8])
 @pytest.mark.parametrize("name", ["bad.safetensors", "bad.pth"])
-def test_no_checkpoint_at_all(content: bytes, name: str, refused: Refused, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_checkpoint(content: bytes, name: str, refused: Refused, tmp_path: Path) -> None:
     (tmp_path / name).write_bytes(content)
     assert refused(3, *START, name).startswith(f"checkpoint {name} cannot be read (")
 

@@ -1,4 +1,4 @@
-"""Images that are missing, empty, damaged, or of other classes."""
+"""Images that are missing, empty, damaged, or whose classes do not fit the model."""
 
 import shutil
 from pathlib import Path

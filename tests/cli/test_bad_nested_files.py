@@ -1,4 +1,4 @@
-"""Every kind of damage to a nested file, as `report` and `eval` tell it. The kinds: tests/file."""
+"""Damaged nested files, as `report` and `eval` report them. tests/file has every kind of damage."""
 
 import shutil
 from collections.abc import Callable
@@ -14,27 +14,27 @@ from tests.file.damage import Parts, damage
 
 @pytest.fixture
 def copy(digits_file: Path, tmp_path: Path) -> Path:
-    """A nested file to damage."""
+    """A nested file that tests may damage."""
     return Path(shutil.copy(digits_file, tmp_path / "copy.safetensors"))
 
 
 def both_refuse(refused: Refused, path: Path) -> str:
-    """`report` and `eval` refuse a file with the same sentence."""
+    """Check that `report` and `eval` refuse a file with the same message, and return it without the path."""
     reported = refused(3, "report", path)
     assert refused(3, "eval", path, "--data", "embedded/digits") == reported
     assert reported.startswith(f"{path}: ")
     return reported.removeprefix(f"{path}: ")
 
 
-def test_no_nested_files(refused: Refused, tmp_path: Path) -> None:
+def test_files_that_are_not_nested_files(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "empty").write_bytes(b"")
     (tmp_path / "text").write_text("hello, I am no nested file at all")
-    for path, told in (
+    for path, expected in (
         (tmp_path / "nowhere", "there is no such file; check the path"),
         (tmp_path, "is a directory; give the nested file itself"),
         (CHECKPOINT, "is a safetensors file but not a nested file"),
     ):
-        assert told in both_refuse(refused, path)
+        assert expected in both_refuse(refused, path)
     for name in ("empty", "text"):
         assert "; " in both_refuse(refused, tmp_path / name)
 
@@ -104,7 +104,7 @@ def test_one_wrong_byte_in_the_header(byte: int, copy: Path, refused: Refused) -
 
 
 def test_one_wrong_bit_in_the_data(copy: Path, refused: Refused) -> None:
-    """A report reads no data; what computes with it sees the damage."""
+    """A report does not read the data; commands that compute with it detect the damage."""
     content = bytearray(copy.read_bytes())
     content[-100] ^= 4
     copy.write_bytes(content)
@@ -114,8 +114,8 @@ def test_one_wrong_bit_in_the_data(copy: Path, refused: Refused) -> None:
     assert "level 3" in message
 
 
-def test_weights_that_were_exchanged_and_hashed_again(copy: Path, refused: Refused) -> None:
-    """Only the fingerprint of the logits can tell."""
+def test_changed_weights_with_matching_hashes(copy: Path, refused: Refused) -> None:
+    """Only the fingerprint of the logits can detect this."""
 
     def change(parts: Parts) -> None:
         values = np.frombuffer(parts.tensor("level1/values/conv1.0.weight"), np.float32)

@@ -1,4 +1,4 @@
-"""Options, recipes and names that make no sense: exit code 2 before any work, all problems at once."""
+"""Invalid options, recipes and names: exit code 2 before any work, with all problems at once."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ START = ("compress", "digits", *UNTRAINED)
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["--levels", "0.5,0.8,0"], "level[2].sparsity = 0.8 is not below level[1].sparsity = 0.5"),
         (["--levels", "0.8,0.8"], "level[2].sparsity = 0.8 is not below level[1].sparsity = 0.8"),
@@ -48,19 +48,19 @@ START = ("compress", "digits", *UNTRAINED)
         (["--device", "a b"], 'device = "a b" is not a device'),
     ],
 )
-def test_options_of_compress(words: list[str], told: str, refused: Refused) -> None:
+def test_options_of_compress(words: list[str], expected: str, refused: Refused) -> None:
     message = refused(2, *START, *words)
-    assert told in message
+    assert expected in message
     assert "\n" not in message
 
 
-def test_the_message_says_that_an_option_was_to_blame(refused: Refused) -> None:
+def test_the_message_says_that_an_option_set_the_value(refused: Refused) -> None:
     message = refused(2, *START, "--batch-size", "0")
     assert message.startswith("digits: ")
     assert message.endswith(" (set by an option)")
 
 
-def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     (tmp_path / "bad.toml").write_text("[train]\nepoch = 3\nlr = -1.0\n[[level]]\nsparsity = 2.0\n")
     done = nestify("compress", "bad.toml")
     assert done.code == 2
@@ -69,11 +69,11 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         *("level[1].sparsity = 2.0 is not in [0, 1)", "1 level given", "model.name is not given"),
     ):
         assert f"bad.toml: {problem}" in done.err
-    assert len(done.err.splitlines()) == 6  # and data.path
+    assert len(done.err.splitlines()) == 6  # the sixth is about data.path
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "expected"),
     [
         ("test_resnett", "model.name = 'test_resnett' is not a model of timm "),
         (
@@ -86,8 +86,8 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_models_and_recipes_that_are_not_there(model: str, told: str, refused: Refused) -> None:
-    assert told in refused(2, "compress", model, "--data", "embedded/digits")
+def test_models_and_recipes_that_are_not_there(model: str, expected: str, refused: Refused) -> None:
+    assert expected in refused(2, "compress", model, "--data", "embedded/digits")
 
 
 def test_no_images_named(refused: Refused) -> None:
@@ -95,7 +95,7 @@ def test_no_images_named(refused: Refused) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["compres"], "No such command 'compres'"),
         (["compress"], "Missing argument 'RECIPE_OR_MODEL'"),
@@ -127,10 +127,10 @@ def test_no_images_named(refused: Refused) -> None:
         (["--unknown"], "No such option: --unknown"),
     ],
 )
-def test_words_that_no_command_knows(words: list[str], told: str, tmp_path: Path) -> None:
+def test_command_lines_that_do_not_parse(words: list[str], expected: str, tmp_path: Path) -> None:
     done = nestify(*words)
     assert done.code == 2
-    assert told in done.err
+    assert expected in done.err
     assert "Value error" not in done.err
     assert "Traceback" not in done.err
     assert done.out == ""

@@ -1,4 +1,4 @@
-"""`nestify batch`, with real runs where it matters."""
+"""`nestify batch`, with real runs where they matter."""
 
 import json
 import re
@@ -42,7 +42,7 @@ def write(path: str, epochs: float = 0, seed: int = 1) -> None:
 
 @pytest.fixture
 def quick_jobs(monkeypatch: pytest.MonkeyPatch, digits_file: Path) -> None:
-    """Jobs that copy a file, at once."""
+    """Replace the jobs by ones that only copy a file."""
     command = (sys.executable, "-c", LEAVE_A_FILE, str(digits_file))
     monkeypatch.setattr(module, "run_batch", partial(module.run_batch, command=command))
 
@@ -71,7 +71,7 @@ def test_real_jobs_are_done_skipped_and_done_again_where_the_recipe_changed() ->
     assert again.out.startswith("2 of 2 jobs done in out\n")
 
 
-def test_what_missed_a_gate_misses_it_again_without_a_run(
+def test_a_job_that_missed_a_gate_is_not_run_again(
     monkeypatch: pytest.MonkeyPatch, digits_file: Path
 ) -> None:
     write("few.toml")
@@ -89,10 +89,10 @@ def test_what_missed_a_gate_misses_it_again_without_a_run(
     assert nestify("batch", "few.toml", "--out", "out", "--rerun").err.count("began") == 2
 
 
-def test_real_jobs_are_interrupted_and_go_on() -> None:
+def test_real_jobs_are_interrupted_and_resumed() -> None:
     write("long.toml", epochs=1000)
     folder = Path("out", "long-level1.sparsity=0.9")
-    for how, sign in (("began", "train epoch 1"), ("goes on from its checkpoint", "resuming at step")):
+    for how, sign in (("began", "train epoch 1"), ("resumed from its checkpoint", "resuming at step")):
         process = spawn("batch", "long.toml", "--out", "out")
         while not ((folder / "log.txt").exists() and sign in (folder / "log.txt").read_text()):
             assert process.poll() is None
@@ -102,11 +102,11 @@ def test_real_jobs_are_interrupted_and_go_on() -> None:
         assert stopped.code == 130
         assert stopped.err.startswith(f"long-level1.sparsity=0.9: {how}\n")
         assert stopped.out.startswith("0 of 2 jobs done in out\n")
-        assert stopped.out.endswith("\nThe same command goes on.\n")
+        assert stopped.out.endswith("\nRun the same command to resume.\n")
         assert (folder / "digits.resume.safetensors").exists()
 
 
-def test_a_failure_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     Path("bad.toml").write_text('[model]\nname = "test_resnet"\n[data]\npath = "nowhere"\n')
     fail = "import sys; print('nestify: nowhere: no such folder', file=sys.stderr); sys.exit(3)"
     command = (sys.executable, "-c", fail)
@@ -115,13 +115,13 @@ def test_a_failure_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
     assert done.code == 3
     began, ended = done.err.splitlines()
     assert began == "bad: began"
-    told = r"bad: failed after \d+\.\d s with exit code 3: nowhere: no such folder"
-    assert re.fullmatch(told, ended)
+    expected = r"bad: failed after \d+\.\d s with exit code 3: nowhere: no such folder"
+    assert re.fullmatch(expected, ended)
     assert done.out.endswith("\n\nbad: nowhere: no such folder\nThe log of a job is out/JOB/log.txt.\n")
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         (["few.toml", "--shard", "0/4"], "--shard 0/4 is not I/N with I from 1 to N"),
         (["few.toml", "--shard", "5/4"], "--shard 5/4 is not I/N with I from 1 to N"),
@@ -129,21 +129,21 @@ def test_a_failure_is_told_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> N
         (["digits", "few.toml", "few.toml"], "few.toml and few.toml both make a job few-level1.sparsity=0.9"),
     ],
 )
-def test_bad_usage(words: list[str], told: str) -> None:
+def test_bad_usage(words: list[str], expected: str) -> None:
     write("few.toml")
     for more in ([], ["--dry-run"]):
         done = nestify("batch", *words, "--out", "out", *more)
         assert (done.code, done.out) == (2, "")
-        assert told in done.err
+        assert expected in done.err
         assert not Path("out").exists()
 
 
 def test_a_single_run_of_a_matrix_is_refused() -> None:
     write("few.toml")
-    told = "few.toml: [matrix] makes several runs of this recipe; start them with nestify batch"
+    expected = "few.toml: [matrix] makes several runs of this recipe; start them with nestify batch"
     for more in ([], ["--dry-run"]):
         done = nestify("compress", "few.toml", *more)
-        assert (done.code, done.message) == (2, f"{told}, or remove it")
+        assert (done.code, done.message) == (2, f"{expected}, or remove it")
 
 
 def test_a_dry_run_lists_the_jobs_and_writes_nothing() -> None:
@@ -189,7 +189,7 @@ def test_a_terminal_of_any_width(width: int) -> None:
     assert f"{LONG}-level1.sparsity=0.95" in names
 
 
-def test_it_shows_what_runs_at_a_terminal(digits_file: Path, tmp_path: Path) -> None:
+def test_a_terminal_shows_the_running_jobs(digits_file: Path, tmp_path: Path) -> None:
     write("few.toml")
     slow = f"import time; time.sleep(0.7); {LEAVE_A_FILE}"
     command = (sys.executable, "-c", slow, str(digits_file))
@@ -205,7 +205,7 @@ def test_it_shows_what_runs_at_a_terminal(digits_file: Path, tmp_path: Path) -> 
     assert any(line.startswith("2 of 2 jobs done in out") for line in lines)
 
 
-def test_what_needs_no_torch() -> None:
+def test_a_dry_run_imports_no_torch() -> None:
     write("few.toml")
     assert loaded_by("batch", "few.toml", "--out", "out", "--dry-run") == "loaded: [] code: 0"
 
@@ -226,4 +226,4 @@ def test_a_job_ends_when_its_leash_does() -> None:
         env=environment(NESTIFY_LEASH="1"),
         start_new_session=True,
     )
-    assert finish(process).code in (143, -signal.SIGTERM)  # early, there is nothing that puts signals off
+    assert finish(process).code in (143, -signal.SIGTERM)  # signals are not deferred yet if it ends early

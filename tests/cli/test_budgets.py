@@ -1,4 +1,4 @@
-"""Budgets: a level costs what it may, or the command says what comes nearest."""
+"""Budgets: a level meets its budget, or the command reports the nearest cost."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ SHORT = ("--epochs", "0.1", "--batch-size", "32", "--max-train", "200", "--max-v
 
 
 def executed_macs(model: torch.nn.Module) -> int:
-    """MACs of one digit by torch's own counter."""
+    """Return the MACs of one digit as torch's FLOP counter counts them."""
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(torch.zeros(1, 3, 32, 32))
     return counter.get_total_flops() // 2
@@ -31,7 +31,7 @@ def executed_macs(model: torch.nn.Module) -> int:
         ("weight", ["macs=0.25", "macs=0.5"], SHORT),
     ],
 )
-def test_a_level_costs_what_it_may(
+def test_a_level_meets_its_budget(
     kind: str, budgets: list[str], options: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "a.safetensors"
@@ -56,7 +56,7 @@ def test_a_level_costs_what_it_may(
         assert cost == pytest.approx(budget.target(whole), rel=0.02)
 
 
-def test_a_budget_is_met_by_a_level_of_a_recipe(tmp_path: Path) -> None:
+def test_a_level_of_a_recipe_meets_its_budget(tmp_path: Path) -> None:
     recipe, path = tmp_path / "a.toml", tmp_path / "a.safetensors"
     recipe.write_text(
         'extends = "digits"\n[schedule]\nkind = "combined"\n'
@@ -71,7 +71,7 @@ def test_a_budget_is_met_by_a_level_of_a_recipe(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "levels", "told"),
+    ("kind", "levels", "expected"),
     [
         (
             "layer",
@@ -83,13 +83,13 @@ def test_a_budget_is_met_by_a_level_of_a_recipe(tmp_path: Path) -> None:
         ("weight", "macs=half,1", 'level[1].budget = "macs=half" is not understood; give macs=0.25'),
     ],
 )
-def test_a_budget_that_cannot_be_met_is_refused(kind: str, levels: str, told: str) -> None:
+def test_a_budget_that_cannot_be_met_is_refused(kind: str, levels: str, expected: str) -> None:
     done = nestify("compress", "digits", "--schedule", kind, "--levels", levels, *UNTRAINED, "--dry-run")
     assert done.code == 2
-    assert told in done.err
+    assert expected in done.err
 
 
-def test_a_budget_and_the_size_that_it_decides_are_one_too_many(tmp_path: Path) -> None:
+def test_a_budget_and_the_size_that_it_decides_are_refused(tmp_path: Path) -> None:
     recipe = tmp_path / "a.toml"
     recipe.write_text(
         'extends = "digits"\n[schedule]\nkind = "channel"\n'

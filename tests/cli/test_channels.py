@@ -1,4 +1,4 @@
-"""`--schedule channel`: narrower levels from end to end."""
+"""`--schedule channel`: narrower levels, end to end."""
 
 import json
 from pathlib import Path
@@ -43,13 +43,13 @@ def test_the_table_has_widths_and_no_sparsities(narrow_file: Path) -> None:
 
 
 def test_the_full_level_is_the_pretrained_model(narrow_file: Path) -> None:
-    """Its channels are in another order, and its logits the same."""
+    """Its channels are in another order, but its logits are the same."""
     original = package.read_report(narrow_file).original["top1"]
     done = nestify("eval", narrow_file, "--data", "embedded/digits", "--max-images", "100", "--json")
     assert done.document["levels"][2]["top1"] == original
 
 
-def test_everything_after_it_works(narrow_file: Path, tmp_path: Path) -> None:
+def test_all_other_commands_work(narrow_file: Path, tmp_path: Path) -> None:
     assert nestify("verify", narrow_file).code == 0
     slim = tmp_path / "slim.safetensors"
     assert nestify("slice", narrow_file, "--level", "1", "-o", slim).code == 0
@@ -91,7 +91,7 @@ def test_the_same_seed_gives_the_same_bytes(narrow_file: Path, tmp_path: Path) -
     assert again.read_bytes() == narrow_file.read_bytes()
 
 
-def test_a_recipe_says_the_same(narrow_file: Path, tmp_path: Path) -> None:
+def test_a_recipe_gives_the_same_levels(narrow_file: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "narrow.toml"
     recipe.write_text(
         'extends = "digits"\n[schedule]\nkind = "channel"\n'
@@ -107,7 +107,7 @@ def test_a_recipe_says_the_same(narrow_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "told"),
+    ("levels", "expected"),
     [
         ("0.5,0.25,1", "level[2].width = 0.25 is not above level[1].width = 0.5"),
         ("0.5,1.5", "level[2].width = 1.5 is not in (0, 1]"),
@@ -116,10 +116,10 @@ def test_a_recipe_says_the_same(narrow_file: Path, tmp_path: Path) -> None:
         ("1:4,2:4,0.5", 'level[1].sparsity = 0.75 needs schedule.kind = "weight" or "combined"'),
     ],
 )
-def test_widths_that_do_not_nest(levels: str, told: str) -> None:
+def test_widths_that_do_not_nest(levels: str, expected: str) -> None:
     done = nestify("compress", "digits", "--schedule", "channel", "--levels", levels)
     assert done.code == 2
-    assert told in done.err
+    assert expected in done.err
 
 
 def test_the_default_widths(tmp_path: Path) -> None:

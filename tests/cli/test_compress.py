@@ -1,4 +1,4 @@
-"""`nestify compress` from its options to its output: what is printed where, and what is written."""
+"""`nestify compress` from its options to its output: what it prints and writes, and where."""
 
 import filecmp
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, 
 PLAN_STEPS = 132  # 6 epochs of 1438 images in batches of 64, the last incomplete one dropped
 
 
-def test_table_on_stdout_progress_on_stderr_log_beside_the_file(tmp_path: Path) -> None:
+def test_table_on_stdout_progress_on_stderr_log_next_to_the_file(tmp_path: Path) -> None:
     done = nestify("compress", "digits", *TWO_STEPS)
     assert done.code == 0
     assert {path.name for path in tmp_path.iterdir()} == {"digits.nested.safetensors", "digits.metrics.jsonl"}
@@ -29,9 +29,13 @@ def test_table_on_stdout_progress_on_stderr_log_beside_the_file(tmp_path: Path) 
     ]
     assert lines[-1] == "Written: digits.nested.safetensors"
 
-    for told in ("images: 200 to train on, 50 to validate on", "2 of nested training", "train epoch 1 (2/2"):
-        assert told in done.err
-        assert told not in done.out
+    for expected in (
+        "images: 200 to train on, 50 to validate on",
+        "2 of nested training",
+        "train epoch 1 (2/2",
+    ):
+        assert expected in done.err
+        assert expected not in done.out
 
     log = tmp_path / "digits.metrics.jsonl"
     [trained] = events(log, "train")
@@ -93,7 +97,7 @@ def test_an_option_beats_the_recipe_and_the_recipe_the_default(tmp_path: Path) -
 
 
 def test_the_seed_decides_every_byte() -> None:
-    """The order of images, augmentation, mixup, the levels of a step, dropout."""
+    """It decides the order of images, augmentation, mixup, the levels of a step, and dropout."""
     chances = ("--levels", "0.9,0.8,0.5,0.3,0", "--epochs", "0.5")
     for setting in ("train.sandwich=3", "augment.mixup=0.2", "model.kwargs.drop_rate=0.3"):
         chances += ("--set", setting)

@@ -1,4 +1,4 @@
-"""What the options of `nestify compress` do to the levels, checked on the file that comes out."""
+"""Effects of the options of `nestify compress`, checked on the file that it writes."""
 
 import json
 from math import ceil
@@ -18,7 +18,7 @@ LOG = Path("out.metrics.jsonl")
 
 
 def compressed(*words: str | Path) -> list[dict[str, Any]]:
-    """The levels of a run that nothing is trained in."""
+    """Return the levels of a run without training."""
     done = nestify("compress", "digits", *UNTRAINED, "-o", OUTPUT, "--json", *words)
     assert done.code == 0, done.err
     levels: list[dict[str, Any]] = done.document["levels"]
@@ -26,7 +26,7 @@ def compressed(*words: str | Path) -> list[dict[str, Any]]:
 
 
 def losses(*words: str | Path) -> list[float]:
-    """Training losses by level of a run of two steps."""
+    """Return the training losses of a run of two steps, by level."""
     done = nestify("compress", "digits", *TWO_STEPS, "-o", OUTPUT, *words)
     assert done.code == 0, done.err
     [trained] = events(LOG, "train")
@@ -46,7 +46,9 @@ def test_n_of_m_levels() -> None:
     assert [level["pattern"] for level in levels] == ["1:4", "2:4", "unstructured"]
     for level, kept in zip(levels, (1, 2, 4), strict=True):
         for layer in level["layers"]:
-            three_channels = layer["name"] == "conv1.0.weight"  # which 4 does not divide: it stays dense
+            three_channels = (
+                layer["name"] == "conv1.0.weight"
+            )  # 4 does not divide them: the layer stays dense
             assert layer["kept"] * 4 == layer["weights"] * (4 if three_channels else kept), layer
     groups = weights(1)["layer1.0.conv1.weight"].unfold(1, 4, 4)  # (out, in / 4, kh, kw, 4)
     assert (groups != 0).sum(-1).max() == 1
@@ -62,7 +64,7 @@ def test_blocks() -> None:
         assert not blocks.all()
 
 
-def test_skipped_layers_stay_whole() -> None:
+def test_skipped_layers_are_not_masked() -> None:
     first, classifier = "conv1.0.weight", "fc.weight"
     assert {first, classifier} <= {layer["name"] for layer in compressed()[0]["layers"]}
     levels = compressed("--skip", "first", "--skip", "classifier")
@@ -73,7 +75,7 @@ def test_skipped_layers_stay_whole() -> None:
     assert torch.equal(core[classifier], pretrained[classifier])
 
 
-def test_scores_share_the_weights_out_in_their_own_ways() -> None:
+def test_scores_distribute_the_weights_differently() -> None:
     shares = {}
     for score in ("lamp", "magnitude", "uniform", "erk"):
         core = compressed("--score", score)[0]
@@ -106,7 +108,7 @@ def test_two_levels_with_names() -> None:
     ]
 
 
-def test_five_levels_of_which_a_step_trains_some() -> None:
+def test_a_step_trains_some_of_five_levels() -> None:
     words = ["--levels", "0.95,0.9,0.8,0.5,0"]
     of_all = losses(*words, "--set", "train.sandwich=5")
     of_two = losses(*words, "--set", "train.sandwich=2")
@@ -149,12 +151,12 @@ def test_batch_norm_private_or_recalibrated() -> None:
 
 
 def test_teachers() -> None:
-    told = {teacher: losses("--teacher", teacher) for teacher in ("original", "self", "both", "none")}
-    assert len({tuple(each) for each in told.values()}) == 4
+    by_teacher = {teacher: losses("--teacher", teacher) for teacher in ("original", "self", "both", "none")}
+    assert len({tuple(each) for each in by_teacher.values()}) == 4
     assert stored_recipe(OUTPUT)["train"]["teacher"] == "none"
-    # another model with the same weights tells the same
+    # another model with the same weights teaches the same
     other = losses("--teacher", "test_resnet", "--set", f"train.teacher_checkpoint={CHECKPOINT}")
-    assert other == told["original"]
+    assert other == by_teacher["original"]
 
 
 def test_averaged_weights() -> None:
@@ -175,8 +177,8 @@ def test_mixup_and_smoothing() -> None:
     assert mixed[-1] > losses()[-1]
 
 
-def test_mixup_of_batches_that_are_no_pairs() -> None:
-    """An odd batch is not mixed, and a plan's trial step takes soft targets too."""
+def test_mixup_of_odd_batches() -> None:
+    """An odd batch is not mixed, and the trial step of a plan accepts soft targets too."""
     mixed = ("--set", "augment.mixup=0.2", "--batch-size", "5", "--max-train", "20", "--max-val", "10")
     assert nestify("compress", "digits", *mixed, "--dry-run").code == 0
     assert nestify("compress", "digits", *mixed, "--epochs", "0.3").code == 0
@@ -192,7 +194,7 @@ def test_a_fresh_classifier() -> None:
 
 
 def test_settings() -> None:
-    """Values as TOML has them, or bare words; a later one beats an earlier one."""
+    """Values are TOML values or bare words; a later setting overrides an earlier one."""
     stored = {
         "train.opt=sgd": "adamw",
         "train.clip_grad = 2": 2.0,

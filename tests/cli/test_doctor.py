@@ -1,4 +1,4 @@
-"""`nestify doctor`: what is here, and what is missing."""
+"""`nestify doctor`: installed and missing packages, and devices."""
 
 from importlib import metadata
 
@@ -24,7 +24,7 @@ def test_a_machine_where_it_works() -> None:
     assert len(document["devices"]) == 1 + torch.cuda.device_count() + torch.backends.mps.is_available()
 
 
-def test_what_is_missing_old_or_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_old_and_broken_packages(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"timm": "0.9", "onnx": None}
 
     def version(name: str) -> str:

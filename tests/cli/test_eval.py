@@ -25,7 +25,7 @@ def test_every_level_by_default(digits_file: Path, digits_folder: Path) -> None:
 
 
 def test_the_full_level_is_as_good_as_the_plain_model(digits_file: Path, digits_folder: Path) -> None:
-    """Counted by hand with timm and Pillow alone; the full level of an untrained file is the plain model."""
+    """The full level of an untrained file is the plain model, evaluated here with timm and Pillow alone."""
     model = timm.create_model("test_resnet", num_classes=10).eval()
     model.load_state_dict(load_file(CHECKPOINT))
     config = resolve_model_data_config(model)
@@ -67,7 +67,7 @@ def test_gate(digits_file: Path, digits_folder: Path) -> None:
     words = ("eval", digits_file, "--data", digits_folder)
     top1 = [level["top1"] for level in nestify(*words, "--json").document["levels"]]
     assert top1[0] < top1[1]
-    gate = f"{(top1[0] + top1[1]) / 2:.2f}"  # which the core level misses and the next one meets
+    gate = f"{(top1[0] + top1[1]) / 2:.2f}"  # the core level misses it, the next level meets it
 
     failed = nestify(*words, "--min-top1", gate)
     assert failed.code == 1

@@ -1,4 +1,4 @@
-"""`nestify export`: files in every format, what is said of them, and what is refused."""
+"""`nestify export`: files in every format, messages, and refusals."""
 
 import json
 import subprocess
@@ -30,12 +30,12 @@ print(loaded, code, file=sys.stderr)
 
 
 def stored_logits(file: Path, level: int) -> np.ndarray:
-    """The logits of the fixed synthetic input that the nested file was written with."""
+    """Return the logits of the fixed synthetic input that are stored in the nested file."""
     return np.array(open_nested_file(file).manifest.levels[level - 1].fingerprint)
 
 
 def loaded_logits(path: Path) -> np.ndarray:
-    """The logits that the stock libraries get from an export for the same input."""
+    """Return the logits that the stock libraries compute from an export for the same input."""
     images = synthetic_input(SHAPE)
     if path.suffix == ".onnx":
         session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -101,7 +101,7 @@ def test_json(digits_file: Path) -> None:
     assert onnx.load("digits.onnx").opset_import[0].version == 19
 
 
-def test_without_an_output_it_lies_beside_the_file(digits_file: Path, tmp_path: Path) -> None:
+def test_the_default_output_is_next_to_the_file(digits_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "models" / "digits.nested.safetensors"
     file.parent.mkdir()
     file.write_bytes(digits_file.read_bytes())

@@ -1,4 +1,4 @@
-"""Flags of compress, made from the recipe's fields; how help and shells show the choices of every command."""
+"""Flags of compress, which come from the recipe's fields, and the choices that help and shells show."""
 
 import re
 from functools import reduce
@@ -16,11 +16,11 @@ from .driver import environment, finish, nestify, spawn
 COMMANDS = ("batch", "bench", "compress", "doctor", "eval", "export", "pick", "report", "slice", "verify")
 
 TEXTS = {"model.checkpoint": "a.pth", "schedule.pattern": "32x1", "device": "cpu"}
-"""Values of fields that do not take any text."""
+"""Valid values of text fields that do not accept every text."""
 
 
 def recipe_from(*words: str) -> Recipe:
-    """The recipe that a command with these flags receives."""
+    """Return the recipe that a command with these flags receives."""
     given: dict[str, object] = {}
 
     @with_recipe_flags
@@ -39,13 +39,13 @@ def value_at(recipe: Recipe, key: str) -> Any:
 
 @pytest.fixture
 def help_of(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Gives the lines of a command's help, with each flag on one line."""
+    """Return the lines of a command's help, with each flag on one line."""
     monkeypatch.setenv("COLUMNS", "300")
     return lambda *words: nestify(*words, "--help").out.splitlines()
 
 
 def flags_in(lines: list[str]) -> list[str]:
-    """The names of all flags in a help, each as often as the help lists it."""
+    """Return the names of all flags in a help text, each as often as it is listed."""
     rows = [found[1] for line in lines if (found := re.match(r"│ (?:\* )? *(-\S+(?: +-\S+)*)", line))]
     return [name for row in rows for name in re.split(r"[ ,]+", row)]
 

@@ -1,4 +1,4 @@
-"""`nestify guide`: every page in a pipe and at a terminal; the recipe reference is what the fields say."""
+"""`nestify guide`: pages in a pipe and at a terminal; the recipe reference is generated from the fields."""
 
 import re
 import subprocess
@@ -40,7 +40,7 @@ def test_a_pipe_gets_the_page_as_it_is(topic: str) -> None:
     done = nestify("guide", topic)
     assert (done.code, done.err) == (0, "")
     assert done.out == (GUIDE / f"{topic}.md").read_text()
-    assert done.out.isascii()  # so that every terminal and pipe can show it
+    assert done.out.isascii()  # every terminal and pipe can show it
 
 
 @pytest.mark.parametrize("topic", ["levels", "recipe-reference"])
@@ -78,7 +78,7 @@ def test_a_reader_may_stop_after_the_first_line() -> None:
             env=environment(),
         )
         assert process.stdout is not None
-        process.stdout.close()  # sooner than `head -1` would
+        process.stdout.close()  # earlier than `head -1` would close it
         assert process.wait() == 0
         assert process.stderr is not None
         assert process.stderr.read() == b""

@@ -1,4 +1,4 @@
-"""`--schedule layer` and combined levels: from a checkpoint to export."""
+"""`--schedule layer` and combined levels, from checkpoint to export."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ KWARGS = {"img_size": 32, "patch_size": 8}
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Words of a command that compresses a transformer of six blocks; random weights."""
+    """Command line that compresses a transformer of six blocks with random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vit") / "vit.safetensors"
     save_file(timm.create_model("test_vit", num_classes=10, **KWARGS).state_dict(), path)
@@ -37,7 +37,7 @@ def test_shallower_levels_are_really_smaller(shallow_file: Path) -> None:
     assert [level["depth"] for level in levels] == [0.5, 0.8, 1.0]
     assert [len(level["skipped"]) for level in levels] == [3, 1, 0]
     assert set(levels[1]["skipped"]) < set(levels[0]["skipped"])
-    block = 4 * 64 * 64 + 2 * 64 * 192 + (192 + 64) + (192 + 64) + 4 * 64  # with biases and norms
+    block = 4 * 64 * 64 + 2 * 64 * 192 + (192 + 64) + (192 + 64) + 4 * 64  # including biases and norms
     parameters = [level["parameters"] for level in levels]
     assert parameters[2] - parameters[1] == block
     assert parameters[1] - parameters[0] == 2 * block
@@ -64,7 +64,7 @@ def test_a_level_is_the_plain_model_without_the_blocks(shallow_file: Path) -> No
             torch.testing.assert_close(package.load(shallow_file, level=number + 1)(images), expected)
 
 
-def test_everything_after_it_works(shallow_file: Path, tmp_path: Path) -> None:
+def test_all_other_commands_work(shallow_file: Path, tmp_path: Path) -> None:
     assert nestify("verify", shallow_file).code == 0
     slim = tmp_path / "slim.safetensors"
     assert nestify("slice", shallow_file, "--level", "1", "-o", slim).code == 0

@@ -1,4 +1,4 @@
-"""Where results cannot go, and what a run that fails leaves behind: what was there before."""
+"""Outputs that cannot be written, and failed runs, which must leave older files unchanged."""
 
 import ctypes
 import os
@@ -21,14 +21,14 @@ def test_no_place_for_the_output(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
     (tmp_path / "folder").mkdir()
     remedy = "; choose a folder that exists and can be written to"
-    for output, told in (
+    for output, expected in (
         ("nowhere/a.safetensors", f"cannot be written (No such file or directory){remedy}"),
         ("file/a.safetensors", f"cannot be written (Not a directory){remedy}"),
         ("folder", "is a folder; give the path of a file in it"),
         ("/dev/null", "is not a regular file; choose another path"),
         ("/proc/a.safetensors", f"cannot be written (No such file or directory){remedy}"),
     ):
-        assert refused(3, *START, output) == f"output = {output} {told}"
+        assert refused(3, *START, output) == f"output = {output} {expected}"
     words = ("compress", "digits", *UNTRAINED, "--finetune-epochs", "1", "--set")
     assert refused(3, *words, "finetune.save=nowhere/a.safetensors").startswith(
         "finetune.save = nowhere/a.safetensors cannot be written"
@@ -57,7 +57,7 @@ def test_report_without_a_place(refused: Refused, digits_file: Path, tmp_path: P
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 256 KiB."""
+    """A file system of 256 KiB, mounted in the test's folder."""
     disk = tmp_path / "disk"
     disk.mkdir()
     libc = ctypes.CDLL(None, use_errno=True)
@@ -95,7 +95,7 @@ def test_a_loss_that_is_not_finite(refused: Refused) -> None:
 
 
 def test_a_last_step_that_diverges(refused: Refused) -> None:
-    """The losses of the two steps are finite, the weights after them are not."""
+    """The losses of both steps are finite, but the weights after them are not."""
     message = refused(4, "compress", "digits", *TWO_STEPS, "--epochs", "0.1", "--lr", "1e30")
     assert "on the validation images is " in message
     assert "; a smaller train.lr may help, with --restart" in message
@@ -131,7 +131,7 @@ def test_fine_tuned_weights_are_a_plain_checkpoint(tmp_path: Path) -> None:
     assert load_file("dense.safetensors").keys() == load_file(CHECKPOINT).keys()
 
 
-# Standard output and standard error that nobody reads
+# Standard output and standard error without a reader
 
 
 def test_a_reader_that_closes_the_pipe(digits_file: Path) -> None:
@@ -167,7 +167,7 @@ def test_a_closed_standard_output(digits_file: Path) -> None:
     )
 
 
-def test_progress_that_nobody_reads_stops_no_work(tmp_path: Path) -> None:
+def test_a_closed_standard_error_does_not_stop_the_work(tmp_path: Path) -> None:
     reader, writer = os.pipe()
     process = spawn("compress", "digits", *UNTRAINED, stderr=writer)
     os.close(writer)

@@ -1,4 +1,4 @@
-"""`nestify pick`: one word for a shell, and why not."""
+"""`nestify pick`: the picked level as one word for a shell, and why no level was picked."""
 
 import shutil
 import subprocess
@@ -41,7 +41,7 @@ def test_in_a_shell(digits_file: Path) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False, env=environment())
     assert done.returncode == 0, done.stderr
     top1 = [level["top1"] for level in nestify("report", digits_file, "--json").document["levels"]]
-    best = 1 + top1.index(max(top1))  # the first of the best
+    best = 1 + top1.index(max(top1))  # the lowest of the best levels
     assert len(bytes_of(Path("slice.safetensors"))) == best
 
 
@@ -109,7 +109,7 @@ def test_a_saved_latency(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "expected"),
     [
         ((), "no limit is given; give one or more of --max-latency, "),
         (("--saved",), "no limit is given"),
@@ -124,18 +124,18 @@ def test_a_saved_latency(file: Path) -> None:
         (("--max-latency", "1s", "--threads", "-1"), "--threads -1 is not from 1 to 1024"),
     ],
 )
-def test_bad_usage(words: tuple[str, ...], told: str, digits_file: Path) -> None:
+def test_bad_usage(words: tuple[str, ...], expected: str, digits_file: Path) -> None:
     done = nestify("pick", digits_file, *words)
     assert (done.code, done.out) == (2, "")
-    assert told in done.message
+    assert expected in done.message
 
 
-def test_all_problems_are_told_at_once(digits_file: Path) -> None:
+def test_all_problems_are_reported_at_once(digits_file: Path) -> None:
     done = nestify("pick", digits_file, "--max-latency", "10", "--max-bytes", "x")
     assert done.code == 2
     assert "--max-latency '10'" in done.err
     assert "--max-bytes 'x'" in done.err
 
 
-def test_without_a_latency_there_is_no_torch(digits_file: Path) -> None:
+def test_without_a_latency_torch_is_not_imported(digits_file: Path) -> None:
     assert loaded_by("pick", str(digits_file), "--max-bytes", "1GB") == "loaded: [] code: 0"

@@ -1,4 +1,4 @@
-"""`nestify report`: forms, files, and terminals of every width."""
+"""`nestify report`: formats, output files, and terminals of any width."""
 
 import re
 from pathlib import Path
@@ -79,8 +79,8 @@ def test_html(digits_file: Path) -> None:
     done = nestify("report", digits_file, "--format", "html")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith("<!DOCTYPE html>\n")
-    for told in ("test_resnet", "level1", "layer1.0.conv1.weight", "train.recalibrate_batches", "<svg"):
-        assert told in done.out
+    for expected in ("test_resnet", "level1", "layer1.0.conv1.weight", "train.recalibrate_batches", "<svg"):
+        assert expected in done.out
 
 
 def test_html_with_gates_and_changes(digits_file: Path) -> None:
@@ -89,21 +89,23 @@ def test_html_with_gates_and_changes(digits_file: Path) -> None:
     done = nestify(
         "report", digits_file, "--format", "html", "--check", "gates.toml", "--compare", digits_file
     )
-    assert done.code == 1  # the page is there all the same
-    for told in ("Gates</h2>", "What changed</h2>"):
-        assert told in done.out
-        assert told not in plain
+    assert done.code == 1  # the page is printed although a gate is missed
+    for expected in ("Gates</h2>", "What changed</h2>"):
+        assert expected in done.out
+        assert expected not in plain
 
 
 def test_html_of_a_stored_report_is_refused(digits_file: Path) -> None:
     nestify("report", digits_file, "--json", "-o", "stored.json")
     done = nestify("report", "stored.json", "--format", "html")
     assert (done.code, done.out) == (2, "")
-    assert done.message.startswith("stored.json: a stored report does not have all that a page shows; give ")
+    assert done.message.startswith(
+        "stored.json: a stored report lacks some of what --format html shows; give "
+    )
 
 
 def test_where_the_bytes_are(digits_file: Path) -> None:
-    """Sizes are those that the stock safetensors library finds."""
+    """Sizes agree with those that the stock safetensors library reads."""
     document = nestify("report", digits_file, "--layers", "--json").document
     with safe_open(digits_file, "np") as file:
         sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}  # noqa: SIM118
@@ -118,7 +120,7 @@ def test_where_the_bytes_are(digits_file: Path) -> None:
     assert document["header_bytes"] + everything == digits_file.stat().st_size
 
 
-def test_json_tells_how_the_file_was_made(digits_file: Path) -> None:
+def test_json_shows_how_the_file_was_made(digits_file: Path) -> None:
     document = nestify("report", digits_file, "--json").document
     manifest = open_nested_file(digits_file).manifest
     assert document["recipe"] == stored_recipe(digits_file)
@@ -142,7 +144,7 @@ def test_it_fits_the_terminal(width: int, digits_file: Path) -> None:
     assert len(rows) >= 1
     for kept in ("MiB", "top-1", "level3"):
         assert kept in text
-    assert ("(left out for want of width: " in text) == (width < 140)
+    assert ("(columns that do not fit: " in text) == (width < 140)
 
 
 def test_at_80_columns(digits_file: Path) -> None:
@@ -150,10 +152,10 @@ def test_at_80_columns(digits_file: Path) -> None:
     assert lines[2].split() == ["dense", "effective", "prefix", "top-1", "top-5"]
     assert lines[3].split() == ["level", "name", "sparsity", "non-zero", "MACs", "MACs", "MiB", "%", "%"]
     assert columns_of(lines[7])[:3] == ["3", "level3", "0.0000"]
-    assert lines[8] == "(left out for want of width: parameters)"
+    assert lines[8] == "(columns that do not fit: parameters)"
 
 
-def test_at_140_columns_it_is_as_on_a_pipe(digits_file: Path) -> None:
+def test_at_140_columns_it_is_as_in_a_pipe(digits_file: Path) -> None:
     assert at_terminal(140, "report", digits_file) == nestify("report", digits_file).out.split("\n")
 
 
@@ -162,10 +164,10 @@ def test_progress_fits_a_narrow_terminal() -> None:
     assert max(map(len, lines)) <= 60
     text = "\n".join(lines)
     assert "…" not in text
-    assert "train ━━━━" in text  # the bar, which goes when the training is over
-    for told in (
+    assert "train ━━━━" in text  # the bar, which is removed when the training is over
+    for expected in (
         "training the levels",
         "train epoch 1 (2/2 steps): loss ",
         "Written: digits.nested.safetensors",
     ):
-        assert told in text
+        assert expected in text

@@ -1,4 +1,4 @@
-"""Runs that are cut off from outside, and the same command given again."""
+"""Interrupted runs, which the same command resumes."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ KEPT = Path("digits.resume.safetensors")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
-def test_a_run_that_is_ended_goes_on_to_the_same_bytes(number: int, code: int) -> None:
+def test_an_interrupted_run_resumes_to_the_same_bytes(number: int, code: int) -> None:
     assert nestify(*COMMAND).code == 0
     whole = OUTPUT.read_bytes()
     OUTPUT.unlink()
@@ -30,7 +30,7 @@ def test_a_run_that_is_ended_goes_on_to_the_same_bytes(number: int, code: int) -
 
 
 def ended_after_an_epoch(number: int) -> Outcome:
-    """The command, ended by a signal to it and all of its workers in its second epoch."""
+    """Run the command and send a signal to it and all of its workers in its second epoch."""
     process = spawn(*COMMAND, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:

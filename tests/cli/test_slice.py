@@ -1,4 +1,4 @@
-"""`nestify slice`: files and servers, new slices and grown ones, and runs that are stopped."""
+"""`nestify slice`: files and servers, new slices and upgraded ones, and interrupted runs."""
 
 import signal
 from collections.abc import Iterator
@@ -24,7 +24,7 @@ def server(digits_file: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve
 
 
 def scores(*words: str | Path) -> list[dict[str, object]]:
-    """What `eval` measures, speed aside."""
+    """Return what `eval` measures, except for speed."""
     levels = nestify("eval", *words, "--data", "embedded/digits", "--max-images", "50", "--json").document[
         "levels"
     ]
@@ -77,7 +77,7 @@ def test_nothing_to_add(digits_file: Path) -> None:
     before = Path("slice").stat()
     done = nestify("slice", digits_file, "--level", "1", "--upgrade", "slice")
     assert done.code == 0
-    assert done.out.startswith("slice: has levels 1 (level1) already, so nothing was written\n")
+    assert done.out.startswith("slice: already has levels 1 (level1), so nothing was written\n")
     assert (Path("slice").stat().st_ino, Path("slice").stat().st_mtime_ns) == (
         before.st_ino,
         before.st_mtime_ns,
@@ -94,7 +94,7 @@ def test_a_truncated_file_is_rescued(digits_file: Path, refused: Refused) -> Non
 
 
 def test_usage(digits_file: Path, refused: Refused) -> None:
-    one = "give one of --output, for a new slice, and --upgrade, for one to be enlarged"
+    one = "give either --output, to write a new slice, or --upgrade, to add levels to an existing one"
     assert refused(2, "slice", digits_file, "--level", "1") == one
     assert refused(2, "slice", digits_file, "--level", "1", "-o", "a", "--upgrade", "b") == one
     assert "no level '9'" in refused(2, "slice", digits_file, "--level", "9", "-o", "a")
@@ -145,7 +145,7 @@ def test_signals_while_a_server_is_slow(
     process = None
 
     def stop(visit: Visit) -> bool:
-        """Sends the signal where the transfer stands still."""
+        """Send the signal while the transfer makes no progress."""
         if visit.number < 3:
             return False
         if moment == "body":
@@ -165,7 +165,7 @@ def test_signals_while_a_server_is_slow(
 
 
 def test_a_bar_at_a_terminal_only(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Here the server makes the transfer last until the bar has been drawn."""
+    """The server delays the transfer until the bar has been drawn."""
     server.behaviour = lambda visit: visit.number == 3 and visit.wait(0.5)
     text = "\n".join(at_terminal(80, "slice", server.url, "--level", "3", "-o", "slice"))
     assert "━━━━" in text

@@ -1,4 +1,4 @@
-"""What must be quick and quiet: help, version, reports."""
+"""Commands that must start fast and print nothing extra: help, version, reports."""
 
 import subprocess
 import sys
@@ -50,7 +50,7 @@ def test_report_imports_no_torch(digits_file: Path) -> None:
     assert loaded_by("report", str(digits_file), "--json") == "loaded: [] code: 0"
 
 
-def test_a_wrong_recipe_is_told_without_torch() -> None:
+def test_a_wrong_recipe_is_reported_without_torch() -> None:
     assert loaded_by("compress", "digits", "--epochs", "-1") == "loaded: [] code: 2"
 
 
@@ -86,8 +86,8 @@ def test_as_a_module() -> None:
     assert "Usage: nestify report" in help_text.out
 
 
-def test_a_clean_run_says_nothing_but_its_progress(digits_file: Path) -> None:
-    """Warnings are errors in this process, so what the other one prints in addition is a warning."""
+def test_a_clean_run_prints_only_its_progress(digits_file: Path) -> None:
+    """Warnings are errors in this process, so the other process would print them in addition."""
     words = ["compress", "digits", *UNTRAINED]
     own = nestify(*words, "-o", "a.safetensors")
     other = finish(spawn(*words, "-o", "a.safetensors"))
@@ -112,6 +112,6 @@ def test_shells_complete(words: str, expected: str) -> None:
     assert (done.code, done.out.strip()) == (0, expected)
 
 
-def test_a_shell_is_told_how_to_complete() -> None:
+def test_the_completion_script_is_printed() -> None:
     request = {"_NESTIFY_COMPLETE": "source_bash"}
     assert "_NESTIFY_COMPLETE=complete_bash" in finish(spawn(env=environment(**request))).out

@@ -1,4 +1,4 @@
-"""Runs that end before their time: signals, bugs, too little memory."""
+"""Runs that end early: signals, bugs, too little memory."""
 
 import re
 import signal
@@ -16,7 +16,7 @@ from tests.cli.driver import UNTRAINED, Outcome, finish, nestify, spawn
 
 
 def stopped(number: int, *words: str) -> Outcome:
-    """A run that a signal ended after its first epoch; none of its processes is left."""
+    """Run compress, end it by a signal after its first epoch, and check that no process is left."""
     endless = ("--epochs", "1000", "--max-train", "64", "--max-val", "10")
     process = spawn("compress", "digits", *endless, *words, start_new_session=True)
     assert process.stderr is not None
@@ -59,16 +59,16 @@ def test_a_signal_where_no_checkpoints_are_written(tmp_path: Path) -> None:
     assert {path.name for path in tmp_path.iterdir()} == {"digits.metrics.jsonl"}
 
 
-def test_a_bug_is_told_with_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bug_is_printed_with_how_to_report_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def break_down(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("nobody thought of this")
+        raise ZeroDivisionError("unforeseen")
 
     monkeypatch.setattr(api, "compress", break_down)
     done = nestify("compress", "digits", *UNTRAINED)
     assert done.code == 70
     assert done.err.splitlines() == [
-        f"nestify: this is a bug in nestify {package.__version__}: ZeroDivisionError: nobody thought of this",
-        "please report it with the command, and what it prints with --traceback",
+        f"nestify: this is a bug in nestify {package.__version__}: ZeroDivisionError: unforeseen",
+        "please report it with the command and what it prints with --traceback",
     ]
 
 
@@ -91,7 +91,7 @@ def test_too_little_memory(ask: Callable[[], object], monkeypatch: pytest.Monkey
     done = nestify("compress", "digits", *UNTRAINED)
     assert done.code == 3
     assert done.message.startswith("out of memory: ")
-    assert done.message.endswith("a smaller --batch-size or --input-size needs less")
+    assert done.message.endswith("use a smaller --batch-size or --input-size")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])

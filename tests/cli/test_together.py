@@ -1,4 +1,4 @@
-"""`eval --consensus` and `--cascade`, and what `compress --consensus` fits for them."""
+"""`eval --consensus` and `--cascade`, and the values that `compress --consensus` fits for them."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.cli.driver import UNTRAINED, nestify
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A nested file with temperatures and a learned consensus; not to be changed."""
+    """A nested file with temperatures and a learned consensus; tests must not change it."""
     path = tmp_path_factory.mktemp("fitted") / "a.nested.safetensors"
     done = nestify("compress", "digits", *UNTRAINED, "--calibrate", "0.3", "-o", path)
     assert done.code == 0, done.err
@@ -70,7 +70,7 @@ def test_cascade(fitted: Path, digits_folder: Path) -> None:
     assert len(two["levels"]) == 2
 
 
-def test_file_without_temperatures_says_that_confidence_is_no_probability(
+def test_without_temperatures_a_note_says_that_confidence_is_not_a_probability(
     digits_file: Path, digits_folder: Path
 ) -> None:
     done = nestify("eval", digits_file, "--data", digits_folder, "--cascade", "0.9")

@@ -15,7 +15,7 @@ def test_quiet(words: list[str]) -> None:
     assert "Written: digits.nested.safetensors" in done.out
 
 
-def test_quiet_tells_warnings_and_errors() -> None:
+def test_quiet_prints_warnings_and_errors() -> None:
     done = nestify("compress", "digits", *TWO_STEPS, "-q")
     assert done.code == 0
     assert all(line.startswith("warning: ") for line in done.err.splitlines())
@@ -28,7 +28,7 @@ def test_quiet_at_a_terminal() -> None:
     assert "Written" in shown
 
 
-def test_verbose_tells_more(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     many = ("--epochs", "1", "--batch-size", "4", "--max-train", "120", *UNTRAINED[4:])
     usual = nestify("compress", "digits", *many)

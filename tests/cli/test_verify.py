@@ -1,4 +1,4 @@
-"""`nestify verify`: what is right, and what is not, level by level."""
+"""`nestify verify`: intact and damaged levels."""
 
 import shutil
 from pathlib import Path
@@ -17,7 +17,7 @@ def copy(digits_file: Path, tmp_path: Path) -> Path:
 
 
 def results(path: Path) -> list[str | None]:
-    """What the command finds, from the core on: None where all is right."""
+    """Return the problem of each level that the command finds, core first; None for an intact level."""
     done = nestify("verify", path, "--json")
     document = done.document
     assert document["schema_version"] == 1
@@ -27,7 +27,7 @@ def results(path: Path) -> list[str | None]:
     return problems
 
 
-def test_a_file_that_is_right(digits_file: Path) -> None:
+def test_an_intact_file(digits_file: Path) -> None:
     done = nestify("verify", digits_file)
     assert done.code == 0
     assert done.err == ""
@@ -44,7 +44,7 @@ def test_a_file_that_is_right(digits_file: Path) -> None:
         assert check.off < 1e-5
 
 
-def test_a_file_of_long_ago() -> None:
+def test_a_file_of_format_1() -> None:
     """A real network, written when format 1 was frozen: its logits are still the stored ones."""
     assert results(Path(__file__).parents[1] / "file" / "golden" / "digits.safetensors") == [
         None,
@@ -53,7 +53,7 @@ def test_a_file_of_long_ago() -> None:
 
 
 def flip_in(level: int, copy: Path, rehash: bool = False) -> None:
-    """Change the last value that enters at a level: its sign."""
+    """Flip the sign of the last value whose entry level is `level`."""
 
     def change(parts: Parts) -> None:
         name = [name for name in parts.header if name.startswith(f"level{level}/values/")][-1]
@@ -65,14 +65,14 @@ def flip_in(level: int, copy: Path, rehash: bool = False) -> None:
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
-def test_damage_stays_with_its_level_and_those_above(copy: Path, level: int) -> None:
+def test_damage_affects_its_level_and_those_above(copy: Path, level: int) -> None:
     flip_in(level, copy)
     found = results(copy)
     assert found[: level - 1] == [None] * (level - 1)
     assert all("do not match their SHA-256" in str(problem) for problem in found[level - 1 :])
 
 
-def test_forged_weights_under_fitting_hashes(copy: Path) -> None:
+def test_changed_weights_with_matching_hashes(copy: Path) -> None:
     def change(parts: Parts) -> None:
         weights = parts.tensor("level1/values/conv1.0.weight")
         weights[3::4] = bytes(byte ^ 0x80 for byte in weights[3::4])
@@ -103,11 +103,12 @@ def test_a_truncated_file(copy: Path) -> None:
     assert "is truncated" in third
     done = nestify("verify", copy)
     assert done.code == 3
-    assert done.message == f"{copy}: not right: level 3 (level3); get an intact copy or write it again"
+    assert done.message.startswith(f"{copy}: levels that failed verification: 3 (level3); ")
+    assert "get an intact copy" in done.message
     assert [row.split()[-1] for row in done.out.splitlines()[4:7]] == ["ok", "ok", "FAILED"]
 
 
-def test_no_nested_file(tmp_path: Path) -> None:
+def test_a_missing_file(tmp_path: Path) -> None:
     done = nestify("verify", tmp_path / "none")
     assert done.code == 3
     assert done.out == ""
@@ -120,9 +121,9 @@ def test_accuracy_and_fingerprints_are_those_of_what_was_stored(tmp_path: Path, 
     done = nestify("compress", "digits", *UNTRAINED, "--dtype", dtype, "-o", path)
     assert done.code == 0, done.err
     assert all(check.off is not None and check.off < 1e-6 for check in package.verify(path).levels)
-    told = [level.top1 for level in package.read_report(path).levels]
+    stored = [level.top1 for level in package.read_report(path).levels]
     again = package.evaluate(path, "embedded/digits", max_images=100, workers=0)
-    assert [result.top1 for result in again.levels] == told
+    assert [result.top1 for result in again.levels] == stored
     manifest = open_nested_file(path).manifest
     assert {p.dtype for p in manifest.parameters} == {"F16" if dtype == "float16" else "BF16"}
     assert manifest.recipe["dtype"] == dtype
@@ -134,7 +135,7 @@ def test_half_the_bytes(digits_file: Path, tmp_path: Path) -> None:
     assert open_nested_file(path).layout.ends[-1] < 0.55 * open_nested_file(digits_file).layout.ends[-1]
 
 
-def test_a_type_that_is_none() -> None:
+def test_an_unknown_dtype() -> None:
     done = nestify("compress", "digits", "--dtype", "float8")
     assert done.code == 2
     assert "dtype" in done.message

@@ -1,4 +1,4 @@
-"""More worker processes than processors: nestify says so itself, once, and torch does not say it again."""
+"""More worker processes than processors: nestify warns, and torch does not repeat the warning."""
 
 import os
 from pathlib import Path
@@ -16,7 +16,7 @@ def on_one_processor() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that binds processes")
 @pytest.mark.parametrize("command", ["compress", "eval"])
-def test_it_is_said_once(command: str, digits_file: Path, digits_folder: Path) -> None:
+def test_only_nestify_warns(command: str, digits_file: Path, digits_folder: Path) -> None:
     words = {
         "compress": ("compress", "digits", *UNTRAINED),
         "eval": ("eval", digits_file, "--data", digits_folder),
@@ -29,6 +29,6 @@ def test_it_is_said_once(command: str, digits_file: Path, digits_folder: Path) -
     assert "DataLoader" not in done.err
 
 
-def test_nothing_is_said_of_as_many_as_processors(digits_file: Path, digits_folder: Path) -> None:
+def test_no_warning_for_as_many_workers_as_processors(digits_file: Path, digits_folder: Path) -> None:
     done = nestify("eval", digits_file, "--data", digits_folder, "--workers", "1")
     assert (done.code, done.err) == (0, "")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from nestify.errors import BadFileError, RecipeError
 from nestify.evaluation.gates import State, check_gates
 from nestify.recipe.gates import Gates, LevelGates
-from nestify.report.evaluation import gates_table, in_words
+from nestify.report.evaluation import gates_table, missed_gates
 from tests.report.report_builders import report
 
 TOP1 = st.integers(0, 100).map(float)
@@ -98,7 +98,7 @@ def test_the_table_names_limit_and_value() -> None:
         ("70.00 %", "not known", "MISSED"),
         ("4,000,000", "4,000,000", "ok"),
     ]
-    assert in_words(results) == (
+    assert missed_gates(results) == (
         "min_top1 of level 1 (level1), max_bytes of level 1 (level1), min_top1 of level 2 (level2)"
     )
     assert asdict(results[0])["state"] == "missed"

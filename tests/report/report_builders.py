@@ -1,4 +1,4 @@
-"""Reports by hand."""
+"""Builders of small reports."""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +35,7 @@ def layer(name: str, kept: int, weights: int = 100) -> LayerEntry:
 
 
 def report(*levels: dict[str, Any], path: str = "a.nested.safetensors") -> Report:
-    """A report of levels that differ from a usual one in what is given."""
+    """Build a report of levels that are copies of `LEVEL` with the given changes."""
     made = [
         replace(LEVEL, **{"level": number, "name": f"level{number}", **changes})
         for number, changes in enumerate(levels, start=1)

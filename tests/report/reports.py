@@ -1,4 +1,4 @@
-"""Reports of files that nobody made, to draw."""
+"""Made-up reports for tests of tables, charts and pages."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,13 +9,13 @@ from nestify.file.summary import ChunkBytes, ClassSet, LevelReport, Report
 from tests.report import report_builders
 
 HOSTILE = "</td><script>alert(1)</script><img src=http://x.test/ onerror='x'>\"]]>-->\u202eevil\x00\x1b[31m\n"
-"""What a file may say where it likes: markup, ends of attributes, a turned direction, controls."""
+"""Hostile text for fields that may hold any text: markup, ends of attributes, bidi and control characters."""
 PRINTABLE = "</td></title><script>alert(1)</script><a href='http://x.test/' b=\"]]>--> &amp; {{ 7 * 7 }}"
-"""The same as far as names of levels and layers may have it: the reader refuses the rest."""
+"""Hostile text that the reader accepts in names of levels and layers."""
 
 
 def level(k: int, n: int, names: Sequence[str] = ("conv.weight",), **changes: Any) -> LevelReport:
-    """Level k of n: sparse, evaluated, each layer with k parts of n of its weights."""
+    """Build level k of n: sparse and evaluated, each layer with k / n of its weights."""
     facts: dict[str, Any] = {
         "level": k,
         "name": f"level{k}",
@@ -37,7 +37,7 @@ def level(k: int, n: int, names: Sequence[str] = ("conv.weight",), **changes: An
 
 
 def report(*levels: LevelReport, **changes: Any) -> Report:
-    """A report of levels; of two where none is given."""
+    """Build a report of the given levels, or of two levels if none are given."""
     levels = levels or (level(1, 2), level(2, 2))
     facts: dict[str, Any] = {
         "path": "folder/net.nested.safetensors",
@@ -55,7 +55,7 @@ def report(*levels: LevelReport, **changes: Any) -> Report:
 
 
 def with_classes() -> Report:
-    """Level 1 tells two coarser classes; levels answer together."""
+    """Build a report whose level 1 predicts two coarser classes, with temperatures and consensus weights."""
     first = level(1, 2, classes=2, class_set="kind", temperature=1.5, consensus=[1.0])
     return report(
         first,
@@ -66,7 +66,7 @@ def with_classes() -> Report:
 
 
 def hostile() -> Report:
-    """Every text of the file is an attempt."""
+    """Build a report in which every text is hostile."""
     names = [f"{PRINTABLE}{index}" for index in range(3)]
     texts: dict[str, Any] = {"class_set": PRINTABLE, "pattern": "2:4", "classes": 2}
     levels = [level(k, 2, names, name=f"{PRINTABLE}{k}", consensus=[0.5] * k, **texts) for k in (1, 2)]
@@ -85,7 +85,7 @@ def hostile() -> Report:
 
 
 def large(n: int = 12, layers: int = 400) -> Report:
-    """Many levels with the same dense MACs, many layers of long names."""
+    """Build a report of many levels with the same dense MACs, and many layers with long names."""
     names = [
         f"stages.{index // 9}.blocks.{index}.attention.projection_{index}.weight" for index in range(layers)
     ]

@@ -1,4 +1,4 @@
-"""Tables and notes of latencies, from measurements that are made up."""
+"""Tables and notes of latencies, from made-up measurements."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ GPU = CPU.model_copy(update={"device": "cuda", "device_name": "A GPU"})
 
 
 def report(*shares: tuple[float, float]) -> Report:
-    """Levels of these sparsities and widths."""
+    """Build a report of levels with these sparsities and widths."""
     levels = [
         LevelReport(
             level=k,
@@ -41,7 +41,7 @@ def report(*shares: tuple[float, float]) -> Report:
 
 
 def measurement(*ratios: tuple[float, float, float], machine: Machine = CPU, **changes: Any) -> Measurement:
-    """Levels of these ratios: median and quartiles; the full level takes 20 ms."""
+    """Build a measurement from each level's ratio and its quartiles; the full level takes 20 ms."""
     levels = [
         LevelLatency(
             level=k,
@@ -101,7 +101,7 @@ def test_a_table_per_machine() -> None:
     assert columns["threads"] == ["1", "1", "2", "2"]
 
 
-def test_masked_levels_are_told_and_are_no_noise() -> None:
+def test_masked_levels_have_their_own_note_and_are_not_noise() -> None:
     masked = report((0.9, 1.0), (0.5, 0.5), (0.0, 1.0))
     made = [measurement((1.0, 0.9, 1.1), (0.5, 0.4, 0.6), FULL)]
     [note] = masked_notes(masked, made)
@@ -112,7 +112,7 @@ def test_masked_levels_are_told_and_are_no_noise() -> None:
     assert masked_notes(NARROW, [measurement((0.5, 0.4, 0.6), FULL)]) == []
 
 
-def test_a_ratio_within_the_noise_is_told() -> None:
+def test_a_ratio_within_the_noise_is_noted() -> None:
     made = [
         measurement((0.9, 0.8, 1.0), FULL, batch_size=1),
         measurement((0.9, 0.8, 0.999), FULL, batch_size=2),
@@ -121,7 +121,7 @@ def test_a_ratio_within_the_noise_is_told() -> None:
     ]
     notes = noise_notes(NARROW, made)
     assert notes[1:] == [
-        "Too noisy to tell from the full level: size-1 (batch 1), size-1 (batch 4); the middle half of the "
-        "ratios covers 1."
+        "Within the noise of the full level: size-1 (batch 1), size-1 (batch 4); the middle half of the "
+        "ratios includes 1."
     ]
     assert noise_notes(NARROW, []) == []

@@ -1,4 +1,4 @@
-"""The page in a real browser: quiet, alone, as wide as a phone, light and dark, on paper."""
+"""The page in a real browser: no console messages, no requests, phone width, light and dark, on paper."""
 
 import html
 import json
@@ -38,7 +38,7 @@ document.getElementById("widths").textContent = JSON.stringify(widths);
 
 
 def browse(folder: Path, address: str, *options: str) -> tuple[str, str]:
-    """Open an address without a window: what is on standard output, and on standard error."""
+    """Open an address without a window; return standard output and standard error."""
     assert CHROMIUM is not None
     command = [CHROMIUM, "--headless=new", "--disable-gpu", "--no-sandbox", "--no-first-run"]
     command += ["--disable-background-networking", "--disable-component-update", "--no-proxy-server"]
@@ -49,7 +49,7 @@ def browse(folder: Path, address: str, *options: str) -> tuple[str, str]:
 
 @contextmanager
 def served(page: str) -> Iterator[tuple[int, list[str]]]:
-    """A server of one page: its port, and what it is asked for."""
+    """Serve one page; yields the port and the list of requested addresses."""
     asked = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -61,7 +61,7 @@ def served(page: str) -> Iterator[tuple[int, list[str]]]:
             self.wfile.write(page.encode())
 
         def log_message(self, *_: object) -> None:
-            """Nothing: the tests read what was asked for."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = Thread(target=server.serve_forever)
@@ -74,29 +74,29 @@ def served(page: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def seen(folder: Path, page: str) -> tuple[list[str], list[str]]:
-    """Lines of the console, and the addresses that were asked for, of any server below `.test`."""
+    """Return the lines of the console, and the requested addresses of servers below `.test`."""
     with served(page) as (port, asked):
-        _, told = browse(
+        _, log = browse(
             folder,
             "http://report.test/page",
             *("--enable-logging=stderr", "--v=0", "--dump-dom"),
             f"--host-resolver-rules=MAP *.test 127.0.0.1:{port}",
         )
-    return [line for line in told.splitlines() if "CONSOLE" in line], asked
+    return [line for line in log.splitlines() if "CONSOLE" in line], asked
 
 
 @pytest.mark.parametrize("name", PAGES)
-def test_it_is_quiet_and_alone(name: str, tmp_path: Path) -> None:
+def test_no_console_messages_and_no_requests(name: str, tmp_path: Path) -> None:
     assert seen(tmp_path, PAGES[name]) == ([], ["report.test/page"])
 
 
-def test_a_page_that_is_not_would_be_noticed(tmp_path: Path) -> None:
+def test_scripts_and_requests_would_be_noticed(tmp_path: Path) -> None:
     markup = "</h1><script>alert(1)</script><img src='http://x.test/image'>"
-    spoilt = PAGES["classes"].replace("</h1>", markup)
-    console, asked = seen(tmp_path, spoilt)
-    assert len(console) == 2  # the policy holds off both
+    changed = PAGES["classes"].replace("</h1>", markup)
+    console, asked = seen(tmp_path, changed)
+    assert len(console) == 2  # the policy blocks both
     assert asked == ["report.test/page"]
-    without = re.sub(r"<meta http-equiv[^>]*>", "", spoilt).replace("<script>alert(1)</script>", "")
+    without = re.sub(r"<meta http-equiv[^>]*>", "", changed).replace("<script>alert(1)</script>", "")
     assert "x.test/image" in seen(tmp_path, without)[1]
 
 
@@ -140,4 +140,4 @@ def test_on_paper(tmp_path: Path) -> None:
         [(width, height)] = set(re.findall(rb"/MediaBox \[0 0 ([\d.]+) ([\d.]+)\]", content))
         assert (float(width), float(height)) == pytest.approx((595.3, 841.9), abs=1)  # A4, in points
     assert 1 <= pages["classes"] <= 4
-    assert pages["large"] > 5  # all of the 400 layers, not what a window shows of them
+    assert pages["large"] > 5  # all of the 400 layers, not only those that a window shows

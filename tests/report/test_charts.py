@@ -1,4 +1,4 @@
-"""Charts as numbers: round ticks, points in the frame, names that touch nothing."""
+"""Charts: round ticks, points inside the frame, labels that overlap nothing."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -25,7 +25,7 @@ from nestify.report.html.charts import (
     percent_ticks,
     round_ticks,
 )
-from nestify.report.html.labels import LINE, Box, place_labels, shortened
+from nestify.report.html.labels import LINE, Box, place_labels, shorten
 from tests.report.reports import level, report
 
 PERCENT = st.integers(0, 10_000).map(lambda hundredths: hundredths / 100)
@@ -84,7 +84,7 @@ def test_a_scale_is_linear() -> None:
     assert [scale(value) for value in (10, 15, 30)] == [100, 75, 0]
 
 
-# Names
+# Labels
 
 
 def test_boxes() -> None:
@@ -92,11 +92,11 @@ def test_boxes() -> None:
     assert box.overlaps(Box(9, 9, 11, 11))
     assert not box.overlaps(Box(10, 0, 20, 10))
     assert not box.overlaps(Box(0, 10, 10, 20))
-    assert box.holds(Box(0, 0, 10, 10))
-    assert not box.holds(Box(0, 0, 10, 10.1))
+    assert box.contains(Box(0, 0, 10, 10))
+    assert not box.contains(Box(0, 0, 10, 10.1))
 
 
-def test_a_name_stands_beside_its_point() -> None:
+def test_a_label_is_next_to_its_point() -> None:
     room = Box(0, 0, 200, 100)
     [label] = place_labels(["tiny"], [(50, 50)], [Box(44, 44, 56, 56)], [], room)
     assert label is not None
@@ -105,13 +105,13 @@ def test_a_name_stands_beside_its_point() -> None:
     assert (label.box.top + label.box.bottom) / 2 == pytest.approx(50)
 
 
-def test_a_name_at_the_right_edge_stands_on_the_left() -> None:
+def test_a_label_at_the_right_edge_is_on_the_left() -> None:
     [label] = place_labels(["tiny"], [(195, 50)], [Box(189, 44, 201, 56)], [], Box(0, 0, 200, 100))
     assert label is not None
     assert label.box.right < 195
 
 
-def test_a_name_keeps_off_lines_where_it_can() -> None:
+def test_a_label_avoids_lines_if_it_can() -> None:
     line = Box(0, 49, 200, 51)
     [label] = place_labels(["tiny"], [(50, 50)], [Box(44, 44, 56, 56)], [line], Box(0, 0, 200, 100))
     assert label is not None
@@ -121,14 +121,14 @@ def test_a_name_keeps_off_lines_where_it_can() -> None:
     assert label is not None
 
 
-def test_a_name_without_a_place() -> None:
+def test_a_name_without_room_has_no_label() -> None:
     assert place_labels(["tiny"], [(5, 5)], [], [], Box(0, 0, 10, 10)) == [None]
 
 
-def test_long_names_lose_their_middle() -> None:
-    assert shortened("sixteen letters.") == "sixteen letters."
-    assert shortened("seventeen letters") == "seventee…letters"
-    assert shortened("小" * 9) == "小小小小… 小小小"  # two columns each, and half a letter is a space
+def test_long_names_are_shortened_in_the_middle() -> None:
+    assert shorten("sixteen letters.") == "sixteen letters."
+    assert shorten("seventeen letters") == "seventee…letters"
+    assert shorten("小" * 9) == "小小小小… 小小小"  # two columns each; half of one becomes a space
 
 
 @given(
@@ -139,13 +139,13 @@ def test_long_names_lose_their_middle() -> None:
     )
 )
 @settings(max_examples=50)
-def test_names_touch_nothing(items: list[tuple[str, float, float]]) -> None:
+def test_labels_overlap_nothing(items: list[tuple[str, float, float]]) -> None:
     room = Box(0, 0, 300, 200)
     taken = [Box(x - REACH, y - REACH, x + REACH, y + REACH) for _, x, y in items]
     placed = place_labels([name for name, _, _ in items], [(x, y) for _, x, y in items], taken, [], room)
     labels = [label for label in placed if label is not None]
     for index, label in enumerate(labels):
-        assert room.holds(label.box)
+        assert room.contains(label.box)
         assert label.box.bottom - label.box.top == pytest.approx(LINE)
         assert not any(label.box.overlaps(box) for box in taken)
         for other in labels[:index]:
@@ -157,8 +157,8 @@ def test_names_touch_nothing(items: list[tuple[str, float, float]]) -> None:
 # Charts
 
 
-def charts(of: Report) -> list[Chart]:
-    made = [macs_chart(of), bytes_chart(of)]
+def charts(source: Report) -> list[Chart]:
+    made = [macs_chart(source), bytes_chart(source)]
     return [chart for chart in made if chart is not None]
 
 
@@ -177,7 +177,7 @@ def charts(of: Report) -> list[Chart]:
     PERCENT | st.none(),
 )
 @settings(max_examples=40, deadline=None)
-def test_points_lie_in_the_frame(
+def test_points_are_inside_the_frame(
     rows: list[tuple[int, int, int, float, float | None]], original: float | None
 ) -> None:
     levels = [
@@ -195,24 +195,24 @@ def test_points_lie_in_the_frame(
     made = report(*levels, original={} if original is None else {"top1": original})
     for chart in charts(made):
         for mark in chart.marks:
-            assert FRAME.holds(Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH))
+            assert FRAME.contains(Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH))
         for label in chart.labels:
-            assert FRAME.holds(label.box)
+            assert FRAME.contains(label.box)
         assert len(chart.labels) + chart.unlabelled == len(rows)
         if original is not None:
             assert chart.original is not None
             assert FRAME.top < chart.original < FRAME.bottom
-    assert Box(0, 0, WIDTH, HEIGHT).holds(FRAME)
+    assert Box(0, 0, WIDTH, HEIGHT).contains(FRAME)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5])
-def test_few_levels_have_their_names(n: int) -> None:
+def test_few_levels_are_labelled_with_names(n: int) -> None:
     for chart in charts(report(*(level(k, n) for k in range(1, n + 1)))):
         assert [label.text for label in chart.labels] == [f"level{k}" for k in range(1, n + 1)]
         assert not chart.numbered
 
 
-def test_twelve_long_names_give_way_to_numbers() -> None:
+def test_twelve_long_names_are_replaced_by_numbers() -> None:
     levels = [level(k, 12, name=f"a-long-level-name-{k}") for k in range(1, 13)]
     for chart in charts(report(*levels)):
         assert chart.numbered
@@ -247,6 +247,6 @@ def test_what_was_not_measured_is_left_out() -> None:
     assert bytes_chart(report(replace(first, dense_macs=None))) is not None
 
 
-def test_an_accuracy_that_cannot_be_is_not_drawn() -> None:
+def test_an_impossible_accuracy_is_not_drawn() -> None:
     for chart in charts(report(original={"top1": 1e300})):
         assert chart.original is None

@@ -1,4 +1,4 @@
-"""Comparisons against changes worked out by hand."""
+"""Comparisons, checked against changes that were worked out by hand."""
 
 from dataclasses import replace
 
@@ -24,7 +24,7 @@ def test_changes_of_levels() -> None:
     assert columns["top-1 %"] == ["52.50", "70.00"]
     assert columns["top-1 change"] == ["+2.50", "="]
     assert columns["prefix MiB change"] == ["-10.00 %", "="]
-    assert "sparsity" not in columns  # nothing to tell: all the same
+    assert "sparsity" not in columns  # left out: all are equal
     document = comparison.to_dict()
     assert document["levels"][0]["top1"] == {"here": 52.5, "there": 50.0, "change": 2.5}
 
@@ -43,7 +43,7 @@ def test_changes_of_layers() -> None:
     assert "1 of 2 weights differ" in comparison_notes(comparison)[-1]
 
 
-def test_a_file_beside_itself_has_no_change() -> None:
+def test_a_file_compared_with_itself_has_no_changes() -> None:
     comparison = compare(NEW, NEW)
     assert not comparison.layers
     [table] = comparison_tables(comparison, layers=True)
@@ -51,23 +51,23 @@ def test_a_file_beside_itself_has_no_change() -> None:
     assert set(changes) == {"="}
 
 
-def test_levels_that_one_of_them_has() -> None:
+def test_levels_that_only_one_file_has() -> None:
     more = report({}, {"name": "extra", "images": 5}, path="more")
     comparison = compare(more, OLD)
     assert [pair.name for pair in comparison.levels] == ["level1", "extra", "level2"]
     notes = comparison_notes(comparison)
-    assert "Level extra is in more alone." in notes
-    assert "Level level2 is in old alone." in notes
+    assert "Only more has level extra." in notes
+    assert "Only old has level level2." in notes
     row = [column.cells[2] for column in comparison_tables(comparison)[0].columns]
     assert set(row[1:]) == {"-"}
 
 
-def test_what_does_not_compare_is_told() -> None:
+def test_what_is_not_comparable_is_noted() -> None:
     other = report({"class_set": "kind", "classes": 3}, {"images": 50, "layers": []}, path="other")
     notes = comparison_notes(compare(other, OLD), layers=True)
-    assert any("tells other classes" in note for note in notes)
+    assert any("predicts different classes" in note for note in notes)
     assert "level2: validated on 100 images there and on 50 here." in notes
-    assert any(note.startswith("Layers do not compare") for note in notes)
+    assert any(note.startswith("Layers are not compared") for note in notes)
 
 
 def test_options_that_differ() -> None:
@@ -83,4 +83,4 @@ def test_options_that_differ() -> None:
     _, table = comparison_tables(comparison)
     rows = list(zip(*(column.cells for column in table.columns), strict=True))
     assert rows == [("train.lr", "0.1", "0.3"), ("level[2].name", "-", "a\\x1b[31m")]
-    assert not compare(NEW, old).options  # a report without its recipe
+    assert not compare(NEW, old).options  # the old report has no recipe

@@ -1,4 +1,4 @@
-"""The page: well-formed, whole, alone, and nothing that a file says becomes markup."""
+"""The page: well-formed, complete, self-contained, and no text of a file becomes markup."""
 
 import json
 import re
@@ -29,7 +29,7 @@ REPORTS = [reports.report, reports.with_classes, reports.hostile, reports.large]
 
 
 class Page(HTMLParser):
-    """What a page consists of; fails where elements do not nest."""
+    """The elements and texts of a page; fails if elements do not nest."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -56,8 +56,8 @@ class Page(HTMLParser):
         if data.strip():
             self.texts.append((self.open[-1], data.strip()))
 
-    def of(self, tag: str) -> list[str]:
-        """Texts directly in elements of a kind."""
+    def texts_in(self, tag: str) -> list[str]:
+        """Return the texts directly in elements of a kind."""
         return [text for inside, text in self.texts if inside == tag]
 
     def attributes(self, tag: str) -> list[dict[str, str | None]]:
@@ -77,7 +77,7 @@ def test_it_needs_nothing_else(made: Report) -> None:
         assert not {"src", "srcset", "onerror", "onload", "onclick", "action"} & attributes.keys()
         for name in ("href", "xlink:href"):
             assert str(attributes.get(name, "#")).startswith(("#", "data:,"))
-    [style] = page.of("style")
+    [style] = page.texts_in("style")
     assert not re.search(r"url\(|@import|http", style)
     [policy] = [tag["content"] for tag in page.attributes("meta") if "http-equiv" in tag]
     assert policy == "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
@@ -85,21 +85,21 @@ def test_it_needs_nothing_else(made: Report) -> None:
 
 def test_it_names_every_level_and_layer(made: Report) -> None:
     page = Page(html_page(made))
-    cells = {*page.of("th"), *page.of("td")}
+    cells = {*page.texts_in("th"), *page.texts_in("td")}
     assert {level.name for level in made.levels} <= cells
     titles = {attributes.get("title") for attributes in page.attributes("th")}
     assert {layer.name for layer in made.levels[0].layers} <= titles
 
 
-def test_its_table_is_the_terminals() -> None:
+def test_its_table_is_the_same_as_at_a_terminal() -> None:
     report = reports.with_classes()
     page = Page(html_page(report))
     sheet = report_table(report)
     titles = [column.title for column in sheet.columns]
-    assert page.of("th")[: len(titles)] == titles
+    assert page.texts_in("th")[: len(titles)] == titles
     cells = [column.cells[1] for column in sheet.columns[1:]]
-    assert cells == page.of("td")[len(cells) : 2 * len(cells)]
-    assert set(report_notes(report)) <= set(page.of("p"))
+    assert cells == page.texts_in("td")[len(cells) : 2 * len(cells)]
+    assert set(report_notes(report)) <= set(page.texts_in("p"))
 
 
 def test_it_is_accessible(made: Report) -> None:
@@ -123,46 +123,46 @@ def test_nothing_becomes_markup() -> None:
     page = Page(text)
     assert text.isascii()
     assert not re.search(r"[\x00-\x09\x0b-\x1f]|&#8238;|&#x202e;", text)
-    assert "49" not in page.of("td")  # {{ 7 * 7 }} is no template either
+    assert "49" not in page.texts_in("td")  # {{ 7 * 7 }} is not rendered as a template
     shown = reports.HOSTILE.replace("\u202e", "\\u202e").replace("\x00", "\\x00")
     shown = shown.replace("\x1b", "\\x1b").replace("\n", "\\x0a")
-    assert page.of("h1") == [shown]
-    assert page.of("dt").count(shown) == 2  # a coarse class, an option of the recipe
-    assert page.of("dd").count(shown) == 3  # the schedule, the option's value, the hash
+    assert page.texts_in("h1") == [shown]
+    assert page.texts_in("dt").count(shown) == 2  # a coarse class, an option of the recipe
+    assert page.texts_in("dd").count(shown) == 3  # the schedule, the option's value, the hash
 
 
-def test_a_file_that_tries(tmp_path: Path) -> None:
-    """Through the file: what its reader lets pass, at the depth that it lets pass."""
+def test_a_hostile_file(tmp_path: Path) -> None:
+    """Hostile texts that the reader accepts, in a recipe that is nested as deeply as it accepts."""
     nest: Any = reports.HOSTILE
     for _ in range(240):
         nest = [nest]
-    told = description(3, recipe={reports.HOSTILE: reports.HOSTILE, "deep": {"nest": nest}})
+    content = description(3, recipe={reports.HOSTILE: reports.HOSTILE, "deep": {"nest": nest}})
     levels = [
-        level.model_copy(update={"name": f"{reports.PRINTABLE}{k}"}) for k, level in enumerate(told.levels)
+        level.model_copy(update={"name": f"{reports.PRINTABLE}{k}"}) for k, level in enumerate(content.levels)
     ]
-    model = told.model.model_copy(update={"class_names": [reports.HOSTILE, "</script>"]})
+    model = content.model.model_copy(update={"class_names": [reports.HOSTILE, "</script>"]})
     path = tmp_path / "small.safetensors"
-    write_nested_file(path, small_state(), told.model_copy(update={"levels": levels, "model": model}))
+    write_nested_file(path, small_state(), content.model_copy(update={"levels": levels, "model": model}))
     report = read_report(path)
     json.dumps(report.to_dict(layers=True), indent=2)
     page = Page(html_page(report))
     assert {tag for tag, _ in page.tags} <= TAGS
-    assert f"{reports.PRINTABLE}2" in page.of("td")
+    assert f"{reports.PRINTABLE}2" in page.texts_in("td")
 
 
 def test_sections() -> None:
     sheet = Sheet([Column("gate", [reports.PRINTABLE], is_text=True)], title=reports.HOSTILE)
     sections = [PageSection("gates", "Gates", [sheet], ["A <note>."]), PageSection("latency", "Latency")]
     page = Page(html_page(reports.report(), sections))
-    assert "Gates" in page.of("h2")
-    assert "Gates" in page.of("a")
-    assert "Latency" not in page.of("h2")
-    assert "A <note>." in page.of("p")
-    assert reports.PRINTABLE in page.of("th")
+    assert "Gates" in page.texts_in("h2")
+    assert "Gates" in page.texts_in("a")
+    assert "Latency" not in page.texts_in("h2")
+    assert "A <note>." in page.texts_in("p")
+    assert reports.PRINTABLE in page.texts_in("th")
     assert {tag for tag, _ in page.tags} <= TAGS
 
 
-def test_options_are_those_of_set() -> None:
+def test_options_are_written_as_set_takes_them() -> None:
     recipe: dict[str, Any] = {
         "a": {"b": 0.5, "c": "x"},
         "level": [{"width": None}, {}],
@@ -180,29 +180,31 @@ def test_options_are_those_of_set() -> None:
     assert list(settings({})) == []
 
 
-def test_classes_and_levels_together() -> None:
+def test_classes_and_calibration() -> None:
     page = Page(html_page(reports.with_classes()))
-    assert page.of("summary")[0] == "kind: 2 classes, told by level1"
+    assert page.texts_in("summary")[0] == "kind: 2 classes, predicted by level1"
     assert ("dt", "tree") in page.texts
     assert ("dd", "maple, oak") in page.texts
     assert ("dd", "trout, carp") in page.texts
-    assert "Levels together" in page.of("h2")
-    cells = page.of("td")
+    assert "Calibration" in page.texts_in("h2")
+    cells = page.texts_in("td")
     assert cells[cells.index("1.500") :][:6] == ["1.500", "1.000", "-", "0.500", "0.250", "0.750"]
-    assert "Levels together" not in Page(html_page(reports.report())).of("h2")
+    assert "Calibration" not in Page(html_page(reports.report())).texts_in("h2")
 
 
 def test_levels_that_were_not_evaluated() -> None:
     blind = [reports.level(k, 2, top1=None, top1_before=None) for k in (1, 2)]
     page = Page(html_page(reports.report(*blind, original={})))
-    assert "No level was evaluated." in page.of("p")
+    assert "No level was evaluated." in page.texts_in("p")
     assert not [tag for tag in page.attributes("svg") if tag.get("role") == "img"]
     page = Page(html_page(reports.report(blind[0], reports.level(2, 2))))
-    assert "Not evaluated: level1." in page.of("p")
+    assert "Not evaluated: level1." in page.texts_in("p")
     without = [reports.level(k, 2, dense_macs=None, effective_macs=None) for k in (1, 2)]
     page = Page(html_page(reports.report(*without)))
     assert len([tag for tag in page.attributes("svg") if tag.get("role") == "img"]) == 1
-    assert any(text.startswith("The MACs of the evaluated levels are not known") for text in page.of("p"))
+    assert any(
+        text.startswith("The MACs of the evaluated levels are not known") for text in page.texts_in("p")
+    )
 
 
 def test_densities() -> None:
@@ -210,14 +212,14 @@ def test_densities() -> None:
     styles = [tag["style"] for tag in page.attributes("td") if "style" in tag]
     assert styles == ["--density:50.0%", "--density:100.0%"]
     none = reports.report(*(reports.level(k, 2, names=()) for k in (1, 2)))
-    assert "The file lists no layers." in Page(html_page(none)).of("p")
+    assert "The file lists no layers." in Page(html_page(none)).texts_in("p")
 
 
 # Colours
 
 
 def themes() -> list[dict[str, tuple[float, ...]]]:
-    """The style's colours by name, light and dark, as red, green and blue in [0, 1]."""
+    """Return the colours of the light and the dark style by name, as red, green and blue in [0, 1]."""
     style = files("nestify.report.html").joinpath("templates", "style.css").read_text()
     blocks = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
     colours = [
@@ -233,7 +235,7 @@ def themes() -> list[dict[str, tuple[float, ...]]]:
 
 
 def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
-    """WCAG 2's contrast ratio."""
+    """Return the contrast ratio as WCAG 2 defines it."""
 
     def luminance(colour: tuple[float, ...]) -> float:
         red, green, blue = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
@@ -247,7 +249,7 @@ def contrast(one: tuple[float, ...], other: tuple[float, ...]) -> float:
 def test_contrast(theme: dict[str, tuple[float, ...]]) -> None:
     for text in ("ink", "muted", "link"):
         assert contrast(theme[text], theme["paper"]) >= 4.5
-    for percent in range(0, 101, 5):  # what color-mix in srgb makes of the two
+    for percent in range(0, 101, 5):  # as color-mix in srgb mixes the two
         pairs = zip(theme["heat"], theme["paper"], strict=True)
         cell = tuple((percent * heat + (100 - percent) * paper) / 100 for heat, paper in pairs)
         assert contrast(theme["ink"], cell) >= 4.5

@@ -1,4 +1,4 @@
-"""Tables that fit their place: what gives way first, and that nothing is cut."""
+"""Tables that fit their width: which columns are left out first, and that no text is cut."""
 
 import io
 
@@ -17,9 +17,9 @@ SHEET = Sheet(
 )
 
 
-def shown(sheet: Sheet, width: int | None) -> tuple[list[str], list[str]]:
-    """The table's lines at a width, and what was left out."""
-    table, left_out = sheet.fitted(width)
+def lines_of(sheet: Sheet, width: int | None) -> tuple[list[str], list[str]]:
+    """Return the table's lines at a width, and the columns that were left out."""
+    table, left_out = sheet.fit(width)
     console = Console(file=io.StringIO(), width=width or 1000)
     console.print(table)
     assert isinstance(console.file, io.StringIO)
@@ -28,7 +28,7 @@ def shown(sheet: Sheet, width: int | None) -> tuple[list[str], list[str]]:
 
 @pytest.mark.parametrize("width", [None, 36])
 def test_all_in_one_line(width: int | None) -> None:
-    assert shown(SHEET, width) == (
+    assert lines_of(SHEET, width) == (
         [
             "name   dense MACs  top-1 %  images/s",
             "────────────────────────────────────",
@@ -39,25 +39,25 @@ def test_all_in_one_line(width: int | None) -> None:
     )
 
 
-def test_titles_break_before_a_column_goes() -> None:
-    lines, left_out = shown(SHEET, 35)
+def test_titles_break_before_a_column_is_left_out() -> None:
+    lines, left_out = lines_of(SHEET, 35)
     assert left_out == []
     assert lines[:2] == ["       dense  top-1", "name    MACs      %  images/s"]
 
 
-def test_the_least_important_columns_go_first() -> None:
-    lines, left_out = shown(SHEET, 28)
+def test_the_least_important_columns_are_left_out_first() -> None:
+    lines, left_out = lines_of(SHEET, 28)
     assert left_out == ["images/s"]
     assert lines[1] == "name    MACs      %"
-    lines, left_out = shown(SHEET, 15)
+    lines, left_out = lines_of(SHEET, 15)
     assert left_out == ["images/s", "dense MACs"]
     assert lines == ["       top-1", "name       %", "────────────", "tiny   70.00", "whole  80.00"]
 
 
-def test_long_names_go_on_in_the_next_line() -> None:
+def test_long_names_are_folded() -> None:
     name = "blocks.3.2.conv_pwl.weight" * 2
     sheet = Sheet([Column("weight", [name], is_text=True), Column("density", ["0.5000"])])
-    lines, left_out = shown(sheet, 40)
+    lines, left_out = lines_of(sheet, 40)
     assert left_out == []
     assert max(map(len, lines)) <= 40
     assert "".join(line.split()[0] for line in lines[2:]) == name
@@ -79,5 +79,5 @@ def test_markdown_has_every_column() -> None:
 
 
 def test_no_rows() -> None:
-    lines, _ = shown(Sheet([Column("name", []), Column("top-1 %", [])]), 80)
+    lines, _ = lines_of(Sheet([Column("name", []), Column("top-1 %", [])]), 80)
     assert lines[0] == "name  top-1 %"

@@ -1,1 +1,1 @@
-"""A report as one page of HTML that needs nothing else: charts, tables, no script. No torch here."""
+"""A report as one self-contained HTML page with charts and tables, without scripts. No torch here."""

@@ -1,4 +1,4 @@
-"""Accuracy against cost, as numbers that a template draws. Pure arithmetic."""
+"""Charts of accuracy against cost, as coordinates that a template draws. Pure arithmetic."""
 
 import math
 from collections.abc import Sequence
@@ -11,11 +11,12 @@ from nestify.report.html.labels import Box, Label, place_labels
 from nestify.report.table import mebibytes, quantity
 
 MOST_TICKS = 6
+"""Maximum number of ticks on an axis."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A round value of an axis, and how it is written."""
+    """A tick of an axis: a round value and its text."""
 
     value: float
     text: str
@@ -23,29 +24,40 @@ class Tick:
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values linearly onto positions, the first tick to `begin`, the last one to `end`."""
+    """Linear map from values to positions.
+
+    Attributes:
+        ticks: ticks of the axis, in ascending order.
+        begin: position of the first tick.
+        end: position of the last tick.
+    """
 
     ticks: tuple[Tick, ...]
     begin: float
     end: float
 
     def __call__(self, value: float) -> float:
-        """Position of a value."""
+        """Return the position of a value."""
         first, last = self.ticks[0].value, self.ticks[-1].value
         return self.begin + (value - first) / (last - first) * (self.end - self.begin)
 
 
 def round_ticks(low: float, high: float, unit: int = 1, suffix: str = "") -> tuple[Tick, ...]:
-    """From two to `MOST_TICKS` multiples of 1, 2 or 5 times a power of ten units, from `low` or below to
-    `high` or above, all with the same number of digits after the point.
+    """Return ticks at round values that cover the range from `low` to `high`.
+
+    There are two to `MOST_TICKS` of them, at multiples of 1, 2 or 5 times a power of ten units. All texts
+    have the same number of digits after the decimal point.
 
     Args:
-        unit: what one is on the axis, in units of the values. `suffix`: stands behind all texts but "0".
+        low: smallest value.
+        high: largest value, above `low`.
+        unit: value that is written as 1 on the axis.
+        suffix: appended to all texts except "0".
     """
     assert low < high
     least, most = (Decimal(value) / unit for value in (low, high))
     power = math.floor(math.log10((most - least) / (MOST_TICKS - 1)))
-    for mantissa in (1, 2, 5, 10, 20, 50):  # the last one does in any case
+    for mantissa in (1, 2, 5, 10, 20, 50):  # the last one always fits
         step = Decimal(mantissa).scaleb(power).normalize()
         first = int((least / step).to_integral_value(ROUND_FLOOR))
         last = int((most / step).to_integral_value(ROUND_CEILING))
@@ -56,7 +68,7 @@ def round_ticks(low: float, high: float, unit: int = 1, suffix: str = "") -> tup
 
 
 def percent_ticks(values: Sequence[float]) -> tuple[Tick, ...]:
-    """Ticks around percentages, the first and the last a point apart at least."""
+    """Return ticks that cover percentages, and at least one point."""
     low, high = min(values), max(values)
     if high - low < 1:
         low = min(max((low + high - 1) / 2, 0.0), 99.0)
@@ -65,7 +77,7 @@ def percent_ticks(values: Sequence[float]) -> tuple[Tick, ...]:
 
 
 def count_ticks(largest: float) -> tuple[Tick, ...]:
-    """Ticks from 0 to a number of MACs or more, in k, M or G."""
+    """Return ticks from 0 to at least a number of MACs, in k, M or G."""
     for unit, suffix in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
         if largest >= unit:
             return round_ticks(0, largest, unit, suffix)
@@ -73,24 +85,32 @@ def count_ticks(largest: float) -> tuple[Tick, ...]:
 
 
 def mebibyte_ticks(largest: int) -> tuple[Tick, ...]:
-    """Ticks from 0 to a number of bytes or more, in MiB."""
+    """Return ticks from 0 to at least a number of bytes, in MiB."""
     return round_ticks(0, max(largest, 1), 2**20)
 
 
 WIDTH, HEIGHT = 360, 270
+"""Size of a chart in SVG units, as all lengths and positions here."""
 FRAME = Box(50, 10, WIDTH - 8, HEIGHT - 42)
-"""What the axes enclose."""
+"""The rectangle that the axes enclose."""
 INSET = 10
-"""From the frame to the outermost points, so that their marks lie in it whole."""
+"""Distance from the frame to the outermost points, so that their marks are completely inside the frame."""
 REACH = 6
-"""From the middle of a mark to its edge."""
+"""Distance from the centre of a mark to its edge."""
 
 Kind = Literal["dense", "effective", "bytes", "untrained"]
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A point, and what it says when asked."""
+    """A point of a chart.
+
+    Attributes:
+        kind: series that the point belongs to.
+        x: horizontal position.
+        y: vertical position, which grows downwards.
+        text: shown when the pointer is over the mark.
+    """
 
     kind: Kind
     x: float
@@ -103,15 +123,19 @@ class Chart:
     """A scatter plot of levels.
 
     Attributes:
-        key: tells the charts of a page apart.
-        x, y: the axes. `x_title`: quantity and unit of the first; y is always top-1 in percent.
-        marks: of all series, those below first.
-        links: (x1, x2, y) between the marks of a level.
-        labels: names of the levels; where there is no room for all of them, their numbers instead.
-        numbered: whether it is numbers. `unlabelled`: how many levels have no room for theirs either.
-        original: y of the model before nesting, where it is known.
-        legend: kinds of marks, and what they are.
-        description: what the chart shows, in words.
+        key: unique name of the chart on its page.
+        title: title of the chart.
+        x_title: quantity and unit of the x axis.
+        x: the x axis.
+        y: the y axis, always top-1 in percent.
+        marks: points of all series, in drawing order.
+        links: horizontal lines (x1, x2, y) between the marks of a level.
+        labels: names of the levels, or their numbers if there is no room for all names.
+        numbered: whether the labels are numbers.
+        unlabelled: number of levels without a label, because there is no room for their numbers either.
+        original: y of the model before nesting; None if not known.
+        legend: kinds of marks, each with its text.
+        description: the chart in words, for screen readers.
     """
 
     key: str
@@ -131,7 +155,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Dot:
-    """One value of one level, before it has a place."""
+    """A point in units of the data: cost in MACs or bytes, top-1 in percent."""
 
     kind: Kind
     cost: float
@@ -140,7 +164,7 @@ class _Dot:
 
 
 def macs_chart(report: Report) -> Chart | None:
-    """Top-1 against effective and dense MACs; None where no level has all of them."""
+    """Return the chart of top-1 against effective and dense MACs; None if no level has all three values."""
     groups = []
     for level in report.levels:
         if level.top1 is None or level.dense_macs is None or level.effective_macs is None:
@@ -163,7 +187,7 @@ def macs_chart(report: Report) -> Chart | None:
 
 
 def bytes_chart(report: Report) -> Chart | None:
-    """Top-1 against bytes of the prefix; None where no level was evaluated."""
+    """Return the chart of top-1 against bytes of the prefix; None if no level was evaluated."""
     groups = []
     for level in report.levels:
         if level.top1 is None:
@@ -190,18 +214,22 @@ def _chart(
     groups: Sequence[tuple[LevelReport, Sequence[_Dot]]],
     legend: Sequence[tuple[Kind, str]],
 ) -> Chart | None:
-    """The chart of levels, each with its dots, the one that bears the name last."""
+    """Return the chart of levels; None if there are none.
+
+    Args:
+        groups: levels with their points; the last point of each level gets the label.
+    """
     if not groups:
         return None
     dots = [dot for _, group in groups for dot in group]
     original = report.original.get("top1")
-    if original is not None and not 0 <= original <= 100:  # the file may say anything
+    if original is not None and not 0 <= original <= 100:  # the file is not trusted
         original = None
     largest = max(dot.cost for dot in dots)
     x_ticks = mebibyte_ticks(int(largest)) if key == "bytes" else count_ticks(largest)
-    shown = [dot.top1 for dot in dots] + ([] if original is None else [original])
+    values = [dot.top1 for dot in dots] + ([] if original is None else [original])
     x = Scale(x_ticks, FRAME.left + INSET, FRAME.right - INSET)
-    y = Scale(percent_ticks(shown), FRAME.bottom - INSET, FRAME.top + INSET)
+    y = Scale(percent_ticks(values), FRAME.bottom - INSET, FRAME.top + INSET)
     marks = [Mark(dot.kind, x(dot.cost), y(dot.top1), dot.text) for dot in dots]
     marks.sort(key=lambda mark: ("dense", "untrained", "effective", "bytes").index(mark.kind))
     links = [(x(group[0].cost), x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
@@ -211,10 +239,10 @@ def _chart(
         lines.append((FRAME.left, FRAME.right, y(original)))
     points = [(x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
     taken = [Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH) for mark in marks]
-    along = [Box(left, height - 1, right, height + 1) for left, right, height in lines]
-    placed = place_labels([level.name for level, _ in groups], points, taken, along, FRAME)
+    line_boxes = [Box(left, height - 1, right, height + 1) for left, right, height in lines]
+    placed = place_labels([level.name for level, _ in groups], points, taken, line_boxes, FRAME)
     if numbered := None in placed:
-        placed = place_labels([str(level.level) for level, _ in groups], points, taken, along, FRAME)
+        placed = place_labels([str(level.level) for level, _ in groups], points, taken, line_boxes, FRAME)
     untrained: list[tuple[Kind, str]] = [("untrained", "before training")]
     return Chart(
         key=key,

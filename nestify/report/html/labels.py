@@ -1,4 +1,4 @@
-"""Names beside points: none over another, none over a point, none outside. Pure arithmetic."""
+"""Placement of labels next to points, so that they overlap neither each other nor points. Pure arithmetic."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ from rich.cells import cell_len, set_cell_size
 
 FONT_SIZE = 11
 CELL = 0.62 * FONT_SIZE
-"""Width of a letter, a little more than monospaced fonts have."""
+"""Width of a letter, slightly more than in monospaced fonts."""
 LINE = 1.2 * FONT_SIZE
+"""Height of a line."""
 BASELINE = 0.9 * FONT_SIZE
-"""From the top of a line to the foot of its letters."""
+"""Distance from the top of a line to the baseline of its letters."""
 LONGEST = 16
-"""Letters of a label; longer names lose their middle."""
+"""Maximum number of letters of a label; longer names are shortened in the middle."""
 
 _NEAR = 8.0
 _DISTANCES = (_NEAR, 14.0, 22.0, 32.0, 44.0)
@@ -29,7 +30,7 @@ class Box:
     bottom: float
 
     def overlaps(self, other: "Box") -> bool:
-        """Whether they have more in common than their edges."""
+        """Return whether two rectangles share more than their edges."""
         return (
             self.left < other.right
             and other.left < self.right
@@ -37,8 +38,8 @@ class Box:
             and other.top < self.bottom
         )
 
-    def holds(self, other: "Box") -> bool:
-        """Whether nothing of the other lies outside."""
+    def contains(self, other: "Box") -> bool:
+        """Return whether another rectangle is completely inside this one."""
         return (
             self.left <= other.left
             and self.top <= other.top
@@ -49,12 +50,12 @@ class Box:
 
 @dataclass(frozen=True)
 class Label:
-    """A name in its place.
+    """A placed label of a point.
 
     Attributes:
-        text: shortened where it is long.
-        box: room that it takes.
-        leader: (x1, y1, x2, y2) of a line from the point, where the label is not next to it.
+        text: the name, shortened if it is long.
+        box: rectangle that the text covers.
+        leader: line (x1, y1, x2, y2) from the point to the label; None if the label is next to its point.
     """
 
     text: str
@@ -63,12 +64,12 @@ class Label:
 
     @property
     def baseline(self) -> float:
-        """y of the foot of its letters."""
+        """The y coordinate of the baseline of its letters."""
         return self.box.top + BASELINE
 
     @property
     def leader_box(self) -> Box:
-        """Room around the leader; none beside the label where there is no leader."""
+        """Rectangle around the leader; empty if there is no leader."""
         if self.leader is None:
             return Box(self.box.left, self.box.top, self.box.left, self.box.top)
         x1, y1, x2, y2 = self.leader
@@ -82,16 +83,17 @@ def place_labels(
     lines: Sequence[Box],
     room: Box,
 ) -> list[Label | None]:
-    """Find a place for each name, as near to its point as there is room.
+    """Place each name as near to its point as there is room.
 
     Args:
+        names: names to place.
         points: (x, y) per name.
-        taken: where no label may lie, such as the marks of the points. `lines`: where one lies only if
-            there is no other place.
-        room: what labels must lie in.
+        taken: rectangles that no label may overlap, such as the marks of the points.
+        lines: rectangles that a label overlaps only if there is no other place.
+        room: rectangle that contains all labels.
 
     Returns:
-        one per name; None where there is no place for it.
+        One label per name; None if there is no room for it.
     """
     labels: list[Label | None] = []
     for name, point in zip(names, points, strict=True):
@@ -100,8 +102,8 @@ def place_labels(
         occupied = [*taken, *boxes, *(label.leader_box for label in placed)]
         free = [
             label
-            for label in _candidates(shortened(name), *point)
-            if room.holds(label.box)
+            for label in _candidates(shorten(name), *point)
+            if room.contains(label.box)
             and not any(map(label.box.overlaps, occupied))
             and not any(map(label.leader_box.overlaps, boxes))
         ]
@@ -110,8 +112,8 @@ def place_labels(
     return labels
 
 
-def shortened(name: str) -> str:
-    """The name without its middle, where it takes more than `LONGEST` letters."""
+def shorten(name: str) -> str:
+    """Return a name with its middle left out if it takes more than `LONGEST` letters."""
     if cell_len(name) <= LONGEST:
         return name
     head, tail = LONGEST // 2, (LONGEST - 1) // 2
@@ -119,7 +121,7 @@ def shortened(name: str) -> str:
 
 
 def _candidates(text: str, x: float, y: float) -> Iterator[Label]:
-    """Places around a point, the nearest first."""
+    """Yield possible labels around a point, the nearest first."""
     width = cell_len(text) * CELL
     for distance in _DISTANCES:
         for across, down in _DIRECTIONS:

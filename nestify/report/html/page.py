@@ -1,7 +1,7 @@
-"""A report as a page of HTML. The numbers are made here, the markup in `templates`.
+"""A report as an HTML page. This module makes the values; `templates` holds the markup.
 
-A file says what it likes: whatever a template prints is escaped, and letters that are not printed, such as
-those that turn the direction of a text, are shown by their codes.
+The texts of a file are not trusted: templates escape all texts, and characters that are not visible, such as
+those that change the direction of a text, are shown as escape codes.
 """
 
 from collections.abc import Sequence
@@ -15,29 +15,30 @@ from markupsafe import Markup
 from nestify.file.summary import Report
 from nestify.report.html import charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
-from nestify.report.sheet import Sheet, printable, settings
+from nestify.report.sheet import Sheet, escape_unprintable, settings
 from nestify.report.table import (
     bytes_table,
+    calibration_table,
     mebibytes,
     number,
     quantity,
     report_notes,
     report_table,
     tensor_table,
-    together_table,
 )
 
 NAME_END = 14
-"""Letters at the end of a layer's name that always show; of the others, what there is room for."""
+"""Number of letters at the end of a layer's name that are always shown; the rest needs room."""
 
 
 @dataclass(frozen=True)
 class Bar:
-    """The bytes of one part of a file.
+    """A bar that shows the bytes of one part of a file.
 
     Attributes:
-        name: of the level, or the header. `text`: its size.
-        shares: (kind, percent of the largest part, what it is), one after another.
+        name: name of the level, or "header".
+        text: size of the part.
+        shares: segments of the bar: (kind, size in percent of the largest part, text).
     """
 
     name: str
@@ -47,11 +48,13 @@ class Bar:
 
 @dataclass(frozen=True)
 class HeatRow:
-    """The densities of one weight.
+    """The densities of one weight tensor.
 
     Attributes:
-        head, tail: its name in two parts. `weights`: how many it has.
-        cells: per level the density in percent, and as text; None where it has no weights.
+        head: beginning of the tensor's name.
+        tail: end of the name, its last `NAME_END` letters.
+        weights: number of its weights, as text.
+        cells: per level, the density in percent and as text; None if the level has no weights of the tensor.
     """
 
     head: str
@@ -62,11 +65,12 @@ class HeatRow:
 
 @dataclass(frozen=True)
 class ClassGroups:
-    """One set of coarser classes.
+    """A set of coarser classes.
 
     Attributes:
-        name: of the set. `levels`: that tell it.
-        groups: (coarse class, the model's classes in it).
+        name: name of the set.
+        levels: names of the levels that predict these classes.
+        groups: pairs of a coarse class and the model's classes in it.
     """
 
     name: str
@@ -76,10 +80,13 @@ class ClassGroups:
 
 @dataclass(frozen=True)
 class PageSection:
-    """Tables that go with a report, and notes on them; nothing where there are neither.
+    """An additional section of the page; it is left out if it has neither tables nor notes.
 
     Attributes:
-        key: tells the sections of a page apart.
+        key: unique name of the section on the page.
+        title: heading.
+        sheets: tables.
+        notes: notes below the tables.
     """
 
     key: str
@@ -89,11 +96,11 @@ class PageSection:
 
 
 def html_page(report: Report, sections: Sequence[PageSection] = ()) -> str:
-    """The report as one page that needs no other file, no network and no script; ASCII letters alone.
+    """Return a report as one page that needs no other file, no network and no script; ASCII only.
 
     Args:
-        report: of a nested file; one that was stored does not have all that a page shows.
-        sections: what else the page shows.
+        report: report of a nested file; a stored report lacks some of what the page shows.
+        sections: additional sections.
     """
     text = (
         _templates()
@@ -114,7 +121,7 @@ def html_page(report: Report, sections: Sequence[PageSection] = ()) -> str:
             },
             not_evaluated=[level.name for level in report.levels if level.top1 is None],
             classes=class_groups(report),
-            together=together_table(report),
+            calibration=calibration_table(report),
             bars=bars(report),
             bytes=bytes_table(report),
             tensors=tensor_table(report),
@@ -127,7 +134,7 @@ def html_page(report: Report, sections: Sequence[PageSection] = ()) -> str:
 
 
 def bars(report: Report) -> list[Bar]:
-    """The header and the levels' own chunks, drawn to the same scale."""
+    """Return bars of the header and of the levels' own chunks, drawn to the same scale."""
     largest = max(report.header_bytes, *(level.chunk.total for level in report.levels), 1)
     parts = [("header", {"header": report.header_bytes})]
     for level in report.levels:
@@ -147,10 +154,10 @@ def bars(report: Report) -> list[Bar]:
 
 
 def heat_rows(report: Report) -> list[HeatRow]:
-    """Density of every maskable weight at every level, the weights in the model's order."""
+    """Return the density of every maskable weight tensor at every level, in the model's order."""
     rows = []
     for layers in zip(*(level.layers for level in report.levels), strict=True):
-        name = printable(layers[0].name)
+        name = escape_unprintable(layers[0].name)
         densities = [layer.kept / layer.weights if layer.weights else None for layer in layers]
         cells = tuple(
             (None, "-") if share is None else (round(100 * min(share, 1.0), 1), f"{share:.3f}")
@@ -161,25 +168,25 @@ def heat_rows(report: Report) -> list[HeatRow]:
 
 
 def class_groups(report: Report) -> list[ClassGroups]:
-    """The sets of coarser classes, the classes sorted into them."""
+    """Return the sets of coarser classes, each with the model's classes in its groups."""
     names = report.class_names or [str(index) for index in range(report.num_classes)]
-    told = []
+    sets = []
     for classes in report.hierarchy:
         groups: list[tuple[str, list[str]]] = [(name, []) for name in classes.class_names]
         for name, parent in zip(names, classes.parents, strict=True):
             groups[parent][1].append(name)
         levels = [level.name for level in report.levels if level.class_set == classes.name]
-        told.append(ClassGroups(classes.name, levels, groups))
-    return told
+        sets.append(ClassGroups(classes.name, levels, groups))
+    return sets
 
 
 def _finalize(value: object) -> object:
-    """What a template prints of a value, before it is escaped; markup is what a template made itself."""
-    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    """Return a value as templates print it, before it is escaped; `Markup` comes from a template itself."""
+    return escape_unprintable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    """What the page tells first."""
+    """Return the facts at the top of the page, as pairs of name and value."""
     size = f"{mebibytes(report.file_bytes)} MiB ({report.file_bytes:,} bytes)"
     return [
         ("classes", str(report.num_classes)),
@@ -196,6 +203,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 @cache
 def _templates() -> Environment:
+    """Return the templates of the page, loaded once."""
     return Environment(
         loader=PackageLoader("nestify.report.html"),
         autoescape=True,

@@ -49,7 +49,7 @@ def test_a_signal_is_passed_on_once(number: int, code: int, fakes: Fakes) -> Non
     out, err = process.communicate(timeout=30)
     assert process.returncode == code
     assert "0 of 3 jobs done in out" in out
-    assert f"{signal.Signals(number).name}: waiting for the jobs' checkpoints" in err
+    assert f"{signal.Signals(number).name}: waiting for the jobs to save checkpoints" in err
     assert [(line["state"], line["exit_code"]) for line in fakes.lines()] == [
         ("interrupted", code),
         ("interrupted", code),
@@ -65,7 +65,7 @@ def test_a_second_signal_ends_all_at_once(fakes: Fakes) -> None:
     process = start(fakes, fakes.recipes(a="stubborn", b="stubborn"))
     assert process.stderr is not None
     process.send_signal(signal.SIGINT)
-    until(lambda: "waiting for the jobs' checkpoints" in process.stderr.readline())  # type: ignore[union-attr]
+    until(lambda: "waiting for the jobs to save checkpoints" in process.stderr.readline())  # type: ignore[union-attr]
     assert all(map(is_alive, pids(fakes)))
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=30)
