@@ -191,7 +191,7 @@ def _choose(nested: NestedModel, recipe: Recipe) -> None:
     entry = nested.entry_levels
     assert set(entry) == set(nested.spec.maskable)
     for k, level in enumerate(recipe.levels, start=1):
-        assert entry.kept(k) == kept_weights(entry.total, level.sparsity)
+        assert entry.count_kept(k) == kept_weights(entry.total, level.sparsity)
 
 
 def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:

@@ -199,7 +199,7 @@ class Run:
         self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
             changed = bool(recipe.train.epochs)
-            parts = [k for k in range(1, nested.n_levels + 1) if changed or nested.is_part(k)]
+            parts = [k for k in range(1, nested.n_levels + 1) if changed or nested.is_reduced(k)]
             self._recalibrate_levels(nested, parts)
         observer.stage("evaluating the levels")
         after = self._evaluate_levels(nested)
@@ -291,7 +291,7 @@ class Run:
         self.observer.stage("evaluating the levels before training")
         for level in range(1, nested.n_levels + 1):
             model = nested.at_level(level)
-            if nested.is_part(level) and not nested.is_smaller(level):  # those are recalibrated already
+            if nested.is_reduced(level) and not nested.is_smaller(level):  # those are recalibrated already
                 self._recalibrate_plain(model)
             plain[level] = model
         before = self._evaluate_plain(plain, self.labels.parents)

@@ -239,7 +239,7 @@ def _cost(
     """
     entry = nested.entry_levels
     has = {name: nested.elements(level, name) if name in own else 0 for name in nested.spec.maskable}
-    kept = {name: entry.kept(level, name) if name in entry.tensors and n else n for name, n in has.items()}
+    kept = {name: entry.count_kept(level, name) if name in entry.tensors and n else n for name, n in has.items()}
     densities = {name: kept[name] / n for name, n in has.items() if n}
     rows = {
         name: (kept[name], n, nested.shared_tensor(name).numel())

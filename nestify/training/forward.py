@@ -58,7 +58,7 @@ def while_held(
         use: may run a backward.
         autocast: makes the context of the forward pass alone.
     """
-    module, tensors = nested.view(level, images.device, stand_ins=False)
+    module, tensors = nested.view(level, images.device, lazy=False)
     held = {f"module.{name}": tensor for name, tensor in tensors.items()}
     functional_call(_Used(module, use, autocast), held, (images,), tie_weights=False)
 
@@ -96,7 +96,7 @@ class CompiledLevels:
 
     def __call__(self, images: Tensor, level: int) -> Tensor:
         """Logits (B, classes of the level) for images (B, C, H, W)."""
-        module, tensors = self._nested.view(level, images.device, stand_ins=False)
+        module, tensors = self._nested.view(level, images.device, lazy=False)
         if level not in self._programs:
             self._programs[level] = torch.compile(_caller(module, level))
         return self._programs[level](tensors, images)

@@ -41,7 +41,7 @@ class LevelGradients:
         # entry levels count from 1; n + 1 is no level's
         self._factors = torch.tensor([1.0, *factors, 1.0], device=device)
         shared = {
-            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.owned
+            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.own_names
         }
         level_sizes = nested.level_sizes
         fixed = {} if level_sizes is None else level_sizes.entry_levels(shared)

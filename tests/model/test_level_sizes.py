@@ -14,7 +14,7 @@ from nestify.file.writer import write_nested_file
 from nestify.model.batch_norm import recalibrate
 from nestify.model.graph.block_map import find_layers
 from nestify.model.graph.channel_map import find_channels, permute_channels
-from nestify.model.level_sizes import LevelSizes, level_sizes_of
+from nestify.model.level_sizes import LevelSizes, derive_level_sizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
@@ -177,7 +177,7 @@ def test_axes_and_back() -> None:
     names = set(nested.level_sizes.channels.names)
     whole: list[list[str]] = [[], [], []]
     channels, layers = nested.level_sizes.channels, nested.level_sizes.layers
-    again = level_sizes_of(channels, layers, nested.level_sizes.axis_levels(state), names, whole)
+    again = derive_level_sizes(channels, layers, nested.level_sizes.axis_levels(state), names, whole)
     assert again.counts == nested.level_sizes.counts
 
 
@@ -189,7 +189,7 @@ def test_axes_that_do_not_belong_together_are_refused() -> None:
     levels[name][0] = levels[name][0].flip(0)
     names = set(nested.level_sizes.channels.names)
     with pytest.raises((ValueError, UnsupportedModelError), match=r"coupled with|first channels"):
-        level_sizes_of(nested.level_sizes.channels, nested.level_sizes.layers, levels, names, [[], [], []])
+        derive_level_sizes(nested.level_sizes.channels, nested.level_sizes.layers, levels, names, [[], [], []])
 
 
 def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:

@@ -154,7 +154,7 @@ def test_running_average_takes_masks_over(make_model: MakeModel) -> None:
     assert isinstance(averaged, NestedModel)
     plain = averaged.at_level(1)
     zeros = sum(int((plain.get_parameter(name) == 0).sum()) for name in nested.entry)
-    assert zeros == nested.entry_levels.total - nested.entry_levels.kept(1)
+    assert zeros == nested.entry_levels.total - nested.entry_levels.count_kept(1)
     with torch.no_grad():
         images = images_for(nested)
         torch.testing.assert_close(averaged(images, level=1), plain(images))
@@ -202,7 +202,7 @@ def test_weight_that_two_modules_hold_is_masked_in_both(make_model: MakeModel) -
     images = torch.randn(2, 3, 32, 32)
     plain = nested.at_level(1)
     weight = plain.get_parameter("blocks.1.mlp.fc1.weight")
-    assert torch.count_nonzero(weight) == entry.kept(1, "blocks.0.mlp.fc1.weight")
+    assert torch.count_nonzero(weight) == entry.count_kept(1, "blocks.0.mlp.fc1.weight")
     with torch.no_grad():
         torch.testing.assert_close(nested(images, level=1), plain(images))
     torch.testing.assert_close(nested.train()(images, level=1), plain(images))

@@ -82,7 +82,7 @@ def test_blocks_reach_the_nearest_whole_block(score: Score) -> None:
     total = 64 * 48 + 32 * 16 * 9
     entry = select_entry_levels(weights, make_levels([0.9, 0.5], parse_pattern("32x1")), score)
     for k, sparsity in enumerate([0.9, 0.5], start=1):
-        assert abs(entry.kept(k) - total * (1 - sparsity)) <= 16  # half a block of 32 weights
+        assert abs(entry.count_kept(k) - total * (1 - sparsity)) <= 16  # half a block of 32 weights
 
 
 @settings(deadline=None, max_examples=40)
@@ -109,9 +109,9 @@ def test_n_of_m_keeps_the_largest_n_of_each_group(
 def test_n_of_m_leaves_other_layers_dense() -> None:
     weights = make_weights([(8, 3, 3, 3), (16, 1, 3, 3), (8, 8)], 0, None)
     entry = select_entry_levels(weights, [Level("a", 0.5, Pattern("n:m", n=2, m=4)), Level("b", 0.0)])
-    assert entry.kept(1, "layer0.weight") == 8 * 27
-    assert entry.kept(1, "layer1.weight") == 16 * 9
-    assert entry.kept(1, "layer2.weight") == 32
+    assert entry.count_kept(1, "layer0.weight") == 8 * 27
+    assert entry.count_kept(1, "layer1.weight") == 16 * 9
+    assert entry.count_kept(1, "layer2.weight") == 32
 
 
 def test_lamp_follows_its_equation() -> None:
@@ -212,9 +212,9 @@ def test_a_level_without_a_layer_spends_its_blocks_on_the_others(score: Score) -
     available = {name: tensor.to(torch.uint8) for name, tensor in available.items()}
     levels = make_levels([0.75, 0.5], parse_pattern("32x1"))
     entry = select_entry_levels(weights, levels, score, available)
-    assert entry.kept(1, "layer1.weight") == 0
-    assert entry.kept(1, "layer0.weight") == 64 * 48 // 4
-    assert entry.kept(2) == 64 * 48
+    assert entry.count_kept(1, "layer1.weight") == 0
+    assert entry.count_kept(1, "layer0.weight") == 64 * 48 // 4
+    assert entry.count_kept(2) == 64 * 48
 
 
 def test_n_of_m_leaves_a_layer_whole_that_a_narrower_level_cuts_through() -> None:
