@@ -23,7 +23,7 @@ from nestify.model.pretrained import PretrainedModel
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable
-from nestify.schedule.budgets import Design, design
+from nestify.schedule.budgets import NestedDesign, design_levels
 from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
@@ -265,11 +265,11 @@ class Run:
         check_finite([original], "finetune.lr")
         return original
 
-    def _nest(self, network: nn.Module) -> Design:
+    def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
-        made = design(network, self.spec, self.recipe, self.labels, images, self._removable)
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable)
         self._removable = made.removable
         return made
 

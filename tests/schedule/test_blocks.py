@@ -71,8 +71,8 @@ def test_depths_are_not_rounded_up_by_mistake() -> None:
     assert [len(kept_blocks(ranking, k / 25)) for k in range(1, 26)] == list(range(1, 26))
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_what_costs_most_is_kept_longest(again: bool) -> None:
+@pytest.mark.parametrize("greedy", [False, True])
+def test_what_costs_most_is_kept_longest(greedy: bool) -> None:
     (stage,) = stages_of([7])
     cost = {block: (3 * k) % 7 for k, block in enumerate(stage.blocks)}
     calls: list[int] = []
@@ -81,9 +81,9 @@ def test_what_costs_most_is_kept_longest(again: bool) -> None:
         calls.append(len(skipped))
         return sum(cost[block] for block in skipped)
 
-    ranking = rank_by_loss(stage.blocks, loss, again=again)
+    ranking = rank_by_loss(stage.blocks, loss, greedy=greedy)
     assert [cost[block] for block in ranking] == [6, 5, 4, 3, 2, 1, 0]
-    assert calls == ([k for k in range(1, 7) for _ in range(8 - k)] if again else [1] * 7)
+    assert calls == ([k for k in range(1, 7) for _ in range(8 - k)] if greedy else [1] * 7)
 
 
 def test_a_block_becomes_important_when_its_twin_is_gone() -> None:
@@ -94,4 +94,4 @@ def test_a_block_becomes_important_when_its_twin_is_gone() -> None:
         return 9.0 * {first, second}.issubset(skipped) + (third in skipped) + 0.1 * (second in skipped)
 
     assert rank_by_loss(stage.blocks, loss) == (third, second, first)
-    assert rank_by_loss(stage.blocks, loss, again=True) == (second, third, first)
+    assert rank_by_loss(stage.blocks, loss, greedy=True) == (second, third, first)
