@@ -1,4 +1,4 @@
-"""The gradual schedule: cubic, from dense to the target, then still."""
+"""The gradual schedule: sparsity rises along a cubic from 0 to the target, and stays there."""
 
 import pytest
 from hypothesis import given
