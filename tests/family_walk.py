@@ -1,6 +1,6 @@
-"""One model through everything that nestify does with one: what every family of timm has to pass.
+"""The walk: one model is opened, planned, nested, trained, saved and loaded, as every timm family must be.
 
-Every comparison is with the plain timm model, which is built beside the nested one by timm alone.
+Every comparison is with a plain timm model, which timm builds without nestify.
 """
 
 import time
@@ -38,20 +38,22 @@ SPARSITIES = (0.9, 0.5, 0.0)
 SIDES = (64, 96, 128, 224)
 """Image sides in pixels, tried in turn before a model's own."""
 TOLERANCE = 1e-5
-"""Of logits, relative to the largest one; float32."""
+"""Largest difference of float32 logits, relative to the largest logit."""
 SMALLER: Mapping[str, Kwargs] = {"deepseek_vit_412m": {"depth": 2}}
-"""Arguments that make a family's smallest model small enough to walk through."""
+"""Arguments that make a family's smallest model small enough for the walk."""
 
 
 @dataclass(frozen=True)
-class Walked:
-    """A model that came through.
+class WalkResult:
+    """A model that passed the walk.
 
     Attributes:
-        kwargs: beyond the class count, with which the model was made.
+        name: name in timm's registry.
+        kwargs: arguments with which the model was made, without the class count.
         input_size: (channels, height, width) in pixels.
-        parameters: of the plain model. `maskable`: how many of them are weights that have entry levels.
-        seconds: of all of it.
+        parameters: number of elements of the plain model's parameters.
+        maskable: number of these that have entry levels.
+        seconds: time of the complete walk.
     """
 
     name: str
@@ -63,16 +65,16 @@ class Walked:
 
 
 def smallest_model(family: str, seconds: float = 30) -> str:
-    """The first of `small_models`."""
+    """Return the first of `small_models`."""
     return next(small_models(family, seconds))
 
 
 def small_models(family: str, seconds: float = 30) -> Iterator[str]:
-    """Names of the models in a module of timm by their parameters; timm's own test models go first.
+    """Iterate over the models in a module of timm, smallest first; timm's own test models come before others.
 
     Args:
         family: one of `timm.list_modules()`.
-        seconds: after which no more models are looked at.
+        seconds: time limit for building models of each kind, test models and others, to learn their sizes.
     """
     names = timm.list_models(module=family)
     tests = [name for name in names if name.startswith("test_")]
@@ -88,35 +90,35 @@ def small_models(family: str, seconds: float = 30) -> Iterator[str]:
         yield from sorted(sizes, key=lambda name: sizes[name])
 
 
-def walk(name: str, *, macs: bool = True, kwargs: Kwargs | None = None) -> Walked:
+def walk(name: str, *, macs: bool = True, kwargs: Kwargs | None = None) -> WalkResult:
     """Open a checkpoint of random weights, plan, nest, train, save and load; check every step.
 
     Args:
-        name: of timm's registry.
-        macs: count MACs, which traces the model.
-        kwargs: arguments that make the model smaller; those of `SMALLER` by default.
+        name: name in timm's registry.
+        macs: whether to count MACs, which traces the model.
+        kwargs: arguments that make the model smaller; None: those of `SMALLER`.
 
     Raises:
-        AssertionError: where something is not as it should be.
-        NestifyError: where nestify refuses the model.
+        AssertionError: if a check fails.
+        NestifyError: if nestify refuses the model.
     """
     start = time.perf_counter()
     torch.manual_seed(0)
     kwargs = dict(SMALLER.get(name, {}) if kwargs is None else kwargs)
-    plain, side = _plain_model(name, kwargs)
-    _enliven(plain)
-    pretrained = _opened(name, plain, kwargs, side)
+    plain, side = create_plain(name, kwargs)
+    randomise_constants(plain)
+    pretrained = _open_checkpoint(name, plain, kwargs, side)
     network, spec = pretrained.model, pretrained.spec
     recipe = load_recipe(name, {"data.path": "none", "levels": ",".join(map(str, SPARSITIES))})
     nested = NestedModel(network, spec, [level.name for level in recipe.levels])
-    _choose(nested, recipe)
-    count = _planned(nested, recipe) if macs else _nothing_counted(network)
+    _choose_weights(nested, recipe)
+    count = _check_plan(nested, recipe) if macs else _empty_count(network)
     images, target = torch.randn(2, *spec.input_size), torch.arange(2)
     _train_once(nested, plain, images, target)
-    logits = _checked_logits(nested, plain, images, target)
+    logits = _check_logits(nested, plain, images, target)
     del plain
     _check_file(nested, recipe, count, logits, images)
-    return Walked(
+    return WalkResult(
         name=name,
         kwargs=kwargs,
         input_size=spec.input_size,
@@ -126,8 +128,8 @@ def walk(name: str, *, macs: bool = True, kwargs: Kwargs | None = None) -> Walke
     )
 
 
-def _plain_model(name: str, kwargs: Kwargs) -> tuple[nn.Module, int | None]:
-    """timm's own model, and the first of `SIDES` at which it runs and trains; None for its own size."""
+def create_plain(name: str, kwargs: Kwargs) -> tuple[nn.Module, int | None]:
+    """Return timm's model, and the first of `SIDES` at which it runs; None if only its own size works."""
     cfg = timm.models.get_pretrained_cfg(name)
     assert cfg is not None
     own = cfg.input_size[-1]
@@ -136,17 +138,17 @@ def _plain_model(name: str, kwargs: Kwargs) -> tuple[nn.Module, int | None]:
         try:
             model = _create(name, num_classes=CLASSES, **kwargs, **size)
             _run_both_ways(model, torch.zeros(2, 3, side or own, side or own))
-        except Exception:  # whatever a model raises at a size that it was not made for
+        except Exception:  # a model may raise anything at a size that it was not made for
             if side is None:
                 raise
             continue
         return model, side
-    raise AssertionError("the own size returns or raises")
+    raise AssertionError("unreachable: the own size returns or raises")
 
 
 def _create(name: str, **kwargs: Any) -> nn.Module:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the models' own making
+        warnings.simplefilter("ignore")  # some timm models cause warnings
         model: nn.Module = timm.create_model(name, **kwargs)
     return model
 
@@ -159,8 +161,8 @@ def _run_both_ways(model: nn.Module, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def _enliven(model: nn.Module) -> None:
-    """Give a model what training would: zero branches and layer scales that do something, finite bounds."""
+def randomise_constants(model: nn.Module) -> None:
+    """Change a new model as training would: vary constant tensors (zero branches), make bounds finite."""
     for parameter in model.parameters():
         if parameter.numel() > 1 and bool((parameter == parameter.flatten()[0]).all()):
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -169,8 +171,8 @@ def _enliven(model: nn.Module) -> None:
             buffer.nan_to_num_(posinf=10, neginf=-10)
 
 
-def _opened(name: str, plain: nn.Module, kwargs: Kwargs, side: int | None) -> PretrainedModel:
-    """What nestify makes of the model's checkpoint: the same tensors, and the same number of classes."""
+def _open_checkpoint(name: str, plain: nn.Module, kwargs: Kwargs, side: int | None) -> PretrainedModel:
+    """Save the model's checkpoint and open it with nestify; its tensors and classes must be the same."""
     state = {key: tensor.clone() for key, tensor in plain.state_dict().items()}
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
@@ -184,17 +186,18 @@ def _opened(name: str, plain: nn.Module, kwargs: Kwargs, side: int | None) -> Pr
     return pretrained
 
 
-def _choose(nested: NestedModel, recipe: Recipe) -> None:
-    """Entry levels as in a run, with the promised number of weights at each level."""
+def _choose_weights(nested: NestedModel, recipe: Recipe) -> None:
+    """Set entry levels as a run does, and check the number of weights at each level."""
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
     nested.set_entry_levels(select_entry_levels(weights, recipe.levels, "lamp"))
     entry = nested.entry_levels
     assert set(entry) == set(nested.spec.maskable)
     for k, level in enumerate(recipe.levels, start=1):
-        assert entry.kept(k) == kept_weights(entry.total, level.sparsity)
+        assert entry.count_kept(k) == kept_weights(entry.total, level.sparsity)
 
 
-def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
+def _check_plan(nested: NestedModel, recipe: Recipe) -> MacCount:
+    """Count MACs and bytes of all levels, check them, and return the MACs of the full level."""
     count = count_macs(nested.network, nested.spec.input_size)
     assert not count.uncounted, f"MACs not counted: {dict(count.uncounted)}"
     costs = level_costs(nested, count)
@@ -206,12 +209,12 @@ def _planned(nested: NestedModel, recipe: Recipe) -> MacCount:
     return count
 
 
-def _nothing_counted(network: nn.Module) -> MacCount:
+def _empty_count(network: nn.Module) -> MacCount:
     return MacCount(0, {name: 0 for name, _ in network.named_parameters()}, frozenset(), {})
 
 
 def _train_once(nested: NestedModel, plain: nn.Module, images: Tensor, target: Tensor) -> None:
-    """Forward and backward of every level in training mode; what the plain model trains is trained."""
+    """Run forward and backward of every level; the same weights as in the plain model must get gradients."""
     criterion = nn.CrossEntropyLoss()
     criterion(plain.train()(images), target).backward()
     trained = {name for name, parameter in plain.named_parameters() if parameter.grad is not None}
@@ -229,20 +232,18 @@ def _train_once(nested: NestedModel, plain: nn.Module, images: Tensor, target: T
         assert grad is None or bool(torch.isfinite(grad).all()), f"the gradient of {name} is not finite"
 
 
-def _checked_logits(
-    nested: NestedModel, plain: nn.Module, images: Tensor, target: Tensor
-) -> dict[int, Tensor]:
-    """Logits of every level, (B, classes), the same in four ways, and different between levels."""
+def _check_logits(nested: NestedModel, plain: nn.Module, images: Tensor, target: Tensor) -> dict[int, Tensor]:
+    """Return the logits of every level, (B, classes); four ways must agree, and levels must differ."""
     logits: dict[int, Tensor] = {}
     for level in range(1, nested.n_levels + 1):
-        plain.load_state_dict(_state_at(nested, level))
-        plain.train().eval()  # LeViT and its kin drop the position biases that they keep in eval mode
+        plain.load_state_dict(_level_state(nested, level))
+        plain.train().eval()  # makes LeViT and similar models drop position biases cached in eval mode
         expected = plain(images)
         trained = nested(images, level=level)
         _assert_same(trained, expected, f"level {level} of the nested model, with gradients,")
         _assert_same_gradients(nested, plain, level, trained, expected, target)
         logits[level] = expected.detach()
-        nested.eval()  # drops them, too
+        nested.eval()  # drops cached biases, too
         with torch.no_grad():
             _assert_same(nested(images, level=level), logits[level], f"level {level} of the nested model")
             _assert_same(nested.at_level(level)(images), logits[level], f"the model of level {level}")
@@ -254,14 +255,14 @@ def _checked_logits(
 def _assert_same_gradients(
     nested: NestedModel, plain: nn.Module, level: int, ours: Tensor, theirs: Tensor, target: Tensor
 ) -> None:
-    """The gradient of a level is the plain model's, under the level's mask."""
+    """Check that a level's gradient is the plain model's gradient times the level's mask."""
     nested.zero_grad()
     plain.zero_grad()
     functional.cross_entropy(ours, target).backward()
     functional.cross_entropy(theirs, target).backward()
     entry, parameters = nested.entry_levels, dict(plain.named_parameters())
     expected = {name: grad for name in entry if (grad := parameters[name].grad) is not None}
-    smallest = 1e-6 * max(float(grad.norm()) for grad in expected.values())  # below it is only rounding
+    smallest = 1e-6 * max(float(grad.norm()) for grad in expected.values())  # less is rounding error
     for name, grad in expected.items():
         grad = grad * (entry[name] <= level)
         found = nested.shared_tensor(name).grad
@@ -273,8 +274,8 @@ def _assert_same_gradients(
 
 
 @torch.no_grad()
-def _state_at(nested: NestedModel, level: int) -> dict[str, Tensor]:
-    """The state dictionary of a plain model at a level, without nestify's own views."""
+def _level_state(nested: NestedModel, level: int) -> dict[str, Tensor]:
+    """Return the state dict of a plain model for a level, computed without nestify's projection."""
     state = dict(nested.network.state_dict())
     entry = nested.entry_levels
     own = nested.own_tensors(level)
@@ -294,7 +295,7 @@ def _check_file(
     logits: Mapping[int, Tensor],
     images: Tensor,
 ) -> None:
-    """Save and load; the file's own check runs as it is loaded."""
+    """Save and load the model, and compare its logits; loading also verifies the file's fingerprints."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "model.nested.safetensors"
         description = describe(recipe, recipe.levels, nested, level_costs(nested, count))
@@ -314,7 +315,7 @@ def _assert_same(found: Tensor, expected: Tensor, what: str) -> None:
 
 
 def _difference(found: Tensor, expected: Tensor) -> float:
-    """Largest difference, relative to the largest magnitude expected."""
+    """Return the largest difference, relative to the largest expected magnitude."""
     assert found.shape == expected.shape
     found, expected = found.detach(), expected.detach()
     return float((found - expected).abs().max() / expected.abs().max())

@@ -1,4 +1,4 @@
-"""Families of timm models that differ in what nestify meets come through all of it; with `-m long` all do."""
+"""Models of timm families that differ in their layers pass the walk; with `-m long`, one of every family."""
 
 from typing import Any
 
@@ -11,19 +11,19 @@ from tests.family_walk import smallest_model, walk
 
 FAST: dict[str, tuple[str, dict[str, Any]]] = {
     "byobnet": ("test_byobnet", {}),  # blocks of several kinds
-    "coat": (  # modules under several names
+    "coat": (  # modules with several names
         "coat_tiny",
         {"embed_dims": [32] * 4, "serial_depths": [1] * 4, "parallel_depth": 1},
     ),
     "convnext": ("test_convnext", {}),
     "dla": ("dla46x_c", {}),  # grouped convolutions
     "efficientnet": ("test_efficientnet", {}),  # depthwise convolutions
-    "fastvit": ("fastvit_t8", {"layers": [1, 1, 1, 1]}),  # branches that can be merged
+    "fastvit": ("fastvit_t8", {"layers": [1, 1, 1, 1]}),  # branches that can be fused
     "gemma4_vit": (  # infinite bounds
         "gemma4_vit_167m",
         {"embed_dim": 16, "depth": 2, "num_heads": 1, "head_dim": 16, "intermediate_size": 32},
     ),
-    "levit": (  # position biases kept in eval mode, two heads
+    "levit": (  # position biases cached in eval mode, two heads
         "levit_128s",
         {"embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "depth": [1, 1, 1]},
     ),
@@ -52,7 +52,7 @@ FAST: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("family", FAST)
-def test_model_comes_through(family: str) -> None:
+def test_model_passes_the_walk(family: str) -> None:
     name, kwargs = FAST[family]
     assert name in timm.list_models(module=family)
     walk(name, kwargs=kwargs)
@@ -60,7 +60,7 @@ def test_model_comes_through(family: str) -> None:
 
 @pytest.mark.long
 @pytest.mark.parametrize("family", [family for family in timm.list_modules() if family not in FAST])
-def test_family_comes_through(family: str) -> None:
+def test_family_passes_the_walk(family: str) -> None:
     walk(smallest_model(family))
 
 

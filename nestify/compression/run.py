@@ -23,7 +23,7 @@ from nestify.model.pretrained import PretrainedModel
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable
-from nestify.schedule.budgets import Design, design
+from nestify.schedule.budgets import NestedDesign, design_levels
 from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
@@ -199,7 +199,7 @@ class Run:
         self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
             changed = bool(recipe.train.epochs)
-            parts = [k for k in range(1, nested.n_levels + 1) if changed or nested.is_part(k)]
+            parts = [k for k in range(1, nested.n_levels + 1) if changed or nested.is_reduced(k)]
             self._recalibrate_levels(nested, parts)
         observer.stage("evaluating the levels")
         after = self._evaluate_levels(nested)
@@ -265,11 +265,11 @@ class Run:
         check_finite([original], "finetune.lr")
         return original
 
-    def _nest(self, network: nn.Module) -> Design:
+    def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
-        made = design(network, self.spec, self.recipe, self.labels, images, self._removable)
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable)
         self._removable = made.removable
         return made
 
@@ -291,7 +291,7 @@ class Run:
         self.observer.stage("evaluating the levels before training")
         for level in range(1, nested.n_levels + 1):
             model = nested.at_level(level)
-            if nested.is_part(level) and not nested.is_smaller(level):  # those are recalibrated already
+            if nested.is_reduced(level) and not nested.is_smaller(level):  # those are recalibrated already
                 self._recalibrate_plain(model)
             plain[level] = model
         before = self._evaluate_plain(plain, self.labels.parents)

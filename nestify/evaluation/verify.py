@@ -66,7 +66,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         try:
             file.check_whole(level)
             state = file.state(level)
-            weights = state.entry.kept(level)
+            weights = state.entry.count_kept(level)
             _check_counts(file, entry, state.entry)
             _check_nested(file, entry, below, state)
             off = check_fingerprint(file, load_level(file, level, check=False), level)
@@ -80,7 +80,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 def _check_counts(file: NestedFile, entry: LevelEntry, found: EntryLevels) -> None:
     """See that a level uses as many weights of each layer as the manifest says."""
     for layer in entry.layers:
-        kept = found.kept(found.n_levels, layer.name) if layer.name in found.tensors else layer.weights
+        kept = found.count_kept(found.n_levels, layer.name) if layer.name in found.tensors else layer.weights
         if kept != layer.kept:
             raise BadFileError(
                 f"{file.name}: level {entry.name} uses {kept} weights of {quoted(layer.name)} where its "

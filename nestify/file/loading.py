@@ -16,7 +16,7 @@ from nestify.model.batch_norm import own_names
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.graph.block_map import map_blocks
 from nestify.model.graph.channel_map import map_channels
-from nestify.model.level_sizes import LevelSizes, level_sizes_of
+from nestify.model.level_sizes import LevelSizes, derive_level_sizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import (
     ModelSpec,
@@ -85,7 +85,7 @@ def restored(
     entry = state.entry
     if state.axes or any(state.skipped):
         level_sizes = _structure(network, spec, state)
-        if not level_sizes.is_whole(entry.n_levels):  # no level computes with `network` itself
+        if not level_sizes.is_full(entry.n_levels):  # no level computes with `network` itself
             full = state_tensors(network) | state.shared
         entry = _masks(level_sizes, spec, state)
     given = full | {name: full[kept] for name, kept in state.aliases.items()}
@@ -113,7 +113,7 @@ def _structure(network: nn.Module, spec: ModelSpec, state: NestedState) -> Level
     channels = map_channels(network, spec.input_size)
     names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
     skipped = state.skipped or [[] for _ in range(state.entry.n_levels)]
-    return level_sizes_of(channels, map_blocks(channels), state.axes, names, skipped)
+    return derive_level_sizes(channels, map_blocks(channels), state.axes, names, skipped)
 
 
 def _masks(level_sizes: LevelSizes, spec: ModelSpec, state: NestedState) -> EntryLevels:
@@ -233,7 +233,7 @@ def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
     model, classes = file.manifest.model, file.manifest.num_classes(level)
     kwargs = model.kwargs if classes == model.num_classes else {**model.kwargs, "num_classes": classes}
     try:
-        network = build_model(model.architecture, kwargs, filled=False)
+        network = build_model(model.architecture, kwargs, random_weights=False)
         described = describe_model(network)
     except UnsupportedModelError as error:
         raise BadFileError(f"{file.name}: {error}") from error

@@ -1,7 +1,7 @@
-"""What each level owns: its batch-norm statistics and, by default, its batch-norm scale and shift.
+"""Batch norm per level: each level has its own statistics and, by default, its own scale and shift.
 
-Levels that share batch norm destroy each other's statistics, because the same layer sees other inputs at
-each sparsity. Private tensors are small and make nested training work at all.
+Levels that share batch norm spoil each other's statistics, because a layer's inputs are distributed
+differently at each sparsity. The private tensors are small, and nested training does not work without them.
 """
 
 import warnings
@@ -16,23 +16,23 @@ from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # fvcore scripts a loss as it is imported, which torch warns about
+    warnings.simplefilter("ignore")  # importing fvcore scripts a loss, which torch warns about
     from fvcore.nn.precise_bn import update_bn_stats
 
 from nestify.recipe.options import BatchNormMode
 
 
 def is_statistic_norm(module: nn.Module) -> bool:
-    """Whether a module normalises with running statistics, so that its state depends on the level."""
+    """Whether a module normalises with running statistics, so that each level needs its own copy of them."""
     return isinstance(getattr(module, "running_var", None), Tensor)
 
 
 def own_names(model: nn.Module, mode: BatchNormMode) -> list[str]:
-    """State-dict names of the tensors that each level owns, in module order.
+    """Return the state-dict names of the tensors that each level owns, in module order.
 
     Args:
         model: the timm model.
-        mode: `private`: scale, shift and running statistics; `recalibrate`: the statistics alone.
+        mode: `private`: scale, shift and running statistics; `recalibrate`: the statistics only.
     """
     names: list[str] = []
     for prefix, module in model.named_modules():
@@ -41,11 +41,11 @@ def own_names(model: nn.Module, mode: BatchNormMode) -> list[str]:
         tensors: Iterable[tuple[str, Tensor]] = module.named_buffers(recurse=False)
         if mode == "private":
             tensors = [*module.named_parameters(recurse=False), *tensors]
-        names += [f"{prefix}.{local}" for local, _ in tensors if local not in _transient(module)]
+        names += [f"{prefix}.{local}" for local, _ in tensors if local not in _non_persistent(module)]
     return names
 
 
-def _transient(module: nn.Module) -> set[str]:
+def _non_persistent(module: nn.Module) -> set[str]:
     return set(module._non_persistent_buffers_set)
 
 
@@ -53,14 +53,14 @@ def _transient(module: nn.Module) -> set[str]:
 def recalibrate(model: nn.Module, batches: Iterable[Tensor], n_batches: int) -> int:
     """Recompute the running statistics of a plain model from images, in place.
 
-    The population statistics over all batches (Wu and Johnson, "Rethinking Batch in BatchNorm", 2021,
-    section 3), by fvcore; dropout and stochastic depth stay off.
+    They become the population statistics over all batches (Wu and Johnson, "Rethinking Batch in BatchNorm",
+    2021, section 3), computed by fvcore. Dropout and stochastic depth stay off.
 
     Args:
-        model: a plain model, such as `NestedModel.at_level` gives; left in eval mode.
-        batches: image batches of shape (B, C, H, W) on the model's device; gone through again where
-            they are fewer than `n_batches`.
-        n_batches: how many batches to use.
+        model: a plain model, such as `NestedModel.at_level` returns; left in eval mode.
+        batches: image batches of shape (B, C, H, W) on the model's device; repeated from the start if
+            there are fewer than `n_batches`.
+        n_batches: number of batches to use.
 
     Returns:
         Number of batch-norm layers that were recalibrated.
@@ -69,15 +69,18 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], n_batches: int) -> 
         return _recalibrate_graph(model, batches, n_batches)
     with _batch_norm_training(model) as layers:
         if layers and n_batches:
-            update_bn_stats(model, _endless(batches), num_iters=n_batches)
+            update_bn_stats(model, _repeat_forever(batches), num_iters=n_batches)
     return len(layers)
 
 
 class _Statistics(fx.Interpreter):
-    """Runs a network that torch.export made, normalising by the batch, and sums up what its norms see.
+    """An interpreter of a network made by torch.export that sums up the batch statistics of its norms.
+
+    Every batch norm normalises by the batch.
 
     Attributes:
-        sums: by the norm's node, mean and mean square of each channel, (channels,) each, over all runs.
+        sums: node of a batch norm -> sums over all runs of its input's mean and mean square per channel,
+            both of shape (channels,).
     """
 
     def __init__(self, model: fx.GraphModule) -> None:
@@ -88,37 +91,37 @@ class _Statistics(fx.Interpreter):
         if n.target is not torch.ops.aten.batch_norm.default:
             return super().run_node(n)
         x, weight, bias, *_, eps, _ = self.fetch_args_kwargs_from_env(n)[0]
-        others = [dim for dim in range(x.ndim) if dim != 1]
+        dims = [dim for dim in range(x.ndim) if dim != 1]
         mean, square = self.sums.get(n, (0.0, 0.0))
-        self.sums[n] = mean + x.mean(others), square + x.square().mean(others)
+        self.sums[n] = mean + x.mean(dims), square + x.square().mean(dims)
         return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
 
 def _recalibrate_graph(model: fx.GraphModule, batches: Iterable[Tensor], n_batches: int) -> int:
-    """The same for a network that torch.export made."""
+    """Do the work of `recalibrate` for a network made by torch.export."""
     statistics = _Statistics(model)
-    for images in islice(_endless(batches), n_batches):
+    for images in islice(_repeat_forever(batches), n_batches):
         statistics.run(images)
     for node, (means, squares) in statistics.sums.items():
-        mean, variance = (model.get_buffer(str(argument.target)) for argument in _running(node))
+        mean, variance = (model.get_buffer(str(argument.target)) for argument in _running_statistics(node))
         mean.copy_(means / n_batches)
         variance.copy_((squares / n_batches - mean.square()).clamp_min(0))
     return len(statistics.sums)
 
 
-def _running(norm: fx.Node) -> list[fx.Node]:
-    """Running mean and variance among the arguments of a batch norm."""
+def _running_statistics(norm: fx.Node) -> list[fx.Node]:
+    """Return the arguments of a batch norm that are its running mean and running variance."""
     return [argument for argument in norm.args[3:5] if isinstance(argument, fx.Node)]
 
 
-def _endless(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+def _repeat_forever(batches: Iterable[Tensor]) -> Iterator[Tensor]:
     while True:
         yield from batches
 
 
 @contextmanager
 def _batch_norm_training(model: nn.Module) -> Iterator[Sequence[nn.Module]]:
-    """Put only the batch norms in training mode, and everything in eval mode afterwards."""
+    """Put only the batch norms in training mode; on exit, put the complete model in eval mode."""
     model.eval()
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:

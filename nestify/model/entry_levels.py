@@ -1,8 +1,8 @@
-"""Entry levels: the one place that says which weight belongs to which level.
+"""Entry levels: which levels use each weight, defined only here.
 
-A maskable weight has one small integer, its entry level: the lowest level that uses it, n + 1 where no
+Every maskable weight has one small integer, its entry level: the lowest level that uses it, or n + 1 if no
 level does. Level k uses a weight when `entry <= k`, so a higher level contains every weight of the lower
-ones whatever the integers are: nestedness needs no check, only the range does.
+levels whatever the integers are. Only their range has to be checked, never the nesting.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from nestify.recipe.levels import MAX_LEVELS
 
 
 def entry_mask(entry: Tensor, level: int) -> Tensor:
-    """Mask of one tensor at a level, bool of the entry tensor's shape."""
+    """Return the mask of one tensor at a level: bool, in the shape of `entry`."""
     return entry <= level
 
 
@@ -27,10 +27,10 @@ class EntryLevels:
 
     Attributes:
         n_levels: number of levels n.
-        tensors: by parameter name, uint8 of the parameter's shape, values in 1..n + 1.
+        tensors: parameter name -> uint8 in the parameter's shape, values in 1..n + 1.
 
     Raises:
-        ValueError: on construction, for a tensor that is not uint8 or a value out of range.
+        ValueError: on construction, if a tensor is not uint8 or a value is out of range.
     """
 
     n_levels: int
@@ -38,7 +38,7 @@ class EntryLevels:
 
     def __post_init__(self) -> None:
         if not 1 <= self.n_levels <= MAX_LEVELS:
-            raise ValueError(f"{self.n_levels} levels; 1 to {MAX_LEVELS} can be held")
+            raise ValueError(f"a nested model has 1 to {MAX_LEVELS} levels, not {self.n_levels}")
         for name, entry in self.tensors.items():
             if entry.dtype != torch.uint8:
                 raise ValueError(f"entry levels of {name!r} are {entry.dtype}, not torch.uint8")
@@ -56,14 +56,14 @@ class EntryLevels:
         """Number of maskable weights."""
         return sum(entry.numel() for entry in self.tensors.values())
 
-    def kept(self, level: int, name: str | None = None) -> int:
-        """Number of weights that level `level` uses, in one tensor or in all."""
+    def count_kept(self, level: int, name: str | None = None) -> int:
+        """Count the weights that a level uses, in the tensor `name` or, with None, in all tensors."""
         tensors = self.tensors.values() if name is None else [self.tensors[name]]
         return sum(int(torch.count_nonzero(entry_mask(entry, level))) for entry in tensors)
 
     def sparsity(self, level: int) -> float:
-        """Share of the maskable weights that level `level` does not use, in [0, 1]."""
-        return 1 - self.kept(level) / self.total if self.total else 0.0
+        """Return the share of the maskable weights that a level does not use, in [0, 1]."""
+        return 1 - self.count_kept(level) / self.total if self.total else 0.0
 
 
 @dataclass(frozen=True)
@@ -71,18 +71,19 @@ class NestedState:
     """The tensors of a nested network, independent of any module.
 
     Attributes:
-        shared: by timm's state-dict name, dense tensors that all levels share (parameters and
-            persistent buffers; one name per tied group). A masked-out weight may hold any value in a
-            model; after reading a file it is zero where no stored level uses it.
-        entry: entry levels of the maskable ones among `shared`.
-        private: one dict per level, core first: by state-dict name, tensors that the level owns.
+        shared: timm's state-dict name -> dense tensor that all levels share (parameters and persistent
+            buffers; one name per group of tied tensors). In a model, a masked-out weight may have any
+            value; after reading a file, a weight that no stored level uses is zero.
+        entry: entry levels of the maskable tensors in `shared`.
+        private: one dict per level, core first: state-dict name -> tensor that the level owns.
         aliases: tied name -> the name in `shared` that holds the tensor.
         units: name of a maskable tensor -> (rows, cols) of the blocks in which its entry levels are
             constant; absent means (1, 1).
         axes: name of a maskable tensor -> dimension -> uint8 (extent,), the lowest level that has each
-            index, n + 1 where no level does; absent means that level 1 has the whole dimension. A level
-            uses no weight of which it lacks an index, so no weight enters before all of its indices.
-        skipped: per level, core first: names of the blocks that it leaves out; empty if none does.
+            index, or n + 1 if no level has it; absent means that level 1 has the full dimension. A level
+            uses a weight only if it has all of the weight's indices, so no weight enters before them.
+        skipped: per level, core first, the names of the blocks that it skips; an empty list if no level
+            skips any.
     """
 
     shared: dict[str, Tensor]
@@ -95,13 +96,17 @@ class NestedState:
 
 
 def box_levels(shape: Sequence[int], levels: Mapping[int, NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Level at which every element becomes available, uint8 of `shape`: that of its latest index.
+    """Return, for each element of a tensor, the lowest level that has all of the element's indices.
 
     Args:
-        shape: of the tensor.
-        levels: as for `axis_runs`.
+        shape: the tensor's shape.
+        levels: dimension -> uint8 (extent,), the lowest level that has each index; for a dimension that is
+            left out, level 1 has every index.
+
+    Returns:
+        uint8 in `shape`.
     """
     box = np.ones(shape, np.uint8)
-    for dim, along in levels.items():
-        np.maximum(box, along.reshape([-1 if axis == dim else 1 for axis in range(len(shape))]), out=box)
+    for dim, entry in levels.items():
+        np.maximum(box, entry.reshape([-1 if axis == dim else 1 for axis in range(len(shape))]), out=box)
     return box

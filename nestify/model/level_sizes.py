@@ -1,4 +1,4 @@
-"""Smaller levels of a nested network: which channels and blocks a level has, and what follows."""
+"""Smaller levels of a nested network: which channels, blocks and tensors each level has."""
 
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
@@ -16,25 +16,25 @@ from nestify.model.graph.channel_map import ChannelMap
 from nestify.model.heads import set_classes
 
 AxisLevels = Mapping[str, Mapping[int, Tensor]]
-"""By tensor and dimension: uint8 (extent,), the lowest level that has each index."""
+"""Tensor name -> dimension -> uint8 (extent,), the lowest level that has each index."""
 
 
 @dataclass(frozen=True)
 class LevelSizes:
-    """Channels and blocks of every level; levels nest in both.
+    """The channels and blocks of every level; the levels nest in both.
 
-    A level has the first units of each group of coupled channels, and all blocks but those that it skips.
+    A level has the first units of each group of coupled channels, and all blocks except those it skips.
 
     Attributes:
-        channels: the coupled channels of the full network, its units in order of importance.
+        channels: the coupled channels of the full network, the units of each group in order of importance.
         layers: the blocks of the full network that can be skipped.
-        counts: per level, core first, and per group: how many units the level has.
-        skipped: per level, core first: names of the blocks that it skips.
+        counts: per level, core first, the number of units of each group.
+        skipped: per level, core first, the names of the blocks that the level skips.
 
     Raises:
-        ValueError: on construction, if a level has no unit of a group, fewer than the one below, or more
-            than there are, or skips a block that the one below has.
-        UnsupportedModelError: if a block is not one of the network's.
+        ValueError: on construction, if a level has no unit of a group, fewer than the level below or more
+            than the group has, or if it skips a block that the level below has.
+        UnsupportedModelError: on construction, if the network has no block of a skipped name.
     """
 
     channels: ChannelMap
@@ -61,39 +61,39 @@ class LevelSizes:
         object.__setattr__(self, "_missing", missing)
 
     def __deepcopy__(self, memo: object) -> "LevelSizes":
-        return self  # what it holds never changes
+        return self  # immutable, apart from its cache of skeletons
 
     @property
     def _units(self) -> tuple[int, ...]:
         return tuple(group.units for group in self.channels.groups)
 
-    def is_whole(self, level: int) -> bool:
+    def is_full(self, level: int) -> bool:
         """Whether a level has all channels and all blocks."""
         return self.counts[level - 1] == self._units and not self.skipped[level - 1]
 
     def axes(self, level: int) -> Axes:
-        """Kept indices of every tensor that a level has in part."""
+        """Return the indices that a level keeps of every tensor that it does not have in full."""
         return self._axes[level - 1]
 
-    def has(self, level: int, name: str) -> bool:
-        """Whether a level has a tensor: not one that only blocks read that it skips."""
+    def has_tensor(self, level: int, name: str) -> bool:
+        """Whether a level has a tensor; it lacks those that are read only by blocks that it skips."""
         return name not in self._missing[level - 1]
 
     def names(self, level: int) -> tuple[str, ...]:
-        """State-dict names of the tensors that a level computes with."""
-        return tuple(name for name in self.channels.names if self.has(level, name))
+        """Return the state-dict names of the tensors that a level computes with."""
+        return tuple(name for name in self.channels.names if self.has_tensor(level, name))
 
     def skipped_in_order(self) -> list[list[str]]:
-        """Names of the blocks that each level skips, in order of execution."""
+        """Return the names of the blocks that each level skips, core first, in order of execution."""
         names = [block.name for block in self.layers.blocks]
         return [[name for name in names if name in skipped] for skipped in self.skipped]
 
     def cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
-        """A level's part of a tensor of the full network; differentiable."""
+        """Cut a level's part out of a tensor of the full network; differentiable."""
         return take_indices(tensor, self.axes(level).get(name, {}))
 
     def skeleton(self, level: int, *, training: bool, device: torch.device) -> fx.GraphModule:
-        """A level's network, to be called with the level's tensors (`torch.func.functional_call`)."""
+        """Return a level's network without weights, for `torch.func.functional_call` with its tensors."""
         key = (level, training, device)
         if key not in self._skeletons:
             self._skeletons[key] = self.channels.skeleton(
@@ -104,27 +104,35 @@ class LevelSizes:
             )
         return self._skeletons[key]
 
-    def network(self, level: int, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
-        """A level's network with tensors of its own, in evaluation mode, where the tensors are.
+    def make_network(self, level: int, tensors: Mapping[str, Tensor]) -> fx.GraphModule:
+        """Make a level's network with its own copies of the tensors, in eval mode, on their device.
 
         Args:
-            tensors: the level's, by state-dict name; others besides are left out.
+            level: 1-based.
+            tensors: state-dict name -> tensor of the level; names that the level does not use are ignored.
         """
         device = next(iter(tensors.values())).device
         network = deepcopy(self.skeleton(level, training=False, device=device))
         own = {name: tensors[name].detach().clone() for name in network.state_dict()}
         for name, tensor in network.state_dict().items():
-            if tensor.shape != own[name].shape:  # a classifier of other classes
+            if tensor.shape != own[name].shape:  # a classifier for another number of classes
                 set_classes(network, [name], len(own[name]))
         network.load_state_dict(own, assign=True)
         return network.eval()
 
     def entry_levels(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The lowest level that has each element of these tensors, uint8, as far as levels differ in them."""
+        """Return the lowest level that has each element of the given tensors.
+
+        Args:
+            tensors: state-dict name -> tensor of the full network.
+
+        Returns:
+            Name -> uint8 in the tensor's shape, for the tensors in which levels differ.
+        """
         axes = self.axis_levels(tensors)
         found = {
             name: torch.from_numpy(
-                box_levels(tuple(tensors[name].shape), {dim: along.numpy() for dim, along in dims.items()})
+                box_levels(tuple(tensors[name].shape), {dim: entry.numpy() for dim, entry in dims.items()})
             )
             for name, dims in axes.items()
         }
@@ -137,9 +145,15 @@ class LevelSizes:
         return found
 
     def axis_levels(self, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:
-        """The lowest level that has each index of these tensors of the full network, where that is not 1.
+        """Return the lowest level that has each index of the given tensors.
 
-        Tensors that are not of floating point are left out: a file holds them whole.
+        Tensors that are not floating point are left out: a file stores them in full.
+
+        Args:
+            tensors: state-dict name -> tensor of the full network.
+
+        Returns:
+            Name -> dimension -> uint8 (extent,), for the dimensions of which level 1 lacks an index.
         """
         shapes = {name: tensor.shape for name, tensor in tensors.items() if tensor.is_floating_point()}
         found: dict[str, dict[int, Tensor]] = {}
@@ -147,7 +161,7 @@ class LevelSizes:
         for level in range(n, 0, -1):
             for name, kept in self.axes(level).items():
                 for dim, indices in kept.items() if name in shapes else ():
-                    above = n if self.is_whole(n) else n + 1
+                    above = n if self.is_full(n) else n + 1
                     levels = found.setdefault(name, {}).setdefault(
                         dim, torch.full((shapes[name][dim],), above, dtype=torch.uint8)
                     )
@@ -159,32 +173,36 @@ class LevelSizes:
         return {name: dims for name, dims in parts.items() if dims}
 
 
-def level_sizes_of(
+def derive_level_sizes(
     channels: ChannelMap,
     layers: BlockMap,
     levels: AxisLevels,
     names: Collection[str],
     skipped: Sequence[Collection[str]],
 ) -> LevelSizes:
-    """The structure that a file describes by its tensors' axes and its levels' skipped blocks.
+    """Derive the sizes of all levels from the axes and the skipped blocks that a file stores.
 
     Args:
-        levels: the lowest level that has each index, as far as levels differ.
-        names: of all tensors that have axes where levels differ in them.
-        skipped: per level, core first, names of blocks.
+        channels: the coupled channels of the full network.
+        layers: the blocks of the full network that can be skipped.
+        levels: the lowest level that has each index, for the dimensions in which levels differ.
+        names: names of the tensors for which `levels` is complete: any dimension that it does not list is
+            the same at all levels.
+        skipped: per level, core first, the names of the blocks that it skips.
 
     Raises:
-        UnsupportedModelError: if the axes of a level make no network, or a block is not one of the network's.
-        ValueError: if a level has others than the first units of a group.
+        UnsupportedModelError: if the axes of a level do not fit the network, or the network has no block
+            of a skipped name.
+        ValueError: if the units that a level has of a group are not the first ones.
     """
     counts = []
     for level in range(1, len(skipped) + 1):
         axes = {
-            name: {dim: np.flatnonzero(along.numpy() <= level) for dim, along in dims.items()}
+            name: {dim: np.flatnonzero(entry.numpy() <= level) for dim, entry in dims.items()}
             for name, dims in levels.items()
         }
         units = channels.kept_units(axes, names)
         if any(not np.array_equal(kept, np.arange(len(kept))) for kept in units):
-            raise ValueError(f"level {level} has others than the first channels")
+            raise ValueError(f"the channels of level {level} are not the first channels of their groups")
         counts.append(tuple(map(len, units)))
     return LevelSizes(channels, layers, tuple(counts), tuple(map(frozenset, skipped)))

@@ -1,8 +1,8 @@
 """Masked weights that exist only while an operator uses them.
 
-Training level k needs `weight * (entry <= k)` in the forward and again in the backward. Keeping the products
-of all layers from one to the other would cost a copy of the weights; making each product anew in the
-backward costs one multiplication per weight, which is little beside the operator that uses it.
+Training level k needs `weight * (entry <= k)` in the forward pass and again in the backward pass. Keeping
+the products of all layers in between would cost a copy of the weights. Computing each product again in the
+backward pass costs one multiplication per weight, which is little compared with the operator that uses it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -16,10 +16,14 @@ from nestify.model.entry_levels import entry_mask
 
 
 class NamedTensors(nn.Module):
-    """Named tensors as a module, so that they follow `.to()`, `state_dict` and copies.
+    """A module that holds named tensors, so that `.to()`, `state_dict` and copies include them.
 
-    A tensor is a parameter where its namesake in `like` is one, else a buffer. Module attributes cannot
-    have dots in their names, so they are kept with slashes.
+    Names of module attributes cannot contain dots, so dots are stored as slashes.
+
+    Args:
+        tensors: name -> tensor.
+        like: name -> tensor; a tensor becomes a parameter if the one of its name in `like` is a parameter,
+            otherwise a buffer. With None, all tensors become buffers.
     """
 
     def __init__(self, tensors: dict[str, Tensor], like: dict[str, Tensor] | None = None) -> None:
@@ -40,14 +44,14 @@ class NamedTensors(nn.Module):
         return (name for name, _ in self.items())
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
-        """Pairs of original name and tensor."""
+        """Iterate over pairs of original name and tensor."""
         for key, tensor in [*self._parameters.items(), *self._buffers.items()]:
             assert tensor is not None
             yield key.replace("/", "."), tensor
 
 
 class _Mask(torch.autograd.Function):
-    """weight * (entry <= level), with the same mask on the gradient; keeps no mask of its own."""
+    """The product weight * (entry <= level), with the same mask on the gradient; saves no mask."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, entry: Tensor, level: int) -> Tensor:
@@ -62,10 +66,11 @@ class _Mask(torch.autograd.Function):
 
 
 def masked_weight(weight: Tensor, entry: Tensor, level: int) -> Tensor:
-    """The weight at a level, 0 where `entry` is above it; differentiable.
+    """Return a level's weight: `weight`, with zeros where `entry` is above the level; differentiable.
 
     Args:
-        weight: the shared weight. `entry`: its entry levels, uint8 of the same shape.
+        weight: the shared weight.
+        entry: its entry levels, uint8 in the same shape.
         level: 1-based.
     """
     product: Tensor = _Mask.apply(weight, entry, level)
@@ -73,14 +78,14 @@ def masked_weight(weight: Tensor, entry: Tensor, level: int) -> Tensor:
 
 
 class MaskedWeight(torch.Tensor):
-    """Stands in for a masked weight: any torch function that gets it works on the product.
+    """A masked weight that is computed only when a torch function uses it.
 
-    The product is made for the call and freed after it; what autograd saves of it for the backward is made
-    again there.
+    The masked weight is computed for the call and freed after it. If autograd saves it for the backward
+    pass, it is computed again there.
 
     Args:
         weight: the shared weight.
-        entry: its entry levels, uint8 of the same shape.
+        entry: its entry levels, uint8 in the same shape.
         level: 1-based.
     """
 
@@ -90,12 +95,12 @@ class MaskedWeight(torch.Tensor):
 
     @staticmethod
     def __new__(cls, weight: Tensor, entry: Tensor, level: int) -> "MaskedWeight":
-        stand_in: MaskedWeight = weight.detach().as_subclass(cls)
-        stand_in.weight, stand_in.entry, stand_in.level = weight, entry, level
-        return stand_in
+        lazy: MaskedWeight = weight.detach().as_subclass(cls)
+        lazy.weight, lazy.entry, lazy.level = weight, entry, level
+        return lazy
 
     def product(self) -> Tensor:
-        """The masked weight as an ordinary tensor, differentiable."""
+        """Compute the masked weight as an ordinary tensor; differentiable."""
         return masked_weight(self.weight, self.entry, self.level)
 
     @classmethod
@@ -106,70 +111,70 @@ class MaskedWeight(torch.Tensor):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call `func` with products in the place of their stand-ins."""
+        """Call `func` with every masked weight replaced by its product."""
         with torch._C.DisableTorchFunctionSubclass():
             if getattr(func, "__name__", "") == "__get__":  # shape, dtype, device, ...
                 return func(*args, **(kwargs or {}))
-            made: dict[int, MaskedWeight] = {}
+            products: dict[int, MaskedWeight] = {}
 
-            def make(stand_in: MaskedWeight) -> Tensor:
-                product = stand_in.product()
-                made[product.data_ptr()] = stand_in
+            def compute(lazy: MaskedWeight) -> Tensor:
+                product = lazy.product()
+                products[product.data_ptr()] = lazy
                 return product
 
-            args, named = tree_map_only(MaskedWeight, make, (args, dict(kwargs or {})))
-            with torch.autograd.graph.saved_tensors_hooks(_pack(made), _unpack):
+            args, named = tree_map_only(MaskedWeight, compute, (args, dict(kwargs or {})))
+            with torch.autograd.graph.saved_tensors_hooks(_pack(products), _unpack):
                 return func(*args, **named)
 
 
-class _Remade:
-    """A saved tensor that is a product, or a view of one: how to make it again."""
+class _SavedProduct:
+    """The description of a saved product, or of a view of one, from which it is computed again."""
 
-    def __init__(self, stand_in: MaskedWeight, view: Tensor) -> None:
-        self.stand_in = stand_in
+    def __init__(self, lazy: MaskedWeight, view: Tensor) -> None:
+        self.lazy = lazy
         self.size, self.stride, self.offset = view.size(), view.stride(), view.storage_offset()
 
-    def make(self) -> Tensor:
+    def compute(self) -> Tensor:
         with torch.no_grad():
-            product = self.stand_in.product()
+            product = self.lazy.product()
         return product.as_strided(self.size, self.stride, self.offset)
 
 
-def _pack(made: Mapping[int, MaskedWeight]) -> Callable[[Tensor], Tensor | _Remade]:
-    def pack(saved: Tensor) -> Tensor | _Remade:
+def _pack(products: Mapping[int, MaskedWeight]) -> Callable[[Tensor], Tensor | _SavedProduct]:
+    def pack(saved: Tensor) -> Tensor | _SavedProduct:
         pointer = saved.untyped_storage().data_ptr()
-        return _Remade(made[pointer], saved) if pointer in made else saved
+        return _SavedProduct(products[pointer], saved) if pointer in products else saved
 
     return pack
 
 
-def _unpack(saved: Tensor | _Remade) -> Tensor:
-    return saved.make() if isinstance(saved, _Remade) else saved
+def _unpack(saved: Tensor | _SavedProduct) -> Tensor:
+    return saved.compute() if isinstance(saved, _SavedProduct) else saved
 
 
-class WholeWeights:
-    """Which weights a level uses whole, so that they need no mask.
+class UnmaskedWeights:
+    """A cached lookup of the weights that a level uses in full, so that they need no mask.
 
-    Looked up again whenever an entry tensor changed, by whatever way (an average of models writes into
-    the buffers directly).
+    The lookup is repeated whenever an entry tensor has changed, however it was changed: a model average,
+    for example, writes into the buffers directly.
     """
 
     def __init__(self, entry: NamedTensors, n_levels: int) -> None:
         self._entry, self._n_levels = entry, n_levels
-        self._seen: tuple[object, tuple[frozenset[str], ...]] | None = None
+        self._cached: tuple[object, tuple[frozenset[str], ...]] | None = None
 
-    def at(self, level: int) -> frozenset[str]:
-        """Their names, at a level."""
-        state = identity(tensor for _, tensor in self._entry.items())
-        if self._seen is None or self._seen[0] != state:
+    def for_level(self, level: int) -> frozenset[str]:
+        """Return the names of the weights that a level uses in full."""
+        versions = tensor_versions(tensor for _, tensor in self._entry.items())
+        if self._cached is None or self._cached[0] != versions:
             highest = {name: int(entry.max()) if entry.numel() else 1 for name, entry in self._entry.items()}
-            whole = (
+            unmasked = (
                 frozenset(n for n, top in highest.items() if top <= k + 1) for k in range(self._n_levels)
             )
-            self._seen = (state, tuple(whole))
-        return self._seen[1][level - 1]
+            self._cached = (versions, tuple(unmasked))
+        return self._cached[1][level - 1]
 
 
-def identity(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
-    """What changes when a tensor is replaced or written to."""
+def tensor_versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:
+    """Return a value that changes when one of the tensors is replaced or written to."""
     return tuple((id(t), -1 if t.is_inference() else t._version) for t in tensors)

@@ -1,4 +1,4 @@
-"""The nested model: one set of weights, seen at any level."""
+"""The nested model: one set of weights that can be run at any level."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -10,9 +10,9 @@ from torch.func import functional_call
 from nestify.errors import UnsupportedModelError
 from nestify.model.batch_norm import own_names
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.model.heads import head_names, rows_for, set_classes
+from nestify.model.heads import head_names, resize_rows, set_classes
 from nestify.model.level_sizes import LevelSizes
-from nestify.model.masking import MaskedWeight, NamedTensors, WholeWeights, identity, masked_weight
+from nestify.model.masking import MaskedWeight, NamedTensors, UnmaskedWeights, masked_weight, tensor_versions
 from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
 from nestify.recipe.options import BatchNormMode
 
@@ -20,21 +20,21 @@ from nestify.recipe.options import BatchNormMode
 class NestedModel(nn.Module):
     """n networks in one set of weights.
 
-    The full level lives in `network`, an ordinary timm model. A lower level is the same architecture with
-    other tensors in some places (its projection): shared weights times the level's mask, and the level's
-    private tensors. The projection is differentiable, so training a level trains the shared weights.
+    The full level is `network`, an ordinary timm model. A lower level has the same architecture, but some of
+    its tensors (its projection) differ: shared weights times the level's mask, and the level's private
+    tensors. The projection is differentiable, so training a level trains the shared weights.
 
     Args:
-        network: a timm model; it is taken over, not copied.
+        network: a timm model; used as it is, not copied.
         spec: its description.
-        level_names: core level first.
-        entry: entry levels of the maskable weights that the schedule uses, taken over; None starts dense.
-        bn: what of batch norm is private to a level.
-        masked: names of the weights that have entry levels; ignored where `entry` is given.
-        structure: channels and blocks of the levels, where some have fewer; such a level is a network of
-            its own, which computes with slices of the shared weights.
-        classes: how many classes each level tells, core first; every level then has a classifier of its
-            own. None: all share one.
+        level_names: names of the levels, core first.
+        entry: entry levels of the weights that the schedule masks, used without a copy. None: all dense.
+        bn: which batch-norm tensors are private to a level.
+        masked: names of the weights that have entry levels; None: all maskable ones. Ignored with `entry`.
+        level_sizes: channels and blocks of the levels; None if no level has fewer than `network`. A smaller
+            level is a separate network that computes with slices of the shared weights.
+        classes: number of classes that each level predicts, core first; each level then has its own
+            classifier. None: all levels share one classifier.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class NestedModel(nn.Module):
         self.level_sizes = level_sizes
         self.heads = () if classes is None else tuple(head_names(network, spec))
         self.classes = (spec.num_classes,) * self.n_levels if classes is None else tuple(classes)
-        self.owned = (*own_names(network, bn), *self.heads)
+        self.own_names = (*own_names(network, bn), *self.heads)
         shared = state_tensors(network)
         self._shared = {name: owner(network, name) for name in shared}
         self._tied = tied_across_modules(network)
@@ -69,51 +69,49 @@ class NestedModel(nn.Module):
             if entry is None
             else {name: entry[name].contiguous() for name in names}
         )
-        # The full level owns the tensors inside `network`; every other level owns a copy of them.
+        # The full level owns the tensors in `network`, unless it is smaller; every other level owns a copy.
         self.private = nn.ModuleList(
             NamedTensors(
                 {
-                    name: self._start(level, name, shared[name].detach())
-                    for name in self.owned
-                    if level_sizes is None or level_sizes.has(level, name)
+                    name: self._initial_copy(level, name, shared[name].detach())
+                    for name in self.own_names
+                    if level_sizes is None or level_sizes.has_tensor(level, name)
                 },
                 like=shared,
             )
             for level in range(1, self.n_levels + self.is_smaller(self.n_levels))
         )
-        self._whole = WholeWeights(self.entry, self.n_levels)
+        self._unmasked = UnmaskedWeights(self.entry, self.n_levels)
         self._cached: tuple[object, dict[str, Tensor]] | None = None
         assert entry is None or entry.n_levels == self.n_levels
 
-    def _start(self, level: int, name: str, shared: Tensor) -> Tensor:
-        """A level's own copy of a tensor of the full level; zeros for a classifier of other classes."""
+    def _initial_copy(self, level: int, name: str, shared: Tensor) -> Tensor:
+        """Copy a tensor for a level; zeros for a classifier of another number of classes."""
         own = self.cut(level, name, shared).clone()
-        return rows_for(own, self.classes[level - 1]) if name in self.heads else own
-
-    # -- levels ------------------------------------------------------------------------------------
+        return resize_rows(own, self.classes[level - 1]) if name in self.heads else own
 
     def level_number(self, level: int | str) -> int:
-        """1-based number of a level that is given by number or name.
+        """Return the 1-based number of a level that is given by its number or name.
 
         Raises:
-            ValueError: for a level that this model does not have.
+            ValueError: if the model has no such level.
         """
         if isinstance(level, str) and level in self.level_names:
             return self.level_names.index(level) + 1
         number = int(level) if isinstance(level, int) or level.isdecimal() else 0
         if not 1 <= number <= self.n_levels:
-            names = ", ".join(f"{k} ({name})" for k, name in enumerate(self.level_names, 1))
+            names = ", ".join(f"{k} ({name})" for k, name in enumerate(self.level_names, start=1))
             raise ValueError(f"level {level!r} is not one of {names}")
         return number
 
     @property
     def entry_levels(self) -> EntryLevels:
-        """The entry levels as they are now; the tensors are the model's own."""
+        """The current entry levels; the tensors are not copied."""
         return EntryLevels(self.n_levels, dict(self.entry.items()))
 
     @torch.no_grad()
     def set_entry_levels(self, entry: EntryLevels) -> None:
-        """Take over new entry levels, of the same weights and the same number of levels."""
+        """Copy new entry levels into the model, for the same weights and the same number of levels."""
         assert set(entry) == set(self.entry)
         assert entry.n_levels == self.n_levels
         for name in entry:
@@ -121,14 +119,14 @@ class NestedModel(nn.Module):
 
     def is_smaller(self, level: int) -> bool:
         """Whether a level has fewer channels or blocks than the network."""
-        return self.level_sizes is not None and not self.level_sizes.is_whole(level)
+        return self.level_sizes is not None and not self.level_sizes.is_full(level)
 
-    def is_part(self, level: int) -> bool:
-        """Whether a level lacks channels, blocks or weights that the network has."""
+    def is_reduced(self, level: int) -> bool:
+        """Whether a level lacks channels, blocks or weights of the network."""
         return self.is_smaller(level) or self.sparsity(level) > 0
 
     def available(self) -> dict[str, Tensor]:
-        """The lowest level that can use each maskable weight, uint8: that has its channels and its block."""
+        """Return, by name, the lowest level that has each maskable weight's channels and block (uint8)."""
         return self._available({name: self.shared_tensor(name).detach() for name in self.entry})
 
     def _available(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -141,73 +139,72 @@ class NestedModel(nn.Module):
         }
 
     def sparsity(self, level: int) -> float:
-        """Share of a level's maskable weights that are zero: of those that its channels and blocks have."""
+        """Return the share of zeros among the maskable weights of a level's channels and blocks."""
         kept = sum(int(torch.count_nonzero(entry <= level)) for _, entry in self.entry.items())
         total = sum(self.elements(level, name) for name in self.entry)
         return 1 - kept / total if total else 0.0
 
     def shared_tensors(self) -> dict[str, Tensor]:
-        """The tensors of the full network by state-dict name, each tied one once."""
+        """Return the tensors of the full network by state-dict name, each tied tensor once."""
         return {name: self.shared_tensor(name) for name in self._shared}
 
     def elements(self, level: int, name: str) -> int:
-        """Number of elements that a level has of a tensor of the network, masked-out ones included."""
+        """Return the number of elements that a level has of a tensor, masked-out ones included."""
         if name in self.heads:
             return self.own_tensors(level)[name].numel()
-        if self.level_sizes is not None and not self.level_sizes.has(level, name):
+        if self.level_sizes is not None and not self.level_sizes.has_tensor(level, name):
             return 0
         return self.cut(level, name, self.shared_tensor(name)).numel()
 
     def cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
-        """A level's channels of a shared tensor."""
+        """Cut a level's channels out of a shared tensor."""
         return tensor if self.level_sizes is None else self.level_sizes.cut(level, name, tensor)
 
-    # -- views -------------------------------------------------------------------------------------
-
     def projection(self, level: int, *, lazy: bool = False) -> dict[str, Tensor]:
-        """The tensors in which a level differs from `network`, by state-dict name; differentiable.
+        """Return the tensors in which a level differs from `network`, by state-dict name; differentiable.
 
-        A smaller level differs in all that its network has.
+        For a smaller level these are all tensors of its network.
 
         Args:
             level: 1-based.
-            lazy: give masked weights that are made where they are used, to save memory.
+            lazy: return masked weights that are computed only when they are used, to save memory.
         """
-        make = MaskedWeight if lazy else masked_weight
+        mask = MaskedWeight if lazy else masked_weight
         if self.level_sizes and self.is_smaller(level):
             own = self.own_tensors(level)
             names = self.level_sizes.names(level)
-            return {name: own[name] if name in own else self._part(level, name, make) for name in names}
-        dense = self._whole.at(level)
+            return {name: own[name] if name in own else self._mask(level, name, mask) for name in names}
+        unmasked = self._unmasked.for_level(level)
         masked = {
-            name: make(self.shared_tensor(name), entry, level)
+            name: mask(self.shared_tensor(name), entry, level)
             for name, entry in self.entry.items()
-            if name not in dense
+            if name not in unmasked
         }
         return masked | self.own_tensors(level, shared_too=False)
 
-    def _part(self, level: int, name: str, make: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
-        """What a smaller level has of a shared tensor, masked where it is."""
+    def _mask(self, level: int, name: str, mask: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
+        """Return a smaller level's part of a shared tensor, masked if the level has a mask there."""
         weight = self.cut(level, name, self.shared_tensor(name))
         if name not in self.entry:
             return weight
         entry = self.cut(level, name, self.entry[name])
-        return weight if int(entry.max()) <= level else make(weight, entry, level)
+        return weight if int(entry.max()) <= level else mask(weight, entry, level)
 
     def own_tensors(self, level: int, *, shared_too: bool = True) -> dict[str, Tensor]:
-        """The tensors that a level owns, by state-dict name.
+        """Return the tensors that a level owns, by state-dict name.
 
         Args:
-            shared_too: give the full level's tensors, which live in `network`, as well.
+            level: 1-based.
+            shared_too: whether to include a full level's own tensors, which are part of `network`.
         """
         if level <= len(self.private):
             return dict(self._private(level).items())
         if not shared_too:
             return {}
-        return {name: self.shared_tensor(name) for name in self.owned}
+        return {name: self.shared_tensor(name) for name in self.own_names}
 
     def shared_tensor(self, name: str) -> Tensor:
-        """A tensor of `network` by state-dict name, as it is now."""
+        """Return the current tensor of `network` by state-dict name."""
         module, local = self._shared[name]
         tensor = getattr(module, local)
         assert isinstance(tensor, Tensor)
@@ -219,62 +216,65 @@ class NestedModel(nn.Module):
         return tensors
 
     def forward(self, images: Tensor, level: int | str | None = None) -> Tensor:
-        """Logits of a level.
+        """Compute the logits of a level.
 
         Args:
-            images: (B, C, H, W), prepared as `spec.preprocessing` says.
-            level: number or name; None is the full level.
+            images: (B, C, H, W), preprocessed according to `spec.preprocessing`.
+            level: number or name of the level; None is the highest level.
 
         Returns:
             (B, classes of the level)
 
         Raises:
-            UnsupportedModelError: if the network gives more than one tensor.
+            UnsupportedModelError: if the network does not return exactly one tensor.
+            ValueError: if the model has no such level.
         """
         number = self.n_levels if level is None else self.level_number(level)
         module, tensors = self.view(number, images.device, torch.is_grad_enabled())
         output = functional_call(module, tensors, (images,), tie_weights=False) if tensors else module(images)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
-                f"{self.spec.architecture} gives a {type(output).__name__} and not one tensor of logits; "
+                f"{self.spec.architecture} returns a {type(output).__name__} and not one tensor of logits; "
                 "switch its auxiliary or distillation outputs off (set_distilled_training(False))"
             )
         return output
 
     def view(self, level: int, device: torch.device, lazy: bool) -> tuple[nn.Module, dict[str, Tensor]]:
-        """A module, and the tensors with which it computes a level: for `torch.func.functional_call`.
+        """Return a module, and the tensors that `torch.func.functional_call` needs to run it as a level.
 
         Args:
-            device: of the images. `level`, `lazy`: as for `projection`.
+            level: 1-based.
+            device: device of the images.
+            lazy: as for `projection`.
         """
-        changed = self._projection_now(level, lazy)
+        changed = self._current_projection(level, lazy)
         if self.level_sizes is not None and self.is_smaller(level):
             return self.level_sizes.skeleton(level, training=self.training, device=device), changed
-        # A module that is registered under several names must be given under one, and a tensor that
-        # several modules hold under each: torch's own tying does the first wrongly.
+        # A module that is registered under several names must be passed under one of them, but a tensor
+        # that several modules share under each: torch's own tying gets the first case wrong.
         tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
         return self.network, changed | tied
 
-    def _projection_now(self, level: int, lazy: bool) -> dict[str, Tensor]:
-        """The projection; kept between calls while nothing changes, one level at a time."""
+    def _current_projection(self, level: int, lazy: bool) -> dict[str, Tensor]:
+        """Return the projection; in eval mode without gradients that of the last level used is cached."""
         if self.training or torch.is_grad_enabled():
             self._cached = None
             return self.projection(level, lazy=lazy)
-        state = (level, self._whole.at(level), identity(self.parameters()))
+        state = (level, self._unmasked.for_level(level), tensor_versions(self.parameters()))
         if self._cached is None or self._cached[0] != state:
-            self._cached = None  # free the old level's copy before the new one is made
+            self._cached = None  # free the old level's copy before making the new one
             self._cached = (state, self.projection(level))
         return self._cached[1]
 
     @torch.no_grad()
     def at_level(self, level: int | str) -> nn.Module:
-        """A plain model of one level in eval mode, which shares no tensor with this one.
+        """Return a plain model of one level in eval mode that shares no tensor with this model.
 
-        A timm model, or for a smaller level the network that torch.export made of it.
+        This is a timm model, or for a smaller level a network made by torch.export.
         """
         number = self.level_number(level)
         if self.level_sizes and self.is_smaller(number):
-            return self.level_sizes.network(number, self.projection(number))
+            return self.level_sizes.make_network(number, self.projection(number))
         plain = deepcopy(self.network).eval()
         if self.classes[number - 1] != self.spec.num_classes:
             set_classes(plain, self.heads, self.classes[number - 1])
@@ -287,22 +287,22 @@ class NestedModel(nn.Module):
 
     @torch.no_grad()
     def load_own(self, level: int, plain: nn.Module) -> None:
-        """Take a level's private tensors over from a plain model, such as a recalibrated one."""
-        theirs = state_tensors(plain)
+        """Copy a level's private tensors from a plain model, such as a recalibrated one."""
+        loaded = state_tensors(plain)
         for name, tensor in self.own_tensors(level).items():
-            if name in theirs:  # a smaller level counts no batches
-                tensor.copy_(theirs[name])
+            if name in loaded:  # a smaller level has no num_batches_tracked
+                tensor.copy_(loaded[name])
 
     @torch.no_grad()
     def round_to(self, dtype: torch.dtype) -> None:
-        """Round the shared weights to what a file of this type can hold; those that no level uses become 0.
+        """Round the shared weights to the type of a file, and set weights that no level uses to 0.
 
         Raises:
             ValueError: if a weight is too large for the type.
         """
         for name in self._shared:
             tensor = self.shared_tensor(name)
-            if name in self.owned or not tensor.is_floating_point():
+            if name in self.own_names or not tensor.is_floating_point():
                 continue
             if name in self.entry:
                 tensor.masked_fill_(self.entry[name] > self.n_levels, 0)
@@ -310,13 +310,16 @@ class NestedModel(nn.Module):
             if largest > torch.finfo(dtype).max:
                 raise ValueError(f"tensor {name!r} holds {largest:g}, which overflows {dtype}")
             tensor.copy_(tensor.to(dtype))
-        self.network.train().train(self.training)  # some keep what they computed of the weights before
-
-    # -- state -------------------------------------------------------------------------------------
+        self.network.train().train(self.training)  # some models cache values computed from the old weights
 
     def nested_state(self, units: dict[str, tuple[int, int]] | None = None) -> NestedState:
-        """The tensors that a nested file stores, on the CPU."""
-        shared = {k: t.detach().cpu() for k, t in state_tensors(self.network).items() if k not in self.owned}
+        """Return the tensors that a nested file stores, on the CPU.
+
+        Args:
+            units: as in `NestedState`; None if entry levels are not constant in blocks.
+        """
+        tensors = state_tensors(self.network)
+        shared = {name: t.detach().cpu() for name, t in tensors.items() if name not in self.own_names}
         entry: dict[str, Tensor] = {}
         axes: dict[str, dict[int, Tensor]] = {}
         skipped: list[list[str]] = []
@@ -324,7 +327,7 @@ class NestedModel(nn.Module):
             axes = self.level_sizes.axis_levels(shared)
             entry = self.level_sizes.entry_levels(shared)
             skipped = self.level_sizes.skipped_in_order()
-        entry |= {name: t.cpu() for name, t in self.entry.items()}  # none below what its structure allows
+        entry |= {name: t.cpu() for name, t in self.entry.items()}  # never below what the level sizes allow
         return NestedState(
             shared=shared,
             entry=EntryLevels(self.n_levels, entry),
@@ -339,7 +342,7 @@ class NestedModel(nn.Module):
         )
 
     def train(self, mode: bool = True) -> "NestedModel":
-        """Switch between training and eval mode; a cached level is dropped."""
+        """Switch between training and eval mode, and drop the cached level."""
         self._cached = None
         super().train(mode)
         return self

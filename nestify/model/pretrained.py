@@ -1,4 +1,4 @@
-"""The pretrained model that a run starts from: a timm name, and a local checkpoint or timm's own weights."""
+"""The pretrained model that a run starts from: a timm model with timm's weights or a local checkpoint."""
 
 import hashlib
 import logging
@@ -25,12 +25,13 @@ Weights = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class PretrainedModel:
-    """A model with its weights, described, and where the weights came from.
+    """A model with its weights, its description, and the origin of the weights.
 
     Attributes:
-        model: in eval mode, on the CPU.
-        source_sha256: hexadecimal hash of the checkpoint file; None where timm's cache provided it.
-        new_head: whether the classifier is fresh, so that the model knows nothing of its classes yet.
+        model: the timm model, in eval mode, on the CPU.
+        spec: its description.
+        source_sha256: hexadecimal SHA-256 of the checkpoint file; None without a file.
+        new_head: whether the classifier is newly initialised, so that it has yet to learn its classes.
     """
 
     model: nn.Module
@@ -49,22 +50,24 @@ def load_pretrained(
     input_size: int | tuple[int, int] | None = None,
     options: tuple[str, str] = ("model.name", "model.checkpoint"),
 ) -> PretrainedModel:
-    """Make a timm model and give it its pretrained weights.
+    """Make a timm model with pretrained weights.
 
     Args:
-        name: a name of timm's registry, `hf-hub:owner/name`, or `local-dir:folder`.
-        checkpoint: a local `.safetensors` file, or a `.pth` that holds nothing but weights.
-        pretrained: without a checkpoint, whether timm fetches its own weights; False starts at random.
+        name: a name in timm's registry, `hf-hub:owner/name`, or `local-dir:folder`.
+        checkpoint: a local `.safetensors` file, or a `.pth` file that contains only weights; None: timm's
+            own weights, or random ones.
+        pretrained: whether timm fetches its own weights; False: random weights. Ignored with a checkpoint.
         kwargs: further arguments of `timm.create_model`.
-        new_head_classes: class count of a fresh classifier, where the data has other classes than the
-            checkpoint; None keeps the checkpoint's classifier.
-        input_size: image side, or (height, width), in pixels; None keeps the model's own.
-        options: the recipe's options that name and checkpoint came from, for messages.
+        new_head_classes: number of classes of a newly initialised classifier, for data whose classes are
+            not those of the checkpoint; None keeps the checkpoint's classifier.
+        input_size: image side, or (height, width), in pixels; None: the model's default.
+        options: the recipe keys that `name` and `checkpoint` come from, for messages.
 
     Raises:
-        RecipeError: for a name that timm does not know.
-        CheckpointError: for a checkpoint that is missing, damaged, or of another architecture, and where
-            values are not finite.
+        RecipeError: if timm does not know the name, or the input size does not fit the model.
+        CheckpointError: if the checkpoint is missing, damaged or of another architecture, if timm cannot
+            make the model, or if values are not finite.
+        UnsupportedModelError: if nestify cannot handle the model; see `describe_model`.
     """
     _check_name(name, options[0])
     arguments = dict(kwargs or {})
@@ -73,7 +76,7 @@ def load_pretrained(
     weights: Weights | None = None
     if checkpoint is not None:
         weights = _read_checkpoint(Path(checkpoint))
-    with _told_as_checkpoint_error(name, options[1]):
+    with _raise_as_checkpoint_error(name, options[1]):
         if weights is None:
             classes = {} if new_head_classes is None else {"num_classes": new_head_classes}
             model = timm.create_model(name, pretrained=pretrained, **{**arguments, **classes})
@@ -81,7 +84,7 @@ def load_pretrained(
             model = _create_with(name, weights, arguments, new_head_classes, str(checkpoint))
     _check_finite(model, name, options[1])
     model.eval()
-    size = None if input_size is None else (_in_chans(model), *_pair(input_size))
+    size = None if input_size is None else (_in_chans(model), *_height_and_width(input_size))
     return PretrainedModel(
         model=model,
         spec=describe_model(model, input_size=size),
@@ -96,20 +99,26 @@ def _check_name(name: str, option: str) -> None:
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         close = get_close_matches(architecture, timm.list_models(), n=3)
-        hint = f"close names are {', '.join(close)}" if close else "timm.list_models() names them all"
+        hint = f"similar names are {', '.join(close)}" if close else "timm.list_models() lists all names"
         raise RecipeError(f"{option} = {name!r} is not a model of timm {timm.__version__}; {hint}")
 
 
 def _check_finite(model: nn.Module, name: str, option: str) -> None:
-    """Some models start with infinite bounds, which only a checkpoint replaces; no nested file holds them."""
+    """Refuse values that are not finite, as a nested file cannot store them.
+
+    Some models start with infinite bounds, which only a checkpoint replaces.
+
+    Raises:
+        CheckpointError: naming the first such tensor.
+    """
     for key, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"{name}: {key} holds values that are not finite; give a file that sets it as {option}"
+                f"{name}: {key} has values that are not finite; set {option} to a file that has finite ones"
             )
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -118,47 +127,43 @@ def _in_chans(model: nn.Module) -> int:
 
 
 def _with_input_size(name: str, arguments: Kwargs, size: int | tuple[int, int]) -> Kwargs:
-    """Arguments with `img_size` where the architecture fixes its input size when it is built."""
+    """Add `img_size` to the arguments if the architecture fixes its input size when it is built."""
     try:
-        resolved = resolve_model_input_args(name, {"img_size": list(_pair(size))}, **arguments)
+        resolved = resolve_model_input_args(name, {"img_size": list(_height_and_width(size))}, **arguments)
     except (ValueError, TypeError, RuntimeError, OSError) as error:
         raise RecipeError(f"model.input_size = {size} does not fit {name}: {error}") from error
     return {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
 
 
 def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """State dictionary of a checkpoint; never runs code from it."""
+    """Read the state dict of a checkpoint; never runs code from it."""
     if not path.is_file():
         raise CheckpointError(
             f"checkpoint {path} is not a file; give the path of a .safetensors or .pth file"
         )
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of the legacy formats that it still reads
+            warnings.simplefilter("ignore")  # torch warns about the legacy formats that it still reads
             state: Weights = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # foreign bytes can make the unpickler raise anything
-        raise CheckpointError(_damaged(path, error)) from error
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({_reason(error)}); it may be truncated, or contain more than "
+            "weights: copy it again, or save only its state_dict"
+        ) from error
     tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not tensors:
-        raise CheckpointError(f"checkpoint {path} holds no tensors; give a state dictionary of a timm model")
+        raise CheckpointError(f"checkpoint {path} contains no tensors; give the state dict of a timm model")
     for key, tensor in tensors.items():
         if not torch.isfinite(tensor).all():
             raise CheckpointError(
-                f"checkpoint {path}: {key} holds values that are not finite; give one of a run that did not "
-                "diverge"
+                f"checkpoint {path}: {key} has values that are not finite; give a checkpoint of a run that "
+                "did not diverge"
             )
     return tensors
 
 
-def _damaged(path: Path, error: Exception) -> str:
-    return (
-        f"checkpoint {path} cannot be read ({_reason(error)}); it may be truncated, or hold more than "
-        "weights: copy it again, or save its state_dict alone"
-    )
-
-
 def _reason(error: Exception) -> str:
-    """The first sentence of an exception; its kind where it has no words."""
+    """Return the first sentence of an exception, or its type if it has no message."""
     text = str(error).strip()
     return re.split(r"\. |\n", text)[0].rstrip(".") if " " in text else type(error).__name__
 
@@ -166,7 +171,7 @@ def _reason(error: Exception) -> str:
 def _create_with(
     name: str, weights: Weights, arguments: Kwargs, new_head_classes: int | None, source: str
 ) -> nn.Module:
-    """The model with the checkpoint's weights, through timm's own loading and its key conversions."""
+    """Make a model with the checkpoint's weights; timm loads them, so its key conversions apply."""
     probe_cfg = timm.models.get_pretrained_cfg(name.removeprefix("local-dir:"), allow_unregistered=True)
     classifier = (probe_cfg.classifier if probe_cfg else None) or ()
     names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
@@ -174,7 +179,7 @@ def _create_with(
     num_classes = new_head_classes if new_head_classes is not None else classes
     if num_classes is not None:
         arguments = {**arguments, "num_classes": int(num_classes)}
-    # A fresh head is asked for even where the counts agree, so timm must see two different counts.
+    # timm makes a new head only if the class counts differ, but a new head may have the same count: use -1.
     declared = -1 if new_head_classes is not None else arguments.get("num_classes")
     overlay = {"state_dict": dict(weights), "num_classes": declared, "custom_load": False, "label_offset": 0}
     if declared is None:
@@ -190,14 +195,21 @@ def _create_with(
         raise CheckpointError(f"checkpoint {source} does not fit {name}: {difference}") from error
     cfg = model.pretrained_cfg
     assert isinstance(cfg, dict)
-    cfg.pop("state_dict", None)  # else every copy of the model would carry the checkpoint
+    cfg.pop("state_dict", None)  # otherwise every copy of the model would contain the checkpoint
     if new_head_classes is not None:
         _check_only_head_is_new(model, weights, names, f"checkpoint {source} does not fit {name}")
     return model
 
 
 def _check_only_head_is_new(model: nn.Module, weights: Weights, heads: tuple[str, ...], prefix: str) -> None:
-    """With a fresh head timm loads leniently, so a foreign checkpoint would pass as a random network."""
+    """Refuse a checkpoint that lacks more than half of a model's keys, apart from the head's.
+
+    With a new head timm ignores missing keys, so a checkpoint of another architecture would be accepted and
+    the network would be random.
+
+    Raises:
+        CheckpointError: naming the missing keys.
+    """
     wanted = {
         key: tensor
         for key, tensor in model.state_dict().items()
@@ -205,11 +217,11 @@ def _check_only_head_is_new(model: nn.Module, weights: Weights, heads: tuple[str
     }
     absent = [key for key in wanted if key not in weights]
     if len(absent) > len(wanted) // 2:
-        raise CheckpointError(f"{prefix}: {_some('keys are missing', absent)}")
+        raise CheckpointError(f"{prefix}: {_summarise('keys are missing', absent)}")
 
 
 def _difference(name: str, weights: Weights, arguments: Kwargs) -> str:
-    """Which keys of a checkpoint do not fit the architecture; empty where they all do."""
+    """Describe which keys of a checkpoint do not fit the architecture; empty if all fit."""
     expected = timm.create_model(name, pretrained=False, **arguments).state_dict()
     missing = [key for key in expected if key not in weights]
     extra = [key for key in weights if key not in expected]
@@ -219,24 +231,24 @@ def _difference(name: str, weights: Weights, arguments: Kwargs) -> str:
         if key in weights and weights[key].shape != tensor.shape
     ]
     parts = [
-        _some("keys are missing", missing),
-        _some("keys are unknown", extra),
-        _some("shapes differ", shapes),
+        _summarise("keys are missing", missing),
+        _summarise("keys are unknown", extra),
+        _summarise("shapes differ", shapes),
     ]
     return "; ".join(part for part in parts if part)
 
 
-def _some(what: str, items: list[str]) -> str:
-    """The first items of a list in one phrase, with their number; empty for none."""
+def _summarise(problem: str, items: list[str]) -> str:
+    """Return the number of items, the problem and the first items in one phrase; empty for no items."""
     if not items:
         return ""
     more = ", ..." if len(items) > 3 else ""
-    return f"{len(items)} {what} ({', '.join(items[:3])}{more})"
+    return f"{len(items)} {problem} ({', '.join(items[:3])}{more})"
 
 
 @contextmanager
-def _told_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
-    """Turn what timm and the hub raise into one sentence, with the way out."""
+def _raise_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
+    """Turn errors of timm and the hub into a CheckpointError with the remedy, and silence their warnings."""
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -246,8 +258,8 @@ def _told_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
             yield
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
         raise CheckpointError(
-            f"{name} with its weights cannot be made ({_reason(error)}); "
-            f"give a file with the weights as {option}, or check model.kwargs"
+            f"{name} cannot be created with its weights ({_reason(error)}); "
+            f"set {option} to a file with the weights, or check model.kwargs"
         ) from error
     finally:
         logger.setLevel(level)
@@ -259,7 +271,7 @@ def _sha256(path: Path) -> str:
 
 
 def save_plain(network: nn.Module, path: Path) -> None:
-    """Write a dense model as a plain timm checkpoint, atomically."""
+    """Write a dense model to a plain timm checkpoint (safetensors), atomically."""
     state = network.state_dict()
     tensors = {
         name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in state.items()

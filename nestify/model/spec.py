@@ -1,4 +1,4 @@
-"""A timm model as data: how to build it again, how to prepare its images, which weights are maskable."""
+"""A timm model as data: how to build it again, how to preprocess images, which weights are maskable."""
 
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
@@ -19,19 +19,20 @@ Kwargs = dict[str, Any]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What nestify needs to know of a timm model beside its tensors.
+    """Everything that nestify needs to know about a timm model, except its tensors.
 
     Attributes:
         architecture: name in timm's registry, without a pretrained tag.
-        kwargs: plain values, so that `timm.create_model(architecture, **kwargs)` builds it again.
-        num_classes: outputs of the classifier.
+        kwargs: arguments, all plain values, with which `timm.create_model(architecture, **kwargs)` builds
+            the model again.
+        num_classes: number of outputs of the classifier.
         preprocessing: timm's data configuration (input_size (C, H, W), mean, std, interpolation,
             crop_pct, crop_mode).
         classifier: module names of the classifiers, such as `("fc",)`.
         first: module names of the first convolutions.
         maskable: state-dict names of the weights that a weight schedule may mask, in module order.
-        depthwise: those of `maskable` that belong to depthwise convolutions.
-        aliases: tied name -> the name that is kept.
+        depthwise: names in `maskable` that belong to depthwise convolutions.
+        aliases: state-dict name of a tied tensor -> the name under which the tensor is kept.
     """
 
     architecture: str
@@ -46,20 +47,21 @@ class ModelSpec:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image, in pixels."""
+        """Size of one image: (channels, height, width), the latter two in pixels."""
         channels, height, width = self.preprocessing["input_size"]
         return int(channels), int(height), int(width)
 
 
 def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = None) -> ModelSpec:
-    """Describe a model that `timm.create_model` made.
+    """Describe a model that was made by `timm.create_model`.
 
     Args:
         model: a timm classification model.
-        input_size: (channels, height, width) where it is not the model's own.
+        input_size: (channels, height, width) in pixels; None: the model's default.
 
     Raises:
-        UnsupportedModelError: if it has no classifier or several outputs, or no weight to mask.
+        UnsupportedModelError: if the model was not made by timm, has no classifier, several outputs or no
+            weight to mask, or has an argument that is not a plain value.
     """
     cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     architecture = cfg.get("architecture")
@@ -92,7 +94,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
 
 
 class _NoRandomFill(TorchFunctionMode):
-    """Fills no tensor with random numbers: with zeros, or not at all."""
+    """A mode that turns random initialisation off: tensors are set to zero, or left as they are."""
 
     _FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, nn.init.kaiming_uniform_})
 
@@ -100,29 +102,31 @@ class _NoRandomFill(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func is Tensor.normal_:  # torch draws a truncated normal again until all of it is within bounds
+        if func is Tensor.normal_:  # torch redraws a truncated normal until all values are within bounds
             return (args[0] if args else kwargs["tensor"]).zero_()
         if func in self._FILLS:
             return args[0] if args else kwargs["tensor"]
         return func(*args, **kwargs)
 
 
-def build_model(architecture: str, kwargs: Kwargs, *, filled: bool = True) -> nn.Module:
-    """Build a timm model without weights of its own training; never reaches a network.
+def build_model(architecture: str, kwargs: Kwargs, *, random_weights: bool = True) -> nn.Module:
+    """Build a timm model without pretrained weights; never uses the internet.
 
     Args:
-        filled: draw random weights, as timm does. Otherwise their memory is left as it was found, for all
-            of them to be loaded: a fraction of the time.
+        architecture: name in timm's registry.
+        kwargs: arguments of `timm.create_model`.
+        random_weights: whether to draw random weights, as timm does. With False the weights are not
+            initialised, which takes a fraction of the time; the caller must load all of them.
 
     Raises:
         UnsupportedModelError: if timm has no such architecture or refuses the arguments.
     """
     if not timm.is_model(architecture):
         raise UnsupportedModelError(
-            f"{architecture!r} is not in the registry of timm {timm.__version__}; a newer timm may have it"
+            f"{architecture!r} is not in the registry of timm {timm.__version__}; install a timm that has it"
         )
     try:
-        with nullcontext() if filled else _NoRandomFill():
+        with nullcontext() if random_weights else _NoRandomFill():
             model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
     except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError) as error:
         raise UnsupportedModelError(
@@ -132,22 +136,27 @@ def build_model(architecture: str, kwargs: Kwargs, *, filled: bool = True) -> nn
 
 
 def fill_model(model: nn.Module, tensors: Mapping[str, Tensor], architecture: str) -> None:
-    """Load all of a model's tensors, by state-dict name.
+    """Load all tensors of a model.
+
+    Args:
+        model: the model, changed in place.
+        tensors: state-dict name -> tensor.
+        architecture: the model's name, for messages.
 
     Raises:
-        ValueError: if they are not those of the model.
+        ValueError: if a name is missing or unknown, or a shape differs.
     """
     try:
         missing, unexpected = model.load_state_dict(tensors, strict=False)
     except RuntimeError as error:  # a shape that differs
         raise ValueError(str(error).splitlines()[-1].strip()) from error
     if missing or unexpected:
-        what = f"lacks {missing[0]!r}" if missing else f"has {unexpected[0]!r} besides"
-        raise ValueError(f"the file {what}, so its tensors do not make a {architecture}")
+        problem = f"lacks {missing[0]!r}" if missing else f"has the unknown tensor {unexpected[0]!r}"
+        raise ValueError(f"the file {problem}, so its tensors do not fit {architecture}")
 
 
 def tied_names(model: nn.Module) -> dict[str, str]:
-    """State-dict names that share a tensor with an earlier name: tied name -> first name."""
+    """Return the state-dict names that share a tensor with an earlier name: tied name -> first name."""
     first: dict[int, str] = {}
     tied: dict[str, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
@@ -158,12 +167,12 @@ def tied_names(model: nn.Module) -> dict[str, str]:
 
 
 def _maskable_weights(model: nn.Module) -> tuple[list[str], list[str]]:
-    """Names of the maskable weights, and of those that are depthwise; a tied weight is named once.
+    """Return the names of the maskable weights, and of the depthwise ones among them; a tied weight once.
 
-    A weight is maskable when it multiplies its input: two or more dimensions and `weight` in its name,
-    which covers every Conv and Linear, timm's subclasses of them, and layers that keep raw parameters
-    (`weight_ih_l0` of an LSTM, `in_proj_weight` of an attention). Embeddings are looked up, not
-    multiplied; position tables, tokens and scales have other names.
+    A weight is maskable if it multiplies its input. The test is two or more dimensions and `weight` in the
+    name, which covers every Conv and Linear, timm's subclasses of them, and layers with raw parameters
+    (`weight_ih_l0` of an LSTM, `in_proj_weight` of an attention). Embeddings are excluded: they are looked
+    up, not multiplied. Position tables, tokens and scales have other names.
     """
     maskable: list[str] = []
     depthwise: list[str] = []
@@ -185,7 +194,7 @@ def _maskable_weights(model: nn.Module) -> tuple[list[str], list[str]]:
 
 
 def _plain_kwargs(model: nn.Module) -> Kwargs:
-    """The arguments that build the model again, as timm recorded them, class count and size included."""
+    """Return the arguments that build the model again, as timm recorded them, with class count and size."""
     return {key: _plain(value) for key, value in get_model_args(model).items()}
 
 
@@ -195,7 +204,8 @@ def _plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise UnsupportedModelError(
-        f"model argument {value!r} is a {type(value).__name__}; a nested file can hold plain values only"
+        f"model argument {value!r} is a {type(value).__name__}; a nested file can hold plain values only, "
+        "so give numbers, texts, booleans or lists of these (model.kwargs)"
     )
 
 
@@ -206,13 +216,17 @@ def _as_tuple(value: str | tuple[str, ...] | list[str] | None) -> tuple[str, ...
 
 
 def state_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by state-dict name, each tied tensor once, not detached."""
+    """Return parameters and persistent buffers by state-dict name, each tied tensor once, not detached."""
     aliases = tied_names(model)
     return {name: t for name, t in model.state_dict(keep_vars=True).items() if name not in aliases}
 
 
 def synthetic_input(input_size: tuple[int, int, int], batch: int = 1) -> Tensor:
-    """The fixed input of logit fingerprints: a sine of the position, the same on every machine.
+    """Make the fixed input of logit fingerprints: a sine of the position, the same on every machine.
+
+    Args:
+        input_size: (channels, height, width) in pixels.
+        batch: number of images.
 
     Returns:
         float32 of shape (batch, channels, height, width), values in [-1, 1].
@@ -226,19 +240,24 @@ def synthetic_input(input_size: tuple[int, int, int], batch: int = 1) -> Tensor:
 
 
 def owner(network: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a tensor, and the tensor's name there."""
+    """Return the module that holds a tensor, and the tensor's name in that module.
+
+    Args:
+        network: the network that contains the module.
+        name: state-dict name of the tensor.
+    """
     prefix, _, local = name.rpartition(".")
     return network.get_submodule(prefix), local
 
 
 def tied_across_modules(network: nn.Module) -> dict[str, str]:
-    """Tied names that another module holds, one per module: tied name -> kept name."""
+    """Return the tied names that are held by further modules, one per module: tied name -> kept name."""
     tied: dict[str, str] = {}
     seen: set[tuple[int, str]] = set()
     for alias, name in tied_names(network).items():
         seen.add((id(owner(network, name)[0]), name.rpartition(".")[2]))
-        place = (id(owner(network, alias)[0]), alias.rpartition(".")[2])
-        if place not in seen:
+        holder = (id(owner(network, alias)[0]), alias.rpartition(".")[2])
+        if holder not in seen:
             tied[alias] = name
-            seen.add(place)
+            seen.add(holder)
     return tied

@@ -1,6 +1,6 @@
-"""Which blocks a level keeps: blocks are ranked once, and every level keeps the first of them.
+"""The blocks that each level keeps: all blocks are ranked once, and every level keeps the first of them.
 
-So a level keeps all blocks of a shallower one, whatever the ranking says.
+So a level keeps all blocks of a shallower level, whatever the ranking is.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -19,76 +19,84 @@ from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.spec import ModelSpec, state_tensors
 
 Ranking = tuple[Block, ...]
-"""All blocks, the one to keep longest first."""
+"""All blocks, most important first."""
 Loss = Callable[[Sequence[Block]], float]
-"""The loss on calibration images of the network that skips these blocks."""
+"""A function from skipped blocks to the loss of the remaining network on calibration images."""
 
 
 def kept_blocks(ranking: Ranking, depth: float) -> frozenset[Block]:
-    """The first ceil(depth * n) of n blocks.
+    """Return the first ceil(depth * n) of n blocks.
 
     Args:
-        depth: share of the blocks, above 0 and at most 1.
+        ranking: all n blocks, most important first.
+        depth: share of the blocks, in (0, 1].
     """
     assert 0 < depth <= 1
-    return frozenset(ranking[: ceil(depth * len(ranking) - 1e-9)])  # 0.28 * 25 is above 7
+    return frozenset(ranking[: ceil(depth * len(ranking) - 1e-9)])  # floating point has 0.28 * 25 > 7
 
 
 def rank_evenly(stages: Sequence[Stage]) -> Ranking:
-    """Every level keeps about the same share of each stage, spread over it; one block of each goes last."""
+    """Rank blocks so that every level keeps about the same share of each stage, spread evenly over it.
+
+    The ranking begins with one block of each stage.
+    """
     order = [
-        (rank / len(stage.blocks), number, stage.blocks[place])
+        (rank / len(stage.blocks), number, stage.blocks[position])
         for number, stage in enumerate(stages)
-        for rank, place in enumerate(_spread(len(stage.blocks)))
+        for rank, position in enumerate(_spread(len(stage.blocks)))
     ]
     return tuple(block for _, _, block in sorted(order, key=lambda entry: entry[:2]))
 
 
 def _spread(n: int) -> list[int]:
-    """0 .. n - 1, each as far as can be from those before it and from both ends.
+    """Order 0 .. n - 1 so that each is as far as possible from its predecessors and from both ends.
 
-    Of equals the one that is farther from those before it, then the lower.
+    Ties go to the one farther from its predecessors, then to the lower one.
     """
     order: list[int] = []
 
-    def distances(place: int) -> tuple[int, int]:
-        before = min((abs(place - other) for other in order), default=n)
-        return min(before, place + 1, n - place), before
+    def distances(position: int) -> tuple[int, int]:
+        nearest = min((abs(position - earlier) for earlier in order), default=n)
+        return min(nearest, position + 1, n - position), nearest
 
     while len(order) < n:
-        order.append(max((place for place in range(n) if place not in order), key=distances))
+        order.append(max((position for position in range(n) if position not in order), key=distances))
     return order
 
 
-def rank_by_loss(blocks: Sequence[Block], loss: Loss, *, again: bool = False) -> Ranking:
-    """Keep longest what the loss needs most.
+def rank_by_loss(blocks: Sequence[Block], loss: Loss, *, greedy: bool = False) -> Ranking:
+    """Rank blocks by the loss without them, highest first.
 
     Args:
-        again: measure the blocks that are left again whenever one is skipped, as one whose neighbour is gone
-            can become important: n (n + 1) / 2 - 1 losses. Otherwise each is skipped alone: n losses.
+        blocks: n blocks.
+        loss: the loss of the network that skips the given blocks.
+        greedy: whether to skip one block after another and measure all remaining blocks each time, because
+            a block can become important when its neighbour is skipped: n (n + 1) / 2 - 1 losses. With False
+            each block is skipped alone: n losses.
     """
-    if not again:
+    if not greedy:
         losses = {block: loss([block]) for block in blocks}
         return tuple(sorted(blocks, key=lambda block: losses[block], reverse=True))
-    left, gone = list(blocks), list[Block]()
-    while len(left) > 1:
-        least = min(left, key=lambda block: loss([*gone, block]))
-        left.remove(least)
-        gone.append(least)
-    return (*left, *reversed(gone))
+    remaining, skipped = list(blocks), list[Block]()
+    while len(remaining) > 1:
+        least = min(remaining, key=lambda block: loss([*skipped, block]))
+        remaining.remove(least)
+        skipped.append(least)
+    return (*remaining, *reversed(skipped))
 
 
-BATCHES = 4
-"""How many batches of images tell what a block is worth."""
+CALIBRATION_BATCHES = 4
+"""Number of batches of images on which the blocks are measured."""
 
 
 @dataclass(frozen=True)
 class Removable:
-    """What smaller levels of a network are made from.
+    """The channels and blocks of a network that smaller levels can leave out.
 
     Attributes:
-        channels: its coupled channels.
-        layers: its blocks that can be skipped. `ranking`: the same blocks, the one to keep longest first.
+        channels: the coupled channels.
+        layers: the blocks that can be skipped.
+        ranking: the same blocks, most important first.
     """
 
     channels: ChannelMap
@@ -105,40 +113,45 @@ def find_removable(
     """Find the channels and blocks of a network that can be left out.
 
     Args:
-        network: on any device.
-        calibration: images (B, C, H, W) that tell what each block is worth; without any, blocks
-            are kept evenly over the stages.
-        known: what was found for a network of the same architecture, so that it is not searched again.
+        network: a timm model, on any device.
+        spec: its description.
+        calibration: batches of images (B, C, H, W) on which the importance of each block is measured; None:
+            blocks are ranked evenly over the stages.
+        known: the result for a network of the same architecture, whose channels and blocks are used again;
+            None: they are searched.
 
     Raises:
-        UnsupportedModelError: if torch cannot trace the network, or the channels cannot be followed.
+        UnsupportedModelError: if torch cannot trace the network, or its channels cannot be followed.
     """
     channels = map_channels(network, spec.input_size) if known is None else known.channels
     layers = map_blocks(channels) if known is None else known.layers
     if calibration is None:
         return Removable(channels, layers, rank_evenly(layers.stages))
-    loss = loss_of_skipping(network, channels, layers, calibration)
+    loss = divergence_when_skipping(network, channels, layers, calibration)
     return Removable(channels, layers, rank_by_loss(layers.blocks, loss))
 
 
 @torch.no_grad()
-def loss_of_skipping(
+def divergence_when_skipping(
     network: nn.Module, channels: ChannelMap, layers: BlockMap, batches: Iterable[Tensor]
 ) -> Loss:
-    """How far the logits move when blocks are skipped: mean divergence from the whole network's answers.
+    """Return a function that measures how much the predictions change when blocks are skipped.
 
-    KL(softmax(whole) || softmax(without)) in nats. The network's own answers stand for labels, so that it can
-    be measured before a classifier has learnt its classes.
+    The function returns KL(softmax(full) || softmax(without the blocks)) in nats, averaged over images. The
+    full network's predictions are used instead of labels, so blocks can be measured before the classifier
+    has learnt its classes.
 
     Args:
-        network: on any device. `channels`, `layers`: its own.
-        batches: images (B, C, H, W), the first few of which are used.
+        network: a timm model, on any device.
+        channels: its coupled channels.
+        layers: its blocks that can be skipped.
+        batches: images (B, C, H, W), of which the first `CALIBRATION_BATCHES` are used.
     """
     network = network.eval()
     device = next(network.parameters()).device
     tensors = state_tensors(network)
-    images = [batch.to(device) for batch in islice(batches, BATCHES)]
-    answers = [network(batch).log_softmax(-1) for batch in images]
+    images = [batch.to(device) for batch in islice(batches, CALIBRATION_BATCHES)]
+    predictions = [network(batch).log_softmax(-1) for batch in images]
     axes = channels.axes([None for _ in channels.groups])
 
     @torch.no_grad()
@@ -149,11 +162,11 @@ def loss_of_skipping(
         divergence = [
             functional.kl_div(
                 functional_call(skeleton, own, (batch,)).log_softmax(-1),
-                answer,
+                prediction,
                 reduction="sum",
                 log_target=True,
             )
-            for batch, answer in zip(images, answers, strict=True)
+            for batch, prediction in zip(images, predictions, strict=True)
         ]
         return float(torch.stack(divergence).sum()) / sum(len(batch) for batch in images)
 

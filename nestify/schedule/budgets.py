@@ -1,4 +1,4 @@
-"""Budgets: which sparsity, width or depth makes a level cost what it may."""
+"""Budgets: the sparsity, width or depth at which a level costs as much as its budget allows."""
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
@@ -19,24 +19,26 @@ from nestify.schedule.channels import channel_path
 from nestify.schedule.costs import MacCount, count_macs, level_cost, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import (
-    Size,
+    LevelSize,
     check_distinct,
     check_removable,
     choose_weights,
     nest,
     order_channels,
-    size_of,
+    size_level,
 )
 
 
 @dataclass(frozen=True)
-class Design:
-    """What is made of a network before it learns.
+class NestedDesign:
+    """An untrained nested model, and the levels that it was made for.
 
     Attributes:
-        nested: the model, its weights yet to be chosen. `levels`: its levels, budgets solved.
-        removable: what can be left out of the network; None where the schedule masks weights alone.
-        solver: which solves the budgets again where the weights have changed.
+        nested: the model; the weights of its levels are not chosen yet.
+        levels: its levels, core first, with their budgets solved.
+        removable: channels and blocks of the network that can be left out; None if the schedule only masks
+            weights.
+        solver: the solver of the budgets, to solve them again when the weights have changed.
     """
 
     nested: NestedModel
@@ -45,26 +47,30 @@ class Design:
     solver: "Solver"
 
 
-def design(
+def design_levels(
     network: nn.Module,
     spec: ModelSpec,
     recipe: Recipe,
     labels: ClassLevels,
     calibration: Iterable[Tensor],
     known: Removable | None = None,
-) -> Design:
+) -> NestedDesign:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
     Args:
-        network: taken over. Where levels are narrower, its channels are put in the order of their
-            importance, which changes no logit.
-        labels: what the levels tell.
-        calibration: images (B, C, H, W) that tell what a block is worth, if the recipe wants to know.
-        known: what was found for a network of the same architecture, so that it is not searched again.
+        network: a timm model, which the nested model uses without a copy. If levels are narrower, its
+            channels are sorted by importance, which does not change the logits.
+        spec: its description.
+        recipe: the levels and the schedule.
+        labels: the classes that each level predicts.
+        calibration: batches of images (B, C, H, W) on which the importance of blocks is measured, if the
+            recipe ranks them by loss.
+        known: the result of `find_removable` for a network of the same architecture, to be used again;
+            None: the network is searched.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
-        UnsupportedModelError: if a smaller level cannot be made of the network.
+        UnsupportedModelError: if a smaller level of the network cannot be made.
     """
     removable = None
     if recipe.schedule.kind != "weight":
@@ -75,22 +81,24 @@ def design(
     solver = Solver(network, spec, recipe, removable, count_macs(network, spec.input_size), labels)
     sizes = solver.sizes()
     nested = nest(network, spec, recipe, removable, sizes, labels)
-    return Design(nested, tuple(size.level for size in sizes), removable, solver)
+    return NestedDesign(nested, tuple(size.level for size in sizes), removable, solver)
 
 
-FINENESS = 10_000
-"""How many sparsities a budget chooses among."""
+SPARSITY_STEPS = 10_000
+"""Number of sparsities from which a budget chooses."""
 
 
 @dataclass(frozen=True)
 class Solver:
-    """Solves the budgets of one recipe for one network.
+    """A solver of the budgets of one recipe for one network.
 
-    Args:
-        network: its channels in the order of their importance where levels are narrower; stays as it is.
-        spec: its description. `count`: its MACs.
-        removable: of the network; None where the schedule is `weight`.
-        labels: what the levels tell, which the nested file will hold.
+    Attributes:
+        network: a timm model, not changed; its channels are sorted by importance if levels are narrower.
+        spec: its description.
+        recipe: the levels and the schedule.
+        removable: channels and blocks of the network that can be left out; None if the schedule is `weight`.
+        count: MACs of the network.
+        labels: the classes that each level predicts; the nested file stores them.
     """
 
     network: nn.Module
@@ -100,73 +108,86 @@ class Solver:
     count: MacCount
     labels: ClassLevels
 
-    def sizes(self) -> list[Size]:
-        """The sizes of the recipe's levels, core first, with their budgets solved.
+    def sizes(self) -> list[LevelSize]:
+        """Solve the budgets, and return the sizes of the recipe's levels, core first.
 
-        A level gets the largest size that costs no more than its budget, if that is within 2 % of it, and
-        otherwise the smallest one above it that is. Where steps of channels are too large for that, single
-        groups that cost less grow instead.
+        A level gets the largest size that costs at most its budget, if its cost is within 2 % of the budget;
+        otherwise the next larger size, if its cost is. If neither is, because the steps of channels are too
+        large, other groups of channels, which cost less, grow instead.
 
         Raises:
-            RecipeError: if no size is within 2 % of a budget, with the nearest; or if levels do not nest.
-            UnsupportedModelError: if there is nothing that can be left out.
+            RecipeError: if no size is within 2 % of a budget, with the nearest ones; or if levels do not
+                nest.
+            UnsupportedModelError: if the network has nothing that can be left out.
         """
         recipe, removable = self.recipe, self.removable
         if removable is not None:
             check_removable(self.spec, recipe.levels, removable)
-        sizes: list[Size] = []
+        sizes: list[LevelSize] = []
         for k, level in enumerate(recipe.levels, start=1):
-            size = self._solved(sizes, k, level) if level.budget else size_of(level, recipe, removable)
+            size = self._solve(sizes, k, level) if level.budget else size_level(level, recipe, removable)
             sizes.append(size)
-        if problems := check_levels([size.level for size in sizes]):  # a budget may lie below a lower level
+        if problems := check_levels([size.level for size in sizes]):  # budgets may be out of order
             raise RecipeError(problems)
         blocks = 0 if removable is None else len(removable.ranking)
         check_distinct(self.spec, sizes, recipe.schedule.divisor, blocks)
         return sizes
 
     def check(self, nested: NestedModel, levels: Sequence[Level]) -> list[str]:
-        """Sentences about the levels of a finished model that cost other than their budgets say."""
+        """Return a message for each level of a finished model whose cost does not meet its budget.
+
+        Args:
+            nested: the finished model.
+            levels: its levels, core first.
+        """
         return [
-            f"level[{k}].budget = {level.budget} was missed: the level came out at {_shown(cost)}"
+            f"level[{k}].budget = {level.budget} was missed: the level costs {_format_cost(cost)}"
             for k, level in enumerate(levels, start=1)
             if level.budget is not None
-            and not _fits(cost := self._cost(nested, levels, k, level.budget), level.budget)
+            and not _is_met(cost := self._cost(nested, levels, k, level.budget), level.budget)
         ]
 
-    def _solved(self, lower: Sequence[Size], k: int, level: Level) -> Size:
+    def _solve(self, lower: Sequence[LevelSize], k: int, level: Level) -> LevelSize:
+        """Find the size of level `k` by bisection over all its possible sizes."""
         budget = level.budget
         assert budget is not None
-        path = self._path(level)
+        path = self._possible_sizes(level)
         costs: dict[int, float] = {}
 
-        def cost(place: int) -> float:
-            if place not in costs:
-                costs[place] = self._tried([*lower, path[place]], k, budget)
-            return costs[place]
+        def cost(index: int) -> float:
+            if index not in costs:
+                costs[index] = self._cost_of_last([*lower, path[index]], k, budget)
+            return costs[index]
 
-        within = bisect_right(range(len(path)), budget.amount, key=cost) - 1
-        near = [place for place in (within, within + 1) if 0 <= place < len(path)]
-        for place in near:
-            if _fits(cost(place), budget):
-                return path[place]
-        if within >= 0 and (size := self._filled(path[within:], lower, k, budget)):
+        largest = bisect_right(range(len(path)), budget.amount, key=cost) - 1  # -1 if all cost more
+        nearest = [index for index in (largest, largest + 1) if 0 <= index < len(path)]
+        for index in nearest:
+            if _is_met(cost(index), budget):
+                return path[index]
+        if largest >= 0 and (size := self._grow_groups(path[largest:], lower, k, budget)):
             return size
         axis = solved_axis(self.recipe.schedule.kind)
-        nearest = " and ".join(
-            f"{_shown(cost(place))} ({axis} {getattr(path[place].level, axis):.4g})" for place in near
+        costs_text = " or ".join(
+            f"{_format_cost(cost(index))} ({axis} {getattr(path[index].level, axis):.4g})"
+            for index in nearest
         )
         divisor = self.recipe.schedule.divisor
         finer = f", or set schedule.divisor below {divisor}" if axis == "width" and divisor > 1 else ""
         raise RecipeError(
             f"level[{k}].budget = {budget} cannot be met within {TOLERANCE:.0%} by {self.spec.architecture}; "
-            f"what comes nearest is {nearest}{finer}"
+            f"choose a budget near {costs_text}{finer}"
         )
 
-    def _filled(self, path: Sequence[Size], lower: Sequence[Size], k: int, budget: Budget) -> Size | None:
-        """A size between the first and the second of a path, by growing other groups than the next one.
+    def _grow_groups(
+        self, path: Sequence[LevelSize], lower: Sequence[LevelSize], k: int, budget: Budget
+    ) -> LevelSize | None:
+        """Find a size between the first two of a path by growing groups in another order; None if none fits.
 
         Args:
             path: sizes from the largest within the budget to the full one.
+            lower: sizes of the levels below.
+            k: the level, 1-based.
+            budget: its budget.
         """
         size = path[0]
         for group in range(len(size.counts)):
@@ -176,40 +197,41 @@ class Solver:
             if more is None:
                 continue
             grown = replace(size, counts=(*size.counts[:group], more, *size.counts[group + 1 :]))
-            cost = self._tried([*lower, grown], k, budget)
-            if _fits(cost, budget):
+            cost = self._cost_of_last([*lower, grown], k, budget)
+            if _is_met(cost, budget):
                 return grown
             if cost < budget.amount:
                 size = grown
         return None
 
-    def _path(self, level: Level) -> list[Size]:
-        """The sizes that a level can have, from the smallest to the full one."""
+    def _possible_sizes(self, level: Level) -> list[LevelSize]:
+        """Return the sizes that a level can have, from the smallest to the full one."""
         axis = solved_axis(self.recipe.schedule.kind)
         if axis == "sparsity":
-            return [Size(replace(level, sparsity=i / FINENESS)) for i in range(FINENESS - 1, -1, -1)]
+            n = SPARSITY_STEPS
+            return [LevelSize(replace(level, sparsity=i / n)) for i in range(n - 1, -1, -1)]
         assert self.removable is not None
         removable, recipe = self.removable, self.recipe
         if axis == "depth":
             n = len(removable.ranking)
-            return [size_of(replace(level, depth=kept / n), recipe, removable) for kept in range(1, n + 1)]
-        skipped = size_of(replace(level, width=1.0), recipe, removable).skipped
+            return [size_level(replace(level, depth=kept / n), recipe, removable) for kept in range(1, n + 1)]
+        skipped = size_level(replace(level, width=1.0), recipe, removable).skipped
         steps = channel_path(removable.channels.groups, recipe.schedule.divisor)
-        return [Size(replace(level, width=width), counts, skipped) for width, counts in steps]
+        return [LevelSize(replace(level, width=width), counts, skipped) for width, counts in steps]
 
-    def _tried(self, sizes: Sequence[Size], k: int, budget: Budget) -> float:
-        """The cost of the last of these levels, were those above it full."""
-        tried = list(sizes)
+    def _cost_of_last(self, sizes: Sequence[LevelSize], k: int, budget: Budget) -> float:
+        """Return the cost of the last of the given levels, level `k`, if all levels above it are full."""
+        trial = list(sizes)
         for level in self.recipe.levels[len(sizes) :]:
-            whole = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
-            tried.append(size_of(whole, self.recipe, self.removable))
-        levels = [size.level for size in tried]
-        nested = nest(self.network, self.spec, self.recipe, self.removable, tried, self.labels)
+            full = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
+            trial.append(size_level(full, self.recipe, self.removable))
+        levels = [size.level for size in trial]
+        nested = nest(self.network, self.spec, self.recipe, self.removable, trial, self.labels)
         choose_weights(nested, levels, self.recipe.schedule.score)
         return self._cost(nested, levels, k, budget)
 
     def _cost(self, nested: NestedModel, levels: Sequence[Level], k: int, budget: Budget) -> float:
-        """What a level costs of what its budget is about; of a share, over what the full level does."""
+        """Return a level's cost in the quantity of its budget; for a share, divided by the full level's."""
 
         def amount(k: int) -> float:
             if budget.quantity == "bytes":
@@ -221,9 +243,9 @@ class Solver:
         return amount(k) / amount(nested.n_levels) if budget.is_share else amount(k)
 
 
-def _fits(cost: float, budget: Budget) -> bool:
+def _is_met(cost: float, budget: Budget) -> bool:
     return abs(cost / budget.amount - 1) <= TOLERANCE
 
 
-def _shown(cost: float) -> str:
+def _format_cost(cost: float) -> str:
     return f"{cost:.4g}" if cost < 1 else f"{cost:,.0f}"

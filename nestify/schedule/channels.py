@@ -1,4 +1,4 @@
-"""Channels: how many units of each coupled group a level has, and which matter most."""
+"""Channels: how many units of each coupled group a level has, and which units are most important."""
 
 from collections.abc import Mapping, Sequence
 
@@ -11,47 +11,51 @@ from torch import Tensor
 from nestify.model.graph.groups import Group
 from nestify.recipe.levels import Level
 
-GRID = 1000
-"""Widths that a budget chooses among."""
+WIDTH_STEPS = 1000
+"""Number of widths from which a budget chooses."""
 
 
 def channel_counts(groups: Sequence[Group], levels: Sequence[Level], divisor: int) -> list[tuple[int, ...]]:
-    """Units of each group that each level has, core first.
+    """Return the number of units of each group that each level has, core first.
 
-    A level of width w has about w of the units of every group: a multiple of `divisor` where a unit is one
-    channel, whole units (heads, groups) elsewhere, and never less than 0.9 * w where that can be had.
+    A level of width w has about a share w of the units of every group, and at least 0.9 * w if possible. If
+    a unit is one channel, the number is a multiple of `divisor`; larger units (heads, groups) stay complete.
 
     Args:
         groups: the coupled channels.
-        levels: core first, widths not falling; width 1 has all units.
-        divisor: of the number of channels.
+        levels: core first, widths not decreasing; a level of width 1 has all units.
+        divisor: the number that the channel counts should be multiples of.
     """
     counts: list[tuple[int, ...]] = []
     for level in levels:
         wanted = [_count(group, level.width, divisor) for group in groups]
-        if counts:  # rounding must not take away what a lower level has
+        if counts:  # rounding must not remove units that a lower level has
             wanted = [max(pair) for pair in zip(wanted, counts[-1], strict=True)]
         counts.append(tuple(wanted))
     return counts
 
 
 def channel_path(groups: Sequence[Group], divisor: int) -> list[tuple[float, tuple[int, ...]]]:
-    """All channel counts from the narrowest network to the full one, one group growing at a time.
+    """Return all channel counts from the narrowest network to the full one; one group grows at a time.
 
-    Where one width lets several groups grow, they grow one after the other, so that a budget can be met more
-    closely than by a width alone.
+    If several groups grow at the same width, they grow one after the other, so that a budget can be met more
+    closely than by the width alone.
+
+    Args:
+        groups: the coupled channels.
+        divisor: the number that the channel counts should be multiples of.
 
     Returns:
-        width and units of each group, none falling; the last is the full network.
+        Pairs of width and number of units of each group, never decreasing; the last is the full network.
     """
-    widths = [step / GRID for step in range(1, GRID + 1)]
+    widths = [step / WIDTH_STEPS for step in range(1, WIDTH_STEPS + 1)]
     rows = np.array([[_count(group, width, divisor) for group in groups] for width in widths])
     rows = np.maximum.accumulate(rows)
     path = [(widths[0], tuple(rows[0].tolist()))]
     for width, row in zip(widths, rows, strict=True):
         counts = list(path[-1][1])
-        for place in np.flatnonzero(row > counts):
-            counts[place] = int(row[place])
+        for index in np.flatnonzero(row > counts):
+            counts[index] = int(row[index])
             path.append((width, tuple(counts)))
     return path
 
@@ -68,14 +72,14 @@ def _count(group: Group, width: float, divisor: int) -> int:
 
 @torch.no_grad()
 def importance_orders(groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> list[NDArray[np.int64]]:
-    """Units of every group from the most to the least important; (units,) each.
+    """Return the units of every group in order of importance, the most important first; (units,) each.
 
-    A unit's importance is the squared norm of the weights that belong to it, each weight tensor of the group
-    scaled to a mean of 1 over the units, so that no tensor counts for more because its weights are larger.
+    A unit's importance is the squared norm of its weights. Each weight tensor of the group is scaled to a
+    mean of 1 over the units, so that a tensor with larger weights does not count for more.
 
     Args:
         groups: the coupled channels.
-        tensors: parameters and buffers of the network by state-dict name.
+        tensors: state-dict name -> parameter or buffer of the network.
     """
     return [np.argsort(-_importance(group, tensors), kind="stable") for group in groups]
 
@@ -86,7 +90,7 @@ def _importance(group: Group, tensors: Mapping[str, Tensor]) -> NDArray[np.float
         weight = tensors.get(member.name)
         if weight is None or weight.ndim < 2 or not weight.is_floating_point():
             continue
-        along = weight.detach().double().square().transpose(0, member.dim).flatten(1).sum(1).cpu().numpy()
-        energy = along[member.indices].sum(1)
+        squares = weight.detach().double().square().transpose(0, member.dim).flatten(1).sum(1).cpu().numpy()
+        energy = squares[member.indices].sum(1)
         total += energy / max(float(energy.mean()), np.finfo(np.float64).tiny)
     return total

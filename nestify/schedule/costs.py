@@ -1,4 +1,4 @@
-"""What a model costs to run: multiply-accumulates (MACs) per image, and the weights they belong to."""
+"""The cost of running a model: multiply-accumulates (MACs) per image, in total and per weight."""
 
 import copy
 import warnings
@@ -16,25 +16,25 @@ from nestify.recipe.levels import Level
 from nestify.schedule.mac_handlers import FREE_OPERATORS, mac_handlers
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # fvcore scripts a loss as it is imported, which torch warns about
+    warnings.simplefilter("ignore")  # importing fvcore scripts a loss, which torch warns about
     from fvcore.nn import FlopCountAnalysis
 
 
 @dataclass(frozen=True)
 class MacCount:
-    """Multiply-accumulates of one image through one model, as dense kernels execute them.
+    """Multiply-accumulates (MACs) per image of one model, as dense kernels execute them.
 
     What counts as a MAC is defined in `nestify.model.graph.macs`.
 
     Attributes:
-        total: of the whole model.
-        by_weight: for every parameter, by its state-dict name, the MACs that multiply with it: 0 for those
-            that nothing multiplies with (biases, norms). A shared parameter stands under its first name. The
-            sum falls short of `total` by the products of two activations, as in attention.
-        not_skippable: parameters that the model transforms before it multiplies with them, as weight
-            standardisation does. Their zeros become other numbers, so they save bytes, not MACs.
-        uncounted: operators of which it is not known whether they do MACs, with how often they ran. The
-            count is whole when it is empty.
+        total: MACs of the complete model.
+        by_weight: state-dict name of every parameter -> the MACs that multiply with it; 0 if there are none
+            (biases, norms). A shared parameter is listed under its first name. The sum is smaller than
+            `total` by the products of two activations, as in attention.
+        not_skippable: names of the parameters that the model transforms before it multiplies with them, as
+            in weight standardisation. Their zeros become other numbers, so they save bytes but no MACs.
+        uncounted: operators that the counter does not know -> how often they ran. The count is complete if
+            it is empty.
     """
 
     total: int
@@ -46,10 +46,11 @@ class MacCount:
 def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> MacCount:
     """Count the MACs of one image through a model in evaluation mode.
 
-    Runs a copy of the model once, on the model's device, so the model stays as it is.
+    Runs a copy of the model once, on the model's device; the model itself does not change.
 
     Args:
-        input_size: (channels, height, width) of the image.
+        model: any model that torch.jit.trace accepts.
+        input_size: (channels, height, width) of the image in pixels.
 
     Raises:
         UnsupportedModelError: if the model cannot be copied or traced, or does not run at this size.
@@ -79,15 +80,16 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> MacCount:
 
 
 def effective_macs(count: MacCount, densities: Mapping[str, float]) -> int:
-    """MACs per image of a kernel that skips every masked-out weight at no cost.
+    """Return the MACs per image of a kernel that skips every masked-out weight at no cost.
 
-    Whatever no density is given for counts as dense, and so do weights that are not skippable.
+    Parameters without a density, and those that are not skippable, count as dense.
 
     Args:
-        densities: by parameter name the share of its weights that are kept, in [0, 1].
+        count: MACs of the dense model.
+        densities: parameter name -> share of its weights that are kept, in [0, 1].
 
     Raises:
-        KeyError: for a name that is no parameter of the counted model.
+        KeyError: if the counted model has no parameter of a name.
     """
     return count.total - sum(
         count.by_weight[name] - _effective(count, name, density) for name, density in densities.items()
@@ -95,14 +97,15 @@ def effective_macs(count: MacCount, densities: Mapping[str, float]) -> int:
 
 
 def layer_entries(count: MacCount, kept: Mapping[str, tuple[int, int, int]]) -> list[LayerEntry]:
-    """Rows of the per-layer table, in the order of `kept`.
+    """Return the rows of the per-layer table, in the order of `kept`.
 
     Args:
-        kept: by the name of a maskable parameter: how many weights are kept, how many the level has, masked
-            ones included, and how many the full level has.
+        count: MACs of the level's plain model.
+        kept: name of a maskable parameter -> number of weights that are kept, that the level has (masked
+            ones included), and that the full level has.
 
     Raises:
-        KeyError: for a name that is no parameter of the counted model, of which it has weights.
+        KeyError: if the level has weights of a name, but the counted model has no such parameter.
     """
     return [
         LayerEntry(
@@ -122,25 +125,28 @@ def _effective(count: MacCount, name: str, density: float) -> int:
 
 
 def _analysis(model: nn.Module, image: torch.Tensor) -> FlopCountAnalysis:
-    """fvcore's analysis of one image (1, channels, height, width), with our convention and no messages."""
+    """Make fvcore's analysis of an image (1, channels, height, width), with our handlers and no messages."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     state = dict.fromkeys(map(id, model.state_dict(keep_vars=True).values()))  # each tensor once, in order
     graph_inputs = ["", *(names.get(tensor, "") for tensor in state)]  # as torch.jit passes them, image first
     analysis = FlopCountAnalysis(model, image)
-    analysis.clear_op_handles()  # fvcore's own follow another convention
+    analysis.clear_op_handles()  # fvcore's own handlers follow another convention
     analysis.set_op_handle(**dict.fromkeys(FREE_OPERATORS), **mac_handlers(graph_inputs))
     return analysis.unsupported_ops_warnings(False).uncalled_modules_warnings(False).tracer_warnings("none")
 
 
 @dataclass(frozen=True)
 class LevelCost:
-    """What one level of a nested model costs; see `nested_file.manifest.Metrics` for the numbers.
+    """The costs of one level of a nested model.
 
     Attributes:
-        parameters: of the plain model. `nonzero_parameters`: those that are not masked out.
-        sparsity: share of its maskable weights that are zeros.
-        layers: one row per maskable weight.
-        uncounted: operators that the MACs leave out, with how often they run.
+        parameters: number of elements of the plain model's parameters.
+        nonzero_parameters: number of these that are not masked out.
+        dense_macs: MACs per image that dense kernels execute.
+        effective_macs: MACs per image of a kernel that skips every masked-out weight at no cost.
+        sparsity: share of the level's maskable weights that are zero.
+        layers: rows of the per-layer table, one per maskable weight.
+        uncounted: operators that the MACs leave out -> how often they run.
     """
 
     parameters: int
@@ -154,12 +160,14 @@ class LevelCost:
 
 @dataclass(frozen=True)
 class PlannedLevel:
-    """One level as it will be.
+    """One level as a run will make it.
 
     Attributes:
-        level: what was asked for. `cost`: what its pattern can reach on this model.
+        level: the requested level, with its budget solved.
+        cost: the costs that it can reach on this model with its pattern.
         prefix_bytes: bytes of the nested file that the level needs, header included.
-        classes: how many it tells. `class_set`: their name in the hierarchy; empty for the model's own.
+        classes: number of classes that it predicts.
+        class_set: their name in the hierarchy; empty for the data's own classes.
     """
 
     level: Level
@@ -171,20 +179,24 @@ class PlannedLevel:
 
 @dataclass(frozen=True)
 class Plan:
-    """A run in numbers.
+    """The numbers of a run before it starts.
 
     Attributes:
-        spec: the model. `maskable`: number of weights that the schedule masks.
-        channel_groups, blocks: groups of coupled channels where levels are narrower, and blocks that can be
-            skipped where they are shallower; 0 elsewhere.
-        without_rule: operators for which there is no rule, so that every level has their channels whole.
-        warnings: sentences about levels that would be empty.
-        dense_layers: maskable weights that the pattern cannot take, so that they stay whole.
-        train_images, val_images: number of images, at most where some cannot be read.
-        finetune_steps, steps: training steps before nesting, and of the nested training.
-        uncounted: operators that the MAC counts leave out.
-        seconds: rough time of the steps on this machine, image loading aside; None if not estimated.
-        memory_bytes: rough peak of a training step beyond the libraries; None if not estimated.
+        spec: description of the model.
+        levels: the levels, core first.
+        maskable: number of weights that the schedule masks.
+        dense_layers: names of the masked weights that the pattern does not divide, so that they stay dense.
+        train_images: number of training images, fewer if some cannot be read.
+        val_images: number of validation images, fewer if some cannot be read.
+        finetune_steps: training steps before nesting.
+        steps: training steps of the nested training.
+        uncounted: operators that the MAC counts leave out -> how often they run.
+        channel_groups: number of groups of coupled channels; 0 if no level is narrower.
+        blocks: number of blocks that can be skipped; 0 if no level is shallower.
+        without_rule: operators without a rule, so that every level has all of their channels.
+        warnings: messages about levels that would be empty.
+        seconds: rough time of all steps on this machine, without image loading; None if not estimated.
+        memory_bytes: rough peak memory of a training step, without the libraries; None if not estimated.
     """
 
     spec: ModelSpec
@@ -205,16 +217,18 @@ class Plan:
 
 
 def level_costs(nested: NestedModel, count: MacCount) -> list[LevelCost]:
-    """The costs of all levels, core first; see `level_cost`."""
+    """Return the costs of all levels, core first; see `level_cost`."""
     return [level_cost(nested, k, count) for k in range(1, nested.n_levels + 1)]
 
 
 def level_cost(nested: NestedModel, level: int, count: MacCount) -> LevelCost:
-    """The cost of a level as it is now.
+    """Return the current cost of a level.
 
     Args:
-        count: MACs of the full network; those of a level that is smaller, or tells other classes, are
-            counted.
+        nested: the nested model.
+        level: 1-based.
+        count: MACs of the full network; the MACs of a level that is smaller, or predicts another number of
+            classes, are counted here.
     """
     if nested.is_smaller(level) or nested.classes[level - 1] != nested.spec.num_classes:
         return _own_cost(nested, level)
@@ -232,14 +246,20 @@ def _own_cost(nested: NestedModel, level: int) -> LevelCost:
 def _cost(
     nested: NestedModel, level: int, count: MacCount, parameters: int, own: Collection[str]
 ) -> LevelCost:
-    """The cost of a level of so many parameters.
+    """Return the cost of a level whose MACs and parameters are known.
 
     Args:
-        count: the level's own MACs. `own`: names of the weights that it has.
+        nested: the nested model.
+        level: 1-based.
+        count: the level's own MACs.
+        parameters: number of elements of the level's parameters.
+        own: names of the weights that the level has.
     """
     entry = nested.entry_levels
     has = {name: nested.elements(level, name) if name in own else 0 for name in nested.spec.maskable}
-    kept = {name: entry.kept(level, name) if name in entry.tensors and n else n for name, n in has.items()}
+    kept = {
+        name: entry.count_kept(level, name) if name in entry.tensors and n else n for name, n in has.items()
+    }
     densities = {name: kept[name] / n for name, n in has.items() if n}
     rows = {
         name: (kept[name], n, nested.shared_tensor(name).numel())

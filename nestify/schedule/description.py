@@ -1,4 +1,4 @@
-"""What a nested file says of a run."""
+"""The description of a run that goes into its nested file."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,8 @@ from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.costs import LevelCost
 
-NO_NAMES = ClassLevels()
+OWN_CLASSES = ClassLevels()
+"""All levels predict the data's own classes, which have no names."""
 
 
 def describe(
@@ -30,7 +31,7 @@ def describe(
     nested: NestedModel,
     costs: Sequence[LevelCost],
     *,
-    labels: ClassLevels = NO_NAMES,
+    labels: ClassLevels = OWN_CLASSES,
     source_sha256: str | None = None,
     original: Accuracy | None = None,
     before: Sequence[Accuracy] = (),
@@ -38,24 +39,30 @@ def describe(
     calibration: Calibration | None = None,
     fingerprints: bool = True,
 ) -> Description:
-    """The description that goes into a nested file.
+    """Make the description that goes into a nested file.
 
     Args:
-        recipe: what was asked for. `levels`: the same levels, budgets solved.
-        nested: what came out. `costs`: of its levels.
-        original: accuracy of the dense model. `before`, `after`: of the levels, without training and with.
-        calibration: what was fitted after training; None if nothing was.
-        fingerprints: whether to compute each level's logits; zeros stand in for them otherwise.
+        recipe: the recipe of the run.
+        levels: its levels, core first, with their budgets solved.
+        nested: the resulting model.
+        costs: costs of its levels, core first.
+        labels: the classes that each level predicts.
+        source_sha256: hexadecimal SHA-256 of the checkpoint file; None without a file.
+        original: accuracy of the dense model; None if it was not evaluated.
+        before: accuracies of the levels before training; empty if they were not evaluated.
+        after: accuracies of the levels after training; empty if they were not evaluated.
+        calibration: temperatures and consensus weights fitted after training; None if they were not fitted.
+        fingerprints: whether to compute each level's logits; with False they are zeros.
     """
     untrained = {result.level: result.top1 for result in before}
     trained = {result.level: result for result in after}
-    levels_told = [
+    described = [
         _level(nested, level, k, labels, cost, trained.get(k), untrained.get(k), fingerprints)
         for k, (level, cost) in enumerate(zip(levels, costs, strict=True), start=1)
     ]
     if calibration is not None:
-        fitted = zip(levels_told, calibration.temperatures, calibration.weights, strict=True)
-        levels_told = [
+        fitted = zip(described, calibration.temperatures, calibration.weights, strict=True)
+        described = [
             level.model_copy(update={"temperature": temperature, "consensus": list(weights)})
             for level, temperature, weights in fitted
         ]
@@ -63,7 +70,7 @@ def describe(
         model=_model_entry(nested.spec, labels.class_names),
         hierarchy=list(labels.hierarchy),
         schedule=recipe.schedule.kind,
-        levels=levels_told,
+        levels=described,
         original=_original(original),
         recipe=_without_folders(recipe.to_dict()),
         seed=recipe.seed,
@@ -73,7 +80,7 @@ def describe(
 
 
 def block_units(nested: NestedModel, levels: Sequence[Level]) -> dict[str, tuple[int, int]]:
-    """Blocks in which the entry levels are constant, by weight."""
+    """Return the blocks in which entry levels are constant, by weight: (rows, cols); empty without blocks."""
     pattern = next((level.pattern for level in levels if level.sparsity > 0), None)
     if pattern is None or pattern.kind != "block":
         return {}
@@ -87,9 +94,17 @@ def prefix_bytes(
     costs: Sequence[LevelCost],
     labels: ClassLevels,
 ) -> list[int]:
-    """Bytes of the nested file up to and with each level, header included, as the model is now.
+    """Predict the bytes of the nested file up to and including each level, core first, header included.
 
-    What is not known yet (accuracies, logits, hashes) counts at a typical length.
+    The sizes are those of the model's current entry levels. Values that are not known yet (accuracies,
+    logits, hashes) count with a typical length.
+
+    Args:
+        recipe: the recipe of the run.
+        levels: its levels, core first, with their budgets solved.
+        nested: the nested model.
+        costs: costs of its levels, core first.
+        labels: the classes that each level predicts.
     """
     plain = describe(recipe, levels, nested, costs, labels=labels, fingerprints=False)
     expected = {
@@ -116,10 +131,10 @@ def prefix_bytes(
 
 
 def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
-    """A recipe's options, local files and folders by name alone: a file need not tell where they lay."""
-    places = [("data", "path"), ("data", "root"), ("data", "hierarchy"), ("model", "checkpoint")]
-    places += [("train", "teacher_checkpoint"), ("finetune", "save")]
-    for section, key in places:
+    """Reduce the output and absolute paths in a recipe's options to names, to reveal no folders."""
+    keys = [("data", "path"), ("data", "root"), ("data", "hierarchy"), ("model", "checkpoint")]
+    keys += [("train", "teacher_checkpoint"), ("finetune", "save")]
+    for section, key in keys:
         value = options[section][key]
         if value is not None and os.path.isabs(value):
             options[section][key] = Path(value).name

@@ -1,10 +1,10 @@
 """fvcore handlers that count multiply-accumulates (MACs) per parameter.
 
-What counts as a MAC, and how many an operator does, is defined in `nestify.model.graph.macs`; fvcore's own
+What counts as a MAC, and how many an operator does, is defined in `nestify.model.graph.macs`. fvcore's own
 handlers mix several conventions.
 
 fvcore calls a handler with the inputs and outputs of one node of the model's jit trace, and adds up the
-`Counter` that it returns. The keys of our counters are `Read`s, so the sums come out per parameter.
+`Counter`s that handlers return. The keys of our counters are `Read`s, so fvcore sums per parameter.
 """
 
 from collections import Counter
@@ -21,13 +21,13 @@ Handler = Callable[[list[Value], list[Value]], "Counter[Read]"]
 
 
 class Read(NamedTuple):
-    """What one factor of a product is.
+    """The origin of one factor of a product.
 
     Attributes:
-        parameter: state-dict name of the parameter it is read from; "" if it is computed from the image, or
-            is a constant.
-        exact: whether it holds the parameter's own values (reshaped, sliced or cast at most), so that a
-            pruned weight is a zero factor. False for weight-standardised convolutions, for example.
+        parameter: state-dict name of the parameter that the factor is made from; "" if it is computed from
+            the image, or is a constant.
+        exact: whether the factor has the parameter's own values (reshaped, sliced or cast at most), so that
+            a pruned weight is a zero factor. False for weight-standardised convolutions, for example.
     """
 
     parameter: str
@@ -37,11 +37,11 @@ class Read(NamedTuple):
 NO_PARAMETER = Read("", exact=False)
 
 FREE_OPERATORS = frozenset(f"aten::{name}{end}" for name in NO_MACS for end in ("", "_"))
-"""The operators of a jit trace that do no MACs; `relu_` is `relu` in place."""
+"""The operators of a jit trace that have no MACs; `relu_` is the in-place `relu`."""
 
 
 class _Tensor:
-    """A tensor of the trace, as a formula sees it."""
+    """A tensor of the trace, with the `shape` that formulas read."""
 
     def __init__(self, value: Value) -> None:
         self.value = value
@@ -53,10 +53,11 @@ class _Tensor:
 
 
 def mac_handlers(graph_inputs: Sequence[str]) -> dict[str, Handler]:
-    """fvcore handlers by operator name.
+    """Return the fvcore handlers by operator name.
 
     Args:
-        graph_inputs: for every input of the traced graph the name of the parameter that it is, "" if none.
+        graph_inputs: for every input of the traced graph, the name of the parameter that it is; "" if it is
+            none.
     """
     return {f"aten::{name}": partial(_count, formula, graph_inputs) for name, formula in FORMULAS.items()}
 
@@ -80,10 +81,10 @@ def _argument(value: Value) -> Any:
 
 
 def _weight(product: Product, graph_inputs: Sequence[str]) -> Read:
-    """The parameter that a product multiplies with.
+    """Return the parameter that a product multiplies with.
 
-    Nothing marks one factor of a matrix product as the weight, so one that merely was computed from a
-    parameter, as the activations of learned queries are, is not taken for it.
+    Nothing marks one factor of a matrix product as the weight. A factor that was only computed from a
+    parameter, such as the activations of learned queries, does not count as one.
     """
     reads = [_read(graph_inputs, factor.value) for factor in product.factors]
     if product.has_weight:
@@ -92,9 +93,10 @@ def _weight(product: Product, graph_inputs: Sequence[str]) -> Read:
 
 
 def _read(graph_inputs: Sequence[str], factor: Value) -> Read:
-    """Follow a factor of a product back through the trace, to the parameter that it is made from.
+    """Follow a factor of a product back through the trace to the parameter that it is made from.
 
-    Stops at the product that computed it, if there is one: what a product returns is no weight.
+    There is no such parameter if the factor was computed by another product: a product's result is not a
+    weight.
     """
     exact = True
     while (kind := factor.node().kind()) != "prim::Param":
@@ -104,7 +106,7 @@ def _read(graph_inputs: Sequence[str], factor: Value) -> Read:
         operator = kind.removeprefix("aten::")
         if operator in FORMULAS or not tensors:
             return NO_PARAMETER
-        exact &= operator in REARRANGING or kind == "prim::ListUnpack"  # of the list that chunk returns
+        exact &= operator in REARRANGING or kind == "prim::ListUnpack"  # unpacks the list that chunk returns
         factor = tensors[0]
     assert factor.node().outputsSize() == len(graph_inputs), (
         "torch.jit passes a model's tensors in another order"

@@ -1,4 +1,4 @@
-"""From a pretrained network and sizes of its levels to a nested model, before it learns."""
+"""Make an untrained nested model from a pretrained network and the sizes of its levels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,41 +20,43 @@ from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable, kept_blocks
 from nestify.schedule.channels import channel_counts, importance_orders
-from nestify.schedule.weights import select_entry_levels, takes_n_of_m
+from nestify.schedule.weights import divides_into_groups, select_entry_levels
 
 
 def masked_names(spec: ModelSpec, skip: Sequence[str]) -> tuple[str, ...]:
-    """Names of the weights that a schedule masks: the maskable ones without those left out.
+    """Return the names of the weights that a schedule masks: the maskable ones that are not skipped.
 
     Args:
-        spec: the model.
+        spec: description of the model.
         skip: wildcards over module or parameter names (`*.conv_dw`, `blocks.0.*`), or the words `first`
             (first convolution), `classifier`, `depthwise`.
 
     Raises:
-        RecipeError: for a pattern that matches nothing, or if nothing is left.
+        RecipeError: if a pattern matches nothing, or no weight is left.
     """
-    left_out: set[str] = set()
+    skipped: set[str] = set()
     problems = []
     for pattern in skip:
-        found = _matches(spec, pattern)
-        left_out |= found
+        found = _matching_weights(spec, pattern)
+        skipped |= found
         if not found:
             modules = sorted({name.rpartition(".")[0] for name in spec.maskable})
             close = get_close_matches(pattern.strip("*."), modules, n=3, cutoff=0.4) or modules[:3]
             problems.append(
                 f"schedule.skip = {pattern!r} matches no maskable weight of {spec.architecture}; "
-                f"its layers are named like {', '.join(close)}"
+                f"give a layer, such as {', '.join(close)}"
             )
     if problems:
         raise RecipeError(problems)
-    names = tuple(name for name in spec.maskable if name not in left_out)
+    names = tuple(name for name in spec.maskable if name not in skipped)
     if not names:
-        raise RecipeError(f"schedule.skip = {list(skip)} leaves no weight of {spec.architecture} to mask")
+        raise RecipeError(
+            f"schedule.skip = {list(skip)} leaves no weight of {spec.architecture} to mask; skip fewer layers"
+        )
     return names
 
 
-def _matches(spec: ModelSpec, pattern: str) -> set[str]:
+def _matching_weights(spec: ModelSpec, pattern: str) -> set[str]:
     if pattern == "depthwise":
         return set(spec.depthwise)
     layers = {"first": spec.first, "classifier": spec.classifier}.get(pattern)
@@ -68,13 +70,13 @@ def _matches(spec: ModelSpec, pattern: str) -> set[str]:
 
 
 @dataclass(frozen=True)
-class Size:
-    """One level as it will be.
+class LevelSize:
+    """A level with its channel counts and skipped blocks.
 
     Attributes:
-        level: what was asked for, its budget solved.
-        counts: units of every group of coupled channels that it has; empty where levels differ in neither
-            channels nor blocks.
+        level: the requested level, with its budget solved.
+        counts: number of units that it has of every group of coupled channels; empty if the schedule only
+            masks weights.
         skipped: names of the blocks that it skips.
     """
 
@@ -83,17 +85,23 @@ class Size:
     skipped: frozenset[str] = frozenset()
 
 
-def size_of(level: Level, recipe: Recipe, removable: Removable | None) -> Size:
-    """What a level of known width and depth has."""
+def size_level(level: Level, recipe: Recipe, removable: Removable | None) -> LevelSize:
+    """Find the channel counts and skipped blocks of a level of known width and depth.
+
+    Args:
+        level: its width and depth are numbers, not to be solved from a budget.
+        recipe: the recipe, for `schedule.divisor`.
+        removable: channels and blocks of the network that can be left out; None if the schedule is `weight`.
+    """
     if removable is None:
-        return Size(level)
+        return LevelSize(level)
     (counts,) = channel_counts(removable.channels.groups, [level], recipe.schedule.divisor)
     kept = kept_blocks(removable.ranking, level.depth)
-    return Size(level, counts, frozenset(block.name for block in removable.ranking if block not in kept))
+    return LevelSize(level, counts, frozenset(block.name for block in removable.ranking if block not in kept))
 
 
 def order_channels(network: nn.Module, removable: Removable) -> None:
-    """Put a network's channels in the order of their importance, in place, which changes no logit."""
+    """Sort a network's channels by importance, in place; the logits do not change."""
     groups = removable.channels.groups
     permute_channels(network, removable.channels, importance_orders(groups, state_tensors(network)))
 
@@ -103,28 +111,32 @@ def nest(
     spec: ModelSpec,
     recipe: Recipe,
     removable: Removable | None,
-    sizes: Sequence[Size],
+    sizes: Sequence[LevelSize],
     labels: ClassLevels,
 ) -> NestedModel:
-    """Make a nested model whose weights are yet to be chosen; see `choose_weights`.
+    """Make a nested model; the weights of its levels are not chosen yet, see `choose_weights`.
 
     Args:
-        network: taken over; its channels in the order of their importance where levels are narrower.
-        removable: of the network; None where the schedule is `weight`.
-        sizes: of the levels, core first.
-        labels: what the levels tell. A classifier of coarser classes begins with the mean of its classes'.
+        network: a timm model, used without a copy; its channels are sorted by importance if levels are
+            narrower.
+        spec: its description.
+        recipe: the recipe, for `schedule.skip` and `train.bn`.
+        removable: channels and blocks of the network that can be left out; None if the schedule is `weight`.
+        sizes: sizes of the levels, core first.
+        labels: the classes that each level predicts. The initial classifier row of a coarse class is the
+            mean of the rows of its classes.
 
     Raises:
-        RecipeError: if `schedule.skip` names nothing, or everything.
-        UnsupportedModelError: if a smaller level cannot be made of the network, or a level cannot have
-            classes of its own.
+        RecipeError: if `schedule.skip` matches nothing or everything.
+        UnsupportedModelError: if a smaller level of the network cannot be made, or its classifier cannot
+            predict different classes.
     """
     levels = [size.level for size in sizes]
     sparse = any(level.sparsity > 0 for level in levels)
     masked = masked_names(spec, recipe.schedule.skip) if sparse or removable is None else ()
     level_sizes = None
     if removable is not None:
-        counts = tuple(size.counts for size in nesting(sizes))
+        counts = tuple(size.counts for size in without_shrinking(sizes))
         skipped = tuple(size.skipped for size in sizes)
         level_sizes = LevelSizes(removable.channels, removable.layers, counts, skipped)
     names = [level.name for level in levels]
@@ -145,21 +157,24 @@ def nest(
     return nested
 
 
-def nesting(sizes: Sequence[Size]) -> list[Size]:
-    """Sizes of which none has fewer channels than the one below, which rounding may have taken away."""
-    found: list[Size] = []
+def without_shrinking(sizes: Sequence[LevelSize]) -> list[LevelSize]:
+    """Return the sizes, core first, each raised to at least the channel counts of the level below.
+
+    Rounding can make a count smaller than that of the level below.
+    """
+    raised: list[LevelSize] = []
     for size in sizes:
-        below = found[-1].counts if found else size.counts
-        found.append(replace(size, counts=tuple(map(max, size.counts, below))))
-    return found
+        below = raised[-1].counts if raised else size.counts
+        raised.append(replace(size, counts=tuple(map(max, size.counts, below))))
+    return raised
 
 
 def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removable) -> None:
-    """Refuse levels of a network that has nothing to leave out.
+    """Refuse smaller levels if the network has nothing that they can leave out.
 
     Raises:
-        UnsupportedModelError: if levels are narrower and there are no channels, or shallower and there are
-            no blocks, that can be left out.
+        UnsupportedModelError: if levels are narrower but no channels can be left out, or shallower but no
+            blocks can be skipped.
     """
     if any(level.width != 1 for level in levels) and not removable.channels.groups:
         unknown = removable.channels.unknown
@@ -170,44 +185,51 @@ def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removab
         )
     if any(level.depth != 1 for level in levels) and not removable.ranking:
         raise UnsupportedModelError(
-            f"{spec.architecture} has no residual blocks that can be skipped; --schedule channel and "
-            "--schedule weight do not need them"
+            f"{spec.architecture} has no residual blocks that can be skipped; use --schedule channel or "
+            "--schedule weight, which do not need them"
         )
 
 
-def check_distinct(spec: ModelSpec, sizes: Sequence[Size], divisor: int, blocks: int) -> None:
-    """Refuse levels that would be one and the same network.
+def check_distinct(spec: ModelSpec, sizes: Sequence[LevelSize], divisor: int, blocks: int) -> None:
+    """Refuse levels that would be the same network as the level above.
 
     Args:
-        divisor: of the channels. `blocks`: how many can be skipped.
+        spec: description of the model.
+        sizes: sizes of the levels, core first.
+        divisor: the number that channel counts are multiples of.
+        blocks: number of blocks that can be skipped.
 
     Raises:
         RecipeError: naming the first such level.
     """
-    kinds = [(size.level.sparsity, str(size.level.pattern)) for size in sizes]
-    made = [(size.counts, size.skipped, kind) for size, kind in zip(nesting(sizes), kinds, strict=True)]
-    for k, (lower, higher) in enumerate(pairwise(made), start=1):
+    masks = [(size.level.sparsity, str(size.level.pattern)) for size in sizes]
+    networks = [
+        (size.counts, size.skipped, mask) for size, mask in zip(without_shrinking(sizes), masks, strict=True)
+    ]
+    for k, (lower, higher) in enumerate(pairwise(networks), start=1):
         if lower != higher:
             continue
         level, above = sizes[k - 1].level, sizes[k].level
-        axis, what, remedy = "width", "channels", f", or a schedule.divisor below {divisor}"
+        axis, parts, remedy = "width", "channels", f", or a schedule.divisor below {divisor}"
         if level.width == above.width:
-            axis, what, remedy = "depth", "blocks", f"; it has {blocks} that can be skipped"
+            axis, parts, remedy = "depth", "blocks", f"; the model has {blocks} that can be skipped"
         raise RecipeError(
-            f"level[{k}].{axis} = {getattr(level, axis):g} gives {spec.architecture} the same {what} as "
+            f"level[{k}].{axis} = {getattr(level, axis):g} gives {spec.architecture} the same {parts} as "
             f"level[{k + 1}]; choose {axis}s further apart{remedy}"
         )
 
 
 def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score) -> None:
-    """Choose the weights of every level at its target, at once; nothing where the schedule masks none."""
+    """Choose the weights of every level at its target sparsity, if the schedule masks any."""
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
     if weights:
         nested.set_entry_levels(select_entry_levels(weights, levels, score, nested.available()))
 
 
 def dense_layers(nested: NestedModel, levels: Sequence[Level]) -> list[str]:
-    """Maskable weights that an N:M pattern cannot take, so that they stay whole."""
+    """Return the names of the masked weights that an N:M pattern does not divide, so that they stay dense."""
     m = next((level.pattern.m for level in levels if level.pattern.kind == "n:m"), 0)
-    available = nested.available() if m else {}
-    return [n for n, e in nested.entry.items() if m and not takes_n_of_m(tuple(e.shape), m, available[n])]
+    if not m:
+        return []
+    available = nested.available()
+    return [n for n, e in nested.entry.items() if not divides_into_groups(tuple(e.shape), m, available[n])]

@@ -1,7 +1,7 @@
-"""Weight connections: from weights to entry levels.
+"""The weights that each level uses: entry levels are chosen by a score.
 
-Every score ranks units (single weights, or blocks), and each level keeps the best units of one ranking,
-so levels nest whatever the score says. The N:M pattern ranks inside each group of M instead.
+Every score ranks units (single weights, or blocks of weights), and each level keeps the best units of the
+same ranking, so levels nest whatever the score is. The N:M pattern ranks within each group of M instead.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,21 +22,21 @@ Weights = Mapping[str, Tensor]
 def select_entry_levels(
     weights: Weights, levels: Sequence[Level], score: Score = "lamp", available: Weights | None = None
 ) -> EntryLevels:
-    """Choose which level each weight enters at.
+    """Choose the entry level of each weight.
 
     Args:
-        weights: maskable weights by name, each of shape (out, in, *kernel) or any other of two or more
-            dimensions, on one device.
-        levels: core level first, sparsities not increasing.
+        weights: name -> maskable weight of shape (out, in, *kernel), or of any other shape with two or more
+            dimensions; all on one device.
+        levels: core first, sparsities not increasing.
         score: `lamp` and `magnitude` rank all layers together; `uniform` and `erk` give each layer a
-            budget and rank by magnitude inside it.
-        available: by name, uint8 of the weight's shape: the lowest level that can use each weight; of the
-            weights of a block all the same. None: level 1 can use all.
+            budget and rank by magnitude within the layer.
+        available: name -> uint8 in the weight's shape, the lowest level that can use each weight, the same
+            for all weights of a block. None: level 1 can use all weights.
 
     Returns:
-        Entry levels, none below what is available; with the unstructured pattern level k keeps exactly
-        round((1 - sparsity_k) * total) of the weights that it can use, with blocks the nearest whole number
-        of blocks.
+        Entry levels, none below `available`. With the unstructured pattern, level k keeps exactly
+        round((1 - sparsity_k) * total) of the `total` weights that it can use; with blocks, the nearest
+        number that complete blocks can reach.
     """
     pattern = next((level.pattern for level in levels if level.sparsity > 0), Pattern())
     if pattern.kind == "n:m":
@@ -53,16 +53,21 @@ def select_entry_levels(
     else:
         kept = _keep_by_budget(units, levels, score)
     n = len(levels)
-    return EntryLevels(n, {name: units[name].expand(entry) for name, entry in _enter(units, kept, n).items()})
+    entries = _entries_from_masks(units, kept, n)
+    return EntryLevels(n, {name: units[name].expand(entry) for name, entry in entries.items()})
 
 
 class _Units:
-    """The units of one weight: what a pattern keeps or drops together.
+    """The units of one weight; a pattern keeps or drops the weights of a unit together.
 
     Attributes:
-        energy: mean squared weight of each unit, float32, flat.
-        sizes: number of weights of each unit, int64, flat; ragged at the edges. None: all 1.
-        available: the lowest level that can use each unit, uint8, flat. None: level 1 can use all.
+        shape: the weight's shape.
+        rows: output channels of a block; 1 if units are single weights.
+        cols: input channels of a block; 1 if units are single weights.
+        energy: mean squared weight of each unit, float32 (units,).
+        sizes: number of weights of each unit, int64 (units,), smaller for blocks cut off at the edges. None:
+            units are single weights.
+        available: the lowest level that can use each unit, uint8 (units,). None: level 1 can use all.
     """
 
     def __init__(self, weight: Tensor, pattern: Pattern, available: Tensor | None = None) -> None:
@@ -79,7 +84,7 @@ class _Units:
             self.available = (self._reduce(available.long()).flatten() // self.sizes).to(torch.uint8)
 
     def _reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over blocks: (out, in, *kernel) -> (ceil(out / rows), ceil(in / cols), kernel)."""
+        """Sum over blocks: (out, in, *kernel) -> (ceil(out / rows), ceil(in / cols), prod(kernel))."""
         grid = tensor.reshape(self.shape[0], self.shape[1], -1)  # (O, I, K)
         down, across = -self.shape[0] % self.rows, -self.shape[1] % self.cols
         grid = functional.pad(grid, (0, 0, 0, across, 0, down))
@@ -87,19 +92,19 @@ class _Units:
         return blocks.sum((1, 3))
 
     def expand(self, entry: Tensor) -> Tensor:
-        """Entry levels of the units, flat -> entry levels of the weights, in the weight's shape."""
+        """Expand entry levels of the units, (units,), to those of the weights, in the weight's shape."""
         if self.sizes is None:
             return entry.view(self.shape)
         grid = entry.view(-(-self.shape[0] // self.rows), -(-self.shape[1] // self.cols), -1)
         grid = grid.repeat_interleave(self.rows, 0).repeat_interleave(self.cols, 1)
         return grid[: self.shape[0], : self.shape[1]].reshape(self.shape).contiguous()
 
-    def usable(self, level: int) -> int:
-        """Number of weights that a level can use."""
+    def count_usable(self, level: int) -> int:
+        """Count the weights that a level can use."""
         if self.available is None:
             return prod(self.shape)
-        within = self.available <= level
-        return int(within.sum() if self.sizes is None else self.sizes[within].sum())
+        usable = self.available <= level
+        return int(usable.sum() if self.sizes is None else self.sizes[usable].sum())
 
 
 def _magnitude(energy: Tensor) -> Tensor:
@@ -107,10 +112,10 @@ def _magnitude(energy: Tensor) -> Tensor:
 
 
 def _lamp(energy: Tensor) -> Tensor:
-    """Layer-adaptive magnitude: each energy over the sum of those not smaller, itself included.
+    """Score units by layer-adaptive magnitude: each energy over the sum of all energies not smaller than it.
 
     Lee et al., "Layer-adaptive Sparsity for the Magnitude-based Pruning", ICLR 2021, equation 4. The
-    largest weight of every layer scores 1, so no layer is emptied before all are down to one unit.
+    largest unit of every layer scores 1, so no layer becomes empty before all layers have one unit left.
     """
     ordered, index = energy.sort(descending=True)
     not_smaller = ordered.cumsum(0, dtype=torch.float64).clamp_min_(torch.finfo(torch.float64).tiny)
@@ -120,47 +125,55 @@ def _lamp(energy: Tensor) -> Tensor:
 def _keep_by_global_rank(
     units: Mapping[str, _Units], levels: Sequence[Level], score: Callable[[Tensor], Tensor]
 ) -> list[dict[str, Tensor]]:
-    """Per level, a bool mask over the units of each weight, from one ranking over all layers."""
+    """Return per level a bool mask over the units of each weight, from one ranking over all layers."""
     scores = torch.cat([score(unit.energy) for unit in units.values()])
     lengths = [unit.energy.numel() for unit in units.values()]
     targets = [
-        kept_weights(sum(unit.usable(k) for unit in units.values()), level.sparsity)
+        kept_weights(sum(unit.count_usable(k) for unit in units.values()), level.sparsity)
         for k, level in enumerate(levels, start=1)
     ]
-    kept = _best(targets, scores, _joined([unit.sizes for unit in units.values()]), _availability(units))
+    sizes = _concatenate([unit.sizes for unit in units.values()])
+    available = _concatenate([unit.available for unit in units.values()])
+    kept = _select_best(targets, scores, sizes, available)
     return [dict(zip(units, mask.split(lengths), strict=True)) for mask in kept]
 
 
 def _keep_by_budget(
     units: Mapping[str, _Units], levels: Sequence[Level], score: Score
 ) -> list[dict[str, Tensor]]:
-    """Per level, a bool mask over the units of each weight, from a budget of each layer."""
-    usable = {name: [unit.usable(k) for k in range(1, len(levels) + 1)] for name, unit in units.items()}
+    """Return per level a bool mask over the units of each weight, from a budget for each layer."""
+    usable = {name: [unit.count_usable(k) for k in range(1, len(levels) + 1)] for name, unit in units.items()}
     budgets = layer_budgets({name: tuple(unit.shape) for name, unit in units.items()}, levels, score, usable)
     kept: list[dict[str, Tensor]] = [{} for _ in levels]
     for name, unit in units.items():
         targets = [budget[name] for budget in budgets]
-        for level, mask in enumerate(_best(targets, unit.energy, unit.sizes, unit.available)):
+        for level, mask in enumerate(_select_best(targets, unit.energy, unit.sizes, unit.available)):
             kept[level][name] = mask
     return kept
 
 
-def _availability(units: Mapping[str, _Units]) -> Tensor | None:
-    return _joined([unit.available for unit in units.values()])
-
-
-def _joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+def _concatenate(tensors: Sequence[Tensor | None]) -> Tensor | None:
     found = [tensor for tensor in tensors if tensor is not None]
     return torch.cat(found) if found else None
 
 
-def _best(
+def _select_best(
     targets: Sequence[int], scores: Tensor, sizes: Tensor | None, available: Tensor | None
 ) -> list[Tensor]:
-    """Per level, for its target number of weights, the units with the best scores; ties go to the first.
+    """Select per level the units with the best scores; the first of equal units is preferred.
 
-    With units of one weight the count is exact. With blocks it is the nearest that whole blocks reach. Where
-    not all is available at level 1, a level takes what the one below has and the best of the rest.
+    If units are single weights, the number of weights is exactly the target. With blocks it is the nearest
+    number that complete blocks reach. If some units are not available at level 1, a level keeps the units of
+    the level below and adds the best of the remaining ones.
+
+    Args:
+        targets: per level, core first, the number of weights to keep.
+        scores: (units,)
+        sizes: number of weights of each unit, int64 (units,); None: units are single weights.
+        available: the lowest level that can use each unit, uint8 (units,); None: level 1 can use all.
+
+    Returns:
+        Per level a bool mask (units,).
     """
     masks: list[Tensor] = []
     for level, target in enumerate(targets, start=1):
@@ -174,6 +187,7 @@ def _best(
 
 
 def _top_blocks(scores: Tensor, target: int, sizes: Tensor) -> Tensor:
+    """Return the mask of the best blocks whose number of weights is nearest to `target`."""
     order = scores.argsort(descending=True, stable=True)
     order = order[: int((scores > -torch.inf).sum())]
     reached = functional.pad(sizes[order].cumsum(0), (1, 0))  # weights kept by the first i blocks
@@ -183,7 +197,7 @@ def _top_blocks(scores: Tensor, target: int, sizes: Tensor) -> Tensor:
 
 
 def _top(scores: Tensor, count: int) -> Tensor:
-    """Mask of exactly `count` best scores; among equals the first ones, so that counts nest."""
+    """Return the mask of exactly `count` best scores; the first of equal scores, so that masks nest."""
     if count >= scores.numel():
         return torch.ones_like(scores, dtype=torch.bool)
     if count <= 0:
@@ -195,8 +209,10 @@ def _top(scores: Tensor, count: int) -> Tensor:
     return mask
 
 
-def _enter(units: Mapping[str, _Units], kept: Sequence[Mapping[str, Tensor]], n: int) -> dict[str, Tensor]:
-    """Entry levels of the units from the masks of the levels, core first."""
+def _entries_from_masks(
+    units: Mapping[str, _Units], kept: Sequence[Mapping[str, Tensor]], n: int
+) -> dict[str, Tensor]:
+    """Return the entry levels of the units from the masks of the levels, core first."""
     entry = {}
     for name, unit in units.items():
         levels = torch.full_like(unit.energy, n + 1, dtype=torch.uint8)
@@ -207,7 +223,7 @@ def _enter(units: Mapping[str, _Units], kept: Sequence[Mapping[str, Tensor]], n:
 
 
 def kept_weights(total: int, sparsity: float) -> int:
-    """Number of weights that a sparsity keeps of `total`, to the nearest weight."""
+    """Return the number of weights that a sparsity keeps of `total`, rounded to the nearest weight."""
     return round(total * (1 - sparsity))
 
 
@@ -217,20 +233,28 @@ def layer_budgets(
     score: Score,
     usable: Mapping[str, Sequence[int]] | None = None,
 ) -> list[dict[str, int]]:
-    """How many weights each layer keeps at each level: exact in sum, never less than at a lower level.
+    """Return how many weights each layer keeps at each level, never fewer than at a lower level.
 
     Args:
-        usable: by layer and level, how many weights the level can use; all by default.
+        shapes: layer -> shape of its weight.
+        levels: core first, sparsities not increasing.
+        score: `uniform` for the same density in all layers, otherwise `erk`.
+        usable: layer -> per level, core first, the number of weights that the level can use; None: all.
+
+    Returns:
+        Per level a dict of layer -> number of weights, which add up to exactly the level's target.
     """
-    at_least = dict.fromkeys(shapes, 0)
+    lower = dict.fromkeys(shapes, 0)
     budgets = []
     for k, level in enumerate(levels):
-        most = {name: prod(shape) if usable is None else usable[name][k] for name, shape in shapes.items()}
-        there = {name: shape for name, shape in shapes.items() if most[name]}
-        target = kept_weights(sum(most.values()), level.sparsity)
-        wanted = _uniform(most, target) if score == "uniform" else _erdos_renyi_kernel(there, most, target)
-        at_least = _apportion(dict.fromkeys(shapes, 0.0) | wanted, target, at_least, most)
-        budgets.append(at_least)
+        upper = {name: prod(shape) if usable is None else usable[name][k] for name, shape in shapes.items()}
+        present = {name: shape for name, shape in shapes.items() if upper[name]}
+        target = kept_weights(sum(upper.values()), level.sparsity)
+        wanted = (
+            _uniform(upper, target) if score == "uniform" else _erdos_renyi_kernel(present, upper, target)
+        )
+        lower = _apportion(dict.fromkeys(shapes, 0.0) | wanted, target, lower, upper)
+        budgets.append(lower)
     return budgets
 
 
@@ -242,13 +266,15 @@ def _uniform(sizes: Mapping[str, int], target: int) -> dict[str, float]:
 def _erdos_renyi_kernel(
     shapes: Mapping[str, tuple[int, ...]], sizes: Mapping[str, int], target: int
 ) -> dict[str, float]:
-    """Density of a layer in proportion to sum(shape) / prod(shape), at most 1.
+    """Return the number of weights per layer for densities in proportion to sum(shape) / prod(shape).
 
-    Evci et al., "Rigging the Lottery", ICML 2020, section 3 (Erdos-Renyi-Kernel). What a full layer
-    cannot take goes to the others.
+    Evci et al., "Rigging the Lottery", ICML 2020, section 3 (Erdos-Renyi-Kernel). A density is at most 1;
+    weights that a full layer has no room for are distributed over the other layers.
 
     Args:
-        shapes: of the layers. `sizes`: how many weights of each can be kept.
+        shapes: layer -> shape of its weight.
+        sizes: layer -> number of weights that can be kept.
+        target: number of weights that all layers keep together.
     """
     full: set[str] = set()
     while True:
@@ -264,7 +290,7 @@ def _erdos_renyi_kernel(
 def _apportion(
     wanted: Mapping[str, float], target: int, lower: Mapping[str, int], upper: Mapping[str, int]
 ) -> dict[str, int]:
-    """Whole numbers near `wanted`, between the bounds, that sum to `target` (largest remainders first)."""
+    """Round `wanted` to integers between the bounds that sum to `target` (largest remainders first)."""
     given = {name: min(max(int(wanted[name]), lower[name]), upper[name]) for name in wanted}
     by_need = sorted(wanted, key=lambda name: given[name] - wanted[name])
     while (gap := target - sum(given.values())) != 0:
@@ -281,12 +307,15 @@ def _apportion(
 def _select_n_of_m(
     weights: Weights, levels: Sequence[Level], m: int, available: Weights | None
 ) -> dict[str, Tensor]:
-    """Per group of m consecutive input channels, the n_k largest weights; one ranking, so they nest."""
+    """Return entry levels at which level k keeps the n_k largest weights of m consecutive input channels.
+
+    All levels use the same ranking, so they nest.
+    """
     n = len(levels)
     kept = [level.pattern.n if level.pattern.kind == "n:m" and level.sparsity > 0 else m for level in levels]
     tensors = {}
     for name, weight in weights.items():
-        if not takes_n_of_m(tuple(weight.shape), m, None if available is None else available[name]):
+        if not divides_into_groups(tuple(weight.shape), m, None if available is None else available[name]):
             tensors[name] = torch.ones_like(weight, dtype=torch.uint8)
             continue
         groups = weight.detach().abs().movedim(1, -1).unflatten(-1, (-1, m))  # (O, *K, I / m, m)
@@ -298,14 +327,16 @@ def _select_n_of_m(
     return tensors
 
 
-def takes_n_of_m(shape: tuple[int, ...], m: int, available: Tensor | None = None) -> bool:
-    """Whether a weight of shape (out, in, ...) divides into groups of m input channels at every level.
+def divides_into_groups(shape: tuple[int, ...], m: int, available: Tensor | None = None) -> bool:
+    """Whether the input channels of a weight divide into groups of m at every level.
 
-    One that does not (a first layer of 3 channels, a depthwise layer, a narrower level that cuts through a
-    group) stays dense at every level.
+    A weight that does not divide (a first layer of 3 channels, a depthwise layer, one where a narrower level
+    cuts through a group) stays dense at every level.
 
     Args:
-        available: the lowest level that can use each weight, uint8 of the shape.
+        shape: (out, in, ...)
+        m: number of input channels of a group.
+        available: the lowest level that can use each weight, uint8 in this shape; None: level 1 can use all.
     """
     if len(shape) < 2 or shape[1] % m:
         return False

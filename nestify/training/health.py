@@ -67,7 +67,7 @@ def check_empty(nested: NestedModel) -> list[str]:
 def _empty(nested: NestedModel, level: int) -> str:
     entry, name = nested.entry_levels, nested.level_names[level - 1]
     has = [weight for weight in entry if nested.elements(level, weight)]
-    empty = [weight for weight in has if not entry.kept(level, weight)]
+    empty = [weight for weight in has if not entry.count_kept(level, weight)]
     if not empty:
         return ""
     if len(empty) == len(has):

@@ -41,7 +41,7 @@ class LevelGradients:
         # entry levels count from 1; n + 1 is no level's
         self._factors = torch.tensor([1.0, *factors, 1.0], device=device)
         shared = {
-            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.owned
+            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.own_names
         }
         level_sizes = nested.level_sizes
         fixed = {} if level_sizes is None else level_sizes.entry_levels(shared)
@@ -132,7 +132,7 @@ class Stepper:
         """
         self.torn = True
         task, step = self.task, self.place.step
-        if self._ramp is not None and self._ramp.due(step):
+        if self._ramp is not None and self._ramp.is_due(step):
             self._choose(self._ramp, step)
         self._optimizer.zero_grad(set_to_none=True)
         task.step = step
@@ -219,7 +219,7 @@ class Stepper:
             "scaler": self._scaler.state_dict(),
             "watch": self._watch.seen,
             "problems": self.problems,
-            "settled": None if self._ramp is None else self._ramp.settled(),
+            "settled": None if self._ramp is None else self._ramp.final_sparsities(),
             "progress": self._progress.state(),
             "random": random_states(),
         }
@@ -238,7 +238,7 @@ class Stepper:
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         if self._ramp is not None and state["settled"] is not None:
-            self._ramp.settle_at(state["settled"])
+            self._ramp.set_final_sparsities(state["settled"])
         self._watch.seen, self.problems = state["watch"], state["problems"]
         self._progress.note_sparsity(self.nested)
         self._progress.restore(state["progress"])

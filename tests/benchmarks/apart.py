@@ -30,7 +30,7 @@ with warnings.catch_warnings():
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from nestify.errors import NestifyError
-from tests.family_walk import SMALLER, _plain_model
+from tests.family_walk import SMALLER, create_plain
 from tests.model.graph.builders import randomise
 
 GIB = 2**30
@@ -67,7 +67,7 @@ def walk_families(doc: str, columns: Sequence[str], check: Check) -> int:
 def example(name: str) -> tuple[nn.Module, Tensor]:
     """A model for small images, all of its tensors random, and two such images; in float64 if it can be."""
     torch.manual_seed(0)
-    model, side = _plain_model(name, dict(SMALLER.get(name, {})))
+    model, side = create_plain(name, dict(SMALLER.get(name, {})))
     side = side or model.pretrained_cfg["input_size"][-1]
     model, images = randomise(model.eval()), torch.randn(2, 3, side, side)
     double = deepcopy(model).double()

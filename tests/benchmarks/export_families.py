@@ -32,7 +32,7 @@ from export.builders import facts_of, target_in
 from nestify.errors import NestifyError
 from nestify.exports.target import ExportFacts, Target
 from nestify.exports.write import export_level
-from tests.family_walk import SMALLER, _enliven, _plain_model, smallest_model
+from tests.family_walk import SMALLER, create_plain, randomise_constants, smallest_model
 
 FORMATS = ("pt2", "onnx")
 Tell = Callable[[dict[str, str]], None]
@@ -72,8 +72,8 @@ def export_family(family: str, batch: int | None, tell: Tell) -> None:
     """Export the smallest model of a family; `tell` gets its name, then one outcome per format."""
     torch.manual_seed(0)
     name = smallest_model(family)
-    model, side = _plain_model(name, dict(SMALLER.get(name, {})))
-    _enliven(model)
+    model, side = create_plain(name, dict(SMALLER.get(name, {})))
+    randomise_constants(model)
     facts = facts_of(model.eval(), side)
     tell({"variant": f"{name} at {facts.input_size[-1]}"})
     for format in FORMATS:

@@ -34,7 +34,7 @@ with warnings.catch_warnings():
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from nestify.errors import NestifyError
-from tests.family_walk import Walked, smallest_model, walk
+from tests.family_walk import WalkResult, smallest_model, walk
 
 GIB = 2**30
 HEADINGS = ("family", "variant", "input", "parameters", "maskable", "result", "seconds", "peak GiB")
@@ -52,7 +52,7 @@ class Outcome:
 
     family: str
     name: str
-    walked: Walked | None
+    walked: WalkResult | None
     result: str
     seconds: float
     peak_bytes: int

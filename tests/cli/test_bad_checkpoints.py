@@ -41,7 +41,7 @@ def test_an_unknown_suffix(refused: Refused) -> None:
 def test_cut_safetensors(refused: Refused, tmp_path: Path) -> None:
     message = refused(3, *START, cut_in_half(CHECKPOINT, tmp_path / "cut.safetensors"))
     assert message.startswith(f"checkpoint {tmp_path}/cut.safetensors cannot be read (")
-    assert message.endswith("copy it again, or save its state_dict alone")
+    assert "copy it again, or save only its state_dict" in message
 
 
 def test_pth(tmp_path: Path) -> None:
@@ -65,13 +65,13 @@ def test_pickled_objects_are_not_run(refused: Refused, tmp_path: Path) -> None:
     torch.save({"state_dict": load_file(CHECKPOINT), "optimizer": Bomb()}, tmp_path / "bomb.pth")
     Path("legacy.pth").write_bytes(pickle.dumps({"state_dict": Bomb()}))
     for name in ("bomb.pth", "legacy.pth"):
-        assert "may be truncated, or hold more than weights" in refused(3, *START, name)
+        assert "contain more than weights" in refused(3, *START, name)
     assert not Path("exploded").exists()
 
 
 def test_no_tensors(refused: Refused, tmp_path: Path) -> None:
     torch.save({"epoch": 3}, tmp_path / "empty.pth")
-    assert refused(3, *START, "empty.pth").startswith("checkpoint empty.pth holds no tensors;")
+    assert refused(3, *START, "empty.pth").startswith("checkpoint empty.pth contains no tensors;")
 
 
 def test_values_that_are_not_finite(refused: Refused) -> None:
@@ -79,9 +79,8 @@ def test_values_that_are_not_finite(refused: Refused) -> None:
     weights["layer1.0.conv1.weight"][0, 0, 0, 0] = float("nan")
     save_file(weights, "nan.safetensors")
     message = refused(3, *START, "nan.safetensors")
-    assert message.startswith(
-        "checkpoint nan.safetensors: layer1.0.conv1.weight holds values that are not finite"
-    )
+    assert message.startswith("checkpoint nan.safetensors: layer1.0.conv1.weight ")
+    assert "not finite; give a checkpoint" in message
 
 
 def test_another_architecture(refused: Refused) -> None:
@@ -115,7 +114,7 @@ def test_bad_teachers(refused: Refused) -> None:
     words = ("compress", "digits", "--epochs", "1", "--teacher")
     message = refused(2, *words, "test_resnett")
     assert message.startswith("train.teacher = 'test_resnett' is not a model of timm")
-    assert "close names are test_resnet" in message
+    assert "similar names are test_resnet" in message
     checkpoint = ("--set", "train.teacher_checkpoint=nowhere.pth")
     assert refused(3, *words, "test_resnet", *checkpoint).startswith("checkpoint nowhere.pth is not a file")
     save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "seven.safetensors")

@@ -133,7 +133,7 @@ def test_a_model_that_timm_does_not_build(copy: Path, refused: Refused) -> None:
     damage(copy, lambda parts: parts.manifest["model"].update({"architecture": "resnet_of_tomorrow"}))
     assert "'resnet_of_tomorrow' is not in the registry of timm" in refused(3, *words)
     damage(copy, lambda parts: parts.manifest["model"].update({"architecture": "test_vit"}))
-    assert "its tensors do not make a test_vit" in refused(3, *words)
+    assert "its tensors do not fit test_vit" in refused(3, *words)
 
 
 def test_a_description_of_another_network(copy: Path, refused: Refused) -> None:

@@ -145,7 +145,7 @@ def test_memory_beyond_the_network(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"])
 def test_an_unfilled_network_is_the_same_but_for_its_weights(architecture: str) -> None:
-    filled, bare = build_model(architecture, {}), build_model(architecture, {}, filled=False)
+    filled, bare = build_model(architecture, {}), build_model(architecture, {}, random_weights=False)
     expected = filled.state_dict()
     assert {n: (t.shape, t.dtype) for n, t in bare.state_dict().items()} == {
         n: (t.shape, t.dtype) for n, t in expected.items()

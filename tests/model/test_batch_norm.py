@@ -1,4 +1,4 @@
-"""What a level owns, and its statistics against NumPy."""
+"""The tensors that a level owns, and recalibrated statistics compared with NumPy."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ from nestify.model.batch_norm import own_names, recalibrate
 MakeModel = Callable[..., nn.Module]
 
 
-def test_batch_norm_is_private_and_nothing_else(make_model: MakeModel) -> None:
+def test_only_batch_norm_is_private(make_model: MakeModel) -> None:
     model = make_model("test_resnet")
     norms = [name for name, module in model.named_modules() if isinstance(module, nn.BatchNorm2d)]
     parts = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
@@ -18,7 +18,7 @@ def test_batch_norm_is_private_and_nothing_else(make_model: MakeModel) -> None:
     assert set(own_names(model, "recalibrate")) == {f"{norm}.{part}" for norm in norms for part in parts[2:]}
 
 
-def test_a_transformer_has_nothing_private(make_model: MakeModel) -> None:
+def test_a_transformer_has_no_private_tensors(make_model: MakeModel) -> None:
     assert own_names(make_model("test_vit"), "private") == []
 
 
@@ -36,7 +36,7 @@ def test_statistics_are_those_of_all_images() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_few_images_are_gone_through_again() -> None:
+def test_too_few_batches_are_repeated() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
     images = [torch.randn(8, 3, 4, 4)]
     recalibrate(model, images, 4)

@@ -1,4 +1,4 @@
-"""Levels that tell classes of their own equal the plain models with such classifiers."""
+"""Levels that predict their own set of classes equal plain models with such classifiers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +53,7 @@ def images(nested: NestedModel) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_level_equals_the_plain_model_with_as_many_classes(name: str, make_model: MakeModel) -> None:
+def test_level_equals_the_plain_model_with_its_number_of_classes(name: str, make_model: MakeModel) -> None:
     nested = nest(make_model(name, **MODELS[name]))
     batch = images(nested)
     for level, classes in enumerate(COARSE, start=1):
@@ -89,17 +89,17 @@ def test_coarse_rows_are_means() -> None:
     torch.testing.assert_close(coarse_rows(rows, torch.tensor(PARENTS)), expected)
 
 
-def test_network_without_a_classifier_of_rows_is_refused(make_model: MakeModel) -> None:
+def test_network_without_a_classifier_with_a_row_per_class_is_refused(make_model: MakeModel) -> None:
     model = make_model("test_resnet")
     spec = describe_model(model)
-    with pytest.raises(UnsupportedModelError, match="test_resnet is no layer of one row per class"):
+    with pytest.raises(UnsupportedModelError, match=r"classifier of test_resnet .*data.hierarchy"):
         head_names(model, type(spec)(**{**vars(spec), "classifier": ()}))
-    with pytest.raises(UnsupportedModelError, match="no layer of one row per class"):
+    with pytest.raises(UnsupportedModelError, match="not a layer with one row per class"):
         head_names(model, type(spec)(**{**vars(spec), "classifier": ("conv1",)}))
 
 
 def narrow(architecture: str) -> NestedModel:
-    """Levels of 3, 7 and 7 classes, the lower two narrower."""
+    """Return a model whose levels predict 3, 7 and 7 classes; the lower two are narrower."""
     shared = narrow_model(architecture)
     nested = NestedModel(
         shared.network,
@@ -132,10 +132,10 @@ def test_narrower_level_applies_its_classifier_to_the_narrower_features(architec
 
 
 @pytest.mark.parametrize("kind", ["weights", "channels"])
-def test_file_keeps_the_classes_of_every_level(kind: str, tmp_path: Path, make_model: MakeModel) -> None:
+def test_file_stores_the_classes_of_every_level(kind: str, tmp_path: Path, make_model: MakeModel) -> None:
     nested = narrow("test_resnet") if kind == "channels" else nest(make_model("test_resnet"))
     path = tmp_path / "a.nested.safetensors"
-    maps = written(nested, path)
+    maps = write_file(nested, path)
     batch = torch.randn(2, 3, 64, 64)
     loaded = nestify.load(path, check=False)
     assert loaded.classes == nested.classes
@@ -157,13 +157,14 @@ def test_file_keeps_the_classes_of_every_level(kind: str, tmp_path: Path, make_m
 def test_classifier_of_another_shape_is_refused(tmp_path: Path, make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet"))
     path = tmp_path / "a.nested.safetensors"
-    written(nested, path, coarse=4)  # where the level's classifier has 3 rows
+    write_file(nested, path, coarse=4)  # the level's classifier has 3 rows
     for level in (1, None):
         with pytest.raises(BadFileError):
             nestify.load(path, level=level, check=False)
 
 
-def written(nested: NestedModel, path: Path, coarse: int = 3) -> ClassMap:
+def write_file(nested: NestedModel, path: Path, coarse: int = 3) -> ClassMap:
+    """Write a model whose core level predicts coarse classes, and return these."""
     n = nested.n_levels
     fine = nested.spec.num_classes
     parents = [k % coarse for k in range(fine)]
@@ -182,6 +183,6 @@ def written(nested: NestedModel, path: Path, coarse: int = 3) -> ClassMap:
             "preprocessing": plain.model.preprocessing.model_copy(update={"input_size": (3, 64, 64)}),
         }
     )
-    whole = plain.model_copy(update={"model": model, "levels": levels, "hierarchy": [maps]})
-    write_nested_file(path, nested.nested_state(), whole)
+    complete = plain.model_copy(update={"model": model, "levels": levels, "hierarchy": [maps]})
+    write_nested_file(path, nested.nested_state(), complete)
     return maps

@@ -1,4 +1,4 @@
-"""A narrow level equals the plain narrower network, trains the shared weights, and survives a file."""
+"""Narrow levels equal plain narrower networks, train the shared weights, and survive saving and loading."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from nestify.file.writer import write_nested_file
 from nestify.model.batch_norm import recalibrate
 from nestify.model.graph.block_map import map_blocks
 from nestify.model.graph.channel_map import map_channels, permute_channels
-from nestify.model.level_sizes import LevelSizes, level_sizes_of
+from nestify.model.level_sizes import LevelSizes, derive_level_sizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
@@ -26,6 +26,7 @@ WIDTHS = (0.25, 0.5, 1.0)
 
 
 def narrow_model(architecture: str, widths: tuple[float, ...] = WIDTHS) -> NestedModel:
+    """Return a nested model with random weights and one level for each width, in eval mode."""
     torch.manual_seed(0)
     network = timm.create_model(architecture, num_classes=7).eval()
     with torch.no_grad():
@@ -47,7 +48,8 @@ def images(count: int = 2) -> torch.Tensor:
     return torch.randn(count, 3, SIDE, SIDE)
 
 
-def written(nested: NestedModel, path: Path) -> Path:
+def write_file(nested: NestedModel, path: Path) -> Path:
+    """Write a nested model of 7 classes to a file, and return its path."""
     n = nested.n_levels
     model = description(n).model.model_copy(
         update={
@@ -65,7 +67,7 @@ def written(nested: NestedModel, path: Path) -> Path:
 
 
 def slim_resnet(nested: NestedModel, level: int) -> nn.Module:
-    """timm's own ResNet of the level's widths, its first tensors being those of the full one."""
+    """Return timm's own ResNet with the level's widths and the first channels of the full level's tensors."""
     shapes = {name: tensor.shape for name, tensor in nested.projection(level).items()}
     network = timm.create_model("test_resnet", num_classes=7).eval()
     for name, module in network.named_modules():
@@ -86,7 +88,7 @@ def slim_resnet(nested: NestedModel, level: int) -> nn.Module:
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_a_narrow_resnet_is_the_plain_one_of_its_width(level: int) -> None:
+def test_a_narrow_resnet_equals_the_plain_one_of_its_width(level: int) -> None:
     nested = narrow_model("test_resnet")
     plain, inputs = slim_resnet(nested, level), images()
     with torch.no_grad():
@@ -99,8 +101,8 @@ def test_a_narrow_resnet_is_the_plain_one_of_its_width(level: int) -> None:
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_a_step_in_training_mode_is_the_plain_networks(level: int) -> None:
-    """Logits, gradients at the kept channels and none elsewhere, running statistics."""
+def test_a_training_step_equals_that_of_the_plain_network(level: int) -> None:
+    """Logits, running statistics and gradients are equal; other channels have no gradient."""
     nested = narrow_model("test_resnet").train()
     plain, inputs = slim_resnet(nested, level).train(), images(8)
     expected = plain(inputs)
@@ -108,7 +110,7 @@ def test_a_step_in_training_mode_is_the_plain_networks(level: int) -> None:
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
     expected.square().sum().backward()
     found.square().sum().backward()
-    whole = dict(nested.network.named_parameters())
+    full = dict(nested.network.named_parameters())
     own = nested.own_tensors(level)
     for name, parameter in plain.named_parameters():
         assert parameter.grad is not None
@@ -116,7 +118,7 @@ def test_a_step_in_training_mode_is_the_plain_networks(level: int) -> None:
             gradient = own[name].grad
         else:
             box = tuple(slice(extent) for extent in parameter.shape)
-            gradient = whole[name].grad
+            gradient = full[name].grad
             assert gradient is not None
             rest = gradient.clone()
             rest[box] = 0
@@ -130,9 +132,9 @@ def test_a_step_in_training_mode_is_the_plain_networks(level: int) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"])
-def test_a_file_gives_the_same_levels_back(tmp_path: Path, architecture: str) -> None:
+def test_levels_are_the_same_after_saving_and_loading(tmp_path: Path, architecture: str) -> None:
     nested = narrow_model(architecture)
-    path, inputs = written(nested, tmp_path / "file"), images()
+    path, inputs = write_file(nested, tmp_path / "file"), images()
     again = nestify.load(path, check=False)
     for level in (1, 2, 3):
         with torch.no_grad():
@@ -142,26 +144,26 @@ def test_a_file_gives_the_same_levels_back(tmp_path: Path, architecture: str) ->
             torch.testing.assert_close(plain(inputs), expected, rtol=1e-5, atol=1e-5)
 
 
-def test_a_slice_holds_the_narrow_levels_alone(tmp_path: Path) -> None:
+def test_a_slice_holds_only_the_narrow_levels(tmp_path: Path) -> None:
     nested, inputs = narrow_model("test_efficientnet"), images()
-    whole = written(nested, tmp_path / "file")
-    nestify.slice_file(whole, 2, tmp_path / "slice")
-    assert (tmp_path / "slice").stat().st_size < 0.6 * whole.stat().st_size
+    path = write_file(nested, tmp_path / "file")
+    nestify.slice_file(path, 2, tmp_path / "slice")
+    assert (tmp_path / "slice").stat().st_size < 0.6 * path.stat().st_size
     again = nestify.load(tmp_path / "slice", check=False)
     assert again.n_levels == 2
     with torch.no_grad():
         for level in (1, 2):
             expected = nested(inputs, level=level)
             torch.testing.assert_close(again(inputs, level=level), expected, rtol=1e-5, atol=1e-5)
-    nestify.slice_file(whole, 1, tmp_path / "core")
-    nestify.upgrade_slice(whole, 2, tmp_path / "core")
+    nestify.slice_file(path, 1, tmp_path / "core")
+    nestify.upgrade_slice(path, 2, tmp_path / "core")
     assert (tmp_path / "core").read_bytes() == (tmp_path / "slice").read_bytes()
 
 
-def test_no_position_of_a_channel_is_stored(tmp_path: Path) -> None:
-    """The file is the values of the full network, the lower levels' private tensors, and a header."""
+def test_channel_positions_are_not_stored(tmp_path: Path) -> None:
+    """A file consists of the full network's values, the lower levels' private tensors, and a header."""
     nested = narrow_model("test_resnet")
-    written(nested, tmp_path / "file")
+    write_file(nested, tmp_path / "file")
     state = nested.nested_state()
     values = sum(t.numel() * t.element_size() for t in state.shared.values())
     private = sum(t.numel() * t.element_size() for own in state.private for t in own.values())
@@ -170,18 +172,18 @@ def test_no_position_of_a_channel_is_stored(tmp_path: Path) -> None:
     assert 0 <= data - values - private < 8 * len(state.shared) * len(WIDTHS)
 
 
-def test_axes_and_back() -> None:
+def test_level_sizes_are_derived_from_their_axes() -> None:
     nested = narrow_model("test_vit")
     assert nested.level_sizes is not None
     state = nested.network.state_dict()
     names = set(nested.level_sizes.channels.names)
-    whole: list[list[str]] = [[], [], []]
+    skipped: list[list[str]] = [[], [], []]
     channels, layers = nested.level_sizes.channels, nested.level_sizes.layers
-    again = level_sizes_of(channels, layers, nested.level_sizes.axis_levels(state), names, whole)
+    again = derive_level_sizes(channels, layers, nested.level_sizes.axis_levels(state), names, skipped)
     assert again.counts == nested.level_sizes.counts
 
 
-def test_axes_that_do_not_belong_together_are_refused() -> None:
+def test_inconsistent_axes_are_refused() -> None:
     nested = narrow_model("test_resnet")
     assert nested.level_sizes is not None
     levels = nested.level_sizes.axis_levels(nested.network.state_dict())
@@ -189,19 +191,21 @@ def test_axes_that_do_not_belong_together_are_refused() -> None:
     levels[name][0] = levels[name][0].flip(0)
     names = set(nested.level_sizes.channels.names)
     with pytest.raises((ValueError, UnsupportedModelError), match=r"coupled with|first channels"):
-        level_sizes_of(nested.level_sizes.channels, nested.level_sizes.layers, levels, names, [[], [], []])
+        derive_level_sizes(
+            nested.level_sizes.channels, nested.level_sizes.layers, levels, names, [[], [], []]
+        )
 
 
 def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
-    path = written(narrow_model("test_resnet"), tmp_path / "file")
+    path = write_file(narrow_model("test_resnet"), tmp_path / "file")
     content = path.read_bytes().replace(b"test_resnet", b"test_nfnet2")
     path.write_bytes(content)
     with pytest.raises(BadFileError):
         nestify.load(path, level=1)
 
 
-def test_statistics_of_a_narrow_level_are_those_of_all_images() -> None:
-    """Against the plain network of its width, recalibrated by fvcore."""
+def test_a_narrow_level_is_recalibrated_like_a_plain_network() -> None:
+    """The reference is a plain network of its width, recalibrated by fvcore."""
     nested = narrow_model("test_resnet")
     batches = [images(4) for _ in range(3)]
     graph, plain = nested.at_level(1), slim_resnet(nested, 1)
@@ -215,8 +219,8 @@ def test_statistics_of_a_narrow_level_are_those_of_all_images() -> None:
         torch.testing.assert_close(nested(inputs, level=1), plain(inputs), rtol=1e-3, atol=1e-4)
 
 
-def test_what_a_network_keeps_of_its_parameters_is_dropped() -> None:
-    """LeViT computes its position biases once in evaluation; channels in another order need them anew."""
+def test_values_cached_in_eval_mode_are_dropped() -> None:
+    """LeViT computes its position biases only once in eval mode; permuted channels need new ones."""
     torch.manual_seed(0)
     network = timm.create_model("levit_128s", num_classes=7).eval()
     inputs = torch.randn(2, 3, 224, 224)
@@ -224,7 +228,7 @@ def test_what_a_network_keeps_of_its_parameters_is_dropped() -> None:
         for name, parameter in network.named_parameters():
             if "attention_biases" in name:
                 parameter.normal_(std=9)
-            elif parameter.ndim < 2:  # residual branches begin at 0
+            elif parameter.ndim < 2:  # timm initialises residual branches to 0
                 parameter.uniform_(0.5, 1.5)
         expected = network(inputs)
         channels = map_channels(network, (3, 224, 224))

@@ -1,4 +1,4 @@
-"""A stand-in behaves as the product that it stands for, and keeps no copy of it."""
+"""A `MaskedWeight` behaves like weight times mask, but keeps no copy of that product."""
 
 import gc
 import weakref
@@ -26,7 +26,7 @@ USES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tensor
 
 
 @pytest.mark.parametrize("use", USES)
-def test_value_and_gradients_are_those_of_the_product(use: str) -> None:
+def test_value_and_gradients_equal_those_of_the_product(use: str) -> None:
     shape, input_shape, operate = USES[use]
     weight = torch.randn(shape, requires_grad=True)
     images = torch.randn(input_shape, requires_grad=True)
@@ -50,28 +50,28 @@ def test_gradient_of_the_mask_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda w: masked_weight(w, entry, 2).square(), (weight,))
 
 
-def test_shape_and_type_are_the_weights() -> None:
-    stand_in = MaskedWeight(torch.randn(4, 3, dtype=torch.float16), torch.ones(4, 3, dtype=torch.uint8), 1)
-    assert (stand_in.shape, stand_in.dtype, stand_in.ndim) == ((4, 3), torch.float16, 2)
+def test_shape_and_type_are_those_of_the_weight() -> None:
+    masked = MaskedWeight(torch.randn(4, 3, dtype=torch.float16), torch.ones(4, 3, dtype=torch.uint8), 1)
+    assert (masked.shape, masked.dtype, masked.ndim) == ((4, 3), torch.float16, 2)
 
 
 def test_products_are_freed_before_the_backward() -> None:
-    """The masked weight is made once in the forward and again in the backward, and not kept between."""
-    alive: list[weakref.ref[Any]] = []
+    """The product is computed in the forward pass and again in the backward pass, and freed in between."""
+    products: list[weakref.ref[Any]] = []
 
     class Watched(MaskedWeight):
         def product(self) -> Tensor:
             product = super().product()
-            alive.append(weakref.ref(product.untyped_storage()))
+            products.append(weakref.ref(product.untyped_storage()))
             return product
 
     weight = torch.randn(64, 64, requires_grad=True)
     images = torch.randn(2, 64, requires_grad=True)
     result = functional.linear(images, Watched(weight, torch.ones(64, 64, dtype=torch.uint8), 1))
-    assert len(alive) == 1
+    assert len(products) == 1
     gc.collect()
-    assert alive[0]() is None
+    assert products[0]() is None
     result.sum().backward()
-    assert len(alive) == 2
+    assert len(products) == 2
     assert weight.grad is not None
     torch.testing.assert_close(weight.grad, images.detach().sum(0).expand(64, 64))

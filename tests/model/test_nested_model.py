@@ -1,4 +1,4 @@
-"""A level of the nested model equals the plain timm model with the level's tensors."""
+"""A level of the nested model equals a plain timm model with the level's tensors."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -27,7 +27,7 @@ SIZES = {"test_vit": {"img_size": 64}, "coat_tiny": {"img_size": 32}}
 
 
 def nest(model: nn.Module, levels: Sequence[Level] = LEVELS, bn: BatchNormMode = "private") -> NestedModel:
-    """A nested model whose levels have different private tensors, as after training."""
+    """Return a nested model whose levels have different private tensors, as after training."""
     nested = NestedModel(model, describe_model(model), [level.name for level in levels], bn=bn)
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
     nested.set_entry_levels(select_entry_levels(weights, levels))
@@ -46,7 +46,7 @@ def images_for(nested: NestedModel, batch: int = 2) -> torch.Tensor:
 
 
 def plain_level(name: str, nested: NestedModel, level: int) -> nn.Module:
-    """The plain timm model, given masked weights and private tensors without nestify's own views."""
+    """Return the plain timm model with a level's masked weights and private tensors, set without nestify."""
     plain: nn.Module = timm.create_model(name, num_classes=10, **SIZES.get(name, {}))
     state = {key: tensor.clone() for key, tensor in nested.network.state_dict().items()}
     entry = nested.entry_levels
@@ -75,7 +75,7 @@ def test_level_equals_the_plain_model_with_its_tensors(name: str, make_model: Ma
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_gradient_of_a_level_is_the_plain_models_under_its_mask(name: str, make_model: MakeModel) -> None:
+def test_gradient_of_a_level_is_the_plain_models_times_its_mask(name: str, make_model: MakeModel) -> None:
     nested = nest(make_model(name, **SIZES.get(name, {})))
     images = images_for(nested)
     for level in (1, 3):
@@ -83,16 +83,16 @@ def test_gradient_of_a_level_is_the_plain_models_under_its_mask(name: str, make_
         nested(images, level=level).square().sum().backward()
         plain = plain_level(name, nested, level)
         plain(images).square().sum().backward()
-        theirs = dict(plain.named_parameters())
+        parameters = dict(plain.named_parameters())
         for weight, entry in nested.entry.items():
-            grad = theirs[weight].grad
+            grad = parameters[weight].grad
             assert grad is not None
             ours = nested.shared_tensor(weight).grad
             assert ours is not None
             torch.testing.assert_close(ours, grad * (entry <= level), rtol=1e-3, atol=1e-4)
 
 
-def test_training_a_level_moves_only_its_own_statistics(make_model: MakeModel) -> None:
+def test_training_a_level_changes_only_its_own_statistics(make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet"))
     before = [
         {name: tensor.clone() for name, tensor in nested.own_tensors(level).items()} for level in (1, 2, 3)
@@ -102,9 +102,9 @@ def test_training_a_level_moves_only_its_own_statistics(make_model: MakeModel) -
     for level in (1, 3):
         for name, tensor in nested.own_tensors(level).items():
             assert torch.equal(tensor, before[level - 1][name])
-    moved = nested.own_tensors(2)
+    changed = nested.own_tensors(2)
     assert all(
-        not torch.equal(moved[name], tensor) for name, tensor in before[1].items() if "running" in name
+        not torch.equal(changed[name], tensor) for name, tensor in before[1].items() if "running" in name
     )
 
 
@@ -130,7 +130,7 @@ def test_switching_levels_holds_at_most_one_copy(make_model: MakeModel) -> None:
             assert 0 < held <= sum(parameter.numel() for parameter in nested.network.parameters())
 
 
-def test_a_kept_level_follows_every_change(make_model: MakeModel) -> None:
+def test_a_cached_level_is_updated_after_every_change(make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet"))
     images = images_for(nested)
     with torch.no_grad():
@@ -143,7 +143,7 @@ def test_a_kept_level_follows_every_change(make_model: MakeModel) -> None:
         torch.testing.assert_close(nested(images, level=1), nested.at_level(1)(images))
 
 
-def test_running_average_takes_masks_over(make_model: MakeModel) -> None:
+def test_running_average_copies_the_masks(make_model: MakeModel) -> None:
     model = make_model("test_resnet")
     nested = NestedModel(model, describe_model(model), NAMES)
     average = ModelEmaV3(nested, decay=0.5)
@@ -154,13 +154,13 @@ def test_running_average_takes_masks_over(make_model: MakeModel) -> None:
     assert isinstance(averaged, NestedModel)
     plain = averaged.at_level(1)
     zeros = sum(int((plain.get_parameter(name) == 0).sum()) for name in nested.entry)
-    assert zeros == nested.entry_levels.total - nested.entry_levels.kept(1)
+    assert zeros == nested.entry_levels.total - nested.entry_levels.count_kept(1)
     with torch.no_grad():
         images = images_for(nested)
         torch.testing.assert_close(averaged(images, level=1), plain(images))
 
 
-def test_copy_does_not_follow_the_original(make_model: MakeModel) -> None:
+def test_copy_is_independent_of_the_original(make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet"))
     other = deepcopy(nested)
     images = images_for(nested)
@@ -182,7 +182,7 @@ def test_state_rebuilds_the_same_model(name: str, bn: BatchNormMode, make_model:
             assert torch.equal(again(images, level=level), nested(images, level=level))
 
 
-def test_unknown_level_is_named_with_the_known_ones(make_model: MakeModel) -> None:
+def test_unknown_level_is_refused_with_the_known_ones(make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet"))
     with pytest.raises(ValueError, match=r"level 'x' is not one of 1 \(core\), 2 \(middle\), 3 \(full\)"):
         nested.level_number("x")
@@ -191,7 +191,7 @@ def test_unknown_level_is_named_with_the_known_ones(make_model: MakeModel) -> No
     assert nested.level_number("2") == nested.level_number("middle") == nested.level_number(2) == 2
 
 
-def test_weight_that_two_modules_hold_is_masked_in_both(make_model: MakeModel) -> None:
+def test_weight_shared_by_two_modules_is_masked_in_both(make_model: MakeModel) -> None:
     model = make_model("test_vit", img_size=32)
     first, second = (model.get_submodule(f"blocks.{i}.mlp.fc1") for i in (0, 1))
     second.weight = first.weight
@@ -202,7 +202,7 @@ def test_weight_that_two_modules_hold_is_masked_in_both(make_model: MakeModel) -
     images = torch.randn(2, 3, 32, 32)
     plain = nested.at_level(1)
     weight = plain.get_parameter("blocks.1.mlp.fc1.weight")
-    assert torch.count_nonzero(weight) == entry.kept(1, "blocks.0.mlp.fc1.weight")
+    assert torch.count_nonzero(weight) == entry.count_kept(1, "blocks.0.mlp.fc1.weight")
     with torch.no_grad():
         torch.testing.assert_close(nested(images, level=1), plain(images))
     torch.testing.assert_close(nested.train()(images, level=1), plain(images))
@@ -214,5 +214,7 @@ def test_several_outputs_are_refused(make_model: MakeModel) -> None:
     images = torch.randn(2, 3, 32, 32)
     assert nested(images).shape == (2, 10)
     model.set_distilled_training(True)
-    with pytest.raises(UnsupportedModelError, match=r"deit_tiny_distilled.* gives a tuple"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"deit_tiny_distilled.* a tuple .*set_distilled_training"
+    ):
         nested(images)

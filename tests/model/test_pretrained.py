@@ -1,4 +1,4 @@
-"""Checkpoints: read as they are, or refused with the reason."""
+"""Checkpoints are loaded without changes, or refused with the reason."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_pth_with_weights_only(
 
 
 class Bomb:
-    """Creates a file when it is unpickled."""
+    """An object that creates a file when it is unpickled."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,7 +57,7 @@ class Bomb:
 def test_pickled_code_is_refused_and_not_run(tmp_path: Path) -> None:
     trace = tmp_path / "ran"
     torch.save({"state_dict": Bomb(trace)}, tmp_path / "bomb.pth")
-    with pytest.raises(CheckpointError, match=r"bomb.pth cannot be read .* hold more than weights"):
+    with pytest.raises(CheckpointError, match=r"bomb.pth cannot be read .* more than weights"):
         load_pretrained("test_resnet", checkpoint=tmp_path / "bomb.pth")
     assert not trace.exists()
 
@@ -94,7 +94,7 @@ def test_checkpoint_of_another_architecture_names_keys(checkpoint: Path) -> None
 
 
 @pytest.mark.parametrize("classes", [3, 10])
-def test_new_head_is_fresh_and_the_rest_is_the_checkpoints(classes: int, checkpoint: Path) -> None:
+def test_new_head_is_initialised_and_the_rest_is_the_checkpoints(classes: int, checkpoint: Path) -> None:
     old = load_pretrained("test_resnet", checkpoint=checkpoint).model.state_dict()
     loaded = load_pretrained("test_resnet", checkpoint=checkpoint, new_head_classes=classes)
     assert loaded.new_head
@@ -107,7 +107,7 @@ def test_new_head_is_fresh_and_the_rest_is_the_checkpoints(classes: int, checkpo
             assert torch.equal(tensor, old[key])
 
 
-def test_input_size_is_given_to_models_that_fix_it() -> None:
+def test_input_size_is_passed_to_models_that_fix_it() -> None:
     vit = load_pretrained("test_vit", pretrained=False, input_size=64)
     assert vit.spec.input_size == (3, 64, 64)
     assert vit.model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
@@ -116,14 +116,14 @@ def test_input_size_is_given_to_models_that_fix_it() -> None:
     assert "img_size" not in resnet.spec.kwargs
 
 
-def test_unknown_model_is_told_with_near_names() -> None:
+def test_unknown_model_is_refused_with_similar_names() -> None:
     with pytest.raises(RecipeError, match=r"model.name = 'resnet18x' is not a model of timm .* resnet18"):
         load_pretrained("resnet18x", pretrained=False)
 
 
-def test_values_that_only_a_checkpoint_makes_finite_are_asked_for() -> None:
+def test_values_that_only_a_checkpoint_makes_finite_are_refused() -> None:
     small = {"embed_dim": 16, "depth": 1, "num_heads": 1, "head_dim": 16, "intermediate_size": 16}
-    with pytest.raises(CheckpointError, match=r"input_min holds values that are not finite; give a file"):
+    with pytest.raises(CheckpointError, match=r"input_min .*not finite; set model.checkpoint to a file"):
         load_pretrained("gemma4_vit_167m", pretrained=False, kwargs=small)
 
 

@@ -1,4 +1,4 @@
-"""Rankings: levels nest whatever they say, stages are thinned alike, and the loss decides."""
+"""Rankings of blocks: levels nest for any ranking, and keep about the same share of each stage."""
 
 import math
 from collections.abc import Sequence
@@ -45,7 +45,7 @@ def test_levels_nest(sizes: list[int], depths: list[float]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("n", "kept", "places"),
+    ("n", "kept", "positions"),
     [
         (7, 1, {3}),
         (7, 3, {1, 3, 5}),
@@ -56,23 +56,23 @@ def test_levels_nest(sizes: list[int], depths: list[float]) -> None:
         (1, 1, {0}),
     ],
 )
-def test_what_a_stage_keeps_is_spread_over_it(n: int, kept: int, places: set[int]) -> None:
+def test_the_kept_blocks_of_a_stage_are_spread_over_it(n: int, kept: int, positions: set[int]) -> None:
     (stage,) = stages_of([n])
-    assert {stage.blocks.index(block) for block in kept_blocks(rank_evenly([stage]), kept / n)} == places
+    assert {stage.blocks.index(block) for block in kept_blocks(rank_evenly([stage]), kept / n)} == positions
 
 
-def test_the_last_block_of_every_stage_goes_last() -> None:
+def test_a_ranking_begins_with_one_block_of_every_stage() -> None:
     ranking = rank_evenly(stages_of([2, 3, 1]))
     assert {block.shape for block in ranking[:3]} == {(0,), (1,), (2,)}
 
 
-def test_depths_are_not_rounded_up_by_mistake() -> None:
+def test_exact_depths_are_not_rounded_up() -> None:
     ranking = rank_evenly(stages_of([25]))
     assert [len(kept_blocks(ranking, k / 25)) for k in range(1, 26)] == list(range(1, 26))
 
 
-@pytest.mark.parametrize("again", [False, True])
-def test_what_costs_most_is_kept_longest(again: bool) -> None:
+@pytest.mark.parametrize("greedy", [False, True])
+def test_blocks_are_ranked_by_their_loss(greedy: bool) -> None:
     (stage,) = stages_of([7])
     cost = {block: (3 * k) % 7 for k, block in enumerate(stage.blocks)}
     calls: list[int] = []
@@ -81,12 +81,13 @@ def test_what_costs_most_is_kept_longest(again: bool) -> None:
         calls.append(len(skipped))
         return sum(cost[block] for block in skipped)
 
-    ranking = rank_by_loss(stage.blocks, loss, again=again)
+    ranking = rank_by_loss(stage.blocks, loss, greedy=greedy)
     assert [cost[block] for block in ranking] == [6, 5, 4, 3, 2, 1, 0]
-    assert calls == ([k for k in range(1, 7) for _ in range(8 - k)] if again else [1] * 7)
+    assert calls == ([k for k in range(1, 7) for _ in range(8 - k)] if greedy else [1] * 7)
 
 
-def test_a_block_becomes_important_when_its_twin_is_gone() -> None:
+def test_greedy_ranking_sees_that_a_block_becomes_important() -> None:
+    """The loss is high only if both of the first two blocks are skipped."""
     (stage,) = stages_of([3])
     first, second, third = stage.blocks
 
@@ -94,4 +95,4 @@ def test_a_block_becomes_important_when_its_twin_is_gone() -> None:
         return 9.0 * {first, second}.issubset(skipped) + (third in skipped) + 0.1 * (second in skipped)
 
     assert rank_by_loss(stage.blocks, loss) == (third, second, first)
-    assert rank_by_loss(stage.blocks, loss, again=True) == (second, third, first)
+    assert rank_by_loss(stage.blocks, loss, greedy=True) == (second, third, first)

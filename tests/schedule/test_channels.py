@@ -1,4 +1,4 @@
-"""How many units a level has, and which matter most."""
+"""The number of units that a level has of each group, and the order of their importance."""
 
 from itertools import pairwise
 
@@ -26,8 +26,8 @@ def levels(*widths: float) -> list[Level]:
     ("units", "per_unit", "width", "count"),
     [
         (64, 1, 0.5, 32),
-        (64, 1, 0.3, 24),  # 19.2: 16 would be less than 0.9 of it
-        (100, 1, 0.5, 48),  # 50, to the nearest multiple of 8
+        (64, 1, 0.3, 24),  # 16 would be less than 0.9 * 19.2
+        (100, 1, 0.5, 48),  # 50, rounded to a multiple of 8
         (100, 1, 1.0, 100),
         (12, 64, 0.5, 6),  # heads of 64 channels
         (3, 64, 0.5, 2),
@@ -58,15 +58,15 @@ def test_levels_nest_and_have_about_their_share(
             assert 0.9 * width * units - 1 <= count <= width * units + divisor
 
 
-def test_the_largest_weights_matter_most() -> None:
+def test_units_with_the_largest_weights_are_most_important() -> None:
     weight = torch.zeros(4, 2, 1, 1)
     weight[:, 0, 0, 0] = torch.tensor([1.0, -3.0, 2.0, 0.0])
     [order] = importance_orders([group(4)], {"w": weight, "other": torch.ones(4)})
     assert order.tolist() == [1, 2, 0, 3]
 
 
-def test_every_tensor_of_a_group_counts_the_same() -> None:
-    """Against NumPy: the sum over tensors of each unit's share of the squared weights."""
+def test_every_tensor_of_a_group_has_the_same_influence() -> None:
+    """NumPy computes the expected order: by the sum over tensors of each unit's share of squared weights."""
     rng = np.random.default_rng(0)
     first, second = rng.standard_normal((6, 5)) * 100, rng.standard_normal((7, 12))
     members = (

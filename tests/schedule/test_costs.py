@@ -1,4 +1,4 @@
-"""Counts of whole models against torch's own FLOP counter, and effective MACs against brute force."""
+"""MACs of complete models compared with torch's FLOP counter, and effective MACs with brute force."""
 
 import itertools
 import random
@@ -30,7 +30,7 @@ TINY = {
 def test_timm_models_against_torchs_counter(name):
     model = timm.create_model(name, **TINY[name]).eval()
     count = count_macs(model, (3, 64, 64))
-    # torch's counter knows no fused attention on a CPU; as matrix products it does.
+    # torch's counter does not know fused attention on a CPU, but it does know matrix products.
     math = sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), math, FlopCounterMode(display=False) as flops:
         model(torch.zeros(1, 3, 64, 64))
@@ -47,7 +47,7 @@ def test_timm_models_against_torchs_counter(name):
 
 
 def executed_by_a_skipping_kernel(layer: nn.Conv2d | nn.Linear, side: int) -> int:
-    """Multiplications by a non-zero weight, one after the other, without padding."""
+    """Count the multiplications by a non-zero weight one by one; the layer has no padding."""
     macs = 0
     positions = [()]
     if isinstance(layer, nn.Conv2d):
@@ -93,11 +93,11 @@ COUNT = MacCount(
         ({"a": 0.5, "b": 0.5, "c": 0.5}, 700),
     ],
 )
-def test_effective_macs_skip_what_may_be_skipped(densities, macs):
+def test_effective_macs_skip_only_skippable_weights(densities, macs):
     assert effective_macs(COUNT, densities) == macs
 
 
-def test_a_weight_of_another_model_is_no_silent_zero():
+def test_a_weight_of_another_model_is_an_error():
     with pytest.raises(KeyError, match="d"):
         effective_macs(COUNT, {"d": 0.5})
     with pytest.raises(KeyError, match="d"):
@@ -111,7 +111,7 @@ def test_the_macs_of_a_smaller_level_are_those_of_the_weights_that_it_has():
 
 
 class Restless(nn.Module):
-    """Changes itself and the random state when it runs, whatever its mode, and fails on small images."""
+    """A model that changes itself and the random state when it runs, and fails on small images."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Restless(nn.Module):
 
 
 @pytest.mark.parametrize("side", [8, 2])
-def test_leaves_the_model_as_it_was(side, capfd, caplog):
+def test_counting_does_not_change_the_model(side, capfd, caplog):
     model = Restless()
     model.conv(torch.zeros(1, 3, 4, 4)).sum().backward()
     model.conv.weight.requires_grad_(False)
@@ -151,13 +151,13 @@ def test_leaves_the_model_as_it_was(side, capfd, caplog):
     assert not caplog.records
 
 
-def test_in_the_models_precision():
+def test_counts_in_the_precision_of_the_model():
     assert count_macs(nn.Conv2d(3, 4, 1).to(torch.bfloat16), (3, 2, 2)).total == 4 * 12
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("name", TINY)
-def test_on_a_gpu_as_on_a_cpu(name):
+def test_counts_on_a_gpu_equal_those_on_a_cpu(name):
     model = timm.create_model(name, **TINY[name])
     expected = count_macs(model, (3, 64, 64))
     random_state = torch.cuda.get_rng_state()

@@ -1,4 +1,4 @@
-"""Every operator's count against its closed form, and the parameter that it is attributed to."""
+"""The MACs of every operator compared with a closed form, and the parameter that they are attributed to."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from nestify.schedule.costs import count_macs, effective_macs
 
 
 class Function(nn.Module):
-    """A model that is one function of the image (1, c, h, w), with parameters and modules at hand."""
+    """A model that is a function of itself and the image (1, c, h, w), with given parameters and modules."""
 
     def __init__(self, function: Callable[..., Tensor], **parts: nn.Module | Tensor) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Function(nn.Module):
 
 
 def recurrent(layer: nn.RNNBase) -> Function:
-    """A recurrent layer over the columns of the rows: one sequence per row."""
+    """Return a model with a recurrent layer that reads each row of the image as one sequence."""
     return Function(lambda self, x: self.rnn(x.flatten(0, 1))[0], rnn=layer)
 
 
@@ -33,7 +33,7 @@ def heads(x: Tensor, features: int) -> Tensor:
     return x[..., :features]
 
 
-# Sizes are (channels, height, width); each expected count spells out positions x outputs x inputs.
+# Sizes are (channels, height, width); each expected count is written as positions x outputs x inputs.
 CLOSED_FORMS = {
     "convolution": (nn.Conv2d(3, 8, 3, stride=2, padding=1), (3, 9, 9), (5 * 5) * 8 * (3 * 9)),
     "convolution, 1-d": (
@@ -49,7 +49,7 @@ CLOSED_FORMS = {
     "transposed, groups": (nn.ConvTranspose2d(4, 6, 3, groups=2), (4, 5, 5), (5 * 5) * 4 * (3 * 9)),
     "linear": (nn.Linear(10, 7), (3, 4, 10), (3 * 4) * 7 * 10),
     "linear, no bias": (nn.Linear(10, 7, bias=False), (3, 4, 10), (3 * 4) * 7 * 10),
-    # four gates; two directions; the second layer reads both
+    # four gates, two directions; the second layer reads the outputs of both directions
     "lstm": (
         recurrent(nn.LSTM(5, 6, num_layers=2, bidirectional=True, batch_first=True)),
         (2, 7, 5),
@@ -185,7 +185,7 @@ class TestWhichWeight:
             lambda self, x: torch.cat([F.linear(x, part) for part in self.child.weight.chunk(2)], dim=-1),
         ],
     )
-    def test_through_whatever_only_rearranges_it(self, function):
+    def test_a_rearranged_weight_is_found(self, function):
         model = Function(function, child=nn.Linear(4, 6))
         count = count_macs(model, (4, 4, 4))
         assert dict(count.by_weight) == {"child.weight": 16 * 24, "child.bias": 0}
@@ -200,12 +200,12 @@ class TestWhichWeight:
             "rnn.weight_hh_l0": steps * 24 * 6,
         }
 
-    def test_a_shared_weight_has_one_name_and_all_its_uses(self):
+    def test_all_uses_of_a_shared_weight_count_for_its_first_name(self):
         layer = nn.Linear(4, 4)
         count = count_macs(nn.Sequential(layer, nn.ReLU(), layer), (1, 3, 4))
         assert dict(count.by_weight) == {"0.weight": 2 * 3 * 16, "0.bias": 0}
 
-    def test_products_with_constants_and_of_two_activations_have_none(self):
+    def test_products_with_constants_and_of_two_activations_have_no_weight(self):
         blur = Function(lambda self, x: F.conv2d(x, self.kernel, padding=1, groups=4) @ x)
         blur.register_buffer("kernel", torch.ones(4, 1, 3, 3))
         count = count_macs(nn.Sequential(blur, nn.Conv2d(4, 3, 1)), (4, 3, 3))
@@ -216,22 +216,22 @@ class TestWhichWeight:
         "function",
         [
             lambda self, x: F.relu(self.fc(self.queries)) @ x.mT,
-            lambda self, x: F.linear(x, self.fc(self.queries)),  # even where a weight is expected
+            lambda self, x: F.linear(x, self.fc(self.queries)),  # even as the argument `weight`
         ],
     )
-    def test_what_is_computed_from_learned_queries_is_no_weight(self, function):
+    def test_activations_of_learned_queries_are_not_a_weight(self, function):
         count = count_macs(Function(function, fc=nn.Linear(4, 4), queries=torch.ones(2, 4)), (1, 3, 4))
         assert dict(count.by_weight) == {"queries": 0, "fc.weight": 2 * 16, "fc.bias": 0}
         assert count.total == 2 * 16 + (2 * 3) * 4
 
-    def test_normalised_queries_are_no_weight(self):
+    def test_normalised_queries_are_not_a_weight(self):
         model = Function(lambda self, x: F.normalize(self.queries, dim=1) @ x.mT, queries=torch.ones(2, 4))
         count = count_macs(model, (1, 3, 4))
         assert dict(count.by_weight) == {"queries": 0}
         assert not count.not_skippable
 
-    def test_mixed_experts_count_for_the_mixing_only(self):
-        """The image decides the mixture (CondConv), so the convolution multiplies with no parameter."""
+    def test_mixed_experts_have_only_the_macs_of_mixing(self):
+        """In a CondConv the mixture depends on the image, so the convolution multiplies with no parameter."""
         model = Function(
             lambda self, x: self.conv(x, torch.sigmoid(self.route(x.mean((2, 3))))),
             conv=CondConv2d(3, 4, 3, padding=0, num_experts=2),
@@ -252,7 +252,7 @@ class TestNotSkippable:
         assert effective_macs(count, {"0.weight": 0.25}) == count.total
         assert effective_macs(count, {"1.weight": 0.25}) < count.total
 
-    def test_a_weight_shifted_by_hand(self):
+    def test_a_weight_minus_its_mean(self):
         model = Function(
             lambda self, x: F.linear(x, self.weight - self.weight.mean()), weight=torch.rand(3, 4)
         )
@@ -260,7 +260,7 @@ class TestNotSkippable:
         assert count.not_skippable == {"weight"}
         assert count.by_weight["weight"] == 2 * 12
 
-    def test_of_two_uses_one_is_enough(self):
+    def test_one_of_two_uses_is_enough(self):
         model = Function(
             lambda self, x: F.linear(F.linear(x, self.weight), self.weight + 1), weight=torch.rand(4, 4)
         )

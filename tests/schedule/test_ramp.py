@@ -1,4 +1,4 @@
-"""The gradual schedule: cubic, from dense to the target, then still."""
+"""The gradual schedule: sparsity rises along a cubic from 0 to the target, and stays there."""
 
 import pytest
 from hypothesis import given
@@ -20,8 +20,8 @@ def test_sparsity_follows_the_cubic_from_zero_to_the_target() -> None:
 
 def test_weights_are_chosen_at_even_steps_and_once_at_the_end() -> None:
     ramp = Ramp(LEVELS, steps=10, selections=5)
-    assert [step for step in range(30) if ramp.due(step)] == [0, 2, 4, 6, 8, 10]
-    assert [step for step in range(5) if Ramp(LEVELS, 0, 5).due(step)] == [0]
+    assert [step for step in range(30) if ramp.is_due(step)] == [0, 2, 4, 6, 8, 10]
+    assert [step for step in range(5) if Ramp(LEVELS, 0, 5).is_due(step)] == [0]
 
 
 @given(st.integers(0, 200), st.integers(1, 200))

@@ -1,4 +1,4 @@
-"""Entry levels: exact counts, nestedness, patterns, and scores against NumPy."""
+"""Entry levels: exact counts, nesting, patterns, and scores compared with NumPy."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ sparsities = st.lists(st.floats(0, 0.99), min_size=2, max_size=4, unique=True).m
 
 
 def make_weights(sizes: list[tuple[int, ...]], seed: int, distinct: int | None) -> dict[str, torch.Tensor]:
-    """Random weights; with few distinct values there are many ties."""
+    """Return random weights: normal, or of `distinct` different values, so that there are many ties."""
     rng = np.random.default_rng(seed)
     draw = (lambda s: rng.normal(size=s)) if distinct is None else (lambda s: rng.integers(0, distinct, s))
     return {f"layer{i}.weight": torch.tensor(draw(size), dtype=torch.float32) for i, size in enumerate(sizes)}
@@ -61,7 +61,7 @@ def test_counts_are_exact_and_levels_nest(
 
 @settings(deadline=None, max_examples=40)
 @given(shapes, sparsities, st.sampled_from(SCORES), st.sampled_from(["4x1", "2x2", "1x3"]), st.integers(0, 9))
-def test_blocks_enter_whole(
+def test_all_weights_of_a_block_enter_at_the_same_level(
     sizes: list[tuple[int, ...]], values: list[float], score: Score, text: str, seed: int
 ) -> None:
     pattern = parse_pattern(text)
@@ -77,12 +77,12 @@ def test_blocks_enter_whole(
 
 
 @pytest.mark.parametrize("score", ["lamp", "magnitude"])
-def test_blocks_reach_the_nearest_whole_block(score: Score) -> None:
+def test_blocks_reach_the_target_to_half_a_block(score: Score) -> None:
     weights = make_weights([(64, 48), (32, 16, 3, 3)], 0, None)
     total = 64 * 48 + 32 * 16 * 9
     entry = select_entry_levels(weights, make_levels([0.9, 0.5], parse_pattern("32x1")), score)
     for k, sparsity in enumerate([0.9, 0.5], start=1):
-        assert abs(entry.kept(k) - total * (1 - sparsity)) <= 16  # half a block of 32 weights
+        assert abs(entry.count_kept(k) - total * (1 - sparsity)) <= 16  # half a block of 32 weights
 
 
 @settings(deadline=None, max_examples=40)
@@ -109,13 +109,13 @@ def test_n_of_m_keeps_the_largest_n_of_each_group(
 def test_n_of_m_leaves_other_layers_dense() -> None:
     weights = make_weights([(8, 3, 3, 3), (16, 1, 3, 3), (8, 8)], 0, None)
     entry = select_entry_levels(weights, [Level("a", 0.5, Pattern("n:m", n=2, m=4)), Level("b", 0.0)])
-    assert entry.kept(1, "layer0.weight") == 8 * 27
-    assert entry.kept(1, "layer1.weight") == 16 * 9
-    assert entry.kept(1, "layer2.weight") == 32
+    assert entry.count_kept(1, "layer0.weight") == 8 * 27
+    assert entry.count_kept(1, "layer1.weight") == 16 * 9
+    assert entry.count_kept(1, "layer2.weight") == 32
 
 
 def test_lamp_follows_its_equation() -> None:
-    """Lee et al., equation 4, evaluated in NumPy float64, keeps the same weights."""
+    """NumPy evaluates equation 4 of Lee et al. in float64; the kept weights are the same."""
     weights = make_weights([(9, 7), (4, 5, 3, 3), (3, 40)], 3, None)
     scores = []
     for weight in weights.values():
@@ -143,7 +143,7 @@ def test_uniform_gives_every_layer_the_same_density() -> None:
 
 
 def test_erk_densities_follow_their_formula() -> None:
-    """Density in proportion to sum(shape) / prod(shape); the small layer is full and passes the rest on."""
+    """Densities are proportional to sum(shape) / prod(shape); the small layer is full at a density of 1."""
     shapes_ = {"big": (100, 100, 3, 3), "wide": (200, 100), "small": (10, 3, 3, 3)}
     target = round(0.1 * (90_000 + 20_000 + 270))
     (budget, _) = layer_budgets(shapes_, make_levels([0.9, 0.0]), "erk")
@@ -160,7 +160,7 @@ boxes = st.lists(st.floats(0.1, 1), min_size=2, max_size=4, unique=True).map(
 
 
 def make_boxes(weights: dict[str, torch.Tensor], shares: list[float]) -> dict[str, torch.Tensor]:
-    """The lowest level that has each weight, where level k has this share of the indices of two dims."""
+    """Return the lowest level that has each weight; level k has `shares[k - 1]` of two dimensions."""
     available = {}
     for name, weight in weights.items():
         entry = torch.full(weight.shape, len(shares), dtype=torch.uint8)
@@ -192,7 +192,7 @@ def test_smaller_levels_keep_their_share_of_what_they_have(
 
 @settings(deadline=None, max_examples=30)
 @given(shapes, boxes, st.data(), st.sampled_from(SCORES))
-def test_all_available_is_as_good_as_none_said(
+def test_available_everywhere_is_the_same_as_none(
     sizes: list[tuple[int, ...]], shares: list[float], data: st.DataObject, score: Score
 ) -> None:
     count = len(shares)
@@ -212,12 +212,12 @@ def test_a_level_without_a_layer_spends_its_blocks_on_the_others(score: Score) -
     available = {name: tensor.to(torch.uint8) for name, tensor in available.items()}
     levels = make_levels([0.75, 0.5], parse_pattern("32x1"))
     entry = select_entry_levels(weights, levels, score, available)
-    assert entry.kept(1, "layer1.weight") == 0
-    assert entry.kept(1, "layer0.weight") == 64 * 48 // 4
-    assert entry.kept(2) == 64 * 48
+    assert entry.count_kept(1, "layer1.weight") == 0
+    assert entry.count_kept(1, "layer0.weight") == 64 * 48 // 4
+    assert entry.count_kept(2) == 64 * 48
 
 
-def test_n_of_m_leaves_a_layer_whole_that_a_narrower_level_cuts_through() -> None:
+def test_n_of_m_leaves_a_layer_dense_if_a_narrower_level_cuts_through_a_group() -> None:
     weights = make_weights([(8, 8), (8, 8)], 0, None)
     available = {name: torch.ones(8, 8, dtype=torch.uint8) for name in weights}
     available["layer0.weight"][:, 4:] = 2

@@ -71,7 +71,7 @@ def test_all_levels_learn_while_sparsity_rises_to_its_exact_target(make_model: M
     sparsities = [log.sparsity[0] for log in logs]
     assert sparsities == sorted(sparsities)
     entry = trained.entry_levels
-    assert [entry.kept(k) for k in (1, 2, 3)] == [round(entry.total * (1 - s)) for s in (0.9, 0.5, 0)]
+    assert [entry.count_kept(k) for k in (1, 2, 3)] == [round(entry.total * (1 - s)) for s in (0.9, 0.5, 0)]
     assert not trained.training
 
 
@@ -92,12 +92,12 @@ def test_entry_levels_are_frozen_after_the_ramp(make_model: MakeModel) -> None:
 
 def test_a_ramp_as_long_as_the_training_still_reaches_its_target(make_model: MakeModel) -> None:
     trained, _ = run(make_task(make_model), options(epochs=1.0), Ramp(LEVELS, 6, 2))
-    assert trained.entry_levels.kept(1) == round(trained.entry_levels.total * 0.1)
+    assert trained.entry_levels.count_kept(1) == round(trained.entry_levels.total * 0.1)
 
 
 def test_the_average_of_such_a_training_has_the_last_masks_too(make_model: MakeModel) -> None:
     trained, _ = run(make_task(make_model), options(epochs=1.0, ema_decay=0.9), Ramp(LEVELS, 6, 2))
-    assert trained.entry_levels.kept(1) == round(trained.entry_levels.total * 0.1)
+    assert trained.entry_levels.count_kept(1) == round(trained.entry_levels.total * 0.1)
 
 
 def test_steps_of_a_fraction_of_an_epoch(make_model: MakeModel) -> None:
@@ -131,7 +131,7 @@ def test_average_of_the_weights_is_what_comes_back(make_model: MakeModel) -> Non
     last = task.get_trainable_module()
     assert isinstance(last, NestedModel)
     assert trained is not last
-    assert trained.entry_levels.kept(1) == last.entry_levels.kept(1)
+    assert trained.entry_levels.count_kept(1) == last.entry_levels.count_kept(1)
     for name in trained.entry:
         assert torch.equal(trained.entry[name], last.entry[name])
     assert not torch.equal(trained.shared_tensor("fc.weight"), last.shared_tensor("fc.weight"))
