@@ -10,7 +10,7 @@ from types import FrameType
 
 import pytest
 
-from nestify.signals import STOPS, children_wait, put_off
+from nestify.signals import STOP_SIGNALS, defer_child_signals, defer_signals
 
 
 @pytest.fixture
@@ -21,20 +21,20 @@ def heard() -> Iterator[list[int]]:
     def note(number: int, frame: FrameType | None) -> None:
         numbers.append(number)
 
-    old = {number: signal.signal(number, note) for number in (*STOPS, signal.SIGCHLD)}
+    old = {number: signal.signal(number, note) for number in (*STOP_SIGNALS, signal.SIGCHLD)}
     yield numbers
     for number, handler in old.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", STOPS)
+@pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_a_signal_waits_until_it_is_asked_for(number: int, heard: list[int]) -> None:
     handler = signal.getsignal(number)
-    with put_off() as stops:
+    with defer_signals() as stops:
         os.kill(os.getpid(), number)
-        assert (stops.came, heard) == (number, [])
-        stops.act()
-        assert (stops.came, heard) == (None, [number])
+        assert (stops.pending, heard) == (number, [])
+        stops.deliver()
+        assert (stops.pending, heard) == (None, [number])
         os.kill(os.getpid(), number)  # the handler let the work go on, so the next one waits too
         assert heard == [number]
     assert heard == [number, number]
@@ -42,7 +42,7 @@ def test_a_signal_waits_until_it_is_asked_for(number: int, heard: list[int]) -> 
 
 
 def test_a_second_signal_is_obeyed_at_once(heard: list[int]) -> None:
-    with put_off():
+    with defer_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
         assert heard == [signal.SIGINT]
@@ -50,31 +50,31 @@ def test_a_second_signal_is_obeyed_at_once(heard: list[int]) -> None:
 
 
 def test_ctrl_c_is_a_keyboard_interrupt_in_the_end() -> None:
-    with pytest.raises(KeyboardInterrupt), put_off():
+    with pytest.raises(KeyboardInterrupt), defer_signals():
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_an_exception_puts_the_handlers_back(heard: list[int]) -> None:
-    handlers = [signal.getsignal(number) for number in STOPS]
-    with pytest.raises(ZeroDivisionError), put_off():
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with pytest.raises(ZeroDivisionError), defer_signals():
         raise ZeroDivisionError
-    assert [signal.getsignal(number) for number in STOPS] == handlers
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
 
 
 def test_what_is_ignored_stays_ignored(heard: list[int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background
-    with put_off() as stops:
+    with defer_signals() as stops:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stops.came is None
+        assert stops.pending is None
 
 
 def test_other_threads_handle_no_signals() -> None:
     entered: list[int | None] = []
 
     def work() -> None:
-        with put_off() as stops, children_wait():
-            entered.append(stops.came)
+        with defer_signals() as stops, defer_child_signals():
+            entered.append(stops.pending)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -83,11 +83,11 @@ def test_other_threads_handle_no_signals() -> None:
 
 
 def test_children_wait(heard: list[int]) -> None:
-    with children_wait():
+    with defer_child_signals():
         os.kill(os.getpid(), signal.SIGCHLD)
         assert heard == []
     assert heard == [signal.SIGCHLD]
-    with children_wait():
+    with defer_child_signals():
         pass
     assert heard == [signal.SIGCHLD]
 

@@ -129,22 +129,22 @@ def test_average_weighs_every_process_by_its_images(
 
 def test_one_process_alone_exchanges_nothing() -> None:
     alone, tensor = World(), torch.ones(2)
-    assert alone.leads
+    assert alone.is_main
     assert alone.average(nn.Linear(1, 1), 4, stop=True)
-    assert alone.summed(tensor) is tensor
-    assert alone.first("a") == "a"
-    assert alone.gathered("a") == ["a"]
+    assert alone.all_reduce(tensor) is tensor
+    assert alone.broadcast_object("a") == "a"
+    assert alone.all_gather("a") == ["a"]
 
 
 def test_processes_that_hold_different_entry_levels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("test_resnet")
     nested = NestedModel(model, describe_model(model), ["a", "b"])
-    monkeypatch.setattr(World, "copy_first", lambda *_: None)
-    monkeypatch.setattr(World, "gathered", lambda _, value: [value, "other"])
+    monkeypatch.setattr(World, "broadcast", lambda *_: None)
+    monkeypatch.setattr(World, "all_gather", lambda _, value: [value, "other"])
     with pytest.raises(ProcessError, match="hold different entry levels"):
-        World(0, 2).agree(nested)
-    monkeypatch.setattr(World, "gathered", lambda _, value: [value, value])
-    World(0, 2).agree(nested)
+        World(0, 2).sync_entry_levels(nested)
+    monkeypatch.setattr(World, "all_gather", lambda _, value: [value, value])
+    World(0, 2).sync_entry_levels(nested)
 
 
 def test_a_process_that_dies_ends_the_run() -> None:

@@ -100,7 +100,7 @@ def test_it_keeps_less(make_model: MakeModel) -> None:
         images = torch.randn(16, *nested.spec.input_size)
         hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
         with hooks, task._recomputing():
-            task.each_level(images, torch.arange(16) % 10, lambda *_: None)
+            task.for_each_level(images, torch.arange(16) % 10, lambda *_: None)
         return sum(seen.values())
 
     assert kept(True) < kept(False) / 2

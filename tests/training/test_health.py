@@ -154,8 +154,8 @@ def watched(*steps: tuple[float, float]) -> list[str]:
     """What is told of a level that was asked for sparsities and came out at others."""
     watch = RampWatch()
     for step, (asked, came) in enumerate(steps):
-        watch.note(10 * step, [Level("small", asked)], [came])
-    return watch.problems([Level("small", steps[-1][0])])
+        watch.record(10 * step, [Level("small", asked)], [came])
+    return watch.find_problems([Level("small", steps[-1][0])])
 
 
 def test_masks_that_stand_still() -> None:
@@ -177,15 +177,15 @@ def test_a_run_whose_masks_stand_still(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_diverged_run_keeps_its_last_good_checkpoint(monkeypatch: pytest.MonkeyPatch) -> None:
-    take = stepper.Stepper.take
+    take = stepper.Stepper.step
 
     def spoilt(self: stepper.Stepper, *given: Any) -> None:
         take(self, *given)
-        if self.place.step == 5:
+        if self.position.step == 5:
             with torch.no_grad():
                 self.nested.shared_tensor("fc.weight").fill_(float("nan"))
 
-    monkeypatch.setattr(stepper.Stepper, "take", spoilt)
+    monkeypatch.setattr(stepper.Stepper, "step", spoilt)
     with pytest.raises(DivergedError) as error:
         warnings_of({"train.epochs": 3, "levels": "0.8,0"})
     assert re.fullmatch(
@@ -197,15 +197,15 @@ def test_a_diverged_run_keeps_its_last_good_checkpoint(monkeypatch: pytest.Monke
 
 
 def test_weights_that_are_no_numbers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    take = stepper.Stepper.take
+    take = stepper.Stepper.step
 
     def spoilt(self: stepper.Stepper, *given: Any) -> None:
         take(self, *given)
-        if self.place.step == 6:  # the last of an epoch: no loss has seen it
+        if self.position.step == 6:  # the last of an epoch: no loss has seen it
             with torch.no_grad():
                 self.nested.shared_tensor("fc.weight").fill_(float("nan"))
 
-    monkeypatch.setattr(stepper.Stepper, "take", spoilt)
+    monkeypatch.setattr(stepper.Stepper, "step", spoilt)
     with pytest.raises(
         DivergedError, match=r"network\.fc\.weight is not finite after step 6 of 9; .*step 3 of 9"
     ):

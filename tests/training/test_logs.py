@@ -41,7 +41,7 @@ def run(*logs: str, observer: Observer | None = None) -> None:
 
 def cut_off(*logs: str, steps: int) -> None:
     """A run that ends after so many steps of both trainings."""
-    take, done = Stepper.take, 0
+    take, done = Stepper.step, 0
 
     def counted(self: Stepper, images: Tensor, target: Tensor) -> None:
         nonlocal done
@@ -51,7 +51,7 @@ def cut_off(*logs: str, steps: int) -> None:
         done += 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "take", counted)
+        patch.setattr(Stepper, "step", counted)
         with pytest.raises(DataError):
             run(*logs)
 

@@ -88,7 +88,7 @@ def run(options: Mapping[str, object] = {}, **more: Any) -> bytes:
 
 def cut_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> None:
     """Begin a run, or go on with it, and end it after so many steps."""
-    take, done = Stepper.take, 0
+    take, done = Stepper.step, 0
 
     def counted(self: Stepper, *given: Any) -> None:
         nonlocal done
@@ -98,7 +98,7 @@ def cut_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> No
         done += 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "take", counted)
+        patch.setattr(Stepper, "step", counted)
         with pytest.raises(Cut):
             run(options, **more)
 

@@ -152,7 +152,7 @@ def test_teacher_sees_images_in_its_own_normalisation(make_model: MakeModel) -> 
     frozen.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.5)}  # type: ignore[assignment]
     teacher = Teacher("other", frozen, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     pixels = torch.rand(2, 3, 32, 32)
-    answer = teacher.answer((pixels - 0.5) / 0.5)
+    answer = teacher.predict((pixels - 0.5) / 0.5)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 0.5])
     expected = frozen((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).softmax(-1)
     assert answer is not None
@@ -182,8 +182,8 @@ def test_sandwich_always_trains_core_and_full_and_keeps_the_expected_weight(make
     totals = dict.fromkeys(range(1, 7), 0.0)
     draws = 4000
     for task.step in range(draws):
-        drawn = task.drawn_levels()
-        assert drawn == task.drawn_levels()  # every process of a run draws the same
+        drawn = task.draw_levels()
+        assert drawn == task.draw_levels()  # every process of a run draws the same
         levels = [level for level, _ in drawn]
         assert len(set(levels)) == len(levels) == 4
         assert levels[0] == 6
