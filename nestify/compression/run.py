@@ -28,7 +28,7 @@ from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, le
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
 from nestify.training.checkpoint import EarlyResults
-from nestify.training.distributed import SINGLE_PROCESS, World
+from nestify.training.distributed import SINGLE, World
 from nestify.training.estimate import estimate_step
 from nestify.training.health import check_collapse, check_empty
 from nestify.training.identity import run_identity
@@ -81,11 +81,7 @@ class Run:
     """
 
     def __init__(
-        self,
-        recipe: Recipe,
-        observer: Observer,
-        world: World = SINGLE_PROCESS,
-        device: torch.device | None = None,
+        self, recipe: Recipe, observer: Observer, world: World = SINGLE, device: torch.device | None = None
     ) -> None:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
         self.recipe = recipe
@@ -339,9 +335,7 @@ class Run:
     def _val_batches(self) -> Loader:
         return self._eval_batches(self.inputs.val_images, world=self.world)
 
-    def _eval_batches(
-        self, images: Images, shuffle_seed: int | None = None, world: World = SINGLE_PROCESS
-    ) -> Loader:
+    def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = SINGLE) -> Loader:
         return eval_loader(
             images,
             self.spec.preprocessing,

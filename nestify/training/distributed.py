@@ -118,7 +118,8 @@ class World:
         return total
 
 
-SINGLE_PROCESS = World()
+SINGLE = World()
+"""The world of a run that has a single process."""
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedule.ramp import Ramp
 from nestify.signals import defer_child_signals
-from nestify.training.distributed import SINGLE_PROCESS, World
+from nestify.training.distributed import SINGLE, World
 from nestify.training.progress import StepLog
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask
@@ -79,7 +79,7 @@ def train(
     on_log: Callable[[StepLog], None] = lambda log: None,
     on_problem: Callable[[str], None] = lambda text: None,
     hook: CheckpointHook | None = None,
-    world: World = SINGLE_PROCESS,
+    world: World = SINGLE,
 ) -> NestedModel:
     """Train a nested model in place.
 

@@ -19,7 +19,7 @@ from nestify.training.checkpoint import (
     read_checkpoint,
     write_checkpoint,
 )
-from nestify.training.distributed import SINGLE_PROCESS, World
+from nestify.training.distributed import SINGLE, World
 from nestify.training.identity import Identity, find_difference
 from nestify.training.loop import CheckpointHook
 from nestify.training.observer import Observer, Phase
@@ -53,7 +53,7 @@ class Checkpoints(CheckpointHook):
         run: Identity,
         minutes: float,
         skipped: Mapping[str, dict[str, str]],
-        world: World = SINGLE_PROCESS,
+        world: World = SINGLE,
     ) -> None:
         self.path = path
         self.observer = Observer()

@@ -19,7 +19,7 @@ from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, random_states, restore_optimizer, set_random_states
-from nestify.training.distributed import SINGLE_PROCESS, World
+from nestify.training.distributed import SINGLE, World
 from nestify.training.health import RampWatch
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
@@ -108,7 +108,7 @@ class Stepper:
         total: int,
         ramp: Ramp | None,
         score: Score,
-        world: World = SINGLE_PROCESS,
+        world: World = SINGLE,
     ) -> None:
         nested = task.get_trainable_module()
         assert isinstance(nested, NestedModel)
