@@ -1,4 +1,4 @@
-"""Every error that a user can cause, each class with the exit code of its kind.
+"""The errors that a user can cause, one class per kind, each with the exit code of that kind.
 
 Only the command line exits; the library raises. A message is one sentence that names the value, the
 place and the remedy.
@@ -6,7 +6,7 @@ place and the remedy.
 
 
 class NestifyError(Exception):
-    """Base of all errors that are told to a user rather than reported as a bug."""
+    """Base of all errors that are shown to the user as a message rather than reported as a bug."""
 
     exit_code = 70
 
@@ -18,10 +18,10 @@ class GateFailed(NestifyError):
 
 
 class RecipeError(NestifyError):
-    """A recipe or a command-line option is wrong. Holds every problem that was found.
+    """A recipe or a command-line option is wrong. The message lists every problem that was found.
 
     Args:
-        problems: one sentence each.
+        problems: one sentence per problem.
         source: the recipe's path, or "" for the command line.
     """
 
@@ -52,13 +52,13 @@ class BadFileError(NestifyError):
 
 
 class ProcessError(NestifyError):
-    """One of the processes of a run ended, or does not do what the others do."""
+    """One process of a distributed run has ended, or its state differs from that of the other processes."""
 
     exit_code = 3
 
 
 class SetupError(NestifyError):
-    """A package that nestify needs is missing, too old or broken."""
+    """A package that nestify needs is missing, too old, or broken."""
 
     exit_code = 3
 
@@ -70,18 +70,18 @@ class OutputError(NestifyError):
 
 
 class UnsupportedModelError(NestifyError):
-    """A model that this schedule cannot compress; the message says what stopped it."""
+    """The model cannot be compressed, trained or exported as requested; the message names the reason."""
 
     exit_code = 3
 
 
 class DivergedError(NestifyError):
-    """Training ended in a non-finite loss."""
+    """Training diverged: a loss or a weight is not finite, or every level collapsed to chance accuracy."""
 
     exit_code = 4
 
 
 class BudgetError(NestifyError):
-    """A level came out at another cost than its budget allows."""
+    """The cost of a trained level differs from its budget."""
 
     exit_code = 1

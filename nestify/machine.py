@@ -1,4 +1,4 @@
-"""This machine: its processor, the device that computes, and the processes that load images.
+"""This machine: its processor, its compute device, and the number of processes that load images.
 
 Only `pick_device` imports torch.
 """
@@ -16,32 +16,39 @@ if TYPE_CHECKING:
 
 
 def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's model; its architecture where the system does not tell."""
+    """Return the processor's model name, or its architecture if the system does not report the model.
+
+    Args:
+        cpuinfo: file in the format of Linux's `/proc/cpuinfo`; it may be missing.
+    """
     try:
         found = re.search(r"^model name\s*:(.+)$", cpuinfo.read_text(), re.MULTILINE)
     except (OSError, ValueError):
         found = None
-    return label(found[1] if found else platform.processor() or platform.machine() or "unknown")
+    return printable_line(found[1] if found else platform.processor() or platform.machine() or "unknown")
 
 
 def cores() -> int:
-    """Those that this process may use."""
+    """Return the number of logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def label(text: str) -> str:
-    """A name that a system tells, in one line that a terminal can show."""
-    shown = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
-    return " ".join(shown.split())[:200]
+def printable_line(text: str) -> str:
+    """Reduce a name that the system reports to one printable line of at most 200 characters."""
+    printable = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
+    return " ".join(printable.split())[:200]
 
 
 def pick_device(name: str) -> "torch.device":
-    """The device of a recipe; `auto` is CUDA where there is one, else the CPU.
+    """Return the device that a recipe names.
+
+    Args:
+        name: a torch device such as `cpu` or `cuda:1`, or `auto`: CUDA if available, otherwise the CPU.
 
     Raises:
-        RecipeError: for a device that is not here.
+        RecipeError: if the device is not available on this machine.
     """
     import torch
 
@@ -49,21 +56,22 @@ def pick_device(name: str) -> "torch.device":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device).item()  # "meta" makes tensors, but computes nothing
+        torch.zeros(1, device=device).item()  # fails on "meta", which creates tensors but computes nothing
     except (RuntimeError, AssertionError) as error:
         raise RecipeError(f"device = {name!r} is not available here; give auto or cpu") from error
     return device
 
 
-def pick_workers(asked: int | None, device: "torch.device") -> int:
-    """Number of processes that load images.
+def pick_workers(requested: int | None, device: "torch.device") -> int:
+    """Return the number of worker processes that load images.
 
     Args:
-        asked: the user's number. By default one per processor, at most 8; none where the CPU trains, since
-            they would compete with the arithmetic.
+        requested: the user's number; None chooses one per processor, at most 8, and 0 if the CPU trains,
+            because workers would compete with the training for its processors.
+        device: the device that trains.
     """
-    if asked is not None:
-        return asked
+    if requested is not None:
+        return requested
     return 0 if device.type == "cpu" else min(8, cores())
 
 

@@ -1,4 +1,4 @@
-"""Signals that end a run, put off while a training cannot be kept."""
+"""Defer the signals that end a run until a checkpoint can be saved."""
 
 import signal
 import threading
@@ -7,40 +7,40 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-STOPS = tuple(
+STOP_SIGNALS = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: sent ahead of a pre-emption, by SLURM for one
+    for name in ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: sent before a pre-emption, for example by SLURM
     if hasattr(signal, name)
 )
 
 
-class PutOff:
-    """Signals that came while they were put off.
+class DeferredSignals:
+    """The signals that arrived while they were deferred.
 
     Attributes:
-        came: the first one; None while there was none.
+        pending: number of the first signal that has not been delivered; None if there is none.
     """
 
     def __init__(self) -> None:
-        self.came: int | None = None
+        self.pending: int | None = None
         self._handlers: dict[int, Any] = {}
 
-    def act(self) -> None:
-        """Let the signal that came do what it would have done; nothing where none came."""
-        if self.came is None:
+    def deliver(self) -> None:
+        """Deliver the deferred signal, if any."""
+        if self.pending is None:
             return
-        number, self.came = self.came, None
+        number, self.pending = self.pending, None
         signal.raise_signal(number)
-        self._install()  # a handler that returns wants the work to go on
+        self._install()  # the work continues if the handler returns
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.came = number
-        self._restore()  # so that the next one ends the program at once
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.pending = number
+        self._restore()  # so that a second signal ends the program at once
 
     def _install(self) -> None:
-        for number in STOPS:
+        for number in STOP_SIGNALS:
             if signal.getsignal(number) not in (signal.SIG_IGN, None):
-                self._handlers[number] = signal.signal(number, self._note)
+                self._handlers[number] = signal.signal(number, self._record)
 
     def _restore(self) -> None:
         while self._handlers:
@@ -48,29 +48,29 @@ class PutOff:
 
 
 @contextmanager
-def put_off() -> Iterator[PutOff]:
-    """Note the first signal that would end the program, instead of obeying it; a second one ends it at once.
+def defer_signals() -> Iterator[DeferredSignals]:
+    """Defer the first signal that would end the program to the end of the block; a second ends it at once.
 
-    Does nothing outside the main thread, where Python handles no signals.
+    Does nothing in threads other than the main thread, because Python runs signal handlers only there.
     """
-    stops = PutOff()
+    deferred = DeferredSignals()
     if threading.current_thread() is not threading.main_thread():
-        yield stops
+        yield deferred
         return
     try:
-        stops._install()
-        yield stops
-        stops.act()
+        deferred._install()
+        yield deferred
+        deferred.deliver()
     finally:
-        stops._restore()
+        deferred._restore()
 
 
 @contextmanager
-def children_wait() -> Iterator[None]:
-    """Hear of child processes that died when the block is over.
+def defer_child_signals() -> Iterator[None]:
+    """Defer SIGCHLD, the signal that a child process has died, to the end of the block.
 
-    PyTorch raises an exception wherever the main thread is when a process that loads images has died, which
-    must not be in the middle of an optimizer's step.
+    When a worker process that loads images dies, PyTorch's handler raises an exception in the main thread,
+    which must not happen in the middle of an optimizer step.
     """
     number = getattr(signal, "SIGCHLD", None)
     handler = None if number is None else signal.getsignal(number)

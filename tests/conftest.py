@@ -1,4 +1,4 @@
-"""What all tests share: small real timm models, and quiet imports."""
+"""Fixtures and settings shared by all tests: small real timm models, default signal handlers, fixed seeds."""
 
 import signal
 import threading
@@ -8,12 +8,12 @@ from collections.abc import Callable
 import pytest
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    warnings.simplefilter("ignore")  # deprecation warnings while torch is imported by other packages
     import timm
     import torch
     from torch import nn
 
-torch.set_num_threads(1)  # threads that wait for each other are many times slower beside another busy process
+torch.set_num_threads(1)  # several threads are many times slower if another process is busy
 
 
 STOP_SIGNALS = {
@@ -26,10 +26,10 @@ STOP_SIGNALS = {
 
 
 def pytest_configure() -> None:
-    """Handle signals as a program at a terminal does, whatever the process that started the tests ignores.
+    """Set the signal handlers of a program at a terminal, whatever the parent process ignores.
 
-    A shell script starts its background jobs with SIGINT ignored, and children inherit that, as they inherit
-    blocked signals.
+    A shell script starts its background jobs with SIGINT ignored. Child processes inherit that, and they
+    inherit blocked signals.
     """
     if threading.current_thread() is threading.main_thread():
         for number, handler in STOP_SIGNALS.items():
@@ -38,13 +38,13 @@ def pytest_configure() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_start() -> None:
+def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
 @pytest.fixture
 def make_model() -> Callable[..., nn.Module]:
-    """Makes a timm model with random weights and batch-norm statistics that are not the default ones."""
+    """A function that makes a timm model with random weights and random batch-norm statistics."""
 
     def make(name: str, **kwargs: object) -> nn.Module:
         model: nn.Module = timm.create_model(name, **{"num_classes": 10, **kwargs})

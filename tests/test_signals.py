@@ -1,4 +1,4 @@
-"""Signals are put off, obeyed afterwards, and obeyed at once when they come twice."""
+"""Signals are deferred and delivered afterwards; a second signal is delivered at once."""
 
 import os
 import signal
@@ -10,71 +10,71 @@ from types import FrameType
 
 import pytest
 
-from nestify.signals import STOPS, children_wait, put_off
+from nestify.signals import STOP_SIGNALS, defer_child_signals, defer_signals
 
 
 @pytest.fixture
-def heard() -> Iterator[list[int]]:
-    """Numbers of the signals that the program's own handlers got."""
+def handled() -> Iterator[list[int]]:
+    """The numbers of the signals that the program's own handlers received."""
     numbers: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         numbers.append(number)
 
-    old = {number: signal.signal(number, note) for number in (*STOPS, signal.SIGCHLD)}
+    old = {number: signal.signal(number, record) for number in (*STOP_SIGNALS, signal.SIGCHLD)}
     yield numbers
     for number, handler in old.items():
         signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("number", STOPS)
-def test_a_signal_waits_until_it_is_asked_for(number: int, heard: list[int]) -> None:
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_a_signal_waits_until_it_is_delivered(number: int, handled: list[int]) -> None:
     handler = signal.getsignal(number)
-    with put_off() as stops:
+    with defer_signals() as deferred:
         os.kill(os.getpid(), number)
-        assert (stops.came, heard) == (number, [])
-        stops.act()
-        assert (stops.came, heard) == (None, [number])
-        os.kill(os.getpid(), number)  # the handler let the work go on, so the next one waits too
-        assert heard == [number]
-    assert heard == [number, number]
+        assert (deferred.pending, handled) == (number, [])
+        deferred.deliver()
+        assert (deferred.pending, handled) == (None, [number])
+        os.kill(os.getpid(), number)  # the handler returned, so the next signal is deferred too
+        assert handled == [number]
+    assert handled == [number, number]
     assert signal.getsignal(number) is handler
 
 
-def test_a_second_signal_is_obeyed_at_once(heard: list[int]) -> None:
-    with put_off():
+def test_a_second_signal_is_delivered_at_once(handled: list[int]) -> None:
+    with defer_signals():
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)
-        assert heard == [signal.SIGINT]
-    assert heard == [signal.SIGINT, signal.SIGTERM]
+        assert handled == [signal.SIGINT]
+    assert handled == [signal.SIGINT, signal.SIGTERM]
 
 
-def test_ctrl_c_is_a_keyboard_interrupt_in_the_end() -> None:
-    with pytest.raises(KeyboardInterrupt), put_off():
+def test_ctrl_c_raises_keyboard_interrupt_at_the_end_of_the_block() -> None:
+    with pytest.raises(KeyboardInterrupt), defer_signals():
         os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_exception_puts_the_handlers_back(heard: list[int]) -> None:
-    handlers = [signal.getsignal(number) for number in STOPS]
-    with pytest.raises(ZeroDivisionError), put_off():
+def test_an_exception_restores_the_handlers(handled: list[int]) -> None:
+    handlers = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with pytest.raises(ZeroDivisionError), defer_signals():
         raise ZeroDivisionError
-    assert [signal.getsignal(number) for number in STOPS] == handlers
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == handlers
 
 
-def test_what_is_ignored_stays_ignored(heard: list[int]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background
-    with put_off() as stops:
+def test_an_ignored_signal_stays_ignored(handled: list[int]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a background job of a shell script
+    with defer_signals() as deferred:
         os.kill(os.getpid(), signal.SIGINT)
-        assert stops.came is None
+        assert deferred.pending is None
 
 
 def test_other_threads_handle_no_signals() -> None:
     entered: list[int | None] = []
 
     def work() -> None:
-        with put_off() as stops, children_wait():
-            entered.append(stops.came)
+        with defer_signals() as deferred, defer_child_signals():
+            entered.append(deferred.pending)
 
     thread = threading.Thread(target=work)
     thread.start()
@@ -82,18 +82,18 @@ def test_other_threads_handle_no_signals() -> None:
     assert entered == [None]
 
 
-def test_children_wait(heard: list[int]) -> None:
-    with children_wait():
+def test_child_signals_are_deferred(handled: list[int]) -> None:
+    with defer_child_signals():
         os.kill(os.getpid(), signal.SIGCHLD)
-        assert heard == []
-    assert heard == [signal.SIGCHLD]
-    with children_wait():
+        assert handled == []
+    assert handled == [signal.SIGCHLD]
+    with defer_child_signals():
         pass
-    assert heard == [signal.SIGCHLD]
+    assert handled == [signal.SIGCHLD]
 
 
 def test_the_tests_set_their_own_handlers() -> None:
-    """Of a script, a background job ignores SIGINT, and so would every program that the tests start."""
+    """A background job of a shell script ignores SIGINT, and so would every program that the tests start."""
     code = "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "
     inner = [
         sys.executable,
@@ -114,4 +114,4 @@ def test_the_tests_set_their_own_handlers() -> None:
     assert done.returncode == 0, done.stdout
 
 
-SIGNAL_TEST = test_ctrl_c_is_a_keyboard_interrupt_in_the_end.__name__
+SIGNAL_TEST = test_ctrl_c_raises_keyboard_interrupt_at_the_end_of_the_block.__name__

@@ -23,7 +23,7 @@ from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
-from nestify.training.distributed import World, joined
+from nestify.training.distributed import World, join_process_group
 from nestify.training.logs import MetricsLog, check_logs, open_logs
 from nestify.training.observer import Observer, Observers
 
@@ -84,7 +84,7 @@ def compress(
         NestifyError: the kind says what was wrong; an older file at the output is then unchanged.
     """
     recipe = _recipe(recipe, overrides)
-    with joined(pick_device(recipe.device)) as (world, device):
+    with join_process_group(pick_device(recipe.device)) as (world, device):
         return _compress(recipe, observer or Observer(), resume, world, device)
 
 
@@ -92,7 +92,7 @@ def _compress(
     recipe: Recipe, watcher: Observer, resume: bool | None, world: World, device: torch.device
 ) -> Result:
     """The same in one of several processes: all compute, the first one tells and writes."""
-    if not world.leads:
+    if not world.is_main:
         watcher = Observer()
     output = recipe.output_path
     _check_outputs(recipe)
@@ -100,23 +100,23 @@ def _compress(
     baseline = _baseline(recipe)
     run = Run(recipe, watcher, world, device)
     run.checkpoints.find(resume)
-    with run.checkpoints.telling():
+    with run.checkpoints.noting_resume_point():
         watcher.planned(plan := run.plan())
-        marks = run.checkpoints.marks
+        log_offsets = run.checkpoints.log_offsets
         with ExitStack() as open_files:
-            if world.leads:
-                metrics = open_files.enter_context(MetricsLog(metrics_path(output), marks))
-                logs = open_logs(recipe.train.log, output, marks, plan.finetune_steps)
+            if world.is_main:
+                metrics = open_files.enter_context(MetricsLog(metrics_path(output), log_offsets))
+                logs = open_logs(recipe.train.log, output, log_offsets, plan.finetune_steps)
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
         watcher.stage(f"writing {output}")
-        manifest = world.first(_write(recipe, done) if world.leads else None)
+        manifest = world.broadcast_object(_write(recipe, done) if world.is_main else None)
     assert manifest is not None
-    if world.leads:
+    if world.is_main:
         run.checkpoints.remove()
     if done.missed:
         raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
-    judged = world.leads and recipe.gates.given()
+    judged = world.is_main and recipe.gates.given()
     return Result(
         output, manifest, check_gates(recipe.gates, read_report(output), baseline) if judged else ()
     )

@@ -27,8 +27,8 @@ from nestify.schedule.budgets import NestedDesign, design_levels
 from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
-from nestify.training.checkpoint import Findings
-from nestify.training.distributed import ALONE, World
+from nestify.training.checkpoint import EarlyResults
+from nestify.training.distributed import SINGLE, World
 from nestify.training.estimate import estimate_step
 from nestify.training.health import check_collapse, check_empty
 from nestify.training.identity import run_identity
@@ -81,7 +81,7 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, observer: Observer, world: World = ALONE, device: torch.device | None = None
+        self, recipe: Recipe, observer: Observer, world: World = SINGLE, device: torch.device | None = None
     ) -> None:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
         self.recipe = recipe
@@ -138,7 +138,7 @@ class Run:
         finetune_steps = self.recipe.finetune.epochs * epoch_steps
         seconds = memory = None
         if estimate:
-            task = self._phases().task(nested.to(self.device), None)
+            task = self._phases().make_task(nested.to(self.device), None)
             step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
             seconds = step_seconds * accumulate * (steps + finetune_steps / nested.n_levels)
         narrower, shallower = (
@@ -174,26 +174,26 @@ class Run:
         network = self.inputs.pretrained.model.to(self.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
-        if recipe.finetune.epochs and kept.nests:
+        if recipe.finetune.epochs and kept.is_in_train_phase:
             kept.load_dense(network)
         elif recipe.finetune.epochs:
             network = self._phases().finetune(network)
-            kept.keep_dense(network)
-        original = kept.findings.original or self._original(network)
+            kept.save_dense(network)
+        original = kept.early_results.original or self._original(network)
         teacher = self._frozen_teacher(network)
         made = self._nest(network)
         nested, levels = made.nested, made.levels
-        if not kept.nests:
+        if not kept.is_in_train_phase:
             smaller = [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)]
             self._recalibrate_levels(nested, smaller)
-        before = kept.findings.before
+        before = kept.early_results.before
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
-        kept.findings = Findings(original=original, before=before)
+        kept.early_results = EarlyResults(original=original, before=before)
         if recipe.train.epochs:
             solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
             settle = (lambda: [size.level for size in made.solver.sizes()]) if solved else None
-            nested, levels = self._phases().nest(nested, levels, settle, teacher)
+            nested, levels = self._phases().train_levels(nested, levels, settle, teacher)
         else:
             choose_weights(nested, levels, recipe.schedule.score)
         self._round(nested)
@@ -335,7 +335,7 @@ class Run:
     def _val_batches(self) -> Loader:
         return self._eval_batches(self.inputs.val_images, world=self.world)
 
-    def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = ALONE) -> Loader:
+    def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = SINGLE) -> Loader:
         return eval_loader(
             images,
             self.spec.preprocessing,

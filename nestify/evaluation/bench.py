@@ -19,7 +19,7 @@ from nestify.file.loading import load_level
 from nestify.file.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import Report, report_of
-from nestify.machine import cores, label, pick_device, processor_name
+from nestify.machine import cores, pick_device, printable_line, processor_name
 
 
 def this_machine(device: torch.device) -> Machine:
@@ -29,9 +29,9 @@ def this_machine(device: torch.device) -> Machine:
         cpu=cpu,
         cores=cores(),
         device=device.type,
-        device_name=label(torch.cuda.get_device_name(device)) if device.type == "cuda" else cpu,
-        system=label(f"{platform.system()} {platform.machine()}"),
-        torch=label(torch.__version__),
+        device_name=printable_line(torch.cuda.get_device_name(device)) if device.type == "cuda" else cpu,
+        system=printable_line(f"{platform.system()} {platform.machine()}"),
+        torch=printable_line(torch.__version__),
     )
 
 

@@ -1,4 +1,4 @@
-"""The checkpoint of a run: one safetensors file, which holds how far it is, as tensors and JSON."""
+"""The checkpoint of a run: one safetensors file that stores the state of the run as tensors and JSON."""
 
 import hashlib
 import json
@@ -27,19 +27,20 @@ _PLAIN = (type(None), bool, int, float, str, Tensor, list, tuple)
 
 
 def pack(value: Any, tensors: Tensors, path: str) -> Any:
-    """A value as JSON; its tensors go to the table, as copies on the CPU.
+    """Convert a value to JSON, and move its tensors to `tensors`, as copies on the CPU.
 
     Args:
-        value: of None, numbers, texts, tensors, and lists, tuples and tables of these.
-        tensors: is added to, under names that begin with `path`.
+        value: None, a bool, a number, a string, a tensor, or lists, tuples and mappings of these.
+        tensors: receives the tensors, under names that begin with `path`.
+        path: name of the value, and prefix of the names of its tensors.
 
     Raises:
-        TypeError: for anything else.
+        TypeError: if the value contains any other type.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
-        layout = "channels_last" if _lies_channels_last(value) else "rows"
+        layout = "channels_last" if _is_channels_last(value) else "rows"
         copy = value.detach().cpu().clone(memory_format=torch.contiguous_format)
         assert path not in tensors
         tensors[path] = copy
@@ -57,11 +58,15 @@ def pack(value: Any, tensors: Tensors, path: str) -> Any:
 
 
 def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """The value that was packed; its tensors are those of the table, on the CPU.
+    """Return the value that `pack` converted, with its tensors on the CPU.
+
+    Args:
+        value: the JSON that `pack` returned.
+        tensors: the tensors that `pack` stored, by name.
 
     Raises:
-        ValueError: for what `pack` does not make.
-        KeyError: for a tensor that is missing.
+        ValueError: if `pack` cannot have returned this value.
+        KeyError: if a tensor is missing.
     """
     if isinstance(value, list):
         return [unpack(item, tensors) for item in value]
@@ -79,14 +84,14 @@ def unpack(value: Any, tensors: Mapping[str, Tensor]) -> Any:
     raise ValueError(f"{sorted(map(str, value))} is not the form of a packed value")
 
 
-def _lies_channels_last(tensor: Tensor) -> bool:
-    """Sums over a tensor depend on how it lies in memory, by their last bits."""
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Return whether a tensor has the channels-last layout, which changes the last bits of sums over it."""
     last = torch.channels_last
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
 
 
 def random_states() -> dict[str, Any]:
-    """The states of every generator that training draws from."""
+    """Return the states of all random number generators that training uses, for `set_random_states`."""
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": _random_state(random),
@@ -97,15 +102,15 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(states: Mapping[str, Any]) -> None:
-    """Put generators back to what `random_states` gave.
+    """Restore the generators to the states that `random_states` returned.
 
     Raises:
-        ValueError, TypeError, RuntimeError: for what are no such states.
+        ValueError, TypeError, RuntimeError: if a state is not valid.
     """
     _set_random_state(random, states["python"])
     keys, position, has_gauss, cached = states["numpy"]
-    if keys.shape != (_NUMPY_WORDS,) or not 0 <= position <= _NUMPY_WORDS:  # NumPy itself does not look
-        raise ValueError("the state of NumPy's generator is not one")
+    if keys.shape != (_NUMPY_WORDS,) or not 0 <= position <= _NUMPY_WORDS:  # NumPy does not check
+        raise ValueError("the state of NumPy's generator is not valid")
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
     if states["cuda"]:
@@ -113,7 +118,7 @@ def set_random_states(states: Mapping[str, Any]) -> None:
 
 
 def _random_state(source: Any) -> tuple[Any, ...]:
-    """Of Python's own generator, or of one of its kind."""
+    """Return the state of the `random` module, or of a `random.Random`, with its words as a tensor."""
     version, words, gauss = source.getstate()
     return version, torch.tensor(words), gauss
 
@@ -124,21 +129,25 @@ def _set_random_state(source: Any, state: tuple[Any, ...]) -> None:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimizer remembers: of each parameter, by its place, and of each group of parameters.
+    """Return the state of an optimizer, for `restore_optimizer`.
 
-    Not its own `state_dict`, whose loading casts what it remembers to the type of the parameters.
+    The optimizer's own `state_dict` is not used, because loading it casts the state to the type of the
+    parameters.
+
+    Returns:
+        State by position of the parameter, options by parameter group, and generators by attribute name.
     """
     optimizer = _inner(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         "parameters": {
-            place: dict(optimizer.state[parameter])
-            for place, parameter in enumerate(parameters)
+            index: dict(optimizer.state[parameter])
+            for index, parameter in enumerate(parameters)
             if parameter in optimizer.state
         },
         "groups": [
             {key: value for key, value in group.items() if key != "params" and isinstance(value, _PLAIN)}
-            for group in optimizer.param_groups  # what is left out, such as a dtype, is an option of it
+            for group in optimizer.param_groups  # others, such as a dtype, are set on construction
         ],
         "generators": {
             name: _random_state(value)
@@ -149,30 +158,30 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Give a new optimizer of the same parameters what another one remembered.
+    """Load the state of an optimizer into a new optimizer of the same kind and parameters.
 
     Raises:
-        ValueError: if the state is of other parameters.
+        ValueError: if the number of parameter groups differs.
     """
     optimizer = _inner(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if len(state["groups"]) != len(optimizer.param_groups):
-        raise ValueError("the optimizer's state has other groups of parameters")
+        raise ValueError("the optimizer's state has a different number of parameter groups")
     for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
         group.update({key: value for key, value in values.items() if key != "params"})
     for name, words in state["generators"].items():
         _set_random_state(getattr(optimizer, name), words)
     optimizer.state.clear()
-    for place, remembered in state["parameters"].items():
-        parameter = parameters[place]
+    for index, values in state["parameters"].items():
+        parameter = parameters[index]
         optimizer.state[parameter] = {
             key: value.to(parameter.device) if isinstance(value, Tensor) and key != "step" else value
-            for key, value in remembered.items()
+            for key, value in values.items()
         }
 
 
 def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """The optimizer that remembers, which is another one in timm's Lookahead."""
+    """Return the optimizer that holds the state; timm's Lookahead wraps it."""
     inner: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
     return inner
 
@@ -183,12 +192,13 @@ _TRAINING = "training"
 _STRICT = ConfigDict(extra="forbid", strict=True, ser_json_inf_nan="constants")
 
 
-class Findings(BaseModel):
-    """What a run has found out and would have to compute again.
+class EarlyResults(BaseModel):
+    """Results that a resumed run takes from its checkpoint instead of computing them again.
 
     Attributes:
-        original: accuracy of the dense model. `before`: of the levels before training, core first.
-        skipped: why images could not be read, by file name, by split.
+        original: accuracy of the dense model; None if it is not known yet.
+        before: accuracy of the levels before training, core first; empty if they were not evaluated.
+        skipped: reason why an image could not be read, by split and file name.
     """
 
     model_config = _STRICT
@@ -198,14 +208,16 @@ class Findings(BaseModel):
     skipped: dict[Literal["training", "validation"], dict[str, str]] = {}
 
 
-class Facts(BaseModel):
-    """What a checkpoint says beside its tensors.
+class CheckpointInfo(BaseModel):
+    """Information about a run that its checkpoint stores as JSON; the field names are part of the format.
 
     Attributes:
-        run: which run it is of: what must be the same for it to go on.
-        phase: which of the run's trainings it is in. `step`, `total`: steps done of that, and all of them.
-        findings: of the run so far.
-        marks: how far each log was written.
+        run: identity of the run: everything that must be the same for the run to resume.
+        phase: the training that was in progress.
+        step: number of finished steps of that training.
+        total: number of all steps of that training.
+        findings: results of the run so far.
+        marks: positions in the logs; see `Observer.log_offsets`.
     """
 
     model_config = _STRICT
@@ -214,26 +226,27 @@ class Facts(BaseModel):
     phase: Phase
     step: int = Field(ge=0)
     total: int = Field(ge=0)
-    findings: Findings
+    findings: EarlyResults
     marks: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run at the end of a training step.
+    """The state of a run at the end of a training step.
 
     Attributes:
+        info: the run, its position and its results so far.
         training: state of the training in progress; see `Stepper.state`.
-        dense: the fine-tuned dense model by state-dict name; empty where there is none, or not yet.
+        dense: state dict of the fine-tuned dense model; empty if there is none, or not yet.
     """
 
-    facts: Facts
+    info: CheckpointInfo
     training: Mapping[str, Any]
     dense: Mapping[str, Tensor]
 
 
 def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint, whole or not at all.
+    """Write a checkpoint atomically.
 
     Raises:
         OutputError: if it cannot be written.
@@ -241,7 +254,7 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     tensors: dict[str, Tensor] = {}
     metadata = {
         "nestify_checkpoint": FORMAT,
-        "facts": checkpoint.facts.model_dump_json(),
+        "facts": checkpoint.info.model_dump_json(),
         _TRAINING: json.dumps(pack(checkpoint.training, tensors, _TRAINING)),
         _DENSE: json.dumps(pack(checkpoint.dense, tensors, _DENSE)),
     }
@@ -251,39 +264,39 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint that nobody vouches for; no code in it is ever run.
+    """Read and verify a checkpoint from an untrusted file; no code in the file is run.
 
     Raises:
-        CheckpointError: if it is damaged, or no checkpoint.
+        CheckpointError: if the file is damaged, or is not a checkpoint.
     """
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("nestify_checkpoint") != FORMAT:
-                raise ValueError("it is no checkpoint that this version wrote")
+                raise ValueError("the file is not a checkpoint of this format")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.pop("sha256", None) != _digest(metadata, tensors):
-            raise ValueError("its hash is another one")
-        facts = Facts.model_validate_json(metadata["facts"])
+            raise ValueError("its SHA-256 does not match its content")
+        info = CheckpointInfo.model_validate_json(metadata["facts"])
         training, dense = (unpack(json.loads(metadata[part]), tensors) for part in (_TRAINING, _DENSE))
         if not (isinstance(training, dict) and isinstance(dense, dict)):
-            raise ValueError("it does not hold a training")
+            raise ValueError("the state of the training is missing")
     except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError, RecursionError) as error:
-        raise damaged(path, error) from error
-    return Checkpoint(facts, training, dense)
+        raise damaged_error(path, error) from error
+    return Checkpoint(info, training, dense)
 
 
-def damaged(path: Path, error: Exception) -> CheckpointError:
-    """That a checkpoint cannot be used, as one sentence."""
-    reason = "what it says of itself is wrong" if isinstance(error, ValidationError) else str(error)
+def damaged_error(path: Path, error: Exception) -> CheckpointError:
+    """Return an error that says in one sentence why a checkpoint cannot be used."""
+    reason = "its metadata is not valid" if isinstance(error, ValidationError) else str(error)
     first = (reason.strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
     return CheckpointError(
-        f"{path}: the run cannot go on from this checkpoint ({first}); pass --restart to begin anew"
+        f"{path}: the run cannot resume from this checkpoint ({first}); use --restart to start from scratch"
     )
 
 
 def _digest(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all that a checkpoint says, and of its tensors' bytes, which safetensors does not check."""
+    """Return the SHA-256 of a checkpoint's metadata and tensor bytes, which safetensors does not verify."""
     digest = hashlib.sha256(json.dumps(dict(metadata), sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())

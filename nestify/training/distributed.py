@@ -1,9 +1,9 @@
-"""Training on several processes, one per device, as torchrun starts them.
+"""Training in several processes, one per device, started by torchrun.
 
-Every process runs the same program on its share of the images; after each step they all hold the same.
-Gradients are averaged once per step, when all levels have added theirs. torch's DistributedDataParallel
-averages while a backward runs, and expects one per step that reaches every parameter; here each level has one
-of its own.
+Every process runs the same program on its share of the images; after each step all processes hold the same
+weights. Gradients are averaged once per step, after the backward passes of all levels. torch's
+DistributedDataParallel is not used: it averages during the backward pass, and expects one backward pass per
+step that reaches every parameter, but here each level has its own.
 """
 
 import hashlib
@@ -25,107 +25,117 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class World:
-    """The processes of a run.
+    """The processes of a run, as this process sees them.
 
     Attributes:
-        rank: of this one, from 0. `size`: how many there are.
+        rank: rank of this process, counted from 0.
+        size: number of processes (torch.distributed's world size).
     """
 
     rank: int = 0
     size: int = 1
 
     @property
-    def leads(self) -> bool:
-        """Whether this process is the one that writes and tells."""
+    def is_main(self) -> bool:
+        """Whether this process has rank 0, which writes files and reports progress."""
         return self.rank == 0
 
     def average(self, nested: nn.Module, images: int, stop: bool) -> bool:
-        """Average gradients, and running statistics, over the images of all processes, in one exchange.
+        """Average gradients and running statistics over the images of all processes, in one all-reduce.
 
         Args:
-            nested: its parameters have gradients of the mean loss over this process's images.
-            images: how many these were.
+            nested: the model; its gradients are those of the mean loss over this process's images.
+            images: number of these images, the weight of this process in the average.
             stop: whether this process was asked to stop.
 
         Returns:
-            Whether any was.
+            Whether any process was asked to stop.
         """
         if self.size == 1:
             return stop
         shared = [parameter.grad for parameter in nested.parameters() if parameter.grad is not None]
         shared += [b for name, b in nested.named_buffers() if name.endswith(("running_mean", "running_var"))]
-        told = torch.tensor([1.0, float(stop) / images], device=shared[0].device)
-        flat = torch.cat([*(tensor.detach().reshape(-1).float() for tensor in shared), told]).mul_(images)
-        with _connected():
+        # After the all-reduce: the number of images, and the number of processes that were asked to stop.
+        counts = torch.tensor([1.0, float(stop) / images], device=shared[0].device)
+        flat = torch.cat([*(tensor.detach().reshape(-1).float() for tensor in shared), counts]).mul_(images)
+        with _collective():
             distributed.all_reduce(flat)
         flat[:-2] /= flat[-2]
         for tensor, mean in zip(shared, flat.split([*(t.numel() for t in shared), 2]), strict=False):
             tensor.detach().copy_(mean.view_as(tensor))
         return bool(flat[-1] > 0)
 
-    def copy_first(self, module: nn.Module) -> None:
-        """Let all processes have the first one's parameters and buffers."""
+    def broadcast(self, module: nn.Module) -> None:
+        """Copy the parameters and buffers of rank 0 to all processes."""
         if self.size > 1:
-            with _connected():
+            with _collective():
                 for tensor in module.state_dict().values():
                     distributed.broadcast(tensor, 0)
 
-    def agree(self, nested: NestedModel) -> None:
-        """Let all processes have the first one's entry levels, and make sure that they do.
+    def sync_entry_levels(self, nested: NestedModel) -> None:
+        """Broadcast the entry levels of rank 0, and check that all processes then hold the same ones.
 
         Raises:
-            ProcessError: if they differ nevertheless.
+            ProcessError: if the entry levels still differ.
         """
         if self.size == 1:
             return
-        self.copy_first(nested.entry)
+        self.broadcast(nested.entry)
         digest = hashlib.sha256()
         for name, entry in nested.entry.items():
             digest.update(name.encode())
             digest.update(entry.cpu().numpy().data)
-        if len(set(self.gathered(digest.hexdigest()))) > 1:
-            raise ProcessError("the processes of this run hold different entry levels; check the machine")
+        if len(set(self.all_gather(digest.hexdigest()))) > 1:
+            raise ProcessError(
+                "the processes of this run hold different entry levels after a broadcast; check the hardware"
+            )
 
-    def first(self, value: T) -> T:
-        """The first process's value of something small, for all."""
+    def broadcast_object(self, value: T) -> T:
+        """Return the value that rank 0 passes, in all processes; the value must be small and picklable."""
         values: list[Any] = [value]
         if self.size > 1:
-            with _connected():
+            with _collective():
                 distributed.broadcast_object_list(values, 0)
         found: T = values[0]
         return found
 
-    def gathered(self, value: T) -> list[T]:
-        """Every process's value of something small, by rank."""
+    def all_gather(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank; the values must be small and picklable."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _connected():
+        with _collective():
             distributed.all_gather_object(values, value)
         return values
 
-    def summed(self, tensor: Tensor) -> Tensor:
-        """A tensor added up over the processes."""
+    def all_reduce(self, tensor: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes; the argument is left unchanged."""
         if self.size == 1:
             return tensor
         total = tensor.clone()
-        with _connected():
+        with _collective():
             distributed.all_reduce(total)
         return total
 
 
-ALONE = World()
+SINGLE = World()
+"""The world of a run that has a single process."""
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """The processes that torchrun started, for as long as the block lasts; this one alone without torchrun.
+def join_process_group(device: torch.device) -> Iterator[tuple[World, torch.device]]:
+    """Join the process group of the processes that torchrun started, until the end of the block.
+
+    Without torchrun the run has a single process, and no process group is made.
 
     Args:
-        device: of the recipe; several processes take a GPU each.
+        device: the recipe's device; for `cuda`, each of several processes gets a GPU of its own.
+
+    Yields:
+        The processes of the run, and the device of this process.
 
     Raises:
-        RecipeError: if there are more processes than devices.
+        RecipeError: if there are more processes than GPUs.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield World(), device
@@ -134,10 +144,10 @@ def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
     if device.type == "cuda" and local >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         raise RecipeError(
-            f"device = cuda: there are {count} GPUs for {local + 1} or more processes; start no more than "
-            f"torchrun --nproc-per-node {count}"
+            f"device = cuda: there are {count} GPUs for {local + 1} or more processes; use torchrun "
+            f"--nproc-per-node {count} or fewer"
         )
-    with _connected():
+    with _collective():
         found = init_distributed_device_so(device.type)
     try:
         yield World(found["global_rank"], found["world_size"]), torch.device(found["device"])
@@ -146,16 +156,16 @@ def joined(device: torch.device) -> Iterator[tuple[World, torch.device]]:
 
 
 @contextmanager
-def _connected() -> Iterator[None]:
-    """An exchange with the other processes; fails where one of them has ended.
+def _collective() -> Iterator[None]:
+    """Run a collective operation, which fails if another process has ended.
 
     Raises:
-        ProcessError: in that case.
+        ProcessError: if the operation fails.
     """
     try:
         yield
     except (distributed.DistError, RuntimeError) as error:
         first = str(error).strip().partition("\n")[0]
         raise ProcessError(
-            f"another process of this run has ended ({first}); see what it says, and start the run again"
+            f"another process of this run has ended ({first}); read its output, and start the run again"
         ) from error

@@ -1,4 +1,4 @@
-"""What a training step will need, from one small step on synthetic images."""
+"""Estimate the time and memory of a training step from one small step on synthetic images."""
 
 import time
 from copy import deepcopy
@@ -12,15 +12,20 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import synthetic_input
 from nestify.training.task import NestedTask
 
-SAMPLE = 8  # images of the trial step; larger batches are taken to cost in proportion
+SAMPLE = 8  # images of the trial step; the cost of larger batches is assumed to be proportional
 
 
 def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
-    """Seconds and peak bytes of one step, roughly; the model is left as it is.
+    """Estimate the seconds and the peak bytes of one training step; the task is left unchanged.
+
+    Args:
+        task: the model and its loss.
+        batch_size: images of the step.
 
     Returns:
-        Seconds of forward and backward of all levels at `batch_size`, and bytes of weights, gradients, one
-        masked copy, two optimizer slots, the teacher, and what autograd keeps of one level.
+        Seconds of the forward and backward passes of all levels at `batch_size`, and bytes of weights,
+        gradients, one masked copy, two optimizer slots, the teacher, and the activations that autograd
+        stores for one level.
     """
     trial = deepcopy(task)
     nested = trial.get_trainable_module()
@@ -31,34 +36,34 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
     target = torch.zeros(batch, dtype=torch.long, device=task.device)
     if isinstance(task.criterion, SoftTargetCrossEntropy):
         target = one_hot(target, nested.spec.num_classes).float()
-    kept = _kept_bytes(nested, images)
+    activations = _activation_bytes(nested, images)
     trial.backward(images, target)  # warms up
-    _wait(task.device)
+    _synchronize(task.device)
     start = time.perf_counter()
     trial.backward(images, target)
-    _wait(task.device)
+    _synchronize(task.device)
     seconds = (time.perf_counter() - start) * batch_size / batch
     weights = sum(tensor.numel() * tensor.element_size() for tensor in nested.network.parameters())
     teacher = sum(tensor.numel() * tensor.element_size() for tensor in trial.teacher.parameters())
-    return seconds, round(kept * batch_size / batch) + 5 * weights + teacher
+    return seconds, round(activations * batch_size / batch) + 5 * weights + teacher
 
 
-def _kept_bytes(nested: NestedModel, images: Tensor) -> int:
-    """Bytes of activations that autograd keeps for one level's backward."""
+def _activation_bytes(nested: NestedModel, images: Tensor) -> int:
+    """Return the bytes of activations that autograd stores for the backward pass of one level."""
     seen: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         seen[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     own = {tensor.untyped_storage().data_ptr() for tensor in nested.state_dict().values()}
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         logits = nested(images)
     del logits
     return sum(size for pointer, size in seen.items() if pointer not in own)
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

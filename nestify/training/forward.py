@@ -1,8 +1,9 @@
-"""Gradient checkpointing: blocks keep no activations for their backward, which computes them again.
+"""Forward passes of levels in training: with gradient checkpointing, and compiled.
 
-The network does that by itself (timm's `set_grad_checkpointing`), but with the tensors that it holds by then,
-and once the forward of a level is over these are the full level's. Here a level keeps its tensors until its
-backward has ended.
+With gradient checkpointing (timm's `set_grad_checkpointing`) the blocks store no activations; the backward
+pass computes them again, with the tensors that the network holds at that time. After the forward pass of a
+level these would be the tensors of the full level, so here the network holds the level's tensors until the
+level's backward pass has ended.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -18,23 +19,23 @@ from nestify.model.nested_model import NestedModel
 
 
 @contextmanager
-def recomputing(nested: NestedModel) -> Iterator[None]:
-    """Let the network compute activations again in the backward, until the end.
+def recompute_activations(nested: NestedModel) -> Iterator[None]:
+    """Turn on gradient checkpointing of the network until the end of the block.
 
     Raises:
-        UnsupportedModelError: if timm does not offer it for this model.
+        UnsupportedModelError: if timm does not support it for this model.
     """
     network = nested.network
     switch = getattr(network, "set_grad_checkpointing", None)
     try:
         if switch is None:
-            raise UnsupportedModelError("it has no set_grad_checkpointing")
+            raise UnsupportedModelError("the model has no set_grad_checkpointing")
         switch(True)
-    except Exception as error:  # timm's models refuse by an assert
+    except Exception as error:  # timm's models raise AssertionError if they do not support it
         reason = f" ({error})" if str(error) else ""
         name = nested.spec.architecture
         raise UnsupportedModelError(
-            f"train.grad_checkpointing = true: timm does not offer it for {name}{reason}; leave it out"
+            f"train.grad_checkpointing = true: timm does not support it for {name}{reason}; leave it out"
         ) from error
     try:
         yield
@@ -42,29 +43,31 @@ def recomputing(nested: NestedModel) -> Iterator[None]:
         switch(False)
 
 
-def while_held(
+def forward_and_use(
     nested: NestedModel,
     images: Tensor,
     level: int,
     use: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> None:
-    """Give a level's logits, (B, classes), to a function while the network still holds the level's tensors.
+    """Run a level, and pass its logits to a function while the network still holds the level's tensors.
 
-    Masked weights are made once, and exist until then.
+    The masked weights are computed once, and are freed when the function has returned.
 
     Args:
+        nested: the nested model.
         images: (B, C, H, W).
-        use: may run a backward.
-        autocast: makes the context of the forward pass alone.
+        level: the level to run, counted from 1.
+        use: receives the logits, (B, classes), and may run the backward pass.
+        autocast: makes the context of the forward pass; `use` runs outside it.
     """
     module, tensors = nested.view(level, images.device, lazy=False)
     held = {f"module.{name}": tensor for name, tensor in tensors.items()}
-    functional_call(_Used(module, use, autocast), held, (images,), tie_weights=False)
+    functional_call(_ForwardAndUse(module, use, autocast), held, (images,), tie_weights=False)
 
 
-class _Used(nn.Module):
-    """A module whose output is used as soon as it is there."""
+class _ForwardAndUse(nn.Module):
+    """A module that passes the output of another module to a function, within its own forward pass."""
 
     def __init__(
         self,
@@ -83,38 +86,40 @@ class _Used(nn.Module):
 
 
 class CompiledLevels:
-    """The levels of a nested model in training, each compiled when it first runs.
+    """The levels of a nested model in training, each compiled by torch.compile when it first runs.
 
-    Masks are applied before the compiled part, so that a level's masked weights exist from its forward to its
-    backward. A level is compiled again where other weights than before are whole in it.
+    Masks are applied outside the compiled program, so a level's masked weights exist from its forward pass to
+    its backward pass. A level is compiled again when the set of weights that it uses without a mask changes.
     """
 
     def __init__(self, nested: NestedModel) -> None:
         self._nested = nested
         self._programs: dict[int, Callable[[Mapping[str, Tensor], Tensor], Tensor]] = {}
-        self._graphs_before = _graphs()
+        self._graphs_before = _count_graphs()
 
     def __call__(self, images: Tensor, level: int) -> Tensor:
-        """Logits (B, classes of the level) for images (B, C, H, W)."""
+        """Return the logits (B, classes of the level) for images (B, C, H, W)."""
         module, tensors = self._nested.view(level, images.device, lazy=False)
         if level not in self._programs:
-            self._programs[level] = torch.compile(_caller(module, level))
+            self._programs[level] = torch.compile(_make_forward(module, level))
         return self._programs[level](tensors, images)
 
-    def graphs(self) -> int:
-        """How many programs torch has made since: one per level, and more where it compiled again."""
-        return _graphs() - self._graphs_before
+    def count_graphs(self) -> int:
+        """Return the number of programs compiled so far: one per level, and one for each recompilation."""
+        return _count_graphs() - self._graphs_before
 
 
-def _caller(module: nn.Module, level: int) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
-    def call(tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+def _make_forward(module: nn.Module, level: int) -> Callable[[Mapping[str, Tensor], Tensor], Tensor]:
+    def forward(tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
         logits: Tensor = functional_call(module, dict(tensors), (images,), tie_weights=False)
         return logits
 
-    # torch keeps programs by code object, and takes those of one object for one function whose shapes vary.
-    call.__code__ = call.__code__.replace(co_name=f"level_{level}")
-    return call
+    # torch.compile caches programs by code object. If the levels shared one code object, torch would treat
+    # them as one function whose shapes vary.
+    forward.__code__ = forward.__code__.replace(co_name=f"level_{level}")
+    return forward
 
 
-def _graphs() -> int:
+def _count_graphs() -> int:
+    """Return the number of programs that torch.compile has made in this Python process."""
     return int(counters["stats"]["unique_graphs"])

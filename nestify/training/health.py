@@ -1,4 +1,4 @@
-"""Signs that a run goes wrong: levels that collapsed, levels that are empty, masks that stand still."""
+"""Detect failures of a run: levels that collapsed, levels without weights, masks that stop changing."""
 
 from collections.abc import Sequence
 
@@ -7,59 +7,62 @@ from nestify.evaluation.accuracy import Accuracy
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 
-AT_CHANCE = 1.5
-"""A level answers by chance up to this times the accuracy of guessing."""
-WORTH_KEEPING = 3.0
-"""How many times better the dense model must have been for that to be a loss."""
-STILL = 0.02
-"""By how much a level's sparsity should have risen before masks that stay the same are told of."""
+CHANCE_FACTOR = 1.5
+"""A level is at chance if its accuracy is at most this factor times the accuracy of guessing."""
+ORIGINAL_FACTOR = 3.0
+"""A level at chance has collapsed only if the dense model reached this factor times that limit."""
+MIN_RISE = 0.02
+"""A level is reported if its target sparsity rose by more than this while its masks stayed the same."""
 
 
-def collapsed_levels(
-    original: Accuracy, results: Sequence[Accuracy], classes: Sequence[int]
-) -> list[Accuracy]:
-    """The levels that answer by chance, though the dense model did much better.
+def find_collapsed(original: Accuracy, results: Sequence[Accuracy], classes: Sequence[int]) -> list[Accuracy]:
+    """Return the results of the levels whose accuracy is at chance, although the dense model did much better.
 
     Args:
-        results: of levels that were trained. `classes`: how many every level tells, core first.
+        original: accuracy of the dense model.
+        results: accuracies of the levels that were trained.
+        classes: number of classes of every level, core first.
     """
-    limits = [100 * AT_CHANCE / count for count in classes]
+    limits = [100 * CHANCE_FACTOR / count for count in classes]
     return [
         result
         for result in results
         if result.top1 <= limits[result.level - 1]
-        and original.top1 >= WORTH_KEEPING * limits[result.level - 1]
+        and original.top1 >= ORIGINAL_FACTOR * limits[result.level - 1]
     ]
 
 
 def check_collapse(
     original: Accuracy, results: Sequence[Accuracy], classes: Sequence[int], names: Sequence[str]
 ) -> list[str]:
-    """A sentence for each level that collapsed in training.
+    """Return a sentence for each level that collapsed in training.
 
     Args:
-        results: of the levels that were trained. `classes`, `names`: of all levels, core first.
+        original: accuracy of the dense model.
+        results: accuracies of the levels that were trained.
+        classes: number of classes of every level, core first.
+        names: name of every level, core first.
 
     Raises:
-        DivergedError: if all of them did.
+        DivergedError: if all trained levels collapsed.
     """
-    collapsed = collapsed_levels(original, results, classes)
+    collapsed = find_collapsed(original, results, classes)
     if results and len(collapsed) == len(results):
         best = max(result.top1 for result in results)
         raise DivergedError(
-            f"every level collapsed: none has more than {best:.2f} % top-1 after training, and the original "
-            f"has {original.top1:.2f} %; a smaller train.lr may help"
+            f"every level collapsed: the best top-1 after training is {best:.2f} %, and that of the original "
+            f"model is {original.top1:.2f} %; a smaller --lr (train.lr) may help"
         )
     return [
         f"level {result.level} ({names[result.level - 1]}) collapsed: its top-1 after training is "
-        f"{result.top1:.2f} %, no better than chance; a smaller train.lr, more epochs or a larger level may "
-        "help"
+        f"{result.top1:.2f} %, no better than chance; a smaller --lr (train.lr), more --epochs, or a larger "
+        "level may help"
         for result in collapsed
     ]
 
 
 def check_empty(nested: NestedModel) -> list[str]:
-    """A sentence for each level that has weights masked out to the last one, of a layer or of all."""
+    """Return a sentence for each level that has no weight left, in one of its layers or in all of them."""
     sentences = [_empty(nested, level) for level in range(1, nested.n_levels + 1)]
     return [sentence for sentence in sentences if sentence]
 
@@ -80,35 +83,38 @@ def _empty(nested: NestedModel, level: int) -> str:
 
 
 class RampWatch:
-    """Notices masks that stand still while the sparsity that they should have rises.
+    """Detects masks that stop changing while their target sparsity still rises.
 
     Attributes:
-        seen: of each level, core first, where its masks changed last: the sparsity that came out, the step,
-            and the sparsity that was asked for.
+        last_changes: for each level, core first, the last change of its sparsity: the sparsity that was
+            reached, the step, and the target sparsity at that step.
     """
 
     def __init__(self) -> None:
-        self.seen: list[tuple[float, int, float]] = []
+        self.last_changes: list[tuple[float, int, float]] = []
 
-    def note(self, step: int, levels: Sequence[Level], achieved: Sequence[float]) -> None:
-        """Weights were chosen again before a step.
-
-        Args:
-            levels: with the sparsities that were asked for. `achieved`: those that came out.
-        """
-        now = [(came, step, level.sparsity) for came, level in zip(achieved, levels, strict=True)]
-        old = self.seen or now
-        self.seen = [last if last[0] == new[0] else new for last, new in zip(old, now, strict=True)]
-
-    def problems(self, levels: Sequence[Level]) -> list[str]:
-        """A sentence for each level whose masks stopped before its sparsity did.
+    def record(self, step: int, levels: Sequence[Level], achieved: Sequence[float]) -> None:
+        """Record the sparsities of the levels after their weights were chosen again.
 
         Args:
-            levels: with their targets.
+            step: the training step that follows.
+            levels: the levels with their target sparsities at this step, core first.
+            achieved: the sparsities that the levels have reached, core first.
         """
+        now = [(reached, step, level.sparsity) for reached, level in zip(achieved, levels, strict=True)]
+        old = self.last_changes or now
+        self.last_changes = [last if last[0] == new[0] else new for last, new in zip(old, now, strict=True)]
+
+    def find_problems(self, levels: Sequence[Level]) -> list[str]:
+        """Return a sentence for each level whose masks stopped changing before its target stopped rising.
+
+        Args:
+            levels: the levels with their final target sparsities, core first.
+        """
+        changes = zip(levels, self.last_changes, strict=True)
         return [
-            f"the masks of level {k} ({level.name}) stand still since step {step}: its sparsity stayed "
-            f"{came:.4f} while {level.sparsity:.4f} was asked for; look at its pattern and at schedule.skip"
-            for k, (level, (came, step, asked)) in enumerate(zip(levels, self.seen, strict=True), start=1)
-            if level.sparsity - asked > STILL
+            f"the masks of level {k} ({level.name}) have not changed since step {step}: its sparsity is "
+            f"{reached:.4f}, but its target is {level.sparsity:.4f}; check its pattern and schedule.skip"
+            for k, (level, (reached, step, target)) in enumerate(changes, start=1)
+            if level.sparsity - target > MIN_RISE
         ]

@@ -1,4 +1,4 @@
-"""What makes two runs the same, so that one can go on where the other ended."""
+"""The identity of a run: everything that must be the same for a run to resume from a checkpoint."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -14,7 +14,7 @@ from nestify.recipe.recipe import Recipe, flat_options, is_free
 from nestify.version import __version__
 
 Identity = dict[str, Any]
-"""Everything that a run's result depends on: numbers, texts and hashes by what a user would call them."""
+"""Everything that a run's result depends on: numbers, texts and hashes, by a name that users understand."""
 
 
 def run_identity(
@@ -26,11 +26,16 @@ def run_identity(
     labels: ClassLevels,
     processes: int = 1,
 ) -> Identity:
-    """What a run's result depends on.
+    """Return everything that a run's result depends on.
 
     Args:
-        network: with its pretrained weights. `teacher`: another model that teaches.
-        images: by split. `labels`: what the levels tell. `processes`: of which each has a share of a batch.
+        recipe: the recipe of the run.
+        device: the device that trains; only its type matters.
+        network: the model with its pretrained weights.
+        teacher: the teacher, if it is a model of its own; otherwise None.
+        images: the images by split.
+        labels: the classes that each level predicts.
+        processes: number of processes that share a step's images.
     """
     identity: Identity = {
         "the version of nestify": __version__,
@@ -50,15 +55,17 @@ def run_identity(
     return identity
 
 
-def difference(old: Identity, new: Identity) -> str | None:
-    """The first thing in which two runs differ, as the main clause of a sentence; None if in nothing."""
+def find_difference(old: Identity, new: Identity) -> str | None:
+    """Return the first difference between two runs as a main clause, or None if there is no difference."""
     for key in [*new, *(key for key in old if key not in new)]:
         if old.get(key) != new.get(key):
-            return f"{key} is {_shown(new.get(key))} now and was {_shown(old.get(key))} when the run began"
+            return (
+                f"{key} is {_shorten(new.get(key))} now and was {_shorten(old.get(key))} when the run began"
+            )
     return None
 
 
-def _shown(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = "none" if value is None else str(value)
     return text if len(text) <= 40 else f"{text[:12]}..."
 

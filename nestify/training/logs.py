@@ -1,4 +1,4 @@
-"""Further logs of a training, beside `metrics.jsonl`: a table (CSV), and TensorBoard."""
+"""The logs of a run: `metrics.jsonl`, and on request CSV tables and TensorBoard events."""
 
 import json
 import os
@@ -24,24 +24,25 @@ BYTES, SECONDS = "metrics_bytes", "metrics_seconds"
 
 
 class MetricsLog(Observer):
-    """`metrics.jsonl`: one JSON line per epoch and per evaluation, written as it happens.
+    """The log `metrics.jsonl`: one JSON line per event, flushed at once.
 
     Args:
-        path: the file; an older one is replaced.
-        marks: of the log of an earlier part of the run; that file is cut where the mark is, and continued.
+        path: the file; an older file is replaced.
+        log_offsets: offsets from the checkpoint of the run that resumes: the file is truncated there, and
+            continued. None or empty for a new run.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if the file cannot be written.
     """
 
-    def __init__(self, path: Path, marks: Mapping[str, float] | None = None) -> None:
+    def __init__(self, path: Path, log_offsets: Mapping[str, float] | None = None) -> None:
         self.path = path
-        marks = marks or {}
-        self._start = time.perf_counter() - marks.get(SECONDS, 0.0)
+        log_offsets = log_offsets or {}
+        self._start = time.perf_counter() - log_offsets.get(SECONDS, 0.0)
         try:
-            self._file = open_at(path, int(marks.get(BYTES, 0)))
+            self._file = open_truncated(path, int(log_offsets.get(BYTES, 0)))
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._write_error(error) from error
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -52,26 +53,26 @@ class MetricsLog(Observer):
         self._file.close()
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
-        """A line per finished epoch."""
+        """Write a line when an epoch has ended."""
         if log.epoch_ended:
             self._write({"event": phase, **asdict(log)})
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """A line per evaluation."""
+        """Write a line for an evaluation."""
         levels = [asdict(result) for result in results]
         self._write({"event": "evaluation", "moment": moment, "epoch": epoch, "levels": levels})
 
     def skipped(self, split: str, images: dict[str, str]) -> None:
-        """A line per split that lost images."""
+        """Write a line if images of the split could not be read."""
         if images:
             self._write({"event": "skipped", "split": split, "images": images})
 
     def warned(self, text: str) -> None:
-        """A line."""
+        """Write a line for a warning."""
         self._write({"event": "warning", "text": text})
 
-    def marks(self) -> dict[str, float]:
-        """Where the file ends, and the seconds since the run began."""
+    def log_offsets(self) -> dict[str, float]:
+        """Return the size of the file in bytes, and the seconds since the run began."""
         return {BYTES: self._file.tell(), SECONDS: self._seconds()}
 
     def _seconds(self) -> float:
@@ -80,22 +81,22 @@ class MetricsLog(Observer):
     def _write(self, record: dict[str, Any]) -> None:
         record["seconds"] = self._seconds()
         try:
-            self._file.write(json.dumps(_finite(record)) + "\n")
+            self._file.write(json.dumps(_replace_non_finite(record)) + "\n")
             self._file.flush()
         except OSError as error:
-            raise self._refused(error) from error
+            raise self._write_error(error) from error
 
-    def _refused(self, error: OSError) -> OutputError:
+    def _write_error(self, error: OSError) -> OutputError:
         return OutputError(
             f"{self.path} cannot be written: {error.strerror or error}; choose another --output"
         )
 
 
-def open_at(path: Path, size: int) -> TextIO:
-    """Open a text file to be continued after its first `size` bytes, or where it ends if that is before.
+def open_truncated(path: Path, size: int) -> TextIO:
+    """Open a text file for appending, truncated to its first `size` bytes if it is longer.
 
     Raises:
-        OSError: if it cannot be opened.
+        OSError: if the file cannot be opened.
     """
     file = path.open("a", encoding="utf-8")
     file.truncate(min(size, path.stat().st_size))
@@ -103,13 +104,13 @@ def open_at(path: Path, size: int) -> TextIO:
     return file
 
 
-def _finite(value: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
+def _replace_non_finite(value: Any) -> Any:
+    """Replace NaN and infinity, which JSON does not have, by None."""
     if isinstance(value, float):
         return value if isfinite(value) else None
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    return [_finite(item) for item in value] if isinstance(value, list) else value
+        return {key: _replace_non_finite(item) for key, item in value.items()}
+    return [_replace_non_finite(item) for item in value] if isinstance(value, list) else value
 
 
 _EPOCH = "csv_epoch"
@@ -117,47 +118,49 @@ _STEP = "tensorboard_step"
 
 
 class CsvLog(Observer):
-    """A row per epoch by timm's own writer, `NAME.csv`; one of the fine-tuning is `NAME.finetune.csv`.
+    """The tables `NAME.csv` and, for the fine-tuning, `NAME.finetune.csv`: one row per epoch.
 
-    The columns are those of timm's training script with the level at the end: `train_loss_1`, `eval_top1_3`.
-    Cells are empty where a level was not sampled or not validated.
+    timm's own writer writes them. The columns are those of timm's training script with the level at the end:
+    `train_loss_1`, `eval_top1_3`. The training loss is NaN for levels that were not sampled, and the `eval_`
+    cells are empty for levels that were not validated.
 
     Args:
-        path: of the table of the training.
-        marks: of the log of an earlier part of the run, which is continued; else older files are replaced.
+        path: path of the training's table.
+        log_offsets: offsets from the checkpoint of the run that resumes, whose tables are continued. If
+            empty, older files are replaced.
 
     Raises:
-        OutputError: if it cannot be written.
+        OutputError: if a table cannot be written.
     """
 
-    def __init__(self, path: Path, marks: Mapping[str, float]) -> None:
+    def __init__(self, path: Path, log_offsets: Mapping[str, float]) -> None:
         self._paths: dict[Phase, Path] = {"train": path, "finetune": path.with_suffix(".finetune.csv")}
-        self._written = {phase: int(marks.get(f"{_EPOCH}_{phase}", 0)) for phase in self._paths}
+        self._written = {phase: int(log_offsets.get(f"{_EPOCH}_{phase}", 0)) for phase in self._paths}
         self._row: tuple[Phase, StepLog] | None = None
         for phase, epoch in self._written.items():
             try:
                 trim_summary(str(self._paths[phase]), epoch + 1 if epoch else 0)
-            except (OSError, ValueError) as error:  # ValueError: something else than such a table
-                raise self._refused(self._paths[phase], error) from error
+            except (OSError, ValueError) as error:  # ValueError: the file is not a table of this kind
+                raise self._write_error(self._paths[phase], error) from error
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
-        """Hold the row of a finished epoch back until its validation is known."""
+        """Keep the row of a finished epoch until its validation accuracy is known."""
         if log.epoch_ended:
             self._flush()
             self._row = phase, log
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """Write the row with its validation."""
+        """Write the row of the last epoch, with its validation accuracy."""
         if moment in ("epoch", "after"):
             self._flush(results)
 
-    def marks(self) -> dict[str, float]:
-        """The epochs that rows were written of."""
+    def log_offsets(self) -> dict[str, float]:
+        """Return the number of the last epoch written to each table."""
         self._flush()
         return {f"{_EPOCH}_{phase}": epoch for phase, epoch in self._written.items()}
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the last row, if it is not written yet."""
         self._flush()
 
     def _flush(self, results: Sequence[Accuracy] = ()) -> None:
@@ -177,32 +180,33 @@ class CsvLog(Observer):
         try:
             update_summary(log.epoch, trained, validated, str(path), lr=log.lr)
         except OSError as error:
-            raise self._refused(path, error) from error
+            raise self._write_error(path, error) from error
         self._written[phase] = log.epoch
 
-    def _refused(self, path: Path, error: Exception) -> OutputError:
-        reason = getattr(error, "strerror", None) or "it is no table of a run"
+    def _write_error(self, path: Path, error: Exception) -> OutputError:
+        reason = getattr(error, "strerror", None) or "it exists and is not a log of a run"
         return OutputError(
             f"{path} cannot be written ({reason}); choose another --output or leave out --log csv"
         )
 
 
 class TensorBoardLog(Observer):
-    """Events for TensorBoard in the folder `NAME.tensorboard`.
+    """TensorBoard events in the folder `NAME.tensorboard`.
 
     Args:
-        folder: for the events; those of an older run in it are removed.
-        marks: of the log of an earlier part of the run, which is continued.
-        finetune_steps: of the run; the steps of the training are counted on from there.
+        folder: folder of the events; events of an older run in it are removed.
+        log_offsets: offsets from the checkpoint of the run that resumes, whose events are continued. Empty
+            for a new run.
+        finetune_steps: steps of the fine-tuning; the steps of the training are counted from there.
 
     Raises:
         RecipeError: if TensorBoard is not installed.
         OutputError: if the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, marks: Mapping[str, float], finetune_steps: int) -> None:
-        self._first: dict[Phase, int] = {"finetune": 0, "train": finetune_steps}
-        self._step = int(marks.get(_STEP, 0))
+    def __init__(self, folder: Path, log_offsets: Mapping[str, float], finetune_steps: int) -> None:
+        self._first_step: dict[Phase, int] = {"finetune": 0, "train": finetune_steps}
+        self._step = int(log_offsets.get(_STEP, 0))
         try:
             if not self._step:
                 for old in folder.glob("events.out.tfevents.*"):
@@ -215,25 +219,25 @@ class TensorBoardLog(Observer):
             ) from error
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
-        """Losses, accuracies on training images and sparsities of the levels, and the learning rate."""
-        self._step = self._first[phase] + log.step
+        """Add the losses, training accuracies and sparsities of the levels, and the learning rate."""
+        self._step = self._first_step[phase] + log.step
         self._add(phase, {"loss": log.losses, "top1": log.top1, "sparsity": log.sparsity})
         self._writer.add_scalar(f"{phase}/lr", log.lr, self._step)
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """Accuracy and loss of the levels on the validation images."""
+        """Add the accuracies and losses of the levels on the validation images."""
         if moment in ("epoch", "after"):
             rows = {name: [getattr(result, name) for result in results] for name in ("top1", "top5", "loss")}
             self._add("validation", rows)
             self._writer.flush()
 
-    def marks(self) -> dict[str, float]:
-        """The last step that was told of."""
+    def log_offsets(self) -> dict[str, float]:
+        """Return the last step that was logged."""
         self._writer.flush()
         return {_STEP: self._step}
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write the remaining events, and close the file."""
         self._writer.close()
 
     def _add(self, group: str, rows: Mapping[str, Sequence[float]]) -> None:
@@ -244,10 +248,10 @@ class TensorBoardLog(Observer):
 
 
 def check_logs(names: Sequence[str]) -> None:
-    """Refuse, before any work is done, a log that cannot be written.
+    """Check, before any work is done, that the packages of all requested logs are installed.
 
     Raises:
-        RecipeError: if TensorBoard is asked for and not installed.
+        RecipeError: if TensorBoard is requested and not installed.
     """
     if "tensorboard" in names:
         _summary_writer()
@@ -255,22 +259,24 @@ def check_logs(names: Sequence[str]) -> None:
 
 @contextmanager
 def open_logs(
-    names: Sequence[str], output: Path, marks: Mapping[str, float], finetune_steps: int
+    names: Sequence[str], output: Path, log_offsets: Mapping[str, float], finetune_steps: int
 ) -> Iterator[list[Observer]]:
-    """The logs that a recipe asks for, beside its output.
+    """Open the logs that a recipe requests, next to its output; they are closed at the end of the block.
 
     Args:
-        names: `csv`, `tensorboard`. `output`: path of the nested file.
-        marks: of the logs of an earlier part of the run, which are continued; empty where there is none.
-        finetune_steps: of the run.
+        names: the requested logs: `csv`, `tensorboard`.
+        output: path of the nested file.
+        log_offsets: offsets from the checkpoint of the run that resumes, whose logs are continued. Empty for
+            a new run.
+        finetune_steps: steps of the fine-tuning.
     """
     with ExitStack() as opened:
         logs: list[Observer] = []
         if "csv" in names:
-            table = CsvLog(beside(output, ".csv"), marks)
+            table = CsvLog(beside(output, ".csv"), log_offsets)
             logs.append(opened.enter_context(closing(table)))
         if "tensorboard" in names:
-            board = TensorBoardLog(beside(output, ".tensorboard"), marks, finetune_steps)
+            board = TensorBoardLog(beside(output, ".tensorboard"), log_offsets, finetune_steps)
             logs.append(opened.enter_context(closing(board)))
         yield logs
 
@@ -282,6 +288,6 @@ def _summary_writer() -> Any:
             from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise RecipeError(
-            "train.log: tensorboard is not installed; pip install 'nestify[tensorboard]', or log csv"
+            "train.log: tensorboard is not installed; pip install 'nestify[tensorboard]', or use --log csv"
         ) from error
     return SummaryWriter

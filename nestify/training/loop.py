@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, told and kept as they go; it neither prints nor evaluates."""
+"""The training loop: runs the steps of all epochs, logs them, and saves checkpoints through a hook."""
 
 from collections.abc import Callable, Generator, Sized
 from contextlib import closing
@@ -12,53 +12,60 @@ from nestify.model.nested_model import NestedModel
 from nestify.recipe.level_options import Score
 from nestify.recipe.options import AugmentOptions, TrainOptions
 from nestify.schedule.ramp import Ramp
-from nestify.signals import children_wait
-from nestify.training.distributed import ALONE, World
+from nestify.signals import defer_child_signals
+from nestify.training.distributed import SINGLE, World
 from nestify.training.progress import StepLog
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask
 
-CHECK_EVERY = 10  # steps between looks at the loss, each of which waits for the device
+LOG_EVERY = 10  # steps between two logs of the loss, each of which waits for the device
 
 
 class Batches(Sized, Protocol):
-    """Training batches, as `nestify.data.Loader` gives them; the length is that of one epoch.
+    """Training batches, such as those of `nestify.data.loaders.Loader`; the length is that of one epoch.
 
     Attributes:
-        place: batches of the epoch that are over, those that no image was left of too.
+        place: number of batches of the current epoch that were read, including those without readable images.
     """
 
     place: int
 
     def epoch(self, number: int, first_batch: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """Images (B, C, H, W) and class indices (B,) of an epoch, counted from 0."""
+        """Yield the batches of an epoch: images (B, C, H, W) and class indices (B,).
+
+        Args:
+            number: the epoch, counted from 0.
+            first_batch: the batch to start with, counted from 0.
+        """
         ...
 
 
-class Keeper:
-    """Keeps a training, so that it can go on after the program ended; this one keeps nothing.
-
-    Attributes:
-        asked_to_stop: whether this process was, by a signal.
-    """
+class CheckpointHook:
+    """Receives the calls of the training loop that save and restore checkpoints; this class does nothing."""
 
     @property
-    def asked_to_stop(self) -> bool:
+    def stop_requested(self) -> bool:
+        """Whether a signal asked this process to stop."""
         return False
 
     def resume(self, training: Stepper) -> None:
-        """Put a training that is about to begin where it was when it was kept."""
+        """Restore the state of a training that is about to start, if a checkpoint has one."""
 
     def between_steps(self, training: Stepper, *, epoch_ended: bool = False) -> None:
-        """Look at a training that can be kept here: nothing was told of its last step yet, or no more
-        than that it was done.
+        """Handle a point between two steps, where a checkpoint may be saved.
+
+        A run that resumes from such a point logs every epoch exactly once.
+
+        Args:
+            training: the training in progress.
+            epoch_ended: whether the last step was the last one of its epoch.
 
         Raises:
-            DivergedError: if there is nothing worth keeping.
+            DivergedError: if a checkpoint is due and a loss or a weight is not finite.
         """
 
-    def failed(self, training: Stepper) -> None:
-        """A training is given up because of something else, such as an image that cannot be read."""
+    def on_failure(self, training: Stepper) -> None:
+        """Handle the end of the training by an exception other than DivergedError, such as a DataError."""
 
 
 def train(
@@ -71,50 +78,50 @@ def train(
     score: Score = "lamp",
     on_log: Callable[[StepLog], None] = lambda log: None,
     on_problem: Callable[[str], None] = lambda text: None,
-    keeper: Keeper | None = None,
-    world: World = ALONE,
+    hook: CheckpointHook | None = None,
+    world: World = SINGLE,
 ) -> NestedModel:
     """Train a nested model in place.
 
     Args:
         task: the model and its loss.
-        batches: the training images; `options.epochs` passes, the last one cut where it is a fraction.
+        batches: the training images; they are read for `options.epochs` epochs, which may end in a fraction.
         options: optimizer, learning rate, averaging, precision.
-        augment: mixup and cutmix; what changes single images is the loader's part.
-        ramp: gradual sparsity; None leaves the entry levels as they are.
+        augment: mixup and cutmix; the loader augments single images.
+        ramp: gradual sparsity; None leaves the entry levels unchanged.
         score: how weights are ranked when they are chosen again.
-        on_log: told of progress, and of the end of each epoch.
-        on_problem: told at the end of what went wrong with the masks.
-        keeper: keeps the training, and lets it go on from where it was kept.
+        on_log: called every few steps, and at the end of each epoch.
+        on_problem: called at the end for each problem with the masks.
+        hook: saves and restores checkpoints; None saves none.
         world: the processes of the run.
 
     Returns:
-        The trained model, or its running average where `options.ema_decay` asks for one; in eval mode.
+        The trained model in eval mode, or its running average if `options.ema_decay` is set.
 
     Raises:
-        DivergedError: when a loss is not finite.
+        DivergedError: if a loss is not finite.
     """
-    keeper = keeper or Keeper()
+    hook = hook or CheckpointHook()
     epoch_steps = steps_per_epoch(batches, options.accumulate)
     total = total_steps(options.epochs, epoch_steps)
     training = Stepper(
         task, options, augment, epoch_steps=epoch_steps, total=total, ramp=ramp, score=score, world=world
     )
-    keeper.resume(training)
+    hook.resume(training)
     try:
-        while training.place.epoch * epoch_steps < total:
-            _epoch(
+        while training.position.epoch * epoch_steps < total:
+            _train_epoch(
                 training,
                 batches,
-                min(epoch_steps, total - training.place.epoch * epoch_steps),
+                min(epoch_steps, total - training.position.epoch * epoch_steps),
                 options.accumulate,
                 on_log,
-                keeper,
+                hook,
             )
     except DivergedError:
         raise
     except Exception:
-        keeper.failed(training)
+        hook.on_failure(training)
         raise
     trained = training.finish()
     for problem in training.problems:
@@ -123,49 +130,62 @@ def train(
 
 
 def steps_per_epoch(batches: Sized, accumulate: int) -> int:
-    """Number of training steps, each of so many batches; what is left of an epoch is dropped."""
+    """Return the number of training steps per epoch; batches that do not fill a step are dropped.
+
+    Args:
+        batches: the batches of one epoch.
+        accumulate: number of batches per step.
+    """
     return max(1, len(batches) // accumulate)
 
 
 def total_steps(epochs: float, steps_per_epoch: int) -> int:
-    """Number of training steps; a fraction of an epoch is rounded up."""
+    """Return the number of training steps; a fraction of a step is rounded up."""
     return ceil(epochs * steps_per_epoch)
 
 
-def _epoch(
+def _train_epoch(
     training: Stepper,
     batches: Batches,
     steps: int,
     accumulate: int,
     on_log: Callable[[StepLog], None],
-    keeper: Keeper,
+    hook: CheckpointHook,
 ) -> None:
-    """The epoch that a training is in, from where it is to the end, after `steps` of `accumulate` batches.
+    """Train from the current position to the end of the epoch.
 
-    A training is kept before anything is told of its last step, so that one which goes on tells of that.
+    A checkpoint is saved before the last step is logged, so that the step is logged after resuming.
+
+    Args:
+        training: the training in progress.
+        batches: the training images.
+        steps: number of steps of this epoch.
+        accumulate: number of batches per step.
+        on_log: called every few steps, and at the end of the epoch.
+        hook: saves checkpoints.
     """
-    place = training.place
+    position = training.position
     end = min(steps * accumulate, len(batches))
-    gathered: list[tuple[Tensor, Tensor]] = []
-    if place.batch < end:
-        # Closed here: Python drops an interrupt that comes while it clears an abandoned generator away.
-        with closing(batches.epoch(place.epoch, place.batch)) as passing:
-            for batch in passing:
-                keeper.between_steps(training)
-                gathered.append(batch)
+    step_batches: list[tuple[Tensor, Tensor]] = []
+    if position.batch < end:
+        # `closing`, because Python discards a KeyboardInterrupt while it finalizes an abandoned generator.
+        with closing(batches.epoch(position.epoch, position.batch)) as epoch_batches:
+            for batch in epoch_batches:
+                hook.between_steps(training)
+                step_batches.append(batch)
                 if batches.place % accumulate and batches.place < end:
                     continue
-                with children_wait():
-                    training.take(gathered, keeper.asked_to_stop)
-                    gathered.clear()
-                    place.batch = batches.place
-                if place.batch >= end:
+                with defer_child_signals():
+                    training.step(step_batches, hook.stop_requested)
+                    step_batches.clear()
+                    position.batch = batches.place
+                if position.batch >= end:
                     break
-                keeper.between_steps(training)
-                if place.step % CHECK_EVERY == 0:
+                hook.between_steps(training)
+                if position.step % LOG_EVERY == 0:
                     on_log(training.log(ended=False))
-    place.batch = end
-    keeper.between_steps(training, epoch_ended=True)
+    position.batch = end
+    hook.between_steps(training, epoch_ended=True)
     on_log(training.log(ended=True))
-    place.epoch += 1
-    place.batch = 0
+    position.epoch += 1
+    position.batch = 0

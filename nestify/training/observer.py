@@ -1,4 +1,4 @@
-"""Who watches a run: the terminal, a log file, or nobody."""
+"""Observers of a run, such as the terminal and the log files."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -12,67 +12,84 @@ Moment = Literal["original", "before", "epoch", "after"]
 
 
 class Observer:
-    """Told of everything that happens in a run; this one does nothing."""
+    """Receives the events of a run; this class ignores them, and subclasses override what they need."""
 
     def stage(self, text: str) -> None:
-        """A part of the run begins, such as "reading images"."""
+        """Handle the start of a part of the run, such as "reading images"."""
 
     def planned(self, plan: Plan) -> None:
-        """The plan stands; work begins after this."""
+        """Handle the plan of the run, before its work starts."""
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
-        """Some training steps were done."""
+        """Handle the log of some training steps, or of a finished epoch."""
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """Levels were evaluated on the validation images, core first."""
+        """Handle an evaluation on the validation images.
+
+        Args:
+            moment: the model or the time of the evaluation.
+            epoch: number of finished epochs of the training.
+            results: accuracies of the levels, core first; of the dense model for `original`.
+        """
 
     def skipped(self, split: str, images: dict[str, str]) -> None:
-        """Images of a split could not be read: why, by file name."""
+        """Handle the images of a split that could not be read.
+
+        Args:
+            split: `training` or `validation`.
+            images: reason by file name; empty if all images were read.
+        """
 
     def warned(self, text: str) -> None:
-        """Something is wrong that does not end the run."""
+        """Handle a warning about a problem that does not end the run."""
 
-    def marks(self) -> dict[str, float]:
-        """How far it has got, by names of its own: kept in checkpoints, given to the one that goes on."""
+    def log_offsets(self) -> dict[str, float]:
+        """Return the positions up to which logs are written; checkpoints save them for resuming.
+
+        Returns:
+            Positions (bytes, epochs, steps, seconds) by a name that no other observer uses.
+        """
         return {}
 
 
 class Observers(Observer):
-    """Tells several observers."""
+    """Forwards every event to several observers."""
 
     def __init__(self, observers: Sequence[Observer]) -> None:
         self.observers = observers
 
     def stage(self, text: str) -> None:
-        """Pass on."""
+        """Forward to all observers."""
         for observer in self.observers:
             observer.stage(text)
 
     def planned(self, plan: Plan) -> None:
-        """Pass on."""
+        """Forward to all observers."""
         for observer in self.observers:
             observer.planned(plan)
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
-        """Pass on."""
+        """Forward to all observers."""
         for observer in self.observers:
             observer.stepped(phase, log)
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """Pass on."""
+        """Forward to all observers."""
         for observer in self.observers:
             observer.evaluated(moment, epoch, results)
 
     def skipped(self, split: str, images: dict[str, str]) -> None:
-        """Pass on."""
+        """Forward to all observers."""
         for observer in self.observers:
             observer.skipped(split, images)
 
     def warned(self, text: str) -> None:
-        """Pass on."""
+        """Forward to all observers."""
         for observer in self.observers:
             observer.warned(text)
 
-    def marks(self) -> dict[str, float]:
-        """Those of all."""
-        return {name: mark for observer in self.observers for name, mark in observer.marks().items()}
+    def log_offsets(self) -> dict[str, float]:
+        """Return the offsets of all observers."""
+        return {
+            name: offset for observer in self.observers for name, offset in observer.log_offsets().items()
+        }

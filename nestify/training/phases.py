@@ -1,4 +1,4 @@
-"""The trainings of one run: the dense model is fine-tuned, then its levels are trained."""
+"""The two trainings of a run: the dense model is fine-tuned, then its levels are trained."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -33,13 +33,17 @@ from nestify.training.task import NestedTask, Teacher
 
 @dataclass(frozen=True)
 class Phases:
-    """What both trainings of a run work with.
+    """The two trainings of a run, and the objects that they share.
 
     Args:
-        spec: of the model that is trained. `labels`: what its levels tell.
-        batches: the training images. `val_batches`: makes a pass over the validation images.
-        observer: told of every step, and of evaluations on the way.
-        checkpoints: keep the trainings, and let one go on.
+        recipe: the recipe of the run.
+        spec: specification of the model that is trained.
+        labels: the classes that its levels predict.
+        batches: the training images.
+        val_batches: returns a loader of the validation images.
+        device: the device of this process.
+        observer: notified of every step, and of evaluations during the training.
+        checkpoints: saves the trainings, and resumes them.
         world: the processes of the run.
     """
 
@@ -54,7 +58,7 @@ class Phases:
     world: World
 
     def finetune(self, network: nn.Module) -> nn.Module:
-        """Plain training of the dense model: a nested model of one level."""
+        """Fine-tune the dense model, as a nested model of one level, and return its network."""
         recipe = self.recipe
         self.observer.stage("fine-tuning the dense model")
         dense = NestedModel(network, self.spec, ["full"], masked=())
@@ -72,15 +76,15 @@ class Phases:
             device=self.device,
         )
         on_log = partial(self.observer.stepped, "finetune")
-        with self.checkpoints.watching("finetune") as keeper:
+        with self.checkpoints.running("finetune") as hook:
             trained = train(
-                task, self.batches, options, recipe.augment, on_log=on_log, keeper=keeper, world=self.world
+                task, self.batches, options, recipe.augment, on_log=on_log, hook=hook, world=self.world
             )
-        if recipe.finetune.save is not None and self.world.leads:
+        if recipe.finetune.save is not None and self.world.is_main:
             save_plain(trained.network, Path(recipe.finetune.save))
         return trained.network
 
-    def nest(
+    def train_levels(
         self,
         nested: NestedModel,
         levels: Sequence[Level],
@@ -90,18 +94,19 @@ class Phases:
         """Train all levels together.
 
         Args:
-            levels: of the model, core first, budgets solved.
-            settle: solves the budgets again where the training freezes the masks; None if there is no need.
-            frozen: the network that teaches.
+            nested: the model to train.
+            levels: its levels, core first, with the budgets solved.
+            settle: solves the budgets again when the masks are frozen; None if that is not needed.
+            frozen: the frozen teacher network; None if there is none.
 
         Returns:
-            The trained model, and its levels with their sparsities as they came out.
+            The trained model, and its levels with their final sparsities.
         """
         recipe = self.recipe
         self.observer.stage("training the levels")
         steps = total_steps(recipe.train.epochs, steps_per_epoch(self.batches, recipe.train.accumulate))
         ramp = Ramp(levels, round(recipe.schedule.ramp * steps), recipe.schedule.reselect, settle)
-        task = self.task(nested, frozen, compiled=True)
+        task = self.make_task(nested, frozen, compiled=True)
 
         def on_log(log: StepLog) -> None:
             self.observer.stepped("train", log)
@@ -114,7 +119,7 @@ class Phases:
                 )
                 self.observer.evaluated("epoch", log.epoch, results)
 
-        with self.checkpoints.watching("train") as keeper:
+        with self.checkpoints.running("train") as hook:
             trained = train(
                 task,
                 self.batches,
@@ -124,25 +129,28 @@ class Phases:
                 score=recipe.schedule.score,
                 on_log=on_log,
                 on_problem=self.observer.warned,
-                keeper=keeper,
+                hook=hook,
                 world=self.world,
             )
         if isinstance(task.levels, CompiledLevels):
-            graphs = task.levels.graphs()
+            graphs = task.levels.count_graphs()
             self.observer.stage(f"torch.compile made {graphs} programs for {nested.n_levels} levels")
         return trained, ramp.levels
 
-    def task(self, nested: NestedModel, frozen: nn.Module | None, *, compiled: bool = False) -> NestedTask:
-        """The joint loss of all levels.
+    def make_task(
+        self, nested: NestedModel, frozen: nn.Module | None, *, compiled: bool = False
+    ) -> NestedTask:
+        """Return the training task: the joint loss of all levels.
 
         Args:
-            frozen: the network that teaches; a copy of the model's own stands in where it is missing.
-            compiled: let torch compile the levels, if the recipe wants that.
+            nested: the model to train.
+            frozen: the frozen teacher network; None uses a copy of the model, if a teacher is needed.
+            compiled: whether torch may compile the levels, if the recipe enables it.
         """
         options, levels = self.recipe.train, self.recipe.level
         kind = options.teacher if options.teacher in TEACHERS else "other"
         if frozen is None and kind in ("original", "both", "other"):
-            frozen = deepcopy(nested.network)  # for an estimate: a teacher of the same cost
+            frozen = deepcopy(nested.network)  # for an estimate: a teacher with the same cost
         mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
         teacher = Teacher(kind, frozen, mean=mean, std=std, temperature=options.temperature)  # type: ignore[arg-type]
         return NestedTask(

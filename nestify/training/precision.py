@@ -1,4 +1,4 @@
-"""Arithmetic of the forward passes."""
+"""The floating-point type of the forward passes."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,47 +11,52 @@ from nestify.recipe.options import AmpDtype
 
 @dataclass(frozen=True)
 class Precision:
-    """Arithmetic of the forward passes: float32, or autocast with a gradient scaler where it is float16.
+    """The precision of the forward passes: float32, or autocast, with a gradient scaler for float16.
 
     Args:
-        amp: whether to use 16 bits where the device computes with them.
-        wanted: which 16 bits; auto: bfloat16 where the device has it, and else float16 on a GPU.
+        device: the device that computes.
+        amp: whether to use a 16-bit type, if the device supports one.
+        requested: the 16-bit type; `auto` chooses bfloat16 if the device supports it, otherwise float16 on a
+            CUDA GPU and float32 on other devices.
 
     Raises:
-        RecipeError: on construction, for float16 on a CPU, which has no use for it.
+        RecipeError: on construction, if float16 is requested for a CPU.
     """
 
     device: torch.device
     amp: bool
-    wanted: AmpDtype = "auto"
+    requested: AmpDtype = "auto"
 
     def __post_init__(self) -> None:
-        if self.amp and self.wanted == "float16" and self.device.type == "cpu":
-            raise RecipeError('train.amp_dtype = "float16" is for GPUs; give bfloat16 or auto for a CPU')
+        if self.amp and self.requested == "float16" and self.device.type == "cpu":
+            raise RecipeError('train.amp_dtype = "float16" is for GPUs; use "bfloat16" or "auto" on a CPU')
 
     @property
     def dtype(self) -> torch.dtype:
-        """What the forward passes compute with; float32 where 16 bits are off, or would be slower."""
+        """The type in which the forward passes compute; float32 if 16 bits are off or would be slower."""
         if not self.amp:
             return torch.float32
-        if self.wanted != "auto":
-            return torch.bfloat16 if self.wanted == "bfloat16" else torch.float16
+        if self.requested != "auto":
+            return torch.bfloat16 if self.requested == "bfloat16" else torch.float16
         if self.device.type == "cuda":
             return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         return torch.bfloat16 if self.device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
 
     def autocast(self) -> AbstractContextManager[object]:
-        """A fresh context for one forward pass."""
+        """Return a new context for one forward pass."""
         if self.dtype == torch.float32:
             return nullcontext()
         return torch.autocast(self.device.type, self.dtype)
 
     def scaler(self) -> torch.amp.GradScaler:
-        """Scales the loss against underflow; does nothing but in float16."""
+        """Return a scaler that prevents gradients from underflowing; it is enabled only for float16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
 def _cpu_has_bfloat16() -> bool:
-    """Whether this CPU has instructions for it, without which it is slow. Older torch does not tell."""
+    """Return whether this CPU has bfloat16 instructions; False if torch is too old to report that.
+
+    Without these instructions bfloat16 is slower than float32.
+    """
     has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))

@@ -1,4 +1,4 @@
-"""What a training tells of itself: losses and accuracies on its own images, epoch by epoch."""
+"""Progress of a training: mean losses and accuracies on the training images of each epoch."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,19 @@ from nestify.training.task import LevelResult
 
 @dataclass(frozen=True)
 class StepLog:
-    """What the loop tells after some steps and at the end of an epoch.
+    """Progress of a training, logged every few steps and at the end of an epoch.
 
     Attributes:
-        step: steps done so far, of `total_steps`. `epoch`: epochs begun so far, the first is 1.
-        losses: mean loss of each level since the epoch began, core first; NaN for one not sampled yet.
-        top1: percent of those training images that each level classified rightly, core first.
-        sparsity: what each level has at this step.
-        images: training images seen so far in this epoch.
-        epoch_ended: whether the epoch is over.
+        step: number of finished steps.
+        total_steps: number of all steps of the training.
+        epoch: the current epoch, counted from 1.
+        losses: mean loss of each level since the epoch began, core first; NaN if it was not sampled yet.
+        top1: percentage of these training images that each level classified correctly, core first; 0 if the
+            level was not sampled yet.
+        sparsity: sparsity of each level at this step, core first.
+        lr: learning rate.
+        images: number of training images in this epoch so far, over all processes.
+        epoch_ended: whether the epoch has ended.
     """
 
     step: int
@@ -39,36 +43,44 @@ class StepLog:
 
 
 class Progress:
-    """Running means of an epoch, kept on the device until somebody asks."""
+    """Sums of losses and correct predictions over an epoch, kept on the device until they are logged."""
 
     def __init__(self, nested: NestedModel, device: torch.device) -> None:
-        self.sums = torch.zeros(nested.n_levels, 3, device=device)  # loss, right, images
+        self.sums = torch.zeros(nested.n_levels, 3, device=device)  # loss, correct, images
         self.images = 0
-        self.note_sparsity(nested)
+        self.update_sparsity(nested)
 
-    def note_sparsity(self, nested: NestedModel) -> None:
-        """Count again, after the weights were chosen again."""
+    def update_sparsity(self, nested: NestedModel) -> None:
+        """Compute the sparsities of the levels again, after the weights were chosen again."""
         self.sparsity = [nested.sparsity(k) for k in range(1, nested.n_levels + 1)]
 
     def add(self, results: Sequence[tuple[LevelResult, Tensor]]) -> None:
-        """Count a step: what each of its levels did, with its own labels of the images, (B,)."""
+        """Add the results of one batch.
+
+        Args:
+            results: result of each level that ran, and the labels of the images in the level's classes, (B,).
+        """
         for result, labels in results:
-            right = (result.logits.argmax(-1) == labels).sum()
+            correct = (result.logits.argmax(-1) == labels).sum()
             row = torch.stack(
-                [result.loss.float() * len(labels), right.float(), right.new_tensor(len(labels))]
+                [result.loss.float() * len(labels), correct.float(), correct.new_tensor(len(labels))]
             )
             self.sums[result.level - 1] += row
         self.images += len(results[0][1])
 
-    def check(self, step: int, total: int) -> None:
-        """Refuse to go on with a loss that is not finite.
+    def check_finite(self, step: int, total: int) -> None:
+        """Check that the losses of this process are finite.
+
+        Args:
+            step: number of finished steps, for the message.
+            total: number of all steps, for the message.
 
         Raises:
-            DivergedError: naming the level.
+            DivergedError: if a loss is not finite; the message names the level.
         """
-        self._check(self.sums, step, total)
+        self._check_sums(self.sums, step, total)
 
-    def _check(self, sums: Tensor, step: int, total: int) -> None:
+    def _check_sums(self, sums: Tensor, step: int, total: int) -> None:
         for k, (loss, _, images) in enumerate(sums.tolist(), start=1):
             if images and not isfinite(loss):
                 raise DivergedError(
@@ -77,21 +89,29 @@ class Progress:
                 )
 
     def log(self, step: int, total: int, epoch: int, ended: bool, lr: float, world: World) -> StepLog:
-        """The means so far, over all processes; the next epoch begins with none.
+        """Return the means since the epoch began, over all processes.
+
+        Args:
+            step: number of finished steps.
+            total: number of all steps.
+            epoch: the current epoch, counted from 1.
+            ended: whether the epoch has ended; the sums then start from zero again.
+            lr: learning rate.
+            world: the processes of the run.
 
         Raises:
-            DivergedError: when a loss is not finite.
+            DivergedError: if a loss is not finite.
         """
-        sums = world.summed(self.sums)
-        self._check(sums, step, total)
-        images = int(world.summed(torch.tensor(self.images, device=sums.device)))
+        sums = world.all_reduce(self.sums)
+        self._check_sums(sums, step, total)
+        images = int(world.all_reduce(torch.tensor(self.images, device=sums.device)))
         rows = sums.tolist()
         log = StepLog(
             step=step,
             total_steps=total,
             epoch=epoch,
             losses=[loss / count if count else float("nan") for loss, _, count in rows],
-            top1=[100 * right / count if count else 0.0 for _, right, count in rows],
+            top1=[100 * correct / count if count else 0.0 for _, correct, count in rows],
             sparsity=self.sparsity,
             lr=lr,
             images=images,
@@ -103,10 +123,10 @@ class Progress:
         return log
 
     def state(self) -> dict[str, Any]:
-        """What `restore` takes."""
+        """Return the state, for `restore`."""
         return {"sums": self.sums, "images": self.images}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; the sparsity is that of the model, which is to be noted first."""
+        """Restore a state; call `update_sparsity` for the sparsities, which the state does not contain."""
         self.sums.copy_(state["sums"])
         self.images = int(state["images"])

@@ -1,4 +1,4 @@
-"""A run that ended before its time goes on: when its checkpoint is written, found, refused and removed."""
+"""Resume interrupted runs: when a run's checkpoint is saved, found, refused and removed."""
 
 import signal
 import time
@@ -10,38 +10,41 @@ from torch import Tensor, nn
 
 from nestify.data.loaders import Loader
 from nestify.errors import DivergedError, OutputError, RecipeError
-from nestify.signals import PutOff, put_off
+from nestify.signals import DeferredSignals, defer_signals
 from nestify.training.checkpoint import (
     Checkpoint,
-    Facts,
-    Findings,
-    damaged,
+    CheckpointInfo,
+    EarlyResults,
+    damaged_error,
     read_checkpoint,
     write_checkpoint,
 )
-from nestify.training.distributed import ALONE, World
-from nestify.training.identity import Identity, difference
-from nestify.training.loop import Keeper
+from nestify.training.distributed import SINGLE, World
+from nestify.training.identity import Identity, find_difference
+from nestify.training.loop import CheckpointHook
 from nestify.training.observer import Observer, Phase
 from nestify.training.stepper import Stepper
 
-_CALLED = {"finetune": "the fine-tuning", "train": "the training"}
+_PHASE_NAMES = {"finetune": "the fine-tuning", "train": "the training"}
 
 
-class Checkpoints(Keeper):
-    """Keeps one run in a file, at the end of every epoch, every few minutes, and when a signal ends the run.
+class Checkpoints(CheckpointHook):
+    """The checkpoint file of one run.
+
+    The checkpoint is saved at the end of every epoch, every few minutes, and when a signal ends the run.
 
     Args:
-        path: of the file.
-        run: which run it is.
-        minutes: between two checkpoints; 0 keeps nothing, and signals then end the run at once.
-        skipped: why images could not be read, by split; kept, and put back.
-        world: the processes of the run. The first one writes; they stop together, after the same step.
+        path: path of the checkpoint.
+        run: identity of the run.
+        minutes: time between two checkpoints; 0 saves none, and signals then end the run at once.
+        skipped: reason why an image could not be read, by split and file name; saved in the checkpoint, and
+            updated from it when the run resumes.
+        world: the processes of the run. Rank 0 saves the checkpoint; all processes stop after the same step.
 
     Attributes:
-        observer: told where the run goes on; its marks are kept.
-        findings: of the run so far, which are kept as well.
-        marks: how far the logs of the run that goes on were written; empty where it begins.
+        observer: notified where the run resumes; its log offsets are saved in the checkpoint.
+        early_results: results of the run so far, which are saved in the checkpoint.
+        log_offsets: log offsets from the checkpoint of the run that resumes; empty for a new run.
     """
 
     def __init__(
@@ -50,12 +53,12 @@ class Checkpoints(Keeper):
         run: Identity,
         minutes: float,
         skipped: Mapping[str, dict[str, str]],
-        world: World = ALONE,
+        world: World = SINGLE,
     ) -> None:
         self.path = path
         self.observer = Observer()
-        self.findings = Findings()
-        self.marks: Mapping[str, float] = {}
+        self.early_results = EarlyResults()
+        self.log_offsets: Mapping[str, float] = {}
         self._found: Checkpoint | None = None
         self._dense: Mapping[str, Tensor] = {}
         self._run = run
@@ -63,21 +66,22 @@ class Checkpoints(Keeper):
         self._minutes = minutes
         self._skipped = skipped
         self._phase: Phase = "train"
-        self._kept: tuple[Phase, int, int] | None = None
+        self._saved: tuple[Phase, int, int] | None = None
         self._time = time.monotonic()
-        self._stops = PutOff()
+        self._signals = DeferredSignals()
 
     # -- before and after the training ---------------------------------------------------------------
 
     def find(self, wanted: bool | None) -> None:
-        """Look for a checkpoint of this run.
+        """Read the checkpoint of this run, if there is one.
 
         Args:
-            wanted: True: there must be one. False: it is removed. None: the run goes on if there is one.
+            wanted: True: a checkpoint must exist. False: an existing checkpoint is removed. None: the run
+                resumes if a checkpoint exists.
 
         Raises:
-            RecipeError: if there is none where one is wanted, or it is of another run.
-            CheckpointError: if it is damaged.
+            RecipeError: if the checkpoint must exist and does not, or belongs to a different run.
+            CheckpointError: if the checkpoint is damaged.
         """
         if wanted is False:
             self.remove()
@@ -85,155 +89,172 @@ class Checkpoints(Keeper):
         if not self.path.exists():
             if wanted:
                 raise RecipeError(
-                    f"--resume: there is no checkpoint {self.path} to go on from; leave it out to begin"
+                    f"--resume: there is no checkpoint {self.path}; leave out --resume to start a new run"
                 )
             return
         checkpoint = read_checkpoint(self.path)
-        facts = checkpoint.facts
-        if differs := difference(facts.run, self._run):
+        info = checkpoint.info
+        if difference := find_difference(info.run, self._run):
             raise RecipeError(
-                f"{self.path} is of another run: {differs}; put it back, or pass --restart to begin anew"
+                f"{self.path} belongs to a different run: {difference}; change it back, or use --restart to "
+                "start from scratch"
             )
         self._found, self._dense = checkpoint, checkpoint.dense
-        self.findings, self.marks = facts.findings, facts.marks
-        self._kept = facts.phase, facts.step, facts.total
-        for split, reasons in facts.findings.skipped.items():
+        self.early_results, self.log_offsets = info.findings, info.marks
+        self._saved = info.phase, info.step, info.total
+        for split, reasons in info.findings.skipped.items():
             self._skipped[split].update(reasons)
 
     @property
-    def nests(self) -> bool:
-        """Whether the run goes on where its levels are trained, so that what comes before is done."""
-        return self._found is not None and self._found.facts.phase == "train"
+    def is_in_train_phase(self) -> bool:
+        """Whether the run resumes in the training of its levels, so that everything before it is done."""
+        return self._found is not None and self._found.info.phase == "train"
 
-    def keep_dense(self, network: nn.Module) -> None:
-        """Keep the fine-tuned dense model, which teaches and of which the nested one is made again."""
+    def save_dense(self, network: nn.Module) -> None:
+        """Include the fine-tuned dense model in later checkpoints.
+
+        A run that resumes makes the nested model and the teacher from it.
+        """
         if self._minutes:
             self._dense = {name: tensor.cpu().clone() for name, tensor in network.state_dict().items()}
 
     def load_dense(self, network: nn.Module) -> None:
-        """Give a network the weights that the dense one had after its fine-tuning.
+        """Load the weights of the fine-tuned dense model from the checkpoint into a network.
 
         Raises:
-            CheckpointError: if they do not fit.
+            CheckpointError: if the weights do not fit the network.
         """
         try:
             network.load_state_dict(dict(self._dense))
         except (RuntimeError, AttributeError, TypeError) as error:
-            raise damaged(self.path, error) from error
+            raise damaged_error(self.path, error) from error
 
     def remove(self) -> None:
         """Remove the checkpoint, if there is one.
 
         Raises:
-            OutputError: if it cannot be removed.
+            OutputError: if the file cannot be removed.
         """
-        self._kept = None
+        self._saved = None
         try:
             self.path.unlink(missing_ok=True)
         except OSError as error:
             raise OutputError(
-                f"{self.path} cannot be removed ({error.strerror or error}); remove it by hand"
+                f"{self.path} cannot be removed ({error.strerror or error}); remove it manually"
             ) from error
 
     @contextmanager
-    def telling(self) -> Iterator[None]:
-        """Note on what ends the run from where it can go on."""
+    def noting_resume_point(self) -> Iterator[None]:
+        """Add to an exception that ends the run the step from which the run can resume."""
         try:
             yield
         except DivergedError as error:
-            if self._kept is None:
+            if self._saved is None:
                 raise
             raise DivergedError(
-                f"{error}, with --restart, because it would go the same way again from "
-                f"{self._place()}, which {self.path} keeps"
+                f"{error}, with --restart, because resuming {self.path} from {self._saved_position()} would "
+                "diverge again"
             ) from error
         except BaseException as error:
-            if self._kept is not None:
-                error.add_note(f"the same command goes on from {self._place()}")
+            if self._saved is not None:
+                error.add_note(f"the same command resumes from {self._saved_position()}")
             raise
 
     # -- during a training ---------------------------------------------------------------------------
 
     @contextmanager
-    def watching(self, phase: Phase) -> Iterator["Checkpoints"]:
-        """Keep a training; signals wait until it can be kept."""
+    def running(self, phase: Phase) -> Iterator["Checkpoints"]:
+        """Save checkpoints of a training; signals are deferred until a checkpoint can be saved.
+
+        Args:
+            phase: the training that runs in the block.
+        """
         self._phase = phase
         self._time = time.monotonic()
         if not self._minutes:
             yield self
             return
-        with put_off() as self._stops:
+        with defer_signals() as self._signals:
             yield self
 
     def interruptible(self, batches: Loader) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an evaluation between two steps, which a signal ends; it was kept before."""
-        with closing(batches.epoch(0)) as passing:
-            for batch in passing:
-                self._stops.act()
+        """Yield the batches of an evaluation between two steps, which a signal may end.
+
+        The training needs no checkpoint there, because one was saved before the evaluation.
+        """
+        with closing(batches.epoch(0)) as epoch_batches:
+            for batch in epoch_batches:
+                self._signals.deliver()
                 yield batch
 
     @property
-    def asked_to_stop(self) -> bool:
-        return self._stops.came is not None
+    def stop_requested(self) -> bool:
+        """Whether a signal asked this process to stop."""
+        return self._signals.pending is not None
 
     def resume(self, training: Stepper) -> None:
-        """See `Keeper`.
+        """Restore the state of the training, if the checkpoint is from this phase.
 
         Raises:
-            CheckpointError: if what was found does not fit this training.
+            CheckpointError: if the state does not fit the training.
         """
         found = self._found
-        if found is None or found.facts.phase != self._phase:
+        if found is None or found.info.phase != self._phase:
             return
         try:
             training.restore(found.training)
-        except Exception as error:  # whatever torch, timm and Python make of values that do not fit
-            raise damaged(self.path, error) from error
+        except Exception as error:  # torch, timm and Python raise many types for values that do not fit
+            raise damaged_error(self.path, error) from error
         self._found = None
-        self.observer.stage(f"resuming at {self._place()}")
+        self.observer.stage(f"resuming at {self._saved_position()}")
 
     def between_steps(self, training: Stepper, *, epoch_ended: bool = False) -> None:
-        """See `Keeper`."""
+        """Save a checkpoint if one is due, and deliver a deferred signal.
+
+        Raises:
+            DivergedError: if a checkpoint is due and a loss or a weight is not finite.
+        """
         if not self._minutes:
             return
         due = time.monotonic() - self._time >= 60 * self._minutes
-        stopping = training.stopping if self._world.size > 1 else self.asked_to_stop
+        stopping = training.should_stop if self._world.size > 1 else self.stop_requested
         if epoch_ended or due or stopping:
-            self._keep(training)
+            self._save(training)
         if stopping:
-            self._stops.came = self._stops.came or signal.SIGTERM
-            self._stops.act()
+            self._signals.pending = self._signals.pending or signal.SIGTERM
+            self._signals.deliver()
 
-    def failed(self, training: Stepper) -> None:
-        """See `Keeper`."""
-        if self._minutes and not training.torn:
+    def on_failure(self, training: Stepper) -> None:
+        """Save a checkpoint, unless the exception came in the middle of a step, and deliver a signal."""
+        if self._minutes and not training.interrupted:
             with suppress(DivergedError):
-                self._keep(training)
-            self._stops.act()
+                self._save(training)
+            self._signals.deliver()
 
-    def _keep(self, training: Stepper) -> None:
-        """Write a checkpoint, unless the last one is of this step. A run is not lost because that fails."""
-        place = self._phase, training.place.step, training.total
-        if place == self._kept or not training.place.step or not self._world.leads:
+    def _save(self, training: Stepper) -> None:
+        """Save a checkpoint of this step, if there is none yet; the run continues if it cannot be written."""
+        position = self._phase, training.position.step, training.total
+        if position == self._saved or not training.position.step or not self._world.is_main:
             return
-        training.check()
+        training.check_finite()
         skipped = {split: dict(reasons) for split, reasons in self._skipped.items()}
-        facts = Facts(
+        info = CheckpointInfo(
             run=self._run,
             phase=self._phase,
-            step=training.place.step,
+            step=training.position.step,
             total=training.total,
-            findings=self.findings.model_copy(update={"skipped": skipped}),
-            marks=self.observer.marks(),
+            findings=self.early_results.model_copy(update={"skipped": skipped}),
+            marks=self.observer.log_offsets(),
         )
         try:
-            write_checkpoint(self.path, Checkpoint(facts, training.state(), self._dense))
-            self._kept = place
+            write_checkpoint(self.path, Checkpoint(info, training.state(), self._dense))
+            self._saved = position
         except OutputError as error:
-            self.observer.warned(f"no checkpoint: {error}")
+            self.observer.warned(f"the checkpoint was not saved: {error}")
         self._time = time.monotonic()
 
-    def _place(self) -> str:
-        assert self._kept is not None
-        phase, step, total = self._kept
-        return f"step {step} of {total} of {_CALLED[phase]}"
+    def _saved_position(self) -> str:
+        """Describe the position of the saved checkpoint, for messages."""
+        assert self._saved is not None
+        phase, step, total = self._saved
+        return f"step {step} of {total} of {_PHASE_NAMES[phase]}"

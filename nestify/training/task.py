@@ -15,21 +15,21 @@ from torch.nn import functional
 from nestify.data.hierarchy import coarse_target
 from nestify.evaluation.accuracy import NO_PARENTS
 from nestify.model.nested_model import NestedModel
-from nestify.training.forward import CompiledLevels, recomputing, while_held
+from nestify.training.forward import CompiledLevels, forward_and_use, recompute_activations
 
 TeacherKind = Literal["none", "original", "self", "both", "other"]
 
 
 class Teacher(nn.Module):
-    """Soft targets of a batch, for the levels that are distilled.
+    """The teacher that provides soft targets for the levels that are trained by distillation.
 
     Args:
         kind: `original` or `other`: a frozen network; `self`: the full level of the network that is being
-            trained; `both`: the mean of the two answers; `none`.
-        frozen: the frozen network, for all kinds but `self` and `none`.
-        mean, std: normalisation of the student's images, so that a teacher with another one sees what it
-            was trained on.
-        temperature: softmax temperature T of both sides.
+            trained; `both`: the mean of the two predictions; `none`: no teacher.
+        frozen: the frozen network; None for the kinds `self` and `none`.
+        mean, std: normalisation of the student's images, by channel; images are normalised again for a
+            teacher that was trained with a different normalisation.
+        temperature: softmax temperature T of teacher and student.
     """
 
     mean: Tensor
@@ -53,39 +53,52 @@ class Teacher(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> "Teacher":
-        """A teacher never leaves eval mode."""
+        """Stay in eval mode, whatever `mode` is."""
         return super().train(False)
 
     @property
-    def learns_from_full(self) -> bool:
-        """Whether the full level's answer is part of the soft targets."""
+    def uses_full_level(self) -> bool:
+        """Whether the prediction of the full level is part of the soft targets."""
         return self.kind in ("self", "both")
 
     @torch.no_grad()
-    def answer(self, images: Tensor) -> Tensor | None:
-        """Probabilities of the frozen network at temperature T, (B, classes); None where there is none."""
+    def predict(self, images: Tensor) -> Tensor | None:
+        """Return the probabilities of the frozen network at temperature T, (B, classes), or None without one.
+
+        Args:
+            images: (B, C, H, W), normalised for the student.
+        """
         if self.frozen is None:
             return None
         logits = self.frozen(self.frozen.normalize_input(images, self.mean, self.std))
         return self.soften(logits)
 
     def soften(self, logits: Tensor) -> Tensor:
-        """Probabilities at temperature T, in float32, without gradient."""
+        """Return the probabilities of logits (B, classes) at temperature T, in float32, without gradient."""
         return (logits.detach().float() / self.temperature).softmax(-1)
 
-    def loss(self, logits: Tensor, answer: Tensor) -> Tensor:
-        """KL(answer || student) * T^2 (Hinton et al., "Distilling the Knowledge", 2015, section 2)."""
+    def loss(self, logits: Tensor, soft_target: Tensor) -> Tensor:
+        """Return the distillation loss: KL(soft target || student) * T^2, averaged over the batch.
+
+        See Hinton et al., "Distilling the Knowledge", 2015, section 2.
+
+        Args:
+            logits: logits of the student, (B, classes).
+            soft_target: probabilities of the teacher at temperature T, (B, classes).
+        """
         student = (logits.float() / self.temperature).log_softmax(-1)
-        return functional.kl_div(student, answer, reduction="batchmean") * self.temperature**2
+        return functional.kl_div(student, soft_target, reduction="batchmean") * self.temperature**2
 
 
 @dataclass(frozen=True)
 class LevelResult:
-    """What one level did in one step.
+    """The result of one level for one batch.
 
     Attributes:
-        loss: 0-d, detached, unweighted. `logits`: (B, classes), detached.
-        weight: of its loss in the sum.
+        level: the level, counted from 1.
+        loss: the level's loss, not weighted; 0-d, detached.
+        logits: (B, classes), detached.
+        weight: weight of the level's loss in the sum.
     """
 
     level: int
@@ -95,27 +108,28 @@ class LevelResult:
 
 
 class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
-    """L = sum_k a_k * [(1 - b_k) * task loss + b_k * distillation loss], over the levels k.
+    """The joint loss of all levels: L = sum_k a_k * [(1 - b_k) * task loss + b_k * distillation loss].
 
     Args:
         nested: the model to train.
         criterion: task loss of logits (B, classes) and targets.
-        weights: a_k by level, core first; they are scaled to sum 1. A level of weight 0 is not trained.
-        distill: b_k by level, core first, in [0, 1]; 0 for the full level where it teaches itself alone.
-        teacher: where soft targets come from.
-        sandwich: how many levels a step trains; None trains all. Always core and full, the others are
-            drawn evenly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019, section 3.2), and
-            their weights are raised so that the expected loss stays the same.
+        weights: a_k by level, core first; they are scaled to sum 1. A level with weight 0 is not trained.
+        distill: b_k by level, core first, in [0, 1]; set to 0 for the full level if it is the only teacher.
+        teacher: provides the soft targets.
+        sandwich: number of levels that a step trains: the core and full levels, and levels between them,
+            drawn uniformly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019, section 3.2), whose
+            weights are raised so that the expected loss stays the same. None trains all levels.
         autocast: makes the context of a forward pass, for reduced precision.
-        parents: by level, int64 (classes,): the level's class of each class, where it tells others. Its
-            targets, the teacher's answers among them, are summed up to its classes.
-        seed: with the step it fixes which levels are drawn, in every process of a run.
-        compiled: run the levels through torch.compile.
-        recompute: blocks keep no activations for their backward, which computes them again.
+        device: the device that trains; None is the CPU.
+        parents: by level, int64 (classes,): the level's class for each class of the data; levels that predict
+            the classes of the data are left out. Targets and soft targets are summed over each coarse class.
+        seed: together with `step` it determines which levels are drawn, the same ones in every process.
+        compiled: whether to run the levels through torch.compile.
+        recompute: whether to use gradient checkpointing.
 
     Attributes:
-        step: number of the training step, for that.
-        levels: the levels as they run.
+        step: number of the training step.
+        levels: callable that returns the logits of a level: the nested model, or its compiled levels.
     """
 
     def __init__(
@@ -152,12 +166,13 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.levels: Callable[..., Tensor] = CompiledLevels(nested) if compiled else nested
         self._seed = seed
         self._recompute = recompute
-        self._held = recompute and not compiled  # a compiled level's program has its tensors as inputs
+        # Not for compiled levels, because their programs take the level's tensors as inputs.
+        self._holds_tensors = recompute and not compiled
         with self._recomputing():
-            pass  # where timm does not offer it, this raises now and not at the first step
+            pass  # raise now rather than at the first step if timm does not support it
 
-    def drawn_levels(self) -> list[tuple[int, float]]:
-        """Levels of one step with their weights, from full to core."""
+    def draw_levels(self) -> list[tuple[int, float]]:
+        """Draw the levels of the current step; return them with their weights, full level first."""
         weights = self.level_weights
         middle = list(range(2, self.n_levels))
         drawn = self.sandwich - 2
@@ -171,78 +186,84 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         chosen |= {1: weights[0], self.n_levels: weights[-1]}
         return sorted(((level, weight) for level, weight in chosen.items() if weight), reverse=True)
 
-    def each_level(self, images: Tensor, target: Tensor, use: Callable[[Tensor, LevelResult], None]) -> None:
-        """Give weighted loss and result of each level in turn to a function, which may run the backward.
+    def for_each_level(
+        self, images: Tensor, target: Tensor, use: Callable[[Tensor, LevelResult], None]
+    ) -> None:
+        """Run the levels of the current step in turn, and pass each loss and result to a function.
 
         Args:
             images: (B, C, H, W).
             target: (B,) class indices, or (B, classes) soft targets.
+            use: receives the weighted loss and the result of a level, and may run the backward pass.
         """
         with self.autocast():
-            answer = self.teacher.answer(images) if any(self.distill) else None
+            soft_target = self.teacher.predict(images) if any(self.distill) else None
 
-        def judge(level: int, weight: float, logits: Tensor) -> None:
-            nonlocal answer
+        def use_logits(level: int, weight: float, logits: Tensor) -> None:
+            nonlocal soft_target
             logits = logits.float()
-            taught = None if answer is None else self.coarse(level, answer)
-            loss = self._level_loss(level, logits, self.coarse(level, target), taught)
+            level_soft_target = None if soft_target is None else self.to_level_classes(level, soft_target)
+            loss = self._level_loss(level, logits, self.to_level_classes(level, target), level_soft_target)
             use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight))
-            if level == self.n_levels and self.teacher.learns_from_full:
+            if level == self.n_levels and self.teacher.uses_full_level:
                 own = self.teacher.soften(logits)
-                answer = own if answer is None else (answer + own) / 2
+                soft_target = own if soft_target is None else (soft_target + own) / 2
 
-        for level, weight in self.drawn_levels():
-            if self._held:
-                use_logits = partial(judge, level, weight)
-                while_held(self.trainable_module, images, level, use_logits, self.autocast)
+        for level, weight in self.draw_levels():
+            if self._holds_tensors:
+                use_level_logits = partial(use_logits, level, weight)
+                forward_and_use(self.trainable_module, images, level, use_level_logits, self.autocast)
                 continue
             with self.autocast():
                 logits = self.levels(images, level=level)
-            judge(level, weight, logits)
+            use_logits(level, weight, logits)
 
-    def coarse(self, level: int, target: Tensor) -> Tensor:
-        """A target or a teacher's answer, (B,) or (B, classes), in the classes of a level."""
+    def to_level_classes(self, level: int, target: Tensor) -> Tensor:
+        """Convert a target or soft target, (B,) or (B, classes), to the classes of a level."""
         classes = self.trainable_module.classes[level - 1]
         return coarse_target(target, self.parents.get(level), classes)
 
-    def _level_loss(self, level: int, logits: Tensor, target: Tensor, answer: Tensor | None) -> Tensor:
+    def _level_loss(self, level: int, logits: Tensor, target: Tensor, soft_target: Tensor | None) -> Tensor:
         share = self.distill[level - 1]
-        if share == 0 or answer is None:
+        if share == 0 or soft_target is None:
             loss: Tensor = self.criterion(logits, target)
             return loss
-        taught = self.teacher.loss(logits, answer)
-        return taught if share == 1 else (1 - share) * self.criterion(logits, target) + share * taught
+        distilled = self.teacher.loss(logits, soft_target)
+        return distilled if share == 1 else (1 - share) * self.criterion(logits, target) + share * distilled
 
     def backward(
         self, images: Tensor, target: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss
     ) -> list[LevelResult]:
-        """Forward and backward of every level in turn; the memory of one level's graph, not of n.
+        """Run forward and backward of every level in turn, so that only one level's graph is in memory.
 
-        Shared weights get the gradient of the weighted sum. What a level owns gets that of the level's own
-        loss, whatever its weight, and so learns as fast as it would alone.
+        Shared weights get the gradient of the weighted sum. A level's own tensors get the gradient of the
+        level's unweighted loss, so they learn as fast as if the level were trained alone.
 
         Args:
             images: (B, C, H, W).
             target: (B,) class indices, or (B, classes) soft targets.
-            scale: applied to a loss before its backward, for gradient scaling.
+            scale: applied to a loss before its backward pass, for gradient scaling.
+
+        Returns:
+            The results of the levels that ran, full level first.
         """
         results = []
 
-        def descend(loss: Tensor, result: LevelResult) -> None:
-            with self._unweighted(result):
+        def run_backward(loss: Tensor, result: LevelResult) -> None:
+            with self._unweighted_own_gradients(result):
                 scale(loss).backward()
             results.append(result)
 
         with self._recomputing():
-            self.each_level(images, target, descend)
+            self.for_each_level(images, target, run_backward)
         return results
 
     def _recomputing(self) -> AbstractContextManager[None]:
-        return recomputing(self.trainable_module) if self._recompute else nullcontext()
+        return recompute_activations(self.trainable_module) if self._recompute else nullcontext()
 
     @contextmanager
-    def _unweighted(self, result: LevelResult) -> Iterator[None]:
-        """Divide the gradients that a backward adds to what a level owns by the level's weight."""
+    def _unweighted_own_gradients(self, result: LevelResult) -> Iterator[None]:
+        """Divide the gradients that the block adds to a level's own tensors by the level's weight."""
         own = [t for t in self.trainable_module.own_tensors(result.level).values() if t.requires_grad]
         before = [parameter.grad for parameter in own]
         for parameter in own:
@@ -257,8 +278,16 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
                     parameter.grad.add_(gradient)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
-        """The whole weighted loss in one graph, as timm's own loops expect; `output` is the full level's."""
-        assert not self._held, "a level must keep its tensors until its backward has ended"
+        """Return the weighted loss of all levels in one graph, as timm's training loops expect.
+
+        Args:
+            input: images (B, C, H, W).
+            target: (B,) class indices, or (B, classes) soft targets.
+
+        Returns:
+            `loss`, 0-d, and `output`, the logits of the full level.
+        """
+        assert not self._holds_tensors, "a level must hold its tensors until its backward pass has ended"
         losses: list[Tensor] = []
         results: list[LevelResult] = []
 
@@ -266,5 +295,5 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             losses.append(loss)
             results.append(result)
 
-        self.each_level(input, target, collect)
+        self.for_each_level(input, target, collect)
         return {"loss": torch.stack(losses).sum(), "output": results[0].logits}

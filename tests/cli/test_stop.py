@@ -45,7 +45,7 @@ def test_signals_during_training(number: int, code: int, word: str, workers: str
     done = stopped(number, "--workers", workers)
     assert done.code == code
     assert re.fullmatch(
-        rf"{word}; the same command goes on from step \d+ of 1000 of the training", done.message
+        rf"{word}; the same command resumes from step \d+ of 1000 of the training", done.message
     )
     assert output.read_bytes() == b"an older file"
     names = {output.name, "digits.metrics.jsonl", "digits.resume.safetensors"}

@@ -1,4 +1,4 @@
-"""States as tensors and JSON: what comes back is what went in, to the bit, and trains on alike."""
+"""States as tensors and JSON are restored bit by bit, and training continues identically."""
 
 import json
 import random
@@ -30,42 +30,42 @@ values = st.recursive(
 )
 
 
-def there_and_back(value: Any) -> Any:
+def round_trip(value: Any) -> Any:
     tensors: dict[str, Tensor] = {}
     return unpack(json.loads(json.dumps(pack(value, tensors, "x"))), tensors)
 
 
 @given(value=values)
-def test_any_plain_value(value: object) -> None:
-    assert repr(there_and_back(value)) == repr(value)  # 1 is not True, NaN is NaN
+def test_plain_values_are_restored(value: object) -> None:
+    assert repr(round_trip(value)) == repr(value)  # 1 is not True, NaN is NaN
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.bool])
 def test_tensors_keep_their_type_and_layout(dtype: torch.dtype) -> None:
-    whole = torch.arange(48).reshape(2, 3, 2, 4).to(dtype)
+    images = torch.arange(48).reshape(2, 3, 2, 4).to(dtype)
     for tensor in (
-        whole,
-        whole.to(memory_format=torch.channels_last),
-        whole[0, 0, 0, 0],
-        whole[:0],
-        whole.mT,
+        images,
+        images.to(memory_format=torch.channels_last),
+        images[0, 0, 0, 0],
+        images[:0],
+        images.mT,
     ):
-        back = there_and_back({"a": [tensor]})["a"][0]
-        assert back.dtype == dtype
-        assert torch.equal(back, tensor)
+        restored = round_trip({"a": [tensor]})["a"][0]
+        assert restored.dtype == dtype
+        assert torch.equal(restored, tensor)
         if tensor.is_contiguous(memory_format=torch.channels_last):
-            assert back.stride() == tensor.stride()
+            assert restored.stride() == tensor.stride()
 
 
-def test_a_packed_tensor_does_not_change_with_its_origin() -> None:
+def test_a_packed_tensor_is_a_copy() -> None:
     tensors: dict[str, Tensor] = {}
-    origin = torch.zeros(3)
-    pack(origin, tensors, "x")
-    origin += 1
+    original = torch.zeros(3)
+    pack(original, tensors, "x")
+    original += 1
     assert torch.equal(tensors["x"], torch.zeros(3))
 
 
-def test_what_no_checkpoint_can_hold() -> None:
+def test_values_that_no_checkpoint_can_store() -> None:
     with pytest.raises(TypeError, match=r"x\.a is a set"):
         pack({"a": {1}}, {}, "x")
     with pytest.raises(ValueError, match="not the form of a packed value"):
@@ -84,16 +84,16 @@ def draws() -> list[float]:
     ]
 
 
-def test_random_numbers_go_on() -> None:
+def test_random_numbers_continue() -> None:
     draws()
-    states = there_and_back(random_states())
+    states = round_trip(random_states())
     expected = draws()
     draws()
     set_random_states(states)
     assert draws() == expected
-    spoilt = {**states, "numpy": (states["numpy"][0], 10**6, 0, 0.0)}
+    invalid = {**states, "numpy": (states["numpy"][0], 10**6, 0, 0.0)}
     with pytest.raises(ValueError, match="NumPy"):
-        set_random_states(spoilt)
+        set_random_states(invalid)
 
 
 def network() -> nn.Sequential:
@@ -116,7 +116,7 @@ def steps(model: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: 
     "name",
     ["sgd", "adamw", "lamb", "adafactor", "adafactorbv", "lookahead_adamw", "lion", "muon", "novograd"],
 )
-def test_optimizers_go_on_to_the_bit(name: str) -> None:
+def test_optimizers_continue_bit_by_bit(name: str) -> None:
     def make(model: nn.Module) -> torch.optim.Optimizer:
         optimizer: torch.optim.Optimizer = create_optimizer_v2(model, opt=name, lr=0.01, weight_decay=1e-3)
         return optimizer
@@ -124,14 +124,14 @@ def test_optimizers_go_on_to_the_bit(name: str) -> None:
     model = network()
     optimizer = make(model)
     steps(model, optimizer, 0, 8)
-    kept = there_and_back({"model": dict(model.state_dict()), "optimizer": optimizer_state(optimizer)})
+    saved = round_trip({"model": dict(model.state_dict()), "optimizer": optimizer_state(optimizer)})
     steps(model, optimizer, 8, 20)
 
     other = network()
-    again = make(other)
-    other.load_state_dict(kept["model"])
-    restore_optimizer(again, kept["optimizer"])
-    steps(other, again, 8, 20)
+    restored = make(other)
+    other.load_state_dict(saved["model"])
+    restore_optimizer(restored, saved["optimizer"])
+    steps(other, restored, 8, 20)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[key]), key
 
@@ -139,5 +139,5 @@ def test_optimizers_go_on_to_the_bit(name: str) -> None:
 def test_the_state_of_another_optimizer_is_refused() -> None:
     model = network()
     state = optimizer_state(create_optimizer_v2(model, opt="adamw", lr=0.01))
-    with pytest.raises(ValueError, match="other groups"):
+    with pytest.raises(ValueError, match="different number of parameter groups"):
         restore_optimizer(create_optimizer_v2(model, opt="sgd", lr=0.01), {**state, "groups": []})

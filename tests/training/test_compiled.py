@@ -1,4 +1,4 @@
-"""Compiled levels compute what they compute otherwise."""
+"""Compiled levels compute the same as levels that are not compiled."""
 
 from copy import deepcopy
 
@@ -22,8 +22,8 @@ def masked(nested: NestedModel) -> NestedModel:
 
 @pytest.mark.long
 @pytest.mark.parametrize("schedule", ["weight", "channel"])
-@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_gradients_and_statistics(schedule: str) -> None:
+@pytest.mark.filterwarnings("ignore")  # warnings of torch while it compiles
+def test_logits_gradients_and_statistics(schedule: str) -> None:
     nested = narrow_model("test_resnet", (0.5, 1.0))
     nested = (masked(nested) if schedule == "weight" else nested).train()
     images = torch.randn(8, 3, 32, 32)
@@ -34,10 +34,10 @@ def test_gradients_and_statistics(schedule: str) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
         expected.square().sum().backward()
         found.square().sum().backward()
-    assert compiled.graphs() == 2
-    theirs = compiled._nested.state_dict()
+    assert compiled.count_graphs() == 2
+    state = compiled._nested.state_dict()
     for name, tensor in nested.state_dict().items():
-        torch.testing.assert_close(theirs[name], tensor, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(state[name], tensor, rtol=1e-3, atol=1e-3)
     for name, parameter in nested.named_parameters():
         gradient = compiled._nested.get_parameter(name).grad
         assert (gradient is None) == (parameter.grad is None), name
@@ -45,4 +45,4 @@ def test_gradients_and_statistics(schedule: str) -> None:
             scale = float(parameter.grad.abs().max())  # type: ignore[union-attr]
             torch.testing.assert_close(gradient, parameter.grad, rtol=0, atol=1e-3 * max(scale, 1))
     compiled(images, 1)
-    assert compiled.graphs() == 2
+    assert compiled.count_graphs() == 2

@@ -1,4 +1,4 @@
-"""Several processes train the same model as one does with their batches put together."""
+"""Several processes train the same model as one process with their combined batches."""
 
 import os
 import re
@@ -32,7 +32,7 @@ VIT = (
 
 @pytest.fixture(autouse=True)
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A transformer, which has no batch norm, and digits as a folder of tars."""
+    """Work in a folder with a transformer, which has no batch norm, and with digits as a folder of tars."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(1)
     model = timm.create_model("test_vit", num_classes=10, img_size=32)
@@ -61,7 +61,7 @@ def start(processes: int, *words: str) -> "subprocess.Popen[str]":
 
 
 def run(processes: int, *words: str) -> str:
-    """What it printed."""
+    """Run nestify, and return its standard output."""
     process = start(processes, *words)
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
@@ -73,7 +73,7 @@ def weights(path: str) -> dict[str, torch.Tensor]:
     return {**state.shared, **{f"entry {name}": entry for name, entry in state.entry.tensors.items()}}
 
 
-def test_two_processes_train_as_one_with_their_batches_together() -> None:
+def test_two_processes_train_like_one_with_the_combined_batches() -> None:
     run(1, *VIT, "--batch-size", "16", "-o", "one")
     run(2, *VIT, "--batch-size", "8", "-o", "two")
     run(1, *VIT, "--batch-size", "4", "--set", "train.accumulate=4", "-o", "three")
@@ -82,12 +82,12 @@ def test_two_processes_train_as_one_with_their_batches_together() -> None:
         found = weights(path)
         assert found.keys() == expected.keys()
         for name, tensor in expected.items():
-            if name.startswith("entry "):  # weights of nearly the same score may change places
+            if name.startswith("entry "):  # weights with nearly equal scores may change places
                 assert (found[name] != tensor).float().mean() < 1e-3, (path, name)
             else:
                 torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-5)
     one, two, three = ([level.metrics for level in open_nested_file(path).manifest.levels] for path in PATHS)
-    assert [metrics.images for metrics in two] == [41] * 5  # each image once
+    assert [metrics.images for metrics in two] == [41] * 5  # each image is evaluated once
     assert [metrics.top1 for metrics in one] == [metrics.top1 for metrics in two]
     assert [metrics.top1 for metrics in one] == [metrics.top1 for metrics in three]
 
@@ -108,7 +108,7 @@ def test_average_weighs_every_process_by_its_images(
     expected = {}
     for name, parameter in ours.named_parameters():
         other = theirs.get_parameter(name)
-        if not name.startswith("2."):  # no level reached that one
+        if not name.startswith("2."):  # a parameter that no level has reached has no gradient
             parameter.grad, other.grad = torch.randn_like(parameter), torch.randn_like(other)
             expected[name] = (5 * parameter.grad + 3 * other.grad) / 8
     for name in ("1.running_mean", "1.running_var"):
@@ -127,24 +127,24 @@ def test_average_weighs_every_process_by_its_images(
     assert ours.get_parameter("2.weight").grad is None
 
 
-def test_one_process_alone_exchanges_nothing() -> None:
-    alone, tensor = World(), torch.ones(2)
-    assert alone.leads
-    assert alone.average(nn.Linear(1, 1), 4, stop=True)
-    assert alone.summed(tensor) is tensor
-    assert alone.first("a") == "a"
-    assert alone.gathered("a") == ["a"]
+def test_a_single_process_exchanges_nothing() -> None:
+    single, tensor = World(), torch.ones(2)
+    assert single.is_main
+    assert single.average(nn.Linear(1, 1), 4, stop=True)
+    assert single.all_reduce(tensor) is tensor
+    assert single.broadcast_object("a") == "a"
+    assert single.all_gather("a") == ["a"]
 
 
 def test_processes_that_hold_different_entry_levels_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = timm.create_model("test_resnet")
     nested = NestedModel(model, describe_model(model), ["a", "b"])
-    monkeypatch.setattr(World, "copy_first", lambda *_: None)
-    monkeypatch.setattr(World, "gathered", lambda _, value: [value, "other"])
+    monkeypatch.setattr(World, "broadcast", lambda *_: None)
+    monkeypatch.setattr(World, "all_gather", lambda _, value: [value, "other"])
     with pytest.raises(ProcessError, match="hold different entry levels"):
-        World(0, 2).agree(nested)
-    monkeypatch.setattr(World, "gathered", lambda _, value: [value, value])
-    World(0, 2).agree(nested)
+        World(0, 2).sync_entry_levels(nested)
+    monkeypatch.setattr(World, "all_gather", lambda _, value: [value, value])
+    World(0, 2).sync_entry_levels(nested)
 
 
 def test_a_process_that_dies_ends_the_run() -> None:

@@ -1,4 +1,4 @@
-"""Levels whose activations are computed again learn what they learn otherwise."""
+"""Gradient checkpointing gives the same gradients with less memory."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -27,7 +27,7 @@ def masked(model: nn.Module) -> NestedModel:
 
 
 def gradients(nested: NestedModel, recompute: bool, **options: object) -> dict[str, torch.Tensor]:
-    """Of one step of a copy, with a teacher that the levels and the full level make together."""
+    """Return the gradients of one step of a copy, with the teacher `both`."""
     nested = deepcopy(nested).train()
     task = NestedTask(
         nested,
@@ -46,7 +46,7 @@ def gradients(nested: NestedModel, recompute: bool, **options: object) -> dict[s
 
 
 @pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_convnext"])
-def test_gradients_are_those_of_kept_activations(architecture: str, make_model: MakeModel) -> None:
+def test_gradients_are_the_same_as_without_checkpointing(architecture: str, make_model: MakeModel) -> None:
     size = {"img_size": 32} if architecture == "test_vit" else {}
     nested = masked(make_model(architecture, **size))
     expected = gradients(nested, recompute=False)
@@ -56,7 +56,7 @@ def test_gradients_are_those_of_kept_activations(architecture: str, make_model: 
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_reduced_precision_is_of_the_forward_alone(make_model: MakeModel) -> None:
+def test_reduced_precision_applies_to_the_forward_pass_only(make_model: MakeModel) -> None:
     nested = masked(make_model("test_vit", img_size=32))
 
     def bfloat16() -> torch.autocast:
@@ -68,7 +68,7 @@ def test_reduced_precision_is_of_the_forward_alone(make_model: MakeModel) -> Non
         torch.testing.assert_close(found[name], gradient, rtol=1e-2, atol=1e-4, msg=name)
 
 
-def test_narrower_levels_keep_theirs() -> None:
+def test_gradients_of_narrower_levels() -> None:
     nested = narrow_model("test_resnet", (0.5, 1.0))
     expected = gradients(nested, recompute=False)
     found = gradients(nested, recompute=True)
@@ -76,9 +76,9 @@ def test_narrower_levels_keep_theirs() -> None:
         torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=1e-6, msg=name)
 
 
-def test_it_keeps_less(make_model: MakeModel) -> None:
-    def kept(recompute: bool) -> int:
-        """Bytes that autograd keeps of the full level."""
+def test_fewer_activations_are_stored(make_model: MakeModel) -> None:
+    def stored_bytes(recompute: bool) -> int:
+        """Return the bytes that autograd stores for the full level."""
         nested = masked(make_model("test_vit", img_size=32)).train()
         task = NestedTask(
             nested,
@@ -91,22 +91,24 @@ def test_it_keeps_less(make_model: MakeModel) -> None:
         own = {tensor.untyped_storage().data_ptr() for tensor in nested.state_dict().values()}
         seen: dict[int, int] = {}
 
-        def note(tensor: torch.Tensor) -> torch.Tensor:
+        def record(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in own:
                 seen[storage.data_ptr()] = storage.nbytes()
             return tensor
 
         images = torch.randn(16, *nested.spec.input_size)
-        hooks = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        hooks = torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor)
         with hooks, task._recomputing():
-            task.each_level(images, torch.arange(16) % 10, lambda *_: None)
+            task.for_each_level(images, torch.arange(16) % 10, lambda *_: None)
         return sum(seen.values())
 
-    assert kept(True) < kept(False) / 2
+    assert stored_bytes(True) < stored_bytes(False) / 2
 
 
-def test_a_model_without_it_is_refused(make_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_without_gradient_checkpointing_is_refused(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nested = masked(make_model("test_vit", img_size=32))
 
     def refuse(enable: bool) -> None:

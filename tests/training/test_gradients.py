@@ -1,4 +1,4 @@
-"""Gradients against those of the levels that use a weight, each trained alone."""
+"""Scaled gradients, compared with the gradients of single levels that are trained alone."""
 
 from collections.abc import Callable
 
@@ -17,8 +17,8 @@ from tests.model.test_level_sizes import narrow_model
 MakeModel = Callable[..., nn.Module]
 
 
-def trained(nested: NestedModel, weights: list[float]) -> dict[str, torch.Tensor]:
-    """Gradients of a step of all levels, as they are scaled."""
+def scaled_gradients(nested: NestedModel, weights: list[float]) -> dict[str, torch.Tensor]:
+    """Return the scaled gradients of one step of all levels."""
     teacher = Teacher("none")
     task = NestedTask(
         nested, nn.CrossEntropyLoss(), weights=weights, distill=[0] * len(weights), teacher=teacher
@@ -39,9 +39,9 @@ def test_each_weight_gets_the_mean_over_its_levels_times_the_root_of_their_numbe
     levels = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
     tensors = {name: nested.shared_tensor(name) for name in nested.entry}
     nested.set_entry_levels(select_entry_levels(tensors, levels))
-    found = trained(nested, weights)
+    found = scaled_gradients(nested, weights)
 
-    alone = [trained(nested, [float(k == level) for k in range(3)]) for level in range(3)]
+    alone = [scaled_gradients(nested, [float(k == level) for k in range(3)]) for level in range(3)]
     for name, gradient in found.items():
         entry = nested.entry[name]
         expected = torch.zeros_like(gradient)
@@ -57,7 +57,7 @@ def test_each_weight_gets_the_mean_over_its_levels_times_the_root_of_their_numbe
 
 
 def test_narrower_levels() -> None:
-    """What only the wider level has learns as it would in it alone."""
+    """Weights that only the wider level has get the gradient of this level trained alone."""
     nested = narrow_model("test_resnet", (0.5, 1.0))
     assert nested.level_sizes is not None
     shared = nested.shared_tensors()
@@ -65,8 +65,8 @@ def test_narrower_levels() -> None:
     assert sum(int(each.sum()) for each in outside.values()) > 1000
 
     def gradients(weights: list[float]) -> dict[str, torch.Tensor]:
-        nested.eval()  # statistics of batch norm would move between the two
-        trained(nested, weights)
+        nested.eval()  # in training mode the batch-norm statistics would change between the two calls
+        scaled_gradients(nested, weights)
         return {name: t.grad.clone() for name, t in shared.items() if t.grad is not None}
 
     both, alone = gradients([3.0, 1.0]), gradients([0.0, 1.0])

@@ -1,4 +1,4 @@
-"""The further logs against `metrics.jsonl`, also of a run that was cut off."""
+"""The CSV and TensorBoard logs, compared with `metrics.jsonl`, also for runs that were interrupted."""
 
 import csv
 import json
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from torch import Tensor
 
 from nestify.compression import compress as api
 from nestify.errors import DataError, OutputError, RecipeError
@@ -39,19 +38,19 @@ def run(*logs: str, observer: Observer | None = None) -> None:
     api.compress("digits", {**OPTIONS, "train.log": list(logs)}, observer=observer)
 
 
-def cut_off(*logs: str, steps: int) -> None:
-    """A run that ends after so many steps of both trainings."""
-    take, done = Stepper.take, 0
+def interrupt_run(*logs: str, steps: int) -> None:
+    """Start a run, and interrupt it after `steps` steps, counted over both trainings."""
+    original_step, done = Stepper.step, 0
 
-    def counted(self: Stepper, images: Tensor, target: Tensor) -> None:
+    def counted_step(self: Stepper, *arguments: Any) -> None:
         nonlocal done
         if done == steps:
-            raise DataError("cut off")
-        take(self, images, target)
+            raise DataError("interrupted")
+        original_step(self, *arguments)
         done += 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "take", counted)
+        patch.setattr(Stepper, "step", counted_step)
         with pytest.raises(DataError):
             run(*logs)
 
@@ -67,12 +66,12 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_row_per_epoch() -> None:
-    TABLE.write_text("epoch,other\n1,2\n")  # of an older run
+    TABLE.write_text("epoch,other\n1,2\n")  # a table of an older run
     run("csv")
-    told = metrics("train")
+    lines = metrics("train")
     table = rows(TABLE)
-    assert len(table) == len(told) == 4
-    for row, line in zip(table, told, strict=True):
+    assert len(table) == len(lines) == 4
+    for row, line in zip(table, lines, strict=True):
         assert int(row["epoch"]) == line["epoch"]
         assert float(row["lr"]) == line["lr"]
         for name, key in (("loss", "losses"), ("top1", "top1"), ("sparsity", "sparsity")):
@@ -88,12 +87,12 @@ def test_a_row_per_epoch() -> None:
 
 
 @pytest.mark.parametrize("steps", [3, 9, 10])
-def test_a_run_that_goes_on_continues_its_table(steps: int) -> None:
+def test_a_resumed_run_continues_its_table(steps: int) -> None:
     run("csv")
-    whole = TABLE.read_bytes()
-    cut_off("csv", steps=steps)
+    uninterrupted = TABLE.read_bytes()
+    interrupt_run("csv", steps=steps)
     run("csv")
-    assert TABLE.read_bytes() == whole
+    assert TABLE.read_bytes() == uninterrupted
 
 
 def test_a_table_that_cannot_be_written() -> None:
@@ -102,14 +101,14 @@ def test_a_table_that_cannot_be_written() -> None:
         run("csv")
 
 
-def test_what_is_no_table_is_left_alone() -> None:
+def test_a_file_that_is_not_a_log_is_left_unchanged() -> None:
     TABLE.write_text("name,size\nmine,3\n")
-    with pytest.raises(OutputError, match=r"run\.csv cannot be written \(it is no table of a run\)"):
+    with pytest.raises(OutputError, match=r"run\.csv cannot be written .*not a log.*choose another --output"):
         run("csv")
     assert TABLE.read_text() == "name,size\nmine,3\n"
 
 
-def test_without_tensorboard_nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_tensorboard_no_work_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(RecipeError, match=r"pip install 'nestify\[tensorboard\]'"):
@@ -118,7 +117,7 @@ def test_without_tensorboard_nothing_begins(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def scalars() -> dict[str, list[tuple[int, float]]]:
-    """What TensorBoard reads: values by step, by tag."""
+    """Return what TensorBoard reads: pairs of step and value, by tag."""
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -132,7 +131,7 @@ def scalars() -> dict[str, list[tuple[int, float]]]:
 def test_tensorboard() -> None:
     pytest.importorskip("tensorboard")
     run("tensorboard")
-    run("tensorboard")  # replaces the first one
+    run("tensorboard")  # replaces the events of the first run
     found = scalars()
     [finetuned] = metrics("finetune")
     assert found["finetune/loss/level1"] == [(3, pytest.approx(finetuned["losses"][0]))]
@@ -145,10 +144,10 @@ def test_tensorboard() -> None:
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("steps", [7])
-def test_a_run_that_goes_on_continues_its_events(steps: int) -> None:
+def test_a_resumed_run_continues_its_events(steps: int) -> None:
     pytest.importorskip("tensorboard")
     run("tensorboard")
-    whole = scalars()
-    cut_off("tensorboard", steps=steps)
+    uninterrupted = scalars()
+    interrupt_run("tensorboard", steps=steps)
     run("tensorboard")
-    assert scalars() == whole
+    assert scalars() == uninterrupted

@@ -1,4 +1,4 @@
-"""The loop: steps, gradual sparsity, averaging, and what it does with a loss that is not finite."""
+"""The training loop: steps, gradual sparsity, averaging, and losses that are not finite."""
 
 from collections.abc import Callable, Generator
 
@@ -21,7 +21,7 @@ LEVELS = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
 
 
 class Squares:
-    """A task that a network can learn: is the left half brighter than the right one?"""
+    """Batches of a task that a network can learn: whether the left half of an image is brighter."""
 
     def __init__(self, batches: int = 6) -> None:
         self.batches = batches
@@ -80,11 +80,11 @@ def test_entry_levels_are_frozen_after_the_ramp(make_model: MakeModel) -> None:
     seen: list[dict[str, Tensor]] = []
     nested = task.get_trainable_module()
 
-    def note(log: StepLog) -> None:
+    def record(log: StepLog) -> None:
         seen.append({name: entry.clone() for name, entry in nested.entry.items()})
 
-    train(task, Squares(), options(), AugmentOptions(), ramp=Ramp(LEVELS, 12, 4), on_log=note)
-    later = seen[3:]  # every log after step 12
+    train(task, Squares(), options(), AugmentOptions(), ramp=Ramp(LEVELS, 12, 4), on_log=record)
+    later = seen[3:]  # the logs after step 12
     assert len(later) >= 2
     for name, entry in later[0].items():
         assert torch.equal(entry, later[-1][name])
@@ -95,7 +95,9 @@ def test_a_ramp_as_long_as_the_training_still_reaches_its_target(make_model: Mak
     assert trained.entry_levels.count_kept(1) == round(trained.entry_levels.total * 0.1)
 
 
-def test_the_average_of_such_a_training_has_the_last_masks_too(make_model: MakeModel) -> None:
+def test_a_ramp_as_long_as_the_training_gives_the_running_average_its_last_masks(
+    make_model: MakeModel,
+) -> None:
     trained, _ = run(make_task(make_model), options(epochs=1.0, ema_decay=0.9), Ramp(LEVELS, 6, 2))
     assert trained.entry_levels.count_kept(1) == round(trained.entry_levels.total * 0.1)
 
@@ -125,7 +127,7 @@ def test_cosine_ends_at_the_smallest_rate_and_warms_up(make_model: MakeModel) ->
     assert rates[-1] == pytest.approx(0.001, rel=0.1)
 
 
-def test_average_of_the_weights_is_what_comes_back(make_model: MakeModel) -> None:
+def test_the_running_average_is_returned(make_model: MakeModel) -> None:
     task = make_task(make_model)
     trained, _ = run(task, options(ema_decay=0.9), Ramp(LEVELS, 12, 4))
     last = task.get_trainable_module()

@@ -1,4 +1,4 @@
-"""Which arithmetic a run uses, and that training with it works."""
+"""The floating-point type that a run uses, and training in it."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
 @pytest.mark.parametrize(
-    ("device", "amp", "wanted", "capable", "dtype"),
+    ("device", "amp", "requested", "has_bfloat16", "dtype"),
     [
         (CPU, False, "bfloat16", True, torch.float32),
         (CPU, True, "auto", True, torch.bfloat16),
@@ -26,21 +26,21 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
         (torch.device("mps"), True, "auto", True, torch.float32),
     ],
 )
-def test_numbers(
+def test_dtype(
     device: torch.device,
     amp: bool,
-    wanted: precision.AmpDtype,
-    capable: bool,
+    requested: precision.AmpDtype,
+    has_bfloat16: bool,
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: capable)
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": capable}, raising=False)
-    assert Precision(device, amp, wanted).dtype == dtype
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: has_bfloat16)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": has_bfloat16}, raising=False)
+    assert Precision(device, amp, requested).dtype == dtype
 
 
-def test_float16_is_not_for_a_cpu() -> None:
-    with pytest.raises(RecipeError, match="is for GPUs"):
+def test_float16_on_a_cpu_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r'train\.amp_dtype = "float16" .*use "bfloat16" or "auto"'):
         Precision(CPU, True, "float16")
 
 
@@ -62,12 +62,12 @@ def test_training_in_bfloat16(
     seen: set[torch.dtype] = set()
     conv = torch.nn.functional.conv2d
 
-    def watched(x: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
+    def recording_conv(x: torch.Tensor, *given: object, **named: object) -> torch.Tensor:
         out = conv(x, *given, **named)  # type: ignore[arg-type]
         seen.add(out.dtype)
         return out
 
-    monkeypatch.setattr(torch.nn.functional, "conv2d", watched)
+    monkeypatch.setattr(torch.nn.functional, "conv2d", recording_conv)
     result = api.compress("digits", options)
     full = result.manifest.levels[-1].metrics
     assert full.top1 is not None

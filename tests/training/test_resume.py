@@ -1,4 +1,4 @@
-"""A run that is cut off at any step goes on to the same bytes; one that is not the same is refused."""
+"""A run interrupted at any step resumes to the same bytes; a checkpoint of a different run is refused."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from nestify.training.observer import Observer
 from nestify.training.stepper import Stepper
 
 OUTPUT = Path("run.nested.safetensors")
-KEPT = Path("run.resume.safetensors")
+CHECKPOINT = Path("run.resume.safetensors")
 LOG = Path("run.metrics.jsonl")
-SMALL: Mapping[str, object] = {  # 3 steps of fine-tuning, 8 of training: the last epoch is cut short
+SMALL: Mapping[str, object] = {  # 3 steps of fine-tuning, 8 of training: the last epoch is incomplete
     "output": str(OUTPUT),
     "data.max_train": 48,
     "data.max_val": 20,
@@ -33,10 +33,10 @@ SMALL: Mapping[str, object] = {  # 3 steps of fine-tuning, 8 of training: the la
 
 @dataclass(frozen=True)
 class Variant:
-    """Options of a run, and how many steps each of its parts does before it is cut off."""
+    """Options of a run, and the number of steps of each of its parts before the part is interrupted."""
 
     options: Mapping[str, object]
-    cuts: Sequence[int] = (1, 2, 1, 4)  # in an epoch of either phase, between the phases, in a later epoch
+    cuts: Sequence[int] = (1, 2, 1, 4)  # within an epoch of each phase, between the phases, in a later epoch
 
 
 VARIANTS = {
@@ -53,7 +53,7 @@ VARIANTS = {
         },
         cuts=(3, 5),
     ),
-    "chances, no fine-tuning": Variant(
+    "random numbers, no fine-tuning": Variant(
         {
             "finetune.epochs": 0,
             "levels": "0.9,0.7,0.5,0",
@@ -68,8 +68,8 @@ VARIANTS = {
 }
 
 
-class Cut(Exception):
-    """Ends a run at a step."""
+class Interrupted(Exception):
+    """Interrupts a run before a step."""
 
 
 @pytest.fixture(autouse=True)
@@ -80,30 +80,30 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(options: Mapping[str, object] = {}, **more: Any) -> bytes:
-    """The bytes of the nested file of a run."""
+    """Finish a run, and return the bytes of its nested file."""
     api.compress("digits", {**SMALL, **options}, **more)
-    assert not KEPT.exists()
+    assert not CHECKPOINT.exists()
     return OUTPUT.read_bytes()
 
 
-def cut_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> None:
-    """Begin a run, or go on with it, and end it after so many steps."""
-    take, done = Stepper.take, 0
+def interrupt_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> None:
+    """Start or resume a run, and interrupt it after `steps` steps."""
+    original_step, done = Stepper.step, 0
 
-    def counted(self: Stepper, *given: Any) -> None:
+    def counted_step(self: Stepper, *given: Any) -> None:
         nonlocal done
         if done == steps:
-            raise Cut
-        take(self, *given)
+            raise Interrupted
+        original_step(self, *given)
         done += 1
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Stepper, "take", counted)
-        with pytest.raises(Cut):
+        patch.setattr(Stepper, "step", counted_step)
+        with pytest.raises(Interrupted):
             run(options, **more)
 
 
-LONG = ("averaged", "chances, no fine-tuning")
+LONG = ("averaged", "random numbers, no fine-tuning")
 
 
 @pytest.mark.parametrize(
@@ -113,18 +113,18 @@ LONG = ("averaged", "chances, no fine-tuning")
         for name, variant in VARIANTS.items()
     ],
 )
-def test_a_run_that_is_cut_off_again_and_again_ends_with_the_same_bytes(variant: Variant) -> None:
-    whole = run(variant.options)
+def test_a_run_that_is_interrupted_several_times_ends_with_the_same_bytes(variant: Variant) -> None:
+    uninterrupted = run(variant.options)
     log = untimed()
     for part, steps in enumerate(variant.cuts):
-        cut_after(steps, variant.options, resume=True if part else None)
-        assert KEPT.exists()
-    assert run(variant.options, resume=True) == whole
+        interrupt_after(steps, variant.options, resume=True if part else None)
+        assert CHECKPOINT.exists()
+    assert run(variant.options, resume=True) == uninterrupted
     assert untimed() == log
 
 
 def untimed() -> list[dict[str, Any]]:
-    """The lines of the log without what tells of time, after a look at their order in time."""
+    """Return the lines of the log without times, after checking that the times rise."""
     lines: list[dict[str, Any]] = [json.loads(line) for line in LOG.read_text().splitlines()]
     seconds = [line.pop("seconds") for line in lines]
     assert seconds == sorted(seconds)
@@ -134,8 +134,8 @@ def untimed() -> list[dict[str, Any]]:
     return lines
 
 
-class Told(Observer):
-    """Remembers what it was told."""
+class Recorder(Observer):
+    """Records stages and warnings."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
@@ -148,59 +148,59 @@ class Told(Observer):
         self.warnings.append(text)
 
 
-def test_it_says_where_it_goes_on_and_does_nothing_twice() -> None:
-    cut_after(3 + 4)
-    told = Told()
-    run(observer=told)
-    assert "resuming at step 4 of 8 of the training" in told.stages
+def test_a_resumed_run_reports_its_position_and_does_nothing_twice() -> None:
+    interrupt_after(3 + 4)
+    recorder = Recorder()
+    run(observer=recorder)
+    assert "resuming at step 4 of 8 of the training" in recorder.stages
     for done in ("fine-tuning the dense model", "evaluating the original model"):
-        assert done not in told.stages
-    assert "evaluating the levels before training" not in told.stages
+        assert done not in recorder.stages
+    assert "evaluating the levels before training" not in recorder.stages
 
 
-def test_an_older_checkpoint_is_kept_where_a_new_one_cannot_be_written(
+def test_an_older_checkpoint_stays_if_a_new_one_cannot_be_written(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cut_after(2)
-    kept = KEPT.read_bytes()
+    interrupt_after(2)
+    older = CHECKPOINT.read_bytes()
 
-    def full(*_: object) -> None:
+    def fail(*_: object) -> None:
         raise OutputError("the disk is full")
 
-    monkeypatch.setattr(resume, "write_checkpoint", full)
-    told = Told()
-    cut_after(3, observer=told)
-    assert KEPT.read_bytes() == kept
-    assert told.warnings
-    assert set(told.warnings) == {"no checkpoint: the disk is full"}
+    monkeypatch.setattr(resume, "write_checkpoint", fail)
+    recorder = Recorder()
+    interrupt_after(3, observer=recorder)
+    assert CHECKPOINT.read_bytes() == older
+    assert recorder.warnings
+    assert set(recorder.warnings) == {"the checkpoint was not saved: the disk is full"}
 
 
-def test_no_minutes_keep_nothing() -> None:
-    cut_after(4, {"train.checkpoint_minutes": 0})
-    assert not KEPT.exists()
+def test_zero_minutes_save_no_checkpoint() -> None:
+    interrupt_after(4, {"train.checkpoint_minutes": 0})
+    assert not CHECKPOINT.exists()
 
 
-def test_an_error_between_steps_keeps_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = run()
-    told: list[int] = []
+def test_an_error_between_steps_saves_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    uninterrupted = run()
+    steps: list[int] = []
 
     class Broken(Observer):
         def stepped(self, phase: object, log: Any) -> None:
-            told.append(log.step)
-            if log.step == 3 and len(told) == 2:
+            steps.append(log.step)
+            if log.step == 3 and len(steps) == 2:
                 raise DataError("an image cannot be read")
 
     with pytest.raises(DataError) as error:
         run(observer=Broken())
-    assert error.value.__notes__ == ["the same command goes on from step 3 of 8 of the training"]
-    assert run() == whole
+    assert error.value.__notes__ == ["the same command resumes from step 3 of 8 of the training"]
+    assert run() == uninterrupted
 
 
-# What is refused
+# Refused checkpoints
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "difference"),
     [
         ({"train.lr": 0.02}, "train.lr is 0.02 now and was 0.01 when the run began"),
         ({"seed": 1}, "seed is 1 now and was 42 when the run began"),
@@ -208,61 +208,63 @@ def test_an_error_between_steps_keeps_the_last_step(monkeypatch: pytest.MonkeyPa
         ({"data.max_train": 47}, "data.max_train is 47 now and was 48 when the run began"),
     ],
 )
-def test_another_run_is_refused(changed: Mapping[str, object], told: str) -> None:
-    cut_after(1)
-    kept = KEPT.read_bytes()
+def test_a_checkpoint_of_a_different_run_is_refused(changed: Mapping[str, object], difference: str) -> None:
+    interrupt_after(1)
+    saved = CHECKPOINT.read_bytes()
     with pytest.raises(RecipeError) as error:
         run(changed)
-    assert str(error.value) == (
-        f"{KEPT} is of another run: {told}; put it back, or pass --restart to begin anew"
-    )
-    assert KEPT.read_bytes() == kept
+    message = str(error.value)
+    assert message.startswith(f"{CHECKPOINT} belongs to a different run: {difference}; ")
+    assert "--restart" in message
+    assert CHECKPOINT.read_bytes() == saved
 
 
 def test_other_versions_weights_and_images_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    cut_after(1)
+    interrupt_after(1)
     others: dict[str, tuple[str, object]] = {
         "the version of timm is 0 now": ("timm.__version__", "0"),
         "hash of the model's weights": ("nestify.training.identity._hash_of_weights", lambda network: "0"),
         "names of the training images": ("nestify.data.dataset.Images.inner_names", lambda images: ["0"]),
     }
-    for told, (name, value) in others.items():
+    for difference, (name, value) in others.items():
         with monkeypatch.context() as patch:
             patch.setattr(name, value)
-            with pytest.raises(RecipeError, match=told):
+            with pytest.raises(RecipeError, match=difference):
                 run()
 
 
-def test_what_does_not_matter_may_be_another() -> None:
-    cut_after(4)
+def test_options_that_do_not_change_the_result_may_differ() -> None:
+    interrupt_after(4)
     free = {"data.workers": 1, "train.checkpoint_minutes": 5, "data.on_bad_image": "skip"}
     run({**free, "gates.min_top1": 1}, resume=True)
 
 
-def test_restart_begins_anew() -> None:
-    whole = run()
-    cut_after(4)
-    told = Told()
-    assert run(resume=False, observer=told) == whole
-    assert not any("resuming" in stage for stage in told.stages)
+def test_restart_starts_from_scratch() -> None:
+    uninterrupted = run()
+    interrupt_after(4)
+    recorder = Recorder()
+    assert run(resume=False, observer=recorder) == uninterrupted
+    assert not any("resuming" in stage for stage in recorder.stages)
 
 
-def test_nothing_to_go_on_from() -> None:
-    with pytest.raises(RecipeError, match=r"--resume: there is no checkpoint run\.resume\.safetensors"):
+def test_resume_without_a_checkpoint_is_refused() -> None:
+    with pytest.raises(
+        RecipeError, match=r"--resume: there is no checkpoint run\.resume\.safetensors; leave"
+    ):
         run(resume=True)
 
 
 def test_a_damaged_checkpoint_is_refused() -> None:
-    cut_after(4)
-    whole = KEPT.read_bytes()
-    middle = len(whole) // 2
-    with safe_open(KEPT, "pt") as file:
+    interrupt_after(4)
+    saved = CHECKPOINT.read_bytes()
+    middle = len(saved) // 2
+    with safe_open(CHECKPOINT, "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     changed = {**tensors, "training.model.network.fc.bias": tensors["training.model.network.fc.bias"] + 1}
     damaged: dict[str, bytes] = {
         "empty": b"",
-        "cut": whole[:middle],
-        "flipped": whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :],
+        "truncated": saved[:middle],
+        "flipped": saved[:middle] + bytes([saved[middle] ^ 1]) + saved[middle + 1 :],
         "text": b"not a checkpoint" * 100,
     }
     for name, found in (
@@ -273,17 +275,17 @@ def test_a_damaged_checkpoint_is_refused() -> None:
     ):
         save_file(found[0], "forged", found[1])
         damaged[name] = Path("forged").read_bytes()
-        assert damaged[name] != whole, name
+        assert damaged[name] != saved, name
     for name, found_bytes in damaged.items():
-        KEPT.write_bytes(found_bytes)
+        CHECKPOINT.write_bytes(found_bytes)
         with pytest.raises(CheckpointError) as error:
             run()
         message = str(error.value)
-        assert message.startswith(f"{KEPT}: the run cannot go on from this checkpoint ("), name
-        assert message.endswith("); pass --restart to begin anew"), name
+        assert message.startswith(f"{CHECKPOINT}: the run cannot resume from this checkpoint ("), name
+        assert "); use --restart" in message, name
         assert "\n" not in message, name
-        assert KEPT.read_bytes() == found_bytes
-    cut_after(1, resume=False)
+        assert CHECKPOINT.read_bytes() == found_bytes
+    interrupt_after(1, resume=False)
 
 
 def test_a_checkpoint_that_does_not_fit_its_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,6 +296,6 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_refused(monkeypatch: pytest.M
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "state", other)
-        cut_after(4)
-    with pytest.raises(CheckpointError, match="the run cannot go on from this checkpoint"):
+        interrupt_after(4)
+    with pytest.raises(CheckpointError, match="the run cannot resume from this checkpoint"):
         run()

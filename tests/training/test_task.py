@@ -1,4 +1,4 @@
-"""The joint loss against its equation, written out with plain models."""
+"""The joint loss, compared with its equation computed with one plain model per level."""
 
 from collections.abc import Callable
 
@@ -58,15 +58,15 @@ def test_loss_is_the_weighted_sum_over_levels(
     loss = make_task(nested, kind, frozen)(images, target)["loss"]
 
     logits = [nested.at_level(k)(images) for k in (1, 2, 3)]
-    theirs = None if frozen is None else (frozen.eval()(images) / 2).softmax(-1)
+    teacher = None if frozen is None else (frozen.eval()(images) / 2).softmax(-1)
     own = (logits[2] / 2).softmax(-1)
-    lower = {"none": None, "original": theirs, "other": theirs, "self": own}.get(
-        kind, None if theirs is None else (theirs + own) / 2
+    lower = {"none": None, "original": teacher, "other": teacher, "self": own}.get(
+        kind, None if teacher is None else (teacher + own) / 2
     )
     shares = {"none": [0.0] * 3, "self": [*DISTILL[:2], 0.0]}.get(kind, DISTILL)
     expected = torch.tensor(0.0)
     for k, weight in enumerate(WEIGHTS):
-        soft = theirs if k == 2 else lower  # the full level cannot learn from itself
+        soft = teacher if k == 2 else lower  # the full level cannot learn from itself
         value = (1 - shares[k]) * functional.cross_entropy(logits[k], target)
         if shares[k]:
             assert soft is not None
@@ -77,7 +77,7 @@ def test_loss_is_the_weighted_sum_over_levels(
 
 
 @pytest.mark.parametrize("soft", [False, True])
-def test_level_of_coarser_classes_learns_their_sums(
+def test_targets_of_a_level_with_coarser_classes_are_sums_over_classes(
     soft: bool, batch: tuple[torch.Tensor, torch.Tensor], make_model: MakeModel
 ) -> None:
     model = make_model("test_vit", img_size=32)
@@ -98,10 +98,10 @@ def test_level_of_coarser_classes_learns_their_sums(
     )
     member = functional.one_hot(parents).float()  # (classes, coarse)
     core, full = nested.at_level(1)(images), nested.at_level(2)(images)
-    taught = frozen.eval()(images).softmax(-1) @ member
-    own = target @ member if soft else parents[target]
-    divergence = (taught * (taught.log() - core.log_softmax(-1))).sum(-1).mean()
-    first = 0.75 * functional.cross_entropy(core, own) + 0.25 * divergence
+    soft_target = frozen.eval()(images).softmax(-1) @ member
+    coarse_target = target @ member if soft else parents[target]
+    divergence = (soft_target * (soft_target.log() - core.log_softmax(-1))).sum(-1).mean()
+    first = 0.75 * functional.cross_entropy(core, coarse_target) + 0.25 * divergence
     expected = 0.25 * first + 0.75 * functional.cross_entropy(full, target)
     torch.testing.assert_close(task(images, target)["loss"], expected, rtol=1e-4, atol=1e-5)
 
@@ -111,25 +111,25 @@ def test_backward_per_level_gives_the_gradient_of_the_sum(
 ) -> None:
     task = make_task(nested, "self", None)
     task(*batch)["loss"].backward()
-    whole = {name: p.grad.clone() for name, p in nested.named_parameters() if p.grad is not None}
+    expected = {name: p.grad.clone() for name, p in nested.named_parameters() if p.grad is not None}
     nested.zero_grad()
     results = task.backward(*batch)
     assert [result.level for result in results] == [3, 2, 1]
-    assert whole
+    assert expected
     for name, parameter in nested.named_parameters():
-        if name in whole:
+        if name in expected:
             assert parameter.grad is not None
-            torch.testing.assert_close(parameter.grad, whole[name], rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=1e-6)
 
 
-def test_what_a_level_owns_learns_from_its_own_loss_whatever_its_weight(make_model: MakeModel) -> None:
-    model = make_model("test_resnet").eval()  # statistics stay as they are
+def test_own_tensors_of_a_level_get_the_gradient_of_its_unweighted_loss(make_model: MakeModel) -> None:
+    model = make_model("test_resnet").eval()  # so that batch-norm statistics do not change
     nested = NestedModel(model, describe_model(model), ["a", "b"], classes=[10, 10]).eval()
     task = NestedTask(
         nested, nn.CrossEntropyLoss(), weights=[1.0, 3.0], distill=[0.0, 0.0], teacher=Teacher("none")
     )
     batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 3, 9, 3])) for _ in range(2)]
-    for batch in batches:  # gradients add up
+    for batch in batches:  # gradients are accumulated
         task.backward(*batch)
     for level in (1, 2):
         plain = nested.at_level(level)
@@ -152,11 +152,11 @@ def test_teacher_sees_images_in_its_own_normalisation(make_model: MakeModel) -> 
     frozen.pretrained_cfg = {"mean": (0.1, 0.2, 0.3), "std": (0.5, 0.25, 0.5)}  # type: ignore[assignment]
     teacher = Teacher("other", frozen, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
     pixels = torch.rand(2, 3, 32, 32)
-    answer = teacher.answer((pixels - 0.5) / 0.5)
+    soft_target = teacher.predict((pixels - 0.5) / 0.5)
     mean, std = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.5, 0.25, 0.5])
     expected = frozen((pixels - mean.view(3, 1, 1)) / std.view(3, 1, 1)).softmax(-1)
-    assert answer is not None
-    torch.testing.assert_close(answer, expected, rtol=1e-4, atol=1e-6)
+    assert soft_target is not None
+    torch.testing.assert_close(soft_target, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_teacher_stays_frozen_and_in_eval_mode(nested: NestedModel, make_model: MakeModel) -> None:
@@ -182,8 +182,8 @@ def test_sandwich_always_trains_core_and_full_and_keeps_the_expected_weight(make
     totals = dict.fromkeys(range(1, 7), 0.0)
     draws = 4000
     for task.step in range(draws):
-        drawn = task.drawn_levels()
-        assert drawn == task.drawn_levels()  # every process of a run draws the same
+        drawn = task.draw_levels()
+        assert drawn == task.draw_levels()  # every process of a run draws the same
         levels = [level for level, _ in drawn]
         assert len(set(levels)) == len(levels) == 4
         assert levels[0] == 6

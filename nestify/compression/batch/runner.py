@@ -29,7 +29,7 @@ from nestify.compression.batch.results import (
 from nestify.errors import OutputError
 from nestify.files import atomic_file, checkpoint_path
 from nestify.machine import cores
-from nestify.signals import put_off
+from nestify.signals import defer_signals
 
 LEASH = "NESTIFY_LEASH"
 """Set in a job's environment: its standard input is such a pipe."""
@@ -149,16 +149,16 @@ class Runner:
             OutputError: if a job's folder cannot be written.
         """
         try:
-            with put_off() as stops:
+            with defer_signals() as stops:
                 while self._running or self._waiting:
-                    if stops.came is not None and self.stopped is None:
-                        self._stop(stops.came)
+                    if stops.pending is not None and self.stopped is None:
+                        self._stop(stops.pending)
                     self._begin_some()
                     self._observer.ticked([each.job for each in self._running])
                     if self._running or self._waiting:
                         time.sleep(PAUSE)
                     self._look()
-                stops.came = None  # it was obeyed
+                stops.pending = None  # it was obeyed
         except BaseException as error:
             if self.stopped is not None:
                 error.add_note("the jobs were ended; the same command goes on from their last checkpoints")
