@@ -20,8 +20,8 @@ SCHEMA_VERSION = 1
 
 State = Literal["ok", "missing", "too old", "broken"]
 
-_OUR_EXTRAS = ("remote", "onnx", "tensorboard")
-_MODULES = {"fsspec": "fsspec", "torch": "torch", "torchvision": "torchvision", "timm": "timm"}
+_OUR_EXTRAS = ("onnx", "tensorboard")
+_MODULES = {"torch": "torch", "torchvision": "torchvision", "timm": "timm"}
 """Packages that are imported to see that they work; the others' versions say enough."""
 
 

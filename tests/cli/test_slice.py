@@ -135,6 +135,36 @@ def test_a_server_that_fails(status: int, server: Server, refused: Refused) -> N
 
 
 @pytest.mark.parametrize(
+    "address",
+    [
+        "http://[::1/x",
+        "https://me:hid/hidden@host/x",
+        "https://me:hidden@host:port/x",
+        "https:/me:hidden@host/x",
+        "hf://me:hidden@owner/repo/x",
+    ],
+)
+def test_malformed_addresses(address: str, refused: Refused) -> None:
+    assert "hid" not in refused(3, "slice", address, "--level", "1", "-o", "a")
+    traced = nestify("slice", address, "--level", "1", "-o", "a", "--traceback")
+    assert (traced.code, traced.out) == (3, "")
+    assert "Traceback" in traced.err
+    assert "hid" not in traced.err
+
+
+def test_verbose_shows_no_secrets(server: Server) -> None:
+    address = server.url.replace("://", "://me:hidden@") + "?token=hidden"
+    done = finish(spawn("slice", address, "--level", "1", "-o", "a", "--verbose"))
+    assert done.code == 0
+    assert "hidden" not in done.out + done.err
+    server.behaviour = lambda visit: visit.answer(302, b"", Location="http://[hidden")
+    done = finish(spawn("slice", address, "--level", "1", "-o", "a", "--verbose", "--traceback"))
+    assert done.code == 3
+    assert "Traceback" in done.err
+    assert "hidden" not in done.err
+
+
+@pytest.mark.parametrize(
     ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
 )
 @pytest.mark.parametrize("moment", ["head", "body"])
