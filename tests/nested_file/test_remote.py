@@ -1,7 +1,6 @@
 """Files on a server: every way in which it can fail, against a real one on loopback."""
 
 import base64
-import contextlib
 import functools
 import gc
 import logging
@@ -254,7 +253,7 @@ def test_other_answers(status: int, told: str, server: Server) -> None:
         ("different number of bytes", {"Content_Length": None}),
         (
             "different number of bytes",
-            {"Transfer_Encoding": "chunked", "body": b"8\r\n12345678\r\n0\r\n\r\n"},
+            {"Transfer_Encoding": "chunked", "Content_Length": "8", "body": b"9\r\n123456789\r\n0\r\n\r\n"},
         ),
         ("compressed", {"Content_Encoding": "gzip"}),
         ("compressed", {"Content_Encoding": "br"}),
@@ -453,11 +452,13 @@ def test_secrets_are_not_shown(address: str, told: str) -> None:
     assert hide_secrets(address) == told
 
 
-def chain(error: BaseException | None) -> Iterator[BaseException]:
-    """An exception, and all that it was raised from or while handling."""
-    while error is not None:
-        yield error
-        error = error.__cause__ or error.__context__
+def refused_alone(address: str) -> str:
+    """What is refused, by an error that carries no other one: the HTTP client's hold the request."""
+    with pytest.raises(BadFileError, match="; ") as caught:
+        open_nested_file(address)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+    return f"{caught.value}{caught.value!r}{''.join(traceback.format_exception(caught.value))}"
 
 
 def test_secrets_are_in_no_message_and_no_log(server: Server, caplog: pytest.LogCaptureFixture) -> None:
@@ -465,7 +466,6 @@ def test_secrets_are_in_no_message_and_no_log(server: Server, caplog: pytest.Log
     encoded = base64.b64encode(b"me:hidden").decode()
     caplog.set_level(logging.DEBUG)
     for behave in (
-        lambda visit: False,
         lambda visit: visit.answer(404, b""),
         lambda visit: visit.answer(302, b"", Location="/x?token=hidden"),
         lambda visit: visit.answer(302, b"", Location="gopher://hidden"),
@@ -475,17 +475,11 @@ def test_secrets_are_in_no_message_and_no_log(server: Server, caplog: pytest.Log
         lambda visit: visit.cut(1),
     ):
         server.behaviour = behave
-        with contextlib.suppress(BadFileError):
-            file = open_nested_file(secret)
-            assert "hidden" not in repr(vars(file.source))
-            continue
-        with pytest.raises(BadFileError) as caught:
-            open_nested_file(secret)
-        for error in chain(caught.value):
-            told = "".join(traceback.format_exception_only(error)) + repr(error)
-            assert "hidden" not in told
-            assert encoded not in told
-        assert "hidden" not in "".join(traceback.format_exception(caught.value))
+        told = refused_alone(secret)
+        assert "hidden" not in told
+        assert encoded not in told
+    server.behaviour = lambda visit: False
+    assert "hidden" not in repr(vars(open_nested_file(secret).source))
     assert len(server.visits) > 20
     assert "hidden" not in caplog.text
     assert encoded not in caplog.text
@@ -512,9 +506,6 @@ def test_other_requests_are_still_logged(server: Server, caplog: pytest.LogCaptu
         "https://me:hidden@/x",
         "https://me:hidden@ho\x00st/x",
         "https://me:hidden@xn--\u00e9/x",
-        "https://me:hidden@xn--a/x",
-        "http://me:hidden@" + 70 * "a" + ".example/x",
-        "http://me:hidden@a..b/x",
         "http://me:hidden@host/" + 70_000 * "x",
         "hf://me:hidden@owner/repo/x",
         "hf://me:hidden@host",
@@ -525,10 +516,14 @@ def test_other_requests_are_still_logged(server: Server, caplog: pytest.LogCaptu
     ],
 )
 def test_malformed_addresses_with_secrets(address: str) -> None:
-    with pytest.raises(BadFileError, match="; ") as caught:
-        open_nested_file(address)
-    for error in chain(caught.value):
-        assert "hid" not in f"{error}{error!r}"
+    told = refused_alone(address)
+    assert "hid" not in told
+    assert "network" not in told
+
+
+@pytest.mark.parametrize("host", ["a..b", "xn--a", 70 * "a" + ".example", "nowhere.invalid"])
+def test_names_that_cannot_exist(host: str) -> None:
+    assert "hidden" not in refused_alone(f"https://me:hidden@{host}/x?hidden")
 
 
 # Who is asked: cookies, credentials, proxies
