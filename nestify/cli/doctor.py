@@ -26,8 +26,8 @@ SCHEMA_VERSION = 1
 
 State = Literal["ok", "missing", "too old", "broken"]
 
-_OUR_EXTRAS = ("remote", "onnx", "tensorboard")
-_MODULES = {"fsspec": "fsspec", "torch": "torch", "torchvision": "torchvision", "timm": "timm"}
+_OUR_EXTRAS = ("onnx", "tensorboard")
+_MODULES = {"torch": "torch", "torchvision": "torchvision", "timm": "timm"}
 """Modules that are imported to check that they work, by package; for other packages the version is enough."""
 
 

@@ -18,8 +18,8 @@ def test_a_machine_where_it_works() -> None:
     assert document["works"]
     versions = {row["name"]: row["version"] for row in document["packages"]}
     assert versions["torch"] == metadata.version("torch")
-    assert {"timm", "torchvision", "safetensors", "onnx", "aiohttp", "tensorboard"} <= set(versions)
-    assert {row["extra"] for row in document["packages"]} == {"", "remote", "onnx", "tensorboard"}
+    assert {"timm", "torchvision", "safetensors", "onnx", "httpx2", "tensorboard"} <= set(versions)
+    assert {row["extra"] for row in document["packages"]} == {"", "onnx", "tensorboard"}
     assert document["devices"][0]["name"] == "cpu"
     assert len(document["devices"]) == 1 + torch.cuda.device_count() + torch.backends.mps.is_available()
 

@@ -8,7 +8,7 @@ import pytest
 
 from nestify.file import remote, source
 from nestify.file.reader import open_nested_file
-from nestify.file.remote import Patience
+from nestify.file.remote_client import Patience
 from tests.cli.conftest import Refused
 from tests.cli.driver import at_terminal, finish, nestify, spawn
 from tests.cli.test_start import loaded_by
@@ -131,6 +131,36 @@ def test_a_server_that_fails(status: int, server: Server, refused: Refused) -> N
     server.behaviour = lambda visit: visit.number > 2 and visit.answer(status, b"")
     message = refused(3, "slice", server.url, "--level", "3", "-o", "digits.nested.safetensors")
     assert message.startswith(f"{server.url}: ")
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://[::1/x",
+        "https://me:hid/hidden@host/x",
+        "https://me:hidden@host:port/x",
+        "https:/me:hidden@host/x",
+        "hf://me:hidden@owner/repo/x",
+    ],
+)
+def test_malformed_addresses(address: str, refused: Refused) -> None:
+    assert "hid" not in refused(3, "slice", address, "--level", "1", "-o", "a")
+    traced = nestify("slice", address, "--level", "1", "-o", "a", "--traceback")
+    assert (traced.code, traced.out) == (3, "")
+    assert "Traceback" in traced.err
+    assert "hid" not in traced.err
+
+
+def test_verbose_shows_no_secrets(server: Server) -> None:
+    address = server.url.replace("://", "://me:hidden@") + "?token=hidden"
+    done = finish(spawn("slice", address, "--level", "1", "-o", "a", "--verbose"))
+    assert done.code == 0
+    assert "hidden" not in done.out + done.err
+    server.behaviour = lambda visit: visit.answer(302, b"", Location="http://[hidden")
+    done = finish(spawn("slice", address, "--level", "1", "-o", "a", "--verbose", "--traceback"))
+    assert done.code == 3
+    assert "Traceback" in done.err
+    assert "hidden" not in done.err
 
 
 @pytest.mark.parametrize(
