@@ -145,7 +145,7 @@ class Checkpoints(CheckpointHook):
 
     @contextmanager
     def noting_resume_point(self) -> Iterator[None]:
-        """Add to an exception that ends the run the step from which the run can resume."""
+        """Add the step from which the run can resume to an exception that ends the run."""
         try:
             yield
         except DivergedError as error:
