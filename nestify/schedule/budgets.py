@@ -175,7 +175,7 @@ class Solver:
         finer = f", or set schedule.divisor below {divisor}" if axis == "width" and divisor > 1 else ""
         raise RecipeError(
             f"level[{k}].budget = {budget} cannot be met within {TOLERANCE:.0%} by {self.spec.architecture}; "
-            f"choose a budget near {costs_text}{finer}"
+            f"choose the nearest that can be met: {costs_text}{finer}"
         )
 
     def _grow_groups(

@@ -76,7 +76,7 @@ def test_a_level_of_a_recipe_meets_its_budget(tmp_path: Path) -> None:
         (
             "layer",
             "macs=0.5,1",
-            "level[1].budget = macs=0.5 cannot be met within 2% by test_resnet; choose a budget near 0.",
+            "level[1].budget = macs=0.5 cannot be met within 2% by test_resnet; choose the nearest",
         ),
         ("channel", "params=10,1", "level[1].budget = params=10 cannot be met within 2% by test_resnet"),
         ("weight", "params=0.5,params=0.25,1", "level[2].budget = params=0.25 is not above level[1].budget"),
