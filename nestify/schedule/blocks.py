@@ -64,25 +64,15 @@ def _spread(n: int) -> list[int]:
     return order
 
 
-def rank_by_loss(blocks: Sequence[Block], loss: Loss, *, greedy: bool = False) -> Ranking:
-    """Rank blocks by the loss without them, highest first.
+def rank_by_loss(blocks: Sequence[Block], loss: Loss) -> Ranking:
+    """Rank blocks by the loss without them, highest first; each block is skipped alone.
 
     Args:
-        blocks: n blocks.
+        blocks: n blocks, for n losses.
         loss: the loss of the network that skips the given blocks.
-        greedy: whether to skip one block after another and measure all remaining blocks each time, because
-            a block can become important when its neighbour is skipped: n (n + 1) / 2 - 1 losses. With False
-            each block is skipped alone: n losses.
     """
-    if not greedy:
-        losses = {block: loss([block]) for block in blocks}
-        return tuple(sorted(blocks, key=lambda block: losses[block], reverse=True))
-    remaining, skipped = list(blocks), list[Block]()
-    while len(remaining) > 1:
-        least = min(remaining, key=lambda block: loss([*skipped, block]))
-        remaining.remove(least)
-        skipped.append(least)
-    return (*remaining, *reversed(skipped))
+    losses = {block: loss([block]) for block in blocks}
+    return tuple(sorted(blocks, key=lambda block: losses[block], reverse=True))
 
 
 CALIBRATION_BATCHES = 4

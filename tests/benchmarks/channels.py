@@ -29,7 +29,7 @@ with warnings.catch_warnings():
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from nestify.model.graph.channel_map import ChannelMap, map_channels, permute_channels
 from tests.family_walk import smallest_model
-from tests.model.graph.builders import cut, difference, load_tensors, random_units, zero_units
+from tests.model.graph.builders import cut, difference, load_tensors, narrow, random_units, zero_units
 
 TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-2}
 """Of the differences; some models compute in float32 whatever they are given."""
@@ -81,14 +81,14 @@ def _dropped_against_zeroed(model: nn.Module, channels: ChannelMap, images: Tens
     """Largest difference between logits of a level without some units, and of the model where they are 0."""
     unmixed = [k for k, group in enumerate(channels.groups) if not group.mixed]
     kept = random_units(channels, 0, unmixed)
-    level = load_tensors(channels.narrow(kept), cut(channels, model, channels.axes(kept)))
+    level = load_tensors(narrow(channels, kept), cut(channels, model, channels.axes(kept)))
     return difference(level(images), zero_units(channels, model, kept)(images))
 
 
 def _left(model: nn.Module, channels: ChannelMap, images: Tensor) -> Row:
     """Shares of the parameters and MACs that half of every group's units leave."""
     kept = [np.arange(max(1, group.units // 2)) for group in channels.groups]
-    level = load_tensors(channels.narrow(kept), cut(channels, model, channels.axes(kept)))
+    level = load_tensors(narrow(channels, kept), cut(channels, model, channels.axes(kept)))
     sizes = [sum(p.numel() for p in module.parameters()) for module in (level, model)]
     flops = []
     for module in (level, model):

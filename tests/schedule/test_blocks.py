@@ -71,8 +71,7 @@ def test_exact_depths_are_not_rounded_up() -> None:
     assert [len(kept_blocks(ranking, k / 25)) for k in range(1, 26)] == list(range(1, 26))
 
 
-@pytest.mark.parametrize("greedy", [False, True])
-def test_blocks_are_ranked_by_their_loss(greedy: bool) -> None:
+def test_blocks_are_ranked_by_their_loss() -> None:
     (stage,) = stages_of([7])
     cost = {block: (3 * k) % 7 for k, block in enumerate(stage.blocks)}
     calls: list[int] = []
@@ -81,18 +80,6 @@ def test_blocks_are_ranked_by_their_loss(greedy: bool) -> None:
         calls.append(len(skipped))
         return sum(cost[block] for block in skipped)
 
-    ranking = rank_by_loss(stage.blocks, loss, greedy=greedy)
+    ranking = rank_by_loss(stage.blocks, loss)
     assert [cost[block] for block in ranking] == [6, 5, 4, 3, 2, 1, 0]
-    assert calls == ([k for k in range(1, 7) for _ in range(8 - k)] if greedy else [1] * 7)
-
-
-def test_greedy_ranking_sees_that_a_block_becomes_important() -> None:
-    """The loss is high only if both of the first two blocks are skipped."""
-    (stage,) = stages_of([3])
-    first, second, third = stage.blocks
-
-    def loss(skipped: Sequence[Block]) -> float:
-        return 9.0 * {first, second}.issubset(skipped) + (third in skipped) + 0.1 * (second in skipped)
-
-    assert rank_by_loss(stage.blocks, loss) == (third, second, first)
-    assert rank_by_loss(stage.blocks, loss, greedy=True) == (second, third, first)
+    assert calls == [1] * 7

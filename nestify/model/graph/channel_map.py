@@ -159,14 +159,6 @@ class ChannelMap:
         choice = choose(self._found, self._roots, units)
         return build_network(choice, pruned_graph, constants, training=training, device=device)
 
-    def narrow(self, kept: Sequence[Indices | None]) -> fx.GraphModule:
-        """Return the network that keeps some units of each group, for evaluation on the CPU; see `skeleton`.
-
-        Args:
-            kept: per group, the (kept,) units; None keeps all of them.
-        """
-        return self.skeleton(self.axes(kept), training=False, device=torch.device("cpu"))
-
     def _kept_units(self, group: Group, axes: Axes, complete: frozenset[str]) -> Indices:
         """Return the units that are kept in the group's first tensor for which `axes` is complete."""
         member = next((member for member in group.members if member.name in complete), None)

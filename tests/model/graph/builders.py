@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 
-from nestify.model.graph.axes import Axes, take_indices
+from nestify.model.graph.axes import Axes, Indices, take_indices
 from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.spec import state_tensors
 
@@ -164,3 +164,8 @@ def difference(first: Tensor, second: Tensor) -> float:
     """Return the largest difference between two tensors of one shape."""
     assert first.shape == second.shape
     return float((first.detach() - second.detach()).abs().max())
+
+
+def narrow(channels: ChannelMap, kept: Sequence[Indices | None]) -> fx.GraphModule:
+    """Return the network without weights that keeps some units of each group, for evaluation on the CPU."""
+    return channels.skeleton(channels.axes(kept), training=False, device=torch.device("cpu"))

@@ -12,7 +12,7 @@ import torch
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph.axes import Axes, Indices, take_indices
 from nestify.model.graph.channel_map import map_channels
-from tests.model.graph.builders import MODELS, example, half, random_units
+from tests.model.graph.builders import MODELS, example, half, narrow, random_units
 
 CPU = torch.device("cpu")
 
@@ -129,7 +129,7 @@ def test_the_map_does_not_keep_the_model_alive() -> None:
     model = timm.create_model("test_resnet", num_classes=10)
     weight = weakref.ref(model.get_parameter("fc.weight"))
     channels = map_channels(model, (3, 64, 64))
-    channels.narrow(half(channels))
+    narrow(channels, half(channels))
     del model
     gc.collect()
     assert weight() is None

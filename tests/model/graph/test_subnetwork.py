@@ -20,6 +20,7 @@ from tests.model.graph.builders import (
     example,
     half,
     load_tensors,
+    narrow,
     random_units,
     run_level,
     zero_units,
@@ -88,7 +89,7 @@ def test_a_level_has_the_logits_of_the_narrower_timm_model(name: str, scattered:
 @pytest.mark.parametrize("name", MODELS)
 def test_half_the_width_has_about_a_quarter_of_the_macs(name: str) -> None:
     case = example(name)
-    skeleton = case.channels.narrow([np.arange(max(1, g.units // 2)) for g in case.channels.groups])
+    skeleton = narrow(case.channels, [np.arange(max(1, g.units // 2)) for g in case.channels.groups])
     shapes = {key: tensor.shape for key, tensor in skeleton.state_dict().items()}
     skeleton.load_state_dict({k: torch.zeros(s, dtype=torch.float64) for k, s in shapes.items()}, assign=True)
     assert flops(skeleton, case.images) < 0.4 * flops(case.model, case.images)
@@ -162,7 +163,7 @@ def test_a_network_can_be_filled_with_a_state_dict() -> None:
     case = example("test_efficientnet")
     kept = half(case.channels)
     tensors = cut(case.channels, case.model, case.channels.axes(kept))
-    network = load_tensors(case.channels.narrow(kept), tensors)
+    network = load_tensors(narrow(case.channels, kept), tensors)
     assert set(network.state_dict()) == set(case.channels.names)
     expected = run_level(case.channels, case.model, kept, case.images)
     assert torch.equal(network(case.images), expected)

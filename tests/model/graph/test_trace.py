@@ -15,6 +15,7 @@ from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.operators import RULES
 from nestify.model.graph.sizes import CHANGES
 from nestify.model.graph.trace import trace
+from tests.model.graph.builders import narrow
 
 
 class Model(nn.Module):
@@ -104,7 +105,7 @@ class Several(nn.Module):
 
 def find_and_narrow(model: nn.Module) -> None:
     channels = map_channels(model, INPUT)
-    channels.narrow([np.arange(5) for _ in channels.groups])
+    narrow(channels, [np.arange(5) for _ in channels.groups])
 
 
 def refusal_of(model: nn.Module) -> str:
