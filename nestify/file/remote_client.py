@@ -124,8 +124,12 @@ class RangeClient:
             )
         except UnicodeError:
             problem = "the access token has letters that HTTP does not allow; run `hf auth login` again"
-        except ImportError:
-            problem = f"a SOCKS proxy needs one more package; pip install 'httpx2[socks]', or {CHECK_PROXY}"
+        except ImportError as error:
+            problem = "the package httpx2 does not work; pip install --force-reinstall httpx2"
+            if "socks" in str(error).lower():
+                problem = (
+                    f"a SOCKS proxy needs another package; pip install 'httpx2[socks]', or {CHECK_PROXY}"
+                )
         except OSError:  # also ssl.SSLError
             problem = "the certificates cannot be read; check SSL_CERT_FILE and SSL_CERT_DIR"
         except Exception:

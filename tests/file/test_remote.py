@@ -611,9 +611,11 @@ def test_credentials_are_for_one_origin(target: str, monkeypatch: pytest.MonkeyP
     ],
 )
 def test_proxies_that_cannot_be_used(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "socksio", None)  # as if it were not installed
     monkeypatch.setenv(name, value)
-    told = refused("http://example.org/x")
+    told = refused_alone("http://example.org/x")
     assert name in told
+    assert ("pip install 'httpx2[socks]'" in told) == value.startswith("socks")
     assert "hidden" not in told
 
 
