@@ -15,8 +15,8 @@ from nestify.evaluation.pick import Pick as Pick
 from nestify.evaluation.pick import pick as pick
 from nestify.evaluation.verify import Verification as Verification
 from nestify.evaluation.verify import verify as verify
+from nestify.exports.export import export as export
 from nestify.exports.write import Exported as Exported
-from nestify.exports.write import export as export
 from nestify.file.loading import load as load
 from nestify.file.slicing import Sliced as Sliced
 from nestify.file.slicing import slice_file as slice_file

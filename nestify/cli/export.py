@@ -52,7 +52,7 @@ def export(
     pip install 'nestify\\[onnx]'.
     """
     from nestify.cli.output import write_result
-    from nestify.exports.write import export as run
+    from nestify.exports.export import export as run
 
     done = run(file, level, format, output, batch=batch, opset=opset)
     text = json.dumps(_document(file, done), indent=2) + "\n" if as_json else _text(file, done)

@@ -1,4 +1,4 @@
-"""One level as a plain model that needs no nestify: timm weights, ONNX, or torch's own pt2.
+"""One level as a plain model that works without nestify: timm weights, ONNX, or torch's own pt2.
 
-Pictures come in as timm prepares them (the file says how), logits come out, without a softmax.
+Inputs are images preprocessed as timm does (the file says how); outputs are logits, without a softmax.
 """

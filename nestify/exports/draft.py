@@ -1,4 +1,4 @@
-"""An export before it takes its place, and the proof that it is the level."""
+"""An export before it is kept, and the proof that it computes what the level computes."""
 
 import io
 import logging
@@ -22,7 +22,7 @@ MAX_REASON = 200
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop prints, warnings and log lines of the block; what it raises says enough."""
+    """Discard prints, warnings and log lines of the block; exceptions pass through."""
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
@@ -34,7 +34,7 @@ def quiet() -> Iterator[None]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception says, as far as it fits into a sentence."""
+    """Return the part of an exception's message that fits into a sentence."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip().partition("\n")[0].rstrip(" .:!")
     text = text if len(text) <= MAX_REASON else text[: MAX_REASON - 3] + "..."
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
@@ -46,14 +46,14 @@ Runner = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Draft:
-    """A level in some format, not yet written.
+    """A level in one format, before it is written.
 
     Attributes:
-        write: put it into a file.
-        reopen: load a file again, the way a user would, without nestify's own code.
-        load_line: one line of Python that loads the file at this path.
+        write: writes it to a file.
+        reopen: loads such a file as a user would, without nestify's own code.
+        load_line: returns one line of Python that loads the file at a path.
         tolerance: largest allowed difference of a logit, relative to the largest logit.
-        opset: of an ONNX model.
+        opset: version of ONNX's operators; None for other formats.
     """
 
     write: Callable[[BinaryIO], None]
@@ -65,16 +65,16 @@ class Draft:
 
 @dataclass(frozen=True)
 class Probe:
-    """Images (B, C, H, W) with the logits (B, num_classes) that a level gives for them."""
+    """Images (B, C, H, W), and the level's logits (B, num_classes) for them."""
 
     images: Tensor
     logits: Tensor
 
 
 def probes(plain: nn.Module, facts: ExportFacts, batch: int | None) -> list[Probe]:
-    """The fixed synthetic images through the level: at `batch`, or at two sizes where any is allowed.
+    """Run the fixed synthetic images through the level, at one batch size or at two if any is allowed.
 
-    No size is the one that an export is traced with, so that a size that was written into it shows.
+    None of the sizes is the one that an export is traced with, so a size fixed by tracing is detected.
     """
     sizes = [batch] if batch else [1, 3]
     with torch.no_grad():
@@ -90,13 +90,13 @@ def prove(
     """Load an export again and compare it with the level.
 
     Args:
-        name: of the export in messages.
+        name: what messages call the export.
 
     Returns:
-        the largest difference of a logit, relative to the largest logit.
+        The largest difference of a logit, relative to the largest logit.
 
     Raises:
-        OutputError: if it does not run, or gives other logits.
+        OutputError: if it does not run, or its logits differ.
     """
     try:
         with quiet(), torch.no_grad():
@@ -104,15 +104,15 @@ def prove(
             found = [run(probe.images) for probe in expected]
     except NestifyError:
         raise
-    except Exception as error:  # whatever a runtime raises is about the file that was written
+    except Exception as error:  # any exception of a runtime is about the file that was written
         raise OutputError(
-            f"{name}: what was written does not run when it is loaded again ({first_line(error)}), so it "
+            f"{name}: the export does not run when it is loaded again ({first_line(error)}), so it "
             "was not kept; choose another --format or --batch 1"
         ) from error
     off = max(_difference(logits, probe.logits) for logits, probe in zip(found, expected, strict=True))
     if not off <= tolerance:
         raise OutputError(
-            f"{name}: what was written gives other logits than the level (off by {off:.2g} of the largest, "
+            f"{name}: the export's logits differ from the level's (by {off:.2g} of the largest, "
             f"allowed is {tolerance:.0e}), so it was not kept; choose another --format"
         )
     return off

@@ -24,16 +24,16 @@ DEFAULT_OPSET = 18
 reads it since 1.14 (2023), and other runtimes of that age do."""
 
 MAX_BYTES = 2**31 - 1
-"""Of one ONNX file, which is one protobuf message."""
+"""Largest size of an ONNX file, which is one protobuf message."""
 
 
 def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Draft:
     """Translate a level to ONNX.
 
     Args:
-        plain: in eval mode, on the CPU.
-        batch: images per call; None: any number.
-        opset: version of ONNX's operators; None: `DEFAULT_OPSET`.
+        plain: the level, in eval mode on the CPU.
+        batch: number of images per call; None for any number.
+        opset: version of ONNX's operators; None for `DEFAULT_OPSET`.
 
     Raises:
         RecipeError: if a package is missing, or there is no such opset.
@@ -44,7 +44,7 @@ def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: i
     newest = packages["onnx"].defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         raise RecipeError(
-            f"opset {opset} is not one that ONNX has; give 1 to {newest}, such as {DEFAULT_OPSET}"
+            f"opset {opset} is not a version of ONNX; give --opset 1 to {newest}, such as {DEFAULT_OPSET}"
         )
     _check_size(sum(t.numel() * t.element_size() for t in plain.state_dict().values()), facts)
     model = _translated(capture(plain, facts, batch), facts, batch, opset)
@@ -68,15 +68,15 @@ def _package(name: str) -> Any:
 def _check_size(size: int, facts: ExportFacts) -> None:
     if size > MAX_BYTES:
         raise UnsupportedModelError(
-            f"{facts.title} takes {size} bytes, and an ONNX file holds at most {MAX_BYTES}; "
+            f"{facts.title} has {size} bytes, and an ONNX file holds at most {MAX_BYTES}; "
             "export it as pt2 or timm"
         )
 
 
 def _translated(program: ExportedProgram, facts: ExportFacts, batch: int | None, opset: int) -> Any:
-    """The ONNX model, as a protobuf message."""
+    """Translate a level, and return the ONNX model as a protobuf message."""
     try:
-        # With gradients, attention would be taken apart in another memory layout than it was traced in.
+        # With gradients enabled, attention would be decomposed in another memory layout than the traced one.
         with quiet(), torch.no_grad():
             translated = torch.onnx.export(
                 program,
@@ -84,14 +84,16 @@ def _translated(program: ExportedProgram, facts: ExportFacts, batch: int | None,
                 opset_version=opset,
                 input_names=["images"],
                 output_names=["logits"],
-                dynamic_shapes=None if batch else ({0: "batch"},),  # for its name; the program has the rest
+                dynamic_shapes=None
+                if batch
+                else ({0: "batch"},),  # only its name is needed; the program has the rest
                 verbose=False,
             )
             assert translated is not None
-            # The nodes' notes name modules of torch and timm, and are as large as a small model.
+            # The nodes' metadata names modules of torch and timm, and is as large as a small model.
             import_module("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(translated.model)
             model: Any = translated.model_proto
-    except Exception as error:  # whatever the translation raises is about this model
+    except Exception as error:  # any exception of the translation is about this model
         raise UnsupportedModelError(_why(error, facts)) from error
     reached = {entry.domain: entry.version for entry in model.opset_import}.get("")
     if reached != opset:
@@ -102,7 +104,7 @@ def _translated(program: ExportedProgram, facts: ExportFacts, batch: int | None,
 
 
 def _why(error: BaseException, facts: ExportFacts) -> str:
-    """The operator that stopped the translation where one did, else the first cause."""
+    """Name the operator that stopped the translation, or else the first cause."""
     cause = error
     while cause.__cause__ is not None:
         cause = cause.__cause__

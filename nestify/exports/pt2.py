@@ -1,4 +1,4 @@
-"""A level as a program of `torch.export`, which torch alone loads."""
+"""A level as a `torch.export` program, which torch loads without timm or nestify."""
 
 import json
 from pathlib import Path
@@ -21,11 +21,11 @@ def capture(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Exported
     """Trace a model for images of its input size.
 
     Args:
-        plain: in eval mode, on the CPU.
-        batch: images per call; None: any number.
+        plain: the level, in eval mode on the CPU.
+        batch: number of images per call; None for any number.
 
     Returns:
-        a program without the places in source files that its nodes came from.
+        A program without the source locations of its nodes.
 
     Raises:
         UnsupportedModelError: if torch cannot trace the model.
@@ -35,7 +35,7 @@ def capture(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Exported
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(plain, (images,), dynamic_shapes=shapes, strict=False)
-    except Exception as error:  # whatever tracing raises is about this model
+    except Exception as error:  # any exception of tracing is about this model
         what, remedy = "", "export it as timm"
         if batch is None:
             what, remedy = " for batches of any size", "try --batch 1, or export it as timm"
@@ -44,21 +44,21 @@ def capture(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Exported
         ) from error
     for module in program.graph_module.modules():
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # holds the paths of this machine
+            node.meta.pop("stack_trace", None)  # it holds paths of this machine
     return program
 
 
 TOLERANCE = 1e-4
-"""The same kernels in the same order: what differs is rounding where memory lies differently."""
+"""Largest difference of a logit. The kernels are the same; rounding depends on the memory layout."""
 
 FACTS_FILE = "nestify.json"
 """Name of the facts among the archive's extra files."""
 
 
 def pt2_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Draft:
-    """Trace a level; see `capture` for the arguments and what is raised."""
+    """Trace a level; see `capture` for the arguments and errors."""
     program = capture(plain, facts, batch)
-    program.example_inputs = None  # they would lie in the file, a picture's worth of bytes each
+    program.example_inputs = None  # each would be stored in the file, with the bytes of an image
 
     def write(file: BinaryIO) -> None:
         with quiet():

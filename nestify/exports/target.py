@@ -1,4 +1,4 @@
-"""Where an export goes, and in which format. No torch here."""
+"""Path and format of an export. Does not import torch."""
 
 import json
 import os
@@ -16,16 +16,19 @@ from nestify.version import __version__
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What the manifest of a nested file says of one level.
+    """What the manifest of a nested file says about one level.
 
     Attributes:
-        kwargs: `timm.create_model(architecture, **kwargs)` builds the model.
-        class_names: in the order of the logits; None where the file names none.
+        architecture: name of the timm model.
+        kwargs: arguments for `timm.create_model(architecture, **kwargs)`.
+        num_classes: number of classes that the level predicts.
+        class_names: class names in the order of the logits; None if the file has none.
         preprocessing: timm's data configuration: input_size (C, H, W), mean, std (per channel, for pixels
             in [0, 1]), interpolation, crop_pct, crop_mode.
-        level: 1 for the core.
-        sparsity: share of the maskable weights that are zero.
-        metrics: what was measured or counted for the level.
+        level: number of the level, 1 for the core level.
+        level_name: name of the level.
+        sparsity: share of the maskable weights that are zero, in [0, 1].
+        metrics: accuracies and costs of the level, by name.
     """
 
     architecture: str
@@ -39,8 +42,8 @@ class ExportFacts:
     metrics: Mapping[str, Any]
 
     @classmethod
-    def of(cls, manifest: Manifest, level: int) -> "ExportFacts":
-        """The facts of a level, given by its number."""
+    def for_level(cls, manifest: Manifest, level: int) -> "ExportFacts":
+        """Return the facts of a level, given by its number."""
         model, entry, classes = manifest.model, manifest.levels[level - 1], manifest.num_classes(level)
         return cls(
             architecture=model.architecture,
@@ -56,18 +59,18 @@ class ExportFacts:
 
     @property
     def input_size(self) -> tuple[int, int, int]:
-        """Channels, height and width of one image, in pixels."""
+        """Return (channels, height, width) of one image, in pixels."""
         channels, height, width = self.preprocessing["input_size"]
         return int(channels), int(height), int(width)
 
     @property
     def title(self) -> str:
-        """The level as messages call it; a name with control characters must not steer a terminal."""
+        """Return what messages call the level; control characters in its name are escaped."""
         name = self.level_name if self.level_name.isprintable() else repr(self.level_name)
         return f"level {self.level} ({name}) of {self.architecture}"
 
     def document(self) -> dict[str, Any]:
-        """The facts as one JSON object."""
+        """Return the facts as one JSON object."""
         return {
             "architecture": self.architecture,
             "kwargs": dict(self.kwargs),
@@ -82,7 +85,7 @@ class ExportFacts:
         }
 
     def metadata(self) -> dict[str, str]:
-        """The same for formats that hold strings alone: what is no string is JSON."""
+        """Return the facts for formats that hold only strings; other values become JSON."""
         known = {key: value for key, value in self.document().items() if value is not None}
         return {
             key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -94,7 +97,7 @@ NESTED_SUFFIXES = (".safetensors", ".nested")
 
 
 class ExportFormat(StrEnum):
-    """What an export is: weights for timm, an ONNX model, a program of `torch.export`."""
+    """Format of an export: weights for timm, an ONNX model, or a `torch.export` program."""
 
     timm = "timm"
     onnx = "onnx"
@@ -102,16 +105,18 @@ class ExportFormat(StrEnum):
 
     @property
     def suffix(self) -> str:
-        """With which its files end; timm and others tell a format by it."""
+        """Suffix of its files, by which timm and other programs recognise the format."""
         return ".safetensors" if self is ExportFormat.timm else f".{self.value}"
 
 
 @dataclass(frozen=True)
 class Target:
-    """A place for an export.
+    """Path and format of an export.
 
     Attributes:
-        folder: whether `path` is to be a folder that timm loads as `local-dir:`.
+        path: file or folder to write.
+        format: format of the export.
+        folder: whether `path` is a folder that timm loads as `local-dir:`.
     """
 
     path: Path
@@ -125,17 +130,18 @@ def choose_target(
     format: str | None = None,
     output: str | os.PathLike[str] | None = None,
 ) -> Target:
-    """Find format and place from what the user said of either.
+    """Choose the format and the path of an export from what the user gave.
 
     Args:
         source: the nested file.
-        format: timm, onnx or pt2; None: by the suffix of `output`.
-        output: a file, or for timm a folder (it exists, or ends with a slash); None: beside the nested
-            file, as in `digits.level1.onnx`.
+        facts: the level to export.
+        format: timm, onnx or pt2; None to use the suffix of `output`.
+        output: a file, or for timm a folder (it exists, or ends with a slash); None for a file next to the
+            nested file, such as `digits.level1.onnx`.
 
     Raises:
-        RecipeError: if the format is unknown, or not said.
-        OutputError: if an export has no place there.
+        RecipeError: if the format is unknown, or not given.
+        OutputError: if nothing can be written there.
     """
     if output is None:
         if format is None:
@@ -146,26 +152,30 @@ def choose_target(
         return _place(source, format, output)
     except OSError as error:
         raise OutputError(
-            f"{output}: cannot be looked up ({error.strerror or error}); choose another path"
+            f"{output}: cannot be accessed ({error.strerror or error}); choose another path"
         ) from error
 
 
 def check_options(format: ExportFormat, batch: int | None, opset: int | None) -> None:
-    """Refuse options that a format does not have.
+    """Refuse options that do not apply to a format.
 
     Raises:
         RecipeError: naming the option.
     """
     if opset is not None and format is not ExportFormat.onnx:
-        raise RecipeError(f"--opset {opset} goes with --format onnx, not with {format}; leave it out")
+        raise RecipeError(f"--opset {opset} applies to --format onnx, not to {format}; leave it out")
     if batch is not None and format is ExportFormat.timm:
-        raise RecipeError(f"--batch {batch} does not go with --format timm, which takes any; leave it out")
+        raise RecipeError(
+            f"--batch {batch} does not apply to --format timm, which accepts any batch size; leave it out"
+        )
     if batch is not None and batch < 1:
-        raise RecipeError(f"--batch {batch} is no number of images; give 1 or more, or leave it out for any")
+        raise RecipeError(
+            f"--batch {batch} is not a number of images; give 1 or more, or leave it out for any number"
+        )
 
 
 def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> Target:
-    """What the user's path is; an OSError where the system does not say."""
+    """Describe the user's path; raises OSError if the system cannot."""
     path = Path(output)
     if path.is_dir() or os.fspath(output).endswith(("/", os.sep)):
         return _folder(path, _format(format or ExportFormat.timm))
@@ -175,7 +185,7 @@ def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> 
     if path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"{path}: is the nested file itself; choose another path")
     if not path.parent.is_dir():
-        raise OutputError(f"{path}: its folder does not exist; make it, or choose another path")
+        raise OutputError(f"{path}: its folder does not exist; create it, or choose another path")
     return Target(path, chosen)
 
 
@@ -205,7 +215,7 @@ def _beside(source: Path, facts: "ExportFacts", format: ExportFormat) -> Path:
     name = source.name
     for suffix in NESTED_SUFFIXES:
         name = name.removesuffix(suffix)
-    # A name from a file that nobody vouches for must not lead into another folder.
+    # A name from an untrusted file must not lead into another folder.
     plain = re.fullmatch(r"\w[\w.-]{0,63}", facts.level_name)
     level = facts.level_name if plain else f"level{facts.level}"
     return source.with_name(f"{name}.{level}{format.suffix}")

@@ -19,17 +19,17 @@ from nestify.exports.target import ExportFacts
 from nestify.model.spec import build_model
 
 TOLERANCE = 1e-5
-"""The same tensors in the same modules: what differs is rounding where memory lies differently."""
+"""Largest difference of a logit. The modules are the same; rounding depends on the memory layout."""
 
 
 def as_timm(plain: nn.Module, facts: ExportFacts) -> tuple[nn.Module, ExportFacts]:
-    """A level as the model that timm builds, and its facts with the arguments of that model.
+    """Return a level as a model that timm builds, and its facts with that model's arguments.
 
-    A level with fewer channels or layers becomes the model of other arguments that computes the same.
+    A level with fewer channels or blocks becomes a model with other arguments that computes the same.
 
     Args:
         plain: the level, in eval mode on the CPU.
-        facts: the arguments in it are those of the full model.
+        facts: facts of the level, with the arguments of the full model.
 
     Raises:
         UnsupportedModelError: if timm's constructor builds no such network.
@@ -45,10 +45,11 @@ def as_timm(plain: nn.Module, facts: ExportFacts) -> tuple[nn.Module, ExportFact
 
 
 def timm_draft(plain: nn.Module, facts: ExportFacts) -> Draft:
-    """Dense tensors under timm's names, a tied one under each of its names.
+    """Return dense tensors under timm's names, a tied tensor under each of its names.
 
     Args:
-        plain, facts: as `as_timm` gives them.
+        plain: the level, as `as_timm` returns it.
+        facts: its facts, as `as_timm` returns them.
     """
     kwargs = _needed_kwargs(facts)
 
@@ -71,8 +72,9 @@ def write_local_dir(folder: Path, plain: nn.Module, facts: ExportFacts) -> None:
     """Write `config.json` and `model.safetensors` as timm's `local-dir:` reads them.
 
     Args:
-        folder: exists and is empty.
-        plain, facts: as `as_timm` gives them.
+        folder: an empty folder.
+        plain: the level, as `as_timm` returns it.
+        facts: its facts, as `as_timm` returns them.
     """
     labels = {} if facts.class_names is None else {"label_names": list(facts.class_names)}
     save_config_for_hf(
@@ -82,13 +84,13 @@ def write_local_dir(folder: Path, plain: nn.Module, facts: ExportFacts) -> None:
 
 
 def reopen_local_dir(folder: Path) -> Runner:
-    """Load such a folder the way a user would."""
+    """Load such a folder as a user would."""
     model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval()
 
 
 def _saved(plain: nn.Module, facts: ExportFacts) -> bytes:
-    # The format refuses tensors that share memory, so each gets its own.
+    # The format refuses tensors that share memory, so each is copied.
     tensors: dict[str, Tensor] = {
         name: tensor.detach().contiguous().clone() for name, tensor in plain.state_dict().items()
     }
@@ -97,13 +99,13 @@ def _saved(plain: nn.Module, facts: ExportFacts) -> bytes:
 
 
 def _has_the_tensors(plain: nn.Module, facts: ExportFacts) -> bool:
-    """Whether names and shapes are those of the model that the facts name."""
+    """Whether the names and shapes are those of the model that the facts describe."""
     due, found = without_weights(facts.architecture, facts.kwargs).state_dict(), plain.state_dict()
     return due.keys() == found.keys() and all(due[name].shape == found[name].shape for name in due)
 
 
 def _needed_kwargs(facts: ExportFacts) -> Mapping[str, Any]:
-    """The arguments without those that timm's own default model reports of itself."""
+    """Return the arguments that differ from those of timm's default model."""
     own = get_model_args(without_weights(facts.architecture, {}))
     plain = {key: list(value) if isinstance(value, tuple) else value for key, value in own.items()}
     missing = object()

@@ -1,9 +1,8 @@
-"""Writing a level as a plain model, which takes its place only when it has proven to be the level."""
+"""Write a level as a plain model, which is kept only after its logits have been compared with the level's."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from torch import nn
 
@@ -11,9 +10,7 @@ from nestify.exports import timm
 from nestify.exports.draft import Draft, Probe, probes, prove
 from nestify.exports.onnx import onnx_draft
 from nestify.exports.pt2 import pt2_draft
-from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options, choose_target
-from nestify.file.reader import open_nested_file
-from nestify.file.source import LocalFile
+from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options
 from nestify.files import atomic_file, atomic_folder
 
 
@@ -22,12 +19,15 @@ class Exported:
     """What was written.
 
     Attributes:
-        facts: of the level, as the export holds them.
-        bytes: of the file, or of all files of a folder.
-        max_difference: of a logit between the level and the export as it loads again, relative to the
-            largest logit. `tolerance`: what was allowed.
-        batch: images per call; None: any number.
-        opset: of an ONNX model.
+        path: the file or folder.
+        format: its format.
+        facts: facts of the level, as stored in the export.
+        bytes: size of the file, or of all files of the folder.
+        max_difference: largest difference of a logit between the level and the export when loaded again,
+            relative to the largest logit.
+        tolerance: largest difference that was allowed.
+        batch: number of images per call; None for any number.
+        opset: version of ONNX's operators; None for other formats.
         load_line: one line of Python that loads it.
     """
 
@@ -54,20 +54,20 @@ def export_level(
 
     Args:
         plain: the level, in eval mode on the CPU: images (B, C, H, W) to logits (B, num_classes). For
-            timm it has the names of timm's tensors, or of a part of them.
-        facts: what the export says of itself.
-        target: where to, and in which format; see `choose_target`.
-        batch: images per call that onnx and pt2 are fixed to; None: any number.
-        opset: version of ONNX's operators; None: one that runtimes read widely.
+            timm its tensors have timm's names, or some of them.
+        facts: what the export states about itself.
+        target: path and format; see `choose_target`.
+        batch: number of images per call that onnx and pt2 are fixed to; None for any number.
+        opset: version of ONNX's operators; None for one that most runtimes read.
 
     Raises:
-        RecipeError: if an option does not go with the format, or a package is missing.
+        RecipeError: if an option does not apply to the format, or a package is missing.
         UnsupportedModelError: if the model cannot be written in this format.
-        OutputError: if it cannot be written there, or what was written does not give the level's logits;
-            an older file is then unchanged.
+        OutputError: if it cannot be written there, or its logits differ from the level's; an older file is
+            then unchanged.
     """
     check_options(target.format, batch, opset)
-    # Before anything is traced: a model that caches would keep what it saw then.
+    # Before tracing, because a model that caches tensors would keep those of the trace.
     expected = probes(plain, facts, batch)
     if target.format is ExportFormat.timm:
         plain, facts = timm.as_timm(plain, facts)
@@ -125,40 +125,3 @@ def _export_folder(
         opset=None,
         load_line=f"timm.create_model({f'local-dir:{target.path}'!r}, pretrained=True).eval()",
     )
-
-
-def export(
-    path: str | os.PathLike[str],
-    level: int | str,
-    format: str | None = None,
-    output: str | os.PathLike[str] | None = None,
-    *,
-    batch: int | None = None,
-    opset: int | None = None,
-) -> "Exported":
-    """Write one level as a plain model that needs no nestify, checked against the level's logits.
-
-    Args:
-        path: a nested file, or its address; nothing is read beyond the level's prefix.
-        level: number or name.
-        format: timm, onnx or pt2; None: by the suffix of `output`.
-        output: a file, or for timm a new folder; None: beside the nested file.
-        batch: images per call that onnx and pt2 are fixed to; None: any number.
-        opset: version of ONNX's operators.
-
-    Raises:
-        RecipeError: if there is no such level or format, or an option does not fit the format.
-        BadFileError: if the file is damaged, or does not make the model that it names.
-        UnsupportedModelError: if the model has an operator that the format does not know.
-        OutputError: if the export cannot be written, or is not the level when it is loaded again.
-    """
-    file = open_nested_file(path, truncated=True)
-    file.check_whole(number := file.level_index(str(level)))
-    facts = ExportFacts.of(file.manifest, number)
-    beside = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
-    target = choose_target(beside, facts, format, output)
-    check_options(target.format, batch, opset)
-    pass
-    from nestify.file.loading import load_level
-
-    return export_level(load_level(file, number), facts, target, batch=batch, opset=opset)

@@ -129,9 +129,9 @@ def test_the_zeros_are_those_of_the_level(digits_file: Path) -> None:
         (["--level", "1", "-o", "a.bin"], 2, "a.bin: does not end with one of .safetensors, .onnx, .pt2"),
         (["--level", "1", "--format", "onnx", "-o", "a.pt2"], 3, "a.pt2: does not end with .onnx"),
         (["--level", "1", "-o", "none/a.onnx"], 3, "none/a.onnx: its folder does not exist"),
-        (["--level", "1", "-o", "a.pt2", "--opset", "18"], 2, "--opset 18 goes with --format onnx"),
-        (["--level", "1", "-o", "a.safetensors", "--batch", "2"], 2, "--batch 2 does not go with"),
-        (["--level", "1", "-o", "a.onnx", "--opset", "1000"], 2, "opset 1000 is not one that ONNX has"),
+        (["--level", "1", "-o", "a.pt2", "--opset", "18"], 2, "--opset 18 applies to --format onnx"),
+        (["--level", "1", "-o", "a.safetensors", "--batch", "2"], 2, "--batch 2 does not apply to"),
+        (["--level", "1", "-o", "a.onnx", "--opset", "1000"], 2, "opset 1000 is not a version of ONNX"),
     ],
 )
 def test_refusals(digits_file: Path, refused: Refused, words: list[str], code: int, said: str) -> None:

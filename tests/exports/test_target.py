@@ -57,7 +57,7 @@ def test_places(folders: Path, format: str | None, output: str | None, expected:
         ("timm", "models/../models/digits.nested.safetensors", OutputError, "is the nested file itself"),
         ("timm", "link.safetensors", OutputError, "is the nested file itself"),
         ("onnx", "none/model.onnx", OutputError, "its folder does not exist"),
-        ("onnx", f"{'long' * 100}.onnx", OutputError, "cannot be looked up (File name too long)"),
+        ("onnx", f"{'long' * 100}.onnx", OutputError, "cannot be accessed (File name too long)"),
     ],
 )
 def test_no_places(

@@ -1,4 +1,4 @@
-"""What the class of a timm model is built with, and the numbers among it."""
+"""The arguments that the class of a timm model is built with, and the numbers among them."""
 
 import dataclasses
 import inspect
@@ -24,7 +24,7 @@ GIVEN = frozenset({"num_classes", "in_chans", "img_size"})
 
 
 def without_weights(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
-    """A timm model on the meta device.
+    """Build a timm model on the meta device.
 
     Raises:
         UnsupportedModelError: if timm cannot build it.
@@ -34,7 +34,7 @@ def without_weights(architecture: str, kwargs: Mapping[str, Any]) -> nn.Module:
 
 
 def constructor_arguments(architecture: str, kwargs: Mapping[str, Any]) -> Arguments:
-    """What the class of a timm model is called with, defaults included, as far as it is plain.
+    """Return the plain arguments that the class of a timm model is called with, defaults included.
 
     Fields of a configuration object count as arguments: timm lets keyword arguments replace them.
 
@@ -55,9 +55,9 @@ def constructor_arguments(architecture: str, kwargs: Mapping[str, Any]) -> Argum
 
 @contextmanager
 def _first_call(cls: type[nn.Module]) -> Iterator[Arguments]:
-    """Filled with the arguments of the first call of a class in the block."""
+    """Record the arguments of the first call of a class in the block."""
     found: Arguments = {}
-    # A subclass that hands on all that it is given has its signature from its base.
+    # A subclass that passes on all its arguments takes its signature from its base.
     owner = next((c for c in cls.__mro__ if "__init__" in vars(c) and not _hands_on(c)), cls)
     original = vars(owner)["__init__"]
     signature = inspect.signature(original)
@@ -95,7 +95,7 @@ def _as_json(value: Any) -> Any:
 
 
 def slots(arguments: Arguments) -> Iterator[Slot]:
-    """Where positive numbers are that a level may have otherwise."""
+    """Return the places of positive numbers that can differ for a level."""
     for name, value in arguments.items():
         if name not in GIVEN:
             yield from ((name, places) for places in _numbers(value))
@@ -110,13 +110,13 @@ def _numbers(value: Any) -> Iterator[tuple[int, ...]]:
 
 
 def value_at(arguments: Arguments, slot: Slot) -> Any:
-    """The number in a place."""
+    """Return the number at a place."""
     name, places = slot
     return reduce(getitem, places, arguments[name])
 
 
 def replaced(arguments: Arguments, slot: Slot, value: float) -> Arguments:
-    """The arguments with another number in a place; these stay as they are."""
+    """Return a copy of the arguments with another number at a place."""
     name, places = slot
     return arguments | {name: _replaced(arguments[name], places, value)}
 

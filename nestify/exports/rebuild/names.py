@@ -1,4 +1,4 @@
-"""Which tensor of a network is which of a level, and what sizes the level asks for."""
+"""Match the tensors of a network with those of a level, and compare their sizes."""
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
@@ -15,18 +15,18 @@ COUNT = -1
 
 
 def shapes_of(network: nn.Module) -> Shapes:
-    """By state-dict name, each tied tensor once."""
+    """Return the shapes by state-dict name, each tied tensor once."""
     return {name: tuple(tensor.shape) for name, tensor in state_tensors(network).items()}
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """A level, as a network has to be that timm builds.
+    """The sizes that a network built by timm must have to be the level.
 
     Attributes:
-        full: of the model with all its channels and layers.
-        level: of the level, under the names that the full model has for them. What its logits do not
-            depend on is missing.
+        full: shapes of the model with all its channels and blocks.
+        level: shapes of the level, under the names of the full model, without tensors that its logits do
+            not depend on.
     """
 
     full: Shapes
@@ -34,21 +34,21 @@ class Wanted:
 
     @property
     def sizes(self) -> Sizes:
-        """What a network must have to be the level."""
+        """Return the sizes that a network must have to be the level."""
         full, left = _sequences(self.full), _sequences(self.level)
         shorter = {p: places for p, places in left.items() if len(places) < len(full.get(p, []))}
         return _extents(self.level) | {(prefix, COUNT): len(places) for prefix, places in shorter.items()}
 
     def sizes_of(self, found: Shapes) -> Sizes:
-        """What a network has, under the names of the level."""
+        """Return the sizes of a network, under the names of the level."""
         names = self.names(found)
         counts = {(prefix, COUNT): len(places) for prefix, places in _sequences(found).items()}
         return _extents({names[name]: shape for name, shape in found.items() if name in names}) | counts
 
     def names(self, found: Iterable[str]) -> dict[str, str]:
-        """Names of a network's tensors and the names of the level for them, as far as it has them.
+        """Map names of a network's tensors to the level's names, as far as the level has them.
 
-        A sequence that lacks modules is counted through: what is left of 0, 1, 2, 3 is 0, 1.
+        A sequence that lacks modules is renumbered: the remaining modules of 0, 1, 2, 3 are 0, 1.
         """
         found = list(found)
         own, left = _sequences(found), _sequences(self.level)
@@ -67,7 +67,7 @@ class Wanted:
 
 
 def _sequences(names: Iterable[str]) -> dict[str, list[int]]:
-    """The numbers of the modules in every sequence, ascending, by the name of the sequence."""
+    """Return the numbers of the modules in every sequence, ascending, by the name of the sequence."""
     found: dict[str, set[int]] = defaultdict(set)
     for name in names:
         prefix = ""

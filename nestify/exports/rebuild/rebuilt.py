@@ -16,16 +16,16 @@ from nestify.exports.rebuild.search import Search
 from nestify.model.spec import build_model, state_tensors
 
 TOLERANCE = 1e-3
-"""Of the logits with random weights, relative to what other images change in them; float32."""
+"""Largest difference of logits with random weights, relative to their change between images; float32."""
 
 
 @dataclass(frozen=True)
 class Rebuilt:
-    """A level as timm builds it.
+    """A level as a model that timm builds.
 
     Attributes:
-        model: has the level's tensors; in eval mode, on the CPU.
-        kwargs: `timm.create_model(architecture, **kwargs)` builds it.
+        model: the model with the level's tensors, in eval mode on the CPU.
+        kwargs: arguments for `timm.create_model(architecture, **kwargs)`.
     """
 
     model: nn.Module
@@ -35,18 +35,19 @@ class Rebuilt:
 def rebuild(
     network: nn.Module, architecture: str, kwargs: Mapping[str, Any], input_size: tuple[int, int, int]
 ) -> Rebuilt | str:
-    """Look for arguments with which timm builds a level, and build it.
+    """Search for arguments with which timm builds a level, and build it.
 
-    Arguments are tried one by one, and kept where they bring the shapes of the network nearer to those of the
-    level. It is taken for the level when all shapes are the same, and the logits for random weights as well.
+    Arguments are tried one by one, and kept if they bring the shapes of the network nearer to those of the
+    level. It is accepted if all shapes are the same, and so are the logits for random weights.
 
     Args:
         network: the level, in eval mode on the CPU; its tensors have the names of the full model.
-        architecture, kwargs: of the full model.
+        architecture: name of the timm model.
+        kwargs: arguments of the full model.
         input_size: (channels, height, width) of its images, in pixels.
 
     Returns:
-        the model, or why there is none.
+        The model, or the reason why there is none.
 
     Raises:
         UnsupportedModelError: if timm cannot build the full model.
@@ -61,7 +62,7 @@ def rebuild(
     def build(arguments: Arguments) -> Shapes | None:
         try:
             return shapes_of(without_weights(architecture, needed(arguments)))
-        except Exception:  # whatever a constructor raises says that it takes no such arguments
+        except Exception:  # any exception of a constructor means that it does not accept such arguments
             return None
 
     search = Search(start, wanted, build)
@@ -85,7 +86,7 @@ def rebuild(
 
 @dataclass(frozen=True)
 class _Probe:
-    """What a level computes when its weights are others: images (2, C, H, W) to logits (2, num_classes)."""
+    """Images (2, C, H, W), and a level's logits (2, num_classes) for them with random weights."""
 
     tensors: Mapping[str, Tensor]
     images: Tensor
@@ -101,7 +102,7 @@ def _probe(network: nn.Module, input_size: tuple[int, int, int]) -> _Probe:
 
 @torch.no_grad()
 def _difference(model: nn.Module, names: Mapping[str, str], level: Shapes, probe: _Probe) -> str | None:
-    """What sets a model apart from a level; None where nothing does. The model is filled and in eval mode."""
+    """Describe how a model differs from a level, or return None; fills the model, in eval mode."""
     for name, _ in model.named_parameters():
         if name not in names:
             return f"it has {name!r} besides"
@@ -111,7 +112,7 @@ def _difference(model: nn.Module, names: Mapping[str, str], level: Shapes, probe
         try:
             with quiet():
                 logits = model(probe.images)
-        except RuntimeError:  # a count of heads that does not fit, for example
+        except RuntimeError:  # for example, a number of heads that does not divide the width
             logits = probe.logits[:0]
         if logits.shape == probe.logits.shape:
             spread = (probe.logits[0] - probe.logits[1]).abs().max()
@@ -122,15 +123,15 @@ def _difference(model: nn.Module, names: Mapping[str, str], level: Shapes, probe
 
 @torch.no_grad()
 def _fill(model: nn.Module, names: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
-    """Copy a level's tensors. Buffers that it lacks, such as counts of batches, stay as they are."""
+    """Copy a level's tensors; buffers that it lacks, such as batch counts, are left unchanged."""
     own = state_tensors(model)
     for name, its in names.items():
         own[name].copy_(tensors[its])
-    model.train().eval()  # some keep what they computed of the weights before
+    model.train().eval()  # some models cache what they computed from the weights
 
 
 def _random_weights(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Other tensors of the same shapes, with which no part of a network is too weak to be seen."""
+    """Return random tensors of the same shapes, scaled so that every layer affects the logits."""
     generator = torch.Generator().manual_seed(0)
     found = {}
     for name, tensor in tensors.items():

@@ -1,4 +1,4 @@
-"""Which arguments give a network of a level's sizes."""
+"""Search for the arguments that give a network with a level's sizes."""
 
 import math
 from collections import Counter
@@ -17,17 +17,17 @@ TINY = 1e-9
 
 
 class Search:
-    """Looks for the arguments that give a network of a level's sizes, one number after the other.
+    """Searches for the arguments that give a network with a level's sizes, one number after the other.
 
-    What a number does is seen by doubling it in the full model. Numbers that change no size, such as a count
-    of heads, are tried in proportion to those that do.
+    The effect of a number is measured by doubling it in the full model. Numbers that change no size, such as
+    the number of heads, are tried in proportion to those that do.
 
     Args:
-        arguments: of the full model.
+        arguments: the arguments of the full model.
 
     Attributes:
-        arguments: those that come nearest to the level, as far as `run` has come.
-        sizes: of the network that they give, under the names of the level.
+        arguments: the arguments that are nearest to the level so far.
+        sizes: sizes of the network that they give, under the names of the level.
     """
 
     arguments: Arguments
@@ -46,10 +46,10 @@ class Search:
         self.arguments, self.sizes = arguments, self._full
 
     def run(self) -> str | None:
-        """Search.
+        """Run the search.
 
         Returns:
-            None, or what is not as in the level.
+            None, or a description of what differs from the level.
         """
         for name, dim in self._off(self._full):
             if not any((name, dim) in changed for changed in self._doubled.values()):
@@ -64,20 +64,20 @@ class Search:
         return None
 
     def variants(self) -> Iterator[Arguments]:
-        """The arguments that were found, as they are and with others that change no size."""
+        """Yield the arguments found, as they are and with other values of those that change no size."""
         yield self.arguments
         for key, value in self.arguments.items():
             if value != self._start[key] and key not in self._inert:
                 yield from self._in_proportion(self.arguments, key)
 
     def _improve(self, slot: Slot) -> bool:
-        """Change a number for the better, if that can be."""
+        """Change a number if that brings the network nearer to the level."""
         off = self._off(self.sizes)
         for value in self._guesses(slot, off):
             trial = replaced(self.arguments, slot, value)
             for arguments in (trial, *self._in_proportion(trial, slot[0])):
                 sizes = self._sizes(arguments)
-                if sizes is None:  # as where a count of heads does not divide a width
+                if sizes is None:  # for example, if the number of heads does not divide a width
                     continue
                 if len(self._off(sizes)) < len(off):
                     self.arguments, self.sizes = arguments, sizes
@@ -86,7 +86,7 @@ class Search:
         return False
 
     def _guesses(self, slot: Slot, off: list[tuple[str, int]]) -> list[float]:
-        """Values of a number with which sizes would be the level's."""
+        """Guess values of a number with which sizes would be the level's."""
         changed, full = self._doubled[slot], value_at(self._start, slot)
         if changed.keys().isdisjoint(off):
             return []
@@ -99,7 +99,7 @@ class Search:
         return [value for value, _ in votes.most_common() if value >= 0 and value != now][:GUESSES]
 
     def _in_proportion(self, arguments: Arguments, key: str) -> Iterator[Arguments]:
-        """Arguments in which one that changes no size follows one that does; at last, all that can."""
+        """Yield arguments in which one that changes no size follows one that does; finally all that can."""
         following: Arguments = {}
         for inert in self._inert:
             value = _follow(self._start[inert], self._start[key], arguments[key])
@@ -121,27 +121,27 @@ class Search:
 
 
 def _guess(now: float, full: float, size: int, goal: int, once: int, twice: int) -> float:
-    """A value of a number with which a size would be the goal.
+    """Guess the value of a number with which a size would reach the goal.
 
     Args:
         now: the number's value, with which the size is `size`.
         full: its value in the full model, with which the size is `once`; `twice` when it is doubled.
     """
     power = math.log2(twice / once)
-    if power and power == int(power):  # as for a factor, or a divisor
+    if power and power == int(power):  # as for a factor or a divisor
         return now * math.pow(goal / size, 1 / power)
     return now + (goal - size) * full / (twice - once)
 
 
 def _rounded(guess: float, whole: bool) -> float:
-    """A whole number where it is one; otherwise a little up, since sizes are rounded down."""
+    """Round to a whole number; a little upwards if it is not one, because sizes are rounded down."""
     if abs(guess - round(guess)) < TINY:
         return round(guess) if whole else float(round(guess))
     return math.ceil(guess / TINY) * TINY
 
 
 def _follow(value: Any, before: Any, now: Any) -> Any:
-    """What an argument becomes if it changes as another did from `before` to `now`; None: it cannot."""
+    """Change an argument in proportion to another that went from `before` to `now`, if possible."""
     if isinstance(value, list):
         sides = [side if isinstance(side, list) else [side] * len(value) for side in (before, now)]
         if any(len(side) != len(value) for side in sides):

@@ -1,0 +1,49 @@
+"""`nestify.export`: one level as a plain model; options are checked before torch is imported."""
+
+import os
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
+
+from nestify.exports.target import ExportFacts, check_options, choose_target
+from nestify.file.reader import open_nested_file
+from nestify.file.source import LocalFile
+
+if TYPE_CHECKING:
+    from nestify.exports.write import Exported
+
+
+def export(
+    path: str | os.PathLike[str],
+    level: int | str,
+    format: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    batch: int | None = None,
+    opset: int | None = None,
+) -> "Exported":
+    """Write one level as a plain model that works without nestify, checked against the level's logits.
+
+    Args:
+        path: a nested file, or its address; nothing is read after the level's prefix.
+        level: number or name of the level.
+        format: timm, onnx or pt2; by default the one that the suffix of `output` names.
+        output: a file, or a new folder for timm; by default next to the nested file.
+        batch: number of images per call that onnx and pt2 are fixed to; by default any number.
+        opset: version of ONNX's operators.
+
+    Raises:
+        RecipeError: if there is no such level or format, or an option does not fit the format.
+        BadFileError: if the file is damaged, or does not make the model that it names.
+        UnsupportedModelError: if the model has an operator that the format does not know.
+        OutputError: if the export cannot be written, or its logits differ when it is loaded again.
+    """
+    file = open_nested_file(path, truncated=True)
+    file.check_whole(number := file.level_index(str(level)))
+    facts = ExportFacts.for_level(file.manifest, number)
+    source = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
+    target = choose_target(source, facts, format, output)
+    check_options(target.format, batch, opset)
+    from nestify.exports.write import export_level
+    from nestify.file.loading import load_level
+
+    return export_level(load_level(file, number), facts, target, batch=batch, opset=opset)
