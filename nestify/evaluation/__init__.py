@@ -1,1 +1,1 @@
-"""What levels are worth: accuracy, consensus, cascades, latency, checks, and the best level under limits."""
+"""Evaluation of levels: accuracy, consensus, cascades, latency, verification, gates, and picking a level."""

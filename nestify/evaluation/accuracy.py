@@ -17,7 +17,7 @@ from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
 
 NO_PARENTS: Mapping[int, Tensor] = MappingProxyType({})
-"""Of levels that all tell the same classes."""
+"""Parents of levels that all predict the data's own classes."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,13 @@ class Accuracy:
     """Accuracy of one level.
 
     Attributes:
-        level: 1-based.
-        top1, top5: percent. `loss`: mean cross-entropy.
-        images: how many were evaluated.
-        images_per_second: over the forward passes alone, loading aside; the first batch is not timed
-            where there are others.
+        level: number of the level, from 1; 0 for the dense model.
+        top1: top-1 accuracy in percent.
+        top5: top-5 accuracy in percent.
+        loss: mean cross-entropy.
+        images: number of images.
+        images_per_second: throughput of the forward passes, without loading; the first batch is not timed
+            if there are others.
     """
 
     level: int
@@ -53,10 +55,11 @@ def evaluate_levels(
     Args:
         nested: the model; its training mode is restored afterwards.
         batches: pairs of images (B, C, H, W) and class indices (B,), on the model's device.
-        levels: 1-based numbers.
-        autocast: makes the context of a forward pass, for reduced precision.
-        parents: by level, int64 (classes,): the level's class of each class, where it tells others.
-        shared: whether each process of torch.distributed has a share of the images, to be added up.
+        levels: numbers of the levels, from 1.
+        autocast: returns the context of a forward pass, for reduced precision.
+        parents: by level, int64 (classes,): the level's class of each of the data's classes; levels that
+            predict the data's own classes are left out.
+        shared: whether each rank evaluates a share of the images, so that the sums are all-reduced.
     """
     was_training = nested.training
     nested.eval()
@@ -76,11 +79,12 @@ def evaluate(
     parents: Mapping[int, Tensor] = NO_PARENTS,
     shared: bool = False,
 ) -> list[Accuracy]:
-    """Evaluate what gives logits (B, classes) for images (B, C, H, W), by level number.
+    """Evaluate networks from images (B, C, H, W) to logits (B, classes), by level number.
 
     Args:
-        parents: by level, int64 (classes,): the level's class of each class, where it tells others.
-        shared: whether each process of torch.distributed has a share of the images, to be added up.
+        parents: by level, int64 (classes,): the level's class of each of the data's classes; levels that
+            predict the data's own classes are left out.
+        shared: whether each rank evaluates a share of the images, so that the sums are all-reduced.
     """
     evaluators: dict[int, ClassificationEvaluator] = {}
     timers: dict[int, _Timer] = {}
@@ -97,11 +101,11 @@ def evaluate(
 
 
 def check_finite(results: Sequence[Accuracy], option: str) -> None:
-    """Refuse what diverged in its last training step, which only an evaluation sees.
+    """Refuse networks that diverged in their last training step, which only an evaluation detects.
 
     Args:
-        results: of levels, or of the dense model as level 0.
-        option: the learning rate's, for the message.
+        results: accuracies of levels, or of the dense model as level 0.
+        option: key of the learning rate, for the message.
 
     Raises:
         DivergedError: when a loss is not finite.
@@ -130,7 +134,7 @@ def _summary(level: int, evaluator: ClassificationEvaluator, timer: "_Timer", sh
 
 
 class _Timer:
-    """Seconds of forward passes; the first one is set apart, because it warms things up."""
+    """Measures seconds of forward passes; the first one, which warms up, is kept apart."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device

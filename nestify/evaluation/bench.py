@@ -1,4 +1,4 @@
-"""From a nested file to the latency of its levels on this machine."""
+"""Latency of the levels of a nested file on this machine."""
 
 import os
 import platform
@@ -23,7 +23,7 @@ from nestify.machine import cores, pick_device, printable_line, processor_name
 
 
 def this_machine(device: torch.device) -> Machine:
-    """What latencies on a device of this machine depend on besides the network."""
+    """Describe this machine, as far as latencies on a device depend on it."""
     cpu = processor_name()
     return Machine(
         cpu=cpu,
@@ -36,7 +36,7 @@ def this_machine(device: torch.device) -> Machine:
 
 
 LEAST_ROUNDS = 10
-"""However long they take, where no number was asked for."""
+"""Largest number of rounds, if no number was given."""
 
 MOST_ROUNDS = 10_000
 
@@ -48,12 +48,12 @@ Times = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure.
+    """Duration of a measurement.
 
     Attributes:
-        warmup: seconds of rounds that do not count; at least two rounds.
-        seconds: of rounds that count; from 10 to 10,000 rounds.
-        rounds: exactly so many instead, at least two; None: as many as fit into `seconds`.
+        warmup: seconds of warm-up rounds, which do not count; at least two rounds.
+        seconds: seconds of rounds that count; from 10 to 10,000 rounds.
+        rounds: exact number of rounds, at least two; None for as many as fit into `seconds`.
     """
 
     warmup: float = 0.5
@@ -63,13 +63,14 @@ class Effort:
 
 @dataclass(frozen=True)
 class Latency:
-    """How long one call takes.
+    """Latency of one call.
 
     Attributes:
-        median, p95: seconds; p95 is the 95th percentile.
-        ratio: median over the rounds of its seconds over those of the reference in the same round.
-        quartiles: the first and the third quartile of the same ratios.
-        rounds: how often it was called.
+        median: median in seconds.
+        p95: 95th percentile in seconds.
+        ratio: median, over the rounds, of its time divided by the reference's time in the same round.
+        quartiles: first and third quartile of the same ratios.
+        rounds: number of calls.
     """
 
     median: float
@@ -82,12 +83,12 @@ class Latency:
 def measure(
     calls: Mapping[int, Callable[[], object]], reference: int, effort: Effort, clock: Clock
 ) -> dict[int, Latency]:
-    """Measure calls in turns, so that whatever else the machine does hurts all alike.
+    """Measure calls in turns, so that other work of the machine slows all of them alike.
 
     Args:
-        calls: by level.
+        calls: the calls, by level.
         reference: the level that the others are compared with.
-        clock: seconds since any moment; where a call only starts work, it waits for its end.
+        clock: returns seconds since a fixed moment, after waiting for work that a call has only started.
     """
     _rounds(calls, clock, effort.warmup, LEAST_WARM_UP, MOST_ROUNDS)
     least, most = (LEAST_ROUNDS, MOST_ROUNDS) if effort.rounds is None else (effort.rounds, effort.rounds)
@@ -98,7 +99,7 @@ def measure(
 def _rounds(
     calls: Mapping[int, Callable[[], object]], clock: Clock, seconds: float, least: int, most: int
 ) -> list[Times]:
-    """Rounds until the seconds are over. Every other one runs backwards, so that no order is favoured."""
+    """Run rounds until the time is over; every second one runs backwards, so that no order is favoured."""
     start = clock()
     rounds: list[Times] = []
     while len(rounds) < least or (len(rounds) < most and clock() - start < seconds):
@@ -138,9 +139,9 @@ class Bench:
     """Latencies of levels on this machine.
 
     Attributes:
-        report: of the file, for its MACs.
+        report: report of the file, for its MACs.
         measurements: one for each number of threads and batch size, in that order.
-        saved: where they were kept; None if they were not.
+        saved: file in which they were saved; None if they were not.
     """
 
     path: str
@@ -161,22 +162,23 @@ def bench(
     rounds: int | None = None,
     save: bool = False,
 ) -> Bench:
-    """Measure how long levels take for one batch of synthetic images, always in turns with the full level.
+    """Measure the latency of levels for one batch of synthetic images, in turns with the full level.
 
-    All measured levels are in memory at once. Weights are those of the file, in eval and inference mode.
+    All measured levels are in memory at once, with the weights of the file, in eval and inference mode.
 
     Args:
-        level: number, name, or `all`; the full level is measured in any case.
-        batch_sizes: images per call.
-        threads: of torch on the CPU; None: as many as it uses anyway. They are restored afterwards.
-        warmup: seconds of each measurement that do not count.
-        seconds: of each measurement, at least 10 rounds. `rounds`: exactly so many instead.
-        save: keep the measurements beside the file, as `resnet.bench.json`; those of the same machine,
-            device, threads, batch size and dtype are replaced.
+        level: number or name of a level, or `all`; the full level is always measured.
+        batch_sizes: numbers of images per call.
+        threads: numbers of torch's CPU threads; None for the current number, which is restored afterwards.
+        warmup: seconds of warm-up of each measurement.
+        seconds: seconds of each measurement, at least 10 rounds.
+        rounds: exact number of rounds in place of `seconds`.
+        save: whether to save the measurements next to the file, as `resnet.bench.json`; earlier ones with
+            the same machine, device, threads, batch size and dtype are replaced.
 
     Raises:
         NestifyError: if the file is not right, there is no such level or device, an option is out of its
-            range, or there is no place for what is to be saved.
+            range, or the measurements cannot be saved.
     """
     effort = Effort(warmup, seconds, rounds)
     _check(effort, batch_sizes, threads)
@@ -196,7 +198,7 @@ def bench(
             for batch_size in dict.fromkeys(batch_sizes):
                 generator = torch.Generator().manual_seed(SEED)
                 images = torch.randn(batch_size, *input_size, generator=generator).to(where)
-                measurements.append(_measured(networks, names, images, machine, effort))
+                measurements.append(_measure_networks(networks, names, images, machine, effort))
     saved = save_measured(file, measurements) if save else None
     return Bench(file.name, report_of(file), measurements, saved)
 
@@ -204,7 +206,7 @@ def bench(
 def saved_measurement(
     report: Report, batch_size: int, threads: Sequence[int] | None, device: str
 ) -> Measurement:
-    """What `bench` saved beside a file, on this machine and under these conditions.
+    """Return what `bench` saved next to a file, on this machine and under these conditions.
 
     Raises:
         BadFileError: if there is none, with the command that makes it.
@@ -219,19 +221,19 @@ def saved_measurement(
     problem = f" ({report.measured_problem})" if report.measured_problem else ""
     raise BadFileError(
         f"{report.path}: no latency of this machine at batch {batch_size} and {count} "
-        f"thread{'s' * (count != 1)} is saved beside it{problem}; measure it with `nestify bench` and --save "
+        f"thread{'s' * (count != 1)} is saved next to it{problem}; run `nestify bench` with --save "
         f"--batch-size {batch_size} --threads {count}, or leave --saved out"
     )
 
 
-def _measured(
+def _measure_networks(
     networks: Mapping[int, nn.Module],
     names: Mapping[int, str],
     images: torch.Tensor,
     machine: Machine,
     effort: Effort,
 ) -> Measurement:
-    """Of networks by level, for one batch (B, C, H, W) on their device."""
+    """Measure networks, by level, for one batch (B, C, H, W) on their device."""
     full = max(networks)
     calls = {number: partial(network, images) for number, network in networks.items()}
     with torch.inference_mode():
@@ -258,7 +260,7 @@ def _measured(
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:
-    """Seconds since any moment, after the device has done what it was given."""
+    """Return a clock in seconds that waits for the device to finish its work."""
     if device.type == "cpu":
         return time.perf_counter
 
@@ -271,7 +273,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """So many threads of torch on the CPU."""
+    """Set the number of torch's CPU threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

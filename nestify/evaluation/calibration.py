@@ -1,4 +1,4 @@
-"""How sure a level is, and how much its answer counts: fitted on images that it has not learned from."""
+"""Temperatures and consensus weights of levels, fitted on images that they were not trained on."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,39 +9,39 @@ import torch
 from torch import Tensor
 
 from nestify.evaluation.accuracy import evaluate
-from nestify.evaluation.consensus import Answers, Recorder, combined
+from nestify.evaluation.consensus import Predictions, Recorder, pool_log_probabilities
 from nestify.model.nested_model import NestedModel
 
 SHARPEST, SOFTEST = 0.05, 20.0
-"""Bounds of a temperature: where every image is answered rightly, no temperature is sharp enough."""
+"""Bounds of a temperature; if every image is classified correctly, no temperature is low enough."""
 
 WEAKEST = 1e-3
-"""Strength of the pull of learned weights to equal ones, beside a loss of about 1."""
+"""Strength of the penalty towards equal weights, compared with a loss of about 1."""
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What is fitted after training.
+    """The values that are fitted after training.
 
     Attributes:
-        temperatures: per level, core first; softmax(logits / temperature) is how sure it is.
-        weights: per level k, core first, of the log-probabilities of levels 1 to k in their consensus.
+        temperatures: per level, core first; its confidence is softmax(logits / temperature).
+        weights: per level k, core first, the weights of the log-probabilities of levels 1 to k.
     """
 
     temperatures: Sequence[float]
     weights: Sequence[Sequence[float]]
 
 
-def calibrate(answers: Answers) -> Calibration:
+def calibrate(predictions: Predictions) -> Calibration:
     """Fit temperatures and weights.
 
     Args:
-        answers: of all levels, for images that they were not trained on.
+        predictions: predictions of all levels for images that they were not trained on.
     """
-    levels = sorted(answers.logits)
+    levels = sorted(predictions.logits)
     return Calibration(
-        [fit_temperature(answers.logits[level], answers.own_target(level)) for level in levels],
-        [fit_weights(answers, levels[:k]) for k in range(1, len(levels) + 1)],
+        [fit_temperature(predictions.logits[level], predictions.own_target(level)) for level in levels],
+        [fit_weights(predictions, levels[:k]) for k in range(1, len(levels) + 1)],
     )
 
 
@@ -55,28 +55,31 @@ def calibrate_levels(
 
     Args:
         batches: images (B, C, H, W) that it was not trained on, and class indices (B,).
-        autocast: makes the context of a forward pass.
-        parents: by level, int64 (classes,): the level's class of each class, where it tells others.
+        autocast: returns the context of a forward pass.
+        parents: by level, int64 (classes,): the level's class of each of the data's classes; levels that
+            predict the data's own classes are left out.
     """
     nested.eval()
     recorder = Recorder()
     levels = range(1, nested.n_levels + 1)
-    models = {level: recorder.listening(level, partial(nested, level=level)) for level in levels}
-    evaluate(models, recorder.watching(batches), autocast, parents)
-    return calibrate(recorder.answers(parents, nested.spec.num_classes))
+    models = {level: recorder.record_logits(level, partial(nested, level=level)) for level in levels}
+    evaluate(models, recorder.record_targets(batches), autocast, parents)
+    return calibrate(recorder.predictions(parents, nested.spec.num_classes))
 
 
 def fit_temperature(logits: Tensor, target: Tensor) -> float:
-    """The temperature of least cross-entropy (Guo et al., "On Calibration of Modern Neural Networks", 2017,
-    section 4.2).
+    """Return the temperature of least cross-entropy.
 
-    The cross-entropy is convex in 1 / temperature, so that its slope has one root, found by bisection.
+    Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2.
+
+    The cross-entropy is convex in 1 / temperature, so its slope has one root, which bisection finds.
 
     Args:
-        logits: (N, classes). `target`: class indices (N,).
+        logits: (N, classes).
+        target: class indices (N,).
 
     Returns:
-        Within `SHARPEST` and `SOFTEST`.
+        A temperature from `SHARPEST` to `SOFTEST`.
     """
     logits = logits.double()
     own = logits.gather(1, target[:, None])[:, 0]
@@ -92,16 +95,16 @@ def fit_temperature(logits: Tensor, target: Tensor) -> float:
     return float(f"{(low * high) ** 0.5:.6g}")
 
 
-def fit_weights(answers: Answers, levels: Sequence[int]) -> list[float]:
-    """Weights of the levels' log-probabilities in the consensus of least cross-entropy.
+def fit_weights(predictions: Predictions, levels: Sequence[int]) -> list[float]:
+    """Return the weights of the levels' log-probabilities that give the least cross-entropy.
 
-    A log-linear pool with one weight per level; the loss is convex in them. A slight pull to equal
-    weights settles what the images leave open.
+    This is a log-linear pool with one weight per level; the loss is convex in the weights. A weak penalty
+    towards equal weights decides where the images do not.
 
     Args:
-        levels: the numbers of those that take part.
+        levels: numbers of the levels that take part.
     """
-    answers_of = torch.stack([answers.log_probabilities(level) for level in levels])
+    answers_of = torch.stack([predictions.log_probabilities(level) for level in levels])
     even = torch.full((len(levels),), 1 / len(levels), dtype=torch.float64)
     weights = even.clone().requires_grad_()
     optimizer = torch.optim.LBFGS(
@@ -110,9 +113,10 @@ def fit_weights(answers: Answers, levels: Sequence[int]) -> list[float]:
 
     def loss() -> float:
         optimizer.zero_grad()
-        pooled = combined(answers_of, weights)
+        pooled = pool_log_probabilities(answers_of, weights)
         value = (
-            torch.nn.functional.nll_loss(pooled, answers.target) + WEAKEST * (weights - even).square().sum()
+            torch.nn.functional.nll_loss(pooled, predictions.target)
+            + WEAKEST * (weights - even).square().sum()
         )
         value.backward()
         return value.item()

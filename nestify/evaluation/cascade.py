@@ -1,4 +1,4 @@
-"""Anytime answers: go up the levels until one is sure enough."""
+"""Cascade: for each image, run levels from the core upwards until one is confident enough."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,21 +7,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestify.errors import RecipeError
-from nestify.evaluation.consensus import Answers
+from nestify.evaluation.consensus import Predictions
 
 SWEEP = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.97, 0.99, 0.995, 1.0)
-"""Thresholds of a curve, from the core level alone to the full level where no other is certain."""
+"""Thresholds of a sweep, from the core level alone to the full level unless a lower one is certain."""
 
 
 @dataclass(frozen=True)
 class Cascade:
-    """What came of one threshold.
+    """Accuracy and cost of a cascade with one threshold.
 
     Attributes:
-        threshold: a level's answer stands where it is at least so sure; the highest level's always does.
-        top1: percent of the images that were answered rightly, in the classes of the level that answered.
-        shares: of the images that each level answers, core first.
-        dense_macs, effective_macs: mean per image, of all levels that ran for it; None if one is not known.
+        threshold: confidence at which a level's prediction is used; the highest level's always is.
+        top1: percent of the images that are classified correctly, in the classes of the level that is used.
+        shares: per level, core first, the share of the images for which it is used.
+        dense_macs: mean MACs per image of all levels that ran for it; None if one is not known.
+        effective_macs: the same for effective MACs.
     """
 
     threshold: float
@@ -32,44 +33,46 @@ class Cascade:
 
 
 @dataclass(frozen=True)
-class Climb:
-    """How sure every level is of its answer for N images, and whether it is right.
+class CascadePredictions:
+    """Confidence of every level for N images, and whether it is correct.
 
     Attributes:
-        sure: (levels, N) largest probability. `right`: (levels, N) bool.
-        dense_macs, effective_macs: of every level, core first; None if not known.
+        confidence: (levels, N), the largest probability.
+        correct: (levels, N), bool.
+        dense_macs: MACs of every level, core first; None if not known.
+        effective_macs: effective MACs of every level, core first; None if not known.
     """
 
-    sure: NDArray[np.float64]
-    right: NDArray[np.bool_]
+    confidence: NDArray[np.float64]
+    correct: NDArray[np.bool_]
     dense_macs: Sequence[int | None]
     effective_macs: Sequence[int | None]
 
-    def at(self, threshold: float) -> Cascade:
-        """The cascade that stops where a level is at least so sure."""
+    def at_threshold(self, threshold: float) -> Cascade:
+        """Return the cascade that stops at the first level with at least this confidence."""
         stops = self._stops(threshold)
-        counts = np.bincount(stops, minlength=len(self.sure))
-        right = self.right[stops, np.arange(stops.size)]
+        counts = np.bincount(stops, minlength=len(self.confidence))
+        correct = self.correct[stops, np.arange(stops.size)]
         return Cascade(
             threshold,
-            100 * float(right.mean()),
+            100 * float(correct.mean()),
             [float(share) for share in counts / stops.size],
             _mean_cost(self.dense_macs, counts),
             _mean_cost(self.effective_macs, counts),
         )
 
-    def within(self, macs: float) -> Cascade:
-        """The cascade of the highest threshold that needs no more effective MACs per image on the mean.
+    def within_budget(self, macs: float) -> Cascade:
+        """Return the cascade with the highest threshold whose mean effective MACs are within a budget.
 
-        The threshold is chosen by how sure the levels are of these images; their labels play no part.
+        The threshold is chosen by the confidences for these images; their labels are not used.
 
         Raises:
             RecipeError: if even the core level alone needs more, or the MACs are not known.
         """
-        thresholds = np.unique(np.concatenate([[0.0, 1.0], self.sure[:-1].ravel()]))
+        thresholds = np.unique(np.concatenate([[0.0, 1.0], self.confidence[:-1].ravel()]))
 
         def cost(place: int) -> float:
-            found = self.at(float(thresholds[place])).effective_macs
+            found = self.at_threshold(float(thresholds[place])).effective_macs
             if found is None:
                 raise RecipeError("--cascade macs=...: the file does not know the MACs of its levels")
             return found
@@ -79,42 +82,42 @@ class Climb:
             raise RecipeError(
                 f"--cascade macs={macs:,.0f} is below the core level's own {cost(0):,.0f}; allow more"
             )
-        while high - low > 1:  # cost never falls as the threshold rises
+        while high - low > 1:  # the cost never falls as the threshold rises
             middle = (low + high) // 2
             low, high = (middle, high) if cost(middle) <= macs else (low, middle)
-        return self.at(float(thresholds[low]))
+        return self.at_threshold(float(thresholds[low]))
 
     def _stops(self, threshold: float) -> NDArray[np.int64]:
-        """(N,) the place of the level that answers."""
-        enough = self.sure >= threshold
+        """Return (N,), the index of the level that is used."""
+        enough = self.confidence >= threshold
         enough[-1] = True
         stops: NDArray[np.int64] = np.argmax(enough, axis=0)
         return stops
 
 
-def climb(
-    answers: Answers,
+def prepare_cascade(
+    predictions: Predictions,
     temperatures: Sequence[float],
     macs: Sequence[tuple[int | None, int | None]],
-) -> Climb:
-    """Make a cascade ready.
+) -> CascadePredictions:
+    """Prepare a cascade from the predictions of levels 1 to n.
 
     Args:
-        answers: of levels 1 to n.
-        temperatures: of every level; 1 where none was fitted.
-        macs: of every level: per image, dense and effective.
+        predictions: predictions of levels 1 to n.
+        temperatures: temperature of every level; 1 if none was fitted.
+        macs: dense and effective MACs per image of every level.
     """
-    sure, right = [], []
+    confidence, correct = [], []
     for level, temperature in enumerate(temperatures, start=1):
-        probability, answer = (answers.logits[level].double() / temperature).softmax(-1).max(-1)
-        sure.append(probability.numpy())
-        right.append((answer == answers.own_target(level)).numpy())
+        probability, answer = (predictions.logits[level].double() / temperature).softmax(-1).max(-1)
+        confidence.append(probability.numpy())
+        correct.append((answer == predictions.own_target(level)).numpy())
     dense, effective = zip(*macs, strict=True)
-    return Climb(np.stack(sure), np.stack(right), dense, effective)
+    return CascadePredictions(np.stack(confidence), np.stack(correct), dense, effective)
 
 
 def _mean_cost(macs: Sequence[int | None], counts: NDArray[np.int64]) -> float | None:
-    """Of all levels that ran: those up to the one that answered."""
+    """Return the mean cost of all levels that ran, up to the one that is used."""
     known = [value for value in macs if value is not None]
     if len(known) < len(macs):
         return None

@@ -1,4 +1,4 @@
-"""Several levels answer together: their mean, or a combination that was learned."""
+"""Consensus: levels predict together, by the mean of their probabilities or with fitted weights."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,14 +13,15 @@ Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Answers of levels for N images, on the CPU.
+class Predictions:
+    """Predictions of levels for N images, on the CPU.
 
     Attributes:
-        logits: by level number, core first: float32 (N, the level's classes).
-        target: class indices among the data's own classes, int64 (N,).
-        parents: by level, int64 (classes,): the level's class of each class, where it tells others.
-        classes: how many the data has.
+        logits: by level number, core first: float32 (N, classes of the level).
+        target: int64 (N,), indices of the data's own classes.
+        parents: by level, int64 (classes,): the level's class of each of the data's classes; levels that
+            predict the data's own classes are left out.
+        classes: number of the data's own classes.
     """
 
     logits: Mapping[int, Tensor]
@@ -29,13 +30,13 @@ class Answers:
     classes: int
 
     def own_target(self, level: int) -> Tensor:
-        """The target in a level's own classes, (N,)."""
+        """Return the target in a level's own classes, (N,)."""
         return coarse_target(self.target, self.parents.get(level))
 
     def log_probabilities(self, level: int) -> Tensor:
-        """A level's answer over the data's own classes, float64 (N, classes).
+        """Return a level's log-probabilities of the data's own classes, float64 (N, classes).
 
-        A coarse class shares its probability out evenly among its classes.
+        The probability of a coarse class is divided evenly among its classes.
         """
         own = self.logits[level].double().log_softmax(-1)
         parents = self.parents.get(level)
@@ -46,15 +47,15 @@ class Answers:
 
 
 class Recorder:
-    """Keeps what networks answer while they are evaluated, each on the same images in the same order."""
+    """Records the predictions of networks during evaluations on the same images in the same order."""
 
     def __init__(self) -> None:
         self._logits: dict[int, list[Tensor]] = {}
         self._targets: list[Tensor] = []
         self._passes = 0
 
-    def listening(self, level: int, network: Network) -> Network:
-        """The same network; its answers are kept as those of a level."""
+    def record_logits(self, level: int, network: Network) -> Network:
+        """Wrap a network so that its logits are recorded as those of a level."""
         kept = self._logits.setdefault(level, [])
 
         def answer(images: Tensor) -> Tensor:
@@ -64,8 +65,8 @@ class Recorder:
 
         return answer
 
-    def watching(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
-        """The same batches, images (B, C, H, W) and targets (B,); the first pass's targets are kept."""
+    def record_targets(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Wrap batches of images (B, C, H, W) and targets (B,); the first pass's targets are recorded."""
         self._passes += 1
         first = self._passes == 1
         for images, target in batches:
@@ -73,10 +74,10 @@ class Recorder:
                 self._targets.append(target.cpu())
             yield images, target
 
-    def answers(self, parents: Mapping[int, Tensor], classes: int) -> Answers:
-        """All that was kept; see `Answers`."""
+    def predictions(self, parents: Mapping[int, Tensor], classes: int) -> Predictions:
+        """Return everything that was recorded."""
         logits = {level: torch.cat(kept) for level, kept in sorted(self._logits.items())}
-        return Answers(logits, torch.cat(self._targets), parents, classes)
+        return Predictions(logits, torch.cat(self._targets), parents, classes)
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,13 @@ class Consensus:
     """Accuracy of levels 1 to `level` together, over the data's own classes.
 
     Attributes:
-        top1, top5: percent. `loss`: mean cross-entropy.
-        weights: of each level's log-probabilities, core first; empty for the mean.
-        dense_macs, effective_macs: per image, of all these levels; None if one is not known.
+        level: number of the highest of the levels.
+        top1: top-1 accuracy in percent.
+        top5: top-5 accuracy in percent.
+        loss: mean cross-entropy.
+        weights: weights of the levels' log-probabilities, core first; empty for the mean.
+        dense_macs: MACs per image of all these levels; None if one is not known.
+        effective_macs: the same for effective MACs.
     """
 
     level: int
@@ -98,8 +103,8 @@ class Consensus:
     effective_macs: int | None
 
 
-def mean_answer(log_probabilities: Tensor) -> Tensor:
-    """Logarithm of the mean of probabilities.
+def mean_log_probabilities(log_probabilities: Tensor) -> Tensor:
+    """Return the logarithm of the mean of probabilities.
 
     Args:
         log_probabilities: (levels, N, classes).
@@ -110,11 +115,12 @@ def mean_answer(log_probabilities: Tensor) -> Tensor:
     return log_probabilities.logsumexp(0) - torch.tensor(float(len(log_probabilities))).log()
 
 
-def combined(log_probabilities: Tensor, weights: Tensor) -> Tensor:
-    """Log-linear pool: log-probabilities, weighted, added up, and scaled to probabilities again.
+def pool_log_probabilities(log_probabilities: Tensor, weights: Tensor) -> Tensor:
+    """Return the log-linear pool: the weighted sum of log-probabilities, normalised to probabilities.
 
     Args:
-        log_probabilities: (levels, N, classes). `weights`: (levels,).
+        log_probabilities: (levels, N, classes).
+        weights: (levels,).
 
     Returns:
         (N, classes)
@@ -123,21 +129,27 @@ def combined(log_probabilities: Tensor, weights: Tensor) -> Tensor:
 
 
 def consensus(
-    answers: Answers,
+    predictions: Predictions,
     level: int,
     weights: Sequence[float],
     macs: Sequence[tuple[int | None, int | None]],
 ) -> Consensus:
-    """Accuracy of levels 1 to `level` together.
+    """Evaluate levels 1 to `level` together.
 
     Args:
-        weights: of each level's log-probabilities; empty: the mean of probabilities.
-        macs: of every level, core first: per image, dense and effective.
+        predictions: predictions of at least these levels.
+        level: number of the highest level.
+        weights: weights of the levels' log-probabilities; empty for the mean of probabilities.
+        macs: dense and effective MACs per image of every level, core first.
     """
-    answer = torch.stack([answers.log_probabilities(k) for k in range(1, level + 1)])
-    pooled = combined(answer, torch.tensor(weights, dtype=torch.float64)) if weights else mean_answer(answer)
+    answer = torch.stack([predictions.log_probabilities(k) for k in range(1, level + 1)])
+    pooled = (
+        pool_log_probabilities(answer, torch.tensor(weights, dtype=torch.float64))
+        if weights
+        else mean_log_probabilities(answer)
+    )
     evaluator = ClassificationEvaluator()
-    evaluator.update(pooled, answers.target)
+    evaluator.update(pooled, predictions.target)
     measured = evaluator.compute()
     dense, effective = (_sum(values[:level]) for values in zip(*macs, strict=True))
     return Consensus(

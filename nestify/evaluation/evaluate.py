@@ -1,4 +1,4 @@
-"""From a nested file and images to accuracy: of each level, of levels together, and of a cascade."""
+"""Accuracy of a nested file on images: of each level, of a consensus of levels, and of a cascade."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,8 +13,8 @@ from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
-from nestify.evaluation.cascade import SWEEP, Cascade, climb
-from nestify.evaluation.consensus import Answers, Consensus, Recorder, consensus
+from nestify.evaluation.cascade import SWEEP, Cascade, prepare_cascade
+from nestify.evaluation.consensus import Consensus, Predictions, Recorder, consensus
 from nestify.file.loading import load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
@@ -28,12 +28,16 @@ class Evaluation:
     """Accuracy of levels of a file on images.
 
     Attributes:
-        names: of the levels, in the order of `levels`. `classes`: how many each tells, and their name in the
-            hierarchy, empty for the model's own.
+        path: the file.
+        data: the images, as given.
+        names: names of the levels, in the order of `levels`.
+        classes: per level, the number of classes that it predicts, and their name in the hierarchy, which
+            is empty for the model's own classes.
+        levels: accuracy of each level.
         skipped: why images could not be read, by file name.
-        consensus: of levels 1 to 2, 1 to 3, ... together; empty where it was not asked for.
-        cascade: one entry per threshold; empty likewise. `calibrated`: whether the file holds the
-            temperatures that make its thresholds probabilities.
+        consensus: accuracy of levels 1 to 2, 1 to 3, ... together; empty if not requested.
+        cascade: one entry per threshold; empty if not requested.
+        calibrated: whether the file holds the temperatures that make confidences probabilities.
         full_macs: dense and effective MACs of the highest of these levels, per image.
         warnings: sentences about what may be wrong.
     """
@@ -67,27 +71,33 @@ def evaluate(
     on_bad_image: OnBadImage = "refuse",
     seed: int = 42,
 ) -> Evaluation:
-    """Evaluate levels of a nested file; the file brings the model, its preprocessing and its classes.
+    """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
     Args:
         data: images, as for `compress`.
-        level: number, name, or `all`.
-        consensus: evaluate also what the levels answer together: the `mean` of their probabilities, or by
-            the `learned` weights of the file.
-        cascade: evaluate also, image by image, the first level that is sure enough: a threshold such as 0.8,
-            `macs=0.5` (the highest threshold that needs half of the full level's effective MACs on the
-            mean), or `sweep`. With `level`, both are of the levels up to that one, and so are `levels`.
-        split: `validation`, or what the data calls it.
-        max_images: use at most so many, the classes as even as possible.
-        seed: of the choice of `max_images`.
+        path: the nested file, or its address.
+        level: number or name of a level, or `all`.
+        consensus: also evaluate the levels together: by the `mean` of their probabilities, or with the
+            `learned` weights of the file.
+        cascade: also evaluate, for each image, the first level that is confident enough: a threshold such as
+            0.8, `macs=0.5` (the highest threshold whose mean effective MACs are at most half of the full
+            level's), or `sweep`. With `level`, consensus and cascade use the levels up to that one.
+        split: name of the split.
+        data_root: folder of a named data set.
+        batch_size: images per forward pass.
+        workers: number of processes that load images; None chooses.
+        device: device to compute on; `auto` chooses.
+        max_images: maximum number of images, balanced over the classes.
+        on_bad_image: whether to `refuse` or `skip` an unreadable image.
+        seed: seed of the choice of `max_images`.
 
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level or option.
     """
     file = open_nested_file(path, truncated=True)
     numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
-    together = Together(file.manifest.levels[: max(numbers)], consensus, cascade)
-    if together.wanted:
+    joint = JointEvaluation(file.manifest.levels[: max(numbers)], consensus, cascade)
+    if joint.is_requested:
         numbers = range(1, max(numbers) + 1)
     file.check_whole(max(numbers))
     where = pick_device(device)
@@ -110,13 +120,13 @@ def evaluate(
         workers=workers,
         device=where,
     )
-    recorder = Recorder() if together.wanted else None
+    recorder = Recorder() if joint.is_requested else None
     parents = stored_class_levels(file.manifest).parents
     results = [_accuracy(file, number, loader, recorder, parents) for number in numbers]
     entries = [file.manifest.levels[number - 1] for number in numbers]
     found: tuple[Sequence[Consensus], Sequence[Cascade]] = ((), ())
     if recorder is not None:
-        found = together.of(recorder.answers(parents, model.num_classes))
+        found = joint.evaluate(recorder.predictions(parents, model.num_classes))
     return Evaluation(
         path=file.name,
         data=data,
@@ -128,8 +138,8 @@ def evaluate(
         skipped=dict(images.skipped),
         consensus=found[0],
         cascade=found[1],
-        calibrated=together.calibrated,
-        full_macs=together.macs[-1],
+        calibrated=joint.calibrated,
+        full_macs=joint.macs[-1],
         warnings=[problem] if (problem := workers_warning(workers)) else [],
     )
 
@@ -137,30 +147,30 @@ def evaluate(
 def _accuracy(
     file: NestedFile, level: int, loader: Loader, recorder: Recorder | None, parents: Mapping[int, Tensor]
 ) -> Accuracy:
-    """Of one level, which is in memory alone and timed by itself."""
+    """Evaluate one level, which is alone in memory and timed separately."""
     network = load_level(file, level).to(loader.device)
     if recorder is None:
         return evaluate_networks({level: network}, loader, parents=parents)[0]
-    networks = {level: recorder.listening(level, network)}
-    return evaluate_networks(networks, recorder.watching(loader), parents=parents)[0]
+    networks = {level: recorder.record_logits(level, network)}
+    return evaluate_networks(networks, recorder.record_targets(loader), parents=parents)[0]
 
 
 @dataclass(frozen=True)
-class Together:
-    """What is asked of levels 1 to n together.
+class JointEvaluation:
+    """The consensus and cascade that were requested for levels 1 to n.
 
     Args:
-        levels: of the file, core first.
-        kind: of consensus; None: none is asked for.
-        asked: of the cascade, as users write it; None likewise.
+        levels: levels of the file, core first.
+        kind: kind of consensus; None for none.
+        cascade_option: the cascade, as users write it; None for none.
 
     Raises:
-        RecipeError: on construction, if it is not understood, or the file has no learned consensus.
+        RecipeError: on construction, if an option is not valid, or the file has no learned consensus.
     """
 
     levels: Sequence[LevelEntry]
     kind: ConsensusKind | None
-    asked: float | str | None
+    cascade_option: float | str | None
     _cascade: float | Budget | None = field(init=False)
 
     def __post_init__(self) -> None:
@@ -172,16 +182,20 @@ class Together:
                 "--consensus learned: the file has no weights for it; write it with compress --consensus, or "
                 "give mean"
             )
-        if self.wanted and len(self.levels) < 2:
+        if self.is_requested and len(self.levels) < 2:
             raise RecipeError(
                 "--consensus and --cascade need two levels or more; give a higher --level, or all"
             )
-        object.__setattr__(self, "_cascade", None if self.asked in (None, "sweep") else _limit(self.asked))
+        object.__setattr__(
+            self,
+            "_cascade",
+            None if self.cascade_option in (None, "sweep") else _parse_cascade(self.cascade_option),
+        )
 
     @property
-    def wanted(self) -> bool:
-        """Whether anything is asked for."""
-        return self.kind is not None or self.asked is not None
+    def is_requested(self) -> bool:
+        """Whether a consensus or a cascade was requested."""
+        return self.kind is not None or self.cascade_option is not None
 
     @property
     def calibrated(self) -> bool:
@@ -190,35 +204,37 @@ class Together:
 
     @property
     def macs(self) -> list[tuple[int | None, int | None]]:
-        """Per image, dense and effective, of every level."""
+        """The dense and effective MACs per image of every level."""
         return [(level.metrics.dense_macs, level.metrics.effective_macs) for level in self.levels]
 
-    def of(self, answers: Answers) -> tuple[list[Consensus], list[Cascade]]:
-        """What was asked for, of the answers of these levels."""
+    def evaluate(self, predictions: Predictions) -> tuple[list[Consensus], list[Cascade]]:
+        """Evaluate what was requested, from the predictions of these levels."""
         agreed = [
-            consensus(answers, k, self.levels[k - 1].consensus if self.kind == "learned" else (), self.macs)
+            consensus(
+                predictions, k, self.levels[k - 1].consensus if self.kind == "learned" else (), self.macs
+            )
             for k in range(2, len(self.levels) + 1)
             if self.kind is not None
         ]
-        if self.asked is None:
+        if self.cascade_option is None:
             return agreed, []
-        going = climb(answers, [level.temperature or 1.0 for level in self.levels], self.macs)
+        cascade = prepare_cascade(predictions, [level.temperature or 1.0 for level in self.levels], self.macs)
         if self._cascade is None:
-            return agreed, [going.at(threshold) for threshold in SWEEP]
+            return agreed, [cascade.at_threshold(threshold) for threshold in SWEEP]
         if isinstance(self._cascade, Budget):
-            return agreed, [going.within(self._cascade.target(self.macs[-1][1] or 0))]
-        return agreed, [going.at(self._cascade)]
+            return agreed, [cascade.within_budget(self._cascade.target(self.macs[-1][1] or 0))]
+        return agreed, [cascade.at_threshold(self._cascade)]
 
 
-def _limit(asked: float | str | None) -> float | Budget:
-    """A threshold, or a budget of MACs."""
+def _parse_cascade(cascade_option: float | str | None) -> float | Budget:
+    """Parse a threshold, or a budget of MACs."""
     try:
-        if isinstance(asked, str) and "=" in asked:
-            budget = parse_budget(asked)
+        if isinstance(cascade_option, str) and "=" in cascade_option:
+            budget = parse_budget(cascade_option)
             if budget.quantity == "macs":
                 return budget
-        elif 0 <= (threshold := float(asked or 0)) <= 1:
+        elif 0 <= (threshold := float(cascade_option or 0)) <= 1:
             return threshold
     except ValueError:
         pass
-    raise RecipeError(f"--cascade {asked} is none of a threshold in [0, 1] (0.8), macs=0.5, or sweep")
+    raise RecipeError(f"--cascade {cascade_option} is not a threshold in [0, 1] (0.8), macs=0.5, or sweep")

@@ -20,11 +20,13 @@ class GateResult:
     """One limit of one level.
 
     Attributes:
+        level: number of the level.
+        name: name of the level.
         gate: `min_top1`, `max_drop`, ...
-        limit: percent, points, bytes, MACs or parameters.
-        value: what the level has; None where it was not measured, or the baseline does not have it.
-        state: a limit whose value is not known is missed. `not compared`: a drop below the full level that
-            was set for all levels, of one that tells other classes.
+        limit: the limit, in percent, points, bytes, MACs or parameters.
+        value: the level's value; None if it was not measured, or the baseline does not have it.
+        state: `missed` also if the value is not known; `not compared` for a `max_drop` of all levels at a
+            level that predicts other classes than the full level.
     """
 
     level: int
@@ -36,10 +38,12 @@ class GateResult:
 
 
 def check_gates(gates: Gates, report: Report, baseline: Report | None = None) -> list[GateResult]:
-    """Hold every level to its limits.
+    """Check every level against its limits.
 
     Args:
-        baseline: for `max_regression`; None: the one that the gates name.
+        gates: the limits.
+        report: report of the file.
+        baseline: report for `max_regression`; None for the one that the gates name.
 
     Returns:
         One result for each limit of each level, core first.
@@ -63,7 +67,7 @@ def check_gates(gates: Gates, report: Report, baseline: Report | None = None) ->
 
 
 def missed(results: Sequence[GateResult]) -> list[GateResult]:
-    """Those limits that do not hold."""
+    """Return the limits that are missed."""
     return [result for result in results if result.state == "missed"]
 
 
@@ -94,13 +98,13 @@ def _results(
 
 
 def _is_own(gates: Gates, level: LevelReport) -> bool:
-    """Whether the drop was set for this level alone."""
+    """Whether the drop was set for this level only."""
     own = [gates.level[key] for key in (str(level.level), level.name) if key in gates.level]
     return any(each.max_drop is not None for each in own)
 
 
 def _same(level: LevelReport, baseline: Report | None) -> LevelReport | None:
-    """The level of this name in a baseline, if it tells the same classes."""
+    """Return the level of this name in a baseline, if it predicts the same classes."""
     levels = [] if baseline is None else baseline.levels
     same = next((other for other in levels if other.name == level.name), None)
     fits = same is not None and (same.classes, same.class_set) == (level.classes, level.class_set)
@@ -108,7 +112,7 @@ def _same(level: LevelReport, baseline: Report | None) -> LevelReport | None:
 
 
 def _below(other: LevelReport | None, level: LevelReport) -> float | None:
-    """Points of top-1 that a level is below another, negative above it."""
+    """Return the points of top-1 by which a level is below another; negative if it is above."""
     if other is None or other.top1 is None or level.top1 is None:
         return None
     return round(other.top1 - level.top1, 6)  # 1.3 - 1 is more than 0.3

@@ -1,4 +1,4 @@
-"""Which level of a nested file to run: the best one that meets limits on what it may cost and must reach."""
+"""Pick the level of a nested file to run: the best one that meets limits on cost and accuracy."""
 
 import math
 import os
@@ -15,13 +15,13 @@ Values = Mapping[Limited, float | None]
 
 @dataclass(frozen=True)
 class Limit:
-    """What a level may cost at most; of `top1`, what it must reach at least.
+    """A limit of a level: the most that it may cost, or the least top-1 that it must reach.
 
     Attributes:
         limited: `latency` (seconds for one batch), `bytes` (of the file up to and with the level), `macs`
             (that dense kernels execute for one image), `params` (parameters that are not masked out)
             or `top1` (percent).
-        bound: above 0; itself allowed.
+        bound: the limit, above 0; the bound itself is allowed.
     """
 
     limited: Limited
@@ -29,15 +29,15 @@ class Limit:
 
     @property
     def option(self) -> str:
-        """As the command line calls it."""
+        """The name on the command line."""
         return option(self.limited)
 
     def meets(self, value: float | None) -> bool:
-        """Whether a level with this value is allowed; one whose value is not known is not."""
+        """Whether a level with this value is allowed; an unknown value is not."""
         return self.over(value) <= 0
 
     def over(self, value: float | None) -> float:
-        """How far beyond the limit a value is: the less, the better; infinite where it is not known."""
+        """Return how far a value is beyond the limit; infinite if it is not known."""
         if value is None:
             return math.inf
         return self.bound - value if self.limited == "top1" else value - self.bound
@@ -48,11 +48,12 @@ class Limit:
 
 @dataclass(frozen=True)
 class Candidate:
-    """One level, held against the limits.
+    """One level, compared with the limits.
 
     Attributes:
-        values: what is known of it, by what can be limited.
-        missed: the limits that it does not meet.
+        level: the level.
+        values: its known values, by what can be limited.
+        missed: limits that it does not meet.
     """
 
     level: int
@@ -63,12 +64,14 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Pick:
-    """What came of the limits.
+    """The level that was picked, and all candidates.
 
     Attributes:
-        level: the best level that meets all; None if none does.
+        path: the file.
+        limits: the limits.
+        level: the best level that meets all limits; None if none does.
         candidates: all levels, core first.
-        measurement: that the latencies are from; None where there are none.
+        measurement: measurement that the latencies are from; None if there are none.
     """
 
     path: str
@@ -78,10 +81,10 @@ class Pick:
     measurement: Measurement | None = None
 
     def check(self) -> Candidate:
-        """The level that was picked.
+        """Return the level that was picked.
 
         Raises:
-            GateFailed: if there is none; the sentence says which limits no level meets, and what is nearest.
+            GateFailed: if there is none; the message names the limits that no level meets.
         """
         if self.level is None:
             raise GateFailed(f"{self.path}: {_why_none(self.candidates, self.limits)}")
@@ -89,22 +92,24 @@ class Pick:
 
 
 def option(limited: Limited) -> str:
-    """What the command line calls a limit."""
+    """Return the command line's name of a limit."""
     return "--min-top1" if limited == "top1" else f"--max-{limited}"
 
 
 def choose(report: Report, limits: Sequence[Limit], latencies: Mapping[int, float] | None = None) -> Pick:
-    """The best level that meets all limits.
+    """Pick the best level that meets all limits.
 
-    The best is the one with the highest top-1, of several the lowest one. Where levels of the file tell
-    different classes, or some have no top-1, these cannot be compared, and the best is the highest one.
+    The best is the one with the highest top-1, and the lowest of several. If levels of the file predict
+    different classes, or some have no top-1, they cannot be compared, and the best is the highest one.
 
     Args:
-        latencies: seconds for one batch, by level; a limit on latency needs them.
+        report: report of the file.
+        limits: the limits.
+        latencies: seconds for one batch, by level; needed for a limit on latency.
 
     Raises:
         RecipeError: if there is no limit, or one that is not above 0 and finite.
-        BadFileError: if the file does not say of any level what is limited.
+        BadFileError: if the file has the limited value for no level.
     """
     _check(limits)
     candidates = [_held(level, limits, latencies or {}) for level in report.levels]
@@ -125,17 +130,20 @@ def pick(
     device: str = "auto",
     saved: bool = False,
 ) -> Pick:
-    """The best level of a file that meets all limits here; see `choose`.
+    """Pick the best level of a file that meets all limits on this machine; see `choose`.
 
-    Only a limit on latency has anything measured, and the others need no torch.
+    Only a limit on latency needs a measurement, and torch.
 
     Args:
-        batch_size: images per call, for the latency. `threads`: of torch on the CPU; None: as many as it uses
-            anyway. `device`: as for `bench`.
-        saved: take the latency from what `bench` saved on this machine, and measure nothing.
+        path: the nested file, or its address.
+        limits: the limits.
+        batch_size: images per call, for the latency.
+        threads: number of torch's CPU threads; None for the current number.
+        device: device to measure on, as for `bench`.
+        saved: whether to use the latency that `bench` saved on this machine, without measuring.
 
     Raises:
-        NestifyError: as `choose` and `bench`, or if no such measurement was saved.
+        NestifyError: see `choose` and `bench`; also if no such measurement was saved.
     """
     _check(limits)
     report = read_report(path)
@@ -174,7 +182,7 @@ def _held(level: LevelReport, limits: Sequence[Limit], latencies: Mapping[int, f
 
 
 def _order(report: Report) -> Callable[[Candidate], tuple[float, int]]:
-    """One order for all levels of a file, so that a tighter limit never gives a better one."""
+    """Return a sort key for all levels of a file, so that a tighter limit never gives a better level."""
     alike = len({level.class_set for level in report.levels}) == 1
     if alike and all(level.top1 is not None for level in report.levels):
         return lambda candidate: (candidate.values["top1"] or 0.0, -candidate.level)

@@ -1,4 +1,4 @@
-"""Proof that a nested file holds what it says: every level rebuilt from its own prefix alone."""
+"""Verification of a nested file: every level is rebuilt from its own prefix."""
 
 import os
 from dataclasses import dataclass
@@ -15,15 +15,16 @@ from nestify.model.entry_levels import EntryLevels, NestedState, entry_mask
 
 @dataclass(frozen=True)
 class LevelCheck:
-    """What was found of one level, rebuilt from the header and its prefix.
+    """Result for one level, rebuilt from the header and its prefix.
 
     Attributes:
-        level: its number, 1 for the core.
-        prefix_bytes: header included.
-        weights: how many of the maskable weights it uses; None where its bytes could not be read.
-        off: how far its logits are from the stored ones, relative to the largest; None where it was not
-            rebuilt.
-        problem: what is wrong, in a sentence; None where nothing is.
+        level: number of the level, 1 for the core level.
+        name: name of the level.
+        prefix_bytes: bytes of its prefix, header included.
+        weights: number of maskable weights that it uses; None if its bytes could not be read.
+        off: largest difference of its logits from the stored ones, relative to the largest; None if it was
+            not rebuilt.
+        problem: a sentence about what is wrong; None if nothing is.
     """
 
     level: int
@@ -36,7 +37,7 @@ class LevelCheck:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found of a file, level by level, core first."""
+    """Results for a file, level by level, core first."""
 
     name: str
     levels: tuple[LevelCheck, ...]
@@ -53,7 +54,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
         path: a nested file, or its address.
 
     Returns:
-        what was found; a level that is not right is told there, and the others are checked all the same.
+        The results; a level with a problem is reported there, and the others are still checked.
 
     Raises:
         BadFileError: if the file's header or manifest is not right, or its model cannot be built.
@@ -78,7 +79,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
 
 
 def _check_counts(file: NestedFile, entry: LevelEntry, found: EntryLevels) -> None:
-    """See that a level uses as many weights of each layer as the manifest says."""
+    """Check that a level uses as many weights of each layer as the manifest says."""
     for layer in entry.layers:
         kept = found.count_kept(found.n_levels, layer.name) if layer.name in found.tensors else layer.weights
         if kept != layer.kept:
@@ -89,7 +90,7 @@ def _check_counts(file: NestedFile, entry: LevelEntry, found: EntryLevels) -> No
 
 
 def _check_nested(file: NestedFile, entry: LevelEntry, below: NestedState | None, state: NestedState) -> None:
-    """See that every weight of the level below is in this one, with the same value."""
+    """Check that every weight of the level below is in this one, with the same value."""
     for name, values in below.shared.items() if below else ():
         assert below is not None
         shared = state.shared[name]

@@ -94,10 +94,8 @@ def test_a_saved_latency(file: Path) -> None:
     words = ("pick", file, "--max-latency", "1000s", "--saved", "--json")
     refused = nestify(*words)
     assert refused.code == 3
-    assert refused.message == (
-        f"{file}: no latency of this machine at batch 1 and 1 thread is saved beside it; measure it with "
-        "`nestify bench` and --save --batch-size 1 --threads 1, or leave --saved out"
-    )
+    assert "no latency of this machine at batch 1 and 1 thread" in refused.message
+    assert "`nestify bench` with --save --batch-size 1 --threads 1, or leave --saved out" in refused.message
     done = nestify("bench", file, *QUICK, "--save", "--json").document
     saved = [level["median_seconds"] for level in done["measurements"][0]["levels"]]
     document = nestify(*words).document

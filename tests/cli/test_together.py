@@ -84,9 +84,9 @@ def test_without_temperatures_a_note_says_that_confidence_is_not_a_probability(
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--cascade", "1.5"), "--cascade 1.5 is none of a threshold in [0, 1] (0.8), macs=0.5, or sweep"),
-        (("--cascade", "nan"), "--cascade nan is none of"),
-        (("--cascade", "params=0.5"), "--cascade params=0.5 is none of"),
+        (("--cascade", "1.5"), "--cascade 1.5 is not a threshold in [0, 1] (0.8), macs=0.5, or sweep"),
+        (("--cascade", "nan"), "--cascade nan is not a threshold"),
+        (("--cascade", "params=0.5"), "--cascade params=0.5 is not a threshold"),
         (("--cascade", "macs=1"), "--cascade macs=1 is below the core level's own"),
         (("--consensus", "learned"), "the file has no weights for it"),
         (("--consensus", "mean", "--level", "1"), "need two levels or more"),
