@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, and the names of the files of a run."""
+"""Atomic writes of files and folders, and the names of the files of a run."""
 
 import errno
 import os
@@ -16,19 +16,19 @@ from nestify.errors import OutputError
 def atomic_file(
     path: str | os.PathLike[str], check: Callable[[Path], object] | None = None
 ) -> Iterator[BinaryIO]:
-    """Write a file that takes its place only when the block ends without an exception.
+    """Write a file that is moved to its path only if the block ends without an exception.
 
     The bytes go to a temporary file in the same folder, which is synced to disk and then renamed. After
-    an exception the temporary file is removed; after a crash or a full disk, too, what was at `path` is
-    unchanged. A symbolic link stays, and what it points to is replaced.
+    an exception the temporary file is removed. An older file at `path` is unchanged also after a crash or a
+    full disk. A symbolic link is kept, and its target is replaced.
 
     Args:
-        path: of the file.
-        check: called with the path of the complete temporary file; the file takes its place only if this
-            raises nothing.
+        path: path of the file.
+        check: called with the path of the complete temporary file, which is moved only if it raises no
+            exception.
 
     Raises:
-        OutputError: if the file system refuses, or `path` is something else than a regular file.
+        OutputError: if the file system refuses, or `path` is not a regular file.
     """
     name = os.fspath(path)
     try:
@@ -62,7 +62,7 @@ def _refusal(name: str, error: Exception) -> OutputError:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make the rename last. The file is in place either way: some network file systems cannot do this."""
+    """Sync a folder, so that the rename is durable; some network file systems cannot do this."""
     with suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -73,15 +73,15 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]:
-    """Fill a folder that takes its place only when the block ends without an exception.
+    """Fill a folder that is moved to its path only if the block ends without an exception.
 
-    The files go to a temporary folder beside it, which is then renamed. A folder cannot be exchanged for
-    another at one stroke, so only an empty one is replaced.
+    The files go to a temporary folder next to it, which is then renamed. Folders cannot be exchanged
+    atomically, so only an empty folder is replaced.
 
     Args:
-        path: of the folder; absent, or an empty folder.
-        check: called with the path of the complete temporary folder; it takes its place only if this
-            raises nothing.
+        path: path of the folder, which does not exist or is empty.
+        check: called with the path of the complete temporary folder, which is moved only if it raises no
+            exception.
 
     Raises:
         OutputError: if the file system refuses.
@@ -105,16 +105,16 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)  # gone after the rename
 
 
-def beside(output: Path, ending: str) -> Path:
-    """Where another file of a run lies: `resnet.csv` beside `resnet.nested.safetensors`."""
+def sibling(output: Path, ending: str) -> Path:
+    """Return the path of another file of a run: `resnet.csv` for `resnet.nested.safetensors`."""
     return output.with_name(output.name.removesuffix(".safetensors").removesuffix(".nested") + ending)
 
 
 def metrics_path(output: Path) -> Path:
-    """Where the log of a run lies: `resnet.metrics.jsonl` beside `resnet.nested.safetensors`."""
-    return beside(output, ".metrics.jsonl")
+    """Return the path of a run's log: `resnet.metrics.jsonl` for `resnet.nested.safetensors`."""
+    return sibling(output, ".metrics.jsonl")
 
 
 def checkpoint_path(output: Path) -> Path:
-    """Where the checkpoint of a run lies: `resnet.resume.safetensors` beside `resnet.nested.safetensors`."""
-    return beside(output, ".resume.safetensors")
+    """Return the path of a run's checkpoint: `resnet.resume.safetensors` for `resnet.nested.safetensors`."""
+    return sibling(output, ".resume.safetensors")

@@ -1,9 +1,9 @@
-"""Channels in a file: which indices of a tensor's dimensions belong to which level. No torch here.
+"""Channels in a file: which indices of a tensor's dimensions belong to which level. Does not import torch.
 
-An index of a dimension has a level, the lowest that has it: 1 to n, or n + 1 where no level does. An
-element is available at a level when all of its indices are, so that a narrower level is a box of the
-tensor. The manifest holds a dimension as runs of indices of one level: a pair (level, count) for each, in
-ascending order of the indices, or no run at all where level 1 has the whole dimension.
+Each index of a dimension has a level, the lowest that uses it: 1 to n, or n + 1 if no level does. An element
+is available at a level if all of its indices are, so a narrower level is a box of the tensor. The manifest
+stores a dimension as runs of indices of one level, pairs (level, count) in ascending order of the indices, or
+no run if level 1 has the whole dimension.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,6 @@ from itertools import accumulate, groupby
 from operator import mul
 
 import numpy as np
-from numpy.typing import NDArray
 
 from nestify.file.entry_codec import U8Array, unit_grid
 from nestify.file.layout import Shape
@@ -21,10 +20,10 @@ Runs = Sequence[Run]
 
 
 def axis_runs(levels: Mapping[int, U8Array], dims: int) -> list[list[Run]]:
-    """Runs of every dimension, as a manifest holds them; empty where there is no structure.
+    """Return the runs of every dimension, as a manifest stores them; empty if level 1 has all indices.
 
     Args:
-        levels: by dimension, uint8 (extent,), the lowest level that has each index.
+        levels: by dimension, uint8 (extent,), the lowest level that uses each index.
         dims: number of dimensions.
     """
     runs = [_runs(levels[dim]) if dim in levels else [] for dim in range(dims)]
@@ -32,10 +31,10 @@ def axis_runs(levels: Mapping[int, U8Array], dims: int) -> list[list[Run]]:
 
 
 def axis_levels(parameter: ParameterEntry, n_levels: int) -> dict[int, U8Array]:
-    """Inverse of `axis_runs`, for the first `n_levels` levels.
+    """Return the levels of the indices, the inverse of `axis_runs`, for the first `n_levels` levels.
 
     Returns:
-        by dimension that has a structure, uint8 (extent,), `n_levels + 1` for what levels above have.
+        By dimension with runs, uint8 (extent,); `n_levels + 1` for indices that only higher levels use.
     """
     return {
         dim: np.minimum(_levels(runs), np.uint8(n_levels + 1))
@@ -44,14 +43,8 @@ def axis_levels(parameter: ParameterEntry, n_levels: int) -> dict[int, U8Array]:
     }
 
 
-def kept_axes(parameter: ParameterEntry, level: int) -> dict[int, NDArray[np.int64]]:
-    """What a level has of a tensor: by dimension that has a structure, its indices, ascending."""
-    found = axis_levels(parameter, level)
-    return {dim: np.flatnonzero(levels <= level).astype(np.int64) for dim, levels in found.items()}
-
-
 def cut_axes(axes: Iterable[Runs], n_levels: int) -> list[list[Run]]:
-    """The runs of a file's first levels: what is above them all belongs to one level more."""
+    """Return the runs of a file's first levels; all higher levels become one level more."""
 
     def cut_level(run: Run) -> int:
         return min(run[0], n_levels + 1)
@@ -62,12 +55,13 @@ def cut_axes(axes: Iterable[Runs], n_levels: int) -> list[list[Run]]:
 
 
 def available_units(shape: Shape, unit: tuple[int, int], axes: Sequence[Runs], n_levels: int) -> list[int]:
-    """How many units of a tensor are available at each level, core first, by multiplying out.
+    """Return the number of units of a tensor that are available at each level, core first.
 
     Args:
-        shape: of the tensor.
-        unit: (rows, cols) of its blocks; (1, 1) where it has axes.
-        axes: runs of every dimension, or nothing.
+        shape: shape of the tensor.
+        unit: (rows, cols) of its blocks; (1, 1) if it has axes.
+        axes: runs of every dimension, or empty.
+        n_levels: number of levels.
     """
     available = [1] * n_levels
     for dim, extent in enumerate(unit_grid(shape, unit)):
@@ -90,7 +84,7 @@ def _levels(runs: Runs) -> U8Array:
 
 
 def _counts(runs: Runs, n_levels: int) -> list[int]:
-    """How many indices each level has."""
+    """Return the number of indices that each level uses."""
     entering = [0] * (n_levels + 2)
     for level, count in runs:
         entering[level] += count

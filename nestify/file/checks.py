@@ -1,6 +1,6 @@
-"""The gate: what a manifest must hold, and how it must agree with the header. No torch here.
+"""The gate: what a manifest must contain, and how it must agree with the header. Does not import torch.
 
-Reader and writer pass the same gate, so nothing is written that would not be read.
+Reader and writer use the same gate, so nothing is written that would not be read.
 """
 
 import re
@@ -61,10 +61,10 @@ def parse_manifest(text: str) -> Manifest:
 
 
 def check_manifest(manifest: Manifest, file_bytes: int) -> None:
-    """Check what the schema cannot say, from the manifest alone.
+    """Check what the schema cannot express, from the manifest alone.
 
-    The architecture's name is checked for its letters only; whether timm has it is for the loader of the
-    model to say.
+    Only the characters of the architecture's name are checked here; building the model checks whether timm
+    has it.
 
     Args:
         file_bytes: size of the file, which bounds the size of what it may unpack to.
@@ -74,9 +74,9 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
     """
     if not re.fullmatch("[A-Za-z0-9_.]+", manifest.model.architecture):
         name = quoted(manifest.model.architecture)
-        raise Refusal(f"has {name} as its architecture, which is no name in timm")
+        raise Refusal(f"has {name} as its architecture, which is not a name in timm")
     for argument in LOADING_KWARGS & manifest.model.kwargs.keys():
-        raise Refusal(f"has a model argument {quoted(argument)}, which would load something else")
+        raise Refusal(f"has a model argument {quoted(argument)}, which would load other weights")
     names = manifest.model.class_names
     if names is not None and len(names) != manifest.model.num_classes:
         raise Refusal(f"has {len(names)} class names for {manifest.model.num_classes} classes")
@@ -85,7 +85,7 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
     for level in manifest.levels:
         _check_distinct("private tensor", level.private)
         if [layer.name for layer in level.layers] != [layer.name for layer in manifest.levels[0].layers]:
-            raise Refusal(f"level {quoted(level.name)} lists other layers than the core level")
+            raise Refusal(f"level {quoted(level.name)} lists different layers than the core level")
     _check_skipped(manifest)
     _check_distinct("tensor", [n for entry in manifest.parameters for n in (entry.name, *entry.aliases)])
     dense_bytes = 0
@@ -107,21 +107,23 @@ def _check_hierarchy(manifest: Manifest) -> None:
         if len(classes.parents) != manifest.model.num_classes:
             raise Refusal(f"maps {len(classes.parents)} of {manifest.model.num_classes} classes to {name}")
         if set(classes.parents) != set(range(count)):
-            raise Refusal(f"maps its classes to others than the {count} of {name}")
+            raise Refusal(f"maps its classes to indices outside the {count} of {name}")
     for k, level in enumerate(manifest.levels, start=1):
         if len(level.consensus) not in (0, k):
             count = len(level.consensus)
             raise Refusal(f"level {quoted(level.name)} has {count} weights for a consensus of {k} levels")
         if level.classes and level.classes not in {classes.name for classes in manifest.hierarchy}:
-            raise Refusal(f"level {quoted(level.name)} tells classes {quoted(level.classes)}, which it lacks")
+            raise Refusal(
+                f"level {quoted(level.name)} predicts classes {quoted(level.classes)}, which the file lacks"
+            )
 
 
 def check_layout(manifest: Manifest, header: Header) -> Layout:
-    """Check that the header holds exactly the tensors of a checked manifest, each where it belongs.
+    """Check that the header has exactly the tensors of a checked manifest, each at its position.
 
     Raises:
-        Refusal: naming the tensor that is missing, extra, of a wrong type, shape or place, or the
-            level whose number of bytes disagrees.
+        Refusal: naming the tensor that is missing, extra, or has a wrong type, shape or position, or the
+            level whose number of bytes is wrong.
     """
     if header.data_start % ALIGNMENT:
         raise Refusal(f"has data that begins misaligned, at byte {header.data_start}")
@@ -142,13 +144,13 @@ def check_layout(manifest: Manifest, header: Header) -> Layout:
 
 
 def units_left(parameter: ParameterEntry) -> Iterator[tuple[int, int, Coding]]:
-    """Per level, core first: available units that no lower level took, how many enter, their coding."""
+    """Yield per level, core first: available units that no lower level uses, how many enter, their coding."""
     remaining = remaining_units(_available(parameter), parameter.entering)
     return zip(remaining, parameter.entering, parameter.coding, strict=True)
 
 
 def _available(parameter: ParameterEntry) -> list[int]:
-    """Units that each level may use."""
+    """Return the number of units that each level may use."""
     shape, n_levels = tuple(parameter.shape), len(parameter.entering)
     return available_units(shape, parameter.unit, parameter.axes, n_levels)
 
@@ -221,7 +223,7 @@ def _entering_problem(parameter: ParameterEntry) -> str | None:
 
 
 def _check_stored(parameter: ParameterEntry, slots: Mapping[str, Slot]) -> None:
-    """Refuse stored tensors of a parameter whose type or shape is not what the manifest implies."""
+    """Refuse stored tensors of a parameter whose type or shape differs from what the manifest implies."""
     if not parameter.maskable:
         if 0 not in parameter.shape:
             spec = slots[values_name(1, parameter.name)].spec

@@ -15,7 +15,7 @@ from nestify.file.checks import units_left
 from nestify.file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
 from nestify.file.layout import Slot, entry_name, private_name, values_name
 from nestify.file.manifest import Manifest, ParameterEntry
-from nestify.file.source import mapped
+from nestify.file.source import map_range
 from nestify.file.tensors import TORCH_DTYPES, elements, from_bytes
 from nestify.file.untrusted import GET_ANOTHER, quoted
 from nestify.model.entry_levels import EntryLevels, NestedState, box_levels
@@ -43,7 +43,7 @@ class Chunk:
         self.file_name = file.source.name
         self._slots = {slot.spec.name: slot for slot in file.layout.chunks[level - 1]}
         self._begin, end = (0, *file.layout.ends)[level - 1 : level + 1]
-        data = mapped(file.source, file.header_bytes + self._begin, end - self._begin)
+        data = map_range(file.source, file.header_bytes + self._begin, end - self._begin)
         self._data: U8Array = np.frombuffer(data, np.uint8)
         entry = file.manifest.levels[level - 1]
         if verify and hashlib.sha256(data).hexdigest() != entry.sha256:

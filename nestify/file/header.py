@@ -1,6 +1,6 @@
-"""Parsing of a safetensors header that nobody vouches for.
+"""Parsing of an untrusted safetensors header.
 
-Nothing is allocated by a number that the header gives.
+No memory is allocated according to a number in the header.
 """
 
 import math
@@ -19,7 +19,7 @@ from nestify.file.layout import (
     Slot,
     TensorSpec,
 )
-from nestify.file.source import Source
+from nestify.file.source import ByteSource
 from nestify.file.untrusted import GET_ANOTHER, NOT_NESTED, Refusal, quoted, strict_json
 
 HEADER_LENGTH_BYTES = 8
@@ -29,13 +29,13 @@ MAX_INTEGER = 2**63 - 1
 
 @dataclass(frozen=True)
 class Header:
-    """The header of a nested file, its tensors tiling the data without gap or overlap.
+    """The header of a nested file, whose tensors tile the data without gap or overlap.
 
     Attributes:
         manifest: the manifest's JSON text, not yet parsed.
-        slots: every tensor's type, shape and place, by name, in file order.
-        data_start: bytes before the data: header length and header.
-        data_bytes: bytes of data that the header promises.
+        slots: type, shape and position of every tensor, by name, in file order.
+        data_start: number of bytes before the data: header length and header.
+        data_bytes: number of data bytes according to the header.
     """
 
     manifest: str
@@ -44,8 +44,8 @@ class Header:
     data_bytes: int
 
 
-def read_header(source: Source) -> Header:
-    """Read and check the container: safetensors, of this format, tiled.
+def read_header(source: ByteSource) -> Header:
+    """Read the header, and check that it is a safetensors header of this format without gaps.
 
     Raises:
         Refusal: if it is not safetensors, not a nested file, of another format, or its tensors
@@ -66,11 +66,11 @@ def read_header(source: Source) -> Header:
 
 
 def bounded_bytes(shape: Shape | list[int], dtype: str) -> int:
-    """Bytes of a dense tensor, no dimension counted as less than one: a bound on its strides too."""
+    """Return the bytes of a dense tensor with every dimension at least one, which bounds its strides too."""
     return math.prod(max(size, 1) for size in shape) * DTYPE_BYTES[dtype]
 
 
-def _header_bytes(source: Source) -> bytes:
+def _header_bytes(source: ByteSource) -> bytes:
     if source.size == 0:
         raise Refusal("is empty")
     if source.size < HEADER_LENGTH_BYTES:
@@ -123,9 +123,9 @@ def _parse_slot(name: str, entry: Any) -> Slot:
         found = quoted(dtype) if isinstance(dtype, str) else "that is not a string"
         raise Refusal(f"tensor {quoted(name)} has dtype {found}, not one of {', '.join(DTYPE_BYTES)}")
     if not _are_sizes(shape) or len(shape) > MAX_DIMS or bounded_bytes(shape, dtype) > MAX_INTEGER:
-        raise Refusal(f"tensor {quoted(name)} has no possible shape")
+        raise Refusal(f"tensor {quoted(name)} has an impossible shape")
     if not _are_sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise Refusal(f"tensor {quoted(name)} has no possible data_offsets")
+        raise Refusal(f"tensor {quoted(name)} has impossible data_offsets")
     slot = Slot(TensorSpec(name, dtype, tuple(shape)), offsets[0])
     if slot.end != offsets[1]:
         raise Refusal(
@@ -140,7 +140,7 @@ def _are_sizes(values: Any) -> bool:
 
 
 def _check_tiling(slots: list[Slot]) -> int:
-    """Bytes of data; refuses tensors that overlap or leave gaps."""
+    """Return the number of data bytes; refuse tensors that overlap or leave gaps."""
     end = 0
     for slot in slots:
         name = quoted(slot.spec.name)

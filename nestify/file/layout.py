@@ -1,12 +1,12 @@
-"""Byte planning: where each tensor of a nested file lies. Pure arithmetic; no torch, no NumPy.
+"""Byte layout: the position of each tensor in a nested file. Pure arithmetic, without torch or NumPy.
 
 A nested file is a safetensors file in level-major order:
 
     [8-byte header length][JSON header][level 1 bytes][level 2 bytes] ... [level n bytes]
 
 so that level k needs the header and the first `ends[k - 1]` data bytes. Every tensor and every level
-begins 8-byte aligned. Safetensors wants tensors to tile the data without gaps, so what alignment leaves
-over is a small U8 tensor of its own, `level1/pad/0`.
+begins 8-byte aligned. Safetensors requires tensors to tile the data without gaps, so padding bytes are small
+U8 tensors such as `level1/pad/0`.
 """
 
 import json
@@ -38,7 +38,7 @@ FILE_DTYPES = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """A stored tensor before it has a place; `dtype` is safetensors' name."""
+    """A stored tensor without its position; `dtype` is safetensors' name of the type."""
 
     name: str
     dtype: str
@@ -51,7 +51,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Slot:
-    """A stored tensor and its place, in bytes from the start of the data."""
+    """A stored tensor and its position, in bytes from the start of the data."""
 
     spec: TensorSpec
     begin: int
@@ -63,7 +63,7 @@ class Slot:
 
 @dataclass(frozen=True)
 class Layout:
-    """Places of all tensors, per level, core first; padding tensors included."""
+    """Positions of all tensors, per level, core first; padding tensors included."""
 
     chunks: tuple[tuple[Slot, ...], ...]
     ends: tuple[int, ...]
@@ -74,42 +74,42 @@ class Layout:
 
     @property
     def chunk_bytes(self) -> list[int]:
-        """Bytes of each level's own chunk."""
+        """Number of bytes of each level's own chunk."""
         return [end - begin for begin, end in zip((0, *self.ends), self.ends, strict=False)]
 
 
 def values_name(level: int, parameter: str) -> str:
-    """Tensor with the values of a shared parameter that enter at a level."""
+    """Return the name of the tensor with the values of a shared parameter that enter at a level."""
     return f"level{level}/values/{parameter}"
 
 
 def entry_name(level: int, parameter: str) -> str:
-    """Tensor with the coded positions of those values (U8)."""
+    """Return the name of the tensor with the coded positions of those values (U8)."""
     return f"level{level}/entry/{parameter}"
 
 
 def private_name(level: int, tensor: str) -> str:
-    """Tensor that a level owns."""
+    """Return the name of a tensor that belongs to one level."""
     return f"level{level}/private/{tensor}"
 
 
 def pad_name(level: int, index: int) -> str:
-    """The index-th padding tensor of a level (U8)."""
+    """Return the name of a level's padding tensor (U8), by its index."""
     return f"level{level}/pad/{index}"
 
 
 def name_parts(name: str) -> tuple[str, str]:
-    """What a stored tensor holds, `values`, `entry`, `private` or `pad`, and of which tensor."""
+    """Split a stored name into its kind (`values`, `entry`, `private` or `pad`) and the tensor's name."""
     _, kind, tensor = name.split("/", 2)
     return kind, tensor
 
 
 def chunk_names(manifest: Manifest, level: int) -> Iterator[str]:
-    """Names of the tensors in a level's chunk, in file order, padding left out.
+    """Yield the names of the tensors in a level's chunk, in file order, without padding.
 
-    Shared parameters in the manifest's order, each with its entry positions (where they are stored)
-    before its values, then the private tensors. Nothing is stored for a maskable parameter of which no
-    unit enters, nor for a shared tensor without elements.
+    Shared parameters are in the manifest's order, each with its entry positions (if they are stored) before
+    its values; private tensors follow. Nothing is stored for a maskable parameter of which no unit enters,
+    nor for a shared tensor without elements.
     """
     for parameter in manifest.parameters:
         if parameter.maskable:
@@ -143,13 +143,13 @@ def place(chunks: Sequence[Sequence[TensorSpec]]) -> Layout:
 
 
 def manifest_text(manifest: Manifest) -> str:
-    """The manifest as compact ASCII JSON with sorted keys; its length does not depend on the hashes."""
+    """Return the manifest as compact ASCII JSON with sorted keys; hashes do not change its length."""
     content = manifest.model_dump(mode="json")
     return json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def encode_header(layout: Layout, manifest: Manifest) -> bytes:
-    """The file's first bytes: header length and header, padded so that the data begins aligned."""
+    """Encode the file's first bytes: header length and header, padded so that the data begins aligned."""
     header: dict[str, object] = {
         "__metadata__": {FORMAT_KEY: FORMAT, MANIFEST_KEY: manifest_text(manifest)},
     }

@@ -1,4 +1,4 @@
-"""From an open nested file to networks: all of its levels, or one as a plain timm model."""
+"""Rebuilding networks from a nested file: all of its levels, or one as a plain timm model."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -28,20 +28,20 @@ from nestify.model.spec import (
 )
 
 TOLERANCE = 1e-2
-"""Largest allowed difference of a rebuilt level's logits, relative to the largest; another machine rounds
-differently, a wrong level or a damaged weight is off by far more."""
+"""Largest allowed difference of a rebuilt level's logits, relative to the largest. Machines round
+differently; a wrong level or a damaged weight differs by far more."""
 
-DIGITS = 7  # of a stored logit; float32 has no more
+DIGITS = 7  # significant digits of a stored logit; float32 has no more
 
 Network = Callable[[Tensor], Tensor]
 
 
 def logit_fingerprint(network: Network, input_size: tuple[int, int, int]) -> list[float]:
-    """Logits of the fixed synthetic input, rounded; (num_classes,).
+    """Return the rounded logits (num_classes,) of the fixed synthetic input.
 
     Args:
-        network: in eval mode, float32 on the CPU.
-        input_size: (channels, height, width).
+        network: network in eval mode, float32 on the CPU.
+        input_size: (channels, height, width) in pixels.
     """
     with torch.no_grad():
         logits = network(synthetic_input(input_size))[0]
@@ -49,10 +49,11 @@ def logit_fingerprint(network: Network, input_size: tuple[int, int, int]) -> lis
 
 
 def fingerprint_error(network: Network, input_size: tuple[int, int, int], expected: Sequence[float]) -> float:
-    """Largest difference of a network's logits from a stored fingerprint, over their largest magnitude.
+    """Compare a network's logits with a stored fingerprint.
 
     Returns:
-        a share; infinite where the numbers of classes differ, NaN where a logit is not finite.
+        The largest difference relative to the largest logit; infinite if the numbers of classes differ, NaN
+        if a logit is not finite.
     """
     ours = torch.tensor(logit_fingerprint(network, input_size), dtype=torch.float64)
     theirs = torch.tensor(expected, dtype=torch.float64)
@@ -62,29 +63,31 @@ def fingerprint_error(network: Network, input_size: tuple[int, int, int], expect
 
 
 @torch.no_grad()
-def restored(
+def restore(
     network: nn.Module,
     spec: ModelSpec,
     state: NestedState,
     level_names: Sequence[str],
     classes: Sequence[int] | None = None,
 ) -> NestedModel:
-    """Fill a freshly built timm model with what a nested file stores; in eval mode.
+    """Make a nested model, in eval mode, from a newly built timm model and the tensors of a nested file.
 
     Args:
-        network: taken over; its classes are those of the highest level.
-        classes: how many classes each level tells, where every level has a classifier of its own.
-        state: its tensors are taken over or copied; those that are the network's own stay.
+        network: the timm model, which is modified; its classes are those of the highest level.
+        spec: description of the model.
+        state: the tensors, which are used or copied; tensors that belong to the network stay in place.
+        level_names: names of the levels, core first.
+        classes: number of classes of each level, if every level has its own classifier.
 
     Raises:
         ValueError: if the tensors do not fit the architecture.
-        UnsupportedModelError: if the levels that they describe make no network.
+        UnsupportedModelError: if the levels that they describe do not form a network.
     """
     full = state.shared | state.private[-1]
     level_sizes = None
     entry = state.entry
     if state.axes or any(state.skipped):
-        level_sizes = _structure(network, spec, state)
+        level_sizes = _derive_level_sizes(network, spec, state)
         if not level_sizes.is_full(entry.n_levels):  # no level computes with `network` itself
             full = state_tensors(network) | state.shared
         entry = _masks(level_sizes, spec, state)
@@ -109,7 +112,7 @@ def restored(
     return nested.eval()
 
 
-def _structure(network: nn.Module, spec: ModelSpec, state: NestedState) -> LevelSizes:
+def _derive_level_sizes(network: nn.Module, spec: ModelSpec, state: NestedState) -> LevelSizes:
     channels = map_channels(network, spec.input_size)
     names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
     skipped = state.skipped or [[] for _ in range(state.entry.n_levels)]
@@ -117,7 +120,7 @@ def _structure(network: nn.Module, spec: ModelSpec, state: NestedState) -> Level
 
 
 def _masks(level_sizes: LevelSizes, spec: ModelSpec, state: NestedState) -> EntryLevels:
-    """Entry levels of the weights that are masked beyond what channels and blocks say.
+    """Return the entry levels of weights that are masked in addition to missing channels and blocks.
 
     Raises:
         ValueError: if a level uses weights of a block that it skips.
@@ -130,7 +133,7 @@ def _masks(level_sizes: LevelSizes, spec: ModelSpec, state: NestedState) -> Entr
         if at_least is None:
             at_least = torch.ones_like(entry[name])
         if bool((entry[name] < at_least).any()):
-            raise ValueError(f"a level has weights of {name!r}, which only blocks read that it skips")
+            raise ValueError(f"a level stores weights of {name!r} but skips the only blocks that use it")
         if name in spec.maskable and not torch.equal(entry[name], at_least):
             masked[name] = entry[name]
     return EntryLevels(entry.n_levels, masked)
@@ -140,7 +143,8 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
     """Rebuild all levels of a file, on the CPU, in eval mode.
 
     Args:
-        check: prove by its fingerprint that every level came out as it was stored.
+        file: the open file.
+        check: whether to compare each level's logits with its stored fingerprint.
 
     Raises:
         BadFileError: if the file is damaged, or does not make the model that it names.
@@ -150,7 +154,7 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
         state = file.state(into=state_tensors(network))
     names = [level.name for level in file.manifest.levels]
     try:
-        nested = restored(network, spec, state, names, _classes(file, file.n_levels))
+        nested = restore(network, spec, state, names, _classes(file, file.n_levels))
     except (ValueError, UnsupportedModelError) as error:
         raise _misfit(file, error) from error
     if check:
@@ -163,8 +167,9 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
     """Rebuild one level as a plain timm model, on the CPU, in eval mode; reads no byte of the levels above.
 
     Args:
-        level: its number, 1 for the core.
-        check: prove by its fingerprint that it came out as it was stored.
+        file: the open file.
+        level: number of the level, 1 for the core level.
+        check: whether to compare its logits with its stored fingerprint.
 
     Raises:
         RecipeError: if there is no such level.
@@ -193,26 +198,26 @@ def _smaller_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level:
     state = file.state(level)
     names = [entry.name for entry in file.manifest.levels[:level]]
     try:
-        return restored(network, spec, state, names, _classes(file, level)).at_level(level)
+        return restore(network, spec, state, names, _classes(file, level)).at_level(level)
     except (ValueError, UnsupportedModelError) as error:
         raise _misfit(file, error) from error
 
 
 def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
-    """How far a rebuilt level's logits are from the stored ones, relative to the largest.
+    """Return the difference of a rebuilt level's logits from the stored ones, relative to the largest.
 
     Raises:
-        BadFileError: if they are others.
+        BadFileError: if the difference is above the tolerance.
     """
     entry = file.manifest.levels[level - 1]
     input_size = file.manifest.model.preprocessing.input_size
     try:
         with torch.random.fork_rng():
             off = fingerprint_error(network, input_size, entry.fingerprint)
-    except RuntimeError as error:  # the input's size is no size for this network
+    except RuntimeError as error:  # the network does not accept this input size
         size = "x".join(map(str, input_size))
         raise BadFileError(
-            f"{file.name}: level {level} ({entry.name}) takes no images of {size} ({error})"
+            f"{file.name}: level {level} ({entry.name}) does not accept images of {size} ({error})"
         ) from error
     if not off <= TOLERANCE:
         raise BadFileError(
@@ -229,7 +234,7 @@ def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
 
 
 def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
-    """The network that a file names, for the classes of a level, its weights yet to be filled."""
+    """Build the network that a file names, for the classes of a level, without its weights."""
     model, classes = file.manifest.model, file.manifest.num_classes(level)
     kwargs = model.kwargs if classes == model.num_classes else {**model.kwargs, "num_classes": classes}
     try:
@@ -250,7 +255,7 @@ def _misfit(file: NestedFile, error: Exception) -> BadFileError:
 
 
 def _made_with(file: NestedFile) -> str:
-    """The first thing to check when a file does not fit: another timm may build another network."""
+    """Name the timm versions, because a different timm may build a different network."""
     return f"it was made with timm {file.manifest.versions.get('timm')}, this is {timm.__version__}"
 
 
@@ -270,9 +275,9 @@ def load(
     Args:
         path: a nested file, or its address `https://`, `http://`, `hf://owner/repo/file`; a local path
             makes no network request.
-        level: number or name of one level, which comes as a plain timm model: nothing is read beyond the
-            level's prefix, and little memory is needed beyond the model's own. None: all levels.
-        check: prove by its fingerprint that every level came out as it was stored.
+        level: number or name of one level, which is returned as a plain timm model: nothing after the level's
+            prefix is read, and little more memory than the model's own is needed. None for all levels.
+        check: whether to compare each level's logits with its stored fingerprint.
 
     Raises:
         RecipeError: if there is no such level.

@@ -1,4 +1,4 @@
-"""The manifest: everything a nested file says about itself, as one JSON document. No torch here."""
+"""The manifest: everything that a nested file says about itself, as one JSON document. Without torch."""
 
 from operator import not_
 from typing import Annotated, Literal, TypeVar
@@ -15,7 +15,7 @@ positions enter, `none` does, or the two codings."""
 
 Item = TypeVar("Item")
 Many = Annotated[list[Item], Field(fail_fast=True)]
-"""A list that is refused at its first wrong item: pydantic would collect all, hundreds of bytes for each."""
+"""A list that is refused at its first wrong item; pydantic would collect all errors."""
 
 Scalar = bool | int | float | str | None
 Kwarg = Scalar | Many[Scalar] | Many[Many[Scalar]]
@@ -25,15 +25,15 @@ Side = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Label = Annotated[str, Field(pattern=r"^\P{C}*$")]
-"""A text that is printed: without control characters, which would steer a terminal."""
+"""A text that may be printed: control characters, which would control a terminal, are refused."""
 BlockSide = Annotated[int, Field(ge=1, le=9999)]
 FromList = BeforeValidator(lambda value: tuple(value) if isinstance(value, list) else value)
 """JSON has lists where Python has tuples."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Run = Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_LEVELS + 1)], Side], FromList]
-"""A level, and how many adjacent indices of a dimension it is the lowest to have."""
+"""A level, and the number of adjacent indices of a dimension for which it is the lowest level."""
 
-# Fields that the first files of format 1 did not have are left out where they say nothing.
+# Fields that the first files of format 1 did not have are left out if they have their default.
 WholeShare = Annotated[Share, Field(exclude_if=lambda share: share == 1)]
 ManyOrNone = Annotated[Many[Item], Field(exclude_if=not_)]
 
@@ -43,7 +43,7 @@ class _Part(BaseModel):
 
 
 class Preprocessing(_Part):
-    """What timm's `create_transform` needs to prepare an image for evaluation.
+    """The arguments of timm's `create_transform` that prepare an image for evaluation.
 
     `input_size` is (channels, height, width); `mean` and `std` are per channel, for pixels in [0, 1].
     """
@@ -70,9 +70,9 @@ class ClassMap(_Part):
     """Coarser classes than the model's own.
 
     Attributes:
-        name: of the set.
-        class_names: by index.
-        parents: the coarse class of each of the model's classes, (num_classes,).
+        name: name of this set of classes.
+        class_names: names of the coarse classes, by index.
+        parents: (num_classes,), the coarse class of each of the model's classes.
     """
 
     name: Annotated[Label, Field(min_length=1)]
@@ -85,15 +85,15 @@ class ParameterEntry(_Part):
 
     Attributes:
         name: timm's state-dict name.
-        shape: of the dense tensor.
+        shape: shape of the dense tensor.
         dtype: safetensors' name of the stored values' type, such as `F32`.
-        maskable: whether it has entry levels; a tensor that has none enters at level 1 whole.
+        maskable: whether it has entry levels; without them, the whole tensor enters at level 1.
         unit: (rows, cols) of the blocks of output x input channels that enter together.
-        coding: one per level, core first, of a maskable tensor; empty otherwise.
-        entering: likewise, how many units enter at the level.
+        coding: coding of the positions per level, core first; empty if not maskable.
+        entering: number of units that enter per level, core first; empty if not maskable.
         aliases: other state-dict names of the same tensor (tied weights).
-        axes: of a maskable tensor whose indices not all belong to level 1, the runs of every dimension,
-            in ascending order of its indices; no runs for a dimension that level 1 has whole (see `axes`).
+        axes: runs of every dimension, in ascending order of its indices, if not all indices of a maskable
+            tensor belong to level 1; no runs for a dimension that level 1 has completely (see `axes`).
     """
 
     name: str
@@ -118,18 +118,21 @@ class LayerEntry(_Part):
 
 
 class Metrics(_Part):
-    """What was measured or counted for one level. None means: not measured.
+    """Values that were measured or counted for one level; None if not measured.
 
     Attributes:
-        parameters: elements of the plain model at this level (dense, private tensors included).
-        nonzero_parameters: those that are not masked out.
+        parameters: number of parameters of the plain model at this level (dense, private tensors included).
+        nonzero_parameters: number of parameters that are not masked out.
         dense_macs: multiply-accumulates per image that dense kernels execute.
         effective_macs: multiply-accumulates per image that a kernel would execute if it skipped every
             masked-out weight at no cost; theory, not time.
-        uncounted: operators that the MAC counter does not know, with how often they ran; empty when
-            the counts are whole.
-        top1, top5: accuracy in percent on `images` validation images; `loss` is mean cross-entropy.
-        top1_before: top-1 of the same level before training, its batch norm recalibrated.
+        uncounted: operators that the MAC counter does not know, with their number of calls; empty if the
+            counts are complete.
+        top1: top-1 accuracy in percent on the validation images.
+        top5: top-5 accuracy in percent on the validation images.
+        loss: mean cross-entropy on the validation images.
+        images: number of validation images.
+        top1_before: top-1 of the same level before training, with recalibrated batch norm.
     """
 
     parameters: Count
@@ -145,18 +148,18 @@ class Metrics(_Part):
 
 
 class LevelDescription(_Part):
-    """What the writer is told of one level: what was asked, what was reached, what was measured.
+    """Description of one level for the writer: what was requested, reached and measured.
 
     Attributes:
-        sparsity, width, depth: shares that were asked for: of weights that are zero, of channels and of
-            layers that the level has.
-        skipped: names of the modules that the level leaves out; each level skips no others than the one
-            below.
+        sparsity: requested share of weights that are zero.
+        width: requested share of channels.
+        depth: requested share of blocks.
+        skipped: names of the blocks that the level skips, a subset of those of the level below.
         fingerprint: logits of the fixed synthetic input, one per class of the level.
-        classes: name of the coarser classes that it tells; empty: the model's own.
-        temperature: softmax(logits / temperature) is how sure it is; None where that was not fitted.
+        classes: name of the coarser classes that it predicts; empty for the model's own.
+        temperature: its confidence is softmax(logits / temperature); None if not fitted.
         consensus: weights of the log-probabilities of this level and those below, core first, in their
-            combined answer; empty where they were not fitted.
+            consensus; empty if not fitted.
     """
 
     name: str
@@ -179,8 +182,8 @@ class LevelEntry(LevelDescription):
 
     Attributes:
         private: state-dict names of the level's private tensors.
-        data_bytes: bytes of the level's own chunk.
-        sha256: of the level's own chunk, hexadecimal.
+        data_bytes: number of bytes of the level's own chunk.
+        sha256: SHA-256 of the level's own chunk, in hexadecimal.
     """
 
     private: Many[str]
@@ -189,45 +192,45 @@ class LevelEntry(LevelDescription):
 
 
 class _Run(_Part):
-    """What a description and a manifest share: the model and the run that made the file."""
+    """The fields that a description and a manifest share: the model, and the run that made the file."""
 
     model: ModelEntry
     schedule: Literal["weight", "channel", "layer", "combined"]
     original: dict[str, float]
-    """Validation accuracy of the unchanged pretrained model: `top1`, `top5`, `loss`; empty: not measured."""
+    """Validation accuracy of the original model: `top1`, `top5`, `loss`; empty if not measured."""
     recipe: dict[str, JsonValue]
     seed: int
     versions: dict[Label, Label]
     source_sha256: Sha256 | None
-    """SHA-256 of the checkpoint file that the run started from; None when there was no file."""
+    """SHA-256 of the checkpoint file that the run started from; None if there was no file."""
     hierarchy: ManyOrNone[ClassMap] = []
-    """Coarser classes that levels tell. If there are any, every level has a classifier of its own."""
+    """Coarser classes that levels predict; if there are any, every level has its own classifier."""
 
 
 class Description(_Run):
-    """What the writer is told: all of the manifest that does not follow from the tensors."""
+    """The part of the manifest that the writer cannot derive from the tensors."""
 
     levels: Many[LevelDescription]
 
 
 class Manifest(_Run):
-    """The whole document. `levels` run from the core level to the full level."""
+    """The complete manifest; `levels` are in order from the core level to the full level."""
 
     schema_version: Literal[1] = 1
     levels: Annotated[Many[LevelEntry], Field(min_length=1, max_length=MAX_LEVELS)]
     parameters: Many[ParameterEntry]
 
     def class_map(self, level: int) -> ClassMap | None:
-        """The coarser classes that a level tells, given by its number; None: the model's own."""
+        """Return the coarser classes that a level predicts, given by its number; None for the model's own."""
         name = self.levels[level - 1].classes
         return next((classes for classes in self.hierarchy if classes.name == name), None)
 
     def num_classes(self, level: int) -> int:
-        """How many classes a level tells."""
+        """Return the number of classes that a level predicts."""
         classes = self.class_map(level)
         return self.model.num_classes if classes is None else len(classes.class_names)
 
     def class_names(self, level: int) -> list[str] | None:
-        """Names of the classes that a level tells, by index; None where the file has none."""
+        """Return the names of the classes that a level predicts, by index; None if the file has none."""
         classes = self.class_map(level)
         return self.model.class_names if classes is None else classes.class_names

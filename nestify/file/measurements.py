@@ -17,7 +17,7 @@ from nestify.file.manifest import FromList, Label, Many, Sha256
 from nestify.file.reader import NestedFile
 from nestify.file.source import LocalFile
 from nestify.file.untrusted import quoted, strict_json
-from nestify.files import atomic_file, beside
+from nestify.files import atomic_file, sibling
 from nestify.recipe.levels import MAX_LEVELS
 
 ENDING = ".bench.json"
@@ -166,7 +166,7 @@ def save_measured(file: NestedFile, new: Sequence[Measurement]) -> Path:
 
 
 def _place(file: NestedFile) -> Path:
-    return beside(file.path, ENDING)
+    return sibling(file.path, ENDING)
 
 
 def _header_sha256(file: NestedFile) -> str:

@@ -1,7 +1,7 @@
-"""Opening a nested file: header and manifest at once, tensors on demand.
+"""Opening a nested file: header and manifest are read at once, tensors on demand.
 
-A file is untrusted: all that can be checked without its data is checked on opening, the rest before the
-data is used. Opening imports no torch, so that a report takes no time.
+A file is untrusted: everything that can be checked without its data is checked on opening, the rest before
+the data is used. Opening imports no torch, so that a report takes no time.
 """
 
 import os
@@ -15,7 +15,7 @@ from nestify.file.header import read_header
 from nestify.file.layout import Layout
 from nestify.file.manifest import Manifest
 from nestify.file.remote import open_source
-from nestify.file.source import Source
+from nestify.file.source import ByteSource
 from nestify.file.untrusted import GET_ANOTHER, MAX_QUOTED, Refusal
 
 if TYPE_CHECKING:
@@ -31,22 +31,22 @@ class NestedFile:
     """A nested file whose header and manifest have been checked.
 
     Attributes:
-        name: what the user calls it: a path, or an address without its secrets.
-        manifest: all that it says about itself.
-        layout: place of every tensor.
-        header_bytes: bytes before the data: header length and header.
-        source: its bytes.
+        name: path, or address without its secrets.
+        manifest: everything that the file says about itself.
+        layout: position of every tensor.
+        header_bytes: number of bytes before the data: header length and header.
+        source: the bytes of the file.
     """
 
     name: str
     manifest: Manifest
     layout: Layout
     header_bytes: int
-    source: Source
+    source: ByteSource
 
     @property
     def path(self) -> Path:
-        """Where it lies; of use for a local file."""
+        """The path of a local file."""
         return Path(self.name)
 
     @property
@@ -54,7 +54,7 @@ class NestedFile:
         return len(self.manifest.levels)
 
     def prefix_bytes(self, level: int) -> int:
-        """Bytes of the file, from its first on, that are needed to run a level; header included.
+        """Return the number of leading bytes of the file that a level needs; header included.
 
         Raises:
             RecipeError: if there is no such level.
@@ -63,10 +63,10 @@ class NestedFile:
         return self.header_bytes + self.layout.ends[level - 1]
 
     def level_index(self, level: str) -> int:
-        """Number (1 for the core) of a level given by its name, its number or as `level2`.
+        """Return the number (1 for the core level) of a level given by name, by number or as `level2`.
 
         Raises:
-            RecipeError: if there is no such level; the message lists those there are.
+            RecipeError: if there is no such level; the message lists all levels.
         """
         names = [entry.name for entry in self.manifest.levels]
         numbers = [str(number) for number in range(1, self.n_levels + 1)]
@@ -81,14 +81,13 @@ class NestedFile:
         """Read the tensors of levels 1 to `level`, and no byte of the levels above.
 
         Args:
-            level: the highest level to read; all where None. The state has `level` levels: what enters
-                above counts as unused (entry level `level + 1`, value 0).
-            verify: whether to check each level's SHA-256. Everything else is checked in any case.
-            into: tensors on the CPU to fill, by name, where they have the shape of what is read.
+            level: the highest level to read; None for all. The state has `level` levels: weights that enter
+                above count as unused (entry level `level + 1`, value 0).
+            verify: whether to check each level's SHA-256; everything else is always checked.
+            into: tensors on the CPU to fill, by name, if they have the shape of what is read.
 
         Returns:
-            dense tensors on the CPU: those of `into`, else new ones in the types that the file holds
-            them in.
+            Dense tensors on the CPU: those of `into`, or else new ones in the types that the file stores.
 
         Raises:
             RecipeError: if there is no such level.
@@ -104,11 +103,11 @@ class NestedFile:
     ) -> "dict[str, Tensor]":
         """Read the plain network of one level: a state dict, 0 where the level uses no weight.
 
-        Arguments and errors are those of `state`. Where `into` has all tensors, what is needed besides is
-        little more than one byte per weight of the largest of them.
+        Arguments and errors are those of `state`. If `into` has all tensors, the additional memory is little
+        more than one byte per weight of the largest of them.
 
         Returns:
-            dense tensors by state-dict name, tied ones under each of their names.
+            Dense tensors by state-dict name, tied tensors under each of their names.
         """
         from nestify.file.decoder import read_level
 
@@ -116,10 +115,10 @@ class NestedFile:
         return read_level(self, level, verify, into or {})
 
     def check_whole(self, level: int) -> None:
-        """See that nothing of levels 1 to `level` is cut off.
+        """Check that levels 1 to `level` are complete.
 
         Raises:
-            BadFileError: if something is; the message says which levels are whole.
+            BadFileError: if they are not; the message names the levels that are complete.
         """
         data_bytes = self.source.size - self.header_bytes
         if data_bytes >= self.layout.ends[level - 1]:
@@ -128,10 +127,10 @@ class NestedFile:
         whole = whole_levels(self.layout, data_bytes)
         if whole:
             raise BadFileError(
-                f"{self.name}: {problem}; levels {_listing(self.manifest, whole)} are whole in it; get an "
+                f"{self.name}: {problem}; levels {_listing(self.manifest, whole)} are complete in it; get an "
                 f"intact copy, or keep them with `nestify slice` and --level {whole}"
             )
-        raise BadFileError(f"{self.name}: {problem}; no level is whole in it; {GET_ANOTHER}")
+        raise BadFileError(f"{self.name}: {problem}; no level is complete in it; {GET_ANOTHER}")
 
     def _check_level(self, level: int) -> None:
         if not 1 <= level <= self.n_levels:
@@ -145,13 +144,13 @@ def open_nested_file(path: str | os.PathLike[str], *, truncated: bool = False) -
     """Open a nested file and check all that can be checked without reading its data.
 
     Args:
-        path: local, or an address `https://`, `http://`, `hf://owner/repo/file`, of which only the bytes
+        path: local path, or an address `https://`, `http://`, `hf://owner/repo/file`, of which only the bytes
             that are needed are fetched.
-        truncated: accept a file of which levels are cut off; `check_whole` is then for the caller.
+        truncated: whether to accept a file that lacks the last levels; the caller then calls `check_whole`.
 
     Raises:
-        BadFileError: with one sentence that names the file, the tensor and the remedy, if there is no
-            such file, it is not a nested file of this format, it is damaged or truncated.
+        BadFileError: if there is no such file, or it is not a nested file of this format, damaged or
+            truncated; the sentence names the file, the tensor and the remedy.
     """
     source = open_source(path)
     try:
@@ -170,7 +169,7 @@ def open_nested_file(path: str | os.PathLike[str], *, truncated: bool = False) -
 
 
 def whole_levels(layout: Layout, data_bytes: int) -> int:
-    """How many levels, from the core on, lie whole in the first `data_bytes` bytes of the data."""
+    """Return how many levels, from the core on, are complete in the first `data_bytes` bytes of the data."""
     return sum(end <= data_bytes for end in layout.ends)
 
 

@@ -12,7 +12,7 @@ from urllib.parse import unquote
 from nestify.errors import BadFileError
 from nestify.file.remote_answers import AnswerChecks, TransientError
 from nestify.file.remote_client import Patience, RangeClient
-from nestify.file.source import LocalFile, Source, piece_ranges
+from nestify.file.source import ByteSource, LocalFile, piece_ranges
 
 SCHEMES = ("https", "http", "hf")
 
@@ -22,7 +22,7 @@ START_BYTES = 8
 PATIENCE = Patience()
 
 
-def open_source(path: str | os.PathLike[str]) -> Source:
+def open_source(path: str | os.PathLike[str]) -> ByteSource:
     """Open a local path, or an address `https://`, `http://` or `hf://owner/repo/file`.
 
     Raises:
@@ -92,7 +92,7 @@ class RemoteFile:
         self.size = self._checks.version.size
 
     def read(self, offset: int, length: int) -> bytearray:
-        """See `Source.read`."""
+        """See `ByteSource.read`."""
         if (offset, length) == (0, len(self._start)):
             return bytearray(self._start)
         data = bytearray()

@@ -1,4 +1,4 @@
-"""Where a nested file's bytes come from: one small seam, `read(offset, length)`."""
+"""Sources of a nested file's bytes: one small interface, `read(offset, length)`."""
 
 import mmap
 import os
@@ -11,47 +11,47 @@ from typing import IO, Protocol
 from nestify.errors import BadFileError
 
 PIECE_BYTES = 8 * 2**20
-"""Most bytes that are read at once where a range need not be whole in memory, and what a cut connection
-can cost."""
+"""Largest number of bytes that are read at once, unless a range is needed in memory, and that a dropped
+connection can cost."""
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """Bytes that can be read in ranges.
 
     Attributes:
         name: what error messages call it.
-        size: bytes in all.
+        size: total number of bytes.
     """
 
     name: str
     size: int
 
     def read(self, offset: int, length: int) -> bytearray:
-        """Bytes [offset, offset + length), all of them.
+        """Return all bytes [offset, offset + length).
 
         Raises:
-            BadFileError: if they cannot be had.
+            BadFileError: if they cannot be read.
         """
 
 
-def pieces(source: Source, offset: int, length: int) -> Iterator[bytearray]:
-    """Bytes [offset, offset + length) in order, piece by piece."""
+def pieces(source: ByteSource, offset: int, length: int) -> Iterator[bytearray]:
+    """Yield bytes [offset, offset + length) in order, piece by piece."""
     for begin, size in piece_ranges(offset, length):
         yield source.read(begin, size)
 
 
 def piece_ranges(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """(offset, length) of the pieces of a range."""
+    """Yield (offset, length) of the pieces of a range."""
     end = offset + length
     for begin in range(offset, end, PIECE_BYTES):
         yield begin, min(PIECE_BYTES, end - begin)
 
 
 class LocalFile:
-    """A regular file on this machine. Opened anew for each range, so there is nothing to close.
+    """A regular file on this machine, opened for each range, so that it need not be closed.
 
     Raises:
-        BadFileError: on construction, if there is no such file or it is not a regular one.
+        BadFileError: on construction, if there is no such file, or it is not a regular file.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -68,7 +68,7 @@ class LocalFile:
         self.size = status.st_size
 
     def read(self, offset: int, length: int) -> bytearray:
-        """See `Source.read`."""
+        """See `ByteSource.read`."""
         data = bytearray(length)
         try:
             with open(self.name, "rb") as file:
@@ -88,14 +88,14 @@ def _reason(error: Exception) -> str:
 Mapped = memoryview | bytearray
 
 
-def mapped(source: Source, offset: int, length: int) -> Mapped:
-    """Bytes [offset, offset + length) of a source.
+def map_range(source: ByteSource, offset: int, length: int) -> Mapped:
+    """Map bytes [offset, offset + length) of a source into memory.
 
-    A local file is mapped where it lies; what comes from elsewhere goes through a temporary file. Writing
-    to the memory is possible and changes no file.
+    A local file is mapped directly; bytes of a server go through a temporary file. The memory can be written
+    to, which changes no file.
 
     Raises:
-        BadFileError: if they cannot be had.
+        BadFileError: if they cannot be read.
     """
     if not length:
         return bytearray()
@@ -118,6 +118,6 @@ def mapped(source: Source, offset: int, length: int) -> Mapped:
 
 
 def _map(file: IO[bytes], offset: int, length: int) -> memoryview:
-    # A private copy on write: torch warns of memory that cannot be written to.
+    # A private copy on write, because torch warns about read-only memory.
     memory = mmap.mmap(file.fileno(), offset + length, access=mmap.ACCESS_COPY)
     return memoryview(memory)[offset:]

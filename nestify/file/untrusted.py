@@ -1,4 +1,4 @@
-"""JSON that nobody vouches for: parsed without the freedoms that parsers disagree on."""
+"""Untrusted JSON, parsed without the extensions that parsers disagree on."""
 
 import json
 import math
@@ -16,8 +16,8 @@ def strict_json(text: str, max_keys: int | None = None) -> Any:
     """Parse JSON and refuse what JSON parsers disagree on.
 
     Args:
-        text: decoded from UTF-8, so that surrogates can only be in it as escapes.
-        max_keys: that one object may have; None: any number.
+        text: the document, decoded from UTF-8, so that it can contain surrogates only as escapes.
+        max_keys: largest number of keys of one object; None for any number.
 
     Raises:
         ValueError: for invalid JSON, a key given twice, NaN or an infinity, an integer beyond 64 bits,
@@ -37,7 +37,7 @@ def strict_json(text: str, max_keys: int | None = None) -> Any:
             parse_int=_bounded_int,
             parse_float=_finite_float,
         )
-        if _SURROGATE.search(text):  # fails on lone ones, which no output can print
+        if _SURROGATE.search(text):  # fails on lone surrogates, which no output can print
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("values are nested too deep") from None
@@ -72,7 +72,7 @@ def _finite_float(text: str) -> float:
 
 
 def quoted(text: str) -> str:
-    """A name from an untrusted file, escaped and cut to a length that fits a message."""
+    """Escape a name from an untrusted file, and cut it to a length that fits into a message."""
     shown = repr(text)
     return shown if len(shown) <= MAX_QUOTED else f"{shown[: MAX_QUOTED - 4]}...{shown[-1]}"
 
@@ -82,10 +82,10 @@ NOT_NESTED = "give a nested file that nestify wrote"
 
 
 class Refusal(ValueError):
-    """A file breaks the format. Opening makes it a BadFileError with the file's name, writing an OutputError.
+    """A violation of the format; the reader turns it into a BadFileError, the writer into an OutputError.
 
     Args:
-        problem: what is wrong; follows the file's name and a colon.
+        problem: what is wrong, to follow the file's name and a colon.
         remedy: what the user can do.
     """
 

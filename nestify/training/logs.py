@@ -16,7 +16,7 @@ from timm.utils.summary import trim_summary, update_summary
 
 from nestify.errors import OutputError, RecipeError
 from nestify.evaluation.accuracy import Accuracy
-from nestify.files import beside
+from nestify.files import sibling
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
@@ -273,10 +273,10 @@ def open_logs(
     with ExitStack() as opened:
         logs: list[Observer] = []
         if "csv" in names:
-            table = CsvLog(beside(output, ".csv"), log_offsets)
+            table = CsvLog(sibling(output, ".csv"), log_offsets)
             logs.append(opened.enter_context(closing(table)))
         if "tensorboard" in names:
-            board = TensorBoardLog(beside(output, ".tensorboard"), log_offsets, finetune_steps)
+            board = TensorBoardLog(sibling(output, ".tensorboard"), log_offsets, finetune_steps)
             logs.append(opened.enter_context(closing(board)))
         yield logs
 

@@ -46,7 +46,7 @@ def test_truncated(share: float, copy: Path, refused: Refused) -> None:
     message = both_refuse(refused, copy)
     if share == 0.5:
         assert "is truncated, with " in message
-        assert "; levels 1 (level1), 2 (level2) are whole in it; " in message
+        assert "; levels 1 (level1), 2 (level2) are complete in it; " in message
 
 
 def test_bytes_after_the_end(copy: Path, refused: Refused) -> None:
@@ -146,4 +146,4 @@ def test_a_description_of_another_network(copy: Path, refused: Refused) -> None:
     assert "says 11 classes, but describes a network of 10" in refused(3, *words)
     damage(copy, set_model(num_classes=10, class_names=None))
     damage(copy, lambda parts: parts.manifest["model"]["preprocessing"].update({"input_size": [1, 32, 32]}))
-    assert "level 1 (level1) takes no images of 1x32x32" in refused(3, *words)
+    assert "level 1 (level1) does not accept images of 1x32x32" in refused(3, *words)

@@ -20,7 +20,7 @@ from hypothesis.extra import numpy as hnp
 from safetensors.torch import load_file
 
 from nestify.errors import OutputError
-from nestify.file.axes import kept_axes
+from nestify.file.axes import axis_levels
 from nestify.file.manifest import Manifest
 from nestify.file.reader import open_nested_file
 from nestify.file.slicing import slice_file, upgrade_slice
@@ -98,23 +98,23 @@ def test_what_was_asked_for_is_told(axes_file: Path) -> None:
     assert [level.skipped for level in file.manifest.levels] == [["block"], [], []]
 
 
-def test_kept_axes(axes_file: Path) -> None:
+def test_axis_levels(axes_file: Path) -> None:
     state = axes_state()
     for parameter in open_nested_file(axes_file).manifest.parameters:
         axes = state.axes.get(parameter.name, {})
         for level in LEVELS:
-            kept = kept_axes(parameter, level)
-            assert list(kept) == sorted(axes)
-            for dim, indices in kept.items():
-                assert indices.dtype == np.int64
-                assert indices.tolist() == [i for i, own in enumerate(axes[dim].tolist()) if own <= level]
+            found = axis_levels(parameter, level)
+            assert list(found) == sorted(axes)
+            for dim, levels in found.items():
+                assert levels.dtype == np.uint8
+                assert levels.tolist() == [min(own, level + 1) for own in axes[dim].tolist()]
 
 
-def test_kept_axes_need_no_torch(axes_file: Path) -> None:
+def test_axis_levels_need_no_torch(axes_file: Path) -> None:
     code = (
-        "import sys; from nestify.file.axes import kept_axes;"
+        "import sys; from nestify.file.axes import axis_levels;"
         "from nestify.file.reader import open_nested_file;"
-        f"[kept_axes(p, 2) for p in open_nested_file({str(axes_file)!r}).manifest.parameters];"
+        f"[axis_levels(p, 2) for p in open_nested_file({str(axes_file)!r}).manifest.parameters];"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -225,7 +225,8 @@ def check_level(path: Path, axes: dict[int, torch.Tensor], entry: torch.Tensor, 
     """A level is the box of the kept indices, cut out of the masked tensor; all around it is 0."""
     file = open_nested_file(path)
     masked = np.where(entry.numpy() <= level, scrambled(entry.shape, salt=1).numpy(), 0)
-    kept = kept_axes(file.manifest.parameters[0], level)
+    levels = axis_levels(file.manifest.parameters[0], level)
+    kept = {dim: np.flatnonzero(along <= level) for dim, along in levels.items()}
     everything = [np.arange(extent) for extent in entry.shape]
     cut = np.ix_(*(kept.get(dim, everything[dim]) for dim in range(entry.dim())))
     available = reduce(

@@ -104,7 +104,7 @@ def test_no_byte_above_the_level_is_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:end])
     found = nestify.load(path, level=2, check=False).state_dict()
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-    with pytest.raises(BadFileError, match=r"truncated.*levels 1 .*, 2 .* are whole"):
+    with pytest.raises(BadFileError, match=r"truncated.*levels 1 .*, 2 .* are complete"):
         nestify.load(path, level=3)
 
 

@@ -64,12 +64,12 @@ def set_hierarchy(
         (set_level(0, name=""), "has '' as the name of a level"),
         (set_level(0, private=["a", "a"]), "lists the private tensor 'a' twice"),
         (set_level(0, private=["a"]), "tensor 'level1/private/a' is missing"),
-        (set_level(0, classes="kinds"), "level 'size-1' tells classes 'kinds', which it lacks"),
+        (set_level(0, classes="kinds"), "level 'size-1' predicts classes 'kinds', which the file lacks"),
         (set_level(0, consensus=[1.0, 2.0]), "level 'size-1' has 2 weights for a consensus of 1 levels"),
         (set_level(0, temperature=0.0), "fails its schema at 'levels.0.temperature'"),
         (set_hierarchy(["kind"], [0]), "maps 1 of 2 classes to 'kind'"),
-        (set_hierarchy(["kind"], [0, 1]), "maps its classes to others than the 1 of 'kind'"),
-        (set_hierarchy(["a", "b"], [1, 1]), "maps its classes to others than the 2 of 'kind'"),
+        (set_hierarchy(["kind"], [0, 1]), "maps its classes to indices outside the 1 of 'kind'"),
+        (set_hierarchy(["a", "b"], [1, 1]), "maps its classes to indices outside the 2 of 'kind'"),
         (set_hierarchy([], []), "fails its schema at 'hierarchy.0.class_names'"),
         (set_hierarchy(["a"], [0, -1]), "fails its schema at 'hierarchy.0.parents.1'"),
         (set_hierarchy(["a"], [0, 0], times=2), "lists the set of classes 'kind' twice"),
@@ -224,11 +224,11 @@ def test_truncated_file_says_which_levels_are_whole(small_file: Path) -> None:
     file = open_nested_file(small_file)
     content = small_file.read_bytes()
     for end, whole in [
-        (file.header_bytes, "no level is whole"),
-        (file.prefix_bytes(1) - 1, "no level is whole"),
-        (file.prefix_bytes(1), r"levels 1 \(size-1\) are whole"),
-        (file.prefix_bytes(2), r"levels 1 \(size-1\), 2 \(size-2\) are whole"),
-        (len(content) - 1, r"levels 1 \(size-1\), 2 \(size-2\) are whole"),
+        (file.header_bytes, "no level is complete"),
+        (file.prefix_bytes(1) - 1, "no level is complete"),
+        (file.prefix_bytes(1), r"levels 1 \(size-1\) are complete"),
+        (file.prefix_bytes(2), r"levels 1 \(size-1\), 2 \(size-2\) are complete"),
+        (len(content) - 1, r"levels 1 \(size-1\), 2 \(size-2\) are complete"),
     ]:
         small_file.write_bytes(content[:end])
         assert re.search(f"is truncated.*{whole}", refusal(small_file))

@@ -280,7 +280,7 @@ def test_a_truncated_file_gives_its_whole_levels(level: int, small_file: Path, t
 def test_nothing_whole(small_file: Path, tmp_path: Path) -> None:
     content = small_file.read_bytes()
     small_file.write_bytes(content[: open_nested_file(small_file).prefix_bytes(1) - 1])
-    assert "no level is whole in it; " in refused(BadFileError, slice_file, small_file, 1, tmp_path / "slice")
+    assert "no level is complete in it; " in refused(BadFileError, slice_file, small_file, 1, tmp_path / "slice")
 
 
 def test_bytes_after_the_end(small_file: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from timm.utils import ModelEmaV3
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.file.loading import restored
+from nestify.file.loading import restore
 from nestify.model.entry_levels import EntryLevels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
@@ -175,7 +175,7 @@ def test_copy_is_independent_of_the_original(make_model: MakeModel) -> None:
 def test_state_rebuilds_the_same_model(name: str, bn: BatchNormMode, make_model: MakeModel) -> None:
     nested = nest(make_model(name, **SIZES.get(name, {})), bn=bn)
     fresh: nn.Module = timm.create_model(name, num_classes=10, **SIZES.get(name, {}))
-    again = restored(fresh, nested.spec, nested.nested_state(), NAMES)
+    again = restore(fresh, nested.spec, nested.nested_state(), NAMES)
     images = images_for(nested)
     with torch.no_grad():
         for level in NAMES:
