@@ -18,7 +18,7 @@ from nestify.errors import BadFileError, RecipeError
 from nestify.file.loading import load_level
 from nestify.file.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
 from nestify.file.reader import open_nested_file
-from nestify.file.summary import Report, report_of
+from nestify.file.summary import Report, make_report
 from nestify.machine import cores, pick_device, printable_line, processor_name
 
 
@@ -200,7 +200,7 @@ def bench(
                 images = torch.randn(batch_size, *input_size, generator=generator).to(where)
                 measurements.append(_measure_networks(networks, names, images, machine, effort))
     saved = save_measured(file, measurements) if save else None
-    return Bench(file.name, report_of(file), measurements, saved)
+    return Bench(file.name, make_report(file), measurements, saved)
 
 
 def saved_measurement(

@@ -1,4 +1,4 @@
-"""From a checked nested file to dense tensors, one parameter at a time."""
+"""Decoding of a checked nested file to dense tensors, one parameter at a time."""
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from nestify.file.reader import NestedFile
 
 SEGMENT = 2**17
-"""Weights that are placed at a time: their positions fit into a processor's cache, and into little memory."""
+"""Number of weights that are placed at a time, so that their positions fit into the processor's cache."""
 
 
 class Chunk:
-    """One level's bytes, verified, and the tensors in them.
+    """The verified bytes of one level, and the tensors in them.
 
     Args:
-        level: its number, 1 for the core.
+        level: number of the level, 1 for the core level.
         verify: whether to check its SHA-256.
 
     Raises:
-        BadFileError: if it cannot be read or its hash disagrees.
+        BadFileError: if it cannot be read, or its hash differs.
     """
 
     def __init__(self, file: "NestedFile", level: int, verify: bool) -> None:
@@ -53,14 +53,14 @@ class Chunk:
             )
 
     def bytes_of(self, name: str) -> U8Array:
-        """(bytes,) of a tensor; empty where it is not stored, as for entry positions that need none."""
+        """Return the bytes of a tensor; empty if it is not stored, such as positions that need no bytes."""
         slot = self._slots.get(name)
         if slot is None:
             return np.empty(0, np.uint8)
         return self._data[slot.begin - self._begin : slot.end - self._begin]
 
     def tensor(self, name: str) -> Tensor:
-        """A stored tensor, sharing the chunk's memory.
+        """Return a stored tensor, which shares the chunk's memory.
 
         Raises:
             BadFileError: if it holds a non-finite value.
@@ -119,16 +119,16 @@ def read_level(file: "NestedFile", level: int, verify: bool, into: Mapping[str, 
 
 
 def _chunks(file: "NestedFile", level: int, verify: bool) -> list[Chunk]:
-    """The first chunks, each verified before anything in it is used."""
+    """Read the first chunks; each is verified before anything in it is used."""
     return [Chunk(file, number, verify) for number in range(1, level + 1)]
 
 
 def _maskable(
     parameter: ParameterEntry, chunks: Sequence[Chunk], found: Tensor | None
 ) -> tuple[Tensor, U8Array]:
-    """A maskable parameter and its entry levels, both of its shape.
+    """Return a maskable parameter and its entry levels, both of its shape.
 
-    Where no chunk uses a weight, it is 0 and enters one level above the last chunk.
+    A weight that no chunk uses is 0 and enters one level above the last chunk.
 
     Raises:
         BadFileError: if entry bits disagree with the number of values, or a value is not finite.
@@ -152,11 +152,11 @@ def _maskable(
 
 
 Place = tuple[int, int, NDArray[np.intp]]
-"""A level, the first element of a segment, and which elements of the segment enter there."""
+"""A level, the first element of a segment, and the elements of the segment that enter at the level."""
 
 
 def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[Entering | None]:
-    """Per level, which of the units that are left then enter; None: all of them."""
+    """Yield per level which of the remaining units enter; None for all of them."""
     found: list[Entering | None] = []
     for chunk, (remaining, entering, coding) in zip(chunks, units_left(parameter), strict=False):
         if coding == "all":
@@ -171,11 +171,11 @@ def _entering(parameter: ParameterEntry, chunks: Sequence[Chunk]) -> list[Enteri
 
 
 def _enter(units: U8Array, entering: Sequence[Entering | None], in_place: bool) -> Iterator[Place]:
-    """Raise every unit from the level at which it becomes available to its entry level, telling the places.
+    """Raise every unit from the level at which it becomes available to its entry level, yielding positions.
 
     Args:
-        units: (units,) the lowest level at which each may still enter.
-        in_place: whether all are available at level 1, so that what is left then lies in its place.
+        units: (units,), the lowest level at which each unit can still enter.
+        in_place: whether all units are available at level 1, so that remaining units are contiguous.
     """
     seen = [0] * len(entering)
     for begin in range(0, units.size, SEGMENT):
@@ -197,7 +197,7 @@ def _enter(units: U8Array, entering: Sequence[Entering | None], in_place: bool) 
 
 
 def _entered(entry: U8Array, n_levels: int) -> Iterator[Place]:
-    """The places of weights whose entry levels are known."""
+    """Yield the positions of weights whose entry levels are known."""
     for begin in range(0, entry.size, SEGMENT):
         segment = entry[begin : begin + SEGMENT]
         for level in range(1, n_levels + 1):
@@ -207,7 +207,7 @@ def _entered(entry: U8Array, n_levels: int) -> Iterator[Place]:
 def _place(
     parameter: ParameterEntry, chunks: Sequence[Chunk], dense: Tensor, places: Iterable[Place]
 ) -> None:
-    """Write the values of every level, which lie in C order, to their places."""
+    """Write the values of every level, which are stored in C order, to their positions."""
     values = {
         chunk.level: chunk.tensor(values_name(chunk.level, parameter.name))
         for chunk, entering in zip(chunks, parameter.entering, strict=False)
@@ -231,7 +231,7 @@ def _place(
 
 
 def _whole(parameter: ParameterEntry, chunk: Chunk, found: Tensor | None) -> Tensor:
-    """A shared tensor without entry levels; not stored where it has no elements."""
+    """Return a shared tensor without entry levels, which is not stored if it has no elements."""
     whole = _destination(parameter, found)
     return whole if 0 in parameter.shape else whole.copy_(chunk.tensor(values_name(1, parameter.name)))
 
@@ -246,7 +246,7 @@ def _private(file: "NestedFile", chunk: Chunk) -> dict[str, Tensor]:
 
 
 def _destination(parameter: ParameterEntry, found: Tensor | None) -> Tensor:
-    """What to fill: the tensor that was found if it fits, else a new one."""
+    """Return the tensor to fill: the given one if it fits, or else a new one."""
     shape = tuple(parameter.shape)
     if found is not None and found.shape == shape and found.is_contiguous():
         return found.detach()

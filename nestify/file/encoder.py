@@ -1,6 +1,6 @@
-"""From a nested state to stored tensors: what the header says of each, and how to make its bytes.
+"""Encoding of a nested state as stored tensors: what the header says about each, and how its bytes are made.
 
-Nothing is encoded until it is asked for: types and lengths follow from counting entry levels.
+Nothing is encoded until its bytes are needed; types and lengths follow from counting entry levels.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,8 +24,8 @@ from nestify.model.entry_levels import NestedState, box_levels
 class StoredTensor:
     """A tensor to be stored.
 
-    `encode` makes its bytes, (spec.nbytes,); it raises ValueError where a value is not finite or
-    overflows the type.
+    `encode` returns its bytes, (spec.nbytes,); it raises ValueError if a value is not finite or overflows the
+    type.
     """
 
     spec: TensorSpec
@@ -33,7 +33,7 @@ class StoredTensor:
 
 
 def parameter_entries(state: NestedState, dtype: torch.dtype) -> list[ParameterEntry]:
-    """Layout of every shared tensor; floating-point ones are stored as `dtype`."""
+    """Return the layout of every shared tensor; floating-point tensors are stored as `dtype`."""
     return [
         _maskable_entry(name, state, dtype)
         if name in state.entry.tensors
@@ -49,7 +49,7 @@ def parameter_entries(state: NestedState, dtype: torch.dtype) -> list[ParameterE
 
 
 def stored_tensors(parameters: list[ParameterEntry], state: NestedState) -> Iterator[StoredTensor]:
-    """All tensors that the state can fill a file with, padding left out, in no particular order."""
+    """Yield all tensors of a state for a file, without padding, in no particular order."""
     for parameter in parameters:
         name, tensor = parameter.name, state.shared[parameter.name]
         if parameter.maskable:
@@ -113,7 +113,7 @@ def _encode_entry(
 
 
 def _encode_values(tensor: Tensor, entry: U8Array, level: int, dtype: str) -> U8Array:
-    """The values that enter at a level; what no level uses is not looked at, and may be anything."""
+    """Encode the values that enter at a level; values that no level uses are ignored."""
     chosen = elements(tensor)[entry.reshape(-1) == level]
     own = from_bytes(chosen.view(np.uint8), dtype_name(tensor.dtype), chosen.shape)
     return _cast(own, dtype)
@@ -131,12 +131,12 @@ def _cast(tensor: Tensor, dtype: str) -> U8Array:
 
 
 def entry_array(state: NestedState, name: str) -> U8Array:
-    """Entry levels in the parameter's shape; shares memory with a tensor on the CPU."""
+    """Return entry levels in the parameter's shape; shares memory with a tensor on the CPU."""
     return _array(state.entry[name])
 
 
 def axis_arrays(state: NestedState, name: str) -> dict[int, U8Array]:
-    """Levels of the indices of a parameter's dimensions."""
+    """Return the levels of the indices of a parameter's dimensions."""
     return {dim: _array(levels) for dim, levels in state.axes.get(name, {}).items()}
 
 

@@ -1,4 +1,4 @@
-"""Coding of entry positions: which of the positions that no lower level took enter at a level.
+"""Coding of entry positions: which of the positions that no lower level uses enter at a level.
 
 Positions are units: single weights, or blocks of output x input channels. With `remaining` units left
 and `count` of them entering, the coding and its length in bytes follow from these two numbers alone:
@@ -39,7 +39,7 @@ AnyType = TypeVar("AnyType", bound=np.generic)
 
 
 def choose_coding(remaining: int, count: int) -> Coding:
-    """The one coding of `count` entering units among `remaining`: the smaller, `bits` on a tie."""
+    """Choose the coding of `count` entering units among `remaining`: the smaller one, `bits` on a tie."""
     if count == 0:
         return "none"
     if count == remaining:
@@ -49,23 +49,23 @@ def choose_coding(remaining: int, count: int) -> Coding:
 
 
 def remaining_units(available: int | Sequence[int], entering: Sequence[int]) -> list[int]:
-    """Units that no lower level took, at each level, core first.
+    """Return the number of units that no lower level uses, at each level, core first.
 
     Args:
-        available: how many units there are: at every level, or at each.
-        entering: how many of them enter at each level.
+        available: number of units, the same for all levels or per level.
+        entering: number of units that enter at each level.
     """
     units = [available] * len(entering) if isinstance(available, int) else available
     return list(map(sub, units, accumulate(entering, initial=0)))
 
 
 def choose_codings(available: int | Sequence[int], entering: Sequence[int]) -> list[Coding]:
-    """The coding of each level, core first; arguments as for `remaining_units`."""
+    """Choose the coding of each level, core first; for the arguments see `remaining_units`."""
     return list(map(choose_coding, remaining_units(available, entering), entering))
 
 
 def coded_bytes(coding: Coding, remaining: int, count: int) -> int:
-    """Length in bytes of the coded positions, a multiple of 8; 0 for `all` and `none`."""
+    """Return the length in bytes of the coded positions, a multiple of 8; 0 for `all` and `none`."""
     if coding == "bits":
         return _padded_bytes(remaining)
     if coding == "elias-fano":
@@ -75,14 +75,14 @@ def coded_bytes(coding: Coding, remaining: int, count: int) -> int:
 
 
 def encode(coding: Coding, enters: BoolArray) -> U8Array:
-    """Code which units enter.
+    """Encode which units enter.
 
     Args:
-        coding: as `choose_coding` gives it.
-        enters: (remaining,) one per remaining unit, in C order of the unit grid.
+        coding: the coding from `choose_coding`.
+        enters: (remaining,), one per remaining unit, in C order of the unit grid.
 
     Returns:
-        (`coded_bytes(...)`,) the bytes to store.
+        The bytes to store, (`coded_bytes(...)`,).
     """
     if coding == "bits":
         return _pack(enters)
@@ -92,30 +92,30 @@ def encode(coding: Coding, enters: BoolArray) -> U8Array:
 
 
 class Entering(Protocol):
-    """Which of the remaining units enter."""
+    """The remaining units that enter."""
 
     def between(self, begin: int, end: int) -> Positions:
-        """Those of the units [begin, end) that enter, ascending, counted from `begin`."""
+        """Return the units of [begin, end) that enter, ascending, counted from `begin`."""
 
 
 def decode(coding: Coding, data: U8Array, remaining: int, count: int) -> Entering:
-    """Inverse of `encode`; accepts only bytes that `encode` can have made.
+    """Decode which units enter, the inverse of `encode`; only bytes that `encode` can produce are accepted.
 
     Args:
-        data: (`coded_bytes(coding, remaining, count)`,) the stored bytes.
+        data: the stored bytes, (`coded_bytes(coding, remaining, count)`,).
 
     Returns:
-        which units enter, exactly `count`; may share memory with `data`.
+        The units that enter, exactly `count`; may share memory with `data`.
 
     Raises:
-        ValueError: if the bytes are of another length, set padding bits, code another number of units,
-            or code positions that do not increase or are out of range.
+        ValueError: if the length of the bytes or the number of coded units is wrong, padding bits are set,
+            or positions do not increase or are out of range.
     """
     if coding != choose_coding(remaining, count):
         raise ValueError(f"{count} of {remaining} entering units are not coded as {coding!r}")
     expected = coded_bytes(coding, remaining, count)
     if data.size != expected:
-        raise ValueError(f"entry positions take {data.size} bytes where {expected} are due")
+        raise ValueError(f"entry positions take {data.size} bytes where {expected} are expected")
     if coding == "elias-fano":
         return _Listed(_decode_elias_fano(data, remaining, count))
     if coding == "bits":
@@ -199,19 +199,19 @@ def _pack(bits: BoolArray) -> U8Array:
 
 
 def _unpack(packed: U8Array) -> BoolArray:
-    """(8 * bytes,) all bits of packed bytes."""
+    """Return all bits of packed bytes, (8 * bytes,)."""
     unpacked: BoolArray = np.unpackbits(packed, bitorder="little").view(np.bool_)
     return unpacked
 
 
 def _bits_between(packed: U8Array, begin: int, end: int) -> BoolArray:
-    """(end - begin,) bits [begin, end) of packed bits."""
+    """Return bits [begin, end) of packed bits, (end - begin,)."""
     unpacked = _unpack(packed[begin // 8 : -(-end // 8)])
     return unpacked[begin % 8 : begin % 8 + end - begin]
 
 
 def _check_bits(packed: U8Array, bits: int, ones: int | None = None) -> None:
-    """Refuse set padding bits, and another number of set bits than `ones`."""
+    """Refuse set padding bits, and any number of set bits other than `ones`."""
     if _bits_between(packed, bits, 8 * packed.size).any():
         raise ValueError("padding bits of entry positions are set")
     segments = (packed[begin : begin + SEGMENT_BYTES] for begin in range(0, packed.size, SEGMENT_BYTES))
@@ -224,20 +224,20 @@ def _check_bits(packed: U8Array, bits: int, ones: int | None = None) -> None:
 
 
 def unit_grid(shape: Shape, unit: tuple[int, int]) -> Shape:
-    """Shape of the grid of units: (ceil(out / rows), ceil(in / cols), *kernel); `shape` below two dims."""
+    """Return the shape of the unit grid: (ceil(out / rows), ceil(in / cols), *kernel), or `shape`."""
     if len(shape) < 2:
         return shape
     return (-(-shape[0] // unit[0]), -(-shape[1] // unit[1]), *shape[2:])
 
 
 def reduce_to_units(entry: U8Array, unit: tuple[int, int]) -> U8Array:
-    """Entry level of each unit.
+    """Reduce the entry levels of weights to those of units.
 
     Args:
-        entry: (out, in, *kernel) entry level of each weight.
+        entry: (out, in, *kernel), entry level of each weight.
 
     Returns:
-        (prod(unit_grid),) in C order of the unit grid; a view of `entry` where units are single weights.
+        (prod(unit_grid),), in C order of the unit grid; a view of `entry` if units are single weights.
 
     Raises:
         ValueError: if entry levels differ inside a block.
@@ -251,7 +251,7 @@ def reduce_to_units(entry: U8Array, unit: tuple[int, int]) -> U8Array:
 
 
 def expand_units(units: NDArray[AnyType], shape: Shape, unit: tuple[int, int]) -> NDArray[AnyType]:
-    """Inverse of `reduce_to_units`: (prod(unit_grid),) to `shape`, each unit's value over its block."""
+    """Expand the values of units (prod(unit_grid),) to `shape`, the inverse of `reduce_to_units`."""
     grid = units.reshape(unit_grid(shape, unit))
     if len(shape) < 2 or not grid.size:
         return grid.reshape(shape)

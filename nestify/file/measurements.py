@@ -1,6 +1,6 @@
-"""Latencies that were measured of a nested file, and the document beside it that keeps them. No torch here.
+"""Measured latencies of a nested file, and the document next to it that stores them. Does not import torch.
 
-The document is not part of the nested file: its header proves where slices come from, and must not change.
+The document is not part of the nested file, whose header identifies the source of slices and must not change.
 """
 
 import os
@@ -23,7 +23,7 @@ from nestify.recipe.levels import MAX_LEVELS
 ENDING = ".bench.json"
 MAX_BYTES = 2**20
 MAX_MEASUREMENTS = 256
-"""That a document keeps; the oldest go first."""
+"""Largest number of measurements in a document; the oldest are removed first."""
 
 Text = Annotated[Label, Field(max_length=200)]
 Positive = Annotated[float, Field(gt=0)]
@@ -35,12 +35,15 @@ class _Part(BaseModel):
 
 
 class Machine(_Part):
-    """What latencies depend on besides the file.
+    """The machine, as far as latencies depend on it.
 
     Attributes:
-        cpu: name of the processor's model. `cores`: those that the process may use.
-        device: the kind that computes, as torch calls it. `device_name`: its model; the CPU's own for `cpu`.
-        system: operating system and architecture. `torch`: its version.
+        cpu: model name of the processor.
+        cores: number of processors that the process may use.
+        device: type of the device, as torch calls it.
+        device_name: model name of the device.
+        system: operating system and architecture.
+        torch: version of torch.
     """
 
     cpu: Text
@@ -55,10 +58,12 @@ class LevelLatency(_Part):
     """One level, measured in turns with the full level.
 
     Attributes:
-        level: 1 for the core.
-        median_seconds, p95_seconds: for one batch; p95 is the 95th percentile.
-        over_full: median over the rounds of its seconds over those of the full level in the same round.
-        over_full_quartiles: the first and the third quartile of the same ratios.
+        level: number of the level, 1 for the core level.
+        name: name of the level.
+        median_seconds: median of the seconds for one batch.
+        p95_seconds: 95th percentile of the seconds for one batch.
+        over_full: median, over the rounds, of its time divided by the full level's in the same round.
+        over_full_quartiles: first and third quartile of the same ratios.
     """
 
     level: Annotated[int, Field(ge=1, le=MAX_LEVELS)]
@@ -73,9 +78,13 @@ class Measurement(_Part):
     """Levels that were measured together.
 
     Attributes:
-        threads: of torch on the CPU. `batch_size`: images per call. `dtype`: that the network computes in.
-        rounds: how often each level ran. `date`: when, in UTC.
-        levels: in ascending order.
+        machine: the machine.
+        threads: number of torch's CPU threads.
+        batch_size: images per call.
+        dtype: type that the network computes in.
+        rounds: number of calls of each level.
+        date: date and time, in UTC.
+        levels: latency of each level, in ascending order.
     """
 
     machine: Machine
@@ -88,16 +97,16 @@ class Measurement(_Part):
 
     @property
     def conditions(self) -> tuple[Machine, int, int, str]:
-        """Under which it was made; of two measurements under the same ones the newer counts."""
+        """The conditions of the measurement; a newer one replaces an older one with the same conditions."""
         return self.machine, self.threads, self.batch_size, self.dtype
 
     def images_per_second(self, level: LevelLatency) -> float:
-        """Throughput of one of its levels."""
+        """Return the throughput of one of its levels."""
         return self.batch_size / level.median_seconds
 
 
 class _Document(_Part):
-    """What lies beside a nested file. `header_sha256` is of that file's first bytes, up to its data."""
+    """The document; `header_sha256` is the SHA-256 of the nested file's first bytes, up to its data."""
 
     schema_version: Literal[1] = 1
     header_sha256: Sha256
@@ -106,11 +115,11 @@ class _Document(_Part):
 
 @dataclass(frozen=True)
 class Measured:
-    """What was kept of a file.
+    """The stored measurements of a file.
 
     Attributes:
-        measurements: the oldest first.
-        problem: why there are none although there is a document; empty where nothing is wrong.
+        measurements: the measurements, oldest first.
+        problem: why the document could not be used; empty if nothing is wrong.
     """
 
     measurements: Sequence[Measurement] = ()
@@ -118,7 +127,7 @@ class Measured:
 
 
 def read_measured(file: NestedFile) -> Measured:
-    """The measurements beside a nested file, of an address none. What is wrong is told, not raised."""
+    """Read the measurements next to a nested file; an address has none. Problems are returned, not raised."""
     try:
         document = _read(file)
     except BadFileError as error:
@@ -134,26 +143,26 @@ def read_measured(file: NestedFile) -> Measured:
 
 
 def check_savable(file: NestedFile) -> None:
-    """See, before anything is measured, that measurements can be kept beside a file.
+    """Check, before anything is measured, that measurements can be saved next to a file.
 
     Raises:
-        BadFileError: if the file has an address, or what lies there are no measurements.
+        BadFileError: if the file has an address, or the existing document does not hold measurements.
     """
     if not isinstance(file.source, LocalFile):
         raise BadFileError(
-            f"{file.name}: measurements are kept beside a local file only; leave --save out or download it"
+            f"{file.name}: measurements can be saved only next to a local file; leave --save out, or download the file"
         )
     _read(file)
 
 
 def save_measured(file: NestedFile, new: Sequence[Measurement]) -> Path:
-    """Keep measurements beside a file. They replace those under the same conditions and those of other files.
+    """Save measurements next to a file; those with the same conditions are replaced.
 
     Returns:
-        the path of the document, which is written whole or not at all.
+        The path of the document, which is written atomically.
 
     Raises:
-        BadFileError: as `check_savable`.
+        BadFileError: see `check_savable`.
         OutputError: if it cannot be written.
     """
     check_savable(file)
@@ -174,10 +183,10 @@ def _header_sha256(file: NestedFile) -> str:
 
 
 def _read(file: NestedFile) -> _Document | None:
-    """The document beside a file, of which nobody knows who wrote it; None if there is none.
+    """Read the untrusted document next to a file; None if there is none.
 
     Raises:
-        BadFileError: if it is damaged, or no such document.
+        BadFileError: if it is damaged, or not such a document.
     """
     place = _place(file)
     if not isinstance(file.source, LocalFile) or not os.path.exists(place):

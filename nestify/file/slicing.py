@@ -1,7 +1,7 @@
-"""Fewer levels of a nested file, as a nested file; and a slice made larger again. No torch here.
+"""Slices: the first levels of a nested file as a nested file, and levels added to a slice. Without torch.
 
-A level is a byte prefix, so a slice is a new header and the first bytes of the data, copied piece by
-piece and hashed on the way. What a slice says follows from the header of its source alone.
+A level is a byte prefix, so a slice is a new header and the first bytes of the data, copied and
+hashed piece by piece. The manifest of a slice follows from the header of its source alone.
 """
 
 import hashlib
@@ -22,7 +22,7 @@ from nestify.file.untrusted import GET_ANOTHER, Refusal
 from nestify.files import atomic_file
 
 Progress = Callable[[int, int], object]
-"""Told, after each piece that the source gave: bytes read so far, bytes to read in all."""
+"""Called after each piece with the bytes read so far and the total number of bytes to read."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Sliced:
     """What `slice_file` or `upgrade_slice` did.
 
     Attributes:
-        source: what was read, without the secrets of an address.
-        path: of the slice.
+        source: the source, without the secrets of an address.
+        path: path of the slice.
         levels: names of its levels, core first.
-        bytes_written: size of the slice; 0 where it had all levels already.
-        bytes_read: of the source; what was read again after a failure counts once.
+        bytes_written: size of the slice; 0 if it already had all levels.
+        bytes_read: bytes read from the source; bytes read again after a failure count once.
     """
 
     source: str
@@ -51,22 +51,23 @@ def slice_file(
     *,
     progress: Progress | None = None,
 ) -> Sliced:
-    """Write levels 1 to `level` of a nested file as a nested file of their own.
+    """Write levels 1 to `level` of a nested file as a nested file.
 
-    Only the header and those levels are read, a piece at a time; a truncated file does where they are
-    whole. Their bytes stay as they are, and are checked by their hashes.
+    Only the header and those levels are read, a piece at a time; the source may be truncated after them.
+    Their bytes are copied unchanged, and checked by their hashes.
 
     Args:
         source: a path, or an address `https://`, `http://`, `hf://owner/repo/file`.
-        level: by number or name.
-        output: of the slice; an older file there is replaced when the slice is complete.
+        level: number or name of the level.
+        output: path of the slice; an older file there is replaced when the slice is complete.
+        progress: see `Progress`.
 
     Raises:
         BadFileError: if the source is damaged, or cannot be read.
         RecipeError: if there is no such level.
         OutputError: if the slice cannot be written there.
     """
-    with atomic_file(output) as file:  # before the source is read, which may take long
+    with atomic_file(output) as file:  # before the source is read, which can take long
         whole = open_nested_file(source, truncated=True)
         keep = whole.level_index(str(level))
         whole.check_whole(keep)
@@ -74,8 +75,8 @@ def slice_file(
         header = _sliced_header(whole, keep)
         file.write(header)
         data_bytes = whole.layout.ends[keep - 1]
-        told = _Told(progress, data_bytes)
-        _copy(whole, range(1, keep + 1), file, GET_ANOTHER, told)
+        counter = _ProgressCounter(progress, data_bytes)
+        _copy(whole, range(1, keep + 1), file, GET_ANOTHER, counter)
     return Sliced(
         source=whole.name,
         path=Path(output),
@@ -94,14 +95,13 @@ def upgrade_slice(
 ) -> Sliced:
     """Add to a slice the levels that it lacks, up to `level`.
 
-    Only the header and those levels are read from the source. What the slice has already is checked and
-    kept; the slice at `path` is replaced when the new one is complete, and left alone where it has the
-    level.
+    Only the header and the missing levels are read from the source. The levels of the slice are checked and
+    kept; the slice at `path` is replaced when the new one is complete, and unchanged if it has the level.
 
     Args:
         source: the file that the slice came from, as for `slice_file`.
-        level: by number or name.
-        path: of the slice.
+        level: number or name of the level.
+        path: path of the slice.
 
     Raises:
         BadFileError: if source or slice is damaged, or the slice came from another file.
@@ -115,7 +115,7 @@ def upgrade_slice(
         raise RecipeError(f"{own.name} has {have} levels, more than {want}; slice to a new file instead")
     if _sliced_header(whole, have) != encode_header(own.layout, own.manifest):
         raise BadFileError(
-            f"{own.name}: came from another file than {whole.name}; slice that to a new file, or name the "
+            f"{own.name}: was not made from {whole.name}; slice that to a new file, or name the "
             "file that this slice came from"
         )
     if want == have:
@@ -126,7 +126,7 @@ def upgrade_slice(
     with atomic_file(path) as file:
         file.write(header)
         _copy(own, range(1, have + 1), file, "slice anew", None)
-        _copy(whole, range(have + 1, want + 1), file, GET_ANOTHER, _Told(progress, missing))
+        _copy(whole, range(have + 1, want + 1), file, GET_ANOTHER, _ProgressCounter(progress, missing))
     return Sliced(
         source=whole.name,
         path=Path(path),
@@ -137,7 +137,7 @@ def upgrade_slice(
 
 
 def _sliced_header(whole: NestedFile, keep: int) -> bytes:
-    """The header of a slice: manifest and layout, each cut to the first `keep` levels."""
+    """Return the header of a slice: manifest and layout of the first `keep` levels."""
     parameters = [
         entry.model_copy(
             update={
@@ -154,12 +154,14 @@ def _sliced_header(whole: NestedFile, keep: int) -> bytes:
     header = encode_header(layout, manifest)
     try:
         check_manifest(manifest, len(header) + layout.ends[-1])
-    except Refusal as error:  # a core so sparse that it unpacks to too many times its bytes
+    except Refusal as error:  # a core level so sparse that it expands beyond the limit
         raise BadFileError(f"{whole.name}: cut to level {keep}, {error.problem}; keep more levels") from None
     return header
 
 
-def _copy(file: NestedFile, levels: range, output: BinaryIO, remedy: str, told: "_Told | None") -> None:
+def _copy(
+    file: NestedFile, levels: range, output: BinaryIO, remedy: str, counter: "_ProgressCounter | None"
+) -> None:
     """Copy the chunks of adjacent levels, which are one range, and check the hash of each."""
     begin, end = (0, *file.layout.ends)[levels[0] - 1], file.layout.ends[levels[-1] - 1]
     data = _Parts(pieces(file.source, file.header_bytes + begin, end - begin))
@@ -168,8 +170,8 @@ def _copy(file: NestedFile, levels: range, output: BinaryIO, remedy: str, told: 
         for part in data.take(file.layout.chunk_bytes[level - 1]):
             digest.update(part)
             output.write(part)
-            if told is not None:
-                told.add(len(part))
+            if counter is not None:
+                counter.add(len(part))
         entry = file.manifest.levels[level - 1]
         if digest.hexdigest() != entry.sha256:
             raise BadFileError(
@@ -178,14 +180,14 @@ def _copy(file: NestedFile, levels: range, output: BinaryIO, remedy: str, told: 
 
 
 class _Parts:
-    """Pieces of a range, cut where the levels end."""
+    """Pieces of a range, split at the ends of levels."""
 
     def __init__(self, blocks: Iterator[bytearray]) -> None:
         self._blocks = blocks
         self._rest = memoryview(b"")
 
     def take(self, count: int) -> Iterator[memoryview]:
-        """The next `count` bytes."""
+        """Return the next `count` bytes."""
         while count:
             if not self._rest:
                 self._rest = memoryview(next(self._blocks))
@@ -194,8 +196,8 @@ class _Parts:
             yield part
 
 
-class _Told:
-    """Counts what was read, for whoever watches."""
+class _ProgressCounter:
+    """Counts the bytes read, and reports them."""
 
     def __init__(self, progress: Progress | None, total: int) -> None:
         self._progress = progress
@@ -209,7 +211,7 @@ class _Told:
 
 
 def _check_apart(whole: NestedFile, output: str | os.PathLike[str]) -> None:
-    """Refuse to replace the source: the levels above would be lost."""
+    """Refuse to replace the source, because its higher levels would be lost."""
     local = isinstance(whole.source, LocalFile) and os.path.exists(output)
     if local and os.path.samefile(whole.source.name, output):
         raise OutputError(f"{os.fspath(output)}: is the file to be sliced; choose another path")

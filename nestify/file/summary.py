@@ -1,4 +1,4 @@
-"""The report of a nested file as data: versioned, and read from the manifest alone. No torch here."""
+"""The report of a nested file as versioned data, read from the manifest alone. Does not import torch."""
 
 import os
 from collections import Counter
@@ -22,11 +22,13 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True)
 class ChunkBytes:
-    """Bytes of a level's own chunk, by what they hold; 0 where a stored report does not tell.
+    """Bytes of a level's own chunk, by content; 0 if a stored report does not have them.
 
     Attributes:
-        values: of shared weights that enter at the level. `positions`: where these lie. `private`: of
-            tensors that the level owns. `padding`: between tensors.
+        values: bytes of the shared weights that enter at the level.
+        positions: bytes of their positions.
+        private: bytes of the level's private tensors.
+        padding: bytes between tensors.
     """
 
     values: int = 0
@@ -36,7 +38,7 @@ class ChunkBytes:
 
     @property
     def total(self) -> int:
-        """Of the whole chunk."""
+        """Total bytes of the chunk."""
         return self.values + self.positions + self.private + self.padding
 
 
@@ -45,7 +47,8 @@ class ClassSet:
     """Coarser classes than the model's own.
 
     Attributes:
-        name: of the set. `class_names`: by index.
+        name: name of this set of classes.
+        class_names: names of the coarse classes, by index.
         parents: the coarse class of each of the model's classes.
     """
 
@@ -56,22 +59,31 @@ class ClassSet:
 
 @dataclass(frozen=True)
 class LevelReport:
-    """One level.
+    """One level of a report.
 
     Attributes:
-        level: 1 for the core. `sparsity`: achieved, over the level's maskable weights. `width`,
-            `depth`: shares of channels and of blocks. `skipped`: blocks that it leaves out.
-        parameters, nonzero_parameters: of the plain model, and without those masked out.
-        dense_macs, effective_macs: multiply-accumulates per image that dense kernels execute, and that
-            would be left if every zero were skipped at no cost.
+        level: number of the level, 1 for the core level.
+        name: name of the level.
+        sparsity: achieved share of the level's maskable weights that are zero.
+        width: share of the channels.
+        depth: share of the blocks.
+        skipped: names of the blocks that it skips.
+        parameters: number of parameters of the plain model.
+        nonzero_parameters: number of parameters that are not masked out.
+        dense_macs: multiply-accumulates per image that dense kernels execute.
+        effective_macs: multiply-accumulates per image if every zero were skipped at no cost.
         prefix_bytes: bytes of the file that the level needs, header included.
-        top1, top5: percent of `images` validation images. `top1_before`: without training.
-        classes: how many it tells. `class_set`: their name in the hierarchy; empty for the model's own.
+        top1: top-1 accuracy in percent on the validation images.
+        top5: top-5 accuracy in percent on the validation images.
+        top1_before: top-1 accuracy without training.
+        images: number of validation images.
+        classes: number of classes that it predicts.
+        class_set: name of its classes in the hierarchy; empty for the model's own.
         layers: per maskable weight, (kept, weights, dense MACs, effective MACs).
-        temperature, consensus: what was fitted for levels that answer together; None and empty where
-            nothing was.
+        temperature: fitted temperature; None if not fitted.
+        consensus: fitted consensus weights; empty if not fitted.
         chunk: bytes that the level adds to the file.
-        tensors: bytes of the chunk by the tensor that they belong to, padding left out.
+        tensors: bytes of the chunk by tensor, without padding.
     """
 
     level: int
@@ -101,7 +113,7 @@ class LevelReport:
 
     @property
     def limited(self) -> dict[Limited, float | None]:
-        """What it has of all that can be limited without measuring."""
+        """Return its values of everything that can be limited without measuring."""
         return {
             "bytes": self.prefix_bytes,
             "macs": self.dense_macs,
@@ -116,14 +128,14 @@ class Report:
 
     Attributes:
         original: validation accuracy of the dense model before nesting: top1, top5, loss; may be empty.
-        uncounted: operators that the MACs leave out, with how often they ran.
-        class_names: of the model's own classes; None where the file has none.
-        hierarchy: coarser classes that levels tell.
-        recipe: what the file was made with, every option of it. `seed`: None where a stored report does
-            not tell.
-        source_sha256: of the checkpoint file that it was made from; None where there was none.
-        measured: latencies that `nestify bench` kept beside the file, the oldest first. `measured_problem`:
-            why they cannot be shown; empty where nothing is wrong.
+        uncounted: operators that the MACs leave out, with their number of calls.
+        class_names: names of the model's own classes; None if the file has none.
+        hierarchy: coarser classes that levels predict.
+        recipe: all options that the file was made with.
+        seed: seed of the run; None if a stored report does not have it.
+        source_sha256: SHA-256 of the checkpoint file that it was made from; None if there was none.
+        measured: latencies that `nestify bench` saved next to the file, oldest first.
+        measured_problem: why they cannot be shown; empty if nothing is wrong.
     """
 
     path: Label
@@ -146,7 +158,7 @@ class Report:
     measured_problem: str = ""
 
     def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
-        """Plain JSON values under a schema version; layers and tensors only where asked for."""
+        """Return plain JSON values with a schema version; layers and tensors only if requested."""
         document: dict[str, Any] = {"schema_version": SCHEMA_VERSION, **asdict(self)}
         for level, source in zip(document["levels"], self.levels, strict=True):
             level["layers"] = [layer.model_dump() for layer in source.layers]
@@ -157,18 +169,18 @@ class Report:
 
 
 def read_report(path: str | os.PathLike[str]) -> Report:
-    """The report of a nested file, with what was measured of it; needs no data and no torch.
+    """Read the report of a nested file, with its saved measurements; needs no data and no torch.
 
     Raises:
-        BadFileError: if it is not a nested file, or a damaged one.
+        BadFileError: if it is not a nested file, or damaged.
     """
     file = open_nested_file(path)
     measured = read_measured(file)
-    return replace(report_of(file), measured=measured.measurements, measured_problem=measured.problem)
+    return replace(make_report(file), measured=measured.measurements, measured_problem=measured.problem)
 
 
-def report_of(file: NestedFile) -> Report:
-    """The report of an opened nested file, from its manifest alone."""
+def make_report(file: NestedFile) -> Report:
+    """Make the report of an open nested file from its manifest alone."""
     manifest = file.manifest
     model = manifest.model
     return Report(
@@ -248,10 +260,10 @@ MAX_BYTES = 2**26
 
 
 def open_report(path: str | os.PathLike[str]) -> Report:
-    """The report of a nested file, or one that `report --json` printed of it, by the ending `.json`.
+    """Read the report of a nested file, or one that `report --json` printed, from a path ending in `.json`.
 
     Raises:
-        BadFileError: if it is neither, or a damaged one.
+        BadFileError: if it is neither, or damaged.
     """
     if not os.fspath(path).endswith(".json"):
         return read_report(path)
@@ -259,7 +271,7 @@ def open_report(path: str | os.PathLike[str]) -> Report:
     version = document.get("schema_version") if isinstance(document, dict) else None
     if version != SCHEMA_VERSION:
         raise BadFileError(
-            f"{path}: this is no report of schema version {SCHEMA_VERSION}; write one with "
+            f"{path}: this is not a report of schema version {SCHEMA_VERSION}; write one with "
             "nestify report FILE --json"
         )
     levels = [{"layers": [], **level} for level in _tables(document.get("levels"))]
@@ -270,15 +282,13 @@ def open_report(path: str | os.PathLike[str]) -> Report:
             return report
     except ValidationError as error:
         place = ".".join(map(str, error.errors(include_url=False)[0]["loc"]))
-    raise BadFileError(
-        f"{path}: {place} is not what a report has there; write it with nestify report FILE --json"
-    )
+    raise BadFileError(f"{path}: {place} is not valid in a report; write it with nestify report FILE --json")
 
 
 def _read(path: Path) -> Any:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise BadFileError(f"{path}: this is larger than any report ({MAX_BYTES >> 20} MiB)")
+            raise BadFileError(f"{path}: this is larger than a report can be ({MAX_BYTES >> 20} MiB)")
         return strict_json(path.read_bytes().decode())
     except OSError as error:
         raise BadFileError(f"{path}: cannot be read ({error.strerror or error})") from error

@@ -1,4 +1,4 @@
-"""Torch tensors as raw bytes and back, by safetensors' names of the types."""
+"""Conversion of torch tensors to raw bytes and back, by safetensors' names of the types."""
 
 import math
 from typing import Any
@@ -27,10 +27,10 @@ _NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
 def dtype_name(dtype: torch.dtype) -> str:
-    """Safetensors' name of a type.
+    """Return safetensors' name of a type.
 
     Raises:
-        ValueError: if a nested file cannot hold it.
+        ValueError: if nested files do not support it.
     """
     if dtype not in _NAMES:
         raise ValueError(f"{dtype} is not one of {', '.join(TORCH_DTYPES)}")
@@ -38,14 +38,14 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def to_bytes(tensor: Tensor) -> U8Array:
-    """(bytes,) a tensor's elements in C order; shares memory with a contiguous tensor on the CPU."""
+    """Return a tensor's elements as bytes in C order; shares memory with a contiguous tensor on the CPU."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
     array: U8Array = flat.view(torch.uint8).numpy()
     return array
 
 
 def from_bytes(data: U8Array, dtype: str, shape: Shape) -> Tensor:
-    """Inverse of `to_bytes`; shares memory with `data`.
+    """Return the tensor of the given bytes, the inverse of `to_bytes`; shares memory with `data`.
 
     Raises:
         ValueError: if a BOOL is neither 0 nor 1, or a floating-point value is not finite.
@@ -65,11 +65,11 @@ def check_finite(tensor: Tensor) -> None:
     """
     if not tensor.is_floating_point() or not tensor.numel():
         return
-    # Both ends are NaN where any value is. Ten times as fast as isfinite, and without a copy.
+    # Minimum and maximum are NaN if any value is. Ten times as fast as isfinite, and without a copy.
     if not all(math.isfinite(end) for end in torch.aminmax(tensor.detach())):
         raise ValueError("holds a value that is not finite")
 
 
 def elements(tensor: Tensor) -> NDArray[np.unsignedinteger[Any]]:
-    """(numel,) a tensor's elements as unsigned integers of their size; see `to_bytes` for sharing."""
+    """Return a tensor's elements (numel,) as unsigned integers of their size; see `to_bytes` for sharing."""
     return to_bytes(tensor).view(f"u{tensor.element_size()}")

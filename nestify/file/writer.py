@@ -1,8 +1,8 @@
-"""Writing a nested file: plan from counts alone, then stream one tensor at a time.
+"""Writing a nested file: the plan follows from counts, then tensors are streamed one at a time.
 
-All lengths follow from how many weights enter where, so the header's length is known before any byte is
-encoded. The data is encoded, hashed and written once; the header, its hashes by then known, is written
-over its placeholder, and only then does the file take its place.
+All lengths follow from how many weights enter at each level, so the header's length is known before any byte
+is encoded. The data is encoded, hashed and written once; then the header with its hashes replaces its
+placeholder, and the file is moved to its path.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ from nestify.files import atomic_file
 from nestify.model.entry_levels import NestedState, box_levels
 
 UNKNOWN_SHA256 = "0" * 64
-"""Stands in a planned manifest for hashes that are not known yet, at their length."""
+"""Placeholder of hashes that are not known yet, of the same length."""
 
 
 def write_nested_file(
@@ -38,24 +38,24 @@ def write_nested_file(
 ) -> Manifest:
     """Write a nested network to one file, atomically.
 
-    Needs no more memory beyond the state than one tensor and its coding; for a state that is not on the
-    CPU, one byte per maskable weight besides.
+    The additional memory is one tensor and its coding, and for a state that is not on the CPU one byte per
+    maskable weight.
 
     Args:
-        path: of the file; an older one is replaced only when the new one is complete.
+        path: path of the file; an older file is replaced only when the new one is complete.
         state: the tensors. Weights that no level uses are not stored.
-        description: what the manifest says beyond the tensors; its levels are those of the state.
-        dtype: what shared floating-point tensors are stored in: float32, float16 or bfloat16. Private
+        description: the part of the manifest that does not follow from the tensors.
+        dtype: type of the stored shared floating-point tensors: float32, float16 or bfloat16. Private
             tensors keep their own type.
-        check: called with the path of the complete file before it takes its place, to refuse it.
+        check: called with the path of the complete file before it is moved; may raise to refuse it.
 
     Returns:
-        the manifest as written.
+        The manifest as written.
 
     Raises:
         OutputError: if the file system refuses, a value is not finite or overflows `dtype`, a tensor's
-            type has no place in the format, or a reader would refuse the file. What was at `path`
-            before is unchanged.
+            type is not supported, or a reader would refuse the file. An older file at `path` is
+            then unchanged.
         ValueError: if state, description and dtype contradict each other (a bug of the caller).
     """
     file_name = os.fspath(path)
@@ -76,10 +76,12 @@ def write_nested_file(
 
 
 def planned_bytes(state: NestedState, description: Description, dtype: torch.dtype) -> list[int]:
-    """Bytes of the file up to and with each level, header included, were it written now.
+    """Return the prefix bytes of each level, header included, of the file that would be written.
 
     Args:
-        state, description, dtype: as for `write_nested_file`.
+        state: see `write_nested_file`.
+        description: see `write_nested_file`.
+        dtype: see `write_nested_file`.
     """
     parameters = parameter_entries(state, dtype)
     stored = {tensor.spec.name: tensor for tensor in stored_tensors(parameters, state)}
@@ -137,7 +139,7 @@ def _plan(
     state: NestedState,
     description: Description,
 ) -> tuple[Manifest, Layout]:
-    """The manifest, whole but for the hashes, and where everything goes."""
+    """Return the manifest without hashes, and the layout."""
     levels = [
         LevelEntry(**dict(level), private=list(private), data_bytes=0, sha256=UNKNOWN_SHA256)
         for level, private in zip(description.levels, state.private, strict=True)
@@ -165,7 +167,7 @@ def _check_readable(file_name: str, manifest: Manifest, header_bytes: int, data_
 def _write_data(
     file: BinaryIO, file_name: str, layout: Layout, stored: Mapping[str, StoredTensor]
 ) -> list[str]:
-    """Encode and write all chunks; the SHA-256 of each."""
+    """Encode and write all chunks; return the SHA-256 of each."""
     hashes = []
     for chunk in layout.chunks:
         digest = hashlib.sha256()

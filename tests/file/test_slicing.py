@@ -280,7 +280,9 @@ def test_a_truncated_file_gives_its_whole_levels(level: int, small_file: Path, t
 def test_nothing_whole(small_file: Path, tmp_path: Path) -> None:
     content = small_file.read_bytes()
     small_file.write_bytes(content[: open_nested_file(small_file).prefix_bytes(1) - 1])
-    assert "no level is complete in it; " in refused(BadFileError, slice_file, small_file, 1, tmp_path / "slice")
+    assert "no level is complete in it; " in refused(
+        BadFileError, slice_file, small_file, 1, tmp_path / "slice"
+    )
 
 
 def test_bytes_after_the_end(small_file: Path, tmp_path: Path) -> None:
@@ -353,7 +355,7 @@ def test_a_slice_of_another_file(change: str, small_file: Path, tmp_path: Path) 
     slice_file(tmp_path / "other", 1, output)
     for level in (1, 2):
         message = refused(BadFileError, upgrade_slice, small_file, level, output)
-        assert message.startswith(f"{output}: came from another file than {small_file}; ")
+        assert message.startswith(f"{output}: was not made from {small_file}; ")
 
 
 def test_a_damaged_slice(small_file: Path, tmp_path: Path) -> None:

@@ -24,11 +24,11 @@ def test_a_stored_report_is_the_report(tmp_path: Path) -> None:
     [
         ("", "this is not JSON"),
         ("[" * 100_000, "this is not JSON"),
-        ("[]", "no report of schema version 1"),
-        ('{"schema_version": 2}', "no report of schema version 1"),
+        ("[]", "not a report of schema version 1"),
+        ('{"schema_version": 2}', "not a report of schema version 1"),
         ('{"schema_version": 1, "schema_version": 1}', "this is not JSON"),
-        ('{"schema_version": 1}', "is not what a report has there"),
-        ('{"schema_version": 1, "levels": [3]}', "is not what a report has there"),
+        ('{"schema_version": 1}', "is not valid in a report"),
+        ('{"schema_version": 1, "levels": [3]}', "is not valid in a report"),
     ],
 )
 def test_what_is_no_report_is_refused(text: str, told: str, tmp_path: Path) -> None:
