@@ -231,7 +231,7 @@ async def _run_until_stopped(client: "httpx2.AsyncClient", started: _Started) ->
 
 
 def _stop_thread(thread: threading.Thread, loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
-    """Close the connections and end the thread of a client that nobody uses any more."""
+    """Close the connections and end the thread of a client that is no longer used."""
     if thread.is_alive():  # it is not in a forked process
         loop.call_soon_threadsafe(stop.set)
         if threading.current_thread() is not thread:  # the garbage collector runs in any thread
