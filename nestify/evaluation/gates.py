@@ -62,7 +62,9 @@ def check_gates(gates: Gates, report: Report, baseline: Report | None = None) ->
     return [
         result
         for level in report.levels
-        for result in _results(gates, gates.of(level.level, level.name), level, report.levels[-1], baseline)
+        for result in _results(
+            gates, gates.for_level(level.level, level.name), level, report.levels[-1], baseline
+        )
     ]
 
 

@@ -150,7 +150,7 @@ def check_savable(file: NestedFile) -> None:
     """
     if not isinstance(file.source, LocalFile):
         raise BadFileError(
-            f"{file.name}: measurements can be saved only next to a local file; leave --save out or download it"
+            f"{file.name}: measurements are saved only next to a local file; leave --save out or download it"
         )
     _read(file)
 

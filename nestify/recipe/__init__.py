@@ -1,1 +1,1 @@
-"""What the user asks for: a recipe is read, checked, and frozen. No torch here."""
+"""What the user asks for: a recipe is read, checked, and frozen. Does not import torch."""

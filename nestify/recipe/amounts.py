@@ -1,4 +1,4 @@
-"""Budgets as plain data: what a level may cost, as users write it. No torch here."""
+"""Budgets and amounts as plain data, as users write them. Does not import torch."""
 
 import math
 import re
@@ -10,7 +10,7 @@ Quantity = Literal["macs", "params", "bytes"]
 Limited = Literal["latency", "bytes", "macs", "params", "top1"]
 
 TOLERANCE = 0.02
-"""How far a level may be from its budget, relative to it."""
+"""Largest difference of a level from its budget, relative to the budget."""
 
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
@@ -33,13 +33,14 @@ _FORM = "give macs=0.25 (a share of the full level's), macs=100M, params=2M or b
 
 @dataclass(frozen=True)
 class Budget:
-    """What one level may cost.
+    """The largest cost of one level.
 
     Attributes:
-        quantity: `macs` (multiply-accumulates per image: of a level that masks weights the effective ones, of
-            others those that dense kernels execute), `params` (parameters that are not masked out) or
-            `bytes` (of the nested file up to and with the level, header included).
-        amount: of it; with `is_share` a share of the full level's, below 1.
+        quantity: `macs` (multiply-accumulates per image: the effective ones for levels of masked weights, and
+            those that dense kernels execute for others), `params` (parameters that are not masked out) or
+            `bytes` (prefix bytes of the level, header included).
+        amount: amount of the quantity, or with `is_share` a share of the full level's, below 1.
+        is_share: whether the amount is a share.
     """
 
     quantity: Quantity
@@ -47,7 +48,7 @@ class Budget:
     is_share: bool
 
     def target(self, full: float) -> float:
-        """The amount in units of the quantity, where the full level has `full`."""
+        """Return the amount in units of the quantity, if the full level has `full`."""
         return self.amount * full if self.is_share else self.amount
 
     def __str__(self) -> str:
@@ -88,7 +89,7 @@ def parse_amount(limited: Limited, text: str) -> float:
 
 
 def show_amount(limited: Limited, value: float) -> str:
-    """An amount with five digits and its unit, as `parse_amount` reads it."""
+    """Format an amount with five digits and its unit, as `parse_amount` reads it."""
     units = _SHOWN[limited]
     scale, unit = next((pair for pair in units if value >= pair[0]), units[-1])
     return f"{value / scale:.5g}{unit}"

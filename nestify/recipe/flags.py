@@ -1,4 +1,4 @@
-"""Flags of `nestify compress`, declared where the fields of a recipe are. No torch."""
+"""Flags of `nestify compress`, declared where the fields of a recipe are. Does not import torch."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -100,7 +100,7 @@ def _flagged(key: str, field: FieldInfo, flag: Flag) -> FlaggedField:
 
 
 def _bare_type(annotation: Any) -> Any:
-    """A type without its metadata, and without None."""
+    """Return a type without its metadata, and without None."""
     if get_origin(annotation) is Annotated:
         return _bare_type(get_args(annotation)[0])
     if get_origin(annotation) in (Union, UnionType):

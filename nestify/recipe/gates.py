@@ -1,4 +1,4 @@
-"""[gates]: limits that levels must keep, in a recipe or in a TOML file of their own. No torch."""
+"""[gates]: limits that levels must meet, in a recipe or in a separate TOML file. Does not import torch."""
 
 from typing import Annotated, Any
 
@@ -25,7 +25,7 @@ def _amount_of(quantity: Quantity, form: str) -> AfterValidator:
 
 
 class LevelGates(Section):
-    """Limits of one level; a limit that is not given is not checked."""
+    """Limits of one level; a limit that is None is not checked."""
 
     min_top1: Points | None = Field(default=None, description="minimum top-1 accuracy in percent")
     max_drop: Points | None = Field(
@@ -50,7 +50,7 @@ class LevelGates(Section):
 
 
 class Gates(LevelGates):
-    """[gates]: limits of every level, and [gates.level.NAME]: of one, in their place."""
+    """[gates]: limits of every level; [gates.level.NAME] replaces them for one level."""
 
     baseline: Text | None = Field(
         default=None, description="nested file, or the output of report --json for one, for max_regression"
@@ -59,8 +59,8 @@ class Gates(LevelGates):
         default={}, description="limits of single levels, by name or number, which replace the common ones"
     )
 
-    def of(self, number: int, name: str) -> LevelGates:
-        """The limits of one level: its own, and those of every level where it has none."""
+    def for_level(self, number: int, name: str) -> LevelGates:
+        """Return the limits of one level: its own, or else those of every level."""
         own: dict[str, Any] = {}
         for key in (str(number), name):
             own |= self.level[key].model_dump(exclude_none=True) if key in self.level else {}
@@ -68,12 +68,12 @@ class Gates(LevelGates):
         return LevelGates.model_validate(common | own)
 
     def given(self) -> bool:
-        """Whether any level has a limit."""
+        """Return whether any level has a limit."""
         limits = [self, *self.level.values()]
         return any(getattr(each, name) is not None for each in limits for name in LevelGates.model_fields)
 
     def unknown_levels(self, names: list[str]) -> list[str]:
-        """What is given for levels that are not among these, core first."""
+        """Return the level names of limits that are not among the given names, core first."""
         known = {*names, *(str(number) for number in range(1, len(names) + 1))}
         return [name for name in self.level if name not in known]
 
@@ -85,10 +85,11 @@ class _HasGates(BaseModel):
 
 
 def load_gates(path: str, *, compared: bool = False) -> Gates:
-    """The gates of a TOML file: of a recipe, or of a file that has nothing else.
+    """Read the gates of a TOML file: a recipe, or a file with nothing else.
 
     Args:
-        compared: whether a baseline is given besides.
+        path: the file.
+        compared: whether a baseline is also given.
 
     Raises:
         RecipeError: if there are none, or with every problem that was found.
@@ -107,10 +108,11 @@ def load_gates(path: str, *, compared: bool = False) -> Gates:
 
 
 def baseline_problem(gates: Gates, compared: bool = False) -> str | None:
-    """What is wrong where a limit needs a baseline and there is none.
+    """Return a sentence if a limit needs a baseline and there is none.
 
     Args:
-        compared: whether something else will be the baseline.
+        gates: the gates.
+        compared: whether a baseline is given elsewhere.
     """
     limits = [gates, *gates.level.values()]
     needed = any(each.max_regression is not None for each in limits)

@@ -1,4 +1,4 @@
-"""The sections of a recipe that say what levels are, [schedule] and [[level]]. No torch."""
+"""The sections of a recipe that define levels, [schedule] and [[level]]. Does not import torch."""
 
 import math
 import re
@@ -125,7 +125,7 @@ class LevelOptions(Section):
 
 
 def level_weights(levels: Sequence[LevelOptions]) -> list[float]:
-    """Relative weights of levels in the loss, core first: their own, or those of their place."""
+    """Return the relative weights of levels in the loss, core first: given ones, or defaults."""
     steps = max(1, len(levels) - 1)
     usual = [2 - number / steps if len(levels) > 1 else 1.0 for number in range(len(levels))]
     return [
@@ -134,7 +134,7 @@ def level_weights(levels: Sequence[LevelOptions]) -> list[float]:
 
 
 QUANTITY: Mapping[str, str] = {"weight": "sparsity", "channel": "width", "layer": "depth"}
-"""By the kind of schedule: what its levels differ in, and what a bare number in --levels is."""
+"""By kind of schedule: what its levels differ in, and what a plain number in --levels means."""
 
 DEFAULT_LEVELS: Mapping[str, tuple[float, ...]] = {
     "weight": (0.95, 0.8, 0.0),
@@ -147,19 +147,19 @@ ROUNDED = 0.005  # a sparsity of 0.67 agrees with the pattern 1:3
 
 
 def resolved_levels(levels: Sequence[LevelOptions], schedule: ScheduleOptions) -> tuple[Level, ...]:
-    """The levels of a checked recipe, core first; what a budget is to decide is NaN."""
+    """Return the levels of a checked recipe, core first; a quantity that a budget decides is NaN."""
     found = [resolve(options, k, schedule) for k, options in enumerate(levels, start=1)]
     assert None not in found, "load_recipe lets no level pass that says nothing"
     return tuple(level for level in found if level is not None)
 
 
 def level_name(options: LevelOptions, k: int) -> str:
-    """What level k is called."""
+    """Return the name of level k."""
     return f"level{k}" if options.name is None else options.name
 
 
 def resolve(options: LevelOptions, k: int, schedule: ScheduleOptions) -> Level | None:
-    """Level k as data; None where it says nothing of what the schedule needs."""
+    """Return level k as data; None if it lacks what the schedule needs."""
     pattern = parse_pattern(schedule.pattern) if options.sparsity else Pattern()
     if options.pattern is not None:
         pattern = parse_pattern(options.pattern)
@@ -187,17 +187,19 @@ def resolve(options: LevelOptions, k: int, schedule: ScheduleOptions) -> Level |
 
 
 def solved_axis(kind: Kind) -> str:
-    """What a budget decides under a kind of schedule; of combined levels it is the width."""
+    """Return what a budget decides under a kind of schedule; the width of combined levels."""
     return QUANTITY.get(kind, "width")
 
 
 def level_problems(
     levels: Sequence[LevelOptions], schedule: ScheduleOptions, broken: Iterable[str]
 ) -> list[Problem]:
-    """All that keeps levels from nesting, and from going with the schedule.
+    """Return all problems of levels that do not nest or do not fit the schedule.
 
     Args:
-        broken: keys of options that are wrong in themselves, such as `level[1].sparsity`.
+        levels: the levels, core first.
+        schedule: the schedule.
+        broken: keys of options that are invalid by themselves, such as `level[1].sparsity`.
     """
     broken = set(broken)
     problems: list[Problem] = []
@@ -210,7 +212,7 @@ def level_problems(
             if level is None:
                 problems.append(_says_nothing(k, schedule.kind))
         found.append(level)
-    if "schedule.pattern" in broken:  # then nobody knows whether the patterns nest
+    if "schedule.pattern" in broken:  # then it is not known whether the patterns nest
         found = [level and replace(level, pattern=Pattern()) for level in found]
     if "schedule.kind" not in broken:
         for k, options in enumerate(levels, start=1):
@@ -231,7 +233,7 @@ def _says_nothing(k: int, kind: Kind) -> Problem:
 
 
 def _of_other_kind(k: int, options: LevelOptions, level: Level | None, kind: Kind) -> list[Problem]:
-    """What a level leaves out that its schedule does not, and what a budget is to decide but is given."""
+    """Return options of a level that its schedule does not use, or that a budget decides but are given."""
     problems: list[Problem] = []
     assert level is not None
     for other, quantity in QUANTITY.items():

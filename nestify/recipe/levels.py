@@ -1,4 +1,4 @@
-"""Levels and patterns as plain data: what a user asks of each level. No torch here."""
+"""Levels and patterns as plain data: what a user requests of each level. Does not import torch."""
 
 import math
 import re
@@ -14,14 +14,16 @@ MAX_LEVELS = 254  # entry levels are stored as uint8, and n + 1 means "no level 
 
 @dataclass(frozen=True)
 class Pattern:
-    """How the kept weights of a layer may lie.
+    """Arrangement of the kept weights of a layer.
 
     Attributes:
-        kind: `unstructured`: each weight by itself. `n:m`: in every group of m consecutive input
-            channels at most n weights are kept. `block`: blocks of rows x cols (output x input
-            channels, at each kernel position) are kept or dropped whole.
-        n, m: of `n:m`, 0 elsewhere.
-        rows, cols: of `block`, 1 elsewhere.
+        kind: `unstructured`: single weights. `n:m`: at most n weights of every group of m consecutive input
+            channels are kept. `block`: complete blocks of rows x cols (output x input channels, at each
+            kernel position) are kept or dropped.
+        n: number of kept weights of a group for `n:m`, otherwise 0.
+        m: size of a group for `n:m`, otherwise 0.
+        rows: output channels of a `block`, otherwise 1.
+        cols: input channels of a `block`, otherwise 1.
     """
 
     kind: Literal["unstructured", "n:m", "block"] = "unstructured"
@@ -32,7 +34,7 @@ class Pattern:
 
     @property
     def sparsity(self) -> float | None:
-        """The sparsity that `n:m` sets; None where the pattern leaves it open."""
+        """The sparsity that `n:m` implies; None for other patterns."""
         return 1 - self.n / self.m if self.kind == "n:m" else None
 
     def __str__(self) -> str:
@@ -64,15 +66,15 @@ def parse_pattern(text: str) -> Pattern:
 
 @dataclass(frozen=True)
 class Level:
-    """One level of a nested network, as asked for.
+    """One level of a nested network, as requested.
 
     Attributes:
-        name: what users call it, `level1` where they gave no name.
+        name: name of the level, `level1` by default.
         sparsity: share of its maskable weights that are zero, in [0, 1).
-        pattern: how the kept weights may lie. A dense level (sparsity 0) fits every pattern.
+        pattern: arrangement of the kept weights; a dense level (sparsity 0) fits every pattern.
         width: share of the channels that it has, in (0, 1].
-        depth: share of the blocks that can be skipped that it has, in (0, 1].
-        budget: what it may cost; until that is solved, the quantity that it decides is NaN.
+        depth: share of the skippable blocks that it has, in (0, 1].
+        budget: its largest cost; until it is solved, the quantity that it decides is NaN.
     """
 
     name: str
@@ -84,7 +86,7 @@ class Level:
 
 
 class _Axis(NamedTuple):
-    """One way in which levels differ: what smaller levels have, and what the full level has."""
+    """One quantity in which levels differ."""
 
     name: str
     core: str
@@ -93,11 +95,11 @@ class _Axis(NamedTuple):
     growing: bool
 
     def holds(self, value: float) -> bool:
-        """Whether a value is in range."""
+        """Return whether a value is in range."""
         return 0 < value <= 1 if self.growing else 0 <= value < 1
 
     def is_behind(self, lower: float, higher: float) -> bool:
-        """Whether the higher level has less than the lower one."""
+        """Return whether the higher level has less than the lower one."""
         return higher < lower if self.growing else higher > lower
 
 
@@ -109,11 +111,11 @@ AXES = (
 
 
 def check_levels(levels: Sequence[Level | None]) -> list[str]:
-    """Problems that keep levels (core first) from nesting; empty where there are none.
+    """Return the problems that keep levels (core first) from nesting; empty if there are none.
 
-    Every level must have more than the one before on one axis (denser, wider or deeper) and not less on any;
-    the last one is full in width and depth. Patterns must nest: blocks of one shape, N:M of one M. None
-    stands for a level whose own problems are told elsewhere: it only counts.
+    Every level must have more than the previous one on one axis (denser, wider or deeper) and not less on
+    any; the last one has full width and depth. Patterns must nest: blocks of one shape, N:M with one M. None
+    is a level whose own problems are reported elsewhere; it is only counted.
     """
     problems: list[str] = []
     if not 2 <= len(levels) <= MAX_LEVELS:
@@ -165,7 +167,7 @@ def _behind(axis: _Axis, k: int, higher: float, j: int, lower: float) -> str:
 
 
 def _equal_levels(numbered: Sequence[tuple[int, Level]]) -> list[str]:
-    """Neighbours that are alike on every axis; told by the axis that the lower one differs from full in."""
+    """Return problems of neighbours that are equal on every axis."""
     problems = []
     for (j, lower), (k, higher) in pairwise(numbered):
         one, other = ([getattr(level, axis.name) for axis in AXES] for level in (lower, higher))

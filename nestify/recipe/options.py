@@ -1,8 +1,8 @@
 """The sections of a recipe: every option with its type, range, default, unit and flag.
 
-A description is a noun phrase; it is the option's help text, and the hint in errors about it. A validator
+A description is a noun phrase: the option's help text, and the hint in errors about it. A validator
 here raises ValueError with a predicate (`is not ...`), which follows `key = value` in the error. A field with
-a `Flag` is a flag of `nestify compress`. No torch.
+a `Flag` is a flag of `nestify compress`. Does not import torch.
 """
 
 import math
@@ -42,14 +42,14 @@ PositiveInt = Annotated[int, Field(ge=1)]
 
 
 class Section(BaseModel):
-    """What all sections share: nothing unknown, nothing converted (`"3"` is not 3), nothing changed later."""
+    """Base of all sections: no unknown keys, no conversion (`"3"` is not 3), no later change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _none(cls, value: object, info: ValidationInfo) -> object:
-        """TOML has no null, so "none" takes an optional value back, as when a recipe extends another."""
+        """Turn "none" into None: TOML has no null, and a recipe that extends another may unset an option."""
         optional = cls.model_fields[str(info.field_name)].default is None
         return None if optional and value == "none" else value
 
@@ -95,7 +95,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _kwarg(value: object) -> object:
-    """Plain data only: the arguments are stored in the nested file as JSON."""
+    """Accept plain data only, because the arguments are stored in the nested file as JSON."""
     rows = value if isinstance(value, list | tuple) else [value]
     if not all(map(_is_plain, (item for row in rows for item in (row if isinstance(row, list) else [row])))):
         raise ValueError("is not a number, a text, true or false, or a list of these")
@@ -197,7 +197,7 @@ def _auto_augment(text: str) -> str:
 
 
 class AugmentOptions(Section):
-    """[augment]: how training images are varied."""
+    """[augment]: random changes of training images."""
 
     hflip: Share = Field(default=0.5, description="probability of a left-right flip; 0 suits digits and text")
     vflip: Share = Field(default=0.0, description="probability of an upside-down flip")
@@ -228,7 +228,7 @@ class AugmentOptions(Section):
 
 
 class TrainOptions(Section):
-    """[train]: how the levels learn together."""
+    """[train]: joint training of the levels."""
 
     epochs: Annotated[float, Flag(Panel.training)] = Field(
         default=10.0, ge=0, description="passes over the training images; 0 trains nothing"

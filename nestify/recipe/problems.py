@@ -1,7 +1,7 @@
-"""What is wrong with a recipe, in its own words: dotted keys, TOML values, ranges, the nearest known key.
+"""Problems of a recipe as sentences, with dotted keys, TOML values, ranges and the nearest known key.
 
-Pydantic finds the problems; this module only says them, so that an option's type and range stand in one
-place. No torch.
+Pydantic finds the problems; this module only words them, so that an option's type and range are in one place.
+Does not import torch.
 """
 
 import json
@@ -15,7 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 KeyPath = Sequence[str | int]
-"""Where a value stands: `("level", 0, "sparsity")`. Positions count from 0 here, from 1 in sentences."""
+"""Path of a value, such as `("level", 0, "sparsity")`; positions count from 0 here, from 1 in sentences."""
 
 _NOT_A = {
     "bool_type": "true or false",
@@ -30,14 +30,14 @@ _NOT_A = {
 
 
 class Problem(NamedTuple):
-    """One sentence about a recipe, and the dotted key it is about."""
+    """One problem of a recipe: a sentence, and the dotted key that it is about."""
 
     key: str
     text: str
 
 
 def dotted(path: KeyPath) -> str:
-    """`("level", 0, "sparsity")` -> `level[1].sparsity`."""
+    """Return the dotted key of a path: `("level", 0, "sparsity")` -> `level[1].sparsity`."""
     text = ""
     for part in path:
         if isinstance(part, int):
@@ -48,19 +48,19 @@ def dotted(path: KeyPath) -> str:
     return text
 
 
-def shown(value: object) -> str:
-    """A value as TOML writes it, cut where it is long."""
+def format_toml(value: object) -> str:
+    """Format a value as TOML, cut if it is long."""
     if isinstance(value, float):
         return f"{value:.15g}"
     try:
         text = json.dumps(value, ensure_ascii=False, default=str)
-    except ValueError:  # Python writes no number of more than 4300 digits
+    except ValueError:  # Python does not convert numbers of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:
-    """The model behind a section: of `[train]` TrainOptions, of `[[level]]` LevelOptions."""
+    """Return the class of a section: TrainOptions for `[train]`, LevelOptions for `[[level]]`."""
     for candidate in (field.annotation, *get_args(field.annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel):
             return candidate
@@ -68,7 +68,7 @@ def section_of(field: FieldInfo) -> type[BaseModel] | None:
 
 
 def _find_option(recipe: type[BaseModel], path: KeyPath) -> FieldInfo | None:
-    """The deepest option on a path: of `("augment", "scale", 1)` that of augment.scale."""
+    """Return the deepest option on a path: augment.scale for `("augment", "scale", 1)`."""
     found: FieldInfo | None = None
     section: type[BaseModel] | None = recipe
     for part in _without_names(recipe, path):
@@ -80,7 +80,7 @@ def _find_option(recipe: type[BaseModel], path: KeyPath) -> FieldInfo | None:
 
 
 def _without_names(recipe: type[BaseModel], path: KeyPath) -> list[str]:
-    """A path without positions in lists and names that users give: of gates.level.core.min_top1 the core."""
+    """Return a path without list positions and names that users give (core in gates.level.core)."""
     keys: list[str] = []
     section: type[BaseModel] | None = recipe
     is_name = False
@@ -96,7 +96,7 @@ def _without_names(recipe: type[BaseModel], path: KeyPath) -> list[str]:
 
 
 def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
-    """One of pydantic's errors about a recipe as a sentence of ours."""
+    """Turn one of pydantic's errors about a recipe into a problem."""
     path, value, context = error["loc"], error["input"], error.get("ctx", {})
     key = dotted(path)
     if error["type"] == "extra_forbidden":
@@ -105,7 +105,7 @@ def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
     hint = f" ({field.description})" if field and field.description else ""
     if error["type"] == "missing":
         return Problem(key, f"{key} is not given; set it in the recipe or as an option{hint}")
-    subject = f"{key} = {shown(value)}"
+    subject = f"{key} = {format_toml(value)}"
     match error["type"]:
         case "value_error":
             predicate = str(context["error"])
@@ -128,13 +128,13 @@ def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
 
 
 def _outside(field: FieldInfo) -> str:
-    """How a number misses the range of its option: `is not in [0, 1)`, `is not above 0`."""
+    """Say how a number is outside the range of its option: `is not in [0, 1)`, `is not above 0`."""
     limits: dict[str, object] = {}
     for constraint in _constraints(field):
         limits |= {
             name: getattr(constraint, name) for name in ("ge", "gt", "le", "lt") if hasattr(constraint, name)
         }
-    text = {name: shown(limit) for name, limit in limits.items()}
+    text = {name: format_toml(limit) for name, limit in limits.items()}
     if "le" in text or "lt" in text:
         low = f"[{text['ge']}" if "ge" in text else f"({text['gt']}"
         high = f"{text['le']}]" if "le" in text else f"{text['lt']})"
@@ -143,7 +143,7 @@ def _outside(field: FieldInfo) -> str:
 
 
 def _constraints(field: FieldInfo) -> Iterator[Any]:
-    """Constraints of an option; those of `Annotated[...] | None` lie inside the union."""
+    """Return the constraints of an option; those of `Annotated[...] | None` are inside the union."""
     yield from field.metadata
     for member in get_args(field.annotation):
         for item in getattr(member, "__metadata__", ()):
@@ -151,7 +151,7 @@ def _constraints(field: FieldInfo) -> Iterator[Any]:
 
 
 def _unknown(recipe: type[BaseModel], path: KeyPath) -> str:
-    """An unknown key and the one that was meant: this name elsewhere, a near name here, or elsewhere."""
+    """Name an unknown key and the likely one: the same name elsewhere, or a similar name."""
     name, section = str(path[-1]), recipe
     for part in _without_names(recipe, path[:-1]):
         section = section_of(section.model_fields[part]) or section
@@ -167,7 +167,7 @@ def _unknown(recipe: type[BaseModel], path: KeyPath) -> str:
 
 
 def _all_keys(recipe: type[BaseModel]) -> dict[str, str]:
-    """Dotted keys of all options by their last part; of one used twice, train's wins and level's loses."""
+    """Return all options' dotted keys by their last part; if ambiguous, train wins and level loses."""
     keys: dict[str, str] = {}
     for outer in sorted(recipe.model_fields, key=lambda name: {"level": 0, "train": 2}.get(name, 1)):
         section = section_of(recipe.model_fields[outer])

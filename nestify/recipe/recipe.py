@@ -1,7 +1,8 @@
-"""Recipes: what a run does, as one frozen value. TOML, options and defaults in; every problem told at once.
+"""Recipes: all options of a run as one frozen value, made from TOML, flags and defaults. All problems are
+reported together.
 
-A recipe is a TOML file with the sections of `recipe_sections`, `extends = "other"` to build on another one,
-and "none" to take an optional value back. No torch.
+A recipe is a TOML file with the sections of `recipe.options`; `extends = "other"` builds on another one, and
+"none" unsets an optional value. Does not import torch.
 """
 
 import re
@@ -36,7 +37,7 @@ from nestify.recipe.options import (
     Text,
     TrainOptions,
 )
-from nestify.recipe.problems import Problem, section_of, sentence, shown
+from nestify.recipe.problems import Problem, format_toml, section_of, sentence
 from nestify.recipe.sources import Table, apply_options, builtin_recipes, parse_setting, read_source
 
 __all__ = [
@@ -103,22 +104,22 @@ class Recipe(Section):
         return Path(f"{stem}.nested.safetensors")
 
     def to_dict(self) -> dict[str, Any]:
-        """Every option as plain JSON values, in a fixed order; `Recipe.model_validate` reads it back."""
+        """Return every option as plain JSON values, in a fixed order, for `Recipe.model_validate`."""
         return self.model_dump(mode="json")
 
 
 def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> Recipe:
-    """Read a recipe, lay options over it, and check all of it.
+    """Read a recipe, apply overrides, and check all of it.
 
     Args:
         source: the path of a `.toml` or `.json` file, the name of a built-in recipe, or a timm model's name.
             Whether timm has such a model is checked where the model is made.
-        overrides: dotted keys and values that beat the recipe's: `{"train.epochs": 3}`. `levels` replaces
-            all levels (`"0.95,0.8,0"`, `"1:4,2:4,0"`, or a list of such values), and then `level[1].weight`
+        overrides: dotted keys and values that replace the recipe's: `{"train.epochs": 3}`. `levels` replaces
+            all levels (`"0.95,0.8,0"`, `"1:4,2:4,0"`, or a list of such values); `level[1].weight` then
             changes one. None means not given.
 
     Raises:
-        RecipeError: with every problem that was found; for a recipe with a [matrix], too.
+        RecipeError: with every problem that was found; also for a recipe with a [matrix].
     """
     table, place = read_source(source)
     if "matrix" in table:
@@ -131,10 +132,12 @@ def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> R
 def checked_recipe(
     table: Table, place: str, overrides: Mapping[str, object] | None = None, by: str = "an option"
 ) -> Recipe:
-    """The recipe of a table that `read_source` read, with options laid over it.
+    """Check a table from `read_source` with overrides applied, and return the recipe.
 
     Args:
-        place: what errors call the recipe's place. `overrides`: as in `load_recipe`.
+        table: the table.
+        place: what errors call the recipe's place.
+        overrides: see `load_recipe`.
         by: what errors call the place of the overrides.
 
     Raises:
@@ -145,7 +148,9 @@ def checked_recipe(
     recipe, more_problems = _check(table, [problem.key for problem in problems])
     if problems := problems + more_problems:
         changed = ["level" if key == "levels" else key for key in options]
-        raise RecipeError([_told(problem, changed if place else [], by) for problem in problems], place)
+        raise RecipeError(
+            [_problem_sentence(problem, changed if place else [], by) for problem in problems], place
+        )
     return recipe
 
 
@@ -165,17 +170,17 @@ def option_help(key: str) -> str:
     field = section.model_fields[name]
     if field.is_required() or field.default in (None, ()):
         return str(field.description)
-    default = field.default if isinstance(field.default, str) else shown(field.default)
+    default = field.default if isinstance(field.default, str) else format_toml(field.default)
     return f"{field.description} (default {default})"
 
 
-def _told(problem: Problem, changed: Sequence[str], by: str) -> str:
-    """A problem's sentence, which says where the value is not the file's own."""
+def _problem_sentence(problem: Problem, changed: Sequence[str], by: str) -> str:
+    """Return a problem's sentence, which says if the value is not from the file."""
     return problem.text + (f" (set by {by})" if _touches(problem.key, changed) else "")
 
 
 def _touches(key: str, others: Iterable[str]) -> bool:
-    """Whether a dotted key is one of the others, or lies inside one, or around one."""
+    """Return whether a dotted key is one of the others, or inside or around one."""
     return any(_is_inside(key, other) or _is_inside(other, key) for other in others)
 
 
@@ -184,10 +189,10 @@ def _is_inside(key: str, outer: str) -> bool:
 
 
 def _check(table: Table, broken: Iterable[str]) -> tuple[Recipe, list[Problem]]:
-    """The recipe, as far as it is right, and all of its problems.
+    """Return the recipe, as far as it is valid, and all of its problems.
 
-    Options that are wrong in themselves take their default for a second pass, which finds what does not
-    fit together; `broken` keys and those options are left out of it.
+    Options that are invalid by themselves take their default in a second pass, which finds options that do
+    not fit together; `broken` keys and those options are left out of it.
     """
     table = {"model": {}, "data": {}} | table
     problems: list[Problem] = []
@@ -203,7 +208,7 @@ def _check(table: Table, broken: Iterable[str]) -> tuple[Recipe, list[Problem]]:
 
 
 def _without(table: Table, paths: Iterable[tuple[str | int, ...]]) -> Table:
-    """A recipe's table without some options; a level stays, so that the others keep their numbers."""
+    """Return a recipe's table without some options; a level is emptied, so that others keep their numbers."""
     rest = deepcopy(table)
     for path in paths:
         *outer, last = path[: 3 if path[0] == "level" else 2]
@@ -224,7 +229,7 @@ def _level_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
 
 
 def _gate_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
-    """Limits of levels that the recipe does not have, and limits that miss their baseline."""
+    """Return limits of levels that the recipe does not have, and limits that lack their baseline."""
     problems = []
     if text := baseline_problem(recipe.gates):
         problems.append(Problem("gates.max_regression", text))
@@ -241,7 +246,7 @@ def _gate_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
 
 
 def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
-    """Options that are right in themselves but not together."""
+    """Return problems of options that are valid by themselves but not together."""
     model, train, finetune = recipe.model, recipe.train, recipe.finetune
     full = recipe.level[-1] if recipe.level else LevelOptions()
     rules: list[tuple[tuple[str, str], bool, str]] = [
@@ -253,13 +258,13 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         (
             ("finetune.save", "finetune.epochs"),
             finetune.save is not None and finetune.epochs == 0,
-            f"finetune.save = {shown(finetune.save)} has nothing to save; set finetune.epochs above 0",
+            f"finetune.save = {format_toml(finetune.save)} has nothing to save; set finetune.epochs above 0",
         ),
         (
             ("train.teacher_checkpoint", "train.teacher"),
             train.teacher_checkpoint is not None and train.teacher in TEACHERS,
-            f"train.teacher_checkpoint = {shown(train.teacher_checkpoint)} has no use with train.teacher = "
-            f"{shown(train.teacher)}; set train.teacher to the name of a timm model",
+            f"train.teacher_checkpoint = {format_toml(train.teacher_checkpoint)} has no use with "
+            f"train.teacher = {format_toml(train.teacher)}; set train.teacher to the name of a timm model",
         ),
         (
             ("train.min_lr", "train.lr"),
@@ -277,7 +282,7 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
             (
                 (f"level[{k}].classes", "data.hierarchy"),
                 level.classes is not None and recipe.data.hierarchy is None,
-                f"level[{k}].classes = {shown(level.classes)} needs data.hierarchy; set it to a CSV "
+                f"level[{k}].classes = {format_toml(level.classes)} needs data.hierarchy; set it to a CSV "
                 "table with such a column",
             )
             for k, level in enumerate(recipe.level, start=1)
@@ -285,7 +290,7 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         (
             (f"level[{len(recipe.level)}].classes", "level"),
             full.classes is not None,
-            f"level[{len(recipe.level)}].classes = {shown(full.classes)}: the full level tells the "
+            f"level[{len(recipe.level)}].classes = {format_toml(full.classes)}: the full level predicts the "
             "data's own classes; leave it out",
         ),
         (
@@ -296,7 +301,7 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         (
             (f"level[{len(recipe.level)}].weight", "train.teacher"),
             full.weight == 0 and train.teacher in ("self", "both"),
-            f"train.teacher = {shown(train.teacher)} learns from the full level, which level["
+            f"train.teacher = {format_toml(train.teacher)} learns from the full level, which level["
             f"{len(recipe.level)}].weight = 0 leaves untrained; choose another teacher",
         ),
     ]
@@ -310,28 +315,28 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
 FREE = {
     "output",
     "data.workers",
-    "data.hierarchy",  # as of a checkpoint
-    "data.on_bad_image",  # a run that refused such images has met none
+    "data.hierarchy",  # the class map in it is compared instead
+    "data.on_bad_image",  # a run that refuses such images has met none
     "train.checkpoint_minutes",
     "train.log",
-    "model.checkpoint",  # what it holds is looked at instead
+    "model.checkpoint",  # its contents are compared instead
     "train.teacher_checkpoint",
 }
-"""Options that what comes out does not depend on."""
+"""Options that the result does not depend on."""
 
 
 def is_free(key: str) -> bool:
-    """Whether an option may be another one when a run goes on; gates only judge what came out."""
+    """Return whether an option may change when a run resumes; gates only judge the result."""
     return key in FREE or key.startswith("gates.")
 
 
 def flat_options(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Every option by its dotted key, as a JSON value: `train.lr`, `level[1].sparsity`."""
+    """Yield every option by its dotted key, as a JSON value: `train.lr`, `level[1].sparsity`."""
     return flat_table(recipe.to_dict())
 
 
 def flat_table(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """The same of a recipe as plain JSON values, such as a nested file holds."""
+    """Yield the options of a recipe that is given as plain JSON values, as a nested file stores it."""
     if isinstance(value, Mapping) and (value or not key):
         for name, item in value.items():
             yield from flat_table(item, f"{key}.{name}" if key else name)

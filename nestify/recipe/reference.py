@@ -1,4 +1,4 @@
-"""Generates the page of recipe keys from the fields of `Recipe`, so that the page cannot be wrong. No torch.
+"""Generates the page of recipe keys from the fields of `Recipe`. Does not import torch.
 
 After a change of a field, write the page again (a test compares them):
 

@@ -1,7 +1,7 @@
-"""Where a recipe comes from: files, built-in recipes, `extends`, and options that beat them. No torch.
+"""Sources of a recipe: files, built-in recipes, `extends`, and overrides. Does not import torch.
 
-The result is one table as TOML would give it; nothing here knows which keys exist, except those that hold
-paths and `level`.
+The result is one table, as from TOML. Nothing here knows which keys exist, except those that hold paths, and
+`level`.
 """
 
 import json
@@ -17,7 +17,7 @@ from typing import Any
 from nestify.errors import RecipeError
 from nestify.recipe.level_options import DEFAULT_LEVELS, QUANTITY
 from nestify.recipe.options import CHECKPOINT_ENDINGS
-from nestify.recipe.problems import Problem, shown
+from nestify.recipe.problems import Problem, format_toml
 
 Table = dict[str, Any]
 
@@ -31,7 +31,7 @@ _DATASET = re.compile(r"(hfds|hfids|tfds|wds|torch)/", re.IGNORECASE)  # prefixe
 
 
 def builtin_recipes() -> list[str]:
-    """Names of the recipes that come with nestify."""
+    """Return the names of the built-in recipes."""
     return sorted(path.stem for path in _builtin_folder().glob("*.toml"))
 
 
@@ -40,7 +40,7 @@ def _builtin_folder() -> Path:
 
 
 def read_source(source: str) -> tuple[Table, str]:
-    """The table of a recipe file, a built-in recipe, or a model's name, and what errors call its place.
+    """Read a recipe file, a built-in recipe or a model's name: its table, and its name in errors.
 
     Raises:
         RecipeError: where there is no such file, or it cannot be read.
@@ -67,7 +67,7 @@ def read_source(source: str) -> tuple[Table, str]:
 
 
 def read_table(path: str) -> Table:
-    """The table of a TOML file, on top of the one that it extends.
+    """Read the table of a TOML file, on top of the one that it extends.
 
     Raises:
         RecipeError: where it cannot be read.
@@ -84,7 +84,7 @@ def _looks_like_path(source: str) -> bool:
 
 
 def _read_extended(path: Path, chain: Sequence[Path]) -> Table:
-    """A recipe on top of the one that it extends, and so on; every path resolved against its own file."""
+    """Read a recipe on top of those that it extends; every path is resolved against its own file."""
     table = _read_table(path)
     if isinstance(table.get("matrix"), dict):
         table["matrix"] = _flat_matrix(table["matrix"], str(path))
@@ -99,14 +99,16 @@ def _read_extended(path: Path, chain: Sequence[Path]) -> Table:
     base_path = path.parent / base if base.endswith(".toml") else _builtin_folder() / f"{base}.toml"
     if not base_path.is_file():
         raise RecipeError(
-            f"extends = {shown(base)} is neither a .toml file beside this one nor a built-in recipe: "
+            f"extends = {format_toml(base)} is neither a .toml file next to this one nor a built-in recipe: "
             f"{', '.join(builtin_recipes())}",
             str(path),
         )
     chain = [*chain, path]
     if any(base_path.samefile(earlier) for earlier in chain):
         names = " -> ".join(file.name for file in [*chain, base_path])
-        raise RecipeError(f"extends = {shown(base)} leads back to itself: {names}; remove one", str(path))
+        raise RecipeError(
+            f"extends = {format_toml(base)} leads back to itself: {names}; remove one", str(path)
+        )
     return merge(_read_extended(base_path, chain), table)
 
 
@@ -123,19 +125,22 @@ def _read_table(path: Path) -> Table:
         raise RecipeError(f"byte {error.start} is not UTF-8; save the recipe as UTF-8 text", place) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(_syntax_error(str(error), text), place) from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of brackets
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # a number with thousands of digits, or thousands of brackets
         raise RecipeError(f"this is not a recipe that can be read: {error}", place) from error
 
 
 def _json_table(text: str) -> Table:
     table = json.loads(text)
     if not isinstance(table, dict):
-        raise ValueError(f"it holds {shown(table)}, not an object with a recipe's sections")
+        raise ValueError(f"it holds {format_toml(table)}, not an object with a recipe's sections")
     return table
 
 
 def _flat_matrix(matrix: Table, place: str) -> Table:
-    """[matrix] by dotted keys, however they were nested; `levels.1.sparsity` becomes `level[1].sparsity`."""
+    """Return [matrix] by dotted keys; `levels.1.sparsity` becomes `level[1].sparsity`."""
     flat: Table = {}
 
     def add(key: str, value: object) -> None:
@@ -163,10 +168,10 @@ def _syntax_error(message: str, text: str) -> str:
 
 
 def _resolve_paths(table: Table, folder: Path) -> Table:
-    """Relative paths start at the recipe's folder, so that a recipe means the same wherever it is run.
+    """Resolve relative paths against the recipe's folder, so that a recipe means the same in every folder.
 
-    Images may also be somewhere below the current folder: that is where they are looked for if the
-    recipe's folder has nothing of that name. What the run writes goes to the current folder.
+    Images are also searched in the current folder, if the recipe's folder has nothing of that name. Outputs
+    are written relative to the current folder.
     """
 
     def below(text: str, must_exist: bool = False) -> str:
@@ -203,12 +208,12 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
 
 
 def is_named_data(path: str) -> bool:
-    """Whether `data.path` names a data set rather than a file or folder."""
+    """Return whether `data.path` names a data set instead of a file or folder."""
     return bool(_DATASET.match(path)) or path.startswith("embedded/")
 
 
 def merge(base: Table, over: Mapping[str, Any]) -> Table:
-    """`over` on top of `base`: tables key by key, anything else (lists too) replaced whole."""
+    """Merge `over` into `base`: tables key by key; anything else, lists included, is replaced."""
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
@@ -217,7 +222,7 @@ def merge(base: Table, over: Mapping[str, Any]) -> Table:
 
 
 def parse_setting(text: str) -> tuple[str, object]:
-    """Read `train.warmup_epochs=2`: the dotted key, and the value as TOML, or as a text if it is none.
+    """Read `train.warmup_epochs=2`: the dotted key, and the value as TOML, or as a text if it is not TOML.
 
     Raises:
         RecipeError: if there is no key or no `=`.
@@ -234,7 +239,7 @@ def parse_setting(text: str) -> tuple[str, object]:
 
 
 def apply_options(table: Table, options: Mapping[str, object]) -> tuple[Table, list[Problem]]:
-    """Options on top of a recipe: dotted keys, `levels`, and `level[2].weight`. None means not given.
+    """Apply overrides to a recipe: dotted keys, `levels`, and `level[2].weight`; None means not given.
 
     Returns:
         The table, and problems with the options themselves.
@@ -266,23 +271,23 @@ def apply_options(table: Table, options: Mapping[str, object]) -> tuple[Table, l
 
 
 def _nested(key: str, value: object) -> Table:
-    """`train.epochs` and 3 as `{"train": {"epochs": 3}}`."""
+    """Return `train.epochs` and 3 as `{"train": {"epochs": 3}}`."""
     first, _, rest = key.partition(".")
     return {first: _nested(rest, value) if rest else value}
 
 
 def _schedule_kind(table: Table, given: Mapping[str, object]) -> str:
-    """What kind of schedule it will be, if that is said in a way that can be understood."""
+    """Return the kind of schedule, if it is given and valid."""
     schedule = table.get("schedule")
     kind = given.get("schedule.kind", schedule.get("kind") if isinstance(schedule, dict) else None)
     return kind if isinstance(kind, str) else "weight"
 
 
 def _parse_levels(levels: object, kind: str) -> tuple[list[Table], list[Problem]]:
-    """`0.95,0.8,0`, `1:4,2:4,0` or `macs=0.25,1`, or a list of such values, as a recipe's [[level]] tables.
+    """Turn `0.95,0.8,0`, `1:4,2:4,0` or `macs=0.25,1`, or a list of such values, into [[level]] tables.
 
     Args:
-        kind: of the schedule, which says what a number is of a level.
+        kind: kind of the schedule, which decides what a plain number means.
     """
     items = levels.split(",") if isinstance(levels, str) else levels
     quantity = "sparsity" if kind not in (*QUANTITY, "combined") else QUANTITY.get(kind)
@@ -293,7 +298,7 @@ def _parse_levels(levels: object, kind: str) -> tuple[list[Table], list[Problem]
         try:
             tables.append(_parse_level(text, quantity))
         except ValueError:
-            wrong.append(shown(text))
+            wrong.append(format_toml(text))
     if not wrong:
         return _with_full(tables, kind), []
     if quantity is None:
@@ -311,7 +316,7 @@ def _parse_levels(levels: object, kind: str) -> tuple[list[Table], list[Problem]
 
 
 def _with_full(tables: list[Table], kind: str) -> list[Table]:
-    """Where budgets stand, a 1 at the end is the full level, under every schedule."""
+    """Make a 1 after budgets the full level, under every schedule."""
     if any("budget" in table for table in tables) and kind == "weight" and tables[-1] == {"sparsity": 1.0}:
         return [*tables[:-1], {"sparsity": 0.0}]
     return tables

@@ -147,7 +147,7 @@ def test_an_address_keeps_no_measurements(digits_file: Path) -> None:
         done = nestify("bench", server.url, *QUICK, "--save")
         assert (done.code, done.out) == (3, "")
         assert done.message == (
-            f"{server.url}: measurements can be saved only next to a local file; leave --save out or download it"
+            f"{server.url}: measurements are saved only next to a local file; leave --save out or download it"
         )
         measured = nestify("bench", server.url, *QUICK, "--batch-size", "1", "--level", "3", "--json")
         assert (measured.code, measured.document["file"]) == (0, server.url)

@@ -106,7 +106,7 @@ def test_training_improves_the_coarse_level(table: Path) -> None:
         (
             ("--hierarchy", "kinds.csv", "--set", "level[3].classes=kind"),
             2,
-            "the full level tells the data's own",
+            "the full level predicts the data's own",
         ),
         (("--hierarchy", "kinds.csv", "--set", "level[1].classes=kin"), 2, "did you mean 'kind'?"),
         (("--hierarchy", "none.csv"), 3, "none.csv: cannot be read (No such file or directory)"),

@@ -19,8 +19,8 @@ def test_gates_of_a_recipe_and_of_a_file_are_the_same(tmp_path: Path) -> None:
     gates = load_recipe(str(path)).gates
     assert gates == load_gates(str(path))
     assert gates.baseline == str(tmp_path / "old.json")
-    assert gates.of(1, "level1") == LevelGates(max_drop=9.5, max_regression=0.5, max_bytes="4MiB")
-    assert gates.of(2, "level2") == LevelGates(max_drop=2, max_regression=0.5)
+    assert gates.for_level(1, "level1") == LevelGates(max_drop=9.5, max_regression=0.5, max_bytes="4MiB")
+    assert gates.for_level(2, "level2") == LevelGates(max_drop=2, max_regression=0.5)
     assert gates.given()
 
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nestify.errors import RecipeError
-from nestify.recipe.problems import dotted, section_of, shown
+from nestify.recipe.problems import dotted, format_toml, section_of
 from nestify.recipe.recipe import Recipe, load_recipe
 
 EPOCHS = "passes over the training images; 0 trains nothing"
@@ -165,5 +165,5 @@ def test_every_misspelt_key_is_refused_with_a_known_one(data: st.DataObject) -> 
 
 
 def test_a_long_value_is_cut() -> None:
-    assert shown("x" * 100) == '"' + "x" * 76 + "..."
-    assert shown(1 << 20000) == "a number of thousands of digits"
+    assert format_toml("x" * 100) == '"' + "x" * 76 + "..."
+    assert format_toml(1 << 20000) == "a number of thousands of digits"

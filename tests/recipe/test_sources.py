@@ -15,7 +15,7 @@ from nestify.recipe.sources import builtin_recipes, parse_setting
 ROOT = Path(__file__).parents[2]
 ORDER = "levels run from the core (sparsest) to the full level"
 EPOCHS = "passes over the training images; 0 trains nothing"
-NEITHER = f"is neither a .toml file beside this one nor a built-in recipe: {', '.join(builtin_recipes())}"
+NEITHER = f"is neither a .toml file next to this one nor a built-in recipe: {', '.join(builtin_recipes())}"
 BASIC = '[model]\nname = "resnet18"\n[data]\npath = "hfds/cifar10"\n'
 
 

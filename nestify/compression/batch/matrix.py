@@ -11,7 +11,7 @@ from math import prod
 from typing import Any
 
 from nestify.errors import RecipeError
-from nestify.recipe.problems import shown
+from nestify.recipe.problems import format_toml
 from nestify.recipe.recipe import Recipe, checked_recipe
 from nestify.recipe.sources import read_source
 
@@ -82,7 +82,9 @@ def _matrix_problems(matrix: object) -> list[str]:
     if matrix is None:
         return []
     if not isinstance(matrix, dict):
-        return [f"matrix = {shown(matrix)} is not a table; write [matrix] and options with lists of values"]
+        return [
+            f"matrix = {format_toml(matrix)} is not a table; write [matrix] and options with lists of values"
+        ]
     if not matrix:
         return ['[matrix] has no options; give it some, such as "train.lr" = [0.01, 0.03], or remove it']
     problems = []
@@ -90,11 +92,13 @@ def _matrix_problems(matrix: object) -> list[str]:
         if key in ("output", "finetune.save"):
             problems.append(f"matrix.{key} has no use, for each job writes to its own folder; remove it")
         elif not isinstance(values, list):
-            problems.append(f"matrix.{key} = {shown(values)} is not a list of values; put it in brackets")
+            problems.append(
+                f"matrix.{key} = {format_toml(values)} is not a list of values; put it in brackets"
+            )
         elif not values:
             problems.append(f"matrix.{key} is an empty list, which makes no job; give it values or remove it")
         elif twice := [text for text, count in Counter(map(_canonical, values)).items() if count > 1]:
-            problems.append(f"matrix.{key} has {shown(json.loads(twice[0]))} twice; remove one")
+            problems.append(f"matrix.{key} has {format_toml(json.loads(twice[0]))} twice; remove one")
     count = prod(len(values) for values in matrix.values() if isinstance(values, list))
     if count > MAX_VARIANTS:
         problems.append(f"[matrix] makes {count} jobs, more than {MAX_VARIANTS}; make its lists shorter")
@@ -135,7 +139,7 @@ def _last(key: str) -> str:
 
 def _texts(values: list[Any]) -> list[str]:
     """Values as parts of a name; those that come out alike, or long, are told apart by a hash."""
-    raw = [value if isinstance(value, str) else shown(value) for value in values]
+    raw = [value if isinstance(value, str) else format_toml(value) for value in values]
     safe = [_safe(re.sub(r'["\[\] ]', "", text)) for text in raw]
     alike = Counter(text.casefold() for text in safe)
     return [
