@@ -30,12 +30,12 @@ from nestify.training.observer import Observer, Observers
 
 @dataclass(frozen=True)
 class Result:
-    """What `compress` made.
+    """Result of `compress`.
 
     Attributes:
-        path: of the file. `manifest`: what it says of itself.
-        gates: limits of the recipe's [gates], and whether the levels keep them; of the first of several
-            processes.
+        path: path of the nested file.
+        manifest: its manifest.
+        gates: limits of the recipe's [gates], and whether the levels meet them; only on rank 0.
     """
 
     path: Path
@@ -46,12 +46,12 @@ class Result:
 def plan(
     recipe: Recipe | str, overrides: Mapping[str, object] | None = None, *, estimate: bool = False
 ) -> Plan:
-    """What `compress` would do; opens model and images, trains nothing, writes nothing.
+    """Plan what `compress` would do; opens model and images, without training or writing.
 
     Args:
         recipe: a recipe, or what `load_recipe` takes.
-        overrides: options on top, where `recipe` is not a `Recipe`.
-        estimate: try one small step for time and memory.
+        overrides: options that replace the recipe's, if `recipe` is not a `Recipe`.
+        estimate: whether to run one small step to estimate time and memory.
     """
     return Run(_recipe(recipe, overrides), Observer()).plan(estimate=estimate)
 
@@ -63,25 +63,25 @@ def compress(
     observer: Observer | None = None,
     resume: bool | None = None,
 ) -> Result:
-    """Turn a pretrained model into a nested file, with `metrics.jsonl` beside it.
+    """Turn a pretrained model into a nested file, with `metrics.jsonl` next to it.
 
-    Each of the processes that torchrun starts trains on a share of the images; the first one writes.
+    Each of the processes that torchrun starts trains on a share of the images; rank 0 writes.
 
-    While it trains, a checkpoint lies there too, NAME.resume.safetensors, from which the same call goes on
-    if it is cut off, to the same bytes on a CPU. It is removed when the nested file is written.
+    During training a checkpoint, NAME.resume.safetensors, is also stored there. The same call resumes from it
+    after an interruption, to the same bytes on a CPU. It is removed when the nested file is written.
 
     Args:
         recipe: a recipe, or what `load_recipe` takes: a path, a built-in recipe, a timm model.
-        overrides: options on top, where `recipe` is not a `Recipe`.
-        observer: told of progress.
-        resume: True: go on from a checkpoint, which must be there. False: begin anew. None: go on if there
-            is one.
+        overrides: options that replace the recipe's, if `recipe` is not a `Recipe`.
+        observer: notified of progress.
+        resume: True resumes from a checkpoint, which must exist. False starts from scratch. None resumes if
+            there is a checkpoint.
 
     Raises:
-        RecipeError: also if the checkpoint is of another run, or there is none to go on from.
+        RecipeError: also if the checkpoint belongs to a different run, or there is none to resume from.
         CheckpointError: also if the checkpoint is damaged.
-        BudgetError: if a level came out at another cost than its budget; the file is written nevertheless.
-        NestifyError: the kind says what was wrong; an older file at the output is then unchanged.
+        BudgetError: if a level missed its budget; the file is still written.
+        NestifyError: for any other problem; an older file at the output is then unchanged.
     """
     recipe = _recipe(recipe, overrides)
     with join_process_group(pick_device(recipe.device)) as (world, device):
@@ -91,7 +91,7 @@ def compress(
 def _compress(
     recipe: Recipe, watcher: Observer, resume: bool | None, world: World, device: torch.device
 ) -> Result:
-    """The same in one of several processes: all compute, the first one tells and writes."""
+    """Run `compress` in one of several processes: all compute, rank 0 logs and writes."""
     if not world.is_main:
         watcher = Observer()
     output = recipe.output_path
@@ -123,7 +123,7 @@ def _compress(
 
 
 def _baseline(recipe: Recipe) -> Report | None:
-    """Read before the work, so that it is known to be there, and is not the file that will be replaced."""
+    """Read the baseline before the work: it must exist, and may be the file that will be replaced."""
     return None if recipe.gates.baseline is None else open_report(recipe.gates.baseline)
 
 
@@ -157,7 +157,7 @@ def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Rec
 
 
 def _check_outputs(recipe: Recipe) -> None:
-    """Find out before the work, not after it, that a result has no place."""
+    """Check before the work that all results can be written."""
     outputs = {
         "output": recipe.output_path,
         "the checkpoint beside the output": checkpoint_path(recipe.output_path),
@@ -183,10 +183,10 @@ def _check_outputs(recipe: Recipe) -> None:
 
 
 def _check_loads(output: Path, written: Path) -> None:
-    """What cannot be loaded again must not replace what was there."""
+    """Refuse a file that cannot be loaded again, so that it does not replace an older one."""
     try:
         load(written)
     except BadFileError as error:
         raise OutputError(
-            f"{output}: what was written does not load again, so it was not kept: {error}"
+            f"{output}: the written file cannot be loaded again, so it was not kept: {error}"
         ) from error

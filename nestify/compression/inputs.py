@@ -1,4 +1,4 @@
-"""What a recipe names, opened: device, images, model, teacher, optimizer."""
+"""Opening the inputs of a recipe: images, model, teacher, optimizer."""
 
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -21,7 +21,7 @@ USUAL_OPTIMIZERS = ("sgd", "adamw", "lamb")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a recipe names, opened.
+    """The opened inputs of a recipe.
 
     Attributes:
         train_images: images to train on, without those held out.
@@ -72,7 +72,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
 
 
 def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
-    """Training and validation images of a recipe."""
+    """Open the training and validation images of a recipe."""
     data = recipe.data
     return open_splits(
         data.path,
@@ -88,18 +88,16 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
 
 
 def check_shares(train: Images, validation: Images, processes: int) -> None:
-    """Refuse images that do not give each of several processes as many steps as the others.
+    """Refuse images that would give several processes different numbers of steps.
 
     Raises:
-        RecipeError: in that case.
+        RecipeError: if they would.
     """
     if processes == 1:
         return
     where = f"with {processes} processes"
     if train.source.is_stream or validation.source.is_stream:
-        raise RecipeError(
-            f"{train.source}: a stream cannot be shared out evenly {where}; use a folder or a tar"
-        )
+        raise RecipeError(f"{train.source}: a stream cannot be divided evenly {where}; use a folder or a tar")
     if train.on_bad_image != "refuse":
         raise RecipeError(
             f"data.on_bad_image = {train.on_bad_image!r} would let processes have different numbers of steps "
@@ -110,12 +108,12 @@ def check_shares(train: Images, validation: Images, processes: int) -> None:
 
 
 def open_recipe_model(recipe: Recipe, images: Images) -> PretrainedModel:
-    """The model, its classes checked against those of the images."""
+    """Open the model, and check its classes against those of the images."""
     options = recipe.model
     classes = images.num_classes
     starts_at_random = options.checkpoint is None and not options.pretrained
     if options.new_head and classes is None:
-        raise RecipeError(f"model.new_head: {images.source} does not tell how many classes it has")
+        raise RecipeError(f"model.new_head: {images.source} does not say how many classes it has")
     pretrained = load_pretrained(
         options.name,
         checkpoint=options.checkpoint,
@@ -129,17 +127,18 @@ def open_recipe_model(recipe: Recipe, images: Images) -> PretrainedModel:
         source = options.checkpoint or options.name
         keys = ", ".join(f"{name}.weight" for name in spec.classifier) or "its classifier"
         raise CheckpointError(
-            f"{source} tells {spec.num_classes} classes ({keys}), {images.source} has {classes}; for a fresh "
-            "classifier that is learned first, pass --new-head --finetune-epochs 5"
+            f"{source} predicts {spec.num_classes} classes ({keys}), {images.source} has {classes}; for a "
+            "fresh classifier that is trained first, pass --new-head --finetune-epochs 5"
         )
     return pretrained
 
 
 def open_recipe_teacher(recipe: Recipe, spec: ModelSpec) -> nn.Module | None:
-    """The timm model that teaches, in eval mode; None where the run itself does, or nothing is trained.
+    """Open the timm model that teaches, in eval mode; None if the run needs none.
 
     Args:
-        spec: of the model to train, whose classes the teacher must have.
+        recipe: the recipe.
+        spec: description of the model to train, whose classes the teacher must have.
     """
     options = recipe.train
     if not options.epochs or options.teacher in TEACHERS:
@@ -151,17 +150,17 @@ def open_recipe_teacher(recipe: Recipe, spec: ModelSpec) -> nn.Module | None:
     )
     if teacher.spec.num_classes != spec.num_classes:
         raise CheckpointError(
-            f"train.teacher = {options.teacher!r} tells {teacher.spec.num_classes} classes, the model "
+            f"train.teacher = {options.teacher!r} predicts {teacher.spec.num_classes} classes, the model "
             f"{spec.num_classes}; give a teacher that was trained on the same classes"
         )
     return teacher.model
 
 
 def check_optimizer(recipe: Recipe) -> None:
-    """Refuse, before any work is done, an optimizer that cannot be used.
+    """Refuse an optimizer that cannot be used, before any work is done.
 
     Raises:
-        RecipeError: timm does not know it, or not on this machine, or it needs second derivatives.
+        RecipeError: if timm does not have it, or not on this machine, or it needs second derivatives.
     """
     name = recipe.train.opt
     try:
@@ -180,7 +179,7 @@ def check_optimizer(recipe: Recipe) -> None:
 
 
 def augmentation(recipe: Recipe) -> dict[str, object]:
-    """The options of timm's `create_transform` that [augment] stands for."""
+    """Return the options of timm's `create_transform` for [augment]."""
     augment = recipe.augment
     return {
         "hflip": augment.hflip,
@@ -194,7 +193,7 @@ def augmentation(recipe: Recipe) -> dict[str, object]:
 
 
 def stored_dtype(recipe: Recipe) -> torch.dtype:
-    """The type that the file holds shared weights in."""
+    """Return the type in which the file stores shared weights."""
     dtype = getattr(torch, recipe.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype

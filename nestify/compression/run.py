@@ -41,15 +41,19 @@ from nestify.training.resume import Checkpoints
 
 @dataclass(frozen=True)
 class Compressed:
-    """What a run leaves in memory, before it is written.
+    """Result of a run in memory, before it is written.
 
     Attributes:
-        nested: the trained model, on the CPU, in eval mode. `levels`: its levels, budgets solved.
-        costs: of its levels, core first.
-        missed: a sentence for each level that came out at another cost than its budget.
+        nested: the trained model, on the CPU, in eval mode.
+        levels: its levels, with budgets solved.
+        missed: a sentence for each level that missed its budget.
+        pretrained: the model that the run started from.
+        costs: costs of the levels, core first.
+        labels: classes that each level predicts.
         original: accuracy of the dense model before nesting; None if there was nothing to validate.
-        calibration: what was fitted on training images that were held out; None if none were.
-        before, after: accuracy of every level, core first; `before` is empty where it was not asked for.
+        before: accuracy of every level before training, core first; empty if not requested.
+        after: accuracy of every level after training, core first.
+        calibration: temperatures and weights fitted on held-out training images; None if none were.
     """
 
     nested: NestedModel
@@ -118,16 +122,16 @@ class Run:
         )
 
     def plan(self, *, estimate: bool = False) -> Plan:
-        """Costs of the levels, were the weights chosen now.
+        """Return the costs of the levels if the weights were chosen now.
 
         Args:
-            estimate: try one small step for the time and memory that training needs.
+            estimate: whether to run one small step to estimate the time and memory of training.
         """
         network = self.inputs.pretrained.model
-        made = self._nest(deepcopy(network).cpu())
-        nested, levels, removable = made.nested, made.levels, made.removable
+        design = self._nest(deepcopy(network).cpu())
+        nested, levels, removable = design.nested, design.levels, design.removable
         choose_weights(nested, levels, self.recipe.schedule.score)
-        count = made.solver.count
+        count = design.solver.count
         costs = level_costs(nested, count)
         empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels)
@@ -165,34 +169,34 @@ class Run:
         )
 
     def execute(self) -> Compressed:
-        """Fine-tune, nest, train, recalibrate and evaluate, or what of that the checkpoint leaves to do.
+        """Fine-tune, nest, train, recalibrate and evaluate; steps that the checkpoint has done are skipped.
 
         Raises:
-            DivergedError: when a loss is not finite.
+            DivergedError: if a loss is not finite.
         """
-        recipe, observer, kept = self.recipe, self.observer, self.checkpoints
+        recipe, observer, checkpoints = self.recipe, self.observer, self.checkpoints
         network = self.inputs.pretrained.model.to(self.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
-        if recipe.finetune.epochs and kept.is_in_train_phase:
-            kept.load_dense(network)
+        if recipe.finetune.epochs and checkpoints.is_in_train_phase:
+            checkpoints.load_dense(network)
         elif recipe.finetune.epochs:
             network = self._phases().finetune(network)
-            kept.save_dense(network)
-        original = kept.early_results.original or self._original(network)
+            checkpoints.save_dense(network)
+        original = checkpoints.early_results.original or self._original(network)
         teacher = self._frozen_teacher(network)
-        made = self._nest(network)
-        nested, levels = made.nested, made.levels
-        if not kept.is_in_train_phase:
+        design = self._nest(network)
+        nested, levels = design.nested, design.levels
+        if not checkpoints.is_in_train_phase:
             smaller = [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)]
             self._recalibrate_levels(nested, smaller)
-        before = kept.early_results.before
+        before = checkpoints.early_results.before
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
-        kept.early_results = EarlyResults(original=original, before=before)
+        checkpoints.early_results = EarlyResults(original=original, before=before)
         if recipe.train.epochs:
             solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
-            settle = (lambda: [size.level for size in made.solver.sizes()]) if solved else None
+            settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
             nested, levels = self._phases().train_levels(nested, levels, settle, teacher)
         else:
             choose_weights(nested, levels, recipe.schedule.score)
@@ -218,7 +222,7 @@ class Run:
         return Compressed(
             nested=nested,
             levels=levels,
-            missed=replace(made.solver, count=count).check(nested, levels),
+            missed=replace(design.solver, count=count).check(nested, levels),
             pretrained=self.inputs.pretrained,
             costs=level_costs(nested, count),
             labels=self.labels,
@@ -227,8 +231,6 @@ class Run:
             after=after,
             calibration=calibration,
         )
-
-    # -- parts -------------------------------------------------------------------------------------
 
     def _phases(self) -> Phases:
         self.checkpoints.observer = self.observer
@@ -245,10 +247,10 @@ class Run:
         )
 
     def _check_health(self, nested: NestedModel, original: Accuracy, after: Sequence[Accuracy]) -> None:
-        """Warn of levels that cannot be of much use.
+        """Warn about levels that cannot be useful.
 
         Raises:
-            DivergedError: if no level learnt anything.
+            DivergedError: if no level learned anything.
         """
         problems = check_empty(nested)
         if self.recipe.train.epochs:
@@ -258,7 +260,7 @@ class Run:
             self.observer.warned(problem)
 
     def _original(self, network: nn.Module) -> Accuracy:
-        """Accuracy of the dense model."""
+        """Evaluate the dense model."""
         self.observer.stage("evaluating the original model")
         [original] = self._evaluate_plain({0: network})
         self.observer.evaluated("original", 0, [original])
@@ -274,7 +276,7 @@ class Run:
         return made
 
     def _frozen_teacher(self, network: nn.Module) -> nn.Module | None:
-        """The network that teaches, in eval mode; None where nobody or the full level does."""
+        """Return the network that teaches, in eval mode; None if there is none, or the full level teaches."""
         options = self.recipe.train
         if not options.epochs or options.teacher in ("none", "self"):
             return None
@@ -283,7 +285,7 @@ class Run:
         return None if self.inputs.teacher is None else self.inputs.teacher.to(self.device)
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
-        """Accuracy of the levels if nothing were trained: the best weights kept, batch norm recalibrated."""
+        """Evaluate the levels without training: the best weights kept, batch norm recalibrated."""
         dense = nested.entry_levels
         kept = {name: entry.clone() for name, entry in dense.tensors.items()}
         choose_weights(nested, levels, self.recipe.schedule.score)
@@ -300,14 +302,14 @@ class Run:
         return before
 
     def _round(self, nested: NestedModel) -> None:
-        """Give the weights the values that the file will hold, so that these are what is evaluated."""
+        """Round the weights to the stored type, so that the stored values are evaluated."""
         try:
             nested.round_to(stored_dtype(self.recipe))
         except ValueError as error:
             raise OutputError(f"{self.recipe.output_path}: {error}; choose another dtype") from None
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
-        """Private statistics of levels from training images."""
+        """Measure the private statistics of levels on training images."""
         if levels:
             self.observer.stage("recalibrating batch norm")
         for level in levels:

@@ -1,1 +1,1 @@
-"""Images and class hierarchies: where they are found, checked, and made into batches."""
+"""Images and class hierarchies: finding them, checking them, and making batches."""

@@ -1,4 +1,4 @@
-"""Class names and labels: what a data set has, and how its classes fit those of a model."""
+"""Class names and labels of a data set, and how its classes map to those of a model."""
 
 import os
 from collections import Counter
@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.data.source import Source
+from nestify.data.source import Split
 from nestify.errors import DataError
 
 
 @dataclass(frozen=True)
 class Classes:
-    """The label space that images are given in.
+    """The label space of a data set.
 
     Attributes:
-        names: by class index; None where nobody knows them.
-        count: number of classes; None where nobody knows it.
-        index_of: the class index for each of the data set's own indices; None: the same.
+        names: class names by index; None if not known.
+        count: number of classes; None if not known.
+        index_of: class index for each of the data set's own indices; None if they are the same.
     """
 
     names: tuple[str, ...] | None
@@ -30,7 +30,7 @@ class Classes:
 
 
 def names_in(dataset: Any) -> tuple[str, ...] | None:
-    """The data set's own class names in the order of its labels, None if it does not tell."""
+    """Return the data set's class names in the order of its labels; None if it has none."""
     reader = getattr(dataset, "reader", None)
     if reader is None:  # torchvision
         names = getattr(dataset, "wnids", None) or getattr(dataset, "classes", None) or ()
@@ -39,11 +39,11 @@ def names_in(dataset: Any) -> tuple[str, ...] | None:
     return tuple(sorted(to_index, key=to_index.__getitem__)) if to_index else None
 
 
-def labels_in(dataset: Any, source: Source) -> NDArray[np.int64]:
-    """The label of every image, shape (n,), without reading an image.
+def labels_in(dataset: Any, source: Split) -> NDArray[np.int64]:
+    """Return the label of every image, (n,), without reading an image.
 
     Raises:
-        DataError: the data set does not tell, or has other labels than one class per image.
+        DataError: if the data set does not list its labels, or they are not one class per image.
     """
     reader: Any = getattr(dataset, "reader", None)
     found: Any
@@ -62,24 +62,24 @@ def labels_in(dataset: Any, source: Source) -> NDArray[np.int64]:
 
 
 def fit_classes(
-    source: Source,
+    source: Split,
     found: tuple[str, ...] | None,
     wanted: Sequence[str] | None = None,
     count: int | None = None,
 ) -> Classes:
-    """Fit a data set's classes to those of a model.
+    """Map a data set's classes to those of a model.
 
-    By name where both have names: a part of the model's classes is enough. By number otherwise, and
-    then the numbers must be the same.
+    Classes are matched by name if both have names; the data may then have a part of the model's classes.
+    Otherwise the numbers of classes must be equal.
 
     Args:
-        source: for messages.
+        source: what messages call the data set.
         found: the data set's class names.
         wanted: the model's class names.
-        count: the model's number of classes; that of `wanted` where it is given.
+        count: the model's number of classes, which equals that of `wanted` if given.
 
     Raises:
-        DataError: a class that the model lacks, or other numbers of classes.
+        DataError: if the model lacks a class, or the numbers of classes differ.
     """
     count = count if wanted is None else len(wanted)
     if found is None:
@@ -88,13 +88,13 @@ def fit_classes(
         index = {name: i for i, name in enumerate(wanted)}
         if unknown := [name for name in found if name not in index]:
             raise DataError(
-                f"{source}: class {_few(unknown)} is not among the model's {len(wanted)} classes "
-                f"({_few(wanted)}); rename or remove what the model does not know"
+                f"{source}: class {_list_few(unknown)} is not among the model's {len(wanted)} classes "
+                f"({_list_few(wanted)}); rename or remove the classes that the model does not have"
             )
         return Classes(tuple(wanted), count, tuple(index[name] for name in found))
     if count is not None and len(found) != count:
         raise DataError(
-            f"{source}: {len(found)} classes ({_few(found)}), but the model has {count}; without the "
+            f"{source}: {len(found)} classes ({_list_few(found)}), but the model has {count}; without the "
             "model's class names the numbers must be the same"
         )
     if len(found) < 2:
@@ -102,21 +102,21 @@ def fit_classes(
     return Classes(found, len(found))
 
 
-def check_class_folders(source: Source, dataset: Any, names: Sequence[str]) -> None:
-    """Refuse images outside class folders, and class folders without images: timm passes both over.
+def check_class_folders(source: Split, dataset: Any, names: Sequence[str]) -> None:
+    """Refuse images outside class folders, and class folders without images, because timm ignores both.
 
     Raises:
-        DataError: naming the place.
+        DataError: if there are any; it names the folder.
     """
     root = Path(source.root or "")
     if "" in names or "." in names:
         raise DataError(
-            f"{root}: images lie outside class folders; put each into the folder of its class, such as "
+            f"{root}: images are outside class folders; put each into the folder of its class, such as "
             f"{root.stem}/cat/1.jpg"
         )
     if not root.is_dir():
         return
-    # classes are named after the folder that directly holds the images, so only the others need a look
+    # classes are named after the folder that directly holds the images, so only other folders are checked
     for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name not in names):
         if folder.name.startswith(".") or _holds_any(folder, dataset):
             continue
@@ -133,6 +133,6 @@ def _holds_any(folder: Path, dataset: Any) -> bool:
     return any(str(path).startswith(inside) for path, _ in dataset.reader.samples)
 
 
-def _few(names: Sequence[str], limit: int = 5) -> str:
+def _list_few(names: Sequence[str], limit: int = 5) -> str:
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more

@@ -1,4 +1,4 @@
-"""One split of a data set as nestify uses it: which images, which classes, and what was skipped."""
+"""One split of a data set: its images, its classes, and the images that were skipped."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -8,25 +8,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestify.data.classes import Classes, check_class_folders, fit_classes, labels_in, names_in
-from nestify.data.source import Source, locate, open_source
+from nestify.data.source import Split, locate_split, open_split
 from nestify.errors import DataError, RecipeError
 from nestify.recipe.options import OnBadImage
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one split, to be loaded by `train_loader` or `eval_loader`. Nothing is decoded yet.
+    """Images of one split, to be loaded by `train_loader` or `eval_loader`; nothing is decoded yet.
 
     Attributes:
-        source: where they are.
-        classes: the label space of the targets that loaders give.
+        source: where the images are.
+        classes: label space of the targets that loaders return.
         dataset: timm's or torchvision's data set.
-        indices: which of its images, int64, ascending; None for a stream, which is taken whole.
+        indices: indices of the images in it, int64, ascending; None for a stream, which is used completely.
         on_bad_image: what a loader does with an image that cannot be read.
-        skipped: why each skipped image could not be read, by file name; loaders fill it.
+        skipped: why each skipped image could not be read, by file name; filled by loaders.
     """
 
-    source: Source
+    source: Split
     classes: Classes
     dataset: Any
     indices: NDArray[np.int64] | None
@@ -34,23 +34,23 @@ class Images:
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
-        """Number of images, those that cannot be read included; 0 for a stream that does not tell."""
+        """Return the number of images, unreadable ones included; 0 for a stream of unknown length."""
         if self.indices is None:
             return int(getattr(self.dataset.reader, "num_samples", 0) or 0)
         return len(self.indices)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """By class index; None where neither the data nor the caller names them."""
+        """Class names by index; None if neither the data nor the caller has them."""
         return self.classes.names
 
     @property
     def num_classes(self) -> int | None:
-        """None where neither the data nor the caller tells."""
+        """Number of classes; None if neither the data nor the caller has it."""
         return self.classes.count
 
     def file_name(self, index: int) -> str:
-        """What to call an image of `dataset` in a message: its path, or its place."""
+        """Return what messages call an image of `dataset`: its path, or its position."""
         reader = getattr(self.dataset, "reader", None)
         name = reader.filename(index, absolute=True) if reader is not None else None
         if not name:
@@ -58,35 +58,35 @@ class Images:
         return f"{self.source}:{name}" if self.source.is_tar else str(name)
 
     def inner_names(self) -> list[str]:
-        """The names of the images within their source; none where that is a name or a stream."""
+        """Return the names of the images within their source; none for a named data set or a stream."""
         if self.source.name or self.indices is None:
             return []
         return [str(self.dataset.reader.filename(int(index))) for index in self.indices]
 
     def at_most(self, limit: int | None, seed: int = 0) -> "Images":
-        """A part of at most `limit` images, the classes as even as they allow; None: all of them.
+        """Return at most `limit` images, balanced over the classes; None for all of them.
 
         Raises:
-            DataError: this is a stream.
-            RecipeError: the limit is below 1.
+            DataError: if this is a stream.
+            RecipeError: if the limit is below 1.
         """
         if limit is None:
             return self
         if limit < 1:
-            raise RecipeError(f"a limit of {limit} images leaves none; use 1 or more")
+            raise RecipeError(f"a limit of {limit} images leaves no images; use 1 or more")
         places = self._places_in_class(seed)
         # first every class's first image, then every class's second one, ...; ties in any seeded order
         ties = np.random.default_rng([seed, 1]).permutation(len(places))
         return self._part(np.lexsort((ties, places))[:limit])
 
     def hold_out(self, share: float, seed: int = 0) -> tuple["Images", "Images"]:
-        """Split in two: the rest, and `share` of each class.
+        """Split into the remaining images and `share` of each class.
 
-        A class of two or more images has at least one on either side; a single image stays in the rest.
+        A class of two or more images has at least one in both parts; a single image remains.
 
         Raises:
-            DataError: this is a stream, or no class has two images.
-            RecipeError: the share is not in (0, 1).
+            DataError: if this is a stream, or no class has two images.
+            RecipeError: if the share is not in (0, 1).
         """
         if not 0 < share < 1:
             raise RecipeError(f"--holdout {share:g} is not in (0, 1); 0.1 sets every tenth image aside")
@@ -107,7 +107,7 @@ class Images:
         return labels_in(self.dataset, self.source)[self.indices]
 
     def _places_in_class(self, seed: int) -> NDArray[np.int64]:
-        """Each image's place, from 0, in a shuffled queue of its class; shape (len(self),)."""
+        """Return each image's position, from 0, in a shuffled queue of its class; (len(self),)."""
         labels = self._labels()
         order = np.random.default_rng(seed).permutation(len(labels))
         order = order[np.argsort(labels[order], kind="stable")]
@@ -129,32 +129,30 @@ def open_images(
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     on_bad_image: OnBadImage = "refuse",
-    download: bool = False,
     max_images: int | None = None,
     seed: int = 0,
 ) -> Images:
     """Open one split of a data set.
 
     Args:
-        data: a folder, a tar, or one of timm's data sets by name; see `source.locate`.
-        split: `train`, `validation`, or what the data set calls it; `.` is the folder itself.
-        data_root: the folder of a data set given by name.
-        class_names: the model's, by index. The data's classes are mapped onto them by name; they may be
-            fewer, and all must be known to the model.
-        num_classes: the model's, where it has no names: the data must have as many.
-        on_bad_image: `refuse` ends a pass with a `DataError` at the first image that cannot be read;
-            `skip` goes on without it and puts its name into `Images.skipped`. A stream ends at what it
-            cannot read either way, but for webdataset, which passes it over.
-        download: let a data set given by name be downloaded.
-        max_images: use at most so many, the classes as even as possible.
-        seed: of the choice of `max_images`.
+        data: a folder, a tar, or one of timm's data sets by name; see `source.locate_split`.
+        split: `train`, `validation`, or the data set's own name; `.` is the folder itself.
+        data_root: folder of a data set that is given by name.
+        class_names: class names of the model, by index. The data's classes are mapped to them by name; there
+            may be fewer, and the model must have all of them.
+        num_classes: number of classes of a model without names; the data must have the same number.
+        on_bad_image: `refuse` raises a `DataError` at the first image that cannot be read; `skip` continues
+            without it and records its name in `Images.skipped`. A stream ends at an unreadable image in
+            both cases, except webdataset, which skips it.
+        max_images: maximum number of images, balanced over the classes.
+        seed: seed of the choice of `max_images`.
 
     Raises:
-        DataError: the images are missing, empty or damaged, or their classes do not fit.
-        RecipeError: an option has no meaning here.
+        DataError: if the images are missing, empty or damaged, or their classes do not fit.
+        RecipeError: if an option has no meaning for this data.
     """
-    source = locate(data, split, data_root, download)
-    dataset = open_source(source)
+    source = locate_split(data, split, data_root)
+    dataset = open_split(source)
     names = names_in(dataset)
     if not source.name:
         check_class_folders(source, dataset, names or ())
@@ -173,29 +171,28 @@ def open_splits(
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     on_bad_image: OnBadImage = "refuse",
-    download: bool = False,
     max_images: int | None = None,
     max_validation_images: int | None = None,
     seed: int = 0,
 ) -> tuple[Images, Images]:
-    """Open the training and the validation images, in one label space: that of the training images.
+    """Open the training and validation images, in the label space of the training images.
 
     Args:
-        holdout: take this share of each class of the training split for validation, and do not look for
-            a validation split.
-        max_images: use at most so many training images.
-        max_validation_images: and so many validation images.
-        seed: of the choice of images.
+        holdout: share of each class of the training split to use for validation, in place of a validation
+            split.
+        max_images: maximum number of training images.
+        max_validation_images: maximum number of validation images.
+        seed: seed of the choice of images.
 
     The other arguments are those of `open_images`.
 
     Raises:
-        DataError: as `open_images`, or both splits are the same images.
-        RecipeError: an option has no meaning here.
+        DataError: see `open_images`; also if both splits are the same images.
+        RecipeError: if an option has no meaning for this data.
     """
-    given: dict[str, Any] = {"data_root": data_root, "on_bad_image": on_bad_image, "download": download}
-    if holdout is None and locate(data, train_split, data_root).overlaps(
-        validation := locate(data, validation_split, data_root)
+    given: dict[str, Any] = {"data_root": data_root, "on_bad_image": on_bad_image}
+    if holdout is None and locate_split(data, train_split, data_root).overlaps(
+        validation := locate_split(data, validation_split, data_root)
     ):
         raise DataError(
             f"{validation}: training and validation would use the same images; name the splits with "

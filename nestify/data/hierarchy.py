@@ -1,6 +1,6 @@
-"""Class hierarchies: which coarse class each class belongs to, and which classes each level tells.
+"""Class hierarchies: the coarse class of each class, and the classes that each level predicts.
 
-A table of one row per class, the first column its own name and every other column a coarser class:
+A table has one row per class; its first column is the class, and every other column a coarser class:
 
     fine,coarse
     maple_tree,trees
@@ -22,12 +22,12 @@ from nestify.file.manifest import ClassMap, Manifest
 
 @dataclass(frozen=True)
 class ClassLevels:
-    """What the levels of a nested network tell.
+    """Which classes each level predicts.
 
     Attributes:
-        class_names: of the data, by index; None where it has no names.
-        hierarchy: coarser sets of classes, the finest first; empty: all levels tell the data's own classes.
-        of_levels: per level, core first: its classes; None for the data's own. Empty without a hierarchy.
+        class_names: the data's class names, by index; None if it has none.
+        hierarchy: coarser sets of classes, finest first; empty if all levels predict the data's own classes.
+        of_levels: per level, core first, its classes; None for the data's own. Empty without a hierarchy.
     """
 
     class_names: tuple[str, ...] | None = None
@@ -36,9 +36,9 @@ class ClassLevels:
 
     @property
     def parents(self) -> dict[int, Tensor]:
-        """By level number: int64 (classes,), the level's class of each of the data's classes.
+        """By level number, int64 (classes,): the level's class of each of the data's classes.
 
-        Levels that tell the data's own classes are left out.
+        Levels that predict the data's own classes are left out.
         """
         return {
             level: torch.tensor(classes.parents)
@@ -47,14 +47,14 @@ class ClassLevels:
         }
 
     def class_sets(self, n_levels: int) -> list[str]:
-        """Per level the name of its classes in the hierarchy; empty for the data's own."""
+        """Return per level the name of its classes in the hierarchy; empty for the data's own."""
         return [classes.name if classes else "" for classes in self.of_levels or (None,) * n_levels]
 
     def counts(self, num_classes: int) -> list[int] | None:
-        """How many classes each level tells; None without a hierarchy.
+        """Return the number of classes of each level; None without a hierarchy.
 
         Args:
-            num_classes: of the data.
+            num_classes: number of the data's classes.
         """
         if not self.hierarchy:
             return None
@@ -62,7 +62,7 @@ class ClassLevels:
 
 
 def stored_class_levels(manifest: Manifest) -> ClassLevels:
-    """The labels that a nested file holds."""
+    """Return the classes of the levels that a nested file stores."""
     names = manifest.model.class_names
     levels = range(1, len(manifest.levels) + 1)
     return ClassLevels(
@@ -75,25 +75,25 @@ def stored_class_levels(manifest: Manifest) -> ClassLevels:
 def read_class_levels(
     path: str | None, class_names: Sequence[str] | None, wanted: Sequence[str | None], source: str
 ) -> ClassLevels:
-    """The labels of a run.
+    """Read the classes of the levels of a run.
 
     Args:
-        path: a hierarchy as a CSV file; None: every level tells the data's own classes.
-        class_names: of the data.
-        wanted: per level, core first: the column that it tells, or None. Where no level asks for a column,
-            the core level tells the coarsest one, the level above the next finer one, and so on; the full
-            level tells the data's own classes.
+        path: a hierarchy as a CSV file; None if every level predicts the data's own classes.
+        class_names: class names of the data.
+        wanted: per level, core first, the column that it predicts, or None. By default, the core level
+            predicts the coarsest column, the next level the next finer one, and so on; the full level
+            predicts the data's own classes.
         source: what messages call the data.
 
     Raises:
         DataError: if the table cannot be read, or lacks a class of the data.
-        RecipeError: if a level asks for a column that there is not.
+        RecipeError: if a level names a column that does not exist.
     """
     names = None if class_names is None else tuple(class_names)
     if path is None:
         return ClassLevels(names)
     if names is None:
-        raise DataError(f"{path}: a hierarchy needs classes with names, which {source} does not tell")
+        raise DataError(f"{path}: a hierarchy needs class names, which {source} does not have")
     maps = {found.name: found for found in _read_maps(Path(path), names)}
     if not any(wanted):
         coarsest_first = list(reversed(maps))[: len(wanted) - 1]
@@ -102,22 +102,22 @@ def read_class_levels(
         if name is not None and name not in maps:
             close = get_close_matches(name, maps, n=1)
             hint = f"did you mean {close[0]!r}?" if close else f"it has {', '.join(map(repr, maps))}"
-            raise RecipeError(f"level[{k}].classes = {name!r} is no column of {path}; {hint}")
+            raise RecipeError(f"level[{k}].classes = {name!r} is not a column of {path}; {hint}")
     return ClassLevels(
         names, tuple(maps.values()), tuple(None if name is None else maps[name] for name in wanted)
     )
 
 
 def coarse_target(target: Tensor, parents: Tensor | None, classes: int | None = None) -> Tensor:
-    """A target as a level has it.
+    """Convert a target to the classes of a level.
 
     Args:
-        target: class indices (B,), or probabilities (B, classes), of which those of one coarse class add up.
-        parents: int64 (classes,), the level's class of each class; None leaves the target as it is.
-        classes: how many the level tells; None looks it up, for which a GPU must be waited for.
+        target: class indices (B,), or probabilities (B, classes), which are summed over each coarse class.
+        parents: int64 (classes,), the level's class of each class; None leaves the target unchanged.
+        classes: number of the level's classes; None computes it, which waits for a GPU.
 
     Returns:
-        (B,), or (B, the level's classes).
+        (B,), or (B, classes of the level).
     """
     if parents is None:
         return target
@@ -146,27 +146,29 @@ def _read_maps(path: Path, class_names: Sequence[str]) -> list[ClassMap]:
 
 
 def _read_table(path: Path) -> tuple[list[str], Mapping[str, list[str]]]:
-    """Names of the coarser columns, and their values by class."""
+    """Read the names of the coarser columns, and their values by class."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if line]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is no CSV table in UTF-8 ({error}); save it as one") from error
+        raise DataError(f"{path}: is not a CSV table in UTF-8 ({error}); save it as one") from error
     if not lines or len(lines[0]) < 2:
-        raise DataError(f"{path}: has no column of coarser classes; its first line is to be like fine,coarse")
+        raise DataError(f"{path}: has no column of coarser classes; its first line must be like fine,coarse")
     header = lines[0]
     if len(set(header)) < len(header) or "" in header:
         raise DataError(
-            f"{path}: its columns {', '.join(map(repr, header))} are not named apart; rename them"
+            f"{path}: its columns {', '.join(map(repr, header))} have equal or empty names; rename them"
         )
     rows: dict[str, list[str]] = {}
     for number, line in enumerate(lines[1:], start=2):
         if len(line) != len(header) or "" in line:
-            raise DataError(f"{path}: row {number} has not one value for each of {', '.join(header)}; add it")
+            raise DataError(
+                f"{path}: row {number} does not have one value for each of {', '.join(header)}; add it"
+            )
         if rows.setdefault(line[0], line[1:]) != line[1:]:
             raise DataError(
-                f"{path}: row {number} tells another class for {line[0]!r} than before; remove one"
+                f"{path}: row {number} gives a different class for {line[0]!r} than before; remove one"
             )
     return header[1:], rows

@@ -1,10 +1,9 @@
-"""Batches for training and evaluation: timm's transforms, in an order that a seed and an epoch fix.
+"""Batches for training and evaluation: timm's transforms, in an order given by seed and epoch.
 
-The order, the augmentation and the accounting of bad images are why the loaders are torch's own, with
-timm's `create_transform`, and not timm's `create_loader`: that takes neither a sampler nor a seed, and pads
-a distributed validation with images seen twice. Images are normalised on the CPU, by the workers: moving
-that to the main process (timm's prefetcher) was not faster on a CPU, and would make pixels depend on the
-device.
+The loaders are torch's, with timm's `create_transform`, because timm's `create_loader` takes neither a
+sampler nor a seed, and pads a distributed validation with repeated images. Images are normalised on the CPU,
+by the workers: doing that in the main process (timm's prefetcher) was not faster on a CPU, and would make
+pixels depend on the device.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -18,20 +17,20 @@ from torch.utils.data import DataLoader, Sampler
 
 from nestify.data.dataset import Images
 from nestify.data.samples import Batch, Fault, QuietLoader, Samples, Stream, collate, init_worker
-from nestify.data.source import open_source
+from nestify.data.source import open_split
 from nestify.errors import DataError, RecipeError, UnsupportedModelError
 
 _MODES = {1: "L", 3: "RGB"}
 
 
 class Order(Sampler[tuple[int, int | None]]):
-    """The keys of one epoch, for `Samples`: a function of (seed, epoch) alone, and of the rank.
+    """The keys of one epoch for `Samples`, which depend only on seed, epoch and rank.
 
     Args:
         n: number of images.
-        seed: shuffle, and seed each image's augmentation; None: as they lie, and no seeds.
-        rank, world_size: this process's share is every `world_size`-th image.
-        even: give all processes the same number, leaving out the last few.
+        seed: shuffles, and seeds each image's augmentation; None for the stored order without seeds.
+        rank, world_size: the process reads every `world_size`-th image, starting with its rank.
+        even: whether all ranks get the same number of images, leaving out the last few.
     """
 
     def __init__(self, n: int, seed: int | None, rank: int, world_size: int, even: bool) -> None:
@@ -62,8 +61,8 @@ class Loader:
     images say `refuse`, when none can be read, and when a worker process dies.
 
     Attributes:
-        place: batches of the pass that are over, those before `first_batch` and those that no image was
-            left of among them.
+        place: number of batches of the pass that are done, including those before `first_batch` and those
+            without any readable image.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Loader:
         self._stream: Any = None if order is not None else samples.dataset
 
     def __len__(self) -> int:
-        """Batches of a whole pass of this process; for a stream an estimate."""
+        """Return the number of batches of a complete pass of this process; an estimate for a stream."""
         # timm rounds a training stream up to whole batches of every worker
         n = len(self._stream) if self._order is None else len(self._order)
         size = self._loader.batch_size or 1
@@ -94,12 +93,12 @@ class Loader:
         return self.epoch(0)
 
     def epoch(self, number: int, first_batch: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
-        """The batches of one epoch.
+        """Yield the batches of one epoch.
 
         Args:
-            number: from 0; another number is another order and augmentation, where there are such.
-            first_batch: begin with this batch, from 0, without reading those before (a stream reads them):
-                the rest of an epoch that was cut off.
+            number: number of the epoch, from 0, which changes order and augmentation.
+            first_batch: index of the first batch, from 0, to resume an interrupted epoch; earlier batches are
+                not read, except by a stream.
         """
         if self._order is not None:
             self._order.epoch = number
@@ -110,7 +109,7 @@ class Loader:
         self.place = first_batch if self._order is not None else 0
         with closing(self._batches()) as batches:
             for batch, faults in batches:
-                self._take_note(faults)
+                self._record_faults(faults)
                 self.place += 1
                 if batch is None:
                     continue
@@ -125,7 +124,7 @@ class Loader:
             self._check_count(count)
 
     def _check_count(self, count: int) -> None:
-        """After a whole pass that gave `count` images: refuse none at all, and an incomplete stream."""
+        """Refuse a complete pass without any image, and an incomplete stream."""
         source = self.images.source
         if not count:
             raise DataError(f"{source}: none of its images could be read")
@@ -133,11 +132,11 @@ class Loader:
         missing = len(self.images) - count if self._whole_stream else 0
         if missing > 0 and self.images.on_bad_image == "refuse":
             raise DataError(
-                f"{source}: {missing} of {len(self.images)} images did not come; some may be damaged, so "
-                "replace them, or pass --on-bad-image skip"
+                f"{source}: {missing} of {len(self.images)} images were not delivered; some may be "
+                "damaged, so replace them, or pass --on-bad-image skip"
             )
         if missing > 0:
-            self.images.skipped[str(source)] = f"{missing} images did not come"
+            self.images.skipped[str(source)] = f"{missing} images were not delivered"
 
     def _batches(self) -> Generator[Batch]:
         batches, whole = iter(self._loader), False
@@ -165,7 +164,7 @@ class Loader:
             if isinstance(self._loader.dataset, Samples):
                 self._loader.dataset.close()
 
-    def _take_note(self, faults: Sequence[Fault]) -> None:
+    def _record_faults(self, faults: Sequence[Fault]) -> None:
         for fault in faults:
             if not fault.skippable:
                 raise DataError(f"{fault.name}: cannot be used: {fault.reason}")
@@ -189,25 +188,25 @@ def train_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
-    """Shuffled, augmented batches of one size; what is left of an epoch is dropped.
+    """Make shuffled, augmented batches of one size; the incomplete last batch of an epoch is dropped.
 
     Args:
         images: the training images.
-        preprocessing: what the model wants: `input_size` (channels, height, width), `mean` and `std` per
+        preprocessing: the model's preprocessing: `input_size` (channels, height, width), `mean` and `std` per
             channel for pixels in [0, 1], `interpolation`, and for evaluation `crop_pct` and `crop_mode`.
-        batch_size: of this process.
-        workers: processes that load images; 0 loads in this one.
+        batch_size: images per batch of this process.
+        workers: number of processes that load images; 0 loads in this process.
         augment: arguments of timm's `create_transform` (`hflip`, `scale`, `ratio`, `color_jitter`,
-            `auto_augment`, `re_prob`, `no_aug`, ...); timm's defaults where left out, and the model's
-            interpolation. Mixup is up to the training loop.
-        seed: with the epoch it fixes the order and every image's augmentation, for any number of
-            workers. A stream's depend on timm and on the number of workers.
-        rank, world_size: of this process, in distributed training.
+            `auto_augment`, `re_prob`, `no_aug`, ...); timm's defaults for omitted ones, and the model's
+            interpolation. Mixup is applied by the training task.
+        seed: together with the epoch, it determines the order and every image's augmentation, for any number
+            of workers. For a stream they depend on timm and on the number of workers.
+        rank, world_size: rank of this process and number of processes, in distributed training.
 
     Raises:
-        DataError: there are fewer images than a batch.
-        RecipeError: timm does not accept `augment`.
-        UnsupportedModelError: timm does not accept `preprocessing`.
+        DataError: if there are fewer images than a batch.
+        RecipeError: if timm does not accept `augment`.
+        UnsupportedModelError: if timm does not accept `preprocessing`.
     """
     mine = len(images) // world_size
     if mine < batch_size and not images.source.is_stream:  # a stream repeats images to fill a batch
@@ -236,13 +235,13 @@ def eval_loader(
     rank: int = 0,
     world_size: int = 1,
 ) -> Loader:
-    """Batches under the model's evaluation preprocessing, the last one smaller; every image once.
+    """Make batches with the model's evaluation preprocessing; every image once, the last batch smaller.
 
     Args:
-        shuffle_seed: shuffle the order: for batch statistics, which images that lie class by class
-            would distort. None: as they lie.
-        rank, world_size: this process's share is every `world_size`-th image, none seen twice. (A
-            stream shares out by itself, and may repeat images.)
+        shuffle_seed: shuffles the order, for batch statistics, which images sorted by class would distort.
+            None for the stored order.
+        rank, world_size: the process reads every `world_size`-th image, starting with its rank; no image is
+            repeated. (A stream divides itself, and may repeat images.)
 
     The other arguments and errors are those of `train_loader`.
     """
@@ -269,7 +268,7 @@ def _samples(
     if not images.source.is_stream:
         return Samples(images, mode, transform)
     options = {"is_training": training, "batch_size": batch_size, "seed": seed, "input_img_mode": mode}
-    dataset = open_source(images.source, **options)
+    dataset = open_split(images.source, **options)
     dataset.transform = transform
     dataset.set_loader_cfg(num_workers=workers)
     return Stream(images, dataset)
@@ -302,7 +301,7 @@ def _torch_loader(
 def _transform(
     preprocessing: Mapping[str, Any], *, training: bool, augment: Mapping[str, Any]
 ) -> tuple[str, Any]:
-    """Pillow's mode for the model's channels, and timm's transform from such an image to its input."""
+    """Return Pillow's mode for the model's channels, and timm's transform from such an image to its input."""
     channels = preprocessing["input_size"][0]
     if channels not in _MODES:
         raise UnsupportedModelError(
@@ -330,12 +329,12 @@ def _transform(
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Statistics of RGB for a grey model: their mean, as timm does."""
+    """Return the statistics per channel; a grey model uses the mean of the RGB statistics, as timm does."""
     return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
 
 
 class Pictures:
-    """The images of a loader without their labels, as often as asked for."""
+    """The images of a loader without their labels, for any number of passes."""
 
     def __init__(self, loader: Loader) -> None:
         self.loader = loader

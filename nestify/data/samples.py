@@ -27,12 +27,12 @@ Transform = Callable[[Image.Image], Tensor]
 
 @dataclass(frozen=True)
 class Fault:
-    """Stands in a batch for an image that could not be used.
+    """An image of a batch that could not be used.
 
     Attributes:
-        name: the image's.
-        reason: why.
-        skippable: whether the image is to blame (and not its label, or the whole stream).
+        name: name of the image.
+        reason: why it could not be used.
+        skippable: whether the image itself is damaged (and not its label, or the whole stream).
     """
 
     name: str
@@ -47,13 +47,13 @@ Batch = tuple[list[Tensor] | None, list[Fault]]
 class Samples(Dataset[Sample]):
     """Images as tensors (C, H, W) with their class index.
 
-    A key is (position in `images.indices`, seed or None): with a seed, random transforms depend on it
-    alone, not on the worker or on what was loaded before.
+    A key is (position in `images.indices`, seed or None). With a seed, random transforms depend only on it,
+    not on the worker or on images loaded before.
 
     Args:
-        images: of a data set with random access.
-        mode: Pillow's, such as `RGB`; every image is converted to it, as timm does.
-        transform: from the converted image to the tensor.
+        images: images of a data set with random access.
+        mode: Pillow's mode, such as `RGB`, to which every image is converted, as timm does.
+        transform: converts such an image to a tensor.
     """
 
     def __init__(self, images: Images, mode: str, transform: Transform) -> None:
@@ -74,18 +74,18 @@ class Samples(Dataset[Sample]):
             self._pid = os.getpid()
         try:
             image, target = self._read(index)
-        except Exception as error:  # Pillow's decoders raise whatever they meet in a damaged file
-            return Fault(self._images.file_name(index), reason_of(error))
+        except Exception as error:  # Pillow's decoders raise many kinds of exceptions for a damaged file
+            return Fault(self._images.file_name(index), first_line_of(error))
         label = class_index(self._images, target)
         if label is None:
             return Fault(self._images.file_name(index), f"its label is {target!r}", skippable=False)
         if seed is None:
             return self._transform(image), label
-        with seeded(seed):
+        with seed_generators(seed):
             return self._transform(image), label
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
-        """The image in the wanted mode, every pixel decoded, and the data set's label."""
+        """Read an image in the given mode, with every pixel decoded, and the data set's label."""
         dataset = self._images.dataset
         with warnings.catch_warnings():
             # converting such a palette drops the transparency, as wanted
@@ -98,7 +98,7 @@ class Samples(Dataset[Sample]):
                 return Image.open(file).convert(self._mode), target
 
     def close(self) -> None:
-        """Close the tars that timm's reader keeps open; it opens them again when it needs them."""
+        """Close the tars that timm's reader keeps open, and reopens when needed."""
         state = getattr(getattr(self._images.dataset, "reader", None), "tar_state", None)
         states = list(state.values()) if isinstance(state, dict) else [state] if state else []
         for tar in states:
@@ -113,11 +113,11 @@ class Samples(Dataset[Sample]):
 
 
 class Stream(IterableDataset[Sample]):
-    """The same for a data set that gives its images one after the other.
+    """Images as tensors (C, H, W) with their class index, from a data set that is read sequentially.
 
     Args:
-        images: of a stream; for the classes.
-        dataset: timm's, opened for the loader's batch size and with its transform.
+        images: images of a stream, for the classes.
+        dataset: timm's data set, opened for the loader's batch size and with its transform.
     """
 
     def __init__(self, images: Images, dataset: Any) -> None:
@@ -133,12 +133,12 @@ class Stream(IterableDataset[Sample]):
                     yield Fault(name, f"a label is {target!r}", skippable=False)
                     return
                 yield image, label
-        except Exception as error:  # network, damaged shard, damaged image: the stream cannot go on
-            yield Fault(name, reason_of(error), skippable=False)
+        except Exception as error:  # network, damaged shard or damaged image: the stream cannot continue
+            yield Fault(name, first_line_of(error), skippable=False)
 
 
 def class_index(images: Images, target: Any) -> int | None:
-    """The class index of a data set's label, None if it is no label of these classes."""
+    """Return the class index of a data set's label; None if it is not a label of these classes."""
     if not isinstance(target, Integral):
         return None
     label = int(target)
@@ -150,23 +150,23 @@ def class_index(images: Images, target: Any) -> int | None:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """A batch of what is good: images (B, C, H, W) and targets (B,) int64, or None; and the faults."""
+    """Collate the good images (B, C, H, W) and targets (B,), int64, or None; and list the faults."""
     good = [sample for sample in samples if not isinstance(sample, Fault)]
     faults = [sample for sample in samples if isinstance(sample, Fault)]
     return (default_collate(good) if good else None), faults
 
 
-def reason_of(error: Exception) -> str:
-    """One line that says what an exception says."""
+def first_line_of(error: Exception) -> str:
+    """Return an exception's message as one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow knows no such image format"  # its own words name a file object
+        return "Pillow knows no such image format"  # its own message names a file object
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed every CPU generator that timm's and torchvision's transforms draw from, and put them back."""
+def seed_generators(seed: int) -> Iterator[None]:
+    """Seed every CPU generator that timm's and torchvision's transforms use, and restore them."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         random.seed(seed)
@@ -180,9 +180,9 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def init_worker(_: int) -> None:
-    """Leave Ctrl-C and SIGUSR1 to the main process, which still needs its workers to end in good order.
+    """Ignore SIGINT and SIGUSR1 in a worker, because the main process needs it to end in order.
 
-    SIGTERM stays torch's: it is how the main process ends workers when it exits.
+    SIGTERM keeps torch's handler, by which the main process ends workers when it exits.
     """
     for name in ("SIGINT", "SIGUSR1"):
         if hasattr(signal, name):

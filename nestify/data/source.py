@@ -1,7 +1,7 @@
-"""Where a split's images are: one string of the user's becomes what timm's `create_dataset` takes.
+"""Locating the images of a split: the user's string becomes the arguments of timm's `create_dataset`.
 
-timm takes a missing split for the folder itself, and asserts or passes errors of other packages on; here
-every such case ends in a `DataError` that names the place and the remedy.
+timm uses the folder itself if a split is missing, and raises assertions and errors of other packages; here
+every such case is a `DataError` that names the place and the remedy.
 """
 
 import contextlib
@@ -9,7 +9,7 @@ import importlib.util
 import os
 import sys
 import tarfile
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ TEST_NAMES = ("test", "testing")
 
 EMBEDDED = Path(__file__).parent.parent / "recipes"
 
-# the packages that each kind of data set needs beside timm's own dependencies, and what to do when it fails
+# packages that each kind of data set needs in addition to timm's dependencies, and the remedy on failure
 _PACKAGES = {
     "hfds": ("datasets",),
     "hfids": ("datasets",),
@@ -34,31 +34,29 @@ _PACKAGES = {
 _REMEDIES = {
     "hfds": "check the name, the split (--train-split, --val-split) and the network",
     "hfids": "check the name, the split (--train-split, --val-split) and the network, or use hfds/",
-    "tfds": "check the name and the split, or pass --download or --data-root",
+    "tfds": "check the name and the split, and that --data-root is the folder that holds it",
     "wds": "a split is a name in the folder's info.json, or shards such as 'train-{0000..0009}.tar|50000'",
-    "torch": "pass --download, or the folder that holds it as --data-root",
+    "torch": "download it, and pass the folder that holds it as --data-root",
 }
 STREAMS = ("hfids", "tfds", "wds")
 
-# torchvision's sets with a `train` flag: timm takes every other split for the test images, misspelt ones too
+# torchvision's sets with a `train` flag: timm takes every other split, also misspelt, for the test images
 _TRAIN_OR_TEST = ("cifar10", "cifar100", "mnist", "kmnist", "fashion_mnist", "qmnist")
 
 
 @dataclass(frozen=True)
-class Source:
-    """One split of a data set, in the words of timm's `create_dataset`.
+class Split:
+    """One split of a data set, as arguments of timm's `create_dataset`.
 
     Attributes:
         name: `hfds/...`, `wds/...`, `torch/...`; empty for a folder or a tar.
-        root: the folder or tar of this split; for named data sets the folder that holds them, if any.
-        split: the split's name; a folder or tar is already that of the split.
-        download: whether a named data set may be downloaded.
+        root: folder or tar of this split; for named data sets the folder that holds them, if any.
+        split: name of the split; a folder or tar is already that of the split.
     """
 
     name: str
     root: str | None
     split: str
-    download: bool = False
 
     def __str__(self) -> str:
         if not self.name:
@@ -68,7 +66,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """`hfds`, `torch` and so on; empty for a folder or a tar."""
+        """The kind, such as `hfds` or `torch`; empty for a folder or a tar."""
         return self.name.partition("/")[0]
 
     @property
@@ -77,18 +75,18 @@ class Source:
 
     @property
     def is_stream(self) -> bool:
-        """Whether it gives its images one after the other only."""
+        """Whether its images can only be read sequentially."""
         return self.kind in STREAMS
 
-    def overlaps(self, other: "Source") -> bool:
-        """Whether two splits surely share images: the same split, or one folder inside the other."""
+    def overlaps(self, other: "Split") -> bool:
+        """Return whether two splits share images: the same split, or one folder inside the other."""
         if self.name or other.name:
             return (self.name, self.root, _canonical(self)) == (other.name, other.root, _canonical(other))
         a, b = Path(self.root or "").resolve(), Path(other.root or "").resolve()
         return a.is_relative_to(b) or b.is_relative_to(a)
 
 
-def _canonical(source: Source) -> str:
+def _canonical(source: Split) -> str:
     if source.kind == "torch":
         if source.split in TRAIN_NAMES:
             return "train"
@@ -97,29 +95,27 @@ def _canonical(source: Source) -> str:
     return source.split
 
 
-def locate(data: str, split: str, data_root: str | None = None, download: bool = False) -> Source:
-    """Find one split of a data set. Reads folder names only.
+def locate_split(data: str, split: str, data_root: str | None = None) -> Split:
+    """Locate one split of a data set; only folder names are read.
 
     Args:
         data: a folder that holds the splits as folders or tars (`train/`, `val.tar`; timm's synonyms
             are tried too), a folder of class folders, a `.tar` of class folders; or, by prefix, one of
             timm's data sets: `hfds/NAME`, `hfids/NAME`, `tfds/NAME`, `torch/NAME`, `wds/FOLDER`; or
             `embedded/digits`, which comes with nestify. `./torch/x` is a folder, `torch/x` is not.
-        split: the split's name. A folder that has no splits, or a tar, is taken whole.
-        data_root: where timm finds or puts a named data set.
-        download: whether a named data set may be downloaded.
+        split: name of the split. A folder without splits, or a tar, is used completely.
+        data_root: folder where timm finds a named data set.
 
     Raises:
-        DataError: nothing is there, or not that split.
-        RecipeError: `data_root` or `download` is missing or has no meaning here.
+        DataError: if there are no images, or not this split.
+        RecipeError: if `data_root` is missing, or has no meaning for this data.
     """
     prefix, slash, rest = data.partition("/")
     kind = prefix.lower() if slash and rest else ""
     if kind in _PACKAGES:
-        return replace(_locate_named(kind, rest, split, data_root), download=download)
-    if data_root is not None or download:
-        option = "--download" if data_root is None else f"--data-root {data_root}"
-        raise RecipeError(f"{option} has no meaning for --data {data}; leave it out")
+        return _locate_named(kind, rest, split, data_root)
+    if data_root is not None:
+        raise RecipeError(f"--data-root {data_root} has no meaning for --data {data}; leave it out")
     path = Path(data)
     if kind == "embedded":
         path = EMBEDDED / rest
@@ -129,14 +125,14 @@ def locate(data: str, split: str, data_root: str | None = None, download: bool =
                 f"{data}: no such images; nestify comes with embedded/{', embedded/'.join(names)}"
             )
     try:
-        return Source("", str(_local_split(path, split)), split)
+        return Split("", str(_local_split(path, split)), split)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}") from error
 
 
-def _locate_named(kind: str, rest: str, split: str, data_root: str | None) -> Source:
+def _locate_named(kind: str, rest: str, split: str, data_root: str | None) -> Split:
     if kind == "wds":
-        return Source("wds/", data_root or rest, split)
+        return Split("wds/", data_root or rest, split)
     if kind == "torch":
         if rest.lower() in ("image_folder", "folder"):
             raise RecipeError(f"--data torch/{rest}: give the folder itself as --data")
@@ -145,11 +141,11 @@ def _locate_named(kind: str, rest: str, split: str, data_root: str | None) -> So
         known = (*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES)
         if rest.lower() in _TRAIN_OR_TEST and split not in known:
             raise DataError(f"torch/{rest}: no split {split!r}; it has train and test")
-    return Source(f"{kind}/{rest}", data_root, split)
+    return Split(f"{kind}/{rest}", data_root, split)
 
 
 def _local_split(path: Path, split: str) -> Path:
-    """The folder or tar of a split below `path`, or `path` itself where it has no splits."""
+    """Return the folder or tar of a split in `path`, or `path` itself if it has no splits."""
     if not path.exists():
         raise DataError(
             f"{path}: no such file or folder; --data takes a folder of class folders, a .tar of them, "
@@ -187,35 +183,33 @@ def _listing(path: Path, limit: int = 8) -> str:
     return ", ".join(names[:limit]) + more if names else "nothing"
 
 
-def open_source(source: Source, **options: Any) -> Any:
-    """timm's or torchvision's data set of a source; nothing is written into a folder of images.
+def open_split(source: Split, **options: Any) -> Any:
+    """Open timm's or torchvision's data set of a split; nothing is written into a folder of images.
 
     Args:
-        source: from `locate`.
+        source: the split, from `locate_split`.
         options: further arguments of timm's `create_dataset`.
 
     Raises:
-        DataError: it cannot be opened; the message says why and what to do.
+        DataError: if it cannot be opened; the message says why and what to do.
     """
     for package in _PACKAGES.get(source.kind, ()):
         found = importlib.util.find_spec(package)
-        if found is None or found.origin is None:  # a folder of that name is no package
+        if found is None or found.origin is None:  # a folder of that name is not a package
             raise DataError(
                 f"{source}: {source.kind}/ needs the package {package}; pip install "
                 + package.replace("_", "-")
             )
     if source.is_tar:
         _check_tar(Path(source.root or ""))
-        options["cache_tarinfo"] = False  # timm would write its cache beside the images
-    if source.name:
-        options["download"] = source.download
+        options["cache_tarinfo"] = False  # timm would write its cache next to the images
     try:
         # some readers print to standard output, which is for results
         with contextlib.redirect_stdout(sys.stderr):
             return create_dataset(
                 source.name, root=source.root, split=source.split, search_split=False, **options
             )
-    except Exception as error:  # whatever timm, datasets, torchvision or tensorflow meet
+    except Exception as error:  # any exception of timm, datasets, torchvision or tensorflow
         if source.name:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             raise DataError(f"{source}: {lines[0]}; {_REMEDIES[source.kind]}") from error
@@ -223,7 +217,7 @@ def open_source(source: Source, **options: Any) -> Any:
 
 
 def _check_tar(path: Path) -> None:
-    """Refuse what is no plain tar, and a cut one: timm reads that as far as it goes."""
+    """Refuse files that are not plain tars, and truncated ones, which timm reads without an error."""
     try:
         with tarfile.open(path, "r:"):
             pass
@@ -237,11 +231,11 @@ def _check_tar(path: Path) -> None:
     with path.open("rb") as file:
         file.seek(-512, os.SEEK_END)
         if path.stat().st_size % 512 or any(file.read(512)):
-            raise DataError(f"{path}: the archive is cut off (it has no end mark); copy it again")
+            raise DataError(f"{path}: the archive is truncated (it has no end mark); copy it again")
 
 
-def _no_images(source: Source, error: Exception) -> DataError:
-    """What a folder or tar without any image is told."""
+def _no_images(source: Split, error: Exception) -> DataError:
+    """Return the error for a folder or tar without any image."""
     root = Path(source.root or "")
     if isinstance(error, (OSError, tarfile.TarError)):
         return DataError(f"{root}: cannot be read: {error}")

@@ -103,7 +103,7 @@ def test_a_layer_of_another_shape(refused: Refused) -> None:
 def test_another_number_of_classes(refused: Refused) -> None:
     save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "seven.safetensors")
     message = refused(3, *START, "seven.safetensors")
-    assert message.startswith("seven.safetensors tells 7 classes (fc.weight), ")
+    assert message.startswith("seven.safetensors predicts 7 classes (fc.weight), ")
     assert " has 10; " in message
     assert "--new-head --finetune-epochs 5" in message
     remedy = ("--new-head", "--finetune-epochs", "1")
@@ -119,4 +119,4 @@ def test_bad_teachers(refused: Refused) -> None:
     assert refused(3, *words, "test_resnet", *checkpoint).startswith("checkpoint nowhere.pth is not a file")
     save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "seven.safetensors")
     message = refused(3, *words, "test_resnet", "--set", "train.teacher_checkpoint=seven.safetensors")
-    assert message.startswith("train.teacher = 'test_resnet' tells 7 classes, the model 10;")
+    assert message.startswith("train.teacher = 'test_resnet' predicts 7 classes, the model 10;")

@@ -49,7 +49,7 @@ def test_a_class_more_or_less(refused: Refused, images: Path) -> None:
         (images / split / "3").rename(images / split / "9b")
         shutil.copytree(images / split / "4", images / split / "extra")
     message = refused(3, *START, images)
-    assert f"tells 10 classes (fc.weight), {images}/train has 11;" in message
+    assert f"predicts 10 classes (fc.weight), {images}/train has 11;" in message
 
 
 def test_a_validation_class_that_is_not_trained(refused: Refused, images: Path) -> None:

@@ -114,7 +114,7 @@ def test_a_file_that_does_not_load_again_is_not_kept(
 
     monkeypatch.setattr(api, "load", refuse)
     message = refused(3, *START, "digits.nested.safetensors")
-    assert message.startswith("digits.nested.safetensors: what was written does not load again")
+    assert message.startswith("digits.nested.safetensors: the written file cannot be loaded again")
 
 
 def test_an_interrupted_write_leaves_nothing(refused: Refused, monkeypatch: pytest.MonkeyPatch) -> None:

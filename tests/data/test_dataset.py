@@ -117,7 +117,7 @@ def test_a_part_smaller_than_the_number_of_classes(tmp_path: Path) -> None:
 
 def test_a_part_of_none(tmp_path: Path) -> None:
     data = str(make_folder(tmp_path, {"a": 2, "b": 2}))
-    with pytest.raises(RecipeError, match="a limit of 0 images leaves none"):
+    with pytest.raises(RecipeError, match="a limit of 0 images leaves no images"):
         open_images(data, max_images=0)
 
 

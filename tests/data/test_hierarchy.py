@@ -68,15 +68,15 @@ def test_without_a_hierarchy_all_levels_tell_the_same() -> None:
     [
         ("", "no column of coarser classes"),
         ("species\ndog\n", "no column of coarser classes"),
-        ("species,kingdom,kingdom\n", "'species', 'kingdom', 'kingdom' are not named apart"),
-        ("species,\n", "not named apart"),
-        (TABLE.replace("oak,plant,large", "oak,plant"), "row 3 has not one value for each"),
-        (TABLE.replace("oak,plant", "oak,"), "row 3 has not one value for each"),
-        (TABLE + "dog,plant,small\n", "row 7 tells another class for 'dog'"),
+        ("species,kingdom,kingdom\n", "'species', 'kingdom', 'kingdom' have equal or empty names"),
+        ("species,\n", "equal or empty names"),
+        (TABLE.replace("oak,plant,large", "oak,plant"), "row 3 does not have one value for each"),
+        (TABLE.replace("oak,plant", "oak,"), "row 3 does not have one value for each"),
+        (TABLE + "dog,plant,small\n", "row 7 gives a different class for 'dog'"),
         (TABLE.replace("oak", "oaks"), "lacks the class 'oak'; did you mean it by 'oaks'"),
         ("species,kingdom\ndog,animal\n", "lacks the class 'ash' and 2 others; add a row"),
-        ('species,kingdom\n"dog,animal\n', "no CSV table"),
-        ("species,kingdom\ndog,\udcff\n", "no CSV table in UTF-8"),
+        ('species,kingdom\n"dog,animal\n', "not a CSV table"),
+        ("species,kingdom\ndog,\udcff\n", "not a CSV table in UTF-8"),
     ],
 )
 def test_refused_tables(tmp_path: Path, text: str, problem: str) -> None:
@@ -103,7 +103,7 @@ def test_what_a_level_cannot_tell(table: Path) -> None:
         read_class_levels(str(table), NAMES, ["kingdon", None], "photos")
     with pytest.raises(RecipeError, match="it has 'kingdom', 'size'"):
         read_class_levels(str(table), NAMES, ["xyz", None], "photos")
-    with pytest.raises(DataError, match="needs classes with names, which photos does not tell"):
+    with pytest.raises(DataError, match="needs class names, which photos does not have"):
         read_class_levels(str(table), None, [None, None], "photos")
     with pytest.raises(DataError, match=r"cannot be read \(No such file"):
         read_class_levels(str(table) + "x", NAMES, [None, None], "photos")

@@ -81,11 +81,11 @@ def test_stream_that_breaks_off(reader: Reader) -> None:
 
 def test_stream_that_passes_bad_images_over(reader: Reader) -> None:
     reader.gives = 8
-    with pytest.raises(DataError, match="2 of 10 images did not come"):
+    with pytest.raises(DataError, match="2 of 10 images were not delivered"):
         greys(open_images("wds/shards", "train"))
     images = open_images("wds/shards", "train", on_bad_image="skip")
     assert greys(images) == [*range(8)]
-    assert images.skipped == {"wds/shards (split 'train')": "2 images did not come"}
+    assert images.skipped == {"wds/shards (split 'train')": "2 images were not delivered"}
 
 
 @pytest.mark.parametrize("label", [-1, 2, [0, 1], None, 0.5])
