@@ -3,9 +3,9 @@
 import os
 
 from nestify.cli.app import main
-from nestify.compression.batch.runner import LEASH, tie
+from nestify.compression.batch.runner import PARENT_PIPE, watch_parent
 
 if __name__ == "__main__":
-    if os.environ.pop(LEASH, None):
-        tie()
+    if os.environ.pop(PARENT_PIPE, None):
+        watch_parent()
     main()

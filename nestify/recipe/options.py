@@ -313,7 +313,7 @@ class TrainOptions(Section):
     eval_every: int = Field(default=1, ge=1, description="epochs between validations")
     log: Annotated[tuple[Log, ...], Field(strict=False), Flag(Panel.training)] = Field(
         default=(),
-        description="logs besides metrics.jsonl: csv (a row per epoch), tensorboard",
+        description="logs in addition to metrics.jsonl: csv (a row per epoch), tensorboard",
     )
     checkpoint_minutes: float = Field(
         default=10.0,

@@ -1,5 +1,5 @@
-"""Recipes: all options of a run as one frozen value, made from TOML, flags and defaults. All problems are
-reported together.
+"""Recipes: all options of a run as one frozen value, made from TOML, flags and defaults. All problems
+are reported together.
 
 A recipe is a TOML file with the sections of `recipe.options`; `extends = "other"` builds on another one, and
 "none" unsets an optional value. Does not import torch.

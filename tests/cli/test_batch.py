@@ -223,7 +223,7 @@ def test_a_job_ends_when_its_leash_does() -> None:
     process = spawn(
         *("compress", "digits", "--epochs", "1000"),
         stdin=subprocess.DEVNULL,
-        env=environment(NESTIFY_LEASH="1"),
+        env=environment(NESTIFY_PARENT_PIPE="1"),
         start_new_session=True,
     )
     assert finish(process).code in (143, -signal.SIGTERM)  # signals are not deferred yet if it ends early

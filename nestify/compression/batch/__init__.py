@@ -1,1 +1,1 @@
-"""Many recipes as jobs, each in a process and a folder of its own. No torch here."""
+"""Many recipes as jobs, each in its own process and folder. Does not import torch."""

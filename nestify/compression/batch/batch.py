@@ -1,4 +1,4 @@
-"""A batch of jobs from Python."""
+"""`run_batch`: a batch of jobs."""
 
 import os
 import time
@@ -21,17 +21,17 @@ from nestify.compression.batch.tables import write_jsonl, write_junit
 from nestify.errors import OutputError, RecipeError
 
 LOG_LINES = 40
-"""Lines of a job's log that JUnit XML holds."""
+"""Number of lines of a job's log in JUnit XML."""
 
 Standing = Literal["new", "done", "missed", "cut off", "failed", "changed"]
 
 
 @dataclass(frozen=True)
 class BatchResult:
-    """What became of the jobs of one shard.
+    """Results of the jobs of one shard.
 
     Attributes:
-        jobs: in their order; those that an earlier batch did are among them.
+        jobs: results in the order of the jobs, including those that an earlier batch finished.
         stopped: number of the signal that ended the batch; None if there was none.
     """
 
@@ -42,11 +42,11 @@ class BatchResult:
 
     @property
     def exit_code(self) -> int:
-        """0 if all is done; see `nestify.compression.batch.results.exit_code`."""
+        """Exit code of the batch; see `nestify.compression.batch.results.exit_code`."""
         return exit_code(self.jobs, self.stopped)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values under a schema version."""
+        """Return plain JSON values with a schema version."""
         return {
             "schema_version": SCHEMA_VERSION,
             "out": str(self.out),
@@ -69,29 +69,31 @@ def run_batch(
 ) -> BatchResult:
     """Run `compress` for every recipe, and every combination of the values in its [matrix].
 
-    Each job has a process and a folder `out/NAME` of its own. What is done is skipped, what was cut off goes
-    on, what failed runs again, and a failure stops no other job. In `out` lie `results.jsonl` and
-    `junit.xml`, always as new as the last job; those of a shard have its number in their names.
+    Each job has its own process and its own folder `out/NAME`. Finished jobs are skipped, interrupted ones
+    resume, failed ones run again, and a failure stops no other job. `out` holds `results.jsonl` and
+    `junit.xml`, which are updated after each job; those of a shard have its number in their names.
 
     Ctrl-C, SIGTERM and SIGUSR1 are passed on to the jobs, which write checkpoints; the batch then returns.
-    A second one ends all at once.
+    A second one ends all jobs at once.
 
     Args:
         recipes: paths of recipes, or names of built-in ones.
         out: folder for the jobs' folders.
         shard: `2/4` runs the second of four shares of the jobs.
-        max_parallel: processes at once.
-        rerun: run what is done as well, and begin everything anew.
-        fail_fast: begin no further job after a failure.
-        observer: told of what happens.
-        command: what a job runs, with the path of its recipe behind it.
+        max_parallel: number of processes at once.
+        rerun: whether to run finished jobs too, and to start every job from scratch.
+        fail_fast: whether to start no further job after a failure.
+        observer: notified of progress.
+        command: command of a job, to which the path of its recipe is appended.
 
     Raises:
-        RecipeError: with every problem of every recipe, before any job begins.
+        RecipeError: with every problem of every recipe, before any job starts.
         OutputError: if the folder cannot be written.
     """
     if max_parallel < 1:
-        raise RecipeError(f"--max-parallel {max_parallel} is less than 1; give the processes to run at once")
+        raise RecipeError(
+            f"--max-parallel {max_parallel} is less than 1; give the number of processes to run at once"
+        )
     share = parse_shard(shard)
     folder = Path(out)
     jobs = make_jobs(recipes, folder, share)
@@ -125,7 +127,7 @@ def run_batch(
 def plan_batch(
     recipes: Sequence[str], out: str | os.PathLike[str], *, shard: str = "1/1"
 ) -> list[tuple[Job, Standing]]:
-    """The jobs of a shard, and how each of them stands; writes nothing.
+    """Return the jobs of a shard and the state of each; writes nothing.
 
     Raises:
         RecipeError: with every problem of every recipe.
@@ -145,15 +147,15 @@ def _standing(job: Job) -> Standing:
 
 
 def _make_folder(path: Path) -> Path:
-    """Make the folder of a batch.
+    """Create the folder of a batch.
 
     Raises:
-        OutputError: if that cannot be done.
+        OutputError: if it cannot be created.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OutputError(
-            f"--out {path}: cannot be made ({error.strerror or error}); choose another folder"
+            f"--out {path}: cannot be created ({error.strerror or error}); choose another folder"
         ) from error
     return path

@@ -1,4 +1,4 @@
-"""What a job's result depends on, as one hash: options, the contents of files, and nestify's version."""
+"""The hash of everything that a job's result depends on: options, file contents, and nestify's version."""
 
 import hashlib
 import json
@@ -12,52 +12,54 @@ from nestify.recipe.sources import is_named_data
 from nestify.version import __version__
 
 SMALL = 64 * 2**20
-"""Bytes of an archive of images below which it is known by its bytes rather than its size."""
+"""Archives of images below this number of bytes are identified by their bytes instead of their size."""
 
 _BY_BYTES = ("model.checkpoint", "train.teacher_checkpoint", "data.hierarchy", "gates.baseline")
 _LOCAL = "local-dir:"
 
 
 class Contents:
-    """Hashes of files and folders, each worked out once."""
+    """Hashes of files and folders, each computed once."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[str, bool], str] = {}
 
     def of_bytes(self, path: str) -> str:
-        """Of a file's bytes, whatever its size; of a folder's files by theirs."""
+        """Return the hash of a file's bytes, or of the bytes of a folder's files."""
         return self._of(path, by_bytes=True)
 
     def of_images(self, path: str) -> str:
-        """Of a folder's names and sizes; of archives, or files in its uppermost folder, of the bytes if few.
+        """Return the hash of a folder's names and sizes; small archives and top-level files count by bytes.
 
-        Times do not count: a checkout has new ones.
+        Modification times do not count, because a new checkout has new ones.
         """
         return self._of(path, by_bytes=False)
 
     def _of(self, path: str, *, by_bytes: bool) -> str:
         key = os.path.abspath(path), by_bytes
         if key not in self._known:
-            self._known[key] = _hash(_looked_at(Path(path), by_bytes))
+            self._known[key] = _hash(_digest_lines(Path(path), by_bytes))
         return self._known[key]
 
 
 def job_identity(recipe: Recipe, contents: Contents) -> str:
-    """SHA-256 of everything that decides what comes out of a recipe; of files their contents, not places.
+    """Return the SHA-256 of everything that a recipe's result depends on; files count by content.
 
-    What is missing counts as missing: the job itself will say so.
+    A missing file counts as missing; the job itself reports it.
     """
-    options = {key: _told(key, value, contents) for key, value in flat_options(recipe) if key not in FREE}
+    options = {
+        key: _option_value(key, value, contents) for key, value in flat_options(recipe) if key not in FREE
+    }
     options |= {
         key: value and contents.of_bytes(value) for key, value in flat_options(recipe) if key in _BY_BYTES
     }
     if is_named_data(recipe.data.path) and not recipe.data.path.startswith("wds/"):
-        options["data.root"] = None  # a place for downloads, which fills while the job runs
+        options["data.root"] = None  # a folder for downloads, which can fill while the job runs
     return _hash([json.dumps({"nestify": __version__, "options": options}, sort_keys=True)])
 
 
-def _told(key: str, value: Any, contents: Contents) -> Any:
-    """An option's value, or the contents of the file or folder that it names."""
+def _option_value(key: str, value: Any, contents: Contents) -> Any:
+    """Return an option's value, or the hash of the file or folder that it names."""
     if not isinstance(value, str):
         return value
     if key in ("model.name", "train.teacher") and value.startswith(_LOCAL):
@@ -71,7 +73,7 @@ def _told(key: str, value: Any, contents: Contents) -> Any:
     return Path(value).name if key == "finetune.save" else value
 
 
-def _looked_at(path: Path, by_bytes: bool) -> Iterator[str]:
+def _digest_lines(path: Path, by_bytes: bool) -> Iterator[str]:
     if path.is_file():
         yield _file(path, by_bytes or path.stat().st_size < SMALL)
     elif path.is_dir():
@@ -84,7 +86,7 @@ def _looked_at(path: Path, by_bytes: bool) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """All files below a folder by relative name, in a fixed order; links are followed, but not in circles."""
+    """Yield all files in a folder by relative name, in a fixed order; links are followed once."""
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)

@@ -1,4 +1,4 @@
-"""A batch's jobs: each a recipe with all of its paths absolute, whose output lies in the job's own folder."""
+"""The jobs of a batch: recipes with absolute paths, whose outputs are in the job's own folder."""
 
 import json
 import os
@@ -24,10 +24,11 @@ class Job:
     """One run of `compress`.
 
     Attributes:
-        name: of the job, and of its folder. `source`: the recipe it comes from.
-        options: of the recipe's matrix, by dotted key.
-        recipe: complete; its output is in the folder.
-        folder: absolute path.
+        name: name of the job and of its folder.
+        source: the recipe that it comes from.
+        options: options of the recipe's matrix, by dotted key.
+        recipe: the complete recipe, whose output is in the folder.
+        folder: absolute path of its folder.
     """
 
     name: str
@@ -39,12 +40,12 @@ class Job:
 
     @cached_property
     def identity(self) -> str:
-        """Of all that the result depends on, as it is when first asked for."""
+        """Hash of everything that the result depends on, computed at the first access."""
         return job_identity(self.recipe, self.contents)
 
     @property
     def recipe_text(self) -> str:
-        """The recipe as JSON, which `compress` reads."""
+        """The recipe as JSON, as `compress` reads it."""
         return json.dumps(self.recipe.to_dict(), indent=2, ensure_ascii=False) + "\n"
 
 
@@ -60,11 +61,11 @@ class Shard:
 
     @property
     def suffix(self) -> str:
-        """For names of files that machines write beside each other."""
+        """Suffix of files that several machines write into one folder."""
         return "" if self.count == 1 else f".{self.number}-of-{self.count}"
 
-    def of(self, items: Sequence[T]) -> Sequence[T]:
-        """Its share of a batch."""
+    def select(self, items: Sequence[T]) -> Sequence[T]:
+        """Return its share of a batch."""
         return items[self.number - 1 :: self.count]
 
 
@@ -72,7 +73,7 @@ def parse_shard(text: str) -> Shard:
     """Read `2/4`, the second of four.
 
     Raises:
-        RecipeError: if it is something else.
+        RecipeError: if it is not of this form.
     """
     number, slash, count = text.partition("/")
     digits = all(part.isascii() and part.isdecimal() and len(part) < 10 for part in (number, count))
@@ -82,7 +83,7 @@ def parse_shard(text: str) -> Shard:
 
 
 def make_jobs(sources: Sequence[str], out: Path, shard: Shard) -> list[Job]:
-    """The jobs of one shard, in order. All recipes are read and checked, those of other shards too.
+    """Return the jobs of one shard, in order; the recipes of all shards are checked.
 
     Raises:
         RecipeError: with every problem of every recipe.
@@ -97,16 +98,16 @@ def make_jobs(sources: Sequence[str], out: Path, shard: Shard) -> list[Job]:
             each.name,
             each.source,
             each.options,
-            _placed(each.recipe, out / each.name),
+            _with_absolute_paths(each.recipe, out / each.name),
             out / each.name,
             contents,
         )
-        for each in shard.of(variants)
+        for each in shard.select(variants)
     ]
 
 
 def _clashes(variant: Variant) -> list[str]:
-    """Files of a job that would have the same name."""
+    """Return problems of a job whose files would have the same name."""
     recipe, source = variant.recipe, variant.source
     taken, problems = {RECIPE, RESULT, LOG}, []
     for key, path in (("output", str(recipe.output_path)), ("finetune.save", recipe.finetune.save)):
@@ -119,8 +120,8 @@ def _clashes(variant: Variant) -> list[str]:
     return problems
 
 
-def _placed(recipe: Recipe, folder: Path) -> Recipe:
-    """The recipe with outputs in a folder, and absolute paths of inputs."""
+def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
+    """Return the recipe with outputs in a folder, and with absolute paths of inputs."""
     model, data, train, save = recipe.model, recipe.data, recipe.train, recipe.finetune.save
     is_local = not is_named_data(data.path) and os.path.exists(data.path)
     return recipe.model_copy(

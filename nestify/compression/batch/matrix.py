@@ -1,4 +1,4 @@
-"""What a batch has to do: every recipe, and every combination of the values in its [matrix]."""
+"""The variants of recipes: every combination of the values in a recipe's [matrix]."""
 
 import hashlib
 import json
@@ -16,7 +16,7 @@ from nestify.recipe.recipe import Recipe, checked_recipe
 from nestify.recipe.sources import read_source
 
 MAX_VARIANTS = 10_000
-"""Jobs that one recipe may make: more are a slip, and are told at once."""
+"""Largest number of jobs of one recipe; more are assumed to be a mistake."""
 
 MAX_NAME_BYTES = 120  # file systems allow 255, and files in the folder need some of a path's length too
 _UNSAFE = re.compile(r"[^\w.,+=-]")
@@ -28,7 +28,8 @@ class Variant:
 
     Attributes:
         name: safe as a folder's name: the recipe's stem, and the options, as in `cifar-lr=0.03-seed=1`.
-        source: as the recipe was given. `options`: of the matrix, by dotted key.
+        source: the recipe as given.
+        options: options of the matrix, by dotted key.
     """
 
     name: str
@@ -38,7 +39,7 @@ class Variant:
 
 
 def expand(sources: Sequence[str]) -> list[Variant]:
-    """All jobs of some recipes: recipes in the order given, the last option of a matrix changes fastest.
+    """Return all variants of recipes, in the given order; the last option of a matrix changes fastest.
 
     Raises:
         RecipeError: with every problem of every recipe.
@@ -50,7 +51,7 @@ def expand(sources: Sequence[str]) -> list[Variant]:
             variants += _expand_one(source)
         except RecipeError as error:
             problems += str(error).split("\n")
-    problems += _same_names(variants)
+    problems += _check_names(variants)
     if problems:
         raise RecipeError(list(dict.fromkeys(problems)))
     return variants
@@ -65,7 +66,7 @@ def _expand_one(source: str) -> list[Variant]:
     stem = _safe(re.split(r"[/\\:]", source)[-1].removesuffix(".toml").removesuffix(".json"))
     variants: list[Variant] = []
     found: dict[str, None] = {}  # a set that keeps its order
-    for values, words in zip(product(*axes.values()), product(*_words(axes)), strict=True):
+    for values, words in zip(product(*axes.values()), product(*_option_words(axes)), strict=True):
         options = dict(zip(axes, values, strict=True))
         try:
             recipe = checked_recipe(table, place, options, by="[matrix]")
@@ -105,8 +106,8 @@ def _matrix_problems(matrix: object) -> list[str]:
     return problems
 
 
-def _same_names(variants: Sequence[Variant]) -> Iterable[str]:
-    """Jobs that would have the same folder, also where a file system does not tell case apart."""
+def _check_names(variants: Sequence[Variant]) -> Iterable[str]:
+    """Return problems of jobs with the same folder, also on file systems that ignore case."""
     first: dict[str, Variant] = {}
     for variant in variants:
         other = first.setdefault(variant.name.casefold(), variant)
@@ -117,11 +118,8 @@ def _same_names(variants: Sequence[Variant]) -> Iterable[str]:
             )
 
 
-# -- names ---------------------------------------------------------------------------------------------
-
-
-def _words(axes: Mapping[str, list[Any]]) -> list[list[str]]:
-    """`lr=0.01`, `lr=0.03` for each option: its last part, or all of it where two end alike."""
+def _option_words(axes: Mapping[str, list[Any]]) -> list[list[str]]:
+    """Return `lr=0.01` and so on: the last part of the option's key, or all of it if ambiguous."""
     lasts = Counter(_last(key) for key in axes)
     return [
         [f"{_safe(_last(key) if lasts[_last(key)] == 1 else _plain(key))}={text}" for text in _texts(values)]
@@ -138,7 +136,7 @@ def _last(key: str) -> str:
 
 
 def _texts(values: list[Any]) -> list[str]:
-    """Values as parts of a name; those that come out alike, or long, are told apart by a hash."""
+    """Return values as parts of a name; equal or long ones get a hash."""
     raw = [value if isinstance(value, str) else format_toml(value) for value in values]
     safe = [_safe(re.sub(r'["\[\] ]', "", text)) for text in raw]
     alike = Counter(text.casefold() for text in safe)
@@ -149,7 +147,7 @@ def _texts(values: list[Any]) -> list[str]:
 
 
 def _safe(text: str) -> str:
-    """Letters, digits and a few signs; never hidden, never `..`, never empty."""
+    """Return a name of letters, digits and a few signs that is not hidden, `..` or empty."""
     return _UNSAFE.sub("-", text).lstrip(".") or "x"
 
 

@@ -1,4 +1,4 @@
-"""What became of a job: read from its folder, judged, and written there again."""
+"""The result of a job, which is stored in its folder."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -22,18 +22,22 @@ _LOG_TAIL_BYTES = 2**14
 
 
 class JobResult(BaseModel):
-    """One job, as `result.json` and a line of `results.jsonl` tell it.
+    """One job, as stored in `result.json` and a line of `results.jsonl`.
 
     Attributes:
-        name, recipe, options: the job, the file it comes from, and its share of the matrix.
-        state: pending: not begun; running: also of a job that was cut off and could not say so.
-        earlier: whether it was over in an earlier batch, and skipped by this one.
-        exit_code: of its process; 128 + the signal's number where one ended it.
-        seconds: that its process took, of the last one where it went on.
-        message: the last line of its log where it did not end well.
-        fingerprint: of all that the result depends on. `versions`: of what else a checkpoint depends on.
-        file, bytes: the nested file's name in the job's folder, and its size.
-        top1: percent, of the levels, core first.
+        name: name of the job.
+        recipe: the recipe that it comes from.
+        options: options of the recipe's matrix.
+        state: `pending`: not started; `running`: also a job that was killed.
+        earlier: whether an earlier batch finished it, so that this one skipped it.
+        exit_code: exit code of its process; 128 + the signal's number if a signal ended it.
+        seconds: seconds of its process, the last one if it resumed.
+        message: last line of its log if it failed.
+        fingerprint: hash of everything that the result depends on.
+        versions: versions of packages that a checkpoint depends on.
+        file: name of the nested file in the job's folder.
+        bytes: size of the nested file.
+        top1: top-1 accuracies of the levels in percent, core first.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -55,12 +59,12 @@ class JobResult(BaseModel):
 
 
 def pending(job: Job) -> JobResult:
-    """Of a job that has not begun."""
+    """Return the result of a job that has not started."""
     return JobResult(name=job.name, recipe=job.source, options=dict(job.options))
 
 
 def earlier_result(job: Job) -> JobResult | None:
-    """What the job's folder says of the last run; None if nothing that can be read."""
+    """Read the result of the last run from the job's folder; None if there is none."""
     try:
         return JobResult.model_validate_json((job.folder / RESULT).read_bytes())
     except (OSError, ValidationError):
@@ -68,9 +72,9 @@ def earlier_result(job: Job) -> JobResult | None:
 
 
 def is_over(job: Job, earlier: JobResult | None) -> bool:
-    """Whether an earlier run made what this job would make, and it is still there.
+    """Return whether an earlier run made the result of this job, and it still exists.
 
-    A file that missed a gate or a budget counts: it would miss it again.
+    A file that missed a gate or a budget counts, because it would miss it again.
     """
     return (
         earlier is not None
@@ -82,18 +86,19 @@ def is_over(job: Job, earlier: JobResult | None) -> bool:
 
 
 def goes_on(job: Job, earlier: JobResult | None) -> bool:
-    """Whether a checkpoint in the folder is of this job, so that the job may go on from it."""
+    """Return whether a checkpoint in the folder belongs to this job, so that it can resume."""
     return (
         earlier is not None
         and checkpoint_path(job.recipe.output_path).exists()
         and (earlier.fingerprint, earlier.versions) == (job.identity, versions())
-        and earlier.exit_code != BAD_USAGE  # the checkpoint was refused, as on another kind of device
+        and earlier.exit_code
+        != BAD_USAGE  # the checkpoint was refused, for example on another kind of device
         and _text(job.folder / RECIPE) == job.recipe_text
     )
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that a checkpoint is bound to."""
+    """Return the versions of the packages that a checkpoint depends on."""
     found = {}
     for package in ("torch", "timm"):
         try:
@@ -103,8 +108,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def measured(job: Job, result: JobResult) -> JobResult:
-    """The result with what the nested file says; one that cannot be read is a failure."""
+def add_measurements(job: Job, result: JobResult) -> JobResult:
+    """Add what the nested file says to a result; an unreadable file is a failure."""
     output = job.recipe.output_path
     try:
         report = read_report(output)
@@ -134,12 +139,13 @@ def save(job: Job, result: JobResult) -> None:
 
 
 def exit_code(results: Iterable[JobResult], signal: int | None = None) -> int:
-    """The code of a batch: 0 if all is done, else that of the most serious job.
+    """Return the exit code of a batch: 0 if all jobs are done, else that of the most serious job.
 
-    70 counts more than 4, 3, 2 and 1, in this order; any other code, as of a job that a signal ended, is 3.
+    70 counts more than 4, 3, 2 and 1, in this order; any other code, such as that of a signal, is 3.
 
     Args:
-        signal: that ended the batch, which is told before all else: 130 for SIGINT, 143 for others.
+        jobs: the results.
+        signal: signal that ended the batch, which decides first: 130 for SIGINT, 143 for others.
     """
     if signal is not None:
         return 130 if signal == 2 else 143
@@ -149,7 +155,7 @@ def exit_code(results: Iterable[JobResult], signal: int | None = None) -> int:
 
 
 def log_tail(job: Job, lines: int) -> list[str]:
-    """The last lines of a job's log that have something in them."""
+    """Return the last non-empty lines of a job's log."""
     try:
         with (job.folder / LOG).open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - _LOG_TAIL_BYTES))

@@ -1,4 +1,4 @@
-"""Runs jobs, some at a time, each in a process that ends with the batch."""
+"""Running jobs, several at a time, each in a process that ends with the batch."""
 
 import fcntl
 import os
@@ -17,11 +17,11 @@ from nestify.compression.batch.jobs import LOG, RECIPE, Job
 from nestify.compression.batch.results import (
     GATE,
     JobResult,
+    add_measurements,
     earlier_result,
     goes_on,
     is_over,
     log_tail,
-    measured,
     pending,
     save,
     versions,
@@ -31,15 +31,15 @@ from nestify.files import atomic_file, checkpoint_path
 from nestify.machine import cores
 from nestify.signals import defer_signals
 
-LEASH = "NESTIFY_LEASH"
-"""Set in a job's environment: its standard input is such a pipe."""
+PARENT_PIPE = "NESTIFY_PARENT_PIPE"
+"""Environment variable that tells a job that its standard input is a pipe from the batch."""
 
 PATIENCE = 120.0
-"""Seconds that a job has for its checkpoint once the batch is gone."""
+"""Seconds that a job has for its checkpoint after the batch has ended."""
 
 
-def tie(patience: float = PATIENCE) -> None:
-    """End this process as by SIGTERM when its standard input ends, and its whole group if that takes long."""
+def watch_parent(patience: float = PATIENCE) -> None:
+    """End this process as by SIGTERM when its standard input ends; if that takes long, kill its group."""
     threading.Thread(target=_follow, args=(sys.stdin.fileno(), patience), daemon=True).start()
 
 
@@ -53,37 +53,41 @@ def _follow(handle: int, patience: float) -> None:
 
 
 COMMAND = (sys.executable, "-m", "nestify", "compress")
-"""What a job runs, with its recipe behind it; it goes on from a checkpoint if one is left in the folder."""
+"""Command of a job, followed by its recipe; it resumes if there is a checkpoint in the folder."""
 
 PAUSE = 0.05
-"""Seconds between two looks at the processes."""
+"""Seconds between two checks of the processes."""
 
 PROGRAM = "nestify: "
-"""What the command line puts before an error."""
+"""Prefix of error messages on the command line."""
 
 
 class BatchObserver:
-    """Told of everything that happens in a batch; this one does nothing."""
+    """Base of observers of a batch; all methods do nothing."""
 
     def began(self, job: Job, goes_on: bool) -> None:
         """A job's process was started, or started again from a checkpoint."""
 
     def ended(self, job: Job, result: JobResult) -> None:
-        """A job is over, or needs no run."""
+        """A job has ended, or need not run."""
 
     def waiting(self, job: Job) -> None:
-        """Another process has the job's folder; told once, and the job is begun when that one is gone."""
+        """Another process uses the job's folder; called once. The job starts when it has ended."""
 
     def stopping(self, number: int) -> None:
         """A signal came; it was passed on to the jobs."""
 
     def ticked(self, running: Sequence[Job]) -> None:
-        """Told many times a second, with the jobs that run."""
+        """Called many times a second, with the running jobs."""
 
 
 @dataclass
 class _Running:
-    """A job's process. `log`: open, and with it locked. `older`: what stood at its output when it began."""
+    """A job's process.
+
+    Attributes:
+        log: its log, which is open and locked.
+        older: identity of the file at its output when it started."""
 
     job: Job
     process: "subprocess.Popen[bytes]"
@@ -93,12 +97,12 @@ class _Running:
     start: float = field(default_factory=time.monotonic)
 
     def send(self, number: int) -> None:
-        """To the job's own process, which knows what to do with its workers."""
+        """Send a signal to the job's own process, which ends its workers."""
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def end_group(self) -> None:
-        """What is left of the job's processes ends at once."""
+        """Kill the job's remaining processes."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
@@ -107,16 +111,17 @@ class Runner:
     """Runs the jobs of a batch.
 
     Args:
-        jobs: in the order in which they begin.
-        observer: told of what happens.
-        changed: called whenever one of `results` is another.
-        max_parallel: processes at once. `rerun`: whether to run what is done, and begin it anew.
-        fail_fast: whether a failure keeps further jobs from beginning.
-        command: what a job runs.
+        jobs: the jobs, in the order in which they start.
+        observer: notified of progress.
+        changed: called whenever one of `results` changes.
+        max_parallel: number of processes at once.
+        rerun: whether to run finished jobs too, from scratch.
+        fail_fast: whether a failure prevents further jobs from starting.
+        command: command of a job.
 
     Attributes:
-        results: by name, in the order of the jobs.
-        stopped: the signal that ended the batch; None while there was none.
+        results: results by name, in the order of the jobs.
+        stopped: the signal that ended the batch; None if there was none.
     """
 
     def __init__(
@@ -134,7 +139,7 @@ class Runner:
         self.stopped: int | None = None
         self._waiting = list(jobs)
         self._running: list[_Running] = []
-        self._told: set[str] = set()
+        self._option_value: set[str] = set()
         self._observer = observer
         self._changed = changed
         self._max_parallel = max_parallel
@@ -143,7 +148,7 @@ class Runner:
         self._command = command
 
     def run(self) -> None:
-        """Until all jobs are over, or a signal stopped them. A second signal ends them at once.
+        """Run until all jobs have ended, or a signal stopped them; a second signal kills them.
 
         Raises:
             OutputError: if a job's folder cannot be written.
@@ -157,8 +162,8 @@ class Runner:
                     self._observer.ticked([each.job for each in self._running])
                     if self._running or self._waiting:
                         time.sleep(PAUSE)
-                    self._look()
-                stops.pending = None  # it was obeyed
+                    self._collect_ended()
+                stops.pending = None  # the signal was delivered
         except BaseException as error:
             if self.stopped is not None:
                 error.add_note("the jobs were ended; the same command goes on from their last checkpoints")
@@ -181,14 +186,14 @@ class Runner:
                 self._waiting.remove(job)
 
     def _begin(self, job: Job) -> bool:
-        """Start a job's process, unless it is done; False if another process has the folder now."""
+        """Start a job's process, unless it is done; False if another process uses the folder."""
         try:
             job.folder.mkdir(parents=True, exist_ok=True)
             with ExitStack() as opened:
                 log = opened.enter_context((job.folder / LOG).open("ab"))
-                if not _locked(log):
-                    if job.name not in self._told:
-                        self._told.add(job.name)
+                if not _try_lock(log):
+                    if job.name not in self._option_value:
+                        self._option_value.add(job.name)
                         self._observer.waiting(job)
                     return False
                 earlier = None if self._rerun else earlier_result(job)
@@ -200,12 +205,12 @@ class Runner:
         except OSError as error:
             raise OutputError(
                 f"{job.folder}: the job cannot be started there ({error.strerror or error}); "
-                "choose another --out, or make room"
+                "choose another --out, or free some space"
             ) from error
         return True
 
     def _start(self, job: Job, log: BinaryIO, continues: bool) -> None:
-        """The process inherits the log, and with it the lock: until it is gone, and its result is written."""
+        """Start the process, which inherits the log and its lock until its result is written."""
         if not continues:
             log.truncate(0)
             checkpoint_path(job.recipe.output_path).unlink(missing_ok=True)
@@ -218,7 +223,7 @@ class Runner:
             file.write(job.recipe_text.encode())
         process = subprocess.Popen(
             [*self._command, str(job.folder / RECIPE)],
-            stdin=subprocess.PIPE,  # the leash
+            stdin=subprocess.PIPE,  # the pipe that the job watches
             stdout=log,
             stderr=log,
             env=self._environment(),
@@ -230,12 +235,12 @@ class Runner:
         self._changed()
 
     def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, LEASH: "1"}
+        environment = {**os.environ, PARENT_PIPE: "1"}
         if self._max_parallel > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self._max_parallel)))
         return environment
 
-    def _look(self) -> None:
+    def _collect_ended(self) -> None:
         """Record the jobs whose processes have ended."""
         for each in list(self._running):
             code = each.process.poll()
@@ -256,10 +261,10 @@ class Runner:
                 "message": _message(each.job, code),
             }
         )
-        # a missed budget leaves a file, too; one that stood there before says nothing of this run
+        # a missed budget leaves a file too; an older file says nothing about this run
         has_file = code == 0 or (code == GATE and _stamp(each.job.recipe.output_path) != each.older)
         with each.log:
-            self._record(each.job, measured(each.job, result) if has_file else result)
+            self._record(each.job, add_measurements(each.job, result) if has_file else result)
 
     def _record(self, job: Job, result: JobResult, *, skipped: bool = False) -> None:
         self.results[job.name] = result
@@ -271,7 +276,7 @@ class Runner:
         self._observer.ended(job, result)
 
     def _end_all(self) -> None:
-        """Nothing that was begun outlives the batch, however it ends."""
+        """End all processes that were started, however the batch ends."""
         for each in self._running:
             each.end_group()
         while self._running:
@@ -281,8 +286,8 @@ class Runner:
             self._over(each, code)
 
 
-def _locked(log: BinaryIO) -> bool:
-    """Whether the log is now ours: as long as this file, or a process that inherited it, is open."""
+def _try_lock(log: BinaryIO) -> bool:
+    """Try to lock a log, for as long as this file, or a process that inherited it, is open."""
     try:
         fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -307,7 +312,7 @@ def _signal_name(number: int) -> str:
 
 
 def _stamp(path: Path) -> object:
-    """Another one where the file was replaced; None where there is none."""
+    """Return inode and mtime, to detect that the file was replaced; None if there is no file."""
     try:
         found = path.stat()
     except OSError:

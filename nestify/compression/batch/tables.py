@@ -1,4 +1,4 @@
-"""What a batch leaves for machines: a JSON line per job, and JUnit XML."""
+"""Machine-readable results of a batch: a JSON line per job, and JUnit XML."""
 
 import json
 import re
@@ -9,12 +9,12 @@ from xml.etree import ElementTree as xml
 from nestify.compression.batch.results import GATE, JobResult
 from nestify.files import atomic_file
 
-# what XML 1.0 cannot hold, escaped or not
+# characters that XML 1.0 does not allow, escaped or not
 _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def write_jsonl(path: Path, results: Sequence[JobResult]) -> None:
-    """One JSON object per job and line. Raises OutputError if it cannot be written."""
+    """Write one JSON object per job and line. Raises OutputError if it cannot be written."""
     with atomic_file(path) as file:
         file.writelines(f"{result.model_dump_json()}\n".encode() for result in results)
 
@@ -22,14 +22,17 @@ def write_jsonl(path: Path, results: Sequence[JobResult]) -> None:
 def write_junit(
     path: Path, suite: str, results: Sequence[JobResult], logs: Mapping[str, Sequence[str]], seconds: float
 ) -> None:
-    """JUnit XML: a job is a test case. Raises OutputError if it cannot be written.
+    """Write JUnit XML with a test case per job. Raises OutputError if it cannot be written.
 
-    A gate or budget that was missed is a failure, anything else that went wrong an error; a job that did
-    not begin is skipped.
+    A missed gate or budget is a failure, anything else that went wrong an error; a job that did not start is
+    skipped.
 
     Args:
-        suite: name of the test suite. `logs`: last lines of the logs, by job.
-        seconds: that the whole batch took.
+        path: the file.
+        jobs: the results.
+        suite: name of the test suite.
+        logs: last lines of the logs, by job.
+        seconds: seconds of the whole batch.
     """
     cases = [_case(result, logs.get(result.name, ())) for result in results]
     counts = {
@@ -75,7 +78,7 @@ _TAIL_BYTES = 2**13
 
 
 def progress(metrics: Path) -> str:
-    """`train 120/500`: the phase, and its steps so far, as of the last epoch; empty where nothing is known.
+    """Return `train 120/500`: the phase and its steps at the last epoch; empty if unknown.
 
     Args:
         metrics: the job's `metrics.jsonl`, which another process writes.
@@ -90,6 +93,11 @@ def progress(metrics: Path) -> str:
         try:
             record = json.loads(line)
             return f"{record['event']} {record['step']}/{record['total_steps']}"
-        except (ValueError, KeyError, TypeError, RecursionError):  # the line is cut, or of another kind
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            RecursionError,
+        ):  # the line is incomplete, or of another kind
             continue
     return ""

@@ -85,7 +85,7 @@ def main() -> int:
 
 if __name__ == "__main__":
     if os.environ.get("FAKE_PATIENCE"):
-        from nestify.compression.batch.runner import tie
+        from nestify.compression.batch.runner import watch_parent
 
-        tie(float(os.environ["FAKE_PATIENCE"]))
+        watch_parent(float(os.environ["FAKE_PATIENCE"]))
     sys.exit(main())

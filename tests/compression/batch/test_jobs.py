@@ -14,7 +14,7 @@ from tests.compression.batch.builders import DATA, write_recipe
 
 @given(st.integers(0, 50), st.integers(1, 60))
 def test_shards_partition_the_jobs(jobs: int, count: int) -> None:
-    shares = [Shard(number, count).of(list(range(jobs))) for number in range(1, count + 1)]
+    shares = [Shard(number, count).select(list(range(jobs))) for number in range(1, count + 1)]
     assert sorted(job for share in shares for job in share) == list(range(jobs))
     assert all(list(share) == list(range(number, jobs, count)) for number, share in enumerate(shares))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1

@@ -211,7 +211,7 @@ def test_nothing_begins_if_a_recipe_is_wrong(fakes: Fakes) -> None:
 
 def test_a_folder_that_cannot_be_made(fakes: Fakes) -> None:
     (fakes.folder / "out").write_text("a file")
-    with pytest.raises(OutputError, match=r"--out .*out: cannot be made \(File exists\)"):
+    with pytest.raises(OutputError, match=r"--out .*out: cannot be created \(File exists\)"):
         fakes.run(fakes.recipes(a="ok"))
     (fakes.folder / "out").unlink()
     (fakes.folder / "out").mkdir()
