@@ -16,7 +16,7 @@ from safetensors.torch import save
 from timm.models import load_state_dict, resolve_model_input_args
 from torch import Tensor, nn
 
-from nestify.errors import CheckpointError, RecipeError
+from nestify.errors import CheckpointError, RecipeError, foreign_code
 from nestify.files import atomic_file
 from nestify.model.spec import Kwargs, ModelSpec, describe_model
 
@@ -128,10 +128,9 @@ def _in_chans(model: nn.Module) -> int:
 
 def _with_input_size(name: str, arguments: Kwargs, size: int | tuple[int, int]) -> Kwargs:
     """Add `img_size` to the arguments if the architecture fixes its input size when it is built."""
-    try:
+    refused = f"model.input_size = {size} does not fit {name}"
+    with foreign_code(lambda reason: RecipeError(f"{refused}: {reason}")):
         resolved = resolve_model_input_args(name, {"img_size": list(_height_and_width(size))}, **arguments)
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise RecipeError(f"model.input_size = {size} does not fit {name}: {error}") from error
     return {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
 
 
@@ -249,18 +248,20 @@ def _summarise(problem: str, items: list[str]) -> str:
 @contextmanager
 def _raise_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
     """Turn errors of timm and the hub into a CheckpointError with the remedy, and silence their warnings."""
+
+    def describe(reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{name} cannot be created with its weights ({reason.rstrip('.')}); "
+            f"set {option} to a file with the weights, or check model.kwargs"
+        )
+
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), foreign_code(describe):
             warnings.simplefilter("ignore")
             yield
-    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        raise CheckpointError(
-            f"{name} cannot be created with its weights ({_reason(error)}); "
-            f"set {option} to a file with the weights, or check model.kwargs"
-        ) from error
     finally:
         logger.setLevel(level)
 
