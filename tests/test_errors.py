@@ -17,7 +17,7 @@ class Strange(Exception):
 
 @pytest.mark.parametrize("error", [Strange("one two"), RecursionError("one two"), OSError("one two")])
 def test_any_type_becomes_the_described_error(error: Exception) -> None:
-    with pytest.raises(DataError, match="^photos: one two$") as caught, foreign_code(describe):
+    with pytest.raises(DataError, match=r"^photos: one two$") as caught, foreign_code(describe):
         raise error
     assert caught.value.__cause__ is error
 
@@ -57,5 +57,5 @@ def test_one_useful_line_is_kept(error: Exception, line: str) -> None:
 
 
 def test_the_keys_of_torchs_error_are_kept() -> None:
-    with pytest.raises(DataError, match="Missing key.*weight"), foreign_code(describe):
+    with pytest.raises(DataError, match=r"Missing key.*weight"), foreign_code(describe):
         nn.Linear(2, 2).load_state_dict({})

@@ -126,9 +126,9 @@ def build_model(architecture: str, kwargs: Kwargs, *, random_weights: bool = Tru
             f"{architecture!r} is not in the registry of timm {timm.__version__}; install a timm that has it"
         )
     refused = f"timm cannot build {architecture} with {kwargs}"
-    with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")):
-        with nullcontext() if random_weights else _NoRandomFill():
-            model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
+    fill = nullcontext() if random_weights else _NoRandomFill()
+    with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")), fill:
+        model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
     return model
 
 
