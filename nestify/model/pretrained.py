@@ -152,8 +152,9 @@ def _create_without(
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     new = _heads(model) if new_head_classes is not None else ()
     if id(model) in loads:
-        # timm lets some of its own files contain more than the model uses.
-        problems = _difference(model.state_dict(), loads[id(model)], new, unknown=False)
+        # Some of the files that timm publishes contain more than its models use.
+        local = name.startswith("local-dir:")
+        problems = _difference(model.state_dict(), loads[id(model)], new, unknown=local)
         if problems:
             raise CheckpointError(f"the weights of {name} do not fit it with model.kwargs: {problems}")
     return model

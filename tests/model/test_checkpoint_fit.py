@@ -167,8 +167,9 @@ def test_timms_conversions_still_apply(new_head_classes: int | None, tmp_path: P
 def folder(state: dict[str, Tensor], tmp_path: Path) -> Callable[..., str]:
     """Return a function that writes weights to a folder as timm's `local-dir:` reads it."""
 
-    def write(*, without: str = "") -> str:
+    def write(*, without: str = "", extra: str = "") -> str:
         given = {key: tensor for key, tensor in state.items() if key != without}
+        given |= {extra: torch.ones(2)} if extra else {}
         saved(given, tmp_path / "model.safetensors")
         cfg = {"num_classes": 10, "input_size": [3, 32, 32], "classifier": "fc", "first_conv": "conv1.0"}
         config = {"architecture": "test_resnet", "num_classes": 10, "pretrained_cfg": cfg}
@@ -183,6 +184,8 @@ def test_a_folder_must_fill_the_model(new_head_classes: int | None, folder: Call
     assert load_pretrained(folder(), new_head_classes=new_head_classes)
     with pytest.raises(CheckpointError, match=CONV):
         load_pretrained(folder(without=CONV), new_head_classes=new_head_classes)
+    with pytest.raises(CheckpointError, match="extra_table"):
+        load_pretrained(folder(extra="extra_table"), new_head_classes=new_head_classes)
 
 
 def test_a_class_count_in_the_arguments_makes_no_random_classifier(folder: Callable[..., str]) -> None:
