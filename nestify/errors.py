@@ -4,6 +4,13 @@ Only the command line exits; the library raises. A message is one sentence that 
 place and the remedy.
 """
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import TracebackType
+
+LONGEST_REASON = 300
+"""Characters of a library's message that are repeated in ours."""
+
 
 class NestifyError(Exception):
     """Base of all errors that are shown to the user as a message rather than reported as a bug."""
@@ -85,3 +92,51 @@ class BudgetError(NestifyError):
     """The cost of a trained level differs from its budget."""
 
     exit_code = 1
+
+
+@contextmanager
+def foreign_code(describe: Callable[[str], NestifyError]) -> Iterator[None]:
+    """Turn whatever a library raises on untrusted input into an error that the user can act on.
+
+    The block should contain calls of the library and nothing else. Errors of nestify, running out of memory
+    and our own failed assertions pass through, and so do interrupts.
+
+    Args:
+        describe: makes the error from one line that says what the library raised.
+
+    Raises:
+        NestifyError: what `describe` returns.
+    """
+    try:
+        yield
+    except NestifyError:
+        raise
+    except Exception as error:
+        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+        if out_of_memory or (isinstance(error, AssertionError) and _was_raised_here(error.__traceback__)):
+            raise
+        raise describe(foreign_reason(error)) from error
+
+
+def foreign_reason(error: Exception) -> str:
+    """Return the line of a library's message that says most, or the exception's type if there is none.
+
+    A line that ends in a colon only introduces the next one, as "Error(s) in loading state_dict for X:".
+    A message of one word, such as the key of a KeyError, is preceded by the type.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
+    if not line:
+        return type(error).__name__
+    if " " not in line:
+        line = f"{type(error).__name__}: {line}"
+    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
+
+
+def _was_raised_here(traceback: TracebackType | None) -> bool:
+    """Return whether the innermost frame of a traceback is code of nestify."""
+    name = ""
+    while traceback is not None:
+        name = traceback.tb_frame.f_globals.get("__name__", "")
+        traceback = traceback.tb_next
+    return name.partition(".")[0] == __name__.partition(".")[0]

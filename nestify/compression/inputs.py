@@ -61,7 +61,9 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     check_shares(train_images, val_images, processes)
     observer.stage(f"loading {recipe.model.name}")
     pretrained = open_recipe_model(recipe, train_images)
-    teacher = open_recipe_teacher(recipe, pretrained.spec)
+    for notice in pretrained.notices:
+        observer.warned(notice)
+    teacher = open_recipe_teacher(recipe, pretrained.spec, observer)
     labels = read_class_levels(
         recipe.data.hierarchy,
         train_images.class_names,
@@ -133,12 +135,13 @@ def open_recipe_model(recipe: Recipe, images: Images) -> PretrainedModel:
     return pretrained
 
 
-def open_recipe_teacher(recipe: Recipe, spec: ModelSpec) -> nn.Module | None:
+def open_recipe_teacher(recipe: Recipe, spec: ModelSpec, observer: Observer) -> nn.Module | None:
     """Open the timm model that teaches, in eval mode; None if the run needs none.
 
     Args:
         recipe: the recipe.
         spec: description of the model to train, whose classes the teacher must have.
+        observer: notified of what was changed when the teacher's checkpoint was read.
     """
     options = recipe.train
     if not options.epochs or options.teacher in TEACHERS:
@@ -148,6 +151,8 @@ def open_recipe_teacher(recipe: Recipe, spec: ModelSpec) -> nn.Module | None:
         checkpoint=options.teacher_checkpoint,
         options=("train.teacher", "train.teacher_checkpoint"),
     )
+    for notice in teacher.notices:
+        observer.warned(notice)
     if teacher.spec.num_classes != spec.num_classes:
         raise CheckpointError(
             f"train.teacher = {options.teacher!r} predicts {teacher.spec.num_classes} classes, the model "

@@ -4,21 +4,23 @@ import hashlib
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
 from safetensors.torch import save
-from timm.models import load_state_dict, resolve_model_input_args
+from timm.models import resolve_model_input_args
 from torch import Tensor, nn
 
-from nestify.errors import CheckpointError, RecipeError
+from nestify.errors import CheckpointError, RecipeError, foreign_code
 from nestify.files import atomic_file
 from nestify.model.spec import Kwargs, ModelSpec, describe_model
+from nestify.model.weights_file import read_weights
 
 Weights = Mapping[str, Tensor]
 
@@ -32,12 +34,14 @@ class PretrainedModel:
         spec: its description.
         source_sha256: hexadecimal SHA-256 of the checkpoint file; None without a file.
         new_head: whether the classifier is newly initialised, so that it has yet to learn its classes.
+        notices: sentences that say what was changed when the checkpoint was read.
     """
 
     model: nn.Module
     spec: ModelSpec
     source_sha256: str | None
     new_head: bool
+    notices: tuple[str, ...] = ()
 
 
 def load_pretrained(
@@ -73,15 +77,12 @@ def load_pretrained(
     arguments = dict(kwargs or {})
     if input_size is not None:
         arguments = _with_input_size(name, arguments, input_size)
-    weights: Weights | None = None
-    if checkpoint is not None:
-        weights = _read_checkpoint(Path(checkpoint))
+    file = None if checkpoint is None else read_weights(Path(checkpoint))
     with _raise_as_checkpoint_error(name, options[1]):
-        if weights is None:
-            classes = {} if new_head_classes is None else {"num_classes": new_head_classes}
-            model = timm.create_model(name, pretrained=pretrained, **{**arguments, **classes})
+        if file is None:
+            model = _create_without(name, pretrained, arguments, new_head_classes)
         else:
-            model = _create_with(name, weights, arguments, new_head_classes, str(checkpoint))
+            model = _create_with(name, file.tensors, arguments, new_head_classes, str(checkpoint))
     _check_finite(model, name, options[1])
     model.eval()
     size = None if input_size is None else (_in_chans(model), *_height_and_width(input_size))
@@ -89,7 +90,8 @@ def load_pretrained(
         model=model,
         spec=describe_model(model, input_size=size),
         source_sha256=None if checkpoint is None else _sha256(Path(checkpoint)),
-        new_head=new_head_classes is not None or (weights is None and not pretrained),
+        new_head=new_head_classes is not None or (file is None and not pretrained),
+        notices=() if file is None else file.notices,
     )
 
 
@@ -104,7 +106,7 @@ def _check_name(name: str, option: str) -> None:
 
 
 def _check_finite(model: nn.Module, name: str, option: str) -> None:
-    """Refuse values that are not finite, as a nested file cannot store them.
+    """Refuse tensors without values, and values that are not finite: a nested file cannot store them.
 
     Some models start with infinite bounds, which only a checkpoint replaces.
 
@@ -112,6 +114,8 @@ def _check_finite(model: nn.Module, name: str, option: str) -> None:
         CheckpointError: naming the first such tensor.
     """
     for key, tensor in model.state_dict().items():
+        if tensor.is_meta:
+            raise CheckpointError(f"{name}: {key} has no values; leave device out of model.kwargs")
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise CheckpointError(
                 f"{name}: {key} has values that are not finite; set {option} to a file that has finite ones"
@@ -128,114 +132,163 @@ def _in_chans(model: nn.Module) -> int:
 
 def _with_input_size(name: str, arguments: Kwargs, size: int | tuple[int, int]) -> Kwargs:
     """Add `img_size` to the arguments if the architecture fixes its input size when it is built."""
-    try:
+    refused = f"model.input_size = {size} does not fit {name}"
+    with foreign_code(lambda reason: RecipeError(f"{refused}: {reason}")):
         resolved = resolve_model_input_args(name, {"img_size": list(_height_and_width(size))}, **arguments)
-    except (ValueError, TypeError, RuntimeError, OSError) as error:
-        raise RecipeError(f"model.input_size = {size} does not fit {name}: {error}") from error
     return {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
 
 
-def _read_checkpoint(path: Path) -> dict[str, Tensor]:
-    """Read the state dict of a checkpoint; never runs code from it."""
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {path} is not a file; give the path of a .safetensors or .pth file"
-        )
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns about the legacy formats that it still reads
-            state: Weights = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # foreign bytes can make the unpickler raise anything
-        raise CheckpointError(
-            f"checkpoint {path} cannot be read ({_reason(error)}); it may be truncated, or contain more than "
-            "weights: copy it again, or save only its state_dict"
-        ) from error
-    tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise CheckpointError(f"checkpoint {path} contains no tensors; give the state dict of a timm model")
-    for key, tensor in tensors.items():
-        if not torch.isfinite(tensor).all():
-            raise CheckpointError(
-                f"checkpoint {path}: {key} has values that are not finite; give a checkpoint of a run that "
-                "did not diverge"
-            )
-    return tensors
+def _create_without(
+    name: str, pretrained: bool, arguments: Kwargs, new_head_classes: int | None
+) -> nn.Module:
+    """Make a model with timm's own weights, or those of the folder or hub that its name gives.
 
-
-def _reason(error: Exception) -> str:
-    """Return the first sentence of an exception, or its type if it has no message."""
-    text = str(error).strip()
-    return re.split(r"\. |\n", text)[0].rstrip(".") if " " in text else type(error).__name__
+    Raises:
+        CheckpointError: if a part of the model other than a new classifier would stay random.
+    """
+    if new_head_classes is not None:
+        arguments = {**arguments, "num_classes": new_head_classes}
+    with _recorded_loads() as loads:
+        model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
+    new = _heads(model) if new_head_classes is not None else ()
+    if id(model) in loads:
+        # Some of the files that timm publishes contain more than its models use.
+        local = name.startswith("local-dir:")
+        problems = _difference(model.state_dict(), loads[id(model)], new, unknown=local)
+        if problems:
+            raise CheckpointError(f"the weights of {name} do not fit it with model.kwargs: {problems}")
+    return model
 
 
 def _create_with(
     name: str, weights: Weights, arguments: Kwargs, new_head_classes: int | None, source: str
 ) -> nn.Module:
-    """Make a model with the checkpoint's weights; timm loads them, so its key conversions apply."""
+    """Make a model with the checkpoint's weights.
+
+    They are loaded as they are if they fit; otherwise timm loads them, so that its key conversions apply.
+
+    Raises:
+        CheckpointError: if they do not fit the model, apart from a new classifier.
+    """
     probe_cfg = timm.models.get_pretrained_cfg(name.removeprefix("local-dir:"), allow_unregistered=True)
-    classifier = (probe_cfg.classifier if probe_cfg else None) or ()
-    names = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    classes = next((weights[f"{n}.weight"].shape[0] for n in names if f"{n}.weight" in weights), None)
+    names = _as_tuple(probe_cfg.classifier if probe_cfg else None)
+    heads = [weights[f"{head}.weight"] for head in names if f"{head}.weight" in weights]
+    classes = next((head.shape[0] for head in heads if head.dim() and head.numel()), None)
     num_classes = new_head_classes if new_head_classes is not None else classes
     if num_classes is not None:
         arguments = {**arguments, "num_classes": int(num_classes)}
     # timm makes a new head only if the class counts differ, but a new head may have the same count: use -1.
     declared = -1 if new_head_classes is not None else arguments.get("num_classes")
-    overlay = {"state_dict": dict(weights), "num_classes": declared, "custom_load": False, "label_offset": 0}
+    # Without a source timm would prefer the weights of a hub or a folder that the name gives.
+    overlay = {"num_classes": declared, "custom_load": False, "label_offset": 0, "source": ""}
     if declared is None:
         del overlay["num_classes"]
-    try:
-        model: nn.Module = timm.create_model(
-            name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments
+    random_state = torch.get_rng_state()
+    model: nn.Module = timm.create_model(name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
+    new = _heads(model) if new_head_classes is not None else ()
+    difference = _difference(model.state_dict(), weights, new)
+    if not difference:
+        model.load_state_dict(_without(weights, new), strict=False)
+        return model
+    torch.set_rng_state(random_state)  # as if the model had been made once
+    refused = f"checkpoint {source} does not fit {name}"
+    with foreign_code(lambda reason: CheckpointError(f"{refused}: {difference}")), _recorded_loads() as loads:
+        model = timm.create_model(
+            name,
+            pretrained=True,
+            pretrained_cfg_overlay={**overlay, "state_dict": dict(weights)},
+            **arguments,
         )
-    except (RuntimeError, KeyError) as error:
-        difference = _difference(name, weights, arguments)
-        if not difference:
-            raise
-        raise CheckpointError(f"checkpoint {source} does not fit {name}: {difference}") from error
     cfg = model.pretrained_cfg
     assert isinstance(cfg, dict)
     cfg.pop("state_dict", None)  # otherwise every copy of the model would contain the checkpoint
-    if new_head_classes is not None:
-        _check_only_head_is_new(model, weights, names, f"checkpoint {source} does not fit {name}")
+    if problems := _difference(model.state_dict(), loads[id(model)], new):
+        raise CheckpointError(f"{refused}: {problems}")
     return model
 
 
-def _check_only_head_is_new(model: nn.Module, weights: Weights, heads: tuple[str, ...], prefix: str) -> None:
-    """Refuse a checkpoint that lacks more than half of a model's keys, apart from the head's.
+def _heads(model: nn.Module) -> tuple[str, ...]:
+    """Return the module names of a timm model's classifiers."""
+    return _as_tuple((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
 
-    With a new head timm ignores missing keys, so a checkpoint of another architecture would be accepted and
-    the network would be random.
 
-    Raises:
-        CheckpointError: naming the missing keys.
+def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (names,) if isinstance(names, str) else tuple(names or ())
+
+
+def _without(weights: Weights, modules: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the weights that belong to none of the given modules."""
+    prefixes = tuple(f"{module}." for module in modules)
+    return {key: tensor for key, tensor in weights.items() if not key.startswith(prefixes)}
+
+
+@contextmanager
+def _recorded_loads() -> Iterator[dict[int, Weights]]:
+    """Record the state dicts that models load, by `id` of the model.
+
+    timm ignores missing and unknown keys if the classifier is new, and for some architectures always, so
+    parts of a network could stay random.
     """
-    wanted = {
-        key: tensor
-        for key, tensor in model.state_dict().items()
-        if not any(key.startswith(f"{head}.") for head in heads)
-    }
-    absent = [key for key in wanted if key not in weights]
-    if len(absent) > len(wanted) // 2:
-        raise CheckpointError(f"{prefix}: {_summarise('keys are missing', absent)}")
+    loads: dict[int, Weights] = {}
+    load_state_dict = nn.Module.load_state_dict
+
+    def record(self: nn.Module, state_dict: Weights, *args: Any, **kwargs: Any) -> Any:
+        result = load_state_dict(self, state_dict, *args, **kwargs)
+        loads[id(self)] = dict(state_dict)
+        return result
+
+    nn.Module.load_state_dict = record  # type: ignore[method-assign]
+    try:
+        yield loads
+    finally:
+        nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
-def _difference(name: str, weights: Weights, arguments: Kwargs) -> str:
-    """Describe which keys of a checkpoint do not fit the architecture; empty if all fit."""
-    expected = timm.create_model(name, pretrained=False, **arguments).state_dict()
-    missing = [key for key in expected if key not in weights]
-    extra = [key for key in weights if key not in expected]
-    shapes = [
-        f"{key} is {tuple(weights[key].shape)}, not {tuple(tensor.shape)}"
-        for key, tensor in expected.items()
-        if key in weights and weights[key].shape != tensor.shape
-    ]
+def _difference(expected: Weights, weights: Weights, new: tuple[str, ...], unknown: bool = True) -> str:
+    """Describe which tensors do not fit an architecture; empty if all fit.
+
+    Args:
+        expected: the state dict of the model.
+        weights: the tensors that it is to load.
+        new: modules that load nothing, so that their tensors may be missing or different.
+        unknown: whether keys that the model does not have count.
+    """
+    expected, weights = _without(expected, new), _without(weights, new)
+    # Old files lack the counters of batch norm; torch accepts that, and nothing depends on them.
+    missing = [k for k in expected if k not in weights and not k.endswith(".num_batches_tracked")]
+    extra = [key for key in weights if key not in expected] if unknown else []
+    both = [(key, weights[key], tensor) for key, tensor in expected.items() if key in weights]
+    shapes = [f"{k} is {tuple(a.shape)}, not {tuple(b.shape)}" for k, a, b in both if a.shape != b.shape]
+    types = [f"{k} is {_type(a)}, not {_type(b)}" for k, a, b in both if not _converts(a, b.dtype)]
+    marked = [key for key in extra if _PARAMETRISED.search(key)]
     parts = [
         _summarise("keys are missing", missing),
         _summarise("keys are unknown", extra),
         _summarise("shapes differ", shapes),
+        _summarise("types differ", types),
     ]
+    if marked:
+        parts.append(
+            f"{marked[0]} is left over from a parametrised or pruned layer: before saving, call "
+            "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm or "
+            "prune.remove"
+        )
     return "; ".join(part for part in parts if part)
+
+
+_PARAMETRISED = re.compile(r"(^|\.)parametrizations\.|_(orig|mask|[guv])$")
+"""Keys that torch's pruning, weight norm, spectral norm and other parametrisations store."""
+
+
+def _type(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _converts(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Return whether a tensor keeps its meaning in a type: weights are floats, counters and indices whole."""
+    if dtype.is_floating_point or dtype.is_complex:
+        return tensor.is_floating_point() or tensor.dtype == dtype
+    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
 
 
 def _summarise(problem: str, items: list[str]) -> str:
@@ -249,18 +302,20 @@ def _summarise(problem: str, items: list[str]) -> str:
 @contextmanager
 def _raise_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
     """Turn errors of timm and the hub into a CheckpointError with the remedy, and silence their warnings."""
+
+    def describe(reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{name} cannot be created with its weights ({reason.rstrip('.')}); "
+            f"set {option} to a file with the weights, or check model.kwargs"
+        )
+
     logger = logging.getLogger("timm.models._builder")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), foreign_code(describe):
             warnings.simplefilter("ignore")
             yield
-    except (OSError, RuntimeError, ValueError, TypeError, AssertionError, KeyError) as error:
-        raise CheckpointError(
-            f"{name} cannot be created with its weights ({_reason(error)}); "
-            f"set {option} to a file with the weights, or check model.kwargs"
-        ) from error
     finally:
         logger.setLevel(level)
 

@@ -12,7 +12,7 @@ from timm.models import get_model_args
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from nestify.errors import UnsupportedModelError
+from nestify.errors import UnsupportedModelError, foreign_code
 
 Kwargs = dict[str, Any]
 
@@ -125,13 +125,10 @@ def build_model(architecture: str, kwargs: Kwargs, *, random_weights: bool = Tru
         raise UnsupportedModelError(
             f"{architecture!r} is not in the registry of timm {timm.__version__}; install a timm that has it"
         )
-    try:
-        with nullcontext() if random_weights else _NoRandomFill():
-            model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
-    except (TypeError, ValueError, RuntimeError, AssertionError, KeyError, IndexError) as error:
-        raise UnsupportedModelError(
-            f"timm cannot build {architecture} with {kwargs}: {type(error).__name__}: {error}"
-        ) from error
+    refused = f"timm cannot build {architecture} with {kwargs}"
+    fill = nullcontext() if random_weights else _NoRandomFill()
+    with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")), fill:
+        model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
     return model
 
 

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Refused
-from tests.cli.driver import CHECKPOINT, UNTRAINED, nestify
+from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, nestify
 
 START = ("compress", "digits", *UNTRAINED, "--checkpoint")
 
@@ -120,3 +120,47 @@ def test_bad_teachers(refused: Refused) -> None:
     save_file(timm.create_model("test_resnet", num_classes=7).state_dict(), "seven.safetensors")
     message = refused(3, *words, "test_resnet", "--set", "train.teacher_checkpoint=seven.safetensors")
     assert message.startswith("train.teacher = 'test_resnet' predicts 7 classes, the model 10;")
+
+
+def test_a_new_classifier_needs_the_rest_of_the_weights(refused: Refused) -> None:
+    weights = load_file(CHECKPOINT)
+    weights["layer1.0.conv1.weight_orig"] = weights.pop("layer1.0.conv1.weight")
+    save_file(weights, "pruned.safetensors")
+    message = refused(3, *START, "pruned.safetensors", "--new-head", "--finetune-epochs", "1")
+    assert "1 keys are missing (layer1.0.conv1.weight)" in message
+    assert "prune.remove" in message
+
+
+def test_whole_numbers_are_no_weights(refused: Refused) -> None:
+    weights = {key: tensor.to(torch.int8) for key, tensor in load_file(CHECKPOINT).items()}
+    save_file(weights, "int8.safetensors")
+    assert "is int8, not float32" in refused(3, *START, "int8.safetensors")
+
+
+def test_float8_is_read(tmp_path: Path) -> None:
+    weights = load_file(CHECKPOINT)
+    weights["fc.weight"] = weights["fc.weight"].to(torch.float8_e4m3fn)
+    save_file(weights, "fp8.safetensors")
+    assert nestify(*START, "fp8.safetensors", "--dry-run").code == 0
+
+
+@pytest.mark.parametrize("as_teacher", [False, True])
+def test_changes_on_reading_are_told(as_teacher: bool, tmp_path: Path) -> None:
+    weights = load_file(CHECKPOINT)
+    weights["fc.weight_orig"] = weights.pop("fc.weight")
+    weights["fc.weight_mask"] = torch.ones_like(weights["fc.weight_orig"])
+    torch.save({"net": weights, "epoch": 3}, "wrapped.pth")
+    words = (*UNTRAINED, "--checkpoint", "wrapped.pth")
+    if as_teacher:
+        words = (*TWO_STEPS, "--teacher", "test_resnet", "--set", "train.teacher_checkpoint=wrapped.pth")
+    told = nestify("compress", "digits", *words, "-o", "x.nested.safetensors")
+    assert told.code == 0
+    assert "wrapped.pth: using the weights under net" in told.err
+    assert "wrapped.pth: 1 pruning masks were applied (fc.weight)" in told.err
+
+
+@pytest.mark.parametrize(
+    "kwargs", ["drop_rate=1e308", 'block="x"', "global_pool=true", "block_reduce_first=0", 'device="meta"']
+)
+def test_arguments_that_no_model_takes(kwargs: str, refused: Refused) -> None:
+    refused(3, *START, CHECKPOINT, "--set", f"model.kwargs.{kwargs}")

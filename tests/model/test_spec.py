@@ -1,6 +1,7 @@
 """Descriptions of timm models: maskable weights, tied names, and building a model again."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import timm
@@ -105,3 +106,25 @@ def test_synthetic_input_is_a_known_wave() -> None:
     assert float(image[0, 0, 0, 0]) == 0  # sin(0)
     assert float(image.abs().max()) <= 1
     assert len(image.flatten(1).unique(dim=0)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "kwargs"),
+    [
+        ("test_resnet", {"block": "x"}),
+        ("test_resnet", {"block_reduce_first": 0}),
+        ("test_resnet", {"global_pool": True}),
+        ("test_resnet", {"channels": "wide"}),
+        ("test_resnet", {"pretrained": True}),
+        ("test_vit", {"patch_size": 0}),
+        ("test_vit", {"mlp_ratio": 1e308}),
+        ("test_vit", {"num_heads": 0}),
+        ("test_vit", {"drop_path_rate": "x"}),
+    ],
+)
+@pytest.mark.parametrize("random_weights", [True, False])
+def test_arguments_that_timm_chokes_on_are_refused(
+    name: str, kwargs: dict[str, Any], random_weights: bool
+) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"timm cannot build {name} with .*{next(iter(kwargs))}"):
+        build_model(name, kwargs, random_weights=random_weights)
