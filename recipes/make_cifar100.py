@@ -2,9 +2,9 @@
 
     python recipes/make_cifar100.py [FOLDER]
 
-torchvision downloads the data set (A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Images",
-2009) into FOLDER, `cifar100` by default, and checks it. cifar100-superclasses.csv beside this script has its
-20 superclasses.
+torchvision downloads the data set to FOLDER, `cifar100` by default, and verifies it (A. Krizhevsky, "Learning
+Multiple Layers of Features from Tiny Images", 2009). cifar100-superclasses.csv next to this script contains
+its 20 superclasses.
 """
 
 import io
@@ -30,7 +30,7 @@ def write_tar(path: Path, images: Iterable[tuple[Image.Image, int]], classes: li
 
 
 def main() -> None:
-    """Download, and write both archives."""
+    """Download the data set, and write both archives."""
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else "cifar100")
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):

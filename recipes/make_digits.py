@@ -1,9 +1,9 @@
-"""Make the embedded digits images: nestify/recipes/digits/{train,validation}.tar, byte for byte.
+"""Make the embedded digits images nestify/recipes/digits/{train,validation}.tar, with identical bytes.
 
     pip install scikit-learn
     python recipes/make_digits.py [OUTPUT_FOLDER]
 
-The images come with scikit-learn (nothing is downloaded); SOURCE.md beside the archives says what they are.
+The images are part of scikit-learn, so nothing is downloaded. SOURCE.md next to the archives describes them.
 """
 
 import io
@@ -21,10 +21,10 @@ SEED = 0
 
 
 def png(levels: np.ndarray) -> bytes:
-    """An 8-bit grey PNG of grey levels 0..16, shape (8, 8).
+    """Return an 8-bit grey PNG of grey values 0..16, shape (8, 8).
 
-    `level * 255 // 16` gives 17 different values, so nothing is lost. The pixels are stored and not
-    compressed: compressed bytes differ between zlib versions, and a tar rounds up to 512 bytes anyway.
+    `level * 255 // 16` gives 17 different values, so no information is lost. The pixels are not compressed,
+    because compressed bytes differ between zlib versions, and a tar rounds up to 512 bytes anyway.
     """
     file = io.BytesIO()
     Image.fromarray((levels.astype(np.int64) * 255 // 16).astype(np.uint8)).save(
@@ -34,7 +34,7 @@ def png(levels: np.ndarray) -> bytes:
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    """Write files, sorted by name, with nothing in the headers that depends on when or by whom."""
+    """Write files, sorted by name, with headers that do not depend on the time or the user."""
     with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
         for name in sorted(members):
             info = tarfile.TarInfo(name)  # mtime, uid and gid are 0, mode is 0644
@@ -43,6 +43,7 @@ def write_tar(path: Path, members: dict[str, bytes]) -> None:
 
 
 def main(folder: Path) -> None:
+    """Write both archives to a folder."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()

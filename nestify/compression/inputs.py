@@ -1,5 +1,6 @@
 """Opening the inputs of a recipe: images, model, teacher, optimizer."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 
@@ -159,6 +160,22 @@ def open_recipe_teacher(recipe: Recipe, spec: ModelSpec, observer: Observer) -> 
             f"{spec.num_classes}; give a teacher that was trained on the same classes"
         )
     return teacher.model
+
+
+def frozen_teacher(recipe: Recipe, teacher: nn.Module | None, network: nn.Module) -> nn.Module | None:
+    """Return the network that teaches, in eval mode; None if there is none, or the full level teaches.
+
+    Args:
+        recipe: names the teacher.
+        teacher: the timm model that the recipe names, if any.
+        network: the dense model of the run, on its device.
+    """
+    options = recipe.train
+    if not options.epochs or options.teacher in ("none", "self"):
+        return None
+    if options.teacher in ("original", "both"):
+        return deepcopy(network).eval()
+    return None if teacher is None else teacher.to(next(network.parameters()).device)
 
 
 def check_optimizer(recipe: Recipe) -> None:

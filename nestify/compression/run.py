@@ -8,7 +8,7 @@ import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from nestify.compression.inputs import augmentation, open_inputs, stored_dtype
+from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, stored_dtype
 from nestify.data.dataset import Images
 from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
@@ -178,38 +178,46 @@ class Run:
         network = self.inputs.pretrained.model.to(self.device)
         if recipe.train.channels_last:
             network = network.to(memory_format=torch.channels_last)
+
+        # Fine-tune and evaluate the dense model, which is also the teacher if the recipe says so.
         if recipe.finetune.epochs and checkpoints.is_in_train_phase:
             checkpoints.load_dense(network)
         elif recipe.finetune.epochs:
             network = self._phases().finetune(network)
             checkpoints.save_dense(network)
         original = checkpoints.early_results.original or self._original(network)
-        teacher = self._frozen_teacher(network)
+        teacher = frozen_teacher(recipe, self.inputs.teacher, network)
+
+        # Make the nested model. Smaller levels need new batch norm statistics; a checkpoint has them.
         design = self._nest(network)
-        nested, levels = design.nested, design.levels
+        nested, levels, numbers = design.nested, design.levels, range(1, design.nested.n_levels + 1)
         if not checkpoints.is_in_train_phase:
-            smaller = [k for k in range(1, nested.n_levels + 1) if nested.is_smaller(k)]
-            self._recalibrate_levels(nested, smaller)
+            self._recalibrate_levels(nested, [k for k in numbers if nested.is_smaller(k)])
         before = checkpoints.early_results.before
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
         checkpoints.early_results = EarlyResults(original=original, before=before)
+
+        # Train the levels. Sparsities that depend on a budget are solved again when the masks are frozen.
         if recipe.train.epochs:
             solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
             settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
             nested, levels = self._phases().train_levels(nested, levels, settle, teacher)
         else:
             choose_weights(nested, levels, recipe.schedule.score)
+
+        # Evaluate what the file will hold: rounded weights, and batch norm statistics that fit them.
         self._round(nested)
         if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
-            changed = bool(recipe.train.epochs)
-            parts = [k for k in range(1, nested.n_levels + 1) if changed or nested.is_reduced(k)]
-            self._recalibrate_levels(nested, parts)
+            stale = [k for k in numbers if recipe.train.epochs or nested.is_reduced(k)]
+            self._recalibrate_levels(nested, stale)
         observer.stage("evaluating the levels")
         after = self._evaluate_levels(nested)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
         self._check_health(nested, original, after)
+
+        # Fit temperatures and consensus weights, and count the costs of the finished model.
         calibration = None
         if self.inputs.held_out is not None:
             observer.stage("fitting temperatures and consensus")
@@ -274,15 +282,6 @@ class Run:
         made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable)
         self._removable = made.removable
         return made
-
-    def _frozen_teacher(self, network: nn.Module) -> nn.Module | None:
-        """Return the network that teaches, in eval mode; None if there is none, or the full level teaches."""
-        options = self.recipe.train
-        if not options.epochs or options.teacher in ("none", "self"):
-            return None
-        if options.teacher in ("original", "both"):
-            return deepcopy(network).eval()
-        return None if self.inputs.teacher is None else self.inputs.teacher.to(self.device)
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
         """Evaluate the levels without training: the best weights kept, batch norm recalibrated."""
