@@ -27,7 +27,7 @@ with warnings.catch_warnings():
     from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from export.builders import facts_of, target_in
+from tests.exports.builders import facts_of, target_in
 
 from nestify.errors import NestifyError
 from nestify.exports.target import ExportFacts, Target
