@@ -27,11 +27,10 @@ with warnings.catch_warnings():
     from torch import nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.exports.builders import facts_of, target_in
-
 from nestify.errors import NestifyError
 from nestify.exports.target import ExportFacts, Target
 from nestify.exports.write import export_level
+from tests.exports.builders import facts_of, target_in
 from tests.family_walk import SMALLER, create_plain, randomise_constants, smallest_model
 
 FORMATS = ("pt2", "onnx")
