@@ -98,8 +98,9 @@ def _document(
 
 
 def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -> str:
-    """Return the report as HTML, with stored latencies, gates and changes."""
+    """Return the report as HTML, with training curves, stored latencies, gates and changes."""
     from nestify.cli.output import gates_sheets
+    from nestify.file.history import read_history
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
     from nestify.report.html.page import PageSection, html_page
@@ -115,7 +116,7 @@ def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -
         tables = comparison_tables(comparison, layers=True)
         notes = comparison_notes(comparison, layers=True)
         sections.append(PageSection("changes", "What changed", tables, notes))
-    return html_page(data, sections)
+    return html_page(data, sections, read_history(data))
 
 
 def _text(

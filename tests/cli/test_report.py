@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from nestify.file.reader import open_nested_file
-from tests.cli.driver import TWO_STEPS, at_terminal, nestify, stored_recipe
+from tests.cli.driver import TWO_STEPS, UNTRAINED, at_terminal, nestify, stored_recipe
 
 ALL_COLUMNS = [
     *("level", "name", "sparsity", "parameters", "non-zero", "dense MACs", "effective MACs", "prefix MiB"),
@@ -81,6 +81,20 @@ def test_html(digits_file: Path) -> None:
     assert done.out.startswith("<!DOCTYPE html>\n")
     for expected in ("test_resnet", "level1", "layer1.0.conv1.weight", "train.recalibrate_batches", "<svg"):
         assert expected in done.out
+
+
+def test_html_has_the_curves_of_the_run_next_to_the_file() -> None:
+    assert nestify("compress", "digits", *TWO_STEPS, "-o", "a.nested.safetensors").code == 0
+    page = nestify("report", "a.nested.safetensors", "--format", "html").out
+    assert "Training</h2>" in page
+    assert page.count("<polyline") == 4 * 3
+    Path("a.metrics.jsonl").rename("b.metrics.jsonl")
+    Path("a.nested.safetensors").rename("b.nested.safetensors")
+    nestify("compress", "digits", *UNTRAINED, "-o", "b2.nested.safetensors")
+    Path("b2.nested.safetensors").replace("b.nested.safetensors")
+    page = nestify("report", "b.nested.safetensors", "--format", "html").out
+    assert "b.metrics.jsonl is the log of another run" in page
+    assert "<polyline" not in page
 
 
 def test_html_with_gates_and_changes(digits_file: Path) -> None:

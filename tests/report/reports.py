@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from nestify.file.history import History, LevelScore, TrainingEpoch, ValidationEpoch
 from nestify.file.manifest import LayerEntry
 from nestify.file.summary import ChunkBytes, ClassSet, LevelReport, Report
 from tests.report import report_builders
@@ -91,3 +92,28 @@ def large(n: int = 12, layers: int = 400) -> Report:
     ]
     first = replace(level(1, n, names), top1=None, top1_before=None)
     return report(first, *(level(k, n, names, name=f"a-long-level-name-{k}") for k in range(2, n + 1)))
+
+
+def history(n: int, epochs: int = 3) -> History:
+    """Build the history of a run of n levels; level k has the loss k / epoch and the top-1 50 + k + epoch."""
+    numbers = range(1, n + 1)
+    return History(
+        training=[
+            TrainingEpoch(
+                event="train",
+                epoch=epoch,
+                losses=[k / epoch for k in numbers],
+                top1=[50.0 + k + epoch for k in numbers],
+            )
+            for epoch in range(1, epochs + 1)
+        ],
+        validation=[
+            ValidationEpoch(
+                event="evaluation",
+                moment="before" if epoch == 0 else "after" if epoch == epochs else "epoch",
+                epoch=epoch,
+                levels=[LevelScore(level=k, top1=40.0 + k + epoch, loss=2.0 + k, images=9) for k in numbers],
+            )
+            for epoch in range(epochs + 1)
+        ],
+    )

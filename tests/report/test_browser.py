@@ -21,11 +21,11 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 PAGES = {
-    "classes": html_page(reports.with_classes()),
+    "classes": html_page(reports.with_classes(), history=reports.history(2)),
     "hostile": html_page(reports.hostile()),
     "large": html_page(reports.large()),
 }
-PHONE = 390
+PHONE = 360
 """Width of a phone's window, in pixels."""
 MEASURE = """
 for (const frame of document.querySelectorAll("iframe")) {
@@ -33,7 +33,9 @@ for (const frame of document.querySelectorAll("iframe")) {
 }
 const frames = [...document.querySelectorAll("iframe")];
 const widths = frames.map(frame => frame.contentDocument.documentElement.scrollWidth);
-document.getElementById("widths").textContent = JSON.stringify(widths);
+const cells = frames.map(frame => frame.contentDocument.querySelectorAll("#levels td[data-title='top-1 %']"));
+const ends = cells.map(found => [...found].map(cell => Math.ceil(cell.getBoundingClientRect().right)));
+document.getElementById("widths").textContent = JSON.stringify([widths, ends]);
 """
 
 
@@ -112,9 +114,11 @@ def test_it_fits_a_phone(tmp_path: Path) -> None:
     shown, _ = browse(tmp_path, wrapper.as_uri(), "--dump-dom", "--window-size=1000,4000")
     found = re.search(r'<pre id="widths">(.*?)</pre>', shown)
     assert found
-    *widths, control = json.loads(found[1])
+    [*widths, control], [*ends, _] = json.loads(html.unescape(found[1]))
     assert widths == [PHONE] * len(PAGES)
     assert control > PHONE
+    assert [len(cells) for cells in ends] == [2, 2, 12]
+    assert max(map(max, ends)) <= PHONE  # top-1 of every level is visible without scrolling sideways
 
 
 def test_light_and_dark(tmp_path: Path) -> None:

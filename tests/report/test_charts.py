@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 from fractions import Fraction
-from itertools import pairwise
+from itertools import combinations, pairwise
+from math import dist
 
 import pytest
 from hypothesis import given, settings
@@ -16,6 +17,8 @@ from nestify.report.html.charts import (
     REACH,
     WIDTH,
     Chart,
+    Kind,
+    Mark,
     Scale,
     Tick,
     bytes_chart,
@@ -24,6 +27,7 @@ from nestify.report.html.charts import (
     mebibyte_ticks,
     percent_ticks,
     round_ticks,
+    separate,
 )
 from nestify.report.html.labels import LINE, Box, place_labels, shorten
 from tests.report.reports import level, report
@@ -250,3 +254,41 @@ def test_what_was_not_measured_is_left_out() -> None:
 def test_an_impossible_accuracy_is_not_drawn() -> None:
     for chart in charts(report(original={"top1": 1e300})):
         assert chart.original is None
+
+
+# Marks at the same place
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["dense", "untrained"]), st.integers(0, 20), st.integers(0, 20)),
+        max_size=30,
+    )
+)
+@settings(max_examples=50)
+def test_no_mark_hides_another(items: list[tuple[Kind, int, int]]) -> None:
+    marks = [Mark(kind, 100.0 + x, 100.0 + y, str(index)) for index, (kind, x, y) in enumerate(items)]
+    moved = separate(marks)
+    assert [mark.text for mark in moved] == [mark.text for mark in marks]
+    for one, other in combinations(moved, 2):
+        assert dist((one.x, one.y), (other.x, other.y)) >= REACH
+    for mark, original in zip(moved, marks, strict=True):
+        assert mark.origin in (None, (original.x, original.y))
+        assert (mark.origin is None) == ((mark.x, mark.y) == (original.x, original.y))
+        assert FRAME.contains(Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH))
+
+
+def test_a_dot_is_seen_in_a_square_and_in_a_ring() -> None:
+    kinds: list[tuple[Kind, Kind]] = [("dense", "effective"), ("untrained", "bytes")]
+    for pair in kinds:
+        marks = [Mark(kind, 100.0, 100.0, kind) for kind in pair]
+        assert separate(marks) == marks
+
+
+def test_levels_of_equal_accuracy_and_cost_are_all_seen() -> None:
+    levels = [level(k, 3, top1=99.44, top1_before=99.44, effective_macs=3 * 10**6) for k in (1, 2, 3)]
+    chart = macs_chart(report(*levels))
+    assert chart is not None
+    assert chart.moved == 3 + 2 + 2  # rings, and of the squares and the dots all but one
+    for kind in ("dense", "effective", "untrained"):
+        assert len({(mark.x, mark.y) for mark in chart.marks if mark.kind == kind}) == 3

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nestify.file.history import History
 from nestify.file.summary import Report, read_report
 from nestify.file.writer import write_nested_file
 from nestify.report.html.page import PageSection, html_page
@@ -23,7 +24,7 @@ TAGS = {
     *("html", "head", "meta", "link", "title", "style", "body", "header", "nav", "main", "section"),
     *("h1", "h2", "p", "a", "ul", "li", "dl", "dt", "dd", "div", "span", "details", "summary"),
     *("table", "caption", "thead", "tbody", "tr", "th", "td", "figure", "figcaption"),
-    *("svg", "desc", "g", "line", "rect", "circle", "text"),
+    *("svg", "desc", "g", "line", "polyline", "rect", "circle", "text"),
 }
 REPORTS = [reports.report, reports.with_classes, reports.hostile, reports.large]
 
@@ -205,6 +206,37 @@ def test_levels_that_were_not_evaluated() -> None:
     assert any(
         text.startswith("The MACs of the evaluated levels are not known") for text in page.texts_in("p")
     )
+
+
+def test_training_curves() -> None:
+    made = reports.with_classes()
+    page = Page(html_page(made, history=reports.history(2)))
+    assert "Training" in page.texts_in("h2")
+    assert {tag for tag, _ in page.tags} <= TAGS
+    drawn = [tag for tag in page.attributes("svg") if tag.get("role") == "img"]
+    assert len(drawn) == 2 + 4
+    assert len(page.attributes("polyline")) == 4 * 2
+    assert "level2: loss 0.6667 after epoch 3" in page.texts_in("title")
+    assert "level2: top-1 45.00 % after epoch 3" in page.texts_in("title")
+    ids = [tag["id"] for _, tag in page.tags if "id" in tag]
+    assert len(set(ids)) == len(ids)
+
+
+def test_a_log_that_cannot_be_used_is_named() -> None:
+    page = Page(
+        html_page(reports.report(), history=History(problem=f"net.metrics.jsonl {reports.PRINTABLE}"))
+    )
+    assert "Training" in page.texts_in("h2")
+    assert f"net.metrics.jsonl {reports.PRINTABLE}" in page.texts_in("p")
+    assert "Training" not in Page(html_page(reports.report())).texts_in("h2")
+
+
+def test_cells_name_their_columns_for_narrow_windows() -> None:
+    made = reports.hostile()
+    page = Page(html_page(made))
+    titles = [column.title for column in report_table(made).columns]
+    cells = [*page.attributes("th"), *page.attributes("td")]
+    assert {cell["data-title"] for cell in cells if "data-title" in cell} >= set(titles)
 
 
 def test_densities() -> None:

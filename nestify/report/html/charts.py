@@ -1,9 +1,11 @@
 """Charts of accuracy against cost, as coordinates that a template draws. Pure arithmetic."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from itertools import accumulate
+from math import dist
 from typing import Literal
 
 from nestify.file.summary import LevelReport, Report
@@ -110,12 +112,14 @@ class Mark:
         x: horizontal position.
         y: vertical position, which grows downwards.
         text: shown when the pointer is over the mark.
+        origin: position (x, y) of its values, if the mark was moved away from there; else None.
     """
 
     kind: Kind
     x: float
     y: float
     text: str
+    origin: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,7 @@ class Chart:
         key: unique name of the chart on its page.
         title: title of the chart.
         x_title: quantity and unit of the x axis.
+        y_title: quantity and unit of the y axis.
         x: the x axis.
         y: the y axis, always top-1 in percent.
         marks: points of all series, in drawing order.
@@ -136,11 +141,13 @@ class Chart:
         original: y of the model before nesting; None if not known.
         legend: kinds of marks, each with its text.
         description: the chart in words, for screen readers.
+        moved: number of marks that were moved, because they would have hidden another one.
     """
 
     key: str
     title: str
     x_title: str
+    y_title: str
     x: Scale
     y: Scale
     marks: tuple[Mark, ...]
@@ -151,6 +158,7 @@ class Chart:
     original: float | None
     legend: tuple[tuple[Kind, str], ...]
     description: str
+    moved: int
 
 
 @dataclass(frozen=True)
@@ -230,14 +238,15 @@ def _chart(
     values = [dot.top1 for dot in dots] + ([] if original is None else [original])
     x = Scale(x_ticks, FRAME.left + INSET, FRAME.right - INSET)
     y = Scale(percent_ticks(values), FRAME.bottom - INSET, FRAME.top + INSET)
-    marks = [Mark(dot.kind, x(dot.cost), y(dot.top1), dot.text) for dot in dots]
+    marks = separate([Mark(dot.kind, x(dot.cost), y(dot.top1), dot.text) for dot in dots])
+    ends = accumulate(len(group) for _, group in groups)  # marks are in the order of the dots
+    points = [(marks[end - 1].x, marks[end - 1].y) for end in ends]
     marks.sort(key=lambda mark: ("dense", "untrained", "effective", "bytes").index(mark.kind))
     links = [(x(group[0].cost), x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
     links = [link for link in links if link[0] != link[1]]
     lines = [(min(x1, x2), max(x1, x2), height) for x1, x2, height in links]
     if original is not None:
         lines.append((FRAME.left, FRAME.right, y(original)))
-    points = [(x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
     taken = [Box(mark.x - REACH, mark.y - REACH, mark.x + REACH, mark.y + REACH) for mark in marks]
     line_boxes = [Box(left, height - 1, right, height + 1) for left, right, height in lines]
     placed = place_labels([level.name for level, _ in groups], points, taken, line_boxes, FRAME)
@@ -248,6 +257,7 @@ def _chart(
         key=key,
         title=title,
         x_title=x_title,
+        y_title="top-1, %",
         x=x,
         y=y,
         marks=tuple(marks),
@@ -258,4 +268,47 @@ def _chart(
         original=None if original is None else y(original),
         legend=(*legend, *(untrained if any(dot.kind == "untrained" for dot in dots) else [])),
         description="; ".join(dot.text for dot in dots),
+        moved=sum(mark.origin is not None for mark in marks),
     )
+
+
+NESTED: tuple[set[Kind], ...] = ({"effective", "dense"}, {"effective", "untrained"}, {"bytes", "untrained"})
+"""Kinds of marks that can be seen both at the same place: a small dot in a square or in a ring."""
+
+
+def separate(marks: Sequence[Mark]) -> list[Mark]:
+    """Move marks that would hide another mark to the nearest free place inside the frame.
+
+    Returns:
+        The marks, in their order.
+    """
+    placed: dict[int, Mark] = {}
+    for index, mark in enumerate(marks):
+        if not any(_hides(mark, other) for other in placed.values()):
+            placed[index] = mark
+    for index, mark in enumerate(marks):
+        if index not in placed:
+            free = (
+                replace(mark, x=x, y=y, origin=(mark.x, mark.y))
+                for x, y in _places_around(mark.x, mark.y)
+                if FRAME.contains(Box(x - REACH, y - REACH, x + REACH, y + REACH))
+                and all(dist((x, y), (other.x, other.y)) >= 2 * REACH for other in placed.values())
+            )
+            placed[index] = next(free, mark)
+    return [placed[index] for index in range(len(marks))]
+
+
+def _hides(mark: Mark, other: Mark) -> bool:
+    """Return whether a mark covers so much of another one that one of them is overlooked."""
+    is_near = dist((mark.x, mark.y), (other.x, other.y)) < REACH
+    return is_near and {mark.kind, other.kind} not in NESTED
+
+
+def _places_around(x: float, y: float) -> Iterator[tuple[float, float]]:
+    """Yield positions around a point, the nearest first."""
+    for ring in range(1, 9):
+        steps = 8 * ring
+        for step in range(steps):
+            angle = 2 * math.pi * step / steps
+            away = (2 * REACH + 0.5) * ring
+            yield x + away * math.cos(angle), y + away * math.sin(angle)

@@ -12,8 +12,10 @@ from pathlib import PurePosixPath
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from nestify.file.history import History
 from nestify.file.summary import Report
 from nestify.report.html import charts
+from nestify.report.html.curves import curve_charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
 from nestify.report.sheet import Sheet, escape_unprintable, settings
 from nestify.report.table import (
@@ -95,12 +97,16 @@ class PageSection:
     notes: Sequence[str] = ()
 
 
-def html_page(report: Report, sections: Sequence[PageSection] = ()) -> str:
+NO_HISTORY = History()
+
+
+def html_page(report: Report, sections: Sequence[PageSection] = (), history: History = NO_HISTORY) -> str:
     """Return a report as one page that needs no other file, no network and no script; ASCII only.
 
     Args:
         report: report of a nested file; a stored report lacks some of what the page shows.
         sections: additional sections.
+        history: what the log of the run says about its epochs.
     """
     text = (
         _templates()
@@ -112,6 +118,8 @@ def html_page(report: Report, sections: Sequence[PageSection] = ()) -> str:
             levels=report_table(report),
             notes=report_notes(report),
             charts=[chart for chart in (charts.macs_chart(report), charts.bytes_chart(report)) if chart],
+            curves=curve_charts(report, history),
+            history_problem=history.problem,
             geometry={
                 "width": charts.WIDTH,
                 "height": charts.HEIGHT,
