@@ -1,7 +1,7 @@
-"""A check of every family of timm's models, each in a process of its own, and a table of what came of it.
+"""Runs a check for every family of timm models, each in its own process, and prints a table of the results.
 
-So one family that crashes, or needs too much memory or time, does not end the others. Works where processes
-can be forked.
+A family that crashes, or needs too much memory or time, does not stop the others. Requires that processes can
+be forked.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from rich.progress import track
 from rich.table import Table
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    warnings.simplefilter("ignore")  # torch's own deprecation warnings on import
     import timm
     import torch
     from torch import Tensor, nn
@@ -36,17 +36,22 @@ from tests.model.graph.builders import randomise
 GIB = 2**30
 
 Row = dict[str, str]
-Tell = Callable[[Row], None]
-Check = Callable[[str, Tell], str]
-"""Of a family: tells cells of its row as they are known; returns the result, `works` or `WRONG: ` why."""
+SendCells = Callable[[Row], None]
+Check = Callable[[str, SendCells], str]
+"""Checks a family; sends the cells of its row as soon as they are known, and returns the result: `works`, or
+`WRONG: ` and the reason."""
 
 
 def walk_families(doc: str, columns: Sequence[str], check: Check) -> int:
-    """Exit code 1 where a family neither works nor is refused.
+    """Check all families and print the table.
 
     Args:
-        doc: of the script; its first line is in the help.
-        columns: of the table, beside the family and its result.
+        doc: docstring of the script; its first line is shown in the help.
+        columns: columns of the table in addition to the family and its result.
+        check: the check.
+
+    Returns:
+        The exit code: 1 if a family neither works nor is refused, otherwise 0.
     """
     options = _options(doc)
     families = options.only.split(",") if options.only else timm.list_modules()
@@ -65,7 +70,7 @@ def walk_families(doc: str, columns: Sequence[str], check: Check) -> int:
 
 
 def example(name: str) -> tuple[nn.Module, Tensor]:
-    """A model for small images, all of its tensors random, and two such images; in float64 if it can be."""
+    """Return a model for small images, with random tensors, and two images; in float64 if possible."""
     torch.manual_seed(0)
     model, side = create_plain(name, dict(SMALLER.get(name, {})))
     side = side or model.pretrained_cfg["input_size"][-1]
@@ -76,7 +81,7 @@ def example(name: str) -> tuple[nn.Module, Tensor]:
             buffer.nan_to_num_(posinf=10, neginf=-10)
     try:
         double(images.double())
-    except RuntimeError:  # it casts by itself
+    except RuntimeError:  # it casts to another type itself
         return model, images
     return double, images.double()
 
@@ -91,17 +96,17 @@ def _options(doc: str) -> argparse.Namespace:
 
 
 def _try_apart(check: Check, row: Row, memory_bytes: int, timeout: int) -> Row:
-    """Try a family in a process of its own, which tells cell by cell what it found."""
+    """Check a family in its own process, which sends its cells one by one."""
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=_child, args=(check, row["family"], memory_bytes, theirs))
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_child, args=(check, row["family"], memory_bytes, sender))
     process.start()
-    theirs.close()
+    sender.close()
     end = time.perf_counter() + timeout
     try:
         while not row["result"]:
-            if ours.poll(max(0, end - time.perf_counter())):
-                row |= json.loads(ours.recv())
+            if receiver.poll(max(0, end - time.perf_counter())):
+                row |= json.loads(receiver.recv())
             else:
                 row["result"] = f"FAILS: not done after {timeout} seconds"
                 process.kill()
@@ -114,14 +119,14 @@ def _try_apart(check: Check, row: Row, memory_bytes: int, timeout: int) -> Row:
 
 def _child(check: Check, family: str, memory_bytes: int, pipe: Connection) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # models print, too
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # some models print
     warnings.simplefilter("ignore")
     try:
         with torch.no_grad():
             result = check(family, lambda row: pipe.send(json.dumps(row)))
     except NestifyError as error:
         result = f"refused: {error}"
-    except Exception as error:  # whatever happens is the result
+    except Exception as error:  # any exception is a result
         result = f"FAILS: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     pipe.send(json.dumps({"result": result}))
 

@@ -1,4 +1,4 @@
-"""One table of what the channel and layer schedules do for every family of timm, for the README.
+"""Prints one table of the results of the channel and layer schedules for every family of timm models.
 
 python tests/benchmarks/channels.py --markdown > channels.md
 python tests/benchmarks/layers.py --markdown > layers.md
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def rows(path: str) -> dict[str, dict[str, str]]:
-    """The rows of a Markdown table by their first column."""
+    """Return the rows of a Markdown table by their first column."""
     lines = [line for line in Path(path).read_text().splitlines() if line.startswith("|")]
     head, _, *body = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {cells[0]: dict(zip(head, cells, strict=True)) for cells in body}

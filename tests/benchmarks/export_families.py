@@ -1,11 +1,11 @@
-"""Which families of timm models export to ONNX and pt2? Exports the smallest model of each, and proves it.
+"""Which families of timm models export to ONNX and pt2? Exports the smallest model of each and checks it.
 
     python tests/benchmarks/export_families.py                    # all families, half an hour on one core
     python tests/benchmarks/export_families.py --only vgg,levit --batch 1
 
-Random weights and small images, as in `families.py`. An export counts when it loads again and gives the
-model's logits with batches of 1 and 3 (with --batch, of that size alone). Every family has its own process
-and a bound on its processor time, so that a busy machine fails none.
+Uses random weights and small images, as `families.py` does. An export works if it can be loaded again and
+gives the model's logits with batches of 1 and 3 (with --batch, only of that size). Every family has its own
+process and a limit on its processor time, so that no family fails because the machine is busy.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    warnings.simplefilter("ignore")  # torch's own deprecation warnings on import
     import timm
     import torch
     from torch import nn
@@ -34,16 +34,16 @@ from tests.exports.builders import facts_of, target_in
 from tests.family_walk import SMALLER, create_plain, randomise_constants, smallest_model
 
 FORMATS = ("pt2", "onnx")
-Tell = Callable[[dict[str, str]], None]
+SendCells = Callable[[dict[str, str]], None]
 
 
 def main() -> int:
-    """Exit code 1 where an export fails without being refused."""
+    """Print the results; return exit code 1 if an export fails without being refused."""
     options = _options()
     if options.child:
         warnings.simplefilter("ignore")
         resource.setrlimit(resource.RLIMIT_CPU, (options.timeout, options.timeout))
-        export_family(options.only, options.batch, _tell)
+        export_family(options.only, options.batch, _print_cells)
         return 0
     results: dict[str, Counter[str]] = {name: Counter() for name in FORMATS}
     for family in options.only.split(",") if options.only else timm.list_modules():
@@ -67,17 +67,17 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def export_family(family: str, batch: int | None, tell: Tell) -> None:
-    """Export the smallest model of a family; `tell` gets its name, then one outcome per format."""
+def export_family(family: str, batch: int | None, send: SendCells) -> None:
+    """Export the smallest model of a family; send its name, then one outcome per format."""
     torch.manual_seed(0)
     name = smallest_model(family)
     model, side = create_plain(name, dict(SMALLER.get(name, {})))
     randomise_constants(model)
     facts = facts_of(model.eval(), side)
-    tell({"variant": f"{name} at {facts.input_size[-1]}"})
+    send({"variant": f"{name} at {facts.input_size[-1]}"})
     for format in FORMATS:
         with TemporaryDirectory() as folder:
-            tell({format: _outcome(model, target_in(Path(folder), format), facts, batch)})
+            send({format: _outcome(model, target_in(Path(folder), format), facts, batch)})
 
 
 def _outcome(model: nn.Module, target: Target, facts: ExportFacts, batch: int | None) -> str:
@@ -85,7 +85,7 @@ def _outcome(model: nn.Module, target: Target, facts: ExportFacts, batch: int | 
         done = export_level(model, facts, target, batch=batch)
     except NestifyError as error:
         return f"refused: {error}"
-    except Exception as error:  # whatever happens is the result
+    except Exception as error:  # any exception is a result
         return f"FAILS: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     return f"works {done.max_difference:.0e}"
 
@@ -94,18 +94,18 @@ def _export_apart(family: str, batch: int | None, timeout: int) -> dict[str, str
     command = [sys.executable, __file__, "--child", "--only", family, "--timeout", str(timeout)]
     command += ["--batch", str(batch)] if batch else []
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)
-    why = f"FAILS: its process ended with exit code {done.returncode}"
+    failure = f"FAILS: its process ended with exit code {done.returncode}"
     if -done.returncode in (signal.SIGXCPU, signal.SIGKILL):
-        why = f"FAILS: not done after {timeout} seconds, or out of memory"
-    told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    outcome = {"variant": "", **dict.fromkeys(FORMATS, why)}
-    for part in told:
-        outcome |= part
+        failure = f"FAILS: not done after {timeout} seconds, or out of memory"
+    outcome = {"variant": "", **dict.fromkeys(FORMATS, failure)}
+    for line in done.stdout.splitlines():
+        if line.startswith("{"):
+            outcome |= json.loads(line)
     return outcome
 
 
-def _tell(part: dict[str, str]) -> None:
-    print(json.dumps(part), flush=True)
+def _print_cells(cells: dict[str, str]) -> None:
+    print(json.dumps(cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Does nestify work with every family of timm models? Walks the smallest model of each through everything.
+"""Does nestify work with every family of timm models? Runs all steps for the smallest model of each.
 
     python tests/benchmarks/families.py                         # all families, half an hour on one core
     python tests/benchmarks/families.py --only vgg,swin_transformer
     python tests/benchmarks/families.py --markdown > families.md
 
 A checkpoint of each model, with random weights, is opened, planned, nested at three levels, trained for one
-step of every level, saved and loaded; `tests/family_walk.py` says what is compared with what. Every family
-has its own process, so that one that crashes, or needs too much memory or time, does not end the others.
-Works where processes can be forked.
+step of every level, saved and loaded; see `tests/family_walk.py` for the comparisons. Every family has its
+own process, so that a family that crashes, or needs too much memory or time, does not stop the others.
+Requires that processes can be forked.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from rich.progress import track
 from rich.table import Table
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    warnings.simplefilter("ignore")  # torch's own deprecation warnings on import
     import timm
     import torch
 
@@ -42,12 +42,15 @@ HEADINGS = ("family", "variant", "input", "parameters", "maskable", "result", "s
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one family.
+    """Result of one family.
 
     Attributes:
-        result: `works`, `refused: ` and nestify's own reason, or `FAILS: ` and what happened.
-        seconds: of the walk; of everything where it did not come to its end.
-        peak_bytes: the most memory that the process held; 0 where it did not tell.
+        family: name of the family.
+        name: name of its smallest model; empty if it is not known.
+        walked: facts about the model; None if not all steps succeeded.
+        result: `works`, `refused: ` and nestify's reason, or `FAILS: ` and the error.
+        seconds: time of the steps; time of the complete process if it was killed or crashed.
+        peak_bytes: peak memory of the process; 0 if it did not report it.
     """
 
     family: str
@@ -63,7 +66,7 @@ class Outcome:
 
 
 def main() -> int:
-    """Exit code 1 where a family neither works nor is refused."""
+    """Print the table; return exit code 1 if a family neither works nor is refused."""
     options = _options()
     families = options.only.split(",") if options.only else timm.list_modules()
     if unknown := set(families) - set(timm.list_modules()):
@@ -92,33 +95,33 @@ def _options() -> argparse.Namespace:
 
 
 def _walk_apart(family: str, memory_bytes: int, timeout: int) -> Outcome:
-    """Walk a family's smallest model in a process of its own."""
+    """Run all steps for a family's smallest model in its own process."""
     context = multiprocessing.get_context("fork")
-    ours, theirs = context.Pipe(duplex=False)
+    receiver, sender = context.Pipe(duplex=False)
     start = time.perf_counter()
-    process = context.Process(target=_child, args=(family, memory_bytes, theirs))
+    process = context.Process(target=_child, args=(family, memory_bytes, sender))
     process.start()
-    theirs.close()
-    name, outcome, why = "", None, ""
+    sender.close()
+    name, outcome, failure = "", None, ""
     try:
         while outcome is None:
-            if not ours.poll(max(0, start + timeout - time.perf_counter())):
-                why = f"FAILS: not done after {timeout} seconds"
+            if not receiver.poll(max(0, start + timeout - time.perf_counter())):
+                failure = f"FAILS: not done after {timeout} seconds"
                 process.kill()
                 break
-            told = ours.recv()
-            name, outcome = (told, None) if isinstance(told, str) else (name, told)
+            message = receiver.recv()
+            name, outcome = (message, None) if isinstance(message, str) else (name, message)
     except EOFError:
         process.join()
-        why = f"FAILS: its process ended with exit code {process.exitcode}"
+        failure = f"FAILS: its process ended with exit code {process.exitcode}"
     process.join()
-    return outcome or Outcome(family, name, None, why, time.perf_counter() - start, 0)
+    return outcome or Outcome(family, name, None, failure, time.perf_counter() - start, 0)
 
 
 def _child(family: str, memory_bytes: int, pipe: Connection) -> None:
     """Send the name of the variant, then the outcome."""
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # models print, too
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # some models print
     start = time.perf_counter()
     walked, name = None, ""
     try:
@@ -130,7 +133,7 @@ def _child(family: str, memory_bytes: int, pipe: Connection) -> None:
         result = "works"
     except NestifyError as error:
         result = f"refused: {error}"
-    except Exception as error:  # whatever happens is the result
+    except Exception as error:  # any exception is a result
         result = f"FAILS: {type(error).__name__}: {str(error).strip().partition(chr(10))[0]}"
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     pipe.send(Outcome(family, name, walked, result, time.perf_counter() - start, peak))

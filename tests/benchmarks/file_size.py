@@ -1,10 +1,10 @@
-"""How close nested files come to the information they hold.
+"""How close is the size of nested files to their information content?
 
 Prints, for random weights in the shapes of a timm model nested by global magnitude, the data bytes of every
-level's prefix over a bound that no code of single weights can beat: the bytes of the values, shared and
-private, plus the Shannon entropy of the entry levels. The bar is 1.10; the header is shown by itself.
-Beside it: the dense checkpoint of a level in the same type, and what separate dense checkpoints of this and
-all lower levels take.
+level's prefix divided by a lower bound for any coding of single weights: the bytes of the values, shared and
+private, plus the Shannon entropy of the entry levels. The limit is 1.10; the header is shown separately. For
+comparison, it prints the size of a level's dense checkpoint in the same type, and the total size of separate
+dense checkpoints of this level and all lower levels.
 
     python tests/benchmarks/file_size.py [MODEL ...]        (default: resnet18 resnet50)
 """
@@ -25,7 +25,7 @@ from nestify.file.reader import open_nested_file
 from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
 
-SIZE_BAR = 1.10
+SIZE_LIMIT = 1.10
 MIB = 2**20
 SPARSITIES: list[list[float]] = [
     [0.95, 0.8, 0.0],
@@ -35,7 +35,7 @@ SPARSITIES: list[list[float]] = [
 
 
 def nested_by_magnitude(architecture: str, sparsities: Sequence[float]) -> NestedState:
-    """Random weights in the model's shapes; conv and linear weights maskable, batch norm private."""
+    """Return random weights in the model's shapes, with maskable matrices and private batch norm."""
     torch.manual_seed(0)
     model = timm.create_model(architecture)
     weights, shared = {}, {}
@@ -60,7 +60,7 @@ def nested_by_magnitude(architecture: str, sparsities: Sequence[float]) -> Neste
 
 
 def describe(architecture: str, sparsities: Sequence[float]) -> Description:
-    """A manifest's worth of facts about a model that is not real."""
+    """Return a description with made-up facts."""
     metrics = Metrics(parameters=0, nonzero_parameters=0, dense_macs=None, effective_macs=None)
     preprocessing = Preprocessing(
         input_size=(3, 224, 224),
@@ -100,14 +100,14 @@ def describe(architecture: str, sparsities: Sequence[float]) -> Description:
 
 
 def entropy_bytes(entry: np.ndarray) -> float:
-    """Shannon entropy of a tensor's entry levels, drawn from their own frequencies, in bytes."""
+    """Return the Shannon entropy of a tensor's entry levels, based on their own frequencies, in bytes."""
     counts = np.bincount(entry.reshape(-1))
     counts = counts[counts > 0]
     return float(-(counts * np.log2(counts / entry.size)).sum() / 8)
 
 
 def bound_bytes(state: NestedState, level: int, dtype: torch.dtype) -> float:
-    """Values and entropy of entry levels that level `level` needs, in bytes."""
+    """Return the bytes of the values and the entropy of the entry levels that a level needs."""
     private = sum(t.numel() * t.element_size() for own in state.private[:level] for t in own.values())
     total = float(private)
     for name, tensor in state.shared.items():
@@ -121,7 +121,7 @@ def bound_bytes(state: NestedState, level: int, dtype: torch.dtype) -> float:
 
 
 def dense_bytes(state: NestedState, dtype: torch.dtype) -> int:
-    """One dense checkpoint of a level, header aside; private tensors keep their own type."""
+    """Return the size of a level's dense checkpoint without header; private tensors keep their own type."""
     private = sum(tensor.numel() * tensor.element_size() for tensor in state.private[0].values())
     return private + sum(tensor.numel() * dtype.itemsize for tensor in state.shared.values())
 
@@ -129,7 +129,7 @@ def dense_bytes(state: NestedState, dtype: torch.dtype) -> int:
 def measure(
     table: Table, folder: Path, architecture: str, sparsities: Sequence[float], dtype: torch.dtype
 ) -> float:
-    """Write one file, add one row per level; the largest ratio."""
+    """Write one file and add one row per level; return the largest ratio."""
     path = folder / "model"
     state = nested_by_magnitude(architecture, sparsities)
     write_nested_file(path, state, describe(architecture, sparsities), dtype)
@@ -155,7 +155,7 @@ def measure(
 
 
 def main(architectures: Sequence[str]) -> int:
-    """Print the table; 1 if a ratio is above the bar."""
+    """Print the table; return 1 if a ratio is above the limit."""
     table = Table(title="Nested file size: data bytes of each level's prefix over the bound")
     table.add_column("model", no_wrap=True)
     for heading in (
@@ -179,8 +179,8 @@ def main(architectures: Sequence[str]) -> int:
         )
     console = Console(width=110)
     console.print(table)
-    console.print(f"largest ratio {worst:.4f}, bar {SIZE_BAR:.2f}")
-    return int(worst > SIZE_BAR)
+    console.print(f"largest ratio {worst:.4f}, limit {SIZE_LIMIT:.2f}")
+    return int(worst > SIZE_LIMIT)
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""What does a reader do with nested files that nobody vouches for? Reads many spoilt ones.
+"""What does a reader do with untrusted nested files? Reads many corrupted files.
 
     python tests/benchmarks/fuzz.py                          # 100,000 files, about a quarter of an hour
     python tests/benchmarks/fuzz.py --count 5000 --seed 7
-    python tests/benchmarks/fuzz.py --seed 7 --only 4711     # one file again, with the whole traceback
+    python tests/benchmarks/fuzz.py --seed 7 --only 4711     # one file again, with the complete traceback
 
-`tests/file/mutations.py` spoils the files, `tests/file/fuzzing.py` says what a reader may do
-with them. Prints, per kind of damage, how many files were tried, refused and read, and the most memory that
-was allocated on opening (refused files included) and on reading, in bytes per byte of the file; on reading,
-the dense tensors that the file declares count as bytes of it. 256 KiB besides are free. Exit code 1 if a
-file was treated wrongly: another exception than nestify's own, a warning, a hang, damage that nobody noticed,
-too much memory.
+`tests/file/mutations.py` corrupts the files, `tests/file/fuzzing.py` defines what a reader may do with them.
+Prints, for each kind of damage, how many files were tried, refused and read, and the largest memory that was
+allocated on opening (including refused files) and on reading, in bytes per byte of the file; on reading, the
+dense tensors that the file declares are added to its bytes. The first 256 KiB are not counted. Exit code 1 if
+a file was handled wrongly: an exception other than nestify's own, a warning, a hang, damage that was not
+noticed, too much memory.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    warnings.simplefilter("ignore")  # torch's own deprecation warnings on import
     import torch
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
-from tests.file.fuzzing import Verdict, base_files, judge, spoilt_files
+from tests.file.fuzzing import Verdict, base_files, corrupted_files, judge
 
 GOLDEN = Path(__file__).parents[1] / "file" / "golden" / "float16.safetensors"
 BATCH = 500
@@ -42,7 +42,7 @@ PROCESSES = 2
 
 @dataclass
 class Tally:
-    """What became of the files of one kind."""
+    """Results of the files with one kind of damage."""
 
     refused: int = 0
     read: int = 0
@@ -64,7 +64,13 @@ class Tally:
 
 @dataclass
 class Batch:
-    """What became of adjacent files, by kind, and what went wrong; `peak_bytes` is the whole process's."""
+    """Results of a range of files.
+
+    Attributes:
+        tallies: results by kind of damage.
+        wrong: one text per file that was handled wrongly.
+        peak_bytes: peak memory of the process.
+    """
 
     tallies: dict[str, Tally] = field(default_factory=lambda: defaultdict(Tally))
     wrong: list[str] = field(default_factory=list)
@@ -72,13 +78,13 @@ class Batch:
 
 
 def try_files(seed: int, numbers: range) -> Batch:
-    """Read the files of these numbers."""
+    """Read the files with these numbers."""
     torch.set_num_threads(1)
     warnings.simplefilter("error")
     batch = Batch(tallies={})
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        files = spoilt_files(base_files(folder, GOLDEN), folder, seed, numbers)
+        files = corrupted_files(base_files(folder, GOLDEN), folder, seed, numbers)
         for number, (kind, path, base, donor) in zip(numbers, files, strict=True):
             try:
                 verdict = judge(path, base, donor, kind)
@@ -97,7 +103,7 @@ def _try_batch(arguments: tuple[int, range]) -> Batch:
 
 
 def batches(seed: int, count: int) -> Iterator[Batch]:
-    """All batches, in no particular order."""
+    """Yield all batches, in no particular order."""
     parts = [(seed, range(first, min(first + BATCH, count))) for first in range(0, count, BATCH)]
     with multiprocessing.get_context("forkserver").Pool(PROCESSES) as pool:
         found = pool.imap_unordered(_try_batch, parts)
@@ -106,7 +112,7 @@ def batches(seed: int, count: int) -> Iterator[Batch]:
 
 def show(total: Batch, seconds: float) -> None:
     """Print the table."""
-    table = Table(title="Spoilt nested files")
+    table = Table(title="Corrupted nested files")
     table.add_column("kind of damage", no_wrap=True)
     for heading in ("tried", "refused", "read", "opening: bytes / byte", "reading: bytes / byte"):
         table.add_column(heading, justify="right")
@@ -127,13 +133,13 @@ def show(total: Batch, seconds: float) -> None:
     console = Console()
     console.print(table)
     console.print(
-        f"{len(total.wrong)} treated wrongly; {seconds:.0f} s; at most {total.peak_bytes / 2**20:.0f} MiB "
+        f"{len(total.wrong)} handled wrongly; {seconds:.0f} s; at most {total.peak_bytes / 2**20:.0f} MiB "
         "in a process, Python and torch included"
     )
 
 
 def main() -> int:
-    """Print the table; 1 if a file was treated wrongly."""
+    """Print the table; return 1 if a file was handled wrongly."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,12 +1,12 @@
-"""Can a killed process leave half a nested file behind? Kills many that write one.
+"""Can a killed process leave an incomplete nested file? Kills many processes that write one.
 
     python tests/benchmarks/kill.py                          # 50 kills of each way of writing
     python tests/benchmarks/kill.py --kills 1000 --seed 3
 
-Every way of writing (with and without an older file at the path, slicing and upgrading slices) runs in a
-process of its own and is killed by SIGKILL at a random moment of the time that it takes. Prints how often
-the older file (or none) was there afterwards, how often the new one, how often half a file, and how often a
-hidden temporary file was left and how much was in it. Exit code 1 if half a file was there. Works where
+Every way of writing (with and without an existing file at the path, slicing, and upgrading a slice) runs in
+its own process, which is killed by SIGKILL at a random moment of its duration. Prints how often the old
+file (or none) was found afterwards, how often the new file, how often an incomplete file, and how often a
+hidden temporary file was left, and its size. Exit code 1 if an incomplete file was found. Requires that
 processes can be forked.
 """
 
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    warnings.simplefilter("ignore")  # torch's own deprecation warnings on import
     import torch
 from rich.console import Console
 from rich.progress import track
@@ -36,7 +36,16 @@ MIB = 2**20
 
 @dataclass
 class Tally:
-    """What became of one way of writing."""
+    """Results of one way of writing.
+
+    Attributes:
+        seconds: duration without a kill.
+        file_bytes: size of the new file.
+        old: number of kills that left the old file, or none.
+        new: number of kills that left the new file.
+        half: number of kills that left an incomplete file.
+        left: sizes of the temporary files that were left.
+    """
 
     seconds: float
     file_bytes: int
@@ -47,7 +56,7 @@ class Tally:
 
 
 def kill_many(name: str, job: Job, path: Path, kills: int, rng: random.Random) -> Tally:
-    """Kill one way of writing at moments spread over its time and a little more."""
+    """Kill one way of writing at moments spread over 1.1 times its duration."""
     seconds = statistics.median(duration(job, path) for _ in range(5))
     tally = Tally(seconds, len(job.new))
     for number in track(range(kills), name, console=Console(stderr=True), transient=True):
@@ -82,10 +91,10 @@ def show(rows: Sequence[tuple[str, Tally]]) -> None:
 
 
 def main() -> int:
-    """Print the table; 1 if half a file was ever there."""
+    """Print the table; return 1 if an incomplete file was found."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--kills", type=int, default=50, help="of each way of writing (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=50, help="kills of each way (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)

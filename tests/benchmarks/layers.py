@@ -4,13 +4,13 @@
     python tests/benchmarks/layers.py --only vgg,swin_transformer
     python tests/benchmarks/layers.py --markdown > layers.md
 
-Random weights, small images, double precision where the model can. A family works where all blocks can be
-skipped together, all that are modules, two random halves of them, and one alone: with finite logits, those
-of timm's own model in which the same modules do nothing, with the parameters that these depend on, and with
-the MACs that were planned. What a branch computes may be no module; `compared` says how many of the sets
-could be compared with timm.
-Differences are relative to the largest logit. The smallest models of a family may have no block, so up to
-five are tried.
+Uses random weights, small images, and double precision if the model allows it. A family works if these sets
+of blocks can be skipped: all blocks, all blocks that are modules, two random halves of them, and a single
+block. For each set, the logits must be finite and equal to those of timm's own model in which the same
+modules do nothing, the parameters must be those that these logits depend on, and the MACs must be the
+planned MACs. A branch need not be a module; `compared` is the number of sets that could be compared with
+timm. Differences are relative to the largest logit. The smallest models of a family may have no blocks, so
+up to five models are tried.
 """
 
 import sys
@@ -19,10 +19,10 @@ import warnings
 from itertools import islice
 from pathlib import Path
 
-from apart import Tell, example, walk_families
+from apart import SendCells, example, walk_families
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch's own deprecations while it is imported by others
+    warnings.simplefilter("ignore")  # torch's own deprecation warnings on import
     import torch
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -30,24 +30,24 @@ from tests.family_walk import small_models
 from tests.model.graph.skipping import walk_blocks
 
 MODELS = 5
-"""How many of a family are tried until one has blocks."""
+"""Largest number of models of a family that are tried until one has blocks."""
 TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
-"""Of the differences; some models compute in float32 whatever they are given."""
+"""Largest allowed difference; some models compute in float32 regardless of the type of their input."""
 COLUMNS = ("variant", "input", "modules", "branches", "MACs in blocks", "compared", "off", "seconds")
 
 
-def _try(family: str, tell: Tell) -> str:
+def _try(family: str, send: SendCells) -> str:
     additions = []
     for name in islice(small_models(family), MODELS):
-        model, images = None, None  # free the last one
+        model, images = None, None  # free the previous model
         model, images = example(name)
-        tell({"variant": name, "input": f"{images.shape[-1]}x{images.shape[-1]}"})
+        send({"variant": name, "input": f"{images.shape[-1]}x{images.shape[-1]}"})
         start = time.perf_counter()
         try:
             walked = walk_blocks(model, images)
         except AssertionError as error:
             return f"WRONG: {error}"
-        tell(
+        send(
             {
                 "modules": str(walked.modules),
                 "branches": str(walked.branches),
@@ -58,9 +58,9 @@ def _try(family: str, tell: Tell) -> str:
             }
         )
         if walked.error > TOLERANCE[images.dtype]:
-            return "WRONG: other logits than timm's"
+            return "WRONG: the logits differ from timm's"
         if walked.tried:
-            return "works" if walked.compared else "works, as far as it goes without timm's logits"
+            return "works" if walked.compared else "works, not compared with timm's logits"
         additions.append(walked.additions)
     return f"refused: none of the {', '.join(map(str, additions))} additions of the models tried is residual"
 

@@ -1,4 +1,4 @@
-"""How much faster the levels of nested files are than their full level, beside the ratio of their MACs.
+"""Compares the latency of each level of nested files with the full level, and with the ratio of their MACs.
 
 Run: OMP_NUM_THREADS=1 python tests/benchmarks/level_latency.py FILE... [--rounds 15]
 """
@@ -17,7 +17,7 @@ BATCHES = (1, 16)
 
 @torch.no_grad()
 def processor_times(networks: list[nn.Module], images: torch.Tensor, rounds: int) -> list[float]:
-    """Median processor time of each network in seconds; they take turns, and two rounds warm up."""
+    """Measure the median processor time of each network in seconds, alternately, after two warm-up rounds."""
     times: list[list[float]] = [[] for _ in networks]
     for _ in range(rounds + 2):
         for network, seconds in zip(networks, times, strict=True):

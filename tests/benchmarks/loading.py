@@ -1,12 +1,13 @@
-"""What it takes to load a nested file, beside loading the dense checkpoint of the same model.
+"""Compares loading a nested file with loading the dense checkpoint of the same model.
 
 Prints, for random weights in the shapes of a timm model at sparsities 0.95 / 0.8 / 0:
 
-- processor time of `nestify.load`, hashes checked, over that of timm.create_model plus safetensors' load_file
-  plus load_state_dict of the dense checkpoint (goal: 1.5), side by side, the best of several rounds; the
-  check of the logits, which no dense checkpoint has, by itself;
-- memory that loading one level takes over the dense size of the level (goal: 1.2): the process's own memory,
-  sampled every millisecond. Pages of the mapped file, which the system can drop at any time, are apart.
+- processor time of `nestify.load` with checked hashes, divided by that of timm.create_model plus safetensors'
+  load_file plus load_state_dict for the dense checkpoint (goal: 1.5), the best of several alternating rounds;
+  the time of the logits check, which a dense checkpoint does not have, is shown separately;
+- memory that loading one level takes, divided by the dense size of the level (goal: 1.2): the process's own
+  memory, sampled every millisecond. Pages of the mapped file, which the system can drop at any time, are
+  shown separately.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/loading.py [MODEL ...]     (default: resnet18 resnet50)
 """
@@ -42,7 +43,7 @@ MIB = 2**20
 
 
 def write_files(folder: Path, architecture: str, dtype: torch.dtype) -> None:
-    """The dense checkpoint and the nested file of a model, its fingerprints right."""
+    """Write the dense checkpoint of a model and its nested file with correct fingerprints."""
     save_file(timm.create_model(architecture).state_dict(), folder / "dense")
     state, description = nested_by_magnitude(architecture, SPARSITIES), describe(architecture, SPARSITIES)
     write_nested_file(folder / "nested", state, description, dtype)
@@ -62,19 +63,19 @@ def write_files(folder: Path, architecture: str, dtype: torch.dtype) -> None:
 
 
 def load_dense(folder: Path, architecture: str) -> None:
-    """What the dense checkpoint takes."""
+    """Load the dense checkpoint."""
     timm.create_model(architecture).load_state_dict(load_file(folder / "dense"))
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Processor time of a call."""
+    """Measure the processor time of a call, in seconds."""
     started = time.process_time()
     call()
     return time.process_time() - started
 
 
 def measure_time(table: Table, folder: Path, architecture: str, dtype: torch.dtype) -> float:
-    """One row; the ratio."""
+    """Add one row; return the ratio of the times."""
     nested = folder / "nested"
     calls: list[Callable[[], object]] = [
         partial(load_dense, folder, architecture),
@@ -97,17 +98,17 @@ def measure_time(table: Table, folder: Path, architecture: str, dtype: torch.dty
 
 
 def status(field: str) -> float:
-    """A line of this process's status, in MiB."""
+    """Return a field of this process's status, in MiB."""
     found = re.search(rf"^{field}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found is not None
     return int(found[1]) / 1024
 
 
-def load_and_tell(path: str, level: str) -> None:
-    """In a process of its own: print the own and the mapped memory that loading a level took, in MiB."""
-    nestify.load(path, level=1, check=False)  # what libraries keep for themselves
+def load_and_print(path: str, level: str) -> None:
+    """Load a level; print the own and the mapped memory that it takes in MiB, and its dense size in bytes."""
+    nestify.load(path, level=1, check=False)  # allocates what the libraries keep
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # or freed memory would be used again unseen
+    ctypes.CDLL(None).malloc_trim(0)  # otherwise freed memory would be reused without being counted
     before = {field: status(field) for field in ("RssAnon", "RssFile")}
     peaks = dict(before)
     done = threading.Event()
@@ -127,12 +128,12 @@ def load_and_tell(path: str, level: str) -> None:
 
 
 def measure_memory(table: Table, folder: Path, architecture: str, dtype: torch.dtype) -> float:
-    """One row a level; the largest ratio."""
+    """Add one row per level; return the largest ratio of memory to dense size."""
     worst = 0.0
     for level in range(1, len(SPARSITIES) + 1):
         command = [sys.executable, __file__, "--load", str(folder / "nested"), str(level)]
-        told = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
-        own, mapped, dense = float(told[0]), float(told[1]), int(told[2]) / MIB
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+        own, mapped, dense = float(output[0]), float(output[1]), int(output[2]) / MIB
         worst = max(worst, own / dense)
         table.add_row(
             *((architecture, str(dtype).removeprefix("torch.")) if level == 1 else ("", "")),
@@ -146,7 +147,7 @@ def measure_memory(table: Table, folder: Path, architecture: str, dtype: torch.d
 
 
 def main(architectures: Sequence[str]) -> int:
-    """Print the tables; 1 if a goal is missed."""
+    """Print the tables; return 1 if a goal is missed."""
     torch.set_num_threads(1)
     times = Table("model", "stored as", "dense ms", "nested ms", "ratio", "one level", "logits check ms")
     memory = Table("model", "stored as", "level", "dense MiB", "own MiB", "ratio", "mapped MiB")
@@ -170,6 +171,6 @@ def main(architectures: Sequence[str]) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--load"]:
-        load_and_tell(*sys.argv[2:])
+        load_and_print(*sys.argv[2:])
     else:
         sys.exit(main(sys.argv[1:] or ["resnet18", "resnet50"]))

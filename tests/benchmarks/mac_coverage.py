@@ -3,11 +3,12 @@
     python tests/benchmarks/mac_coverage.py                 # the smallest model of every family, minutes
     python tests/benchmarks/mac_coverage.py resnet swin_transformer
 
-torch's counter works below autograd, on the operators that finally run, and counts two FLOPs for a MAC; ours
-works on a trace of the calls that the model makes. Both leave norms, pooling and interpolation out. oneDNN is
-off for torch's counter, which does not look into its recurrent kernels (sequencer2d_s: 41 % of the MACs), and
-attention is computed as matrix products, since some versions count none for the fused kernels of a CPU.
-MACs that are not in weights are products of activations (attention) or with fixed kernels (tresnet's blur).
+torch's counter works below autograd, on the operators that are executed, and counts two FLOPs for a MAC;
+ours works on a trace of the calls that the model makes. Neither counts norms, pooling or interpolation.
+oneDNN is disabled for torch's counter, which does not count its recurrent kernels (sequencer2d_s: 41 % of
+the MACs), and attention is computed as matrix products, because some versions do not count the fused
+kernels of a CPU. MACs without weights are products of activations (attention) or products with fixed
+kernels (tresnet's blur).
 """
 
 import sys
@@ -25,13 +26,24 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from nestify.schedule.costs import count_macs
 
-MAX_PARAMETERS = 450_000_000  # a copy is made to count: 3.6 GB in all
-MAX_SIDE = 256  # pixels; larger inputs are made smaller where the model lets us
+MAX_PARAMETERS = 450_000_000  # counting makes a copy: 3.6 GB in total
+MAX_SIDE = 256  # pixels; larger inputs are reduced if the model allows it
 
 
 @dataclass(frozen=True)
 class Row:
-    """One family; MACs are per image."""
+    """Results of one family; MACs are per image.
+
+    Attributes:
+        family: name of the family.
+        model: name of its smallest model.
+        side: side of the square input in pixels.
+        macs: MACs according to nestify.
+        torch_macs: MACs according to torch.
+        attributed: share of the MACs that belong to a weight.
+        not_skippable: number of weights whose MACs cannot be skipped.
+        uncounted: operators that nestify's counter does not know, with the number of their calls.
+    """
 
     family: str
     model: str
@@ -44,13 +56,17 @@ class Row:
 
 
 def smallest(family: str) -> tuple[str, int]:
-    """Name and number of parameters of the family's smallest model."""
+    """Return the name and the number of parameters of the family's smallest model."""
     sizes = {}
     for name in timm.list_models(module=family):
         try:
             with torch.device("meta"):
                 model = timm.create_model(name)
-        except (RuntimeError, NotImplementedError, TypeError):  # needs values, or a package we lack
+        except (
+            RuntimeError,
+            NotImplementedError,
+            TypeError,
+        ):  # needs values, or a missing package
             model = timm.create_model(name)
         sizes[name] = sum(parameter.numel() for parameter in model.parameters())
     name = min(sizes, key=lambda name: sizes[name])
@@ -58,7 +74,7 @@ def smallest(family: str) -> tuple[str, int]:
 
 
 def build(name: str) -> tuple[nn.Module, int]:
-    """The model, untrained, and the side of its square input in pixels, at most MAX_SIDE where it can be."""
+    """Build the untrained model; return it and the side of its square input, at most MAX_SIDE if possible."""
     model = timm.create_model(name)
     side = model.pretrained_cfg["input_size"][-1]
     if side <= MAX_SIDE:
@@ -72,11 +88,12 @@ def build(name: str) -> tuple[nn.Module, int]:
 
 
 def measure(family: str, name: str) -> Row:
+    """Count the MACs of a model with both counters."""
     model, side = build(name)
     count = count_macs(model, (3, side, side))
     plain = torch.backends.mkldnn.flags(enabled=False), sdpa_kernel(SDPBackend.MATH)
     with torch.no_grad(), plain[0], plain[1], FlopCounterMode(display=False) as flops:
-        model.eval().requires_grad_(False)(torch.zeros(1, 3, side, side))  # its hooks trip over gradients
+        model.eval().requires_grad_(False)(torch.zeros(1, 3, side, side))  # its hooks fail with gradients
     return Row(
         family=family,
         model=name,
@@ -90,7 +107,8 @@ def measure(family: str, name: str) -> Row:
 
 
 def main(families: list[str]) -> None:
-    warnings.simplefilter("ignore")  # of the models' own making
+    """Print the table."""
+    warnings.simplefilter("ignore")  # warnings of the models
     torch.set_num_threads(1)
     console = Console(width=160)
     headings = (

@@ -1,13 +1,13 @@
-"""What narrower levels cost and gain: training steps, and latency beside MACs.
+"""Measures the cost of training narrower levels, and their latency compared with their MACs.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/narrow_levels.py [--models resnet18,vit_tiny_patch16_224]
 
-Training: one nested step of levels 0.25 / 0.5 / 1 over the sum of the steps of the three extracted networks,
-each with weights, gradients and an optimizer of its own; both sides alternate in one process, and the median
-of the ratios pair by pair is printed (goal: 1.10).
+Training: time of one nested step of levels 0.25 / 0.5 / 1, divided by the sum of the steps of the three
+extracted networks, each with its own weights, gradients and optimizer. Both sides alternate in one process,
+and the median of the ratios of all pairs is printed (goal: 1.10).
 
-Latency: the extracted level over the full timm model, forward passes in turn, at batch 1 and 16, beside the
-ratio of MACs; medians.
+Latency: time of the extracted level divided by that of the full timm model, in alternating forward passes, at
+batch sizes 1 and 16, next to the ratio of the MACs; medians.
 """
 
 import argparse
@@ -39,7 +39,7 @@ Step = Callable[[], object]
 
 
 def make(name: str, size: int) -> NestedModel:
-    """A model of random weights with three widths."""
+    """Return a nested model with random weights and three widths."""
     torch.manual_seed(0)
     argument = {"img_size": size} if get_pretrained_cfg(name).fixed_input_size else {}
     network = timm.create_model(name, num_classes=100, **argument).eval()
@@ -52,7 +52,7 @@ def make(name: str, size: int) -> NestedModel:
 
 
 def training_network(nested: NestedModel, level: int) -> nn.Module:
-    """A level on its own, ready to be trained."""
+    """Return a level as a separate network that is ready for training."""
     assert nested.level_sizes is not None
     if not nested.is_smaller(level):
         return deepcopy(nested.network).train()
@@ -65,8 +65,8 @@ def training_network(nested: NestedModel, level: int) -> nn.Module:
     return network
 
 
-def step_of(loss: Callable[[], object], network: nn.Module) -> Step:
-    """A training step: zero, forward and backward, SGD."""
+def make_step(loss: Callable[[], object], network: nn.Module) -> Step:
+    """Return a training step: zero the gradients, forward and backward pass, SGD step."""
     optimizer = create_optimizer_v2(network, opt="sgd", lr=1e-4, weight_decay=1e-4, momentum=0.9)
 
     def step() -> None:
@@ -78,13 +78,13 @@ def step_of(loss: Callable[[], object], network: nn.Module) -> Step:
 
 
 def training_ratio(nested: NestedModel, images: Tensor, target: Tensor, rounds: int) -> float:
-    """Median of nested step over the sum of the plain ones."""
+    """Return the median ratio of a nested step's time to the sum of the plain steps' times."""
     criterion = nn.CrossEntropyLoss()
     plain = [training_network(nested, level) for level in (1, 2, 3)]
     task = NestedTask(nested, criterion, weights=[1] * 3, distill=[0] * 3, teacher=Teacher("none"))
     nested.train()
-    together = step_of(partial(task.backward, images, target), nested)
-    alone = [step_of(lambda n=n: criterion(n(images), target).backward(), n) for n in plain]  # type: ignore[misc]
+    together = make_step(partial(task.backward, images, target), nested)
+    alone = [make_step(lambda n=n: criterion(n(images), target).backward(), n) for n in plain]  # type: ignore[misc]
     ratios = []
     for _ in range(rounds + 1):
         start = time.process_time()
@@ -94,20 +94,20 @@ def training_ratio(nested: NestedModel, images: Tensor, target: Tensor, rounds: 
             step()
         ratios.append((middle - start) / (time.process_time() - middle))
     nested.eval()
-    return statistics.median(ratios[1:])  # the first warms up
+    return statistics.median(ratios[1:])  # the first round warms up
 
 
 @torch.no_grad()
 def latency_ratio(level: nn.Module, full: nn.Module, images: Tensor, rounds: int) -> float:
-    """Median time of the level over that of the full model."""
+    """Return the ratio of the level's median time to the full model's median time."""
     times: list[list[float]] = [[], []]
     for _ in range(rounds + 2):
         for network, seconds in zip((level, full), times, strict=True):
             start = time.process_time()
             network(images)
             seconds.append(time.process_time() - start)
-    ours, theirs = (statistics.median(seconds[2:]) for seconds in times)
-    return ours / theirs
+    level_seconds, full_seconds = (statistics.median(seconds[2:]) for seconds in times)
+    return level_seconds / full_seconds
 
 
 def main() -> None:

@@ -1,14 +1,14 @@
-"""Does a run that is killed again and again end with the same bytes? Kills a real one, and looks.
+"""Does a run that is killed repeatedly end with the same bytes? Kills real runs and compares their files.
 
     python tests/benchmarks/resume.py                        # 20 kills of each run
     python tests/benchmarks/resume.py --kills 100 --seed 3
 
-Each run (digits, fine-tuned and then nested, on a few images) is done once in peace. Then it is started,
-killed by SIGKILL at a random moment of the time that it takes, and started again with the same command, until
-it was killed often enough; at last it may end. A kill may come before the training, in a step, while a
-checkpoint is written, while the nested file is written. Prints how often it was killed, how often it went on
-from a checkpoint, and whether the bytes of the nested file are those of the run in peace. Exit code 1 if they
-are not.
+Each run (digits, fine-tuned and then nested, on a few images) is first completed without interruption. Then
+it is started, killed by SIGKILL at a random moment of its duration, and started again with the same
+command, for the requested number of kills; then it runs to its end. A kill may happen before the training,
+during a step, while a checkpoint is written, or while the nested file is written. Prints how often it was
+killed, how often it resumed from a checkpoint, and whether the bytes of the nested file are those of the
+uninterrupted run. Exit code 1 if they are not.
 """
 
 import argparse
@@ -39,7 +39,7 @@ RUNS = {
 
 
 def start(words: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
-    """Begin a run, or go on with it."""
+    """Start a run, which resumes if there is a checkpoint."""
     command = [sys.executable, "-m", "nestify", "compress", *SMALL, *words, "-o", "out.nested.safetensors"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
     error = (folder / "errors").open("wb")
@@ -55,22 +55,22 @@ def start(words: Sequence[str], folder: Path) -> "subprocess.Popen[bytes]":
 
 
 def finish(process: "subprocess.Popen[bytes]", folder: Path) -> bytes:
-    """Wait for a run; the bytes of its file."""
+    """Wait for a run to end; return the bytes of its file."""
     if process.wait() != 0:
         raise SystemExit(f"the run failed:\n{(folder / 'errors').read_text()}")
     return (folder / "out.nested.safetensors").read_bytes()
 
 
-def went_on(folder: Path) -> bool:
-    """Whether a run said that it goes on."""
+def has_resumed(folder: Path) -> bool:
+    """Return whether a run logged that it resumes."""
     return "resuming at" in (folder / "errors").read_text()
 
 
 def kill_many(words: Sequence[str], kills: int, rng: random.Random, folder: Path) -> tuple[int, int, bool]:
-    """Kill a run as often as asked; the kills, how often it went on, and whether its bytes are the same."""
-    begun = time.perf_counter()
-    whole = finish(start(words, folder), folder)
-    seconds = time.perf_counter() - begun
+    """Kill a run repeatedly; return the kills, how often it resumed, and whether its bytes are the same."""
+    started = time.perf_counter()
+    expected = finish(start(words, folder), folder)
+    seconds = time.perf_counter() - started
     (folder / "out.nested.safetensors").unlink()
     done = resumed = 0
     same = True
@@ -78,38 +78,38 @@ def kill_many(words: Sequence[str], kills: int, rng: random.Random, folder: Path
         process = start(words, folder)
         try:
             process.wait(rng.uniform(0.3, 1.05) * seconds)
-            resumed += went_on(folder)
-            same &= finish(process, folder) == whole  # it was faster than the kill; another one begins
+            resumed += has_resumed(folder)
+            same &= finish(process, folder) == expected  # it ended before the kill; start it again
             (folder / "out.nested.safetensors").unlink()
             continue
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
         done += 1
-        resumed += went_on(folder)
+        resumed += has_resumed(folder)
     last = finish(start(words, folder), folder)
-    return done, resumed + went_on(folder), same and last == whole
+    return done, resumed + has_resumed(folder), same and last == expected
 
 
 def main() -> int:
-    """Print the table; 1 if bytes ever differed."""
+    """Print the table; return 1 if any bytes differed."""
     raw = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=raw)
-    parser.add_argument("--kills", type=int, default=20, help="of each run (default: %(default)s)")
+    parser.add_argument("--kills", type=int, default=20, help="kills of each run (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="(default: %(default)s)")
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    table = Table(title="Killed and gone on")
-    for heading in ("run", "kills", "went on", "same bytes"):
+    table = Table(title="Killed and resumed")
+    for heading in ("run", "kills", "resumed", "same bytes"):
         table.add_column(heading, no_wrap=True)
-    fine = True
+    all_same = True
     for name, words in RUNS.items():
         with tempfile.TemporaryDirectory() as folder:
             kills, resumed, same = kill_many(words, options.kills, rng, Path(folder))
         table.add_row(name, str(kills), str(resumed), "yes" if same else "NO")
-        fine &= same
+        all_same &= same
     Console().print(table)
-    return int(not fine)
+    return int(not all_same)
 
 
 if __name__ == "__main__":

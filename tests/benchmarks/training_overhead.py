@@ -1,14 +1,14 @@
-"""What nesting costs in training: one nested step against the plain timm steps of the same levels.
+"""Measures the training cost of nesting: one nested step against the plain timm steps of the same levels.
 
     python tests/benchmarks/training_overhead.py [--models resnet18,vit_tiny_patch16_224] [--size 64,128]
 
-The baseline knows nothing of nestify: for each level, a plain timm model that holds the level's masked
-weights does forward, backward and an optimizer step. Nested and plain steps alternate in one process, and
-the median of the ratios pair by pair is printed. Memory is the peak of the resident set beyond what the
-process had before the model was made, each variant in a process of its own; the plain one trains one
-level, with the same optimizer. `--with amp,compile,channels_last` sets both sides up alike: bfloat16,
-torch.compile (its time is that of the first round, which does not count), memory layout; `recompute` is
-gradient checkpointing.
+The baseline does not use nestify: for each level, a plain timm model with the level's masked weights does a
+forward pass, a backward pass and an optimizer step. Nested and plain steps alternate in one process, and
+the median of the ratios of all pairs is printed. Memory is the peak of the resident set minus the resident
+set before the model was created, with each variant in its own process; the plain variant trains one level
+with the same optimizer. `--with amp,compile,channels_last` applies to both sides: bfloat16, torch.compile
+(the compilation is part of the first round, which is not counted), memory layout; `recompute` is gradient
+checkpointing.
 """
 
 import argparse
@@ -27,7 +27,7 @@ BATCH = 64
 
 
 def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -> Callable[[], None]:
-    """A step of all levels through nestify, without a teacher."""
+    """Return a training step of all levels with nestify, without a teacher."""
     import timm
     import torch
     from timm.optim import create_optimizer_v2
@@ -75,7 +75,7 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
 def plain_step(
     name: str, size: int, optimizer: str, settings: Sequence[str], sparsity: float
 ) -> Callable[[], None]:
-    """A step of one plain timm model whose smallest weights are zero."""
+    """Return a training step of one plain timm model whose smallest weights are zero."""
     import timm
     import torch
     from timm.optim import create_optimizer_v2
@@ -110,28 +110,28 @@ def plain_step(
 
 
 def autocast(settings: Sequence[str]) -> "AbstractContextManager[object]":
-    """The context of a forward pass."""
+    """Return the autocast context of a forward pass."""
     import torch
 
     return torch.autocast("cpu", torch.bfloat16) if "amp" in settings else nullcontext()
 
 
 def memory_format(settings: Sequence[str]) -> "torch.memory_format":  # noqa: F821
-    """How weights and images lie."""
+    """Return the memory format of weights and images."""
     import torch
 
     return torch.channels_last if "channels_last" in settings else torch.contiguous_format
 
 
 def size_argument(name: str, size: int) -> dict[str, int]:
-    """`img_size` where the architecture fixes its input size."""
+    """Return the `img_size` argument if the architecture has a fixed input size."""
     from timm.models import get_pretrained_cfg
 
     return {"img_size": size} if get_pretrained_cfg(name).fixed_input_size else {}
 
 
 def batch(size: int) -> tuple["torch.Tensor", "torch.Tensor"]:  # noqa: F821
-    """Random images and labels."""
+    """Return random images and labels."""
     import torch
 
     return torch.randn(BATCH, 3, size, size), torch.randint(100, (BATCH,))
@@ -140,7 +140,7 @@ def batch(size: int) -> tuple["torch.Tensor", "torch.Tensor"]:  # noqa: F821
 def measure_time(
     name: str, size: int, optimizer: str, settings: Sequence[str], rounds: int
 ) -> dict[str, float]:
-    """Median seconds of both sides, and the median ratio."""
+    """Measure the median seconds of both sides and the median ratio."""
     nested = nested_step(name, size, optimizer, settings)
     plain = [plain_step(name, size, optimizer, settings, sparsity) for sparsity in SPARSITIES]
     pairs = []
@@ -162,14 +162,14 @@ def measure_time(
 def measure_memory(
     which: str, name: str, size: int, optimizer: str, settings: Sequence[str]
 ) -> dict[str, float]:
-    """Peak resident bytes beyond those before the model was made."""
+    """Measure the peak resident bytes minus those before the model was created."""
     import timm  # noqa: F401
     import torch
 
     import nestify.training.task  # noqa: F401
 
     warm = torch.nn.Conv2d(3, 8, 3)
-    warm(torch.randn(1, 3, 8, 8)).sum().backward()  # the libraries' own buffers
+    warm(torch.randn(1, 3, 8, 8)).sum().backward()  # allocates the libraries' own buffers
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if which == "nested":
         step = nested_step(name, size, optimizer, settings)
@@ -184,7 +184,7 @@ def in_child(*arguments: object) -> dict[str, float]:
     """Run one measurement in a fresh process."""
     command = [sys.executable, "-W", "ignore", __file__, "--child", json.dumps(arguments)]
     environment = dict(os.environ)
-    if arguments[0] != "time":  # else the allocator keeps what was freed, and the peak is not of live memory
+    if arguments[0] != "time":  # otherwise the allocator keeps freed memory, which the peak would include
         environment |= {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -199,7 +199,7 @@ def main() -> None:
     parser.add_argument("--opt", default="sgd")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument(
-        "--with", dest="settings", default="", help="of amp, compile, channels_last, recompute"
+        "--with", dest="settings", default="", help="any of amp, compile, channels_last, recompute"
     )
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -22,6 +22,7 @@ from nestify.model.entry_levels import EntryLevels, NestedState
 
 
 def description(n_levels: int, **changes: Any) -> Description:
+    """Return a description of `n_levels` levels, with some of its fields replaced."""
     levels = [
         LevelDescription(
             name=f"size-{level}",
@@ -62,20 +63,26 @@ def description(n_levels: int, **changes: Any) -> Description:
     return Description(**(facts | changes))
 
 
-def scrambled(shape: Sequence[int], salt: int) -> Tensor:
-    """Numbers in [0, 1) that look random and are the same under every version of every library."""
+def pseudo_random(shape: Sequence[int], salt: int) -> Tensor:
+    """Return pseudo-random numbers in [0, 1) that are the same under every version of every library."""
     index = torch.arange(prod(shape), dtype=torch.int64) + 1000 * salt
     mixed = (index * index * 40503 + index * 2654435761) % 2**32
     return ((mixed >> 8) % 2**16 / 2**16).reshape(tuple(shape))
 
 
 def entry_levels(shape: Sequence[int], densities: Sequence[float], salt: int) -> Tensor:
-    """Scattered entry levels; densities[k - 1] is the share of weights that level k uses."""
-    return (torch.bucketize(scrambled(shape, salt), torch.tensor(densities), right=True) + 1).to(torch.uint8)
+    """Return pseudo-random entry levels; densities[k - 1] is the share of weights that level k uses."""
+    return (torch.bucketize(pseudo_random(shape, salt), torch.tensor(densities), right=True) + 1).to(
+        torch.uint8
+    )
 
 
 def small_state(n_levels: int = 3) -> NestedState:
-    """A conv in 2x1 blocks, a linear in `elias-fano` and `bits`, shared and private tensors, a tied name."""
+    """Return a small state with all kinds of tensors.
+
+    It has a conv in 2x1 blocks, a linear whose entry positions are coded as `elias-fano` and `bits`, shared
+    and private tensors, and a tied name.
+    """
     densities = [0.1 + 0.7 * k / n_levels for k in range(n_levels)]
     blocks = entry_levels((3, 3, 3, 3), densities, salt=1)
     entry = {
@@ -83,13 +90,16 @@ def small_state(n_levels: int = 3) -> NestedState:
         "fc.weight": entry_levels((20, 33), densities, salt=3),
     }
     shared = {
-        "conv.weight": scrambled((5, 3, 3, 3), salt=3) - 0.5,
-        "fc.weight": scrambled((20, 33), salt=4) - 0.5,
-        "fc.bias": scrambled((3,), salt=5) - 0.5,
+        "conv.weight": pseudo_random((5, 3, 3, 3), salt=3) - 0.5,
+        "fc.weight": pseudo_random((20, 33), salt=4) - 0.5,
+        "fc.bias": pseudo_random((3,), salt=5) - 0.5,
         "index": torch.arange(5),
     }
     private = [
-        {"bn.running_mean": scrambled((5,), salt=5 + level), "bn.num_batches_tracked": torch.tensor(level)}
+        {
+            "bn.running_mean": pseudo_random((5,), salt=5 + level),
+            "bn.num_batches_tracked": torch.tensor(level),
+        }
         for level in range(1, n_levels + 1)
     ]
     return NestedState(
@@ -102,22 +112,23 @@ def small_state(n_levels: int = 3) -> NestedState:
 
 
 def box(shape: Sequence[int], axes: Mapping[int, Tensor]) -> Tensor:
-    """Lowest level that has all indices of each element: NumPy's outer maximum of the axes."""
+    """Return the lowest level that uses all indices of each element: NumPy's outer maximum of the axes."""
     ones = [np.ones(extent, np.uint8) for extent in shape]
-    along = [axes[dim].numpy() if dim in axes else ones[dim] for dim in range(len(shape))]
-    return torch.from_numpy(np.array(reduce(np.maximum.outer, along, np.uint8(1)), np.uint8))
+    levels = [axes[dim].numpy() if dim in axes else ones[dim] for dim in range(len(shape))]
+    return torch.from_numpy(np.array(reduce(np.maximum.outer, levels, np.uint8(1)), np.uint8))
 
 
 def axes_state(n_levels: int = 3) -> NestedState:
-    """Narrower and shallower levels, with and without sparsity, heads in turn, indices that no level has.
+    """Return a state of narrower and shallower levels, with and without sparsity.
 
-    Level 1 skips the module `block`. Private tensors are as wide as their level.
+    The attention heads alternate between the levels, and no level uses some of the indices. Level 1 skips the
+    module `block`. Private tensors are as wide as their level.
     """
 
     def rising(extent: int) -> Tensor:
         return torch.tensor([1 + index * n_levels // extent for index in range(extent)], dtype=torch.uint8)
 
-    def in_turn(extent: int) -> Tensor:
+    def alternating(extent: int) -> Tensor:
         return torch.tensor([1 + index // 2 % (n_levels + 1) for index in range(extent)], dtype=torch.uint8)
 
     later = min(2, n_levels)
@@ -126,8 +137,8 @@ def axes_state(n_levels: int = 3) -> NestedState:
     axes = {
         "stem.weight": {0: rising(9)},
         "stem.bias": {0: rising(9)},
-        "qkv.weight": {0: in_turn(24), 1: rising(9)},
-        "table": {2: in_turn(24)},
+        "qkv.weight": {0: alternating(24), 1: rising(9)},
+        "table": {2: alternating(24)},
         "block.weight": {0: torch.full((45,), later, dtype=torch.uint8), 1: rising(9)},
         "head.weight": {1: rising(9)},
     }
@@ -136,19 +147,19 @@ def axes_state(n_levels: int = 3) -> NestedState:
     for name, first in (("qkv.weight", 0.5), ("block.weight", 0.05)):
         densities = [first + 0.4 * k / n_levels for k in range(n_levels)]
         entry[name] = torch.maximum(entry[name], entry_levels(shapes[name], densities, salt=8))
-    shared = {name: scrambled(shape, salt=20) - 0.5 for name, shape in shapes.items()}
+    shared = {name: pseudo_random(shape, salt=20) - 0.5 for name, shape in shapes.items()}
     widths = [int((rising(9) <= level).sum()) for level in range(1, n_levels + 1)]
     return NestedState(
-        shared=shared | {"head.bias": scrambled((5,), salt=21)},
+        shared=shared | {"head.bias": pseudo_random((5,), salt=21)},
         entry=EntryLevels(n_levels, entry),
-        private=[{"bn.running_var": scrambled((width,), salt=width)} for width in widths],
+        private=[{"bn.running_var": pseudo_random((width,), salt=width)} for width in widths],
         aliases={"tied.weight": "head.weight"},
         axes=axes,
     )
 
 
 def axes_description(n_levels: int) -> Description:
-    """Of levels that differ in width, in depth and in sparsity."""
+    """Return a description of levels that differ in width, in depth and in sparsity."""
     plain = description(n_levels, schedule="combined")
     changes = [
         {
@@ -163,7 +174,7 @@ def axes_description(n_levels: int) -> Description:
 
 
 def at_level(state: NestedState, level: int) -> NestedState:
-    """What a file gives back for levels 1 to `level`, computed the plain way."""
+    """Return the state that a file must give for levels 1 to `level`, computed from the full state."""
     entry = {name: torch.clamp(state.entry[name], max=level + 1) for name in state.entry}
     shared = {
         name: tensor.where(entry[name] <= level, torch.zeros((), dtype=tensor.dtype))
@@ -182,7 +193,7 @@ def at_level(state: NestedState, level: int) -> NestedState:
 
 
 def _clamped(axes: Mapping[int, Tensor], highest: int) -> dict[int, Tensor]:
-    """Levels above the highest are the highest; dimensions that level 1 has whole are not worth a word."""
+    """Clamp levels to the highest one; drop dimensions whose indices all belong to level 1."""
     return {dim: torch.clamp(axes[dim], max=highest) for dim in sorted(axes) if (axes[dim] > 1).any()}
 
 
@@ -199,8 +210,8 @@ def assert_same_state(found: NestedState, expected: NestedState) -> None:
     assert found.entry.n_levels == expected.entry.n_levels
     assert_same_tensors(found.entry.tensors, expected.entry.tensors)
     assert len(found.private) == len(expected.private)
-    for own, due in zip(found.private, expected.private, strict=True):
-        assert_same_tensors(own, due)
+    for private, expected_private in zip(found.private, expected.private, strict=True):
+        assert_same_tensors(private, expected_private)
     assert found.aliases == expected.aliases
     assert found.units == {name: unit for name, unit in expected.units.items() if unit != (1, 1)}
     assert list(found.axes) == [name for name in expected.shared if name in expected.axes]

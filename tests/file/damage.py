@@ -1,4 +1,4 @@
-"""Taking a small nested file apart, putting it together again with one thing wrong, and being refused."""
+"""Helpers that parse a small nested file, write it again with one defect, and check that it is refused."""
 
 import hashlib
 import json
@@ -15,7 +15,14 @@ from nestify.file.reader import open_nested_file
 
 @dataclass
 class Parts:
-    """A nested file as plain data: header (without metadata), metadata, manifest, data bytes."""
+    """A nested file as plain data.
+
+    Attributes:
+        header: JSON header without metadata.
+        metadata: metadata of the header.
+        manifest: the parsed manifest, which replaces the one in the metadata.
+        data: the data bytes.
+    """
 
     header: dict[str, Any]
     metadata: dict[str, Any]
@@ -23,7 +30,7 @@ class Parts:
     data: bytearray
 
     @classmethod
-    def of(cls, content: bytes) -> "Parts":
+    def parse(cls, content: bytes) -> "Parts":
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         metadata = header.pop("__metadata__")
@@ -32,12 +39,12 @@ class Parts:
 
     @property
     def content(self) -> bytes:
-        """The file's bytes."""
+        """Bytes of the file."""
         metadata = self.metadata | {"nestify.manifest": json.dumps(self.manifest)}
         return raw_content(json.dumps({"__metadata__": metadata} | self.header), bytes(self.data))
 
     def tensor(self, name: str) -> memoryview:
-        """A tensor's bytes, writable in place."""
+        """Return a tensor's bytes, writable in place."""
         begin, end = self.header[name]["data_offsets"]
         return memoryview(self.data)[begin:end]
 
@@ -46,7 +53,7 @@ class Parts:
         return entry
 
     def rehash(self) -> None:
-        """Make the hashes fit again, as a forger would."""
+        """Recompute the hashes, as a forger would."""
         begin = 0
         for level in self.manifest["levels"]:
             end = begin + level["data_bytes"]
@@ -55,14 +62,14 @@ class Parts:
 
 
 def raw_content(header: str, data: bytes) -> bytes:
-    """A file's bytes: the length of the header, the header and the data."""
+    """Return a file's bytes: the length of the header, the header and the data."""
     text = header.encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data
 
 
 def take_apart(path: Path) -> Parts:
-    return Parts.of(path.read_bytes())
+    return Parts.parse(path.read_bytes())
 
 
 def put_together(parts: Parts, path: Path) -> None:
@@ -74,13 +81,14 @@ def write_raw(path: Path, header: str, data: bytes) -> None:
 
 
 def damage(path: Path, change: Callable[[Parts], object]) -> None:
+    """Rewrite a file with a change applied to its parts."""
     parts = take_apart(path)
     change(parts)
     put_together(parts, path)
 
 
 def refusal(path: Path) -> str:
-    """The one sentence, after the file's name, with which opening or reading fails."""
+    """Return the one sentence, without the file's name, with which opening or reading fails."""
     with pytest.raises(BadFileError) as caught:
         open_nested_file(path).state()
     file_name, message = str(caught.value).split(": ", maxsplit=1)

@@ -1,9 +1,9 @@
-"""What a reader may do with a file that nobody vouches for, checked for one file at a time.
+"""Checks of what a reader does with an untrusted file, one file at a time.
 
-It may refuse it, with a NestifyError whose message is one line. It may read it, if then no byte of the data
-was changed behind the hashes, the same layout gives the same tensors, and those tensors, written again, give
-the same data. It may do nothing else: no other exception, no warning, no long wait, no more memory than the
-file's own size and what the gate allows account for.
+A reader may refuse the file with a NestifyError whose message is one line. It may read the file if no byte of
+the data differs from its hash, the same layout gives the same tensors, and writing these tensors again gives
+the same data. Nothing else is allowed: no other exception, no warning, no hang, and no more memory than
+follows from the size of the file and from the dense tensors that the manifest checks allow.
 """
 
 import random
@@ -34,36 +34,42 @@ from tests.file.builders import (
     axes_state,
     description,
     entry_levels,
-    scrambled,
+    pseudo_random,
     small_state,
 )
-from tests.file.mutations import forges, mutate
+from tests.file.mutations import is_forgery, mutate
 
 SECONDS = 20.0
-"""What a small file may take at most, on a busy machine too; reading one takes milliseconds."""
+"""Longest time to read a small file, even on a busy machine; it normally takes milliseconds."""
 
 MAX_MESSAGE = 1000
-"""Characters of a message, the path aside, for files whose names are short."""
+"""Largest number of characters of a message without its path, if the names in the file are short."""
 
 FIXED_BYTES = 2**18
 FILE_FACTOR = 2
 HEADER_FACTOR = 40
-"""Opening may take `FIXED_BYTES`, twice the file, and for the objects of Python that JSON turns into, this
-many bytes per byte of header."""
+"""Opening may allocate `FIXED_BYTES`, plus `FILE_FACTOR` bytes per byte of the file, plus `HEADER_FACTOR`
+bytes per byte of the header for the Python objects that JSON is parsed to."""
 
 DENSE_FACTOR = 10
-"""Reading may besides take this many times the dense tensors that the manifest declares and the gate allowed:
-the tensors, their entry levels, and for a while two positions of 8 bytes for each of some of the weights,
-which may have 2 bytes."""
+"""Reading may allocate `FIXED_BYTES`, plus `FILE_FACTOR` bytes per byte of the file, plus `DENSE_FACTOR`
+bytes per byte of the dense tensors in the checked manifest: for the tensors, their entry levels, and
+temporarily two positions of 8 bytes for some of the weights, which may have only 2 bytes each."""
 
 
 class Hang(BaseException):
-    """Reading took too long. No Exception, so that no reader can take it for one of its own."""
+    """Reading took too long. It is not an Exception, so that no reader can catch it by accident."""
 
 
 @dataclass(frozen=True)
 class Base:
-    """An intact file: its bytes, and what it reads as."""
+    """An intact file.
+
+    Attributes:
+        content: bytes of the file.
+        manifest: its manifest.
+        state: its tensors.
+    """
 
     content: bytes
     manifest: Manifest
@@ -72,14 +78,15 @@ class Base:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reader did with one file.
+    """Result of reading one file.
 
     Attributes:
-        message: of the refusal, the path left out; None where the file was read.
-        opening_bytes: peak of what was allocated until the file was open or refused.
-        reading_bytes: likewise until its state was read; 0 where it was refused on opening.
-        file_bytes, header_bytes, dense_bytes: sizes that the peaks are measured by; `dense_bytes` is 0
-            where the file was refused on opening.
+        message: message of the refusal without the path; None if the file was read.
+        opening_bytes: peak of the allocated bytes while the file was opened.
+        reading_bytes: peak of the allocated bytes while its state was read; 0 if it was refused on opening.
+        file_bytes: size of the file.
+        header_bytes: size of the header.
+        dense_bytes: size of the dense tensors in the manifest; 0 if the file was refused on opening.
     """
 
     message: str | None
@@ -91,21 +98,21 @@ class Verdict:
 
     @property
     def opening_ratio(self) -> float:
-        """Bytes allocated on opening, beyond the fixed ones, per byte of file."""
+        """Bytes allocated on opening, in excess of `FIXED_BYTES`, per byte of the file."""
         return max(0, self.opening_bytes - FIXED_BYTES) / max(1, self.file_bytes)
 
     @property
     def reading_ratio(self) -> float:
-        """Bytes allocated on reading, beyond the fixed ones, per byte of file and declared dense tensors."""
+        """Bytes allocated on reading, in excess of `FIXED_BYTES`, per byte of file and dense tensors."""
         return max(0, self.reading_bytes - FIXED_BYTES) / max(1, self.file_bytes + self.dense_bytes)
 
 
 class TorchMemory(TorchDispatchMode):
-    """Counts the bytes of CPU tensors that live at once; tracemalloc sees NumPy's arrays, but not torch's."""
+    """Counter of the bytes of live CPU tensors; tracemalloc counts NumPy's memory, but not torch's."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # or torch imports its compiler, for seconds
+        return False  # otherwise torch imports its compiler, which takes seconds
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +132,7 @@ class TorchMemory(TorchDispatchMode):
         storage = tensor.untyped_storage()
         place, size = storage.data_ptr(), storage.nbytes()
         if place not in self.live:
-            if place in given or not size:  # a view of memory that is not torch's
+            if place in given or not size:  # a view of memory that torch did not allocate
                 return
             self.live[place] = [0, size]
             self.held += size
@@ -141,7 +148,7 @@ class TorchMemory(TorchDispatchMode):
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
-    """Those among an operator's arguments or results, lists of them included."""
+    """Yield the tensors among an operator's arguments or results, including those in lists."""
     for value in values:
         if isinstance(value, Tensor):
             yield value
@@ -151,7 +158,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 @contextmanager
 def alarm(seconds: float) -> Iterator[None]:
-    """Raise Hang where the block takes longer; in the main thread only."""
+    """Raise Hang if the block takes longer; works in the main thread only."""
 
     def ring(_signal: int, _frame: FrameType | None) -> None:
         raise Hang(f"still reading after {seconds} s")
@@ -165,8 +172,8 @@ def alarm(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def measured(call: Callable[[], Any]) -> tuple[Any, int]:
-    """What a call returns, or the NestifyError that it raises, and the peak of what it allocated."""
+def measure_memory(call: Callable[[], Any]) -> tuple[Any, int]:
+    """Return a call's result, or the NestifyError that it raises, and the peak of the bytes it allocates."""
     tracemalloc.start()
     try:
         with alarm(SECONDS), TorchMemory() as memory:
@@ -180,27 +187,35 @@ def measured(call: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def judge(path: Path, base: Base, donor: Base, kind: str) -> Verdict:
-    """Read a spoilt file and check that what the reader does is allowed.
+    """Read a corrupted file and check that the reader's behaviour is allowed.
+
+    Args:
+        path: path of the corrupted file.
+        base: the intact file.
+        donor: the intact file of which parts may have been copied.
+        kind: kind of damage.
 
     Raises:
-        AssertionError, or whatever else than a NestifyError the reader raised.
+        AssertionError: if it is not allowed. Any exception of the reader that is not a NestifyError is passed
+            on.
     """
     content = path.read_bytes()
     header_bytes = min(len(content), 8 + int.from_bytes(content[:8], "little"))
-    file, opening = measured(lambda: open_nested_file(path))
+    file, opening = measure_memory(lambda: open_nested_file(path))
     assert opening <= FIXED_BYTES + FILE_FACTOR * len(content) + HEADER_FACTOR * header_bytes, opening
     if isinstance(file, NestifyError):
-        return Verdict(_checked(path, file), opening, 0, len(content), header_bytes, 0)
+        return Verdict(_check_message(path, file), opening, 0, len(content), header_bytes, 0)
     dense = _dense_bytes(file.manifest)
-    state, reading = measured(file.state)
+    state, reading = measure_memory(file.state)
     assert reading <= FIXED_BYTES + FILE_FACTOR * len(content) + DENSE_FACTOR * dense, reading
-    message = _checked(path, state) if isinstance(state, NestifyError) else None
+    message = _check_message(path, state) if isinstance(state, NestifyError) else None
     if message is None:
-        _check_survivor(file, state, base, donor, kind, content)
+        _check_accepted(file, state, base, donor, kind, content)
     return Verdict(message, opening, reading, len(content), header_bytes, dense)
 
 
-def _checked(path: Path, error: NestifyError) -> str:
+def _check_message(path: Path, error: NestifyError) -> str:
+    """Check the message of a refusal; return it without the path."""
     name, message = str(error).split(": ", maxsplit=1)
     assert name == str(path)
     assert message.isprintable(), message
@@ -214,29 +229,30 @@ def _dense_bytes(manifest: Manifest) -> int:
     return sum(bounded_bytes(entry.shape, entry.dtype) for entry in manifest.parameters)
 
 
-def _check_survivor(
+def _check_accepted(
     file: NestedFile, state: NestedState, base: Base, donor: Base, kind: str, content: bytes
 ) -> None:
+    """Check a file that the reader accepted."""
     data = content[file.header_bytes :]
-    if not forges(kind):
-        intact = [one for one in (base, donor) if data == one.content[-len(data) :]]
-        assert intact, "data was changed and nobody noticed"
-        for one in intact:
-            if layout_of(file.manifest) == layout_of(one.manifest):
-                assert_same_state(state, one.state)
+    if not is_forgery(kind):
+        intact = [source for source in (base, donor) if data == source.content[-len(data) :]]
+        assert intact, "data was changed and the reader did not notice"
+        for source in intact:
+            if data_layout(file.manifest) == data_layout(source.manifest):
+                assert_same_state(state, source.state)
     _check_canonical(file, state, data)
 
 
-def layout_of(manifest: Manifest) -> object:
-    """All of a manifest that decides how data turns into tensors."""
+def data_layout(manifest: Manifest) -> object:
+    """Return the parts of a manifest that determine how the data is decoded to tensors."""
     return manifest.parameters, [level.private for level in manifest.levels]
 
 
 def _check_canonical(file: NestedFile, state: NestedState, data: bytes) -> None:
-    """The tensors that were read, written again, take the same bytes, padding aside."""
+    """Check that writing the tensors again gives the same bytes, except for padding."""
     floating = {e.dtype for e in file.manifest.parameters if TORCH_DTYPES[e.dtype].is_floating_point}
     if len(floating) > 1 or "F64" in floating:
-        return  # readable, but nothing that a writer makes
+        return  # readable, but the writer never produces such a file
     again = file.path.with_name("again")
     dtype = TORCH_DTYPES[floating.pop()] if floating else torch.float32
     write_nested_file(again, state, description_of(file.manifest), dtype)
@@ -250,7 +266,7 @@ def _check_canonical(file: NestedFile, state: NestedState, data: bytes) -> None:
 
 
 def description_of(manifest: Manifest) -> Description:
-    """What the writer was told when it wrote a file."""
+    """Return the description from which a file was written."""
     levels = [
         LevelDescription(**{name: getattr(level, name) for name in LevelDescription.model_fields})
         for level in manifest.levels
@@ -259,11 +275,11 @@ def description_of(manifest: Manifest) -> Description:
     return Description(**facts, levels=levels)
 
 
-# Files to spoil
+# Files to corrupt
 
 
-def odd_state() -> NestedState:
-    """All four codings, every other type, no dimensions and none elements, blocks at two edges."""
+def mixed_state() -> NestedState:
+    """Return a state with all four codings, more types, 0 dimensions, 0 elements and incomplete blocks."""
     blocks = entry_levels((3, 2), [0.3, 0.6, 0.9], salt=2)
     entry = {
         "dense.weight": entry_levels((40, 9), [0.02, 0.02, 1.0], salt=1),  # elias-fano, none, all
@@ -271,50 +287,55 @@ def odd_state() -> NestedState:
         "nothing": torch.empty(0, 3, dtype=torch.uint8),
         "edges": blocks.repeat_interleave(4, dim=0).repeat_interleave(3, dim=1)[:10, :5].contiguous(),
     }
-    shared = {name: scrambled(tensor.shape, salt=7) - 0.5 for name, tensor in entry.items()}
+    shared = {name: pseudo_random(tensor.shape, salt=7) - 0.5 for name, tensor in entry.items()}
     shared |= {"flag": torch.tensor([True, False, True]), "bytes": torch.arange(5, dtype=torch.uint8)}
     shared |= {"empty": torch.empty(2, 0), "short": torch.arange(3, dtype=torch.int16)}
-    private: list[dict[str, Tensor]] = [{"head": scrambled((3, 2), salt=level).double()} for level in (1, 2)]
+    private: list[dict[str, Tensor]] = [
+        {"head": pseudo_random((3, 2), salt=level).double()} for level in (1, 2)
+    ]
     return NestedState(shared, EntryLevels(3, entry), [*private, {}], units={"edges": (4, 3)})
 
 
 def base_files(folder: Path, golden: Path) -> list[Base]:
-    """Intact files of 1, 2, 3 and 6 levels in all types, with and without axes, and the golden one."""
+    """Return intact files of 1, 2, 3 and 6 levels in all types, with and without axes, and a golden file."""
     states = [(small_state(1), torch.float32), (small_state(2), torch.bfloat16)]
     states += [(small_state(3), torch.float32), (small_state(6), torch.float16)]
-    states += [(odd_state(), torch.float32), (odd_state(), torch.float16)]
+    states += [(mixed_state(), torch.float32), (mixed_state(), torch.float16)]
     states += [
         (axes_state(1), torch.float16),
         (axes_state(3), torch.bfloat16),
         (axes_state(6), torch.float32),
     ]
-    bases = [_base(golden)]
+    bases = [_read_base(golden)]
     for state, dtype in states:
         path, n_levels = folder / "base", state.entry.n_levels
         described = axes_description(n_levels) if state.axes else description(n_levels)
         write_nested_file(path, state, described, dtype)
-        bases.append(_base(path))
+        bases.append(_read_base(path))
     return bases
 
 
-def _base(path: Path) -> Base:
+def _read_base(path: Path) -> Base:
     file = open_nested_file(path)
-    with TorchMemory():  # the first use imports much, which should not be counted later
+    with TorchMemory():  # its first use imports modules, which must not be counted later
         state = file.state()
     return Base(path.read_bytes(), file.manifest, state)
 
 
-def spoilt_files(
+def corrupted_files(
     bases: list[Base], folder: Path, seed: int, numbers: range
 ) -> Iterator[tuple[str, Path, Base, Base]]:
-    """One spoilt file at a time, each at the same path: its kind, the path, the intact file, the donor.
+    """Write corrupted files, one at a time, each at the same path.
 
-    File `number` follows from `seed` and its number alone, so that any one can be made again.
+    A file follows from `seed` and its number alone, so that any file can be reproduced.
+
+    Yields:
+        The kind of damage, the path, the intact file, the donor.
     """
     for number in numbers:
         rng = random.Random(f"{seed}/{number}")
         base, donor = rng.sample(bases, 2)
         kind, content = mutate(base.content, donor.content, rng)
-        path = folder / "spoilt"
+        path = folder / "corrupted"
         path.write_bytes(content)
         yield kind, path, base, donor

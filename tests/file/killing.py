@@ -1,6 +1,6 @@
-"""Writers that are killed, or whose disk is full: a file appears whole or not at all.
+"""Helpers that kill a process while it writes a file, to test that files are written atomically.
 
-A job is one way of writing; a new writer is one more entry in `jobs`. Works where processes can be forked.
+A job is one way of writing; add an entry to `jobs` for a new writer. Requires that processes can be forked.
 """
 
 import multiprocessing
@@ -22,10 +22,10 @@ from nestify.model.entry_levels import EntryLevels, NestedState
 from tests.file.builders import description
 
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
-"""What a killed writer may leave behind."""
+"""Name of a temporary file that a killed writer may leave."""
 
 PATIENCE = 60.0
-"""Seconds after which a child that does not answer counts as stuck."""
+"""Seconds after which a child that does not answer is considered stuck."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Job:
     """One way of writing a file.
 
     Attributes:
-        old: the file's bytes before; None: there is no file.
-        new: its bytes afterwards.
-        write: writes to the path.
+        old: bytes of the file before writing; None if there is no file.
+        new: bytes of the file after writing.
+        write: function that writes to a path.
     """
 
     old: bytes | None
@@ -43,7 +43,7 @@ class Job:
     write: Callable[[Path], object]
 
     def prepare(self, path: Path) -> None:
-        """Put what was there before in its place."""
+        """Restore the state before writing at a path."""
         if self.old is None:
             path.unlink(missing_ok=True)
         else:
@@ -52,12 +52,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Aftermath:
-    """What a killed writer left behind.
+    """State of the folder after a writer was killed.
 
     Attributes:
-        found: the file's bytes; None: there is none.
-        left: sizes in bytes of temporary files.
-        finished: whether the writer was done before it was killed.
+        found: bytes of the file; None if there is no file.
+        left: sizes in bytes of the temporary files.
+        finished: whether the writer finished before it was killed.
     """
 
     found: bytes | None
@@ -66,39 +66,39 @@ class Aftermath:
 
 
 def jobs(folder: Path, weights: int) -> Mapping[str, Job]:
-    """Every way of writing a nested file, with and without an older one.
+    """Return every way of writing a nested file, with and without an existing file.
 
     Args:
-        folder: for the files that slices are made of, which stay.
-        weights: of the network; the full file has some 4 bytes for each.
+        folder: folder for the files that slices are cut from; they are kept.
+        weights: number of weights of the network; the full file has about 4 bytes per weight.
     """
     state, old = _state(weights, seed=1), b"an older file"
-    whole, core = folder / "whole", folder / "core"
+    source, core = folder / "source", folder / "core"
 
     def write(path: Path) -> object:
         return write_nested_file(path, state, description(3))
 
     def cut(path: Path) -> object:
-        return slice_file(whole, 2, path)
+        return slice_file(source, 2, path)
 
     def upgrade(path: Path) -> object:
-        return upgrade_slice(whole, 3, path)
+        return upgrade_slice(source, 3, path)
 
-    write(whole)
-    slice_file(whole, 1, core)
+    write(source)
+    slice_file(source, 1, core)
     cut(folder / "cut")
-    full, sliced, smallest = (path.read_bytes() for path in (whole, folder / "cut", core))
+    full, slice_bytes, smallest = (path.read_bytes() for path in (source, folder / "cut", core))
     return {
         "write": Job(None, full, write),
         "write over a file": Job(old, full, write),
-        "slice": Job(None, sliced, cut),
-        "slice over a file": Job(old, sliced, cut),
+        "slice": Job(None, slice_bytes, cut),
+        "slice over a file": Job(old, slice_bytes, cut),
         "upgrade": Job(smallest, full, upgrade),
     }
 
 
 def _state(weights: int, seed: int) -> NestedState:
-    """Three levels of eight tensors, so that there is something to write at any time."""
+    """Return three levels of eight tensors, so that writing takes many steps."""
     generator = torch.Generator().manual_seed(seed)
     shared = {f"w{i}": torch.randn(weights // 8, generator=generator) for i in range(8)}
     entry = {
@@ -109,17 +109,17 @@ def _state(weights: int, seed: int) -> NestedState:
 
 
 def kill_after(job: Job, path: Path, seconds: float) -> Aftermath:
-    """Let a child of this process write, and kill it so many seconds after it began."""
-    return _killed(job, path, lambda: None, seconds)
+    """Start a child process that writes, and kill it after the given number of seconds."""
+    return _run_and_kill(job, path, lambda: None, seconds)
 
 
 def kill_at(job: Job, path: Path, arrange: Callable[[], object]) -> Aftermath:
-    """Let a child write that arranges for its own death beforehand."""
-    return _killed(job, path, arrange, None)
+    """Start a child process that calls `arrange`, which makes it kill itself later, and then writes."""
+    return _run_and_kill(job, path, arrange, None)
 
 
 def duration(job: Job, path: Path) -> float:
-    """Seconds that the job takes in this process."""
+    """Measure the seconds that the job takes in this process."""
     job.prepare(path)
     started = time.perf_counter()
     job.write(path)
@@ -127,11 +127,11 @@ def duration(job: Job, path: Path) -> float:
 
 
 def die() -> None:
-    """Kill this process as the kernel would: nothing is cleaned up."""
+    """Kill this process with SIGKILL, so that nothing is cleaned up."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _killed(job: Job, path: Path, arrange: Callable[[], object], seconds: float | None) -> Aftermath:
+def _run_and_kill(job: Job, path: Path, arrange: Callable[[], object], seconds: float | None) -> Aftermath:
     job.prepare(path)
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe()
@@ -139,40 +139,39 @@ def _killed(job: Job, path: Path, arrange: Callable[[], object], seconds: float 
     def child() -> None:
         arrange()
         there.send(None)
-        there.recv()  # the clock starts
+        there.recv()  # the measured time begins
         job.write(path)
         there.send(None)
 
     process = context.Process(target=child)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of threads in the parent: the child needs none
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads in the parent: the child uses none
         process.start()
-    there_is = _answer(here, PATIENCE)
-    assert there_is, "the child did not start"
+    assert _has_answered(here, PATIENCE), "the child did not start"
     here.send(None)
     if seconds is None:
         process.join(PATIENCE)
     else:
         time.sleep(seconds)
-    finished = _answer(here, 0)
+    finished = _has_answered(here, 0)
     process.kill()
     process.join(PATIENCE)
     here.close()
-    return _look(path, finished)
+    return _collect_aftermath(path, finished)
 
 
-def _answer(pipe: Any, patience: float) -> bool:
+def _has_answered(pipe: Any, patience: float) -> bool:
     try:
         if pipe.poll(patience):
             pipe.recv()
             return True
-    except (EOFError, ConnectionResetError):  # the child is gone
+    except (EOFError, ConnectionResetError):  # the child has ended
         pass
     return False
 
 
-def _look(path: Path, finished: bool) -> Aftermath:
-    """What is there; temporary files are taken away, and nothing else may be there."""
+def _collect_aftermath(path: Path, finished: bool) -> Aftermath:
+    """Return the state of the folder and remove temporary files; fail if there are unknown files."""
     left = []
     for other in set(path.parent.iterdir()) - {path}:
         assert TEMPORARY.fullmatch(other.name), other

@@ -1,8 +1,8 @@
 """Seeded damage to nested files: bytes, JSON text, JSON values, tensors, sizes, splices, and forgeries.
 
-`mutate` spoils an intact file in one of many ways. A kind whose name begins with `forged` makes the hashes
-fit again after it changed the data, as somebody would who knows the format; of all other kinds a reader
-must notice any change to the data.
+`mutate` corrupts an intact file in one of many ways. A kind whose name begins with `forged` changes the data
+and recomputes the hashes, like an attacker who knows the format. For all other kinds, a reader must notice
+any change to the data.
 """
 
 import json
@@ -30,25 +30,25 @@ SNIPPETS += ['"\\ud800"', '"\\u0000"', '"\\x"', "\ufeff", "\0", "\u0661", ",,", 
 SNIPPETS += ["9" * 25, "9" * 5000, "1" + "0" * 400 + ".0", '"' + "x" * 20_000 + '"', "[0]" * 100, "[0,[],{}]"]
 SNIPPETS += ["[" * 200 + "]" * 200, "[" * 30_000, '{"a":' * 30_000, "[" * 900 + "]" * 900, "null", "{}", "\\"]
 ODD_VALUES = ["0000c07f", "0000807f", "000080ff", "01000000", "00000080", "ffffffff", "007c", "807f"]
-"""Not-a-numbers, infinities, numbers too small to be normal, minus zero; little-endian hexadecimal."""
+"""NaN, infinities, subnormal numbers and minus zero, in little-endian hexadecimal."""
 TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*|true|false|null|[\[\]{}:,]')
 
 
 def mutate(content: bytes, donor: bytes, rng: Rng) -> tuple[str, bytes]:
-    """Spoil a file.
+    """Corrupt a file.
 
     Args:
-        content: of an intact nested file.
-        donor: another intact one, for splices.
-        rng: decides everything; the same state gives the same file.
+        content: bytes of an intact nested file.
+        donor: bytes of another intact nested file, for splices.
+        rng: source of all random choices; the same state gives the same file.
 
     Returns:
-        the kind of damage, one of `KINDS`, and the spoilt file. Now and then it is the intact file again.
+        The kind of damage, one of `KINDS`, and the corrupted file, which sometimes equals the intact file.
     """
     kind = rng.choice(KINDS)
     if kind in BYTES:
         return kind, BYTES[kind](content, donor, rng)
-    parts = Parts.of(content)
+    parts = Parts.parse(content)
     if kind == "combination":
         for change in rng.choices([VALUES[kind] for kind in VALUES], k=rng.randint(2, 4)):
             _try(change, parts, rng)
@@ -58,7 +58,7 @@ def mutate(content: bytes, donor: bytes, rng: Rng) -> tuple[str, bytes]:
 
 
 def _try(change: Callable[[Parts, Rng], object], parts: Parts, rng: Rng) -> None:
-    """In a combination, an earlier change may have taken away what a later one wants to change."""
+    """Apply a change, unless an earlier change of a combination has removed what it would change."""
     try:
         change(parts, rng)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError):
@@ -87,7 +87,7 @@ def _header_length(content: bytes, _donor: bytes, rng: Rng) -> bytes:
 
 
 def _move(content: bytes, _donor: bytes, rng: Rng) -> bytes:
-    """Bytes taken out, put in, set to zero, or written twice, anywhere."""
+    """Remove, overwrite, zero, reverse or duplicate some bytes anywhere in the file."""
     begin = rng.randrange(len(content))
     end = min(len(content), begin + rng.choice([1, 4, 8, 64, 512]))
     piece = content[begin:end]
@@ -109,8 +109,8 @@ def _splice_anywhere(content: bytes, donor: bytes, rng: Rng) -> bytes:
 
 
 def _splice_manifest(content: bytes, donor: bytes, rng: Rng) -> bytes:
-    """Another file's manifest, or another file's place for one half of the tensors."""
-    own, other = Parts.of(content), Parts.of(donor)
+    """Use the donor's manifest, or the donor's header entries for about half of the tensors."""
+    own, other = Parts.parse(content), Parts.parse(donor)
     if rng.random() < 0.5:
         own.manifest = other.manifest
     else:
@@ -119,23 +119,23 @@ def _splice_manifest(content: bytes, donor: bytes, rng: Rng) -> bytes:
 
 
 def _splice_level(content: bytes, donor: bytes, rng: Rng) -> bytes:
-    own, other = Parts.of(content), Parts.of(donor)
+    own, other = Parts.parse(content), Parts.parse(donor)
     key = rng.choice(["levels", "parameters"])
     own.manifest[key][rng.randrange(len(own.manifest[key]))] = rng.choice(other.manifest[key])
     return own.content
 
 
 def _json_text(content: bytes, _donor: bytes, rng: Rng) -> bytes:
-    """One token of the header's or the manifest's text is replaced, deleted, or gets company."""
+    """Replace, delete or duplicate a token of the header's or manifest's text, or insert text after it."""
     end = _header_end(content)
     if rng.random() < 0.5:
-        return raw_content(_spoil_text(content[8:end].decode(), rng), content[end:])
-    parts = Parts.of(content)
-    metadata = parts.metadata | {"nestify.manifest": _spoil_text(json.dumps(parts.manifest), rng)}
+        return raw_content(_corrupt_text(content[8:end].decode(), rng), content[end:])
+    parts = Parts.parse(content)
+    metadata = parts.metadata | {"nestify.manifest": _corrupt_text(json.dumps(parts.manifest), rng)}
     return raw_content(json.dumps({"__metadata__": metadata} | parts.header), content[end:])
 
 
-def _spoil_text(text: str, rng: Rng) -> str:
+def _corrupt_text(text: str, rng: Rng) -> str:
     for _ in range(rng.choice([1, 1, 2])):
         tokens = list(TOKEN.finditer(text))
         begin, end = rng.choice(tokens).span() if tokens else (0, 0)
@@ -147,8 +147,8 @@ def _spoil_text(text: str, rng: Rng) -> str:
 
 
 def _rename_everywhere(content: bytes, _donor: bytes, rng: Rng) -> bytes:
-    """A parameter or private tensor has another name, in header and manifest alike."""
-    parts, end = Parts.of(content), _header_end(content)
+    """Rename a parameter or private tensor consistently in header and manifest."""
+    parts, end = Parts.parse(content), _header_end(content)
     name = rng.choice(list(parts.header)).split("/", maxsplit=2)[-1]
     new = json.dumps(rng.choice([text for text in TEXTS if text.isprintable()]))[1:-1]
     new = new.replace("\\", "")
@@ -159,7 +159,7 @@ def _rename_everywhere(content: bytes, _donor: bytes, rng: Rng) -> bytes:
 
 
 def _places(node: Node) -> list[tuple[Any, Any]]:
-    """Every (container, key) below a node."""
+    """Return every (container, key) below a node."""
     found: list[tuple[Any, Any]] = []
     for key, value in node.items() if isinstance(node, dict) else enumerate(node):
         found.append((node, key))
@@ -169,7 +169,7 @@ def _places(node: Node) -> list[tuple[Any, Any]]:
 
 
 def _pick(parts: Parts, rng: Rng) -> tuple[Any, Any]:
-    """A place in header or manifest; the places that say how the data is laid out come up more often."""
+    """Pick a place in header or manifest; the places that describe the layout of the data are more likely."""
     parameters, levels = parts.manifest.get("parameters"), parts.manifest.get("levels")
     roots = [parts.header, parts.header, parts.metadata, parts.manifest, parameters, parameters, levels]
     return rng.choice(_places(rng.choice([root for root in roots if isinstance(root, dict | list) and root])))
@@ -193,7 +193,7 @@ def _delete(parts: Parts, rng: Rng) -> None:
 
 
 def _duplicate(parts: Parts, rng: Rng) -> None:
-    """A list has an element twice or a hundred times, or a table has a value under a second key."""
+    """Repeat an element of a list once or a hundred times, or add a value to a table under a second key."""
     node, key = _pick(parts, rng)
     if isinstance(node, list):
         node[key:key] = [node[key]] * rng.choice([1, 1, 100])
@@ -214,13 +214,13 @@ def _swap_values(parts: Parts, rng: Rng) -> None:
 
 
 def _shuffle(parts: Parts, rng: Rng) -> None:
-    """A list in another order: shapes, counts of entering units, parameters, levels, private tensors."""
+    """Shuffle a list: shapes, counts of entering units, parameters, levels, private tensors."""
     lists = [node[key] for node, key in _places(parts.manifest) if isinstance(node[key], list)]
     rng.shuffle(rng.choice(lists))
 
 
 def _layout_number(parts: Parts, rng: Rng) -> None:
-    """A number that says how much there is: shapes, offsets, bytes of a level, entering units, blocks."""
+    """Change a number that describes the layout: shape, offset, bytes of a level, entering units, block."""
     tensors = [(entry, key) for entry in parts.header.values() for key in ("shape", "data_offsets")]
     sizes = [(p, key) for p in parts.manifest["parameters"] for key in ("shape", "unit", "entering")]
     levels = [(level, "data_bytes") for level in parts.manifest["levels"]]
@@ -231,7 +231,7 @@ def _layout_number(parts: Parts, rng: Rng) -> None:
 
 
 def _swap_tensors(parts: Parts, rng: Rng) -> None:
-    """Two tensors trade offsets, names, types or all of their entries."""
+    """Exchange the offsets, types, shapes or complete header entries of two tensors."""
     one, two = rng.choices(list(parts.header), k=2)
     a, b = parts.header[one], parts.header[two]
     field = rng.choice(["data_offsets", "dtype", "shape", None])
@@ -242,7 +242,7 @@ def _swap_tensors(parts: Parts, rng: Rng) -> None:
 
 
 def _unstored_tensor(parts: Parts, rng: Rng) -> None:
-    """One more parameter of which no weight enters, so that it takes no bytes, of any shape."""
+    """Add a parameter of any shape of which no weight enters, so that it takes no bytes."""
     n = len(parts.manifest["levels"])
     shape = [rng.choice([0, 1, 3, 64, 2**10, 2**12, 2**20, 2**40]) for _ in range(rng.randint(0, 3))]
     entry = {"name": "bomb", "shape": shape, "dtype": rng.choice(["F32", "F16", "I8"]), "maskable": True}
@@ -254,9 +254,9 @@ def _unstored_tensor(parts: Parts, rng: Rng) -> None:
 
 
 def _runs(parts: Parts, rng: Rng) -> None:
-    """Indices belong to other levels: runs trade places, levels or indices, one is cut in two, or is new."""
+    """Assign indices to different levels: exchange, change, split, shuffle or add runs."""
     maskable = [parameter for parameter in parts.manifest["parameters"] if parameter["maskable"]]
-    parameter = rng.choice([one for one in maskable if "axes" in one] or maskable)
+    parameter = rng.choice([entry for entry in maskable if "axes" in entry] or maskable)
     axes = parameter.setdefault("axes", [[[2, extent]] for extent in parameter["shape"]])
     runs = rng.choice([axis for axis in axes if axis])
     one, two, place = rng.choice(runs), rng.choice(runs), rng.randrange(2)
@@ -281,7 +281,7 @@ def _runs(parts: Parts, rng: Rng) -> None:
 
 
 def _exchange_contents(parts: Parts, rng: Rng) -> None:
-    """Two tensors of one size trade their bytes."""
+    """Exchange the bytes of two tensors of the same size."""
     sizes: dict[int, list[str]] = {}
     for name in parts.header:
         sizes.setdefault(len(parts.tensor(name)), []).append(name)
@@ -290,7 +290,7 @@ def _exchange_contents(parts: Parts, rng: Rng) -> None:
     a[:], b[:] = bytes(b), bytes(a)
 
 
-# Forgeries: the data is changed, the hashes fit
+# Forgeries: the data is changed and the hashes are recomputed
 
 
 def _rehashed(change: Callable[[Parts, Rng], object]) -> Callable[[Parts, Rng], None]:
@@ -306,7 +306,7 @@ def _flip_data(parts: Parts, rng: Rng) -> None:
 
 
 def _flip_positions(parts: Parts, rng: Rng) -> None:
-    """Bits of coded entry positions: one, or as many set as cleared, so that their number still fits."""
+    """Flip bits of coded entry positions: one, or one of each value so that the number of set bits stays."""
     bits = parts.tensor(rng.choice([name for name in parts.header if "/entry/" in name]))
     unpacked = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
     for value in (0, 1) if rng.random() < 0.8 else (0,):
@@ -322,7 +322,7 @@ def _odd_values(parts: Parts, rng: Rng) -> None:
 
 
 def _resize(parts: Parts, rng: Rng) -> None:
-    """A tensor of another length, with all that follows moved, so that the container is in order."""
+    """Change the length of a tensor and move everything after it, so that the container stays consistent."""
     name = rng.choice([name for name in parts.header if len(parts.header[name]["shape"]) == 1])
     entry = parts.header[name]
     [count], (begin, end) = entry["shape"], entry["data_offsets"]
@@ -374,6 +374,6 @@ VALUES: dict[str, Callable[[Parts, Rng], object]] = {
 KINDS = [*BYTES, *VALUES, "combination"]
 
 
-def forges(kind: str) -> bool:
-    """Whether a kind of damage may make the hashes fit to other data."""
+def is_forgery(kind: str) -> bool:
+    """Return whether a kind of damage may change data and recompute the hashes."""
     return kind.startswith("forged") or kind == "combination"

@@ -1,4 +1,4 @@
-"""Narrower and shallower levels: what the file says of channels, and what a level gets of them."""
+"""Narrower and shallower levels: how a file stores them, and what a level reads."""
 
 import re
 import subprocess
@@ -33,7 +33,7 @@ from tests.file.builders import (
     axes_state,
     box,
     description,
-    scrambled,
+    pseudo_random,
 )
 from tests.file.damage import Parts, damage, refusal
 
@@ -42,7 +42,7 @@ LEVELS = (1, 2, 3)
 
 @pytest.fixture
 def axes_file(tmp_path: Path) -> Path:
-    """Three levels of `axes_state`, about 11 kB."""
+    """Write a file with the three levels of `axes_state`, about 11 kB."""
     path = tmp_path / "axes.safetensors"
     write_nested_file(path, axes_state(), axes_description(3))
     return path
@@ -53,9 +53,9 @@ def u8(*levels: int) -> torch.Tensor:
 
 
 def write_one(path: Path, axes: Mapping[int, torch.Tensor], entry: torch.Tensor, n_levels: int) -> Manifest:
-    """A file with one tensor `w` of scrambled values."""
+    """Write a file with one tensor `w` of pseudo-random values."""
     state = NestedState(
-        {"w": scrambled(entry.shape, salt=1)},
+        {"w": pseudo_random(entry.shape, salt=1)},
         EntryLevels(n_levels, {"w": entry}),
         [{}] * n_levels,
         axes={"w": dict(axes)},
@@ -63,7 +63,7 @@ def write_one(path: Path, axes: Mapping[int, torch.Tensor], entry: torch.Tensor,
     return write_nested_file(path, state, description(n_levels))
 
 
-# What the manifest says
+# Manifest
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,20 @@ def write_one(path: Path, axes: Mapping[int, torch.Tensor], entry: torch.Tensor,
 )
 def test_runs(tmp_path: Path, axes: dict[int, torch.Tensor], stored: list[Any]) -> None:
     write_one(tmp_path / "file", axes, box((6, 4), axes), 3)
-    [parameter] = Parts.of((tmp_path / "file").read_bytes()).manifest["parameters"]
+    [parameter] = Parts.parse((tmp_path / "file").read_bytes()).manifest["parameters"]
     assert parameter["axes"] == stored
 
 
 @pytest.mark.parametrize("axes", [{}, {0: u8(1, 1, 1, 1, 1, 1)}, {0: u8(*[1] * 6), 1: u8(*[1] * 4)}])
-def test_no_word_where_there_is_no_structure(tmp_path: Path, axes: dict[int, torch.Tensor]) -> None:
+def test_no_axes_if_level_1_uses_all_indices(tmp_path: Path, axes: dict[int, torch.Tensor]) -> None:
     write_one(tmp_path / "file", axes, torch.ones(6, 4, dtype=torch.uint8), 2)
-    manifest = Parts.of((tmp_path / "file").read_bytes()).manifest
+    manifest = Parts.parse((tmp_path / "file").read_bytes()).manifest
     assert "axes" not in manifest["parameters"][0]
     assert not {"width", "depth", "skipped"} & set(manifest["levels"][0])
     assert open_nested_file(tmp_path / "file").state().axes == {}
 
 
-def test_what_was_asked_for_is_told(axes_file: Path) -> None:
+def test_the_manifest_has_the_requested_sizes(axes_file: Path) -> None:
     file = open_nested_file(axes_file)
     assert file.manifest.schedule == "combined"
     assert [level.width for level in file.manifest.levels] == pytest.approx([1 / 3, 2 / 3, 1])
@@ -120,11 +120,11 @@ def test_axis_levels_need_no_torch(axes_file: Path) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-# What is stored
+# Stored tensors
 
 
 def test_channel_levels_need_no_positions(axes_file: Path) -> None:
-    """Values of a level: those of its box that are in no smaller box, in C order."""
+    """The values of a level are those in its box, but in no smaller box, in C order."""
     state, stock = axes_state(), load_file(axes_file)
     for name in ("stem.weight", "stem.bias", "table", "head.weight"):
         assert not [stored for stored in stock if stored.endswith(f"/entry/{name}")]
@@ -135,15 +135,15 @@ def test_channel_levels_need_no_positions(axes_file: Path) -> None:
 
 
 def test_positions_are_coded_over_what_is_available(axes_file: Path) -> None:
-    """One bit for each weight that the level has and no lower level uses."""
+    """Positions have one bit for each weight that is available at the level and not used by a lower level."""
     state, stock = axes_state(), load_file(axes_file)
     entry = state.entry["qkv.weight"]
     first = box(entry.shape, state.axes["qkv.weight"])
     for level in LEVELS:
-        left = entry[(entry >= level) & (first <= level)] == level
+        enters = entry[(entry >= level) & (first <= level)] == level
         bits = np.unpackbits(stock[f"level{level}/entry/qkv.weight"].numpy(), bitorder="little")
-        assert bits[: left.numel()].tolist() == left.int().tolist()
-        assert bits.size == -(-left.numel() // 64) * 64
+        assert bits[: enters.numel()].tolist() == enters.int().tolist()
+        assert bits.size == -(-enters.numel() // 64) * 64
         values = state.shared["qkv.weight"][entry == level]
         assert torch.equal(stock[f"level{level}/values/qkv.weight"], values)
 
@@ -167,7 +167,7 @@ def test_private_tensors_are_as_wide_as_their_level(axes_file: Path) -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_level_fills_tensors_of_full_shape(axes_file: Path, level: int) -> None:
-    """Its own values where it has all indices, 0 elsewhere, whatever was there before."""
+    """Tensors to fill get the level's values, and 0 elsewhere, regardless of their old content."""
     state = axes_state()
     into = {name: torch.full_like(tensor, torch.nan) for name, tensor in state.shared.items()}
     tensors = open_nested_file(axes_file).level_tensors(level, into=into)
@@ -177,12 +177,12 @@ def test_a_level_fills_tensors_of_full_shape(axes_file: Path, level: int) -> Non
     assert tensors["tied.weight"] is tensors["head.weight"]
 
 
-# Any structure
+# Random axes
 
 
 @st.composite
-def structures(draw: st.DrawFn) -> tuple[int, dict[int, torch.Tensor], torch.Tensor]:
-    """Number of levels, levels of the indices, entry levels: with all that is available, or less."""
+def random_axes(draw: st.DrawFn) -> tuple[int, dict[int, torch.Tensor], torch.Tensor]:
+    """Draw a number of levels, levels of the indices, and entry levels with or without sparsity."""
     n_levels = draw(st.integers(1, 5))
     shape = draw(hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=7))
     axes = {
@@ -197,36 +197,35 @@ def structures(draw: st.DrawFn) -> tuple[int, dict[int, torch.Tensor], torch.Ten
 
 
 @settings(deadline=None, max_examples=80)
-@given(structures(), st.data())
-def test_any_structure_comes_back(
-    structure: tuple[int, dict[int, torch.Tensor], torch.Tensor], data: st.DataObject
+@given(random_axes(), st.data())
+def test_random_axes_round_trip(
+    drawn: tuple[int, dict[int, torch.Tensor], torch.Tensor], data: st.DataObject
 ) -> None:
-    n_levels, axes, entry = structure
+    n_levels, axes, entry = drawn
     low = data.draw(st.integers(1, n_levels))
     high = data.draw(st.integers(low, n_levels))
     with tempfile.TemporaryDirectory() as folder:
-        whole, first, second, third = (Path(folder) / name for name in ("whole", "first", "second", "third"))
-        manifest = write_one(whole, axes, entry, n_levels)
-        assert open_nested_file(whole).manifest == manifest
+        full, first, second, third = (Path(folder) / name for name in ("full", "first", "second", "third"))
+        manifest = write_one(full, axes, entry, n_levels)
+        assert open_nested_file(full).manifest == manifest
         for level in range(1, n_levels + 1):
-            check_level(whole, axes, entry, level)
-        slice_file(whole, low, first)
-        assert_same_state(open_nested_file(first).state(), open_nested_file(whole).state(low))
-        slice_file(whole, high, second)
+            check_level(full, axes, entry, level)
+        slice_file(full, low, first)
+        assert_same_state(open_nested_file(first).state(), open_nested_file(full).state(low))
+        slice_file(full, high, second)
         slice_file(second, low, third)
         assert third.read_bytes() == first.read_bytes()
-        upgrade_slice(whole, high, third)
+        upgrade_slice(full, high, third)
         assert third.read_bytes() == second.read_bytes()
-        slice_file(whole, n_levels, third)
-        assert third.read_bytes() == whole.read_bytes()
+        slice_file(full, n_levels, third)
+        assert third.read_bytes() == full.read_bytes()
 
 
 def check_level(path: Path, axes: dict[int, torch.Tensor], entry: torch.Tensor, level: int) -> None:
-    """A level is the box of the kept indices, cut out of the masked tensor; all around it is 0."""
+    """Check that a level is the box of its indices in the masked tensor, and 0 elsewhere."""
     file = open_nested_file(path)
-    masked = np.where(entry.numpy() <= level, scrambled(entry.shape, salt=1).numpy(), 0)
-    levels = axis_levels(file.manifest.parameters[0], level)
-    kept = {dim: np.flatnonzero(along <= level) for dim, along in levels.items()}
+    masked = np.where(entry.numpy() <= level, pseudo_random(entry.shape, salt=1).numpy(), 0)
+    kept = {dim: np.flatnonzero(levels.numpy() <= level) for dim, levels in axes.items()}
     everything = [np.arange(extent) for extent in entry.shape]
     cut = np.ix_(*(kept.get(dim, everything[dim]) for dim in range(entry.dim())))
     available = reduce(
@@ -238,12 +237,12 @@ def check_level(path: Path, axes: dict[int, torch.Tensor], entry: torch.Tensor, 
     assert not found[~available].any()
     state = file.state(level)
     assert np.array_equal(state.entry["w"].numpy(), np.minimum(entry.numpy(), level + 1))
-    told = {dim: levels.clamp(max=level + 1).tolist() for dim, levels in axes.items() if levels.max() > 1}
-    assert {dim: levels.tolist() for dim, levels in state.axes.get("w", {}).items()} == told
+    expected = {dim: levels.clamp(max=level + 1).tolist() for dim, levels in axes.items() if levels.max() > 1}
+    assert {dim: levels.tolist() for dim, levels in state.axes.get("w", {}).items()} == expected
 
 
-def test_more_weights_than_are_placed_at_a_time(tmp_path: Path) -> None:
-    """Segments end inside rows; each coding occurs, and levels at which nothing enters."""
+def test_more_weights_than_one_segment(tmp_path: Path) -> None:
+    """Segments end inside rows; every coding occurs, and so do levels at which no weight enters."""
     shape = (37, 611, 13)
     assert np.prod(shape) > 2 * 2**17
     rng = np.random.default_rng(0)
@@ -259,7 +258,7 @@ def test_more_weights_than_are_placed_at_a_time(tmp_path: Path) -> None:
 
 
 def test_memory_is_a_byte_per_weight(tmp_path: Path) -> None:
-    """Beside the tensor that is filled; NumPy's share, which the positions are in."""
+    """Counts NumPy's memory, which includes the positions, but not the tensor that is filled."""
     shape = (2048, 2048)
     axes = {dim: torch.arange(shape[dim]).remainder(3).add(1).to(torch.uint8) for dim in (0, 1)}
     entry = box(shape, axes)
@@ -274,7 +273,7 @@ def test_memory_is_a_byte_per_weight(tmp_path: Path) -> None:
     assert peak < 1.5 * entry.numel()
 
 
-def test_most_levels_that_can_be_held(tmp_path: Path) -> None:
+def test_the_largest_number_of_levels(tmp_path: Path) -> None:
     axes = {0: torch.arange(1, 256, dtype=torch.uint8), 1: torch.arange(255, 0, -1, dtype=torch.uint8)}
     entry = box((255, 255), axes)
     write_one(tmp_path / "file", axes, entry, 254)
@@ -285,7 +284,7 @@ def test_most_levels_that_can_be_held(tmp_path: Path) -> None:
 # Slices
 
 
-def test_slices_of_structure(axes_file: Path, tmp_path: Path) -> None:
+def test_slices_with_axes(axes_file: Path, tmp_path: Path) -> None:
     for level in LEVELS:
         slice_file(axes_file, level, tmp_path / "slice")
         own = open_nested_file(tmp_path / "slice")
@@ -303,11 +302,11 @@ def test_slices_merge_runs(tmp_path: Path) -> None:
         (3, [[[1, 1], [2, 1], [3, 1], [4, 1], [1, 1], [3, 1]], [[1, 2], [3, 1], [4, 1]]]),
     ]:
         slice_file(tmp_path / "file", level, tmp_path / "slice")
-        [parameter] = Parts.of((tmp_path / "slice").read_bytes()).manifest["parameters"]
+        [parameter] = Parts.parse((tmp_path / "slice").read_bytes()).manifest["parameters"]
         assert parameter["axes"] == stored
 
 
-# What is refused
+# Refused files
 
 
 def set_parameter(name: str, /, **changes: object) -> Callable[[Parts], None]:
@@ -357,7 +356,7 @@ def set_level(index: int, /, **changes: object) -> Callable[[Parts], None]:
         (set_level(0, depth="1"), "schema at 'levels.0.depth'"),
     ],
 )
-def test_forged_structure(axes_file: Path, change: Callable[[Parts], object], problem: str) -> None:
+def test_forged_axes(axes_file: Path, change: Callable[[Parts], object], problem: str) -> None:
     damage(axes_file, change)
     assert re.search(problem, refusal(axes_file))
 
@@ -365,14 +364,16 @@ def test_forged_structure(axes_file: Path, change: Callable[[Parts], object], pr
 @pytest.mark.parametrize(
     "change",
     [
-        set_axis([2, 3], [1, 3], [3, 3]),  # as many channels of each level, but others
+        set_axis([2, 3], [1, 3], [3, 3]),  # the same number of channels at each level, but different ones
         set_axis([1, 1], [2, 3], [1, 2], [3, 3]),
         set_level(0, width=0, depth=0),
         set_level(1, skipped=["block"]),
     ],
 )
-def test_another_structure_is_no_damage(axes_file: Path, change: Callable[[Parts], object]) -> None:
-    """What the data does not contradict is not for the file's own reader to doubt."""
+def test_different_axes_that_fit_the_data_are_accepted(
+    axes_file: Path, change: Callable[[Parts], object]
+) -> None:
+    """The reader accepts any manifest that the data does not contradict."""
     damage(axes_file, change)
     state = open_nested_file(axes_file).state()
     assert sorted(state.axes["stem.bias"][0].tolist()) == [1, 1, 1, 2, 2, 2, 3, 3, 3]

@@ -1,4 +1,4 @@
-"""Entry positions against NumPy and closed forms."""
+"""Coding of entry positions, compared with NumPy and closed forms."""
 
 from functools import reduce
 from math import ceil, floor, log2, prod
@@ -23,8 +23,8 @@ from nestify.file.entry_codec import (
 from nestify.file.manifest import Coding
 
 
-def positions_of(data: bytes, remaining: int, count: int) -> list[int]:
-    """Elias-Fano decoded bit by bit from the definition, as an independent reading of the format."""
+def decode_elias_fano(data: bytes, remaining: int, count: int) -> list[int]:
+    """Decode Elias-Fano bit by bit from the definition, as an independent implementation of the format."""
     bits = [(byte >> i) & 1 for byte in data for i in range(8)]
     low = max(0, floor(log2(remaining / count)))
     low_part_bits = 64 * ceil(count * low / 64)
@@ -33,8 +33,8 @@ def positions_of(data: bytes, remaining: int, count: int) -> list[int]:
     return [(one - i) << low | lows[i] for i, one in enumerate(ones)]
 
 
-def decoded(coding: Coding, data: np.ndarray, remaining: int, count: int) -> np.ndarray:
-    """(remaining,) whether each unit enters, asked for in two parts."""
+def decode_mask(coding: Coding, data: np.ndarray, remaining: int, count: int) -> np.ndarray:
+    """Decode whether each unit enters, (remaining,), in two parts."""
     entering = decode(coding, data, remaining, count)
     enters, middle = np.zeros(remaining, np.bool_), remaining // 3
     enters[entering.between(0, middle)] = True
@@ -57,18 +57,18 @@ def test_decode_inverts_encode(enters: np.ndarray) -> None:
     data = encode(coding, enters)
     assert data.dtype == np.uint8
     assert data.size == coded_bytes(coding, remaining, count)
-    np.testing.assert_array_equal(decoded(coding, data, remaining, count), enters)
+    np.testing.assert_array_equal(decode_mask(coding, data, remaining, count), enters)
 
 
 @given(entering())
-def test_stored_bits_are_what_the_format_says(enters: np.ndarray) -> None:
+def test_stored_bits_follow_the_format(enters: np.ndarray) -> None:
     remaining, count = enters.size, int(enters.sum())
     coding = choose_coding(remaining, count)
     data = encode(coding, enters).tobytes()
     if coding == "bits":
         assert int.from_bytes(data, "little") == sum(1 << int(i) for i in np.flatnonzero(enters))
     elif coding == "elias-fano":
-        assert positions_of(data, remaining, count) == np.flatnonzero(enters).tolist()
+        assert decode_elias_fano(data, remaining, count) == np.flatnonzero(enters).tolist()
     else:
         assert data == b""
 
@@ -149,14 +149,14 @@ def test_damage_is_refused(enters: np.ndarray, damage, problem: str) -> None:
 
 
 @pytest.mark.parametrize("coding", ["all", "none", "elias-fano"])
-def test_another_coding_than_the_chosen_one_is_refused(coding) -> None:
+def test_a_coding_that_was_not_chosen_is_refused(coding) -> None:
     with pytest.raises(ValueError, match="50 of 100"):
         decode(coding, np.empty(0, np.uint8), 100, 50)
 
 
 @given(st.integers(2, 400), st.integers(0, 2**32 - 1), st.data())
 def test_any_accepted_bytes_are_canonical(remaining: int, seed: int, data: st.DataObject) -> None:
-    """Whatever bytes the decoder accepts, the encoder makes the same bytes of what was decoded."""
+    """If the decoder accepts some bytes, the encoder produces the same bytes from the decoded units."""
     count = data.draw(st.integers(1, remaining - 1))
     enters = np.zeros(remaining, np.bool_)
     enters[np.random.default_rng(seed).permutation(remaining)[:count]] = True
@@ -165,7 +165,7 @@ def test_any_accepted_bytes_are_canonical(remaining: int, seed: int, data: st.Da
     for _ in range(data.draw(st.integers(1, 3))):
         coded = flip(coded, data.draw(st.integers(0, 8 * coded.size - 1)))
     try:
-        enters = decoded(coding, coded, remaining, count)
+        enters = decode_mask(coding, coded, remaining, count)
     except ValueError:
         return
     assert enters.sum() == count

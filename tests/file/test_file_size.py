@@ -1,4 +1,4 @@
-"""The size bar: every prefix at most 1.10 times values plus entropy, header aside."""
+"""Size limit: every prefix without its header is at most 1.10 times the values plus the entropy."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,11 +12,11 @@ from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
 from tests.file.builders import description
 
-SIZE_BAR = 1.10
+SIZE_LIMIT = 1.10
 
 
 def entropy_bytes(levels: np.ndarray) -> float:
-    """Shannon entropy of all entry levels, each drawn from their own frequencies, in bytes."""
+    """Return the Shannon entropy of all entry levels, based on their own frequencies, in bytes."""
     counts = np.unique(levels, return_counts=True)[1]
     share = counts / levels.size
     return float(-(counts * np.log2(share)).sum() / 8)
@@ -25,7 +25,7 @@ def entropy_bytes(levels: np.ndarray) -> float:
 def write_magnitude_nested(
     path: Path, sparsities: Sequence[float], dtype: torch.dtype
 ) -> tuple[NestedFile, np.ndarray]:
-    """A file of one tensor of 200k weights, nested by magnitude."""
+    """Write a file with one tensor of 200k weights, nested by magnitude; return it and its entry levels."""
     weights = torch.randn(500, 400, generator=torch.Generator().manual_seed(0))
     ranks = (
         weights.abs().flatten().argsort(descending=True).argsort().reshape(weights.shape) / weights.numel()
@@ -44,12 +44,12 @@ def write_magnitude_nested(
     + [[0.95, 0.8, 0], [0.95, 0.8, 0.5], [0.9, 0.5], [0.95, 0.9, 0.8, 0.7, 0.5, 0.3, 0.1, 0]],
     ids=str,
 )
-def test_prefixes_are_within_the_bar(tmp_path: Path, sparsities: list[float], dtype: torch.dtype) -> None:
+def test_prefixes_are_within_the_limit(tmp_path: Path, sparsities: list[float], dtype: torch.dtype) -> None:
     file, entry = write_magnitude_nested(tmp_path / "model", sparsities, dtype)
     for level in range(1, file.n_levels + 1):
         bound = np.count_nonzero(entry <= level) * dtype.itemsize
         bound += entropy_bytes(np.minimum(entry, level + 1))
-        assert file.layout.ends[level - 1] <= SIZE_BAR * bound
+        assert file.layout.ends[level - 1] <= SIZE_LIMIT * bound
     assert file.prefix_bytes(file.n_levels) == (tmp_path / "model").stat().st_size
 
 

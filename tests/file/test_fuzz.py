@@ -1,6 +1,6 @@
-"""Random damage: nothing but a NestifyError comes out, and no damage to data goes unnoticed.
+"""Random damage: a reader raises only NestifyError, and notices all damage to data.
 
-A bounded share of what `tests/benchmarks/fuzz.py` does at length.
+`tests/benchmarks/fuzz.py` does the same for many more files.
 """
 
 import json
@@ -17,12 +17,21 @@ from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
 from tests.file.builders import description
 from tests.file.damage import Parts, damage, raw_content, take_apart
-from tests.file.fuzzing import Base, Hang, TorchMemory, alarm, base_files, judge, measured, spoilt_files
-from tests.file.mutations import KINDS, forges
+from tests.file.fuzzing import (
+    Base,
+    Hang,
+    TorchMemory,
+    alarm,
+    base_files,
+    corrupted_files,
+    judge,
+    measure_memory,
+)
+from tests.file.mutations import KINDS, is_forgery
 
 GOLDEN = Path(__file__).parent / "golden" / "float16.safetensors"
 NEVER_READ = ["flip length", "flip data", "header length", "truncate", "extend"]
-"""Kinds of damage that are always noticed. Others may give the intact file again, or one that is as good."""
+"""Kinds of damage that are always noticed. Other kinds may produce the intact file or another valid file."""
 
 
 @pytest.fixture(scope="module")
@@ -31,30 +40,30 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_spoilt_files(bases: list[Base], tmp_path: Path, seed: int) -> None:
+def test_corrupted_files(bases: list[Base], tmp_path: Path, seed: int) -> None:
     tried, refused = Counter[str](), Counter[str]()
-    for number, (kind, path, base, donor) in enumerate(spoilt_files(bases, tmp_path, seed, range(400))):
+    for number, (kind, path, base, donor) in enumerate(corrupted_files(bases, tmp_path, seed, range(400))):
         try:
             verdict = judge(path, base, donor, kind)
         except BaseException as error:
-            error.add_note(f"file {number} of seed {seed}, {kind}: see spoilt_files")
+            error.add_note(f"file {number} of seed {seed}, {kind}: see corrupted_files")
             raise
         tried[kind] += 1
         refused[kind] += verdict.message is not None
     assert set(tried) == set(KINDS)
     assert {kind: refused[kind] for kind in NEVER_READ} == {kind: tried[kind] for kind in NEVER_READ}
-    assert sum(refused.values()) < 0.9 * sum(tried.values()), "some get past the gate"
+    assert sum(refused.values()) < 0.9 * sum(tried.values()), "some pass the checks"
 
 
-def test_spoilt_files_can_be_made_again(bases: list[Base], tmp_path: Path) -> None:
-    first = [path.read_bytes() for _, path, _, _ in spoilt_files(bases, tmp_path, 7, range(40))]
-    again = [path.read_bytes() for _, path, _, _ in spoilt_files(bases, tmp_path, 7, range(20, 40))]
+def test_corrupted_files_can_be_reproduced(bases: list[Base], tmp_path: Path) -> None:
+    first = [path.read_bytes() for _, path, _, _ in corrupted_files(bases, tmp_path, 7, range(40))]
+    again = [path.read_bytes() for _, path, _, _ in corrupted_files(bases, tmp_path, 7, range(20, 40))]
     assert first[20:] == again
     assert len(set(first)) > 30
 
 
-def test_intact_files_have_everything(bases: list[Base]) -> None:
-    """All codings and types, blocks, axes, private tensors, 1 to 6 levels."""
+def test_intact_files_cover_the_format(bases: list[Base]) -> None:
+    """They have all codings and types, blocks, axes, private tensors, and 1 to 6 levels."""
     entries = [entry for base in bases for entry in base.manifest.parameters]
     assert {coding for entry in entries for coding in entry.coding} == set(Coding.__args__)
     assert {entry.dtype for entry in entries if entry.maskable} == {"F32", "F16", "BF16"}
@@ -65,7 +74,7 @@ def test_intact_files_have_everything(bases: list[Base]) -> None:
 
 
 def test_taking_apart_changes_nothing(small_file: Path) -> None:
-    """The forging tools themselves: an unforged file still reads."""
+    """A file that was parsed and written again without damage can still be read."""
     damage(small_file, lambda parts: parts.rehash())
     assert take_apart(small_file).metadata["nestify.format"] == "1"
     open_nested_file(small_file).state()
@@ -85,7 +94,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
 def test_headers_of_many_values(bases: list[Base], tmp_path: Path, text: str) -> None:
-    """JSON that takes as much memory per byte as it can: no more than `HEADER_FACTOR` allows."""
+    """JSON that takes the most memory per byte takes no more than `HEADER_FACTOR` allows."""
     judge_changed(bases, tmp_path / "file", "JSON text", raw_content(text, b""))
 
 
@@ -103,13 +112,13 @@ MANIFEST_BOMBS = {
 
 @pytest.mark.parametrize("text", MANIFEST_BOMBS.values(), ids=MANIFEST_BOMBS)
 def test_manifests_of_many_problems(bases: list[Base], tmp_path: Path, text: str) -> None:
-    """The first problem is enough to refuse; collecting all of them takes a thousand bytes for each byte."""
+    """The first problem is enough to refuse; collecting all problems takes a thousand bytes for each byte."""
     header = {"__metadata__": {"nestify.format": "1", "nestify.manifest": text}}
     judge_changed(bases, tmp_path / "file", "JSON text", raw_content(json.dumps(header), b""))
 
 
 def test_many_runs_of_many_levels(bases: list[Base], tmp_path: Path) -> None:
-    """An intact file whose manifest is little else than runs is read, in time and memory that are allowed."""
+    """An intact file whose manifest has mostly runs is read within the limits of time and memory."""
     runs = 30_000
     levels = (torch.arange(runs) % 2 + 1).to(torch.uint8)
     state = NestedState(
@@ -121,7 +130,7 @@ def test_many_runs_of_many_levels(bases: list[Base], tmp_path: Path) -> None:
     assert len(open_nested_file(tmp_path / "file").manifest.parameters[0].axes[0]) == runs
 
 
-# The judge itself
+# Tests of `judge`
 
 
 def judge_changed(bases: list[Base], path: Path, kind: str, content: bytes) -> None:
@@ -129,17 +138,17 @@ def judge_changed(bases: list[Base], path: Path, kind: str, content: bytes) -> N
     judge(path, bases[0], bases[0], kind)
 
 
-def test_judge_sees_data_that_changed_behind_the_hashes(bases: list[Base], tmp_path: Path) -> None:
-    parts = Parts.of(bases[0].content)
+def test_judge_notices_changed_data_with_correct_hashes(bases: list[Base], tmp_path: Path) -> None:
+    parts = Parts.parse(bases[0].content)
     parts.tensor("level1/private/bn.running_mean")[0] ^= 1
     parts.rehash()
-    assert forges("forged data")
+    assert is_forgery("forged data")
     judge_changed(bases, tmp_path / "file", "forged data", parts.content)
-    with pytest.raises(AssertionError, match="nobody noticed"):
+    with pytest.raises(AssertionError, match="did not notice"):
         judge_changed(bases, tmp_path / "file", "flip data", parts.content)
 
 
-def test_judge_sees_tensors_that_are_not_the_intact_ones(bases: list[Base], tmp_path: Path) -> None:
+def test_judge_notices_different_tensors(bases: list[Base], tmp_path: Path) -> None:
     other = Base(bases[0].content, bases[0].manifest, bases[2].state)
     with pytest.raises(AssertionError):
         judge_changed([other], tmp_path / "file", "flip header", other.content)
@@ -153,16 +162,16 @@ def test_memory_of_both_libraries_is_counted() -> None:
         half = two[::2].numpy().copy()
         return half.size
 
-    size, peak = measured(allocate)
+    size, peak = measure_memory(allocate)
     assert size == 2**18
     assert 6 * 2**20 <= peak < 6 * 2**20 + 2**16
 
 
 def test_memory_that_is_shared_counts_once() -> None:
     with TorchMemory() as memory:
-        whole = torch.ones(1000)
-        views = [whole[i:] for i in range(10)]
-        del whole
+        tensor = torch.ones(1000)
+        views = [tensor[i:] for i in range(10)]
+        del tensor
         assert memory.held == 4000
         del views
         assert memory.held == 0

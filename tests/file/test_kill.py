@@ -1,6 +1,6 @@
-"""A killed writer, a full disk, a limit of the system: the old file or the new one, never half a file.
+"""A killed writer, a full disk or a system limit leaves the old file or the new one, never a partial file.
 
-`tests/benchmarks/kill.py` kills many more.
+`tests/benchmarks/kill.py` kills many more writers.
 """
 
 import os
@@ -25,13 +25,13 @@ PAGE = 4096
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Job]:
-    """Files of about 1 MiB."""
+    """All jobs, with files of about 1 MiB."""
     return jobs(tmp_path_factory.mktemp("sources"), weights=2**18)
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Where to write, in a folder that has nothing else in it."""
+    """Path to write to, in an empty folder."""
     (tmp_path / "out").mkdir()
     return tmp_path / "out" / "model.safetensors"
 
@@ -48,20 +48,20 @@ def test_killed_at_any_moment(table: Mapping[str, Job], path: Path, name: str) -
     assert path.read_bytes() == job.new
     rng = random.Random(name)
     for _ in range(4):
-        after = kill_after(job, path, rng.uniform(0, seconds))
-        assert after.found in (job.old, job.new)
-        assert after.found == job.new or not after.finished
-        assert len(after.left) <= 1
+        aftermath = kill_after(job, path, rng.uniform(0, seconds))
+        assert aftermath.found in (job.old, job.new)
+        assert aftermath.found == job.new or not aftermath.finished
+        assert len(aftermath.left) <= 1
     job.write(path)
-    assert path.read_bytes() == job.new, "nothing that was left is in the way"
+    assert path.read_bytes() == job.new, "files left by a killed writer do no harm"
     open_nested_file(path).state()
 
 
-# Killed at a certain moment: the steps of `atomic_file`
+# Killed at each step of `atomic_file`
 
 
-def at_write(number: int) -> Callable[[], None]:
-    """Die before the `number`-th piece is written."""
+def die_at_write(number: int) -> Callable[[], None]:
+    """Return a function that makes the process kill itself before the `number`-th piece is written."""
 
     def arrange() -> None:
         vars(atomic)["open"] = lambda path, mode: Deadly(open(path, mode), number)  # noqa: SIM115
@@ -70,7 +70,7 @@ def at_write(number: int) -> Callable[[], None]:
 
 
 class Deadly:
-    """A file that kills the process before its `number`-th write; what was written is on the disk."""
+    """A file that kills the process before its `number`-th write, after flushing what was written."""
 
     def __init__(self, file: BinaryIO, number: int) -> None:
         self._file, self._left = file, number
@@ -92,13 +92,13 @@ class Deadly:
         return self._file.write(data)
 
 
-def before(call: str) -> Callable[[], None]:
-    """Die before a call of `os`."""
+def die_before(call: str) -> Callable[[], None]:
+    """Return a function that makes the process kill itself before a call of a function of `os`."""
     return lambda: setattr(os, call, lambda *_: die())
 
 
-def after(call: str) -> Callable[[], None]:
-    """Die right after a call of `os`."""
+def die_after(call: str) -> Callable[[], None]:
+    """Return a function that makes the process kill itself right after a call of a function of `os`."""
     real = getattr(os, call)
 
     def dying(*arguments: object) -> None:
@@ -112,14 +112,14 @@ def after(call: str) -> Callable[[], None]:
 @pytest.mark.parametrize(
     ("moment", "new", "left"),
     [
-        (at_write(1), False, 1),
-        (at_write(2), False, 1),
-        (at_write(3), False, 1),
-        (before("fsync"), False, 1),
-        (before("replace"), False, 1),
-        (after("replace"), True, 0),
+        (die_at_write(1), False, 1),
+        (die_at_write(2), False, 1),
+        (die_at_write(3), False, 1),
+        (die_before("fsync"), False, 1),
+        (die_before("replace"), False, 1),
+        (die_after("replace"), True, 0),
     ],
-    ids=["no byte", "the header", "some data", "all bytes", "before it takes its place", "after that"],
+    ids=["no byte", "the header", "some data", "all bytes", "before the rename", "after the rename"],
 )
 def test_killed_at_a_step(
     table: Mapping[str, Job], path: Path, name: str, moment: Callable[[], None], new: bool, left: int
@@ -135,17 +135,17 @@ def test_killed_at_a_step(
 
 
 def check_refused(job: Job, path: Path) -> None:
-    """Writing fails in one sentence and leaves the folder as it was."""
+    """Check that writing fails with one sentence and leaves the folder unchanged."""
     job.prepare(path)
     before = set(path.parent.iterdir())
     with pytest.raises(OutputError, match="make room") as caught:
         job.write(path)
-    check_sentence(caught.value, path)
+    check_message(caught.value, path)
     assert set(path.parent.iterdir()) == before
     assert (path.read_bytes() if path.exists() else None) == job.old
 
 
-def check_sentence(error: OutputError, path: Path) -> None:
+def check_message(error: OutputError, path: Path) -> None:
     message = str(error)
     assert message.startswith(f"{path}: cannot be written (")
     assert message.endswith("; make room, what was there before is unchanged")
@@ -154,27 +154,27 @@ def check_sentence(error: OutputError, path: Path) -> None:
 
 
 def sizes_below(size: int, count: int) -> list[int]:
-    """Sizes from 0 to below `size`, its neighbour among them."""
+    """Return sizes from 0 to `size - 1`, both included."""
     return [size * step // count for step in range(count)] + [size - 1]
 
 
 @pytest.mark.parametrize("name", JOBS)
 def test_limit_of_the_system(table: Mapping[str, Job], path: Path, name: str) -> None:
-    """The kernel refuses all bytes of a file beyond a limit, which stands in for a quota."""
+    """The kernel refuses bytes of a file beyond a limit, which simulates a quota."""
     job = table[name]
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     for size in sizes_below(len(job.new), 12):
-        check_refused(Job(job.old, job.new, within(size, hard, job.write)), path)
+        check_refused(Job(job.old, job.new, limit_file_size(size, hard, job.write)), path)
     job.prepare(path)
-    within(len(job.new), hard, job.write)(path)
+    limit_file_size(len(job.new), hard, job.write)(path)
     assert path.read_bytes() == job.new
     assert resource.getrlimit(resource.RLIMIT_FSIZE) == (soft, hard)
 
 
-def within(size: int, hard: int, write: Callable[[Path], object]) -> Callable[[Path], object]:
-    """Writing under a limit of so many bytes per file."""
+def limit_file_size(size: int, hard: int, write: Callable[[Path], object]) -> Callable[[Path], object]:
+    """Return a writer that runs under a limit of `size` bytes per file."""
 
-    def limited(path: Path) -> object:
+    def write_limited(path: Path) -> object:
         soft, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
         try:
@@ -182,12 +182,12 @@ def within(size: int, hard: int, write: Callable[[Path], object]) -> Callable[[P
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
-    return limited
+    return write_limited
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, in memory."""
+    """Mount a small file system in memory."""
     folder = tmp_path / "disk"
     folder.mkdir()
     if shutil.which("mount") is None or mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", folder):
@@ -205,9 +205,9 @@ def mount(*words: str | Path) -> int:
 @pytest.mark.parametrize("name", JOBS)
 def test_disk_that_fills_up(table: Mapping[str, Job], small_disk: Path, name: str) -> None:
     job, path = table[name], small_disk / "model.safetensors"
-    held = -(-len(job.old or b"") // PAGE) * PAGE
-    needed = held + -(-len(job.new) // PAGE) * PAGE
-    for size in [held + PAGE, *(size for size in sizes_below(needed, 8) if size > held + PAGE)]:
+    old_bytes = -(-len(job.old or b"") // PAGE) * PAGE
+    needed = old_bytes + -(-len(job.new) // PAGE) * PAGE
+    for size in [old_bytes + PAGE, *(size for size in sizes_below(needed, 8) if size > old_bytes + PAGE)]:
         assert not mount("-o", f"remount,size={size - size % PAGE}", small_disk)
         check_refused(job, path)
     assert not mount("-o", f"remount,size={needed + PAGE}", small_disk)

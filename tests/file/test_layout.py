@@ -1,4 +1,4 @@
-"""Byte planning: alignment, padding, level order."""
+"""Byte layout: alignment, padding, order of the levels."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_one_pad_after_each_tensor_that_needs_it() -> None:
         (pad_name(2, 5), ("pad", "5")),
     ],
 )
-def test_names_tell_what_a_tensor_is(name: str, parts: tuple[str, str]) -> None:
+def test_names_are_split_into_kind_and_tensor(name: str, parts: tuple[str, str]) -> None:
     assert name_parts(name) == parts
 
 

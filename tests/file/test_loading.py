@@ -1,4 +1,4 @@
-"""One level from a file: the plain network, no byte and little memory more than it takes."""
+"""Loading one level: it is the plain network, no other bytes are read, and little other memory is needed."""
 
 import tracemalloc
 from pathlib import Path
@@ -23,7 +23,7 @@ LEVELS = 3
 
 
 def nested_model(architecture: str, seed: int = 0) -> NestedModel:
-    """A model with random entry levels and private tensors that differ from level to level."""
+    """Return a model with random entry levels and private tensors that differ from level to level."""
     torch.manual_seed(seed)
     network = timm.create_model(architecture, num_classes=7).eval()
     spec = describe_model(network)
@@ -42,8 +42,8 @@ def nested_model(architecture: str, seed: int = 0) -> NestedModel:
     return nested
 
 
-def written(nested: NestedModel, path: Path, dtype: torch.dtype = torch.float32) -> Path:
-    """A file of it, whose fingerprints are not to be checked."""
+def write_file(nested: NestedModel, path: Path, dtype: torch.dtype = torch.float32) -> Path:
+    """Write a file of the model; its fingerprints are wrong and must not be checked."""
     model = description(LEVELS).model.model_copy(
         update={
             "architecture": nested.spec.architecture,
@@ -60,7 +60,7 @@ def written(nested: NestedModel, path: Path, dtype: torch.dtype = torch.float32)
 @pytest.mark.parametrize("level", range(1, LEVELS + 1))
 def test_a_level_is_the_plain_network(tmp_path: Path, architecture: str, level: int) -> None:
     nested = nested_model(architecture)
-    plain = nestify.load(written(nested, tmp_path / "file"), level=level, check=False)
+    plain = nestify.load(write_file(nested, tmp_path / "file"), level=level, check=False)
     assert not plain.training
     assert all(parameter.requires_grad for parameter in plain.parameters())
     expected = nested.at_level(level).state_dict()
@@ -76,19 +76,19 @@ def test_a_level_is_the_plain_network(tmp_path: Path, architecture: str, level: 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_other_types_are_read_into_a_float32_network(tmp_path: Path, dtype: torch.dtype) -> None:
     nested = nested_model("test_resnet")
-    path = written(nested, tmp_path / "file", dtype)
+    path = write_file(nested, tmp_path / "file", dtype)
     expected = nested.at_level(2).state_dict()
     for name, tensor in nestify.load(path, level=2, check=False).state_dict().items():
         stored = expected[name]
         if name not in nested.own_tensors(2) and stored.is_floating_point():
             stored = stored.to(dtype).float()
         assert torch.equal(tensor, stored), name
-    whole = nestify.load(path, check=False)
-    assert torch.equal(whole.network.conv1[0].weight, nested.network.conv1[0].weight.to(dtype).float())
+    full = nestify.load(path, check=False)
+    assert torch.equal(full.network.conv1[0].weight, nested.network.conv1[0].weight.to(dtype).float())
 
 
 def test_a_level_by_name(tmp_path: Path) -> None:
-    path = written(nested_model("test_resnet"), tmp_path / "file")
+    path = write_file(nested_model("test_resnet"), tmp_path / "file")
     by_number = nestify.load(path, level=2, check=False).state_dict()
     by_name = nestify.load(path, level="size-2", check=False).state_dict()
     assert all(torch.equal(by_name[name], tensor) for name, tensor in by_number.items())
@@ -97,8 +97,8 @@ def test_a_level_by_name(tmp_path: Path) -> None:
 
 
 def test_no_byte_above_the_level_is_read(tmp_path: Path) -> None:
-    """What lies there is cut off, and then another level is refused."""
-    path = written(nested_model("test_resnet"), tmp_path / "file")
+    """The file is truncated after the level, so that a higher level is refused."""
+    path = write_file(nested_model("test_resnet"), tmp_path / "file")
     end = reader.open_nested_file(path).prefix_bytes(2)
     expected = nestify.load(path, level=2, check=False).state_dict()
     path.write_bytes(path.read_bytes()[:end])
@@ -109,30 +109,32 @@ def test_no_byte_above_the_level_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", range(1, LEVELS + 1))
-def test_a_remote_level_costs_its_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int) -> None:
-    path = written(nested_model("test_resnet"), tmp_path / "file")
+def test_a_remote_level_reads_only_its_prefix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, level: int
+) -> None:
+    path = write_file(nested_model("test_resnet"), tmp_path / "file")
     expected = nestify.load(path, level=level, check=False).state_dict()
     prefix = reader.open_nested_file(path).prefix_bytes(level)
     local = LocalFile(path)
 
     class Remote:
         name, size = "remote", local.size
-        given = 0
+        bytes_read = 0
 
         def read(self, offset: int, length: int) -> bytearray:
-            Remote.given += length
+            Remote.bytes_read += length
             return local.read(offset, length)
 
     monkeypatch.setattr(reader, "open_source", lambda path: Remote())
     found = nestify.load("https://example.org/file", level=level, check=False).state_dict()
-    assert Remote.given == prefix
+    assert Remote.bytes_read == prefix
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
 def test_memory_beyond_the_network(tmp_path: Path) -> None:
-    """NumPy's and Python's share: entry levels of the largest weight, and little of a fixed size."""
+    """NumPy and Python need memory for the entry levels of the largest weight, plus a small constant."""
     nested = nested_model("resnet18")
-    path = written(nested, tmp_path / "file")
+    path = write_file(nested, tmp_path / "file")
     largest = max(entry.numel() for _, entry in nested.entry.items())
     del nested
     nestify.load(path, level=1, check=False)
@@ -144,7 +146,7 @@ def test_memory_beyond_the_network(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"])
-def test_an_unfilled_network_is_the_same_but_for_its_weights(architecture: str) -> None:
+def test_an_unfilled_network_differs_only_in_its_weights(architecture: str) -> None:
     filled, bare = build_model(architecture, {}), build_model(architecture, {}, random_weights=False)
     expected = filled.state_dict()
     assert {n: (t.shape, t.dtype) for n, t in bare.state_dict().items()} == {
@@ -162,10 +164,10 @@ def test_an_unfilled_network_is_the_same_but_for_its_weights(architecture: str) 
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([torch.float32, torch.float16, torch.bfloat16]))
-def test_rounding_is_what_a_file_does(tmp_path_factory, seed: int, dtype: torch.dtype) -> None:
+def test_rounding_is_the_same_as_in_a_file(tmp_path_factory, seed: int, dtype: torch.dtype) -> None:
     path = tmp_path_factory.mktemp("rounded") / "file"
     nested = nested_model("test_resnet", seed)
-    written(nested, path, dtype)
+    write_file(nested, path, dtype)
     nested.round_to(dtype)
     again = nestify.load(path, check=False)
     for level in range(1, LEVELS + 1):
@@ -174,7 +176,7 @@ def test_rounding_is_what_a_file_does(tmp_path_factory, seed: int, dtype: torch.
             assert torch.equal(tensor, expected[name]), name
 
 
-def test_rounding_refuses_what_overflows() -> None:
+def test_rounding_refuses_values_that_overflow() -> None:
     nested = nested_model("test_resnet")
     with torch.no_grad():
         nested.network.conv1[0].weight[0, 0, 0, 0] = 1e6
@@ -183,7 +185,7 @@ def test_rounding_refuses_what_overflows() -> None:
     nested.round_to(torch.bfloat16)
 
 
-def test_rounding_forgets_what_no_level_uses() -> None:
+def test_rounding_zeroes_weights_that_no_level_uses() -> None:
     nested = nested_model("test_resnet")
     entry = nested.entry["conv1.0.weight"]
     entry[0, 0, 0, 0] = LEVELS + 1

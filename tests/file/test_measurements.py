@@ -1,4 +1,4 @@
-"""What was measured, beside the nested file: kept, replaced, and refused where it is not to be trusted."""
+"""Measurements next to a nested file: how they are saved, replaced, and refused if they are damaged."""
 
 import hashlib
 import json
@@ -31,7 +31,7 @@ THERE = HERE.model_copy(update={"cpu": "Another"})
 
 
 def measurement(machine: Machine = HERE, **changes: Any) -> Measurement:
-    """Of three levels; the first takes the milliseconds that are given."""
+    """Return a measurement of three levels; the core level takes `milliseconds`."""
     seconds = changes.pop("milliseconds", 1.0) / 1000
     levels = [
         LevelLatency(
@@ -59,7 +59,7 @@ def sidecar(file: NestedFile) -> Path:
     return file.path.with_name("small.bench.json")
 
 
-def test_what_is_saved_is_read(file: NestedFile) -> None:
+def test_saved_measurements_are_read(file: NestedFile) -> None:
     before = file.path.read_bytes()
     assert read_measured(file).measurements == ()
     assert save_measured(file, [measurement()]) == sidecar(file)
@@ -96,19 +96,21 @@ def test_what_is_saved_is_read(file: NestedFile) -> None:
         max_size=4,
     )
 )
-def test_the_newest_of_each_conditions_is_kept(file: NestedFile, runs: list[list[Measurement]]) -> None:
-    """As a dict from conditions to the last value would hold."""
+def test_the_newest_measurement_for_equal_conditions_is_kept(
+    file: NestedFile, runs: list[list[Measurement]]
+) -> None:
+    """The document is like a dict from conditions to the last value."""
     sidecar(file).unlink(missing_ok=True)
-    due = {}
+    expected = {}
     for run in runs:
         save_measured(file, run)
-        due.update({made.conditions: made for made in run})
+        expected.update({made.conditions: made for made in run})
     found = read_measured(file).measurements
-    assert {made.conditions: made for made in found} == due
-    assert len(found) == len(due)
+    assert {made.conditions: made for made in found} == expected
+    assert len(found) == len(expected)
 
 
-def test_the_oldest_go_where_there_are_too_many(file: NestedFile) -> None:
+def test_the_oldest_measurements_are_dropped(file: NestedFile) -> None:
     many = [measurement(threads=k) for k in range(1, MAX_MEASUREMENTS + 1)]
     save_measured(file, many)
     save_measured(file, [measurement(threads=1000)])
@@ -130,22 +132,22 @@ def test_measurements_of_another_file(file: NestedFile) -> None:
     assert list(read_measured(other).measurements) == [measurement(THERE)]
 
 
-def damaged(document: dict[str, Any]) -> dict[str, Any]:
-    """Changes that make it no such document, by what is told of them."""
+def damaged_documents(document: dict[str, Any]) -> dict[str, Any]:
+    """Return damaged copies of a document, by a part of the message that refuses them."""
     [first] = document["measurements"]
     [core, _, full] = first["levels"]
 
-    def of_level(**changes: Any) -> Any:
+    def with_level(**changes: Any) -> Any:
         return {**document, "measurements": [{**first, "levels": [{**core, **changes}, full]}]}
 
-    def of_machine(**changes: Any) -> Any:
+    def with_machine(**changes: Any) -> Any:
         return {**document, "measurements": [{**first, "machine": {**first["machine"], **changes}}]}
 
     return {
         "'schema_version': Input should be 1": {**document, "schema_version": 2},
         "'more': Extra inputs": {**document, "more": 1},
         "'header_sha256'": {**document, "header_sha256": "0"},
-        "there is no level 1 named 'tiny'": of_level(name="tiny"),
+        "there is no level 1 named 'tiny'": with_level(name="tiny"),
         "there is no level 4 named 'size-3'": {
             **document,
             "measurements": [{**first, "levels": [{**full, "level": 4}]}],
@@ -158,12 +160,12 @@ def damaged(document: dict[str, Any]) -> dict[str, Any]:
             **document,
             "measurements": [{**first, "levels": []}],
         },
-        "median_seconds': Input should be greater than 0": of_level(median_seconds=0),
-        "p95_seconds': Input should be a valid number": of_level(p95_seconds="1"),
-        "over_full_quartiles": of_level(over_full_quartiles=[1.0]),
-        "machine.cpu': String should match pattern": of_machine(cpu="red\x1b[31m"),
-        "machine.torch': String should have at most 200": of_machine(torch="2" * 201),
-        "machine.cores': Input should be a valid integer": of_machine(cores=True),
+        "median_seconds': Input should be greater than 0": with_level(median_seconds=0),
+        "p95_seconds': Input should be a valid number": with_level(p95_seconds="1"),
+        "over_full_quartiles": with_level(over_full_quartiles=[1.0]),
+        "machine.cpu': String should match pattern": with_machine(cpu="red\x1b[31m"),
+        "machine.torch': String should have at most 200": with_machine(torch="2" * 201),
+        "machine.cores': Input should be a valid integer": with_machine(cores=True),
         "date': String should match pattern": {
             **document,
             "measurements": [{**first, "date": "yesterday"}],
@@ -175,7 +177,7 @@ def damaged(document: dict[str, Any]) -> dict[str, Any]:
 def test_damaged_documents(file: NestedFile) -> None:
     save_measured(file, [measurement()])
     document = json.loads(sidecar(file).read_text())
-    texts = {told: json.dumps(content) for told, content in damaged(document).items()}
+    texts = {problem: json.dumps(content) for problem, content in damaged_documents(document).items()}
     texts |= {
         "Expecting value": "",
         "is not a JSON number": '{"a": NaN}',
@@ -183,25 +185,25 @@ def test_damaged_documents(file: NestedFile) -> None:
         "is given twice": '{"a": 1, "a": 1}',
         f"more than {MAX_BYTES} bytes": " " * (MAX_BYTES + 1),
     }
-    for told, text in texts.items():
+    for problem, text in texts.items():
         sidecar(file).write_text(text)
-        assert_refused(file, told)
+        assert_refused(file, problem)
     sidecar(file).write_bytes(b"\xff\xfe")
     assert_refused(file, "can't decode")
     sidecar(file).unlink()
-    os.mkfifo(sidecar(file))  # which nobody writes to
+    os.mkfifo(sidecar(file))  # which no process writes to
     found = read_report(file.path)
     assert "not a regular file" in found.measured_problem
     with pytest.raises(BadFileError, match="not a regular file"):
         check_savable(file)
 
 
-def assert_refused(file: NestedFile, told: str) -> None:
-    """The report works and says why; saving leaves it alone."""
+def assert_refused(file: NestedFile, problem: str) -> None:
+    """Check that the report works and shows the problem, and that saving does not touch the document."""
     report = read_report(file.path)
     assert list(report.measured) == []
     assert report.measured_problem.startswith(f"{sidecar(file)}: holds no measurements that can be read (")
-    assert told in report.measured_problem
+    assert problem in report.measured_problem
     assert report.measured_problem.isprintable()
     assert report.measured_problem.endswith("; remove it")
     before = sidecar(file).read_bytes()
@@ -212,7 +214,7 @@ def assert_refused(file: NestedFile, told: str) -> None:
 
 @settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.integers(0, 10**6), change=st.binary(max_size=3), cut=st.integers(0, 4))
-def test_spoilt_bytes_never_stop_a_report(file: NestedFile, place: int, change: bytes, cut: int) -> None:
+def test_corrupted_bytes_never_stop_a_report(file: NestedFile, place: int, change: bytes, cut: int) -> None:
     sidecar(file).unlink(missing_ok=True)
     save_measured(file, [measurement()])
     text = sidecar(file).read_bytes()

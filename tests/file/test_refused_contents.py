@@ -1,4 +1,4 @@
-"""Forged manifests, damaged data, files cut short: each is refused in one sentence."""
+"""Forged manifests, damaged data and truncated files: each is refused with one sentence."""
 
 import json
 import re
@@ -126,7 +126,7 @@ def test_manifest_that_is_not_json(small_file: Path) -> None:
 
 @pytest.mark.parametrize("shape", [[2**15, 2**15], [2**62, 2**62], [0, 2**62]])
 def test_small_file_that_would_unpack_to_much(small_file: Path, shape: list[int]) -> None:
-    """A tensor of which nothing is stored takes no bytes in the file, whatever its shape."""
+    """A tensor of which no value is stored takes no bytes in the file, regardless of its shape."""
     entry = {"name": "bomb", "shape": shape, "dtype": "F32", "maskable": True}
     entry |= {"coding": ["none"] * 3, "entering": [0] * 3}
     damage(small_file, lambda parts: parts.manifest["parameters"].append(entry))
@@ -172,7 +172,7 @@ def put_value(name: str, value: float) -> Callable[[Parts], None]:
     ],
 )
 def test_forged_data(small_file: Path, change: Callable[[Parts], None], tensor: str, problem: str) -> None:
-    """Damage under hashes that fit; found with and without looking at the hashes."""
+    """Damaged data with correct hashes is found, whether or not the hashes are checked."""
 
     def forge(parts: Parts) -> None:
         change(parts)
@@ -187,14 +187,14 @@ def test_forged_data(small_file: Path, change: Callable[[Parts], None], tensor: 
 
 
 def test_entry_bits_that_disagree_with_the_number_of_values(small_file: Path) -> None:
-    """As many blocks as there should be, but one at the ragged edge traded for a whole one."""
+    """The number of blocks is right, but a full block enters instead of an incomplete one at the edge."""
 
     def forge(parts: Parts) -> None:
         bits = parts.tensor("level1/entry/conv.weight")
         unpacked = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-        ragged = np.flatnonzero(unpacked[54:81])[0] + 54
-        whole = np.flatnonzero(unpacked[:54] == 0)[0]
-        unpacked[[ragged, whole]] = [0, 1]
+        incomplete = np.flatnonzero(unpacked[54:81])[0] + 54
+        full = np.flatnonzero(unpacked[:54] == 0)[0]
+        unpacked[[incomplete, full]] = [0, 1]
         bits[:] = np.packbits(unpacked, bitorder="little").tobytes()
         parts.rehash()
 
@@ -203,7 +203,7 @@ def test_entry_bits_that_disagree_with_the_number_of_values(small_file: Path) ->
     assert "'level1/entry/conv.weight' names 22 weights where 21 values are stored" in message
 
 
-def test_bool_that_is_none(tmp_path: Path) -> None:
+def test_bool_that_is_neither_0_nor_1(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_nested_file(
         path, NestedState({"b": torch.tensor([True])}, EntryLevels(1, {}), [{}]), description(1)
@@ -220,10 +220,10 @@ def test_bool_that_is_none(tmp_path: Path) -> None:
 # Truncation
 
 
-def test_truncated_file_says_which_levels_are_whole(small_file: Path) -> None:
+def test_message_for_a_truncated_file_lists_complete_levels(small_file: Path) -> None:
     file = open_nested_file(small_file)
     content = small_file.read_bytes()
-    for end, whole in [
+    for end, complete in [
         (file.header_bytes, "no level is complete"),
         (file.prefix_bytes(1) - 1, "no level is complete"),
         (file.prefix_bytes(1), r"levels 1 \(size-1\) are complete"),
@@ -231,7 +231,7 @@ def test_truncated_file_says_which_levels_are_whole(small_file: Path) -> None:
         (len(content) - 1, r"levels 1 \(size-1\), 2 \(size-2\) are complete"),
     ]:
         small_file.write_bytes(content[:end])
-        assert re.search(f"is truncated.*{whole}", refusal(small_file))
+        assert re.search(f"is truncated.*{complete}", refusal(small_file))
 
 
 def test_file_that_shrinks_after_opening(small_file: Path) -> None:

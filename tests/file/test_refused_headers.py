@@ -1,4 +1,4 @@
-"""Files that are no nested files, and headers that are damaged: each is refused in one sentence."""
+"""Files that are not nested files, and damaged headers: each is refused with one sentence."""
 
 import os
 import re
@@ -18,7 +18,7 @@ from nestify.model.entry_levels import EntryLevels, NestedState
 from tests.file.builders import description
 from tests.file.damage import Parts, damage, refusal, write_raw
 
-# Files that are no nested files
+# Files that are not nested files
 
 
 def test_missing(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_pipe(tmp_path: Path) -> None:
         ((0).to_bytes(8, "little"), "not valid JSON"),
     ],
 )
-def test_no_safetensors(tmp_path: Path, content: bytes, problem: str) -> None:
+def test_not_a_safetensors_file(tmp_path: Path, content: bytes, problem: str) -> None:
     (tmp_path / "file").write_bytes(content)
     assert problem in refusal(tmp_path / "file")
 
@@ -87,7 +87,7 @@ def test_headers(tmp_path: Path, header: str, problem: str) -> None:
     assert re.search(problem, refusal(tmp_path / "file"))
 
 
-def test_header_that_is_no_text(tmp_path: Path) -> None:
+def test_header_that_is_not_utf8(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes((8).to_bytes(8, "little") + b'{"\xff": 1}')
     assert "not valid JSON" in refusal(tmp_path / "file")
 
@@ -165,7 +165,7 @@ def rename(old: str, new: str) -> Callable[[Parts], None]:
 
 
 def swap_places(parts: Parts) -> None:
-    """Level 2's last tensor (8 bytes) trades places with level 3's first (8 bytes)."""
+    """Exchange the offsets of level 2's last tensor and level 3's first tensor (8 bytes each)."""
     one = parts.header["level2/private/bn.num_batches_tracked"]
     two = parts.header["level3/entry/conv.weight"]
     one["data_offsets"], two["data_offsets"] = two["data_offsets"], one["data_offsets"]
@@ -178,7 +178,7 @@ def add_tensor(parts: Parts) -> None:
 
 
 def misalign(parts: Parts) -> None:
-    """The last tensor follows the one before it without padding."""
+    """Remove the padding before the last tensor."""
     begin, _ = parts.header.pop("level3/pad/2")["data_offsets"]
     parts.header["level3/private/bn.num_batches_tracked"]["data_offsets"] = [begin, begin + 8]
     del parts.data[-4:]
@@ -200,7 +200,7 @@ def test_layouts(small_file: Path, change: Callable[[Parts], object], problem: s
     assert re.search(problem, refusal(small_file))
 
 
-def test_last_padding_that_is_missing(tmp_path: Path) -> None:
+def test_missing_padding_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "file"
     write_nested_file(
         path, NestedState({"b": torch.tensor([True])}, EntryLevels(1, {}), [{}]), description(1)

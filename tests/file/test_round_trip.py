@@ -1,4 +1,4 @@
-"""What is written is what is read: by nestify per level, and by the stock safetensors library."""
+"""Written files are read unchanged: by nestify for each level, and by the official safetensors library."""
 
 import subprocess
 import sys
@@ -44,7 +44,7 @@ def random_tensor(draw: st.DrawFn, shape: tuple[int, ...], dtype: torch.dtype) -
 
 @st.composite
 def states(draw: st.DrawFn) -> NestedState:
-    """Any state: shapes of 0 to 4 dims (sides of 0 too), densities, blocks, dtypes, private tensors."""
+    """Draw a state: shapes of 0 to 4 dims (also sides of 0), densities, blocks, types, private tensors."""
     n_levels = draw(st.integers(1, 4))
     shared, entry, units, axes = {}, {}, {}, {}
     for index in range(draw(st.integers(0, 4))):
@@ -81,7 +81,7 @@ def states(draw: st.DrawFn) -> NestedState:
 
 @st.composite
 def axis_levels(draw: st.DrawFn, shape: tuple[int, ...], n_levels: int) -> dict[int, torch.Tensor]:
-    """Levels of the indices of some of the dimensions, in few runs or many."""
+    """Draw levels of the indices of some of the dimensions."""
     dims = draw(st.sets(st.integers(0, len(shape) - 1))) if shape else set()
     return {
         dim: torch.tensor(
@@ -92,21 +92,22 @@ def axis_levels(draw: st.DrawFn, shape: tuple[int, ...], n_levels: int) -> dict[
     }
 
 
-def stored_as(state: NestedState, dtype: torch.dtype) -> NestedState:
+def cast_shared(state: NestedState, dtype: torch.dtype) -> NestedState:
+    """Cast the shared floating-point tensors to the type in which a file stores them."""
     shared = {n: t.to(dtype) if t.is_floating_point() else t for n, t in state.shared.items()}
     return replace(state, shared=shared)
 
 
 @settings(deadline=None, max_examples=80)
 @given(states(), st.sampled_from(FLOATING))
-def test_every_level_comes_back(state: NestedState, dtype: torch.dtype) -> None:
+def test_every_level_round_trips(state: NestedState, dtype: torch.dtype) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.safetensors"
         manifest = write_nested_file(path, state, description(state.entry.n_levels), dtype)
         file = open_nested_file(path)
         assert file.manifest == manifest
         for level in range(1, file.n_levels + 1):
-            assert_same_state(file.state(level), at_level(stored_as(state, dtype), level))
+            assert_same_state(file.state(level), at_level(cast_shared(state, dtype), level))
         assert_same_state(file.state(), file.state(file.n_levels))
         assert file.prefix_bytes(file.n_levels) == path.stat().st_size
         stock = safetensors.torch.load_file(path)
@@ -136,15 +137,15 @@ def test_stock_safetensors_reads_the_same_tensors(tmp_path: Path, dtype: torch.d
 
 def test_a_level_needs_no_byte_after_its_prefix(small_file: Path) -> None:
     file = open_nested_file(small_file)
-    whole = small_file.read_bytes()
+    full = small_file.read_bytes()
     for level in (1, 2, 3):
         end = file.prefix_bytes(level)
-        small_file.write_bytes(whole[:end] + bytes(len(whole) - end))
+        small_file.write_bytes(full[:end] + bytes(len(full) - end))
         assert_same_state(open_nested_file(small_file).state(level), at_level(small_state(), level))
 
 
 def test_masked_out_weights_are_not_stored(tmp_path: Path) -> None:
-    """A masked-out weight may be anything, NaN too; a weight that no level uses takes no value."""
+    """A masked-out weight may have any value, even NaN; a weight that no level uses is not stored."""
     state = small_state()
     for name in state.entry:
         state.shared[name][state.entry[name] > 3] = torch.nan
@@ -162,7 +163,7 @@ def test_masked_out_weights_are_not_stored(tmp_path: Path) -> None:
 
 
 def test_tensors_without_elements(tmp_path: Path) -> None:
-    """Shared ones are not stored, their shape is in the manifest; private ones are, with no bytes."""
+    """Shared tensors are not stored, as the manifest has their shape; private tensors are, with no bytes."""
     shared = {"w": torch.empty(0, 3), "b": torch.empty(2, 0)}
     entry = EntryLevels(1, {"w": torch.empty(0, 3, dtype=torch.uint8)})
     state = NestedState(shared, entry, [{"p": torch.empty(0, dtype=torch.int64)}])
@@ -173,7 +174,7 @@ def test_tensors_without_elements(tmp_path: Path) -> None:
 
 
 def test_layouts_in_memory_do_not_matter(tmp_path: Path) -> None:
-    """Channels-last tensors, slices and parameters that want gradients give the same bytes."""
+    """Channels-last tensors, slices and parameters that require gradients give the same bytes."""
     state = small_state()
     write_nested_file(tmp_path / "plain", state, description(3))
     shared = dict(state.shared)
@@ -185,7 +186,7 @@ def test_layouts_in_memory_do_not_matter(tmp_path: Path) -> None:
     assert (tmp_path / "plain").read_bytes() == (tmp_path / "other").read_bytes()
 
 
-def test_most_levels_that_can_be_held(tmp_path: Path) -> None:
+def test_the_largest_number_of_levels(tmp_path: Path) -> None:
     entry = torch.arange(1, 256, dtype=torch.uint8)
     state = NestedState({"w": torch.arange(255.0)}, EntryLevels(254, {"w": entry}), [{} for _ in range(254)])
     write_nested_file(tmp_path / "model", state, description(254))
@@ -219,15 +220,15 @@ def test_a_name_comes_before_a_number(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", FLOATING)
 def test_golden_files_read_and_are_written_the_same(tmp_path: Path, dtype: torch.dtype) -> None:
-    """Format 1 is frozen: files of today are readable for good, and writing them gives these bytes."""
+    """Format 1 is frozen: these files must stay readable, and writing them must give the same bytes."""
     golden = GOLDEN / f"{str(dtype).removeprefix('torch.')}.safetensors"
     write_nested_file(tmp_path / "model", small_state(), description(3), dtype)
-    assert_same_state(open_nested_file(golden).state(), at_level(stored_as(small_state(), dtype), 3))
+    assert_same_state(open_nested_file(golden).state(), at_level(cast_shared(small_state(), dtype), 3))
     assert (tmp_path / "model").read_bytes() == golden.read_bytes()
 
 
 def test_golden_file_with_axes(tmp_path: Path) -> None:
-    """Format 1 as well: what the first files did not have is left out of theirs."""
+    """It is format 1 as well: fields that the first files did not have are omitted if they are empty."""
     golden = GOLDEN / "axes.safetensors"
     write_nested_file(tmp_path / "model", axes_state(), axes_description(3))
     assert_same_state(open_nested_file(golden).state(), at_level(axes_state(), 3))
@@ -245,7 +246,7 @@ def test_opening_imports_no_torch(small_file: Path) -> None:
 
 
 def test_a_state_holds_no_file_bytes(tmp_path: Path) -> None:
-    """Small tensors are copies: they do not keep their level's whole chunk (2 MiB here) in memory."""
+    """Small tensors are copies, so they do not keep their level's complete chunk (2 MiB here) in memory."""
     shared = {"w": torch.ones(2**19), "bias": torch.ones(3)}
     entry = EntryLevels(1, {"w": torch.ones(2**19, dtype=torch.uint8)})
     write_nested_file(tmp_path / "model", NestedState(shared, entry, [{"m": torch.ones(3)}]), description(1))

@@ -1,4 +1,4 @@
-"""Slices: the same bytes, fewer of them; and what is refused before an older file is lost."""
+"""Slices have the same bytes, but fewer of them; a refused slice leaves existing files unchanged."""
 
 import os
 import subprocess
@@ -26,7 +26,7 @@ from tests.file.builders import (
     assert_same_tensors,
     at_level,
     description,
-    scrambled,
+    pseudo_random,
     small_state,
 )
 from tests.file.loopback import serve
@@ -35,7 +35,7 @@ GOLDEN = Path(__file__).parent / "golden" / "float16.safetensors"
 
 
 class CountingFile(LocalFile):
-    """A local file that remembers what was read of it."""
+    """A local file that records the ranges that were read."""
 
     ranges: list[tuple[int, int]]
 
@@ -46,7 +46,7 @@ class CountingFile(LocalFile):
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[int, int]]]:
-    """What was read of each file, by its name, in pieces of 100 bytes."""
+    """Ranges that were read from each file, by its name, in pieces of 100 bytes."""
     ranges: dict[str, list[tuple[int, int]]] = {}
 
     def count(path: str | os.PathLike[str]) -> CountingFile:
@@ -60,12 +60,12 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> dict[str, list[tuple[int, int]]]
 
 
 def is_prefix(ranges: list[tuple[int, int]], end: int) -> bool:
-    """Whether the ranges follow one another, from the first byte to the end, none twice."""
+    """Return whether the ranges cover the bytes from the first to `end`, in order and each once."""
     return ranges[0][0] == 0 and ranges[-1][1] == end and all(a[1] == b[0] for a, b in pairwise(ranges))
 
 
-def refused(kind: type[NestifyError], action: Callable[..., object], *arguments: object) -> str:
-    """The sentence of a refusal that leaves every file as it was."""
+def refusal(kind: type[NestifyError], action: Callable[..., object], *arguments: object) -> str:
+    """Return the message of an action that is refused; check that it leaves every file unchanged."""
     folder = Path(str(arguments[-1])).parent
     before = {path: path.read_bytes() for path in folder.iterdir() if path.is_file()}
     with pytest.raises(kind) as caught:
@@ -77,24 +77,24 @@ def refused(kind: type[NestifyError], action: Callable[..., object], *arguments:
     return message
 
 
-# What a slice is
+# Content of slices
 
 
 @given(data=st.data(), n_levels=st.integers(1, 6), dtype=st.sampled_from([torch.float32, torch.bfloat16]))
 @settings(max_examples=40, deadline=None)
 def test_slices_of_any_file(data: st.DataObject, n_levels: int, dtype: torch.dtype) -> None:
-    """A slice gives back its levels; slices of slices and grown slices are the same bytes."""
+    """A slice has its levels; a slice of a slice and an upgraded slice have the same bytes."""
     low = data.draw(st.integers(1, n_levels))
     high = data.draw(st.integers(low, n_levels))
     with tempfile.TemporaryDirectory() as folder:
-        whole, first, second, third = (Path(folder) / name for name in ("whole", "first", "second", "third"))
-        write_nested_file(whole, small_state(n_levels), description(n_levels), dtype)
-        slice_file(whole, low, first)
-        assert_same_state(open_nested_file(first).state(), open_nested_file(whole).state(low))
-        slice_file(whole, high, second)
+        full, first, second, third = (Path(folder) / name for name in ("full", "first", "second", "third"))
+        write_nested_file(full, small_state(n_levels), description(n_levels), dtype)
+        slice_file(full, low, first)
+        assert_same_state(open_nested_file(first).state(), open_nested_file(full).state(low))
+        slice_file(full, high, second)
         slice_file(second, low, third)
         assert third.read_bytes() == first.read_bytes()
-        upgrade_slice(whole, high, first)
+        upgrade_slice(full, high, first)
         assert first.read_bytes() == second.read_bytes()
         upgrade_slice(second, high, third)
         assert third.read_bytes() == second.read_bytes()
@@ -102,30 +102,30 @@ def test_slices_of_any_file(data: st.DataObject, n_levels: int, dtype: torch.dty
 
 @pytest.mark.parametrize("level", [1, 2, 3])
 def test_a_slice(level: int, small_file: Path, tmp_path: Path) -> None:
-    whole = open_nested_file(small_file)
+    full = open_nested_file(small_file)
     done = slice_file(small_file, level, tmp_path / "slice")
     own = open_nested_file(tmp_path / "slice")
     assert_same_state(own.state(), at_level(small_state(), level))
-    assert own.manifest.levels == whole.manifest.levels[:level]
+    assert own.manifest.levels == full.manifest.levels[:level]
     kept = {"model", "schedule", "original", "recipe", "seed", "versions", "source_sha256"}
-    assert own.manifest.model_dump(include=kept) == whole.manifest.model_dump(include=kept)
+    assert own.manifest.model_dump(include=kept) == full.manifest.model_dump(include=kept)
     tensors = load_file(small_file)
     names = [name for name in tensors if int(name.removeprefix("level").split("/")[0]) <= level]
     assert_same_tensors(load_file(tmp_path / "slice"), {name: tensors[name] for name in names})
     data = (tmp_path / "slice").read_bytes()[own.header_bytes :]
-    assert data == small_file.read_bytes()[whole.header_bytes :][: len(data)]
+    assert data == small_file.read_bytes()[full.header_bytes :][: len(data)]
     assert done.path == tmp_path / "slice"
     assert done.source == str(small_file)
     assert done.levels == ("size-1", "size-2", "size-3")[:level]
     assert done.bytes_written == (tmp_path / "slice").stat().st_size
-    assert done.bytes_read == whole.prefix_bytes(level)
+    assert done.bytes_read == full.prefix_bytes(level)
 
 
 @pytest.mark.parametrize("path", ["small", "golden"])
 def test_all_levels_are_the_file_itself(path: str, small_file: Path, tmp_path: Path) -> None:
-    whole = small_file if path == "small" else GOLDEN
-    slice_file(whole, 3, tmp_path / "slice")
-    assert (tmp_path / "slice").read_bytes() == whole.read_bytes()
+    full = small_file if path == "small" else GOLDEN
+    slice_file(full, 3, tmp_path / "slice")
+    assert (tmp_path / "slice").read_bytes() == full.read_bytes()
 
 
 @pytest.mark.parametrize("level", [2, "2", "size-2", "level2"])
@@ -133,7 +133,7 @@ def test_levels_by_number_and_name(level: int | str, small_file: Path, tmp_path:
     assert slice_file(small_file, level, tmp_path / "slice").levels == ("size-1", "size-2")
 
 
-# What is read
+# Bytes that are read
 
 
 @pytest.mark.parametrize("level", [1, 2, 3])
@@ -153,14 +153,14 @@ def test_only_header_and_missing_levels_are_read(
     low: int, high: int, small_file: Path, tmp_path: Path, counted: dict[str, list[tuple[int, int]]]
 ) -> None:
     slice_file(small_file, low, tmp_path / "slice")
-    whole = open_nested_file(small_file)
+    full = open_nested_file(small_file)
     counted[str(small_file)].clear()
     done = upgrade_slice(small_file, high, tmp_path / "slice")
     ranges = counted[str(small_file)]
-    missing = [place for place in ranges if place[0] >= whole.header_bytes]
-    assert (missing[0][0], missing[-1][1]) == (whole.prefix_bytes(low), whole.prefix_bytes(high))
+    missing = [place for place in ranges if place[0] >= full.header_bytes]
+    assert (missing[0][0], missing[-1][1]) == (full.prefix_bytes(low), full.prefix_bytes(high))
     assert done.bytes_read == sum(end - begin for begin, end in ranges)
-    assert done.bytes_written == whole.prefix_bytes(high) - whole.header_bytes + len(
+    assert done.bytes_written == full.prefix_bytes(high) - full.header_bytes + len(
         header_of(tmp_path / "slice")
     )
 
@@ -172,23 +172,23 @@ def header_of(path: Path) -> bytes:
 
 def test_over_the_network(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "PIECE_BYTES", 1000)
-    whole = open_nested_file(small_file)
+    full = open_nested_file(small_file)
     slice_file(small_file, 1, tmp_path / "local1")
     slice_file(small_file, 3, tmp_path / "local3")
     with serve(small_file.read_bytes()) as server:
         done = slice_file(server.url, 1, tmp_path / "slice")
-        assert is_prefix(server.ranges, whole.prefix_bytes(1))
-        assert done.bytes_read == whole.prefix_bytes(1) == server.sent
+        assert is_prefix(server.ranges, full.prefix_bytes(1))
+        assert done.bytes_read == full.prefix_bytes(1) == server.sent
         assert (tmp_path / "slice").read_bytes() == (tmp_path / "local1").read_bytes()
         server.sent = 0
         done = upgrade_slice(server.url, 3, tmp_path / "slice")
         assert done.source == server.url
         assert done.bytes_read == server.sent
-        assert done.bytes_read == whole.header_bytes + whole.prefix_bytes(3) - whole.prefix_bytes(1)
+        assert done.bytes_read == full.header_bytes + full.prefix_bytes(3) - full.prefix_bytes(1)
         assert (tmp_path / "slice").read_bytes() == (tmp_path / "local3").read_bytes()
 
 
-def test_a_cut_connection_is_no_harm(
+def test_a_dropped_connection_does_no_harm(
     small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(source, "PIECE_BYTES", 500)
@@ -201,16 +201,16 @@ def test_a_cut_connection_is_no_harm(
     assert (tmp_path / "slice").read_bytes() == small_file.read_bytes()
 
 
-def test_the_output_is_tried_before_a_server_is_asked(small_file: Path, tmp_path: Path) -> None:
+def test_the_output_is_opened_before_the_server_is_contacted(small_file: Path, tmp_path: Path) -> None:
     with serve(small_file.read_bytes()) as server:
         with pytest.raises(OutputError, match="choose a folder that exists"):
             slice_file(server.url, 1, tmp_path / "nowhere" / "slice")
         assert server.visits == []
 
 
-def test_it_needs_memory_for_pieces_not_for_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_is_that_of_pieces_not_of_levels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     state = small_state()
-    state.shared["fc.bias"] = scrambled((10**6,), salt=1)
+    state.shared["fc.bias"] = pseudo_random((10**6,), salt=1)
     write_nested_file(tmp_path / "large", state, description(3))
     monkeypatch.setattr(source, "PIECE_BYTES", 2**16)
     tracemalloc.start()
@@ -224,15 +224,15 @@ def test_it_needs_memory_for_pieces_not_for_levels(tmp_path: Path, monkeypatch: 
 
 def test_progress(small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(source, "PIECE_BYTES", 500)
-    whole = open_nested_file(small_file)
+    full = open_nested_file(small_file)
     seen: list[tuple[int, int]] = []
     slice_file(small_file, 1, tmp_path / "slice", progress=lambda *both: seen.append(both))
-    total = whole.layout.ends[0]
+    total = full.layout.ends[0]
     assert [done for done, _ in seen] == [*range(500, total, 500), total]
-    assert {all_in_all for _, all_in_all in seen} == {total}
+    assert {announced for _, announced in seen} == {total}
     seen.clear()
     upgrade_slice(small_file, 3, tmp_path / "slice", progress=lambda *both: seen.append(both))
-    assert seen[-1] == (whole.layout.ends[2] - total,) * 2
+    assert seen[-1] == (full.layout.ends[2] - total,) * 2
 
 
 def test_no_torch(small_file: Path, tmp_path: Path) -> None:
@@ -245,49 +245,49 @@ def test_no_torch(small_file: Path, tmp_path: Path) -> None:
     assert (tmp_path / "slice").read_bytes() == small_file.read_bytes()
 
 
-# What is refused
+# Refused slices
 
 
 def test_a_damaged_level_is_found_while_it_is_copied(small_file: Path, tmp_path: Path) -> None:
-    whole = open_nested_file(small_file)
+    full = open_nested_file(small_file)
     content = bytearray(small_file.read_bytes())
-    content[whole.prefix_bytes(1)] ^= 1
+    content[full.prefix_bytes(1)] ^= 1
     small_file.write_bytes(content)
     output = tmp_path / "slice"
     slice_file(small_file, 1, output)
     for action in (slice_file, upgrade_slice):
-        message = refused(BadFileError, action, small_file, 2, output)
+        message = refusal(BadFileError, action, small_file, 2, output)
         assert message.startswith(f"{small_file}: the bytes of level 2 (size-2) do not match their SHA-256")
 
 
 @pytest.mark.parametrize("level", [1, 2])
-def test_a_truncated_file_gives_its_whole_levels(level: int, small_file: Path, tmp_path: Path) -> None:
+def test_a_truncated_file_gives_its_complete_levels(level: int, small_file: Path, tmp_path: Path) -> None:
     slice_file(small_file, level, tmp_path / "intact")
-    whole = open_nested_file(small_file)
+    full = open_nested_file(small_file)
     content = small_file.read_bytes()
-    for end in (whole.prefix_bytes(level), whole.prefix_bytes(level + 1) - 1):
+    for end in (full.prefix_bytes(level), full.prefix_bytes(level + 1) - 1):
         small_file.write_bytes(content[:end])
         with pytest.raises(BadFileError, match=f"keep them with `nestify slice` and --level {level}$"):
             open_nested_file(small_file)
         slice_file(small_file, level, tmp_path / "slice")
         assert (tmp_path / "slice").read_bytes() == (tmp_path / "intact").read_bytes()
         for action in (slice_file, upgrade_slice):
-            message = refused(BadFileError, action, small_file, level + 1, tmp_path / "slice")
-            found, due = end - whole.header_bytes, whole.layout.ends[-1]
-            assert f"is truncated, with {found} of {due} data bytes" in message
+            message = refusal(BadFileError, action, small_file, level + 1, tmp_path / "slice")
+            found, expected = end - full.header_bytes, full.layout.ends[-1]
+            assert f"is truncated, with {found} of {expected} data bytes" in message
 
 
-def test_nothing_whole(small_file: Path, tmp_path: Path) -> None:
+def test_no_complete_level(small_file: Path, tmp_path: Path) -> None:
     content = small_file.read_bytes()
     small_file.write_bytes(content[: open_nested_file(small_file).prefix_bytes(1) - 1])
-    assert "no level is complete in it; " in refused(
+    assert "no level is complete in it; " in refusal(
         BadFileError, slice_file, small_file, 1, tmp_path / "slice"
     )
 
 
 def test_bytes_after_the_end(small_file: Path, tmp_path: Path) -> None:
     small_file.write_bytes(small_file.read_bytes() + b"more")
-    assert "has 4 bytes after" in refused(BadFileError, slice_file, small_file, 1, tmp_path / "slice")
+    assert "has 4 bytes after" in refusal(BadFileError, slice_file, small_file, 1, tmp_path / "slice")
 
 
 @pytest.mark.parametrize("kind", ["itself", "symlink", "hardlink"])
@@ -299,35 +299,37 @@ def test_not_over_its_own_source(kind: str, small_file: Path, tmp_path: Path) ->
         output.symlink_to(small_file)
     else:
         output.hardlink_to(small_file)
-    message = refused(OutputError, slice_file, small_file, 1, output)
+    message = refusal(OutputError, slice_file, small_file, 1, output)
     assert message == f"{output}: is the file to be sliced; choose another path"
 
 
 def test_no_such_level(small_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "slice"
     for level in (0, 4, "size-4", "", "all"):
-        told = refused(RecipeError, slice_file, small_file, level, output)
-        assert told.endswith(f"has no level {str(level)!r}; give one of 1 (size-1), 2 (size-2), 3 (size-3)")
+        message = refusal(RecipeError, slice_file, small_file, level, output)
+        assert message.endswith(
+            f"has no level {str(level)!r}; give one of 1 (size-1), 2 (size-2), 3 (size-3)"
+        )
     slice_file(small_file, 1, output)
-    refused(RecipeError, upgrade_slice, small_file, 4, output)
+    refusal(RecipeError, upgrade_slice, small_file, 4, output)
 
 
 def test_a_slice_that_would_not_be_read(
     small_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The limit on how much a file may unpack to is met by the whole file, not by its core."""
+    """The full file is below the limit on how much a file may unpack to, but its core is above it."""
     size = small_file.stat().st_size
     dense = sum(tensor.nbytes for tensor in small_state().shared.values())
     monkeypatch.setattr(checks, "FREE_DENSE_BYTES", 0)
     monkeypatch.setattr(checks, "MAX_EXPANSION", dense / (size - 1))
-    message = refused(BadFileError, slice_file, small_file, 1, tmp_path / "slice")
+    message = refusal(BadFileError, slice_file, small_file, 1, tmp_path / "slice")
     assert "cut to level 1, tensor" in message
 
 
-# Growing a slice
+# Upgrading a slice
 
 
-def test_a_slice_with_the_level_is_left_alone(small_file: Path, tmp_path: Path) -> None:
+def test_a_slice_that_has_the_level_is_not_touched(small_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "slice"
     slice_file(small_file, 2, output)
     before = (output.read_bytes(), output.stat().st_mtime_ns, output.stat().st_ino)
@@ -340,7 +342,7 @@ def test_a_slice_with_the_level_is_left_alone(small_file: Path, tmp_path: Path) 
 def test_a_slice_does_not_shrink(small_file: Path, tmp_path: Path) -> None:
     output = tmp_path / "slice"
     slice_file(small_file, 2, output)
-    message = refused(RecipeError, upgrade_slice, small_file, 1, output)
+    message = refusal(RecipeError, upgrade_slice, small_file, 1, output)
     assert message == f"{output} has 2 levels, more than 1; slice to a new file instead"
 
 
@@ -354,7 +356,7 @@ def test_a_slice_of_another_file(change: str, small_file: Path, tmp_path: Path) 
     output = tmp_path / "slice"
     slice_file(tmp_path / "other", 1, output)
     for level in (1, 2):
-        message = refused(BadFileError, upgrade_slice, small_file, level, output)
+        message = refusal(BadFileError, upgrade_slice, small_file, level, output)
         assert message.startswith(f"{output}: was not made from {small_file}; ")
 
 
@@ -363,14 +365,14 @@ def test_a_damaged_slice(small_file: Path, tmp_path: Path) -> None:
     slice_file(small_file, 2, output)
     content = output.read_bytes()
     output.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    message = refused(BadFileError, upgrade_slice, small_file, 3, output)
+    message = refusal(BadFileError, upgrade_slice, small_file, 3, output)
     assert message.startswith(
         f"{output}: the bytes of level 2 (size-2) do not match their SHA-256; slice anew"
     )
     output.write_bytes(content[:-1])
-    refused(BadFileError, upgrade_slice, small_file, 3, output)
+    refusal(BadFileError, upgrade_slice, small_file, 3, output)
 
 
-def test_no_slice_to_grow(small_file: Path, tmp_path: Path) -> None:
-    message = refused(BadFileError, upgrade_slice, small_file, 3, tmp_path / "nowhere")
+def test_no_slice_to_upgrade(small_file: Path, tmp_path: Path) -> None:
+    message = refusal(BadFileError, upgrade_slice, small_file, 3, tmp_path / "nowhere")
     assert "there is no such file" in message

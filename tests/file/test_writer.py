@@ -1,4 +1,4 @@
-"""Writing: what is refused, and that a file appears whole or not at all."""
+"""Writing: what is refused, and that files are written atomically."""
 
 import errno
 import hashlib
@@ -25,7 +25,7 @@ from tests.file.builders import assert_same_state, at_level, description, small_
 def refusal(
     path: Path, state: NestedState | None = None, dtype: torch.dtype = torch.float32, **changes: Any
 ) -> str:
-    """The one sentence with which writing fails, leaving the folder as it was."""
+    """Return the one sentence with which writing fails; check that the folder is unchanged."""
     before = {entry: entry.read_bytes() for entry in path.parent.glob("*") if entry.is_file()}
     with pytest.raises(OutputError) as caught:
         write_nested_file(path, state or small_state(), description(3, **changes), dtype)
@@ -53,11 +53,11 @@ def test_same_state_same_bytes(tmp_path: Path, small_file: Path) -> None:
     assert (tmp_path / "again").read_bytes() == small_file.read_bytes()
 
 
-# What cannot be stored
+# States that cannot be stored
 
 
 def with_value(name: str, value: float, level: int) -> NestedState:
-    """A state in which a weight that enters at `level` has a value."""
+    """Return a state in which one weight that enters at `level` has the given value."""
     state = small_state()
     tensor = state.shared[name].clone()
     index = (state.entry[name] == level).nonzero()[0] if name in state.entry else torch.tensor([0])
@@ -95,7 +95,7 @@ def test_types_outside_the_format(tmp_path: Path, dtype: torch.dtype) -> None:
     assert f"tensor 'odd' is {dtype}, not one of F64" in refusal(tmp_path / "model", state)
 
 
-def test_what_a_reader_would_refuse(tmp_path: Path) -> None:
+def test_a_file_that_a_reader_would_refuse_is_not_written(tmp_path: Path) -> None:
     model = description(3).model.model_copy(update={"architecture": "hf-hub:a/b"})
     assert "as its architecture" in refusal(tmp_path / "model", model=model)
     levels = [level.model_copy(update={"name": "same"}) for level in description(3).levels]
@@ -138,7 +138,7 @@ def test_only_three_types_for_shared_tensors(tmp_path: Path) -> None:
         write_nested_file(tmp_path / "model", small_state(), description(3), torch.float64)
 
 
-# Whole or not at all
+# Atomic writing
 
 
 def test_folder_that_is_missing(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_name_that_is_too_long(tmp_path: Path) -> None:
 
 
 def fail_after(writes: int, error: BaseException) -> Callable[..., Any]:
-    """A stand-in for `open` whose files fail at a later write, as a disk that fills up does."""
+    """Return a replacement for `open` whose files fail at a later write, like a disk that fills up."""
 
     def fake_open(path: Path, mode: str) -> Any:
         file = open(path, mode)  # noqa: SIM115
@@ -202,7 +202,7 @@ def test_disk_that_fills_up(small_file: Path, monkeypatch: pytest.MonkeyPatch, w
 
 
 def test_file_size_limit_of_the_system(small_file: Path) -> None:
-    """A real refusal by the kernel, midway."""
+    """The kernel refuses a write in the middle of the file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
     try:
@@ -250,7 +250,7 @@ def test_permissions_follow_the_umask(tmp_path: Path) -> None:
 
 
 def test_memory_is_that_of_one_tensor(tmp_path: Path) -> None:
-    """NumPy's share of it: 20 tensors of 2**17 weights, 10 MiB in float32, a fraction of it at a time."""
+    """Counts NumPy's memory: it is a fraction of the 20 tensors of 2**17 weights, 10 MiB in float32."""
     generator = torch.Generator().manual_seed(0)
     shared = {f"w{index}": torch.randn(2**17, generator=generator) for index in range(20)}
     entry = {name: torch.randint(1, 4, (2**17,), dtype=torch.uint8, generator=generator) for name in shared}
