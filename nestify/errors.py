@@ -4,7 +4,7 @@ Only the command line exits; the library raises. A message is one sentence that 
 place and the remedy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
@@ -92,6 +92,18 @@ class BudgetError(NestifyError):
     """The cost of a trained level differs from its budget."""
 
     exit_code = 1
+
+
+def joined(errors: Sequence[NestifyError]) -> NestifyError:
+    """Return one error with the messages of all, a line each.
+
+    Its exit code is that of the first one, or that of a wrong recipe or option if there is one.
+    """
+    if len(errors) == 1:
+        return errors[0]
+    kinds = [type(error) for error in errors]
+    text = "\n".join(map(str, errors))
+    return RecipeError(text) if RecipeError in kinds else kinds[0](text)
 
 
 @contextmanager

@@ -96,9 +96,14 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         dry_run: whether to print the plan and stop.
         as_json: whether to print JSON.
     """
-    from nestify.recipe.recipe import load_recipe
+    from nestify.recipe.recipe import WrongOptionsError, load_recipe
 
-    recipe = load_recipe(source, overrides)  # before torch is imported, so that errors come fast
+    try:
+        recipe = load_recipe(source, overrides)
+    except WrongOptionsError as error:
+        from nestify.compression.preflight import with_further_problems
+
+        raise with_further_problems(error) from None
     from nestify.cli.output import gates_document, gates_sheets, refuse_missed, render, write_result
     from nestify.cli.progress import Display, plan_document, plan_text
     from nestify.compression import compress as api

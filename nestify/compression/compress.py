@@ -1,16 +1,15 @@
 """`compress` and `plan`: from a recipe to a nested file, or to what it would cost."""
 
-import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import torch
 
 from nestify.compression.inputs import stored_dtype
+from nestify.compression.preflight import check_recipe
 from nestify.compression.run import Compressed, Run
 from nestify.errors import BadFileError, BudgetError, OutputError
 from nestify.evaluation.gates import GateResult, check_gates
@@ -18,13 +17,13 @@ from nestify.file.loading import load
 from nestify.file.manifest import Manifest
 from nestify.file.summary import Report, open_report, read_report
 from nestify.file.writer import write_nested_file
-from nestify.files import checkpoint_path, metrics_path
+from nestify.files import metrics_path
 from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
 from nestify.training.distributed import World, join_process_group
-from nestify.training.logs import MetricsLog, check_logs, open_logs
+from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
 
 
@@ -53,7 +52,9 @@ def plan(
         overrides: options that replace the recipe's, if `recipe` is not a `Recipe`.
         estimate: whether to run one small step to estimate time and memory.
     """
-    return Run(_recipe(recipe, overrides), Observer()).plan(estimate=estimate)
+    recipe = _recipe(recipe, overrides)
+    check_recipe(recipe)
+    return Run(recipe, Observer()).plan(estimate=estimate)
 
 
 def compress(
@@ -84,6 +85,7 @@ def compress(
         NestifyError: for any other problem; an older file at the output is then unchanged.
     """
     recipe = _recipe(recipe, overrides)
+    check_recipe(recipe)
     with join_process_group(pick_device(recipe.device)) as (world, device):
         return _compress(recipe, observer or Observer(), resume, world, device)
 
@@ -95,8 +97,6 @@ def _compress(
     if not world.is_main:
         watcher = Observer()
     output = recipe.output_path
-    _check_outputs(recipe)
-    check_logs(recipe.train.log)
     baseline = _baseline(recipe)
     run = Run(recipe, watcher, world, device)
     run.checkpoints.find(resume)
@@ -110,7 +110,7 @@ def _compress(
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
         watcher.stage(f"writing {output}")
-        manifest = world.broadcast_object(_write(recipe, done) if world.is_main else None)
+        manifest = world.broadcast_object(_write(run.recipe, done) if world.is_main else None)
     assert manifest is not None
     if world.is_main:
         run.checkpoints.remove()
@@ -154,32 +154,6 @@ def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Rec
         assert not overrides, "a Recipe is complete; overrides go with a recipe's name"
         return recipe
     return load_recipe(recipe, overrides)
-
-
-def _check_outputs(recipe: Recipe) -> None:
-    """Check before the work that all results can be written."""
-    outputs = {
-        "output": recipe.output_path,
-        "the checkpoint beside the output": checkpoint_path(recipe.output_path),
-    }
-    if recipe.finetune.save is not None:
-        outputs["finetune.save"] = Path(recipe.finetune.save)
-    inputs = [path for path in (recipe.model.checkpoint, recipe.train.teacher_checkpoint) if path is not None]
-    for option, path in outputs.items():
-        try:
-            if path.is_dir():
-                raise OutputError(f"{option} = {path} is a folder; give the path of a file in it")
-            if path.exists() and not path.is_file():
-                raise OutputError(f"{option} = {path} is not a regular file; choose another path")
-            if path.exists() and any(os.path.exists(other) and path.samefile(other) for other in inputs):
-                raise OutputError(f"{option} = {path} is the checkpoint of this run; choose another path")
-            with TemporaryFile(dir=Path(os.path.realpath(path)).parent):
-                pass
-        except OSError as error:
-            raise OutputError(
-                f"{option} = {path} cannot be written ({error.strerror or error}); "
-                "choose a folder that exists and can be written to"
-            ) from error
 
 
 def _check_loads(output: Path, written: Path) -> None:

@@ -2,12 +2,11 @@
 
 from copy import deepcopy
 from dataclasses import dataclass
-from difflib import get_close_matches
 
 import torch
-from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
+from nestify.compression.defaults import with_batch_size, with_holdout, with_new_head
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
 from nestify.errors import CheckpointError, RecipeError
@@ -17,14 +16,13 @@ from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
 from nestify.training.observer import Observer
 
-USUAL_OPTIMIZERS = ("sgd", "adamw", "lamb")
-
 
 @dataclass(frozen=True)
 class Inputs:
     """The opened inputs of a recipe.
 
     Attributes:
+        recipe: the recipe, with the options that it leaves open set.
         train_images: images to train on, without those held out.
         val_images: images to evaluate on.
         held_out: training images that are set aside to fit temperatures and consensus weights; None if the
@@ -34,6 +32,7 @@ class Inputs:
         labels: classes that each level predicts.
     """
 
+    recipe: Recipe
     train_images: Images
     val_images: Images
     held_out: Images | None
@@ -53,17 +52,18 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     Raises:
         NestifyError: if the recipe, the checkpoint or the images are not right.
     """
-    check_optimizer(recipe)
     observer.stage("opening images")
+    recipe = with_holdout(recipe, observer)
     train_images, val_images = open_recipe_images(recipe)
     held_out = None
     if recipe.data.calibrate is not None:
         train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
     check_shares(train_images, val_images, processes)
+    recipe = with_batch_size(recipe, train_images, processes, observer)
     observer.stage(f"loading {recipe.model.name}")
-    pretrained = open_recipe_model(recipe, train_images)
-    for notice in pretrained.notices:
-        observer.warned(notice)
+    pretrained, replaced = open_recipe_model(recipe, train_images, observer)
+    images_per_step = recipe.train.batch_size * recipe.train.accumulate * processes
+    recipe = with_new_head(recipe, replaced, len(train_images) // images_per_step, observer)
     teacher = open_recipe_teacher(recipe, pretrained.spec, observer)
     labels = read_class_levels(
         recipe.data.hierarchy,
@@ -71,7 +71,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
         [level.classes for level in recipe.level],
         str(train_images.source),
     )
-    return Inputs(train_images, val_images, held_out, pretrained, teacher, labels)
+    return Inputs(recipe, train_images, val_images, held_out, pretrained, teacher, labels)
 
 
 def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
@@ -110,30 +110,59 @@ def check_shares(train: Images, validation: Images, processes: int) -> None:
         raise RecipeError(f"{len(validation)} validation images are too few {where}; use more")
 
 
-def open_recipe_model(recipe: Recipe, images: Images) -> PretrainedModel:
-    """Open the model, and check its classes against those of the images."""
+def open_recipe_model(recipe: Recipe, images: Images, observer: Observer) -> tuple[PretrainedModel, bool]:
+    """Open the model, with a new classifier if the recipe asks for one or the classes of the images differ.
+
+    Args:
+        recipe: names the model.
+        images: the training images.
+        observer: notified of what was changed.
+
+    Returns:
+        The model, and whether the classifier of a pretrained model was replaced.
+
+    Raises:
+        RecipeError: if the images do not say how many classes a new classifier needs.
+        CheckpointError: if the classes differ, and the classifier is to be kept.
+    """
     options = recipe.model
     classes = images.num_classes
     starts_at_random = options.checkpoint is None and not options.pretrained
     if options.new_head and classes is None:
-        raise RecipeError(f"model.new_head: {images.source} does not say how many classes it has")
-    pretrained = load_pretrained(
-        options.name,
-        checkpoint=options.checkpoint,
-        pretrained=options.pretrained,
-        kwargs=options.kwargs,
-        new_head_classes=classes if options.new_head or starts_at_random else None,
-        input_size=options.input_size,
-    )
+        raise RecipeError(f"--new-head: {images.source} does not say how many classes it has")
+
+    def load(new_head: bool) -> PretrainedModel:
+        return load_pretrained(
+            options.name,
+            checkpoint=options.checkpoint,
+            pretrained=options.pretrained,
+            kwargs=options.kwargs,
+            new_head_classes=classes if new_head or starts_at_random else None,
+            input_size=options.input_size,
+        )
+
+    replaced = bool(options.new_head)
+    random_state = torch.get_rng_state()
+    pretrained = load(replaced)
+    source = options.checkpoint or options.name
     spec = pretrained.spec
     if classes is not None and classes != spec.num_classes:
-        source = options.checkpoint or options.name
-        keys = ", ".join(f"{name}.weight" for name in spec.classifier) or "its classifier"
-        raise CheckpointError(
-            f"{source} predicts {spec.num_classes} classes ({keys}), {images.source} has {classes}; for a "
-            "fresh classifier that is trained first, pass --new-head --finetune-epochs 5"
+        if options.new_head is False:
+            keys = ", ".join(f"{name}.weight" for name in spec.classifier) or "its classifier"
+            raise CheckpointError(
+                f"{source} predicts {spec.num_classes} classes ({keys}), {images.source} has {classes}; "
+                "leave out --keep-head to train a new classifier"
+            )
+        observer.warned(
+            f"{source} predicts {spec.num_classes} classes, {images.source} has {classes}, so the classifier "
+            "is replaced by a new one; if the number of classes is wrong, check --data"
         )
-    return pretrained
+        replaced = True
+        torch.set_rng_state(random_state)  # the same weights as with --new-head
+        pretrained = load(replaced)
+    for notice in pretrained.notices:
+        observer.warned(notice)
+    return pretrained, replaced
 
 
 def open_recipe_teacher(recipe: Recipe, spec: ModelSpec, observer: Observer) -> nn.Module | None:
@@ -176,28 +205,6 @@ def frozen_teacher(recipe: Recipe, teacher: nn.Module | None, network: nn.Module
     if options.teacher in ("original", "both"):
         return deepcopy(network).eval()
     return None if teacher is None else teacher.to(next(network.parameters()).device)
-
-
-def check_optimizer(recipe: Recipe) -> None:
-    """Refuse an optimizer that cannot be used, before any work is done.
-
-    Raises:
-        RecipeError: if timm does not have it, or not on this machine, or it needs second derivatives.
-    """
-    name = recipe.train.opt
-    try:
-        optimizer = create_optimizer_v2(nn.Linear(1, 1), opt=name, lr=recipe.train.lr)
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
-        known = list_optimizers()
-        close = [] if name in known else get_close_matches(name, known, n=3)
-        raise RecipeError(
-            f"train.opt = {name!r} cannot be used ({error}); try {', '.join(close or USUAL_OPTIMIZERS)}"
-        ) from error
-    if getattr(optimizer, "is_second_order", False):
-        raise RecipeError(
-            f"train.opt = {name!r} needs second derivatives, which nested training does not compute; "
-            f"try {', '.join(USUAL_OPTIMIZERS)}"
-        )
 
 
 def augmentation(recipe: Recipe) -> dict[str, object]:

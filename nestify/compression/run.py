@@ -88,12 +88,12 @@ class Run:
         self, recipe: Recipe, observer: Observer, world: World = SINGLE, device: torch.device | None = None
     ) -> None:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
-        self.recipe = recipe
         self.observer = observer
         self.world = world
         self.device = device or pick_device(recipe.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.inputs = open_inputs(recipe, observer, world.size)
+        self.recipe = recipe = self.inputs.recipe
         self.spec = self.inputs.pretrained.spec
         self.labels = self.inputs.labels
         self.workers = pick_workers(recipe.data.workers, self.device)
@@ -139,7 +139,7 @@ class Run:
         accumulate = self.recipe.train.accumulate
         epoch_steps = steps_per_epoch(self.train_batches, accumulate)
         steps = total_steps(self.recipe.train.epochs, epoch_steps)
-        finetune_steps = self.recipe.finetune.epochs * epoch_steps
+        finetune_steps = (self.recipe.finetune.epochs or 0) * epoch_steps
         seconds = memory = None
         if estimate:
             task = self._phases().make_task(nested.to(self.device), None)

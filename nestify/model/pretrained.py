@@ -2,9 +2,8 @@
 
 import hashlib
 import logging
-import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -15,14 +14,16 @@ import timm
 import torch
 from safetensors.torch import save
 from timm.models import resolve_model_input_args
-from torch import Tensor, nn
+from torch import nn
 
 from nestify.errors import CheckpointError, RecipeError, foreign_code
 from nestify.files import atomic_file
+from nestify.model.checkpoint_fit import Weights, difference_from, without_modules
+from nestify.model.hub import hub_or_cache
 from nestify.model.spec import Kwargs, ModelSpec, describe_model
 from nestify.model.weights_file import read_weights
 
-Weights = Mapping[str, Tensor]
+_HUB_PREFIXES = ("hf-hub:", "hf_hub:")
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,16 @@ def load_pretrained(
             make the model, or if values are not finite.
         UnsupportedModelError: if nestify cannot handle the model; see `describe_model`.
     """
-    _check_name(name, options[0])
+    check_name(name, options[0])
     arguments = dict(kwargs or {})
     if input_size is not None:
         arguments = _with_input_size(name, arguments, input_size)
     file = None if checkpoint is None else read_weights(Path(checkpoint))
-    with _raise_as_checkpoint_error(name, options[1]):
+    on_hub = name.startswith(_HUB_PREFIXES)
+    uses_hub = on_hub or (file is None and pretrained and not name.startswith("local-dir:"))
+    with hub_or_cache(uses_hub) as problems, _raise_as_checkpoint_error(name, options[1], problems):
         if file is None:
-            model = _create_without(name, pretrained, arguments, new_head_classes)
+            model = _createwithout_modules(name, pretrained, arguments, new_head_classes)
         else:
             model = _create_with(name, file.tensors, arguments, new_head_classes, str(checkpoint))
     _check_finite(model, name, options[1])
@@ -95,8 +98,17 @@ def load_pretrained(
     )
 
 
-def _check_name(name: str, option: str) -> None:
-    if name.startswith(("hf-hub:", "hf_hub:", "local-dir:")):
+def check_name(name: str, option: str = "model.name") -> None:
+    """Refuse a name that is not in timm's registry; names of a hub or a folder are not looked up.
+
+    Args:
+        name: see `load_pretrained`.
+        option: the recipe key that it comes from, for messages.
+
+    Raises:
+        RecipeError: with similar names.
+    """
+    if name.startswith((*_HUB_PREFIXES, "local-dir:")):
         return
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
@@ -138,7 +150,7 @@ def _with_input_size(name: str, arguments: Kwargs, size: int | tuple[int, int]) 
     return {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
 
 
-def _create_without(
+def _createwithout_modules(
     name: str, pretrained: bool, arguments: Kwargs, new_head_classes: int | None
 ) -> nn.Module:
     """Make a model with timm's own weights, or those of the folder or hub that its name gives.
@@ -154,7 +166,7 @@ def _create_without(
     if id(model) in loads:
         # Some of the files that timm publishes contain more than its models use.
         local = name.startswith("local-dir:")
-        problems = _difference(model.state_dict(), loads[id(model)], new, unknown=local)
+        problems = difference_from(model.state_dict(), loads[id(model)], new, unknown=local)
         if problems:
             raise CheckpointError(f"the weights of {name} do not fit it with model.kwargs: {problems}")
     return model
@@ -186,9 +198,9 @@ def _create_with(
     random_state = torch.get_rng_state()
     model: nn.Module = timm.create_model(name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
     new = _heads(model) if new_head_classes is not None else ()
-    difference = _difference(model.state_dict(), weights, new)
+    difference = difference_from(model.state_dict(), weights, new)
     if not difference:
-        model.load_state_dict(_without(weights, new), strict=False)
+        model.load_state_dict(without_modules(weights, new), strict=False)
         return model
     torch.set_rng_state(random_state)  # as if the model had been made once
     refused = f"checkpoint {source} does not fit {name}"
@@ -202,7 +214,7 @@ def _create_with(
     cfg = model.pretrained_cfg
     assert isinstance(cfg, dict)
     cfg.pop("state_dict", None)  # otherwise every copy of the model would contain the checkpoint
-    if problems := _difference(model.state_dict(), loads[id(model)], new):
+    if problems := difference_from(model.state_dict(), loads[id(model)], new):
         raise CheckpointError(f"{refused}: {problems}")
     return model
 
@@ -214,12 +226,6 @@ def _heads(model: nn.Module) -> tuple[str, ...]:
 
 def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
     return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-def _without(weights: Weights, modules: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return the weights that belong to none of the given modules."""
-    prefixes = tuple(f"{module}." for module in modules)
-    return {key: tensor for key, tensor in weights.items() if not key.startswith(prefixes)}
 
 
 @contextmanager
@@ -244,66 +250,22 @@ def _recorded_loads() -> Iterator[dict[int, Weights]]:
         nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
-def _difference(expected: Weights, weights: Weights, new: tuple[str, ...], unknown: bool = True) -> str:
-    """Describe which tensors do not fit an architecture; empty if all fit.
+@contextmanager
+def _raise_as_checkpoint_error(name: str, option: str, problems: Sequence[str]) -> Iterator[None]:
+    """Turn errors of timm and the hub into a CheckpointError with the remedy, and silence their warnings.
 
     Args:
-        expected: the state dict of the model.
-        weights: the tensors that it is to load.
-        new: modules that load nothing, so that their tensors may be missing or different.
-        unknown: whether keys that the model does not have count.
+        name: name of the model.
+        option: the recipe key of the checkpoint.
+        problems: why the hub cannot be used, if so.
     """
-    expected, weights = _without(expected, new), _without(weights, new)
-    # Old files lack the counters of batch norm; torch accepts that, and nothing depends on them.
-    missing = [k for k in expected if k not in weights and not k.endswith(".num_batches_tracked")]
-    extra = [key for key in weights if key not in expected] if unknown else []
-    both = [(key, weights[key], tensor) for key, tensor in expected.items() if key in weights]
-    shapes = [f"{k} is {tuple(a.shape)}, not {tuple(b.shape)}" for k, a, b in both if a.shape != b.shape]
-    types = [f"{k} is {_type(a)}, not {_type(b)}" for k, a, b in both if not _converts(a, b.dtype)]
-    marked = [key for key in extra if _PARAMETRISED.search(key)]
-    parts = [
-        _summarise("keys are missing", missing),
-        _summarise("keys are unknown", extra),
-        _summarise("shapes differ", shapes),
-        _summarise("types differ", types),
-    ]
-    if marked:
-        parts.append(
-            f"{marked[0]} is left over from a parametrised or pruned layer: before saving, call "
-            "torch.nn.utils.parametrize.remove_parametrizations, remove_weight_norm, remove_spectral_norm or "
-            "prune.remove"
-        )
-    return "; ".join(part for part in parts if part)
-
-
-_PARAMETRISED = re.compile(r"(^|\.)parametrizations\.|_(orig|mask|[guv])$")
-"""Keys that torch's pruning, weight norm, spectral norm and other parametrisations store."""
-
-
-def _type(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
-
-
-def _converts(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Return whether a tensor keeps its meaning in a type: weights are floats, counters and indices whole."""
-    if dtype.is_floating_point or dtype.is_complex:
-        return tensor.is_floating_point() or tensor.dtype == dtype
-    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
-
-
-def _summarise(problem: str, items: list[str]) -> str:
-    """Return the number of items, the problem and the first items in one phrase; empty for no items."""
-    if not items:
-        return ""
-    more = ", ..." if len(items) > 3 else ""
-    return f"{len(items)} {problem} ({', '.join(items[:3])}{more})"
-
-
-@contextmanager
-def _raise_as_checkpoint_error(name: str, option: str) -> Iterator[None]:
-    """Turn errors of timm and the hub into a CheckpointError with the remedy, and silence their warnings."""
 
     def describe(reason: str) -> CheckpointError:
+        if problems:
+            return CheckpointError(
+                f"{name} is not in the hub's cache on this machine, and {problems[0]}; connect to the "
+                f"network, or set {option} to a file with the weights"
+            )
         return CheckpointError(
             f"{name} cannot be created with its weights ({reason.rstrip('.')}); "
             f"set {option} to a file with the weights, or check model.kwargs"

@@ -43,10 +43,7 @@ def read_weights(path: Path) -> CheckpointWeights:
         CheckpointError: if the file is missing or damaged, contains no state dict or several, or a tensor is
             not dense or has values that are not finite.
     """
-    if not path.is_file():
-        raise CheckpointError(
-            f"checkpoint {path} is not a file; give the path of a .safetensors or .pth file"
-        )
+    check_is_file(path)
 
     def describe(reason: str) -> CheckpointError:
         return CheckpointError(
@@ -74,6 +71,18 @@ def read_weights(path: Path) -> CheckpointWeights:
             f"{', ...' if len(pruned) > 3 else ''}); the pruned weights are 0, and training may change them"
         )
     return CheckpointWeights(tensors, tuple(notices))
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse a checkpoint that does not exist.
+
+    Raises:
+        CheckpointError: if there is no file at the path.
+    """
+    if not path.is_file():
+        raise CheckpointError(
+            f"checkpoint {path} is not a file; give the path of a .safetensors or .pth file"
+        )
 
 
 def _load(path: Path) -> Any:

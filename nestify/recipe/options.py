@@ -35,6 +35,12 @@ TEACHERS = ("original", "self", "both", "none")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 """Devices that shells complete; others, such as cuda:1, are valid too."""
 
+USUAL_HOLDOUT = 0.1
+"""Share of the training images to validate on where the data has no validation split."""
+
+LEAST_FINETUNE_EPOCHS = 5
+"""Passes over the training images that a new classifier is trained for, unless the recipe says otherwise."""
+
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
@@ -124,9 +130,10 @@ class ModelOptions(Section):
     kwargs: Annotated[dict[str, Annotated[Any, BeforeValidator(_kwarg)]], AfterValidator(_free_kwargs)] = (
         Field(default={}, description="further arguments of timm.create_model")
     )
-    new_head: Annotated[bool, Flag(Panel.model, "--new-head/--keep-head")] = Field(
-        default=False,
-        description="whether to replace the classifier with a freshly initialized one for the data's classes",
+    new_head: Annotated[bool | None, Flag(Panel.model, "--new-head/--keep-head")] = Field(
+        default=None,
+        description="whether to replace the classifier with a freshly initialized one for the data's "
+        "classes; by default if their number differs",
     )
     input_size: Annotated[
         tuple[int, int] | None,
@@ -155,7 +162,8 @@ class DataOptions(Section):
     )
     holdout: Annotated[OpenShare | None, Flag(Panel.model)] = Field(
         default=None,
-        description="share of the training images to validate on if there is no validation split",
+        description="share of the training images to validate on; by default "
+        f"{USUAL_HOLDOUT:g} if the data has no validation split",
     )
     calibrate: Annotated[OpenShare | None, Flag(Panel.levels)] = Field(
         default=None,
@@ -234,7 +242,7 @@ class TrainOptions(Section):
         default=10.0, ge=0, description="passes over the training images; 0 trains nothing"
     )
     batch_size: Annotated[int, Flag(Panel.training)] = Field(
-        default=64, ge=1, description="images per training step and device"
+        default=64, ge=1, description="images per training step and device, at most all training images"
     )
     lr: Annotated[float, Flag(Panel.training)] = Field(
         default=0.01, gt=0, description="learning rate after the warmup"
@@ -326,8 +334,10 @@ class TrainOptions(Section):
 class FinetuneOptions(Section):
     """[finetune]: plain training of the dense model before it is nested."""
 
-    epochs: Annotated[int, Flag(Panel.training, "--finetune-epochs")] = Field(
-        default=0, ge=0, description="passes over the training images before nesting; 0 disables fine-tuning"
+    epochs: Annotated[Annotated[int, Field(ge=0)] | None, Flag(Panel.training, "--finetune-epochs")] = Field(
+        default=None,
+        description="passes over the training images before nesting; 0 disables fine-tuning. By default "
+        f"{LEAST_FINETUNE_EPOCHS} for a new classifier, or more if the images are few, and else 0",
     )
     lr: float = Field(default=0.01, gt=0, description="initial learning rate")
     save: Annotated[Text, AfterValidator(_saved)] | None = Field(

@@ -6,7 +6,7 @@ A recipe is a TOML file with the sections of `recipe.options`; `extends = "other
 """
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
 from typing import Annotated, Any
@@ -108,6 +108,22 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
 
+class WrongOptionsError(RecipeError):
+    """Options of a recipe are wrong; the others can still be checked.
+
+    Args:
+        problems: one sentence per problem.
+        source: the recipe's path, or "" for the command line.
+        recipe: the recipe, with defaults in place of what is wrong.
+        keys: dotted keys of what is wrong.
+    """
+
+    def __init__(self, problems: list[str], source: str, recipe: Recipe, keys: Sequence[str]) -> None:
+        super().__init__(problems, source)
+        self.recipe = recipe
+        self.keys = keys
+
+
 def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> Recipe:
     """Read a recipe, apply overrides, and check all of it.
 
@@ -148,9 +164,8 @@ def checked_recipe(
     recipe, more_problems = _check(table, [problem.key for problem in problems])
     if problems := problems + more_problems:
         changed = ["level" if key == "levels" else key for key in options]
-        raise RecipeError(
-            [_problem_sentence(problem, changed if place else [], by) for problem in problems], place
-        )
+        texts = [_problem_sentence(problem, changed if place else [], by) for problem in problems]
+        raise WrongOptionsError(texts, place, recipe, [problem.key for problem in problems])
     return recipe
 
 
@@ -176,11 +191,16 @@ def option_help(key: str) -> str:
 
 def _problem_sentence(problem: Problem, changed: Sequence[str], by: str) -> str:
     """Return a problem's sentence, which says if the value is not from the file."""
-    return problem.text + (f" (set by {by})" if _touches(problem.key, changed) else "")
+    return problem.text + (f" (set by {by})" if is_affected(problem.key, changed) else "")
 
 
-def _touches(key: str, others: Iterable[str]) -> bool:
-    """Return whether a dotted key is one of the others, or inside or around one."""
+def is_affected(key: str, others: Iterable[str]) -> bool:
+    """Return whether a dotted key is one of the others, or inside or around one.
+
+    Args:
+        key: dotted key, such as `train.lr`.
+        others: dotted keys.
+    """
     return any(_is_inside(key, other) or _is_inside(other, key) for other in others)
 
 
@@ -233,7 +253,7 @@ def _gate_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
     problems = []
     if text := baseline_problem(recipe.gates):
         problems.append(Problem("gates.max_regression", text))
-    if not any(_touches("level", [key]) for key in broken):
+    if not any(is_affected("level", [key]) for key in broken):
         names = [level_name(level, k) for k, level in enumerate(recipe.level, start=1)]
         problems += [
             Problem(
@@ -242,7 +262,7 @@ def _gate_problems(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
             )
             for name in recipe.gates.unknown_levels(names)
         ]
-    return [problem for problem in problems if not _touches(problem.key, broken)]
+    return [problem for problem in problems if not is_affected(problem.key, broken)]
 
 
 def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
@@ -252,7 +272,7 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
     rules: list[tuple[tuple[str, str], bool, str]] = [
         (
             ("model.new_head", "finetune.epochs"),
-            model.new_head and finetune.epochs == 0,
+            model.new_head is True and finetune.epochs == 0,
             "model.new_head = true needs finetune.epochs above 0; a fresh classifier must learn first",
         ),
         (
@@ -308,40 +328,5 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
     return [
         Problem(keys[0], text)
         for keys, wrong, text in rules
-        if wrong and not any(_touches(key, broken) for key in keys)
+        if wrong and not any(is_affected(key, broken) for key in keys)
     ]
-
-
-FREE = {
-    "output",
-    "data.workers",
-    "data.hierarchy",  # the class map in it is compared instead
-    "data.on_bad_image",  # a run that refuses such images has met none
-    "train.checkpoint_minutes",
-    "train.log",
-    "model.checkpoint",  # its contents are compared instead
-    "train.teacher_checkpoint",
-}
-"""Options that the result does not depend on."""
-
-
-def is_free(key: str) -> bool:
-    """Return whether an option may change when a run resumes; gates only judge the result."""
-    return key in FREE or key.startswith("gates.")
-
-
-def flat_options(recipe: Recipe) -> Iterator[tuple[str, Any]]:
-    """Yield every option by its dotted key, as a JSON value: `train.lr`, `level[1].sparsity`."""
-    return flat_table(recipe.to_dict())
-
-
-def flat_table(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the options of a recipe that is given as plain JSON values, as a nested file stores it."""
-    if isinstance(value, Mapping) and (value or not key):
-        for name, item in value.items():
-            yield from flat_table(item, f"{key}.{name}" if key else name)
-    elif isinstance(value, list) and any(isinstance(item, Mapping) for item in value):
-        for number, item in enumerate(value, start=1):
-            yield from flat_table(item, f"{key}[{number}]")
-    else:
-        yield key, value

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import JustifyMethod
 from rich.table import Table
 
-from nestify.recipe.recipe import flat_table
+from nestify.recipe.flat_options import flat_table
 
 GAP = 2
 """Spaces between columns."""

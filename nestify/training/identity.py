@@ -10,7 +10,8 @@ from torch import nn
 
 from nestify.data.dataset import Images
 from nestify.data.hierarchy import ClassLevels
-from nestify.recipe.recipe import Recipe, flat_options, is_free
+from nestify.recipe.flat_options import flat_options, is_free
+from nestify.recipe.recipe import Recipe
 from nestify.version import __version__
 
 Identity = dict[str, Any]

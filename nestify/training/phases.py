@@ -63,7 +63,11 @@ class Phases:
         self.observer.stage("fine-tuning the dense model")
         dense = NestedModel(network, self.spec, ["full"], masked=())
         options = recipe.train.model_copy(
-            update={"epochs": float(recipe.finetune.epochs), "lr": recipe.finetune.lr, "warmup_epochs": 0.0}
+            update={
+                "epochs": float(recipe.finetune.epochs or 0),
+                "lr": recipe.finetune.lr,
+                "warmup_epochs": 0.0,
+            }
         )
         task = NestedTask(
             dense,

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nestify.recipe.recipe import FREE, Recipe, flat_options
+from nestify.recipe.flat_options import FREE, flat_options
+from nestify.recipe.recipe import Recipe
 from nestify.recipe.sources import is_named_data
 from nestify.version import __version__
 

@@ -1,0 +1,101 @@
+"""Options that a recipe leaves open: they get the values that fit the images and the model.
+
+The nested file stores the recipe with these values, so that the run can be repeated as it was.
+"""
+
+from nestify.data.dataset import Images
+from nestify.data.source import locate_split
+from nestify.errors import DataError, RecipeError
+from nestify.recipe.options import LEAST_FINETUNE_EPOCHS, USUAL_HOLDOUT, DataOptions
+from nestify.recipe.recipe import Recipe
+from nestify.training.observer import Observer
+
+LEAST_FINETUNE_STEPS = 100
+"""Steps that a new classifier is trained for at least, where one pass over the images has few."""
+
+MOST_FINETUNE_EPOCHS = 50
+
+
+def with_holdout(recipe: Recipe, observer: Observer) -> Recipe:
+    """Set `data.holdout` if the data has no validation split and the recipe does not name one.
+
+    Raises:
+        DataError: if there are no training images.
+        RecipeError: if an option has no meaning for this data.
+    """
+    data = recipe.data
+    if data.holdout is not None or _names_validation(data) or not _lacks_validation(data):
+        return recipe
+    observer.warned(
+        f"{data.path} has no validation split, so {USUAL_HOLDOUT:.0%} of the images of each class are held "
+        f"out to validate on (seed {recipe.seed}); to choose others, use --holdout or --val-split"
+    )
+    return _with(recipe, "data", holdout=USUAL_HOLDOUT)
+
+
+def with_batch_size(recipe: Recipe, images: Images, processes: int, observer: Observer) -> Recipe:
+    """Limit `train.batch_size` to the training images that each process has.
+
+    Args:
+        recipe: the recipe.
+        images: the training images.
+        processes: number of processes that share them.
+        observer: notified of a change.
+    """
+    most = max(len(images) // processes, 1)
+    if images.source.is_stream or recipe.train.batch_size <= most:
+        return recipe
+    observer.warned(
+        f"{images.source} has only {len(images)} training images, so the batch size is {most} instead of "
+        f"{recipe.train.batch_size}; a smaller --batch-size gives more steps"
+    )
+    return _with(recipe, "train", batch_size=most)
+
+
+def with_new_head(recipe: Recipe, replaced: bool, steps_per_epoch: int, observer: Observer) -> Recipe:
+    """Set `model.new_head` and `finetune.epochs`: a new classifier is trained before the levels are.
+
+    Args:
+        recipe: the recipe.
+        replaced: whether the classifier of the pretrained model is a new one.
+        steps_per_epoch: number of training steps in one pass over the images.
+        observer: notified of a change.
+
+    Raises:
+        RecipeError: if the fine-tuned model is to be saved, but nothing is fine-tuned.
+    """
+    epochs = recipe.finetune.epochs
+    if epochs is None and replaced:
+        enough = -(-LEAST_FINETUNE_STEPS // max(steps_per_epoch, 1))
+        epochs = max(LEAST_FINETUNE_EPOCHS, min(enough, MOST_FINETUNE_EPOCHS))
+        observer.warned(
+            f"the new classifier is trained for {epochs} epochs before the levels are; to choose another "
+            "number, use --finetune-epochs"
+        )
+    if recipe.finetune.save is not None and not epochs:
+        raise RecipeError(
+            f"finetune.save = {recipe.finetune.save!r} has nothing to save, because the model has the "
+            "classes of the images and is not fine-tuned; set --finetune-epochs"
+        )
+    recipe = _with(recipe, "model", new_head=replaced)
+    return _with(recipe, "finetune", epochs=epochs or 0)
+
+
+def _names_validation(data: DataOptions) -> bool:
+    return bool(data.val_split != DataOptions.model_fields["val_split"].default)
+
+
+def _lacks_validation(data: DataOptions) -> bool:
+    """Return whether there are training images in files, and no others to validate on."""
+    train = locate_split(data.path, data.train_split, data.root)
+    if train.name:
+        return False
+    try:
+        return train.overlaps(locate_split(data.path, data.val_split, data.root))
+    except DataError:
+        return True
+
+
+def _with(recipe: Recipe, section: str, **values: object) -> Recipe:
+    options = getattr(recipe, section).model_copy(update=values)
+    return recipe.model_copy(update={section: options})
