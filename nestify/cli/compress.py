@@ -71,8 +71,8 @@ def compress(
     """Make a nested file from a pretrained model and images.
 
     An option overrides the recipe, and the recipe overrides the default. A log of the run is written next
-    to the file, NAME.metrics.jsonl. If the data has other classes than the checkpoint, use --new-head with
-    --finetune-epochs to train a fresh classifier first.
+    to the file, NAME.metrics.jsonl. If the data has another number of classes than the checkpoint, the
+    classifier is replaced and trained first.
 
     Run the same command again to resume an interrupted run from NAME.resume.safetensors. This checkpoint is
     saved after each epoch, every ten minutes (train.checkpoint_minutes), and on Ctrl-C, SIGTERM and SIGUSR1,

@@ -3,6 +3,8 @@
 The nested file stores the recipe with these values, so that the run can be repeated as it was.
 """
 
+from pathlib import Path
+
 from nestify.data.dataset import Images
 from nestify.data.source import locate_split
 from nestify.errors import DataError, RecipeError
@@ -86,14 +88,15 @@ def _names_validation(data: DataOptions) -> bool:
 
 
 def _lacks_validation(data: DataOptions) -> bool:
-    """Return whether there are training images in files, and no others to validate on."""
+    """Return whether there are training images in files, and no others that could be meant to validate on."""
     train = locate_split(data.path, data.train_split, data.root)
     if train.name:
         return False
     try:
         return train.overlaps(locate_split(data.path, data.val_split, data.root))
     except DataError:
-        return True
+        others = [entry for entry in Path(data.path).iterdir() if entry != Path(train.root or "")]
+        return not any(entry.is_dir() or entry.suffix == ".tar" for entry in others)
 
 
 def _with(recipe: Recipe, section: str, **values: object) -> Recipe:

@@ -242,7 +242,7 @@ class TrainOptions(Section):
         default=10.0, ge=0, description="passes over the training images; 0 trains nothing"
     )
     batch_size: Annotated[int, Flag(Panel.training)] = Field(
-        default=64, ge=1, description="images per training step and device, at most all training images"
+        default=64, ge=1, description="images per training step and device"
     )
     lr: Annotated[float, Flag(Panel.training)] = Field(
         default=0.01, gt=0, description="learning rate after the warmup"
@@ -336,8 +336,8 @@ class FinetuneOptions(Section):
 
     epochs: Annotated[Annotated[int, Field(ge=0)] | None, Flag(Panel.training, "--finetune-epochs")] = Field(
         default=None,
-        description="passes over the training images before nesting; 0 disables fine-tuning. By default "
-        f"{LEAST_FINETUNE_EPOCHS} for a new classifier, or more if the images are few, and else 0",
+        description="passes over the training images before nesting; 0 disables fine-tuning; by default "
+        f"{LEAST_FINETUNE_EPOCHS} or more for a new classifier, and else 0",
     )
     lr: float = Field(default=0.01, gt=0, description="initial learning rate")
     save: Annotated[Text, AfterValidator(_saved)] | None = Field(

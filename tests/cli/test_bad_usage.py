@@ -34,7 +34,7 @@ START = ("compress", "digits", *UNTRAINED)
         (["--bn", "shared"], 'train.bn = "shared" is not '),
         (["--pattern", "2:4"], 'schedule.pattern = "2:4" is N:M'),
         (["--output", ""], 'output = "" is empty'),
-        (["--new-head"], "model.new_head = true needs finetune.epochs above 0"),
+        (["--new-head", "--finetune-epochs", "0"], "model.new_head = true needs finetune.epochs above 0"),
         (["--skip", "nothing"], "schedule.skip = 'nothing' matches no maskable weight of test_resnet"),
         (["--skip", "*"], "schedule.skip = ['*'] leaves no weight of test_resnet to mask"),
         (

@@ -47,8 +47,8 @@ def problems(options: dict[str, object]) -> list[str]:
         (
             "data.holdout",
             1,
-            "1 is not in (0, 1) (share of the training images to validate on if there is no "
-            "validation split)",
+            "1 is not in (0, 1) (share of the training images to validate on; by default 0.1 if the data has "
+            "no validation split)",
         ),
         ("data.on_bad_image", "ignore", "\"ignore\" is not 'refuse' or 'skip'"),
         ("seed", 2**32, "4294967296 is not in [0, 4294967296) (seed of every random choice)"),

@@ -177,11 +177,11 @@ def test_a_wrong_level_is_told_once(levels: object, told: str) -> None:
     ("options", "told"),
     [
         (
-            {"model.new_head": True},
+            {"model.new_head": True, "finetune.epochs": 0},
             "model.new_head = true needs finetune.epochs above 0; a fresh classifier must learn first",
         ),
         (
-            {"finetune.save": "dense.safetensors"},
+            {"finetune.save": "dense.safetensors", "finetune.epochs": 0},
             'finetune.save = "dense.safetensors" has nothing to save; set finetune.epochs above 0',
         ),
         (
@@ -227,7 +227,7 @@ def test_a_wrong_option_hides_no_other_problem_and_causes_none() -> None:
         'schedule.pattern = "4by1" is not one of unstructured, N:M (2:4) or RxC (32x1)',
         f'level[3].sparsity = "x" is not a number ({EXPECTED})',
         'finetune.epochs = "many" is not a whole number (passes over the training images before nesting; '
-        "0 disables fine-tuning)",
+        "0 disables fine-tuning; by default 5 or more for a new classifier, and else 0)",
         f"level[4].sparsity = 2.0 is not in [0, 1); {ORDER}",
         f"level[2].sparsity = 0.7 is not below level[1].sparsity = 0.5; {ORDER}",
         "train.min_lr = 1 is above train.lr = 0.01; the learning rate falls from lr to min_lr",
