@@ -160,7 +160,7 @@ def _check_outputs(recipe: Recipe) -> None:
     """Check before the work that all results can be written."""
     outputs = {
         "output": recipe.output_path,
-        "the checkpoint beside the output": checkpoint_path(recipe.output_path),
+        "the checkpoint next to the output": checkpoint_path(recipe.output_path),
     }
     if recipe.finetune.save is not None:
         outputs["finetune.save"] = Path(recipe.finetune.save)
