@@ -9,7 +9,8 @@ from typing import Any
 
 STOP_SIGNALS = tuple(
     getattr(signal, name)
-    for name in ("SIGINT", "SIGTERM", "SIGUSR1")  # SIGUSR1: sent before a pre-emption, for example by SLURM
+    # SIGHUP: the terminal was closed; SIGUSR1: sent before a pre-emption, for example by SLURM
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
     if hasattr(signal, name)
 )
 

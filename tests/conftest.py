@@ -19,6 +19,7 @@ torch.set_num_threads(1)  # several threads are many times slower if another pro
 STOP_SIGNALS = {
     signal.SIGINT: signal.default_int_handler,
     signal.SIGTERM: signal.SIG_DFL,
+    signal.SIGHUP: signal.SIG_DFL,
     signal.SIGUSR1: signal.SIG_DFL,
     signal.SIGCHLD: signal.SIG_DFL,
     signal.SIGPIPE: signal.SIG_IGN,  # as Python sets it

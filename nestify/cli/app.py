@@ -18,12 +18,14 @@ from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.guide import guide
-from nestify.cli.output import abandon_stdout, print_stderr, take_verbosity, write_result
+from nestify.cli.output import print_stderr, take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
+from nestify.cli.streams import guard_streams
 from nestify.cli.verify import verify
-from nestify.errors import NestifyError
+from nestify.errors import NestifyError, OutputError
+from nestify.signals import STOP_SIGNALS
 from nestify.version import __version__
 
 OUT_OF_MEMORY = 3
@@ -94,15 +96,21 @@ def main() -> NoReturn:
     if not {"bench", "pick"} & set(sys.argv[1:]):
         # Threads that spin while they wait slow a busy machine down many times; must be set before torch.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    guard_streams()
     if "_NESTIFY_COMPLETE" in os.environ:  # a shell asks for completions
         app(prog_name="nestify")
     try:
-        for name in ("SIGTERM", "SIGUSR1"):  # SIGUSR1: a cluster's warning, a minute ahead
-            if hasattr(signal, name):
-                signal.signal(getattr(signal, name), _terminate)
+        for number in STOP_SIGNALS:
+            # SIGINT raises KeyboardInterrupt already; nohup ignores SIGHUP
+            if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, _terminate)
         code = run(sys.argv[1:])
     except (KeyboardInterrupt, _Terminated) as stop:  # before `run` could handle it
         code = _report_stop(stop, False)
+    try:
+        sys.stdout.flush()  # at Python's exit a failure could not be reported
+    except OutputError as error:
+        code = code or _print_error(str(error), error.exit_code, False)
     sys.exit(code)
 
 
@@ -128,7 +136,7 @@ def run(arguments: Sequence[str]) -> int:
         return _print_error(str(error), error.exit_code, wants_traceback)
     except typer.Exit as end:
         return end.exit_code
-    except (KeyboardInterrupt, SystemExit, _Terminated) as stop:
+    except (KeyboardInterrupt, _Terminated) as stop:
         return _report_stop(stop, wants_traceback)
     except Exception as error:
         return _report_exception(error, wants_traceback)
@@ -136,10 +144,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report_stop(stop: BaseException, wants_traceback: bool) -> int:
-    """Report a run that was stopped by a signal, or by rich at a closed pipe, and return its exit code."""
-    if isinstance(stop, SystemExit):
-        abandon_stdout()
-        return 0
+    """Report a run that was stopped by a signal, and return its exit code."""
     word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
     # A run that can be resumed has added a note that says from where.
     left = "; ".join(getattr(stop, "__notes__", [])) or "no output was written"
@@ -157,9 +162,6 @@ def _report_exception(error: Exception, wants_traceback: bool) -> int:
             error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]  # from pydantic
         show()
         return usage_code
-    if isinstance(error, BrokenPipeError) and _stdout_is_closed():
-        abandon_stdout()
-        return 0
     if _is_out_of_memory(error):
         remedy = "use a smaller --batch-size or --input-size"
         return _print_error(f"out of memory: {error}; {remedy}", OUT_OF_MEMORY, wants_traceback)
@@ -169,15 +171,6 @@ def _report_exception(error: Exception, wants_traceback: bool) -> int:
         BUG,
         wants_traceback,
     )
-
-
-def _stdout_is_closed() -> bool:
-    """Return whether the reader of standard output has closed the pipe."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -194,7 +187,7 @@ def _print_error(message: str, code: int, wants_traceback: bool) -> int:
 
 
 class _Terminated(BaseException):
-    """SIGTERM or SIGUSR1 as an exception, so that temporary files are removed before the exit."""
+    """SIGTERM, SIGHUP or SIGUSR1 as an exception, so that temporary files are removed before the exit."""
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

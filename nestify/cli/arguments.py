@@ -8,6 +8,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from nestify.errors import RecipeError
+from nestify.recipe.amounts import did_you_mean, percent_meant
 from nestify.recipe.options import DEVICES
 from nestify.recipe.sources import builtin_recipes
 
@@ -92,6 +93,22 @@ Device = Annotated[
         autocompletion=completer(DEVICES),
     ),
 ]
+
+
+def parse_percent(text: str) -> float:
+    """Parse a percentage in [0, 100]: `70` or `70%`; below 1 only with its sign, because 0.7 may mean 70 %.
+
+    Raises:
+        typer.BadParameter: if the text is anything else.
+    """
+    number = text.strip().removesuffix("%").strip()
+    if not re.fullmatch(r"[0-9]+\.?[0-9]*|\.[0-9]+", number) or float(number) > 100:
+        raise typer.BadParameter(f"{text!r} is not a percentage from 0 to 100, such as 70.")
+    if number == text.strip() and (meant := percent_meant(float(number))) is not None:
+        raise typer.BadParameter(
+            f"{text!r} is a share, and the limit is in percent{did_you_mean(meant)} Give {text}% otherwise."
+        )
+    return float(number)
 
 
 def parse_whole_numbers(option: str, text: str) -> list[int]:

@@ -75,8 +75,8 @@ def compress(
     classifier is replaced and trained first.
 
     Run the same command again to resume an interrupted run from NAME.resume.safetensors. This checkpoint is
-    saved after each epoch, every ten minutes (train.checkpoint_minutes), and on Ctrl-C, SIGTERM and SIGUSR1,
-    which end the run with exit code 130, 143 and 143.
+    saved after each epoch, every ten minutes (train.checkpoint_minutes), and on Ctrl-C, SIGTERM, SIGHUP and
+    SIGUSR1. The exit code is then 130 after Ctrl-C and 143 after the others.
     """
     if levels is not None:
         overrides["levels"] = levels

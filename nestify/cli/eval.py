@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, choice_option
+from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, choice_option, parse_percent
 from nestify.recipe.options import ConsensusKind, OnBadImage
 
 if TYPE_CHECKING:
@@ -69,8 +69,8 @@ def evaluate(
         float | None,
         typer.Option(
             "--min-top1",
-            min=0,
-            max=100,
+            parser=parse_percent,
+            metavar="PERCENT",
             help="Exit with 1 if an evaluated level's top-1 is below this percent.",
         ),
     ] = None,

@@ -10,7 +10,9 @@ from typing import Annotated, Any
 import typer
 
 from nestify.cli.arguments import completer, placeholder
-from nestify.recipe.flags import FlaggedField, Panel, flagged_fields
+from nestify.errors import NestifyError
+from nestify.recipe.amounts import share_meant
+from nestify.recipe.flags import FlaggedField, Panel, flagged_fields, name_flags
 from nestify.recipe.recipe import Recipe, option_help
 
 
@@ -22,7 +24,8 @@ def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
             that were given, by dotted key: `{"train.epochs": 3}`.
 
     Returns:
-        The command for typer: a function with one parameter per flag in place of `overrides`.
+        The command for typer: a function with one parameter per flag in place of `overrides`. Its errors
+        name the flags beside the recipe's keys.
     """
     keys = {_parameter_name(field): field.key for field in flagged_fields(Recipe)}
 
@@ -30,7 +33,12 @@ def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
     def with_flags(**values: Any) -> None:
         flags = {key: values.pop(name) for name, key in keys.items()}
         # Versions of typer differ in whether a list without values is None.
-        command(**values, overrides={key: value for key, value in flags.items() if value not in (None, [])})
+        overrides = {key: value for key, value in flags.items() if value not in (None, [])}
+        try:
+            command(**values, overrides=overrides)
+        except NestifyError as error:
+            error.args = (name_flags(Recipe, str(error)),)
+            raise
 
     signature = inspect.signature(command)
     own = [parameter for name, parameter in signature.parameters.items() if name != "overrides"]
@@ -50,6 +58,7 @@ def _parameter(field: FlaggedField) -> inspect.Parameter:
         *field.names,
         help=_escape_markdown(option_help(field.key)) + ("; may be repeated" if field.repeated else ""),
         metavar=placeholder(field.choices) if field.choices else None,
+        parser=_number_or_percentage if field.value is float else None,
         autocompletion=completer(field.completions) if field.completions else None,
         rich_help_panel=field.panel,
         show_default=False,  # the help text states the recipe's default
@@ -61,6 +70,17 @@ def _parameter(field: FlaggedField) -> inspect.Parameter:
         default=None,
         annotation=Annotated[value | None, info],
     )
+
+
+def _number_or_percentage(text: str) -> float | str:
+    """Return a number, or the text of a percentage, which the recipe refuses with the share that is meant."""
+    try:
+        return text if share_meant(text) is not None else float(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a number.") from None
+
+
+_number_or_percentage.__name__ = "float"  # the help shows it as the type of the value
 
 
 def _parameter_name(field: FlaggedField) -> str:

@@ -1,12 +1,9 @@
 """Where results go: standard output or a file; progress and messages go to standard error."""
 
-import errno
 import io
 import logging
-import os
 import sys
 from collections.abc import Sequence
-from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import asdict
 from enum import IntEnum
@@ -15,7 +12,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from nestify.errors import GateFailed, OutputError
+from nestify.errors import GateFailed
 from nestify.evaluation.gates import GateResult, missed
 from nestify.files import atomic_file
 from nestify.report.evaluation import gates_table, missed_gates
@@ -110,7 +107,7 @@ def render_markdown(title: str, sheets: Sequence[Sheet], notes: Sequence[str]) -
 
 
 def write_result(text: str, output: Path | None) -> None:
-    """Print a result, or write it to a file atomically. A pipe that its reader has closed is not an error.
+    """Print a result, or write it to a file atomically.
 
     Args:
         text: the result, with its last newline.
@@ -123,30 +120,14 @@ def write_result(text: str, output: Path | None) -> None:
         with atomic_file(output) as file:
             file.write(text.encode())
         return
-    if sys.stdout is None:
-        raise OutputError("standard output is closed; redirect it to a file or a pipe")
-    try:
-        sys.stdout.write(_encodable(text, sys.stdout))
-        sys.stdout.flush()
-    except OSError as error:
-        abandon_stdout()
-        if error.errno != errno.EPIPE:
-            raise OutputError(
-                f"standard output: cannot be written ({error.strerror or error}); redirect it elsewhere"
-            ) from error
-
-
-def abandon_stdout() -> None:
-    """Redirect standard output to the null device, so that Python's exit does not fail to flush it."""
-    with suppress(OSError, ValueError, AttributeError):
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.stdout.write(_encodable(text, sys.stdout))
+    sys.stdout.flush()
 
 
 def print_stderr(text: str) -> None:
-    """Print a line on standard error; a standard error that is closed must not end the work."""
-    with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(_encodable(text, sys.stderr) + "\n")
-        sys.stderr.flush()
+    """Print a line on standard error."""
+    sys.stderr.write(_encodable(text, sys.stderr) + "\n")
+    sys.stderr.flush()
 
 
 def print_unless_quiet(text: str) -> None:

@@ -13,6 +13,8 @@ from rich.text import Text
 
 from nestify.cli.output import Verbosity, print_stderr, render, verbosity
 from nestify.evaluation.accuracy import Accuracy
+from nestify.recipe.flags import name_flags
+from nestify.recipe.recipe import Recipe
 from nestify.report.table import mebibytes, plan_table, quantity, summarize_images
 from nestify.schedule.costs import Plan
 from nestify.training.observer import Moment, Observer, Phase
@@ -113,6 +115,7 @@ class Display(Observer):
             self._print(text)
 
     def _print(self, text: str) -> None:
+        text = name_flags(Recipe, text)
         if self.console.is_terminal:
             self.console.print(Text.from_ansi(text))
         else:

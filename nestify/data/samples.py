@@ -180,11 +180,11 @@ def seed_generators(seed: int) -> Iterator[None]:
 
 
 def init_worker(_: int) -> None:
-    """Ignore SIGINT and SIGUSR1 in a worker, because the main process needs it to end in order.
+    """Ignore SIGINT, SIGHUP and SIGUSR1 in a worker, because the main process needs it to end in order.
 
     SIGTERM keeps torch's handler, by which the main process ends workers when it exits.
     """
-    for name in ("SIGINT", "SIGUSR1"):
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
 

@@ -36,7 +36,7 @@ def this_machine(device: torch.device) -> Machine:
 
 
 LEAST_ROUNDS = 10
-"""Largest number of rounds, if no number was given."""
+"""Smallest number of rounds, if no number was given."""
 
 MOST_ROUNDS = 10_000
 

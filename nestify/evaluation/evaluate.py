@@ -19,7 +19,7 @@ from nestify.file.loading import load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.machine import pick_device, pick_workers, workers_warning
-from nestify.recipe.amounts import Budget, parse_budget
+from nestify.recipe.amounts import Budget, did_you_mean, parse_budget, share_meant
 from nestify.recipe.options import ConsensusKind, OnBadImage
 
 
@@ -228,6 +228,7 @@ class JointEvaluation:
 
 def _parse_cascade(cascade_option: float | str | None) -> float | Budget:
     """Parse a threshold, or a budget of MACs."""
+    hint = ""
     try:
         if isinstance(cascade_option, str) and "=" in cascade_option:
             budget = parse_budget(cascade_option)
@@ -235,6 +236,11 @@ def _parse_cascade(cascade_option: float | str | None) -> float | Budget:
                 return budget
         elif 0 <= (threshold := float(cascade_option or 0)) <= 1:
             return threshold
-    except ValueError:
-        pass
-    raise RecipeError(f"--cascade {cascade_option} is not a threshold in [0, 1] (0.8), macs=0.5, or sweep")
+        else:
+            hint = did_you_mean(share_meant(threshold))
+    except ValueError as error:
+        _, found, suggestion = str(error).partition("; did you mean ")
+        hint = found + suggestion or did_you_mean(share_meant(cascade_option))
+    raise RecipeError(
+        f"--cascade {cascade_option} is not a threshold in [0, 1] (0.8), macs=0.5, or sweep{hint}"
+    )

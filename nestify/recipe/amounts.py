@@ -63,21 +63,68 @@ def parse_budget(text: str) -> Budget:
     """
     found = re.fullmatch(f"(macs|params|bytes) *= *{_NUMBER}", text)
     scale = _UNITS[found[1]].get(found[3].upper()) if found else None
+    if percent := re.fullmatch(r"(macs|params|bytes) *= *([0-9.]+) *%", text):
+        meant = share_meant(f"{percent[2]}%")
+        raise ValueError(f"budget {text!r} is not understood; {_suggestion(percent[1], meant)}")
     if found is None or scale is None:
         raise ValueError(f"budget {text!r} is not understood; {_FORM}")
     amount = float(found[2])
     is_share = amount < 1 and not found[3]
+    if not found[3] and (meant := share_meant(amount)) is not None:
+        raise ValueError(f"budget {text!r} is less than any network; {_suggestion(found[1], meant)}")
     if not (amount > 0 and math.isfinite(amount * scale)):
         raise ValueError(f"budget {text!r} is not above 0; {_FORM}")
     quantity: Quantity = found[1]  # type: ignore[assignment]  # the expression allows no other
     return Budget(quantity, amount * scale, is_share)
 
 
+def _suggestion(quantity: str, meant: float | None) -> str:
+    return _FORM if meant is None or not 0 < meant < 1 else f"did you mean {quantity}={meant:.6g}?"
+
+
+def share_meant(value: object) -> float | None:
+    """Return the share that a percentage stands for: 0.95 for 95 and for `95%`; None if it is none.
+
+    A number without a sign counts as a percentage if it is at least 2.
+    """
+    percent, has_sign = _percentage(value)
+    if percent is None or not 0 <= percent <= 100 or not (has_sign or percent >= 2):
+        return None
+    return percent / 100
+
+
+def percent_meant(value: object) -> float | None:
+    """Return the percent that a share, or a text such as `70%`, stands for: 70 for 0.7; None if it is none.
+
+    A number counts as a share if it is above 0 and below 1.
+    """
+    number, has_sign = _percentage(value)
+    if number is None or not 0 <= number <= 100:
+        return None
+    if has_sign:
+        return number
+    return 100 * number if 0 < number < 1 else None
+
+
+def _percentage(value: object) -> tuple[float | None, bool]:
+    """Return a value's number, or that of a text such as `95%`, and whether it has a percent sign."""
+    if isinstance(value, str) and (found := re.fullmatch(r"([0-9]*\.?[0-9]+) *%", value.strip())):
+        return float(found[1]), True
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return (float(value), False) if is_number else (None, False)  # type: ignore[arg-type]
+
+
+def did_you_mean(value: float | None) -> str:
+    """Return the end of a sentence that suggests a value: `; did you mean 0.95?`; empty for None."""
+    return "" if value is None else f"; did you mean {value:.6g}?"
+
+
 def parse_amount(limited: Limited, text: str) -> float:
     """Read an amount: `10ms` (in seconds), `4MB` or `4MiB`, `100M` MACs, `2M` parameters, `70` percent.
 
     Raises:
-        ValueError: if the text is none of these, or not above 0 and finite; latency needs its unit.
+        ValueError: if the text is none of these, or not above 0 and finite; latency needs its unit, and other
+            amounts below 1 need one, because they are probably meant as shares.
     """
     found = re.fullmatch(_NUMBER, text.strip())
     scale = _UNITS[limited].get(found[2].upper()) if found else None
@@ -85,6 +132,9 @@ def parse_amount(limited: Limited, text: str) -> float:
         raise ValueError(f"{text!r} is not understood")
     if not 0 < (amount := float(found[1]) * scale) < math.inf:
         raise ValueError(f"{text!r} is not above 0 and finite")
+    if limited != "latency" and not found[2] and amount < 1:
+        hint = did_you_mean(percent_meant(amount)) if limited == "top1" else ", not an amount"
+        raise ValueError(f"{text!r} is a share{hint}")
     return amount
 
 

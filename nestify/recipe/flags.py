@@ -1,6 +1,7 @@
 """Flags of `nestify compress`, declared where the fields of a recipe are. Does not import torch."""
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
@@ -70,6 +71,40 @@ def flagged_fields(recipe: type[BaseModel]) -> list[FlaggedField]:
     ]
     panels = list(Panel)
     return sorted(found, key=lambda each: (panels.index(each.panel), "." not in each.key))
+
+
+def name_flags(recipe: type[BaseModel], text: str) -> str:
+    """Name the flag beside each recipe key of a message: `data.path (--data) is not given`.
+
+    A key is named once per line, and not where the line names one of its flags already. Keys without a flag
+    are left as they are; those of levels belong to `--levels`.
+
+    Args:
+        recipe: class of the recipe.
+        text: a message of one or more lines.
+    """
+    flags = {
+        field.key: [name for names in field.names for name in names.split("/")]
+        for field in flagged_fields(recipe)
+    }
+    return "\n".join(_name_in_line(flags, line) for line in text.split("\n"))
+
+
+_LEVEL_KEY = r"level\[\d+\]\.(?:sparsity|width|depth|budget)"
+
+
+def _name_in_line(flags: Mapping[str, Sequence[str]], line: str) -> str:
+    def is_named(names: Sequence[str]) -> bool:
+        return any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", line) for name in names)
+
+    keys = {re.escape(key) if "." in key else rf"{key}(?= = )": names for key, names in flags.items()}
+    keys |= {_LEVEL_KEY: ["--levels"], "levels(?= = | has )": ["--levels"]}
+    for key, names in keys.items():
+        if not is_named(names):
+            flag = next((name for name in names if name.startswith("--")), names[0])
+            whole = rf"(?<![\w.\-/\"'=\]])({key})(?![\w\-\[/\"']|\.\w)"
+            line = re.sub(whole, rf"\1 ({flag})", line, count=1)
+    return line
 
 
 def _fields(recipe: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:

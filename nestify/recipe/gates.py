@@ -2,10 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nestify.errors import RecipeError
-from nestify.recipe.amounts import Quantity, parse_amount
+from nestify.recipe.amounts import Quantity, did_you_mean, parse_amount, percent_meant
 from nestify.recipe.options import Section, Text
 from nestify.recipe.problems import sentence
 from nestify.recipe.sources import read_table
@@ -13,21 +13,30 @@ from nestify.recipe.sources import read_table
 Points = Annotated[float, Field(ge=0, le=100)]
 
 
-def _amount_of(quantity: Quantity, form: str) -> AfterValidator:
-    def check(value: int | str) -> int | str:
+def _not_a_share(value: float) -> float:
+    if (meant := percent_meant(value)) is not None:
+        raise ValueError(f"is a share, and the limit is in percent{did_you_mean(meant)}")
+    return value
+
+
+def _amount_of(quantity: Quantity, form: str) -> BeforeValidator:
+    def check(value: object) -> object:
         try:
-            parse_amount(quantity, str(value))
+            if value is not None:
+                parse_amount(quantity, value if isinstance(value, str) else str(value))
         except ValueError:
             raise ValueError(f"is not an amount of {quantity} above 0; give {form} or a number") from None
         return value
 
-    return AfterValidator(check)
+    return BeforeValidator(check)
 
 
 class LevelGates(Section):
     """Limits of one level; a limit that is None is not checked."""
 
-    min_top1: Points | None = Field(default=None, description="minimum top-1 accuracy in percent")
+    min_top1: Annotated[Points, AfterValidator(_not_a_share)] | None = Field(
+        default=None, description="minimum top-1 accuracy in percent"
+    )
     max_drop: Points | None = Field(
         default=None,
         description="maximum drop in top-1 from the full level, in points; for levels that predict the same "
@@ -36,15 +45,15 @@ class LevelGates(Section):
     max_regression: Points | None = Field(
         default=None, description="maximum drop in top-1 from the same level of the baseline, in points"
     )
-    max_bytes: Annotated[int | Text, _amount_of("bytes", "4MB, 4MiB")] | None = Field(
+    max_bytes: Annotated[int | Text | None, _amount_of("bytes", "4MB, 4MiB")] = Field(
         default=None,
         description="maximum bytes of the file up to and including the level, with the header: 4MB, 4MiB or "
         "a number",
     )
-    max_macs: Annotated[int | Text, _amount_of("macs", "500M")] | None = Field(
+    max_macs: Annotated[int | Text | None, _amount_of("macs", "500M")] = Field(
         default=None, description="maximum MACs per image that dense kernels execute: 500M or a number"
     )
-    max_params: Annotated[int | Text, _amount_of("params", "2M")] | None = Field(
+    max_params: Annotated[int | Text | None, _amount_of("params", "2M")] = Field(
         default=None, description="maximum number of nonzero parameters: 2M or a number"
     )
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from nestify.recipe.amounts import Budget
+from nestify.recipe.amounts import Budget, did_you_mean, share_meant
 
 MAX_LEVELS = 254  # entry levels are stored as uint8, and n + 1 means "no level uses it"
 
@@ -135,7 +135,7 @@ def _wrong_axis(axis: _Axis, numbered: Sequence[tuple[int, Level]]) -> list[str]
     values = [(k, float(getattr(level, axis.name)), level) for k, level in numbered]
     values = [entry for entry in values if entry[2].budget is None or not math.isnan(entry[1])]
     problems = [
-        f"level[{k}].{axis.name} = {value!r} is not in {axis.range}; {order}"
+        f"level[{k}].{axis.name} = {value!r} is not in {axis.range}; {order}{_share_hint(axis, value)}"
         for k, value, _ in values
         if not axis.holds(value)
     ]
@@ -156,6 +156,11 @@ def _wrong_axis(axis: _Axis, numbered: Sequence[tuple[int, Level]]) -> list[str]
         k = in_range[-1][0]
         problems.append(f"level[{k}].{axis.name} = {value!r} is not 1; the full level has {axis.full}")
     return problems
+
+
+def _share_hint(axis: _Axis, value: float) -> str:
+    meant = share_meant(value)
+    return did_you_mean(meant if meant is not None and axis.holds(meant) else None)
 
 
 def _behind(axis: _Axis, k: int, higher: float, j: int, lower: float) -> str:

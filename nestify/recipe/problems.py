@@ -14,6 +14,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from nestify.recipe.amounts import did_you_mean, percent_meant, share_meant
+
 KeyPath = Sequence[str | int]
 """Path of a value, such as `("level", 0, "sparsity")`; positions count from 0 here, from 1 in sentences."""
 
@@ -114,14 +116,14 @@ def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
         case "string_too_short":
             predicate = f"is empty{hint}"
         case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal" if field:
-            predicate = f"{_outside(field)}{hint}"
+            predicate = f"{_outside(field)}{hint}{_meant_number(field, value)}"
         case "model_type":
             header = f"[{path[0]}]" if len(path) == 1 else f"[[{path[0]}]]"
             predicate = f"is not a section; write {header} and its options below it"
         case "tuple_type" if field and section_of(field):
             subject, predicate = key, f"is not a list of sections; write [[{key}]] above each {key}"
         case kind if kind in _NOT_A:
-            predicate = f"is not {_NOT_A[kind]}{hint}"
+            predicate = f"is not {_NOT_A[kind]}{hint}{_meant_number(field, value)}"
         case _:
             predicate = f"is wrong: {error['msg']}{hint}"
     return Problem(key, f"{subject} {predicate}")
@@ -140,6 +142,19 @@ def _outside(field: FieldInfo) -> str:
         high = f"{text['le']}]" if "le" in text else f"{text['lt']})"
         return f"is not in {low}, {high}"
     return f"is less than {text['ge']}" if "ge" in text else f"is not above {text['gt']}"
+
+
+def _meant_number(field: FieldInfo | None, value: object) -> str:
+    """Suggest a share in place of a percentage (10, `10%`), or the number where the option is in percent."""
+    largest = [
+        getattr(constraint, name)
+        for constraint in (_constraints(field) if field else ())
+        for name in ("le", "lt")
+        if hasattr(constraint, name)
+    ]
+    if 1 in largest:
+        return did_you_mean(share_meant(value))
+    return did_you_mean(percent_meant(value)) if 100 in largest and isinstance(value, str) else ""
 
 
 def _constraints(field: FieldInfo) -> Iterator[Any]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from nestify.errors import RecipeError
+from nestify.recipe.amounts import share_meant
 from nestify.recipe.level_options import DEFAULT_LEVELS, QUANTITY
 from nestify.recipe.options import CHECKPOINT_ENDINGS
 from nestify.recipe.problems import Problem, format_toml
@@ -24,6 +25,7 @@ Table = dict[str, Any]
 RECIPE_ENDINGS = (".toml", ".json")
 _WITH_PATHS = ("model", "data", "train", "gates")
 
+_PLAIN_NUMBER = r"[0-9]*\.?[0-9]+"
 _HUB = re.compile(r"(local-dir|hf-hub|hf_hub):", re.IGNORECASE)
 _LEVEL_AS_TABLE = re.compile(r"levels?\.([0-9]{1,3})\.(.+)")
 _OF_LEVEL = re.compile(r"level\[(?P<k>[0-9]{1,3})\]\.(?P<option>.+)")
@@ -299,6 +301,12 @@ def _parse_levels(levels: object, kind: str) -> tuple[list[Table], list[Problem]
             tables.append(_parse_level(text, quantity))
         except ValueError:
             wrong.append(format_toml(text))
+    if (meant := _levels_meant(texts, quantity)) is not None:
+        shares = {"sparsity": "sparsities", None: "shares"}.get(quantity, f"{quantity}s")
+        problem = (
+            f"levels = {','.join(texts)} has percentages, but {shares} run from 0 to 1; did you mean {meant}?"
+        )
+        return tables, [Problem("level", problem)]
     if not wrong:
         return _with_full(tables, kind), []
     if quantity is None:
@@ -313,6 +321,24 @@ def _parse_levels(levels: object, kind: str) -> tuple[list[Table], list[Problem]
         f"the full level, as in {example}{blocks}"
     )
     return tables, [Problem("level", problem)]
+
+
+def _levels_meant(texts: Sequence[str], quantity: str | None) -> str | None:
+    """Return `0.95,0.8,0` for `95,80,0` and for `95%,80%,0%`; None if these are no percentages.
+
+    Numbers without a sign are percentages if all of them are 0 or at least 1, and the largest is 2 or more.
+    """
+    numbers = [float(text) for text in texts if re.fullmatch(_PLAIN_NUMBER, text)]
+    all_percent = max(numbers, default=0.0) >= 2 and not any(0 < number < 1 for number in numbers)
+    meant = []
+    for text in texts:
+        share = None
+        if text.endswith("%") or (all_percent and re.fullmatch(_PLAIN_NUMBER, text)):
+            share = share_meant(text if text.endswith("%") else f"{text}%")
+            if share is None or not (0 < share <= 1 if quantity in ("width", "depth") else 0 <= share < 1):
+                return None
+        meant.append(text if share is None else f"{share:.6g}")
+    return ",".join(meant) if meant != list(texts) else None
 
 
 def _with_full(tables: list[Table], kind: str) -> list[Table]:

@@ -12,6 +12,7 @@ import torch
 import nestify as package
 from nestify.cli.app import main
 from nestify.compression import compress as api
+from nestify.signals import STOP_SIGNALS
 from tests.cli.driver import UNTRAINED, Outcome, finish, nestify, spawn
 
 
@@ -37,6 +38,7 @@ def stopped(number: int, *words: str) -> Outcome:
         (signal.SIGINT, 130, "interrupted", "2"),
         (signal.SIGTERM, 143, "terminated", "0"),
         (signal.SIGUSR1, 143, "terminated", "0"),
+        (signal.SIGHUP, 143, "terminated", "0"),
     ],
 )
 def test_signals_during_training(number: int, code: int, word: str, workers: str, tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_too_little_memory(ask: Callable[[], object], monkeypatch: pytest.Monkey
 def test_a_signal_before_any_work(
     number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGUSR1)}
+    before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
     monkeypatch.setattr("nestify.cli.app.take_verbosity", lambda words: signal.raise_signal(number))
     try:
         with pytest.raises(SystemExit) as stop:

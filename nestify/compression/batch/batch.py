@@ -73,7 +73,8 @@ def run_batch(
     resume, failed ones run again, and a failure stops no other job. `out` holds `results.jsonl` and
     `junit.xml`, which are updated after each job; those of a shard have its number in their names.
 
-    Ctrl-C, SIGTERM and SIGUSR1 are passed on to the jobs, which write checkpoints; the batch then returns.
+    Ctrl-C, SIGTERM, SIGHUP and SIGUSR1 are passed on to the jobs, which write checkpoints; then the batch
+    returns.
     A second one ends all jobs at once.
 
     Args:

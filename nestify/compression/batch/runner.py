@@ -166,7 +166,7 @@ class Runner:
                 stops.pending = None  # the signal was delivered
         except BaseException as error:
             if self.stopped is not None:
-                error.add_note("the jobs were ended; the same command goes on from their last checkpoints")
+                error.add_note("the jobs were ended; the same command resumes from their last checkpoints")
             raise
         finally:
             self._end_all()

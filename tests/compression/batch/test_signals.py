@@ -71,7 +71,7 @@ def test_a_second_signal_ends_all_at_once(fakes: Fakes) -> None:
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err.splitlines()[-1] == (
-        "nestify: interrupted; the jobs were ended; the same command goes on from their last checkpoints"
+        "nestify: interrupted; the jobs were ended; the same command resumes from their last checkpoints"
     )
     assert [(line["state"], line["exit_code"]) for line in fakes.lines()] == [("interrupted", 137)] * 2
     until(lambda: not any(map(is_alive, pids(fakes))))
