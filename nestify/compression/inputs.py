@@ -1,7 +1,7 @@
 """Opening the inputs of a recipe: images, model, teacher, optimizer."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 import torch
@@ -61,7 +61,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
         train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
     check_shares(train_images, val_images, processes)
     observer.stage(f"loading {recipe.model.name}")
-    pretrained = open_recipe_model(recipe, train_images)
+    pretrained = _with_orientation(open_recipe_model(recipe, train_images), recipe)
     for notice in pretrained.notices:
         observer.warned(notice)
     teacher = open_recipe_teacher(recipe, pretrained.spec, observer)
@@ -134,6 +134,12 @@ def open_recipe_model(recipe: Recipe, images: Images) -> PretrainedModel:
             "fresh classifier that is trained first, pass --new-head --finetune-epochs 5"
         )
     return pretrained
+
+
+def _with_orientation(pretrained: PretrainedModel, recipe: Recipe) -> PretrainedModel:
+    """Return the model with preprocessing that says whether images are turned upright."""
+    preprocessing = {**pretrained.spec.preprocessing, "exif_orientation": recipe.data.exif_orientation}
+    return replace(pretrained, spec=replace(pretrained.spec, preprocessing=preprocessing))
 
 
 def open_recipe_teacher(recipe: Recipe, spec: ModelSpec, observer: Observer) -> nn.Module | None:

@@ -156,6 +156,7 @@ def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEnt
             interpolation=prepared["interpolation"],
             crop_pct=float(prepared["crop_pct"]),
             crop_mode=prepared["crop_mode"],
+            exif_orientation=prepared.get("exif_orientation", False),
         ),
         class_names=None if class_names is None else list(class_names),
     )
