@@ -62,7 +62,11 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     check_shares(train_images, val_images, processes)
     observer.stage(f"loading {recipe.model.name}")
     pretrained = _with_orientation(open_recipe_model(recipe, train_images), recipe)
-    for notice in pretrained.notices:
+    notices = [*train_images.notices, *val_images.notices, *pretrained.notices]
+    if train_images.order_notice and not pretrained.new_head:
+        hint = "if the checkpoint has another order, give it with --class-names FILE"
+        notices.append(f"{train_images.order_notice}; {hint}")
+    for notice in dict.fromkeys(notices):
         observer.warned(notice)
     teacher = open_recipe_teacher(recipe, pretrained.spec, observer)
     labels = read_class_levels(
@@ -83,6 +87,7 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
         validation_split=data.val_split,
         holdout=data.holdout,
         data_root=data.root,
+        class_names=data.class_names,
         on_bad_image=data.on_bad_image,
         max_images=data.max_train,
         max_validation_images=data.max_val,

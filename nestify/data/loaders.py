@@ -267,7 +267,12 @@ def _samples(
         return Samples(images, prepare)
     # tfds/ makes images of this mode itself; the others deliver them as stored
     mode = prepare.mode if images.source.kind == "tfds" else ""
-    options = {"is_training": training, "batch_size": batch_size, "seed": seed, "input_img_mode": mode}
+    options: dict[str, Any] = {
+        "is_training": training,
+        "batch_size": batch_size,
+        "seed": seed,
+        "input_img_mode": mode,
+    }
     dataset = open_split(images.source, **options)
     dataset.transform = prepare
     dataset.set_loader_cfg(num_workers=workers)
