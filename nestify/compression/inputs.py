@@ -1,7 +1,7 @@
 """Opening the inputs of a recipe: images, model, teacher, optimizer."""
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -62,8 +62,15 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     recipe = with_batch_size(recipe, train_images, processes, observer)
     observer.stage(f"loading {recipe.model.name}")
     pretrained, replaced = open_recipe_model(recipe, train_images, observer)
+    pretrained = _with_orientation(pretrained, recipe)
     images_per_step = recipe.train.batch_size * recipe.train.accumulate * processes
     recipe = with_new_head(recipe, replaced, len(train_images) // images_per_step, observer)
+    notices = [*train_images.notices, *val_images.notices]
+    if train_images.order_notice and not pretrained.new_head:
+        hint = "if the checkpoint has another order, give it with --class-names FILE"
+        notices.append(f"{train_images.order_notice}; {hint}")
+    for notice in dict.fromkeys(notices):
+        observer.warned(notice)
     teacher = open_recipe_teacher(recipe, pretrained.spec, observer)
     labels = read_class_levels(
         recipe.data.hierarchy,
@@ -83,6 +90,7 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
         validation_split=data.val_split,
         holdout=data.holdout,
         data_root=data.root,
+        class_names=data.class_names,
         on_bad_image=data.on_bad_image,
         max_images=data.max_train,
         max_validation_images=data.max_val,
@@ -163,6 +171,12 @@ def open_recipe_model(recipe: Recipe, images: Images, observer: Observer) -> tup
     for notice in pretrained.notices:
         observer.warned(notice)
     return pretrained, replaced
+
+
+def _with_orientation(pretrained: PretrainedModel, recipe: Recipe) -> PretrainedModel:
+    """Return the model with preprocessing that says whether images are turned upright."""
+    preprocessing = {**pretrained.spec.preprocessing, "exif_orientation": recipe.data.exif_orientation}
+    return replace(pretrained, spec=replace(pretrained.spec, preprocessing=preprocessing))
 
 
 def open_recipe_teacher(recipe: Recipe, spec: ModelSpec, observer: Observer) -> nn.Module | None:

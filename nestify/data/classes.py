@@ -1,11 +1,10 @@
 """Class names and labels of a data set, and how its classes map to those of a model."""
 
-import os
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,16 +84,18 @@ def fit_classes(
     if found is None:
         return Classes(None if wanted is None else tuple(wanted), count)
     if wanted is not None:
-        index = {name: i for i, name in enumerate(wanted)}
-        if unknown := [name for name in found if name not in index]:
+        # macOS and Linux store the same name in different Unicode forms
+        index = {normalize("NFC", name): i for i, name in enumerate(wanted)}
+        forms = {name: normalize("NFC", name) for name in found}
+        if unknown := [name for name in found if forms[name] not in index]:
             raise DataError(
-                f"{source}: class {_list_few(unknown)} is not among the model's {len(wanted)} classes "
-                f"({_list_few(wanted)}); rename or remove the classes that the model does not have"
+                f"{source}: class {list_few(unknown)} is not among the model's {len(wanted)} classes "
+                f"({list_few(wanted)}); rename or remove the classes that the model does not have"
             )
-        return Classes(tuple(wanted), count, tuple(index[name] for name in found))
+        return Classes(tuple(wanted), count, tuple(index[forms[name]] for name in found))
     if count is not None and len(found) != count:
         raise DataError(
-            f"{source}: {len(found)} classes ({_list_few(found)}), but the model has {count}; without the "
+            f"{source}: {len(found)} classes ({list_few(found)}), but the model has {count}; without the "
             "model's class names the numbers must be the same"
         )
     if len(found) < 2:
@@ -102,37 +103,32 @@ def fit_classes(
     return Classes(found, len(found))
 
 
-def check_class_folders(source: Split, dataset: Any, names: Sequence[str]) -> None:
-    """Refuse images outside class folders, and class folders without images, because timm ignores both.
+def read_class_names(path: str) -> list[str]:
+    """Read class names from a file: one per line, in the order of the classifier's outputs.
 
     Raises:
-        DataError: if there are any; it names the folder.
+        DataError: if it cannot be read, or has an empty or repeated name.
     """
-    root = Path(source.root or "")
-    if "" in names or "." in names:
-        raise DataError(
-            f"{root}: images are outside class folders; put each into the folder of its class, such as "
-            f"{root.stem}/cat/1.jpg"
-        )
-    if not root.is_dir():
-        return
-    # classes are named after the folder that directly holds the images, so only other folders are checked
-    for folder in sorted(entry for entry in root.iterdir() if entry.is_dir() and entry.name not in names):
-        if folder.name.startswith(".") or _holds_any(folder, dataset):
-            continue
-        endings = Counter(file.suffix or "no ending" for file in folder.rglob("*") if file.is_file())
-        holds = ", ".join(f"{n} x {ending}" for ending, n in endings.most_common(3)) or "nothing"
-        raise DataError(
-            f"{folder}: no .png, .jpg or .jpeg images in this class folder; it holds {holds}; "
-            "convert them, or remove the folder"
-        )
+    hint = "--class-names takes a file with one class name per line, in the order of the model's outputs"
+    if not Path(path).is_file():
+        raise DataError(f"{path}: no such file; {hint}")
+    try:
+        lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); {hint}") from error
+    names = [line.strip() for line in lines]
+    seen: dict[str, int] = {}
+    for number, name in enumerate(names, start=1):
+        first = seen.setdefault(normalize("NFC", name), number)
+        if not name or first != number:
+            problem = f"repeats line {first}, {name!r}" if name else "is empty"
+            raise DataError(f"{path}: line {number} {problem}; {hint}")
+    if len(names) < 2:
+        raise DataError(f"{path}: fewer than two names; {hint}")
+    return names
 
 
-def _holds_any(folder: Path, dataset: Any) -> bool:
-    inside = str(folder) + os.sep
-    return any(str(path).startswith(inside) for path, _ in dataset.reader.samples)
-
-
-def _list_few(names: Sequence[str], limit: int = 5) -> str:
+def list_few(names: Sequence[str], limit: int = 5) -> str:
+    """Return the first names, quoted, for messages."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(repr(name) for name in names[:limit]) + more

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nestify.data.classes import Classes, check_class_folders, fit_classes, labels_in, names_in
+from nestify.data.classes import Classes, fit_classes, labels_in, list_few, names_in, read_class_names
 from nestify.data.source import Split, locate_split, open_split
 from nestify.errors import DataError, RecipeError
 from nestify.recipe.options import OnBadImage
@@ -62,6 +62,27 @@ class Images:
         if self.source.name or self.indices is None:
             return []
         return [str(self.dataset.reader.filename(int(index))) for index in self.indices]
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """Sentences about files that were left out, and about how classes were found."""
+        return tuple(getattr(getattr(self.dataset, "reader", None), "notices", ()))
+
+    @property
+    def order_notice(self) -> str | None:
+        """A sentence on the order of the classes, if other programs order the same folders differently.
+
+        None if they do not, if the order was given, or if it does not come from names of folders.
+        """
+        names = self.class_names
+        if self.source.name or self.classes.index_of is not None or names is None:
+            return None
+        if list(names) == (others := sorted(names)):
+            return None
+        return (
+            f"{self.source}: the classes are in natural order ({list_few(names)}), which differs from the "
+            f"lexicographic order of other programs ({list_few(others)})"
+        )
 
     def at_most(self, limit: int | None, seed: int = 0) -> "Images":
         """Return at most `limit` images, balanced over the classes; None for all of them.
@@ -152,11 +173,8 @@ def open_images(
         RecipeError: if an option has no meaning for this data.
     """
     source = locate_split(data, split, data_root)
-    dataset = open_split(source)
-    names = names_in(dataset)
-    if not source.name:
-        check_class_folders(source, dataset, names or ())
-    classes = fit_classes(source, names, class_names, num_classes)
+    dataset = open_split(source, class_names)
+    classes = fit_classes(source, names_in(dataset), class_names, num_classes)
     indices = None if source.is_stream else np.arange(len(dataset))
     return Images(source, classes, dataset, indices, on_bad_image).at_most(max_images, seed)
 
@@ -168,7 +186,7 @@ def open_splits(
     validation_split: str = "validation",
     holdout: float | None = None,
     data_root: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | str | None = None,
     num_classes: int | None = None,
     on_bad_image: OnBadImage = "refuse",
     max_images: int | None = None,
@@ -180,6 +198,7 @@ def open_splits(
     Args:
         holdout: share of each class of the training split to use for validation, in place of a validation
             split.
+        class_names: class names by index, or a file of them, one per line.
         max_images: maximum number of training images.
         max_validation_images: maximum number of validation images.
         seed: seed of the choice of images.
@@ -198,6 +217,8 @@ def open_splits(
             f"{validation}: training and validation would use the same images; name the splits with "
             "--train-split and --val-split, or set training images aside with --holdout 0.1"
         )
+    if isinstance(class_names, str):
+        class_names = read_class_names(class_names)
     train = open_images(data, train_split, class_names=class_names, num_classes=num_classes, **given)
     if holdout is not None:
         train, validation_images = train.hold_out(holdout, seed)
@@ -209,4 +230,21 @@ def open_splits(
             num_classes=train.num_classes,
             **given,
         )
+        _refuse_shared_folders(train, validation_images)
     return train.at_most(max_images, seed), validation_images.at_most(max_validation_images, seed)
+
+
+def _refuse_shared_folders(train: Images, validation: Images) -> None:
+    """Refuse training and validation images that are the same by links.
+
+    Raises:
+        DataError: if they are.
+    """
+    ours, theirs = (
+        getattr(getattr(images.dataset, "reader", None), "folders", {}) for images in (train, validation)
+    )
+    for identity in ours.keys() & theirs.keys():
+        raise DataError(
+            f"{theirs[identity]} and {ours[identity]} are the same folder, by a link; training and "
+            "validation would use the same images, so remove the link"
+        )

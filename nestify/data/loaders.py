@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
 from nestify.data.dataset import Images
-from nestify.data.samples import Batch, Fault, QuietLoader, Samples, Stream, collate, init_worker
+from nestify.data.samples import Batch, Fault, Prepare, QuietLoader, Samples, Stream, collate, init_worker
 from nestify.data.source import open_split
 from nestify.errors import DataError, RecipeError, UnsupportedModelError
 
@@ -161,8 +161,6 @@ class Loader:
                 # and then every worker takes its five seconds to notice.
                 self._loader._iterator = None
                 del batches
-            if isinstance(self._loader.dataset, Samples):
-                self._loader.dataset.close()
 
     def _record_faults(self, faults: Sequence[Fault]) -> None:
         for fault in faults:
@@ -193,7 +191,8 @@ def train_loader(
     Args:
         images: the training images.
         preprocessing: the model's preprocessing: `input_size` (channels, height, width), `mean` and `std` per
-            channel for pixels in [0, 1], `interpolation`, and for evaluation `crop_pct` and `crop_mode`.
+            channel for pixels in [0, 1], `interpolation`, for evaluation `crop_pct` and `crop_mode`, and
+            `exif_orientation`, whether images are turned upright, False if missing.
         batch_size: images per batch of this process.
         workers: number of processes that load images; 0 loads in this process.
         augment: arguments of timm's `create_transform` (`hflip`, `scale`, `ratio`, `color_jitter`,
@@ -214,11 +213,11 @@ def train_loader(
             f"{images.source}: {mine} training images are fewer than one batch of {batch_size}; use "
             f"--batch-size {max(mine, 1)} or less"
         )
-    mode, transform = _transform(preprocessing, training=True, augment=augment or {})
+    prepare = _prepare(preprocessing, training=True, augment=augment or {})
     order = None
     if not images.source.is_stream:
         order = Order(len(images), seed, rank, world_size, even=True)
-    samples = _samples(images, mode, transform, batch_size, workers, seed=seed, training=True)
+    samples = _samples(images, prepare, batch_size, workers, seed=seed, training=True)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device, seed=seed, drop_last=True)
     return Loader(images, loader, device, order)
@@ -245,11 +244,11 @@ def eval_loader(
 
     The other arguments and errors are those of `train_loader`.
     """
-    mode, transform = _transform(preprocessing, training=False, augment={})
+    prepare = _prepare(preprocessing, training=False, augment={})
     order = None
     if not images.source.is_stream:
         order = Order(len(images), shuffle_seed, rank, world_size, even=False)
-    samples = _samples(images, mode, transform, batch_size, workers)
+    samples = _samples(images, prepare, batch_size, workers)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device)
     return Loader(images, loader, device, order, whole_stream=order is None and world_size == 1)
@@ -257,8 +256,7 @@ def eval_loader(
 
 def _samples(
     images: Images,
-    mode: str,
-    transform: Any,
+    prepare: Prepare,
     batch_size: int,
     workers: int,
     *,
@@ -266,10 +264,17 @@ def _samples(
     training: bool = False,
 ) -> Samples | Stream:
     if not images.source.is_stream:
-        return Samples(images, mode, transform)
-    options = {"is_training": training, "batch_size": batch_size, "seed": seed, "input_img_mode": mode}
+        return Samples(images, prepare)
+    # tfds/ makes images of this mode itself; the others deliver them as stored
+    mode = prepare.mode if images.source.kind == "tfds" else ""
+    options: dict[str, Any] = {
+        "is_training": training,
+        "batch_size": batch_size,
+        "seed": seed,
+        "input_img_mode": mode,
+    }
     dataset = open_split(images.source, **options)
-    dataset.transform = transform
+    dataset.transform = prepare
     dataset.set_loader_cfg(num_workers=workers)
     return Stream(images, dataset)
 
@@ -298,10 +303,8 @@ def _torch_loader(
     )
 
 
-def _transform(
-    preprocessing: Mapping[str, Any], *, training: bool, augment: Mapping[str, Any]
-) -> tuple[str, Any]:
-    """Return Pillow's mode for the model's channels, and timm's transform from such an image to its input."""
+def _prepare(preprocessing: Mapping[str, Any], *, training: bool, augment: Mapping[str, Any]) -> Prepare:
+    """Return how images become the model's input: timm's transform, in the mode of the model's channels."""
     channels = preprocessing["input_size"][0]
     if channels not in _MODES:
         raise UnsupportedModelError(
@@ -320,12 +323,14 @@ def _transform(
         raise UnsupportedModelError(
             f"timm does not accept the model's preprocessing {dict(preprocessing)}: {error!r}"
         ) from error
+    upright = bool(preprocessing.get("exif_orientation", False))
     if not training:
-        return _MODES[channels], plain
+        return Prepare(_MODES[channels], upright, plain)
     try:
-        return _MODES[channels], create_transform(**{**options, **augment}, is_training=True)
+        augmented = create_transform(**{**options, **augment}, is_training=True)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise RecipeError(f"timm does not accept the augmentation {dict(augment)}: {error!r}") from error
+    return Prepare(_MODES[channels], upright, augmented)
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -4,10 +4,8 @@ timm replaces an image that it cannot read by the next one. Here it becomes a `F
 batch to the main process, which knows whether to refuse or to count it.
 """
 
-import os
 import random
 import signal
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,8 +19,30 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from nestify.data.dataset import Images
+from nestify.data.pixels import no_ghostscript, open_image, to_mode
 
-Transform = Callable[[Image.Image], Tensor]
+
+@dataclass(frozen=True)
+class Prepare:
+    """How an opened image becomes the input of a model.
+
+    Attributes:
+        mode: Pillow's mode, such as `RGB`, to which every image is converted.
+        upright: whether to apply the EXIF orientation.
+        transform: converts such an image to a tensor.
+    """
+
+    mode: str
+    upright: bool
+    transform: Callable[[Image.Image], Tensor]
+
+    def pixels(self, image: Image.Image) -> Image.Image:
+        """Return the image in the model's mode, with every pixel decoded."""
+        return to_mode(image, self.mode, upright=self.upright)
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """Return the tensor of an image."""
+        return self.transform(self.pixels(image))
 
 
 @dataclass(frozen=True)
@@ -52,26 +72,18 @@ class Samples(Dataset[Sample]):
 
     Args:
         images: images of a data set with random access.
-        mode: Pillow's mode, such as `RGB`, to which every image is converted, as timm does.
-        transform: converts such an image to a tensor.
+        prepare: converts an opened image to a tensor.
     """
 
-    def __init__(self, images: Images, mode: str, transform: Transform) -> None:
+    def __init__(self, images: Images, prepare: "Prepare") -> None:
         assert images.indices is not None
         self._images = images
         self._indices = images.indices
-        self._mode = mode
-        self._transform = transform
-        self._pid = os.getpid()
+        self._prepare = prepare
 
     def __getitem__(self, key: tuple[int, int | None]) -> Sample:
         position, seed = key
         index = int(self._indices[position])
-        if self._pid != os.getpid():
-            # A forked worker shares the file offset of a tar that the parent opened, and would read other
-            # bytes than it asked for. It opens its own.
-            self.close()
-            self._pid = os.getpid()
         try:
             image, target = self._read(index)
         except Exception as error:  # Pillow's decoders raise many kinds of exceptions for a damaged file
@@ -80,36 +92,19 @@ class Samples(Dataset[Sample]):
         if label is None:
             return Fault(self._images.file_name(index), f"its label is {target!r}", skippable=False)
         if seed is None:
-            return self._transform(image), label
+            return self._prepare.transform(image), label
         with seed_generators(seed):
-            return self._transform(image), label
+            return self._prepare.transform(image), label
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
-        """Read an image in the given mode, with every pixel decoded, and the data set's label."""
+        """Read an image in the model's mode, with every pixel decoded, and the data set's label."""
         dataset = self._images.dataset
-        with warnings.catch_warnings():
-            # converting such a palette drops the transparency, as wanted
-            warnings.filterwarnings("ignore", "Palette images with Transparency")
-            if not hasattr(dataset, "reader"):  # torchvision
-                image, target = dataset[index]
-                return image.convert(self._mode), target
-            file, target = dataset.reader[index]
-            with file:
-                return Image.open(file).convert(self._mode), target
-
-    def close(self) -> None:
-        """Close the tars that timm's reader keeps open, and reopens when needed."""
-        state = getattr(getattr(self._images.dataset, "reader", None), "tar_state", None)
-        states = list(state.values()) if isinstance(state, dict) else [state] if state else []
-        for tar in states:
-            for open_tar in (*tar.children.values(), tar):
-                if open_tar.tf is not None:
-                    open_tar.tf.close()
-                open_tar.reset()
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.close()  # an open file cannot be sent to a spawned worker
-        return self.__dict__
+        if not hasattr(dataset, "reader"):  # torchvision
+            image, target = dataset[index]
+            return self._prepare.pixels(image), target
+        file, target = dataset.reader[index]
+        with file:
+            return self._prepare.pixels(open_image(file)), target
 
 
 class Stream(IterableDataset[Sample]):
@@ -127,7 +122,12 @@ class Stream(IterableDataset[Sample]):
     def __iter__(self) -> Iterator[Sample]:
         name = str(self._images.source)
         try:
-            for image, target in self.dataset:
+            images = iter(self.dataset)
+            while True:
+                with no_ghostscript():
+                    image, target = next(images, (None, None))
+                if image is None:
+                    return
                 label = class_index(self._images, target)
                 if label is None:
                     yield Fault(name, f"a label is {target!r}", skippable=False)
@@ -159,7 +159,7 @@ def collate(samples: list[Sample]) -> Batch:
 def first_line_of(error: Exception) -> str:
     """Return an exception's message as one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "Pillow knows no such image format"  # its own message names a file object
+        return "not an image in a format that nestify opens"  # its own message names a file object
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

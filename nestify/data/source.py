@@ -6,20 +6,24 @@ every such case is a `DataError` that names the place and the remedy.
 
 import contextlib
 import importlib.util
-import os
 import sys
-import tarfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from timm.data import create_dataset
+from timm.data import ImageDataset, create_dataset
 
-from nestify.errors import DataError, RecipeError
-
-TRAIN_NAMES = ("train", "training")
-VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
-TEST_NAMES = ("test", "testing")
+from nestify.data.local import (
+    TEST_NAMES,
+    TRAIN_NAMES,
+    VALIDATION_NAMES,
+    LocalReader,
+    names_in_folder,
+    no_images,
+)
+from nestify.data.pixels import open_image
+from nestify.errors import DataError, RecipeError, foreign_code
 
 EMBEDDED = Path(__file__).parent.parent / "recipes"
 
@@ -154,7 +158,7 @@ def _local_split(path: Path, split: str) -> Path:
     if path.is_file():
         return path
     if not any(path.iterdir()):
-        raise DataError(f"{path}: no .png, .jpg or .jpeg images in class folders; it holds nothing")
+        raise no_images(path)
     synonyms = next((names for names in (TRAIN_NAMES, VALIDATION_NAMES) if split in names), ())
     if found := _first_of(path, (split, *synonyms)):
         return found
@@ -162,7 +166,7 @@ def _local_split(path: Path, split: str) -> Path:
     if others or not synonyms:
         option = {TRAIN_NAMES: "--train-split", VALIDATION_NAMES: "--val-split"}.get(synonyms)
         raise DataError(
-            f"{path}: no split {split!r}; it holds {_listing(path)}; name the right one with "
+            f"{path}: no split {split!r}; it holds {names_in_folder(path)}; name the right one with "
             f"{option or '--train-split or --val-split'} (. is the folder itself), or set training images "
             "aside with --holdout 0.1"
         )
@@ -177,22 +181,19 @@ def _first_of(path: Path, names: tuple[str, ...]) -> Path | None:
     return None
 
 
-def _listing(path: Path, limit: int = 8) -> str:
-    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(names[:limit]) + more if names else "nothing"
-
-
-def open_split(source: Split, **options: Any) -> Any:
+def open_split(source: Split, class_names: Sequence[str] | None = None, **options: Any) -> Any:
     """Open timm's or torchvision's data set of a split; nothing is written into a folder of images.
 
     Args:
         source: the split, from `locate_split`.
-        options: further arguments of timm's `create_dataset`.
+        class_names: names that the classes of a folder or tar are known to have, if any.
+        options: further arguments of timm's `create_dataset`, for a data set that is given by name.
 
     Raises:
         DataError: if it cannot be opened; the message says why and what to do.
     """
+    if not source.name:
+        return ImageDataset(source.root, reader=LocalReader(Path(source.root or ""), class_names))
     for package in _PACKAGES.get(source.kind, ()):
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:  # a folder of that name is not a package
@@ -200,44 +201,13 @@ def open_split(source: Split, **options: Any) -> Any:
                 f"{source}: {source.kind}/ needs the package {package}; pip install "
                 + package.replace("_", "-")
             )
-    if source.is_tar:
-        _check_tar(Path(source.root or ""))
-        options["cache_tarinfo"] = False  # timm would write its cache next to the images
-    try:
-        # some readers print to standard output, which is for results
-        with contextlib.redirect_stdout(sys.stderr):
-            return create_dataset(
-                source.name, root=source.root, split=source.split, search_split=False, **options
-            )
-    except Exception as error:  # any exception of timm, datasets, torchvision or tensorflow
-        if source.name:
-            lines = str(error).strip().splitlines() or [type(error).__name__]
-            raise DataError(f"{source}: {lines[0]}; {_REMEDIES[source.kind]}") from error
-        raise _no_images(source, error) from error
-
-
-def _check_tar(path: Path) -> None:
-    """Refuse files that are not plain tars, and truncated ones, which timm reads without an error."""
-    try:
-        with tarfile.open(path, "r:"):
-            pass
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(
-            f"{path}: not a plain tar archive ({error}); images are read from a folder or an "
-            "uncompressed .tar, so unpack or repack it"
-        ) from error
-    if path.suffix != ".tar":
-        raise DataError(f"{path}: the name of an archive of images ends in .tar; rename it")
-    with path.open("rb") as file:
-        file.seek(-512, os.SEEK_END)
-        if path.stat().st_size % 512 or any(file.read(512)):
-            raise DataError(f"{path}: the archive is truncated (it has no end mark); copy it again")
-
-
-def _no_images(source: Split, error: Exception) -> DataError:
-    """Return the error for a folder or tar without any image."""
-    root = Path(source.root or "")
-    if isinstance(error, (OSError, tarfile.TarError)):
-        return DataError(f"{root}: cannot be read: {error}")
-    holds = "" if root.is_file() else f"; it holds {_listing(root)}"
-    return DataError(f"{root}: no .png, .jpg or .jpeg images in class folders{holds}")
+    with (
+        foreign_code(lambda reason: DataError(f"{source}: {reason}; {_REMEDIES[source.kind]}")),
+        contextlib.redirect_stdout(sys.stderr),  # some readers print to standard output, which is for results
+    ):
+        dataset = create_dataset(
+            source.name, root=source.root, split=source.split, search_split=False, **options
+        )
+    if hasattr(dataset, "loader"):  # torchvision's sets of files would open every format
+        dataset.loader = open_image
+    return dataset

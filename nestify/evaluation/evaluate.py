@@ -140,7 +140,7 @@ def evaluate(
         cascade=found[1],
         calibrated=joint.calibrated,
         full_macs=joint.macs[-1],
-        warnings=[problem] if (problem := workers_warning(workers)) else [],
+        warnings=[*images.notices, *filter(None, [images.order_notice, workers_warning(workers)])],
     )
 
 

@@ -77,9 +77,8 @@ def write_local_dir(folder: Path, plain: nn.Module, facts: ExportFacts) -> None:
         facts: its facts, as `as_timm` returns them.
     """
     labels = {} if facts.class_names is None else {"label_names": list(facts.class_names)}
-    save_config_for_hf(
-        plain, str(folder / "config.json"), model_config=labels, data_config=dict(facts.preprocessing)
-    )
+    known_to_timm = {key: value for key, value in facts.preprocessing.items() if key != "exif_orientation"}
+    save_config_for_hf(plain, str(folder / "config.json"), model_config=labels, data_config=known_to_timm)
     (folder / "model.safetensors").write_bytes(_saved(plain, facts))
 
 

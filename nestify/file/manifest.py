@@ -43,9 +43,10 @@ class _Part(BaseModel):
 
 
 class Preprocessing(_Part):
-    """The arguments of timm's `create_transform` that prepare an image for evaluation.
+    """How an image is prepared for evaluation: arguments of timm's `create_transform`, and orientation.
 
-    `input_size` is (channels, height, width); `mean` and `std` are per channel, for pixels in [0, 1].
+    `input_size` is (channels, height, width); `mean` and `std` are per channel, for pixels in [0, 1];
+    `exif_orientation` says whether images are first turned upright as their EXIF orientation says.
     """
 
     input_size: Annotated[tuple[Side, Side, Side], FromList]
@@ -54,6 +55,7 @@ class Preprocessing(_Part):
     interpolation: str
     crop_pct: Annotated[float, Field(ge=0.01, le=100)]
     crop_mode: str
+    exif_orientation: Annotated[bool, Field(exclude_if=not_)] = False
 
 
 class ModelEntry(_Part):

@@ -27,7 +27,7 @@ class ModelSpec:
             the model again.
         num_classes: number of outputs of the classifier.
         preprocessing: timm's data configuration (input_size (C, H, W), mean, std, interpolation,
-            crop_pct, crop_mode).
+            crop_pct, crop_mode), and whether images are turned upright (exif_orientation, False if missing).
         classifier: module names of the classifiers, such as `("fc",)`.
         first: module names of the first convolutions.
         maskable: state-dict names of the weights that a weight schedule may mask, in module order.

@@ -182,6 +182,18 @@ class DataOptions(Section):
         description="CSV table that maps the data's classes to coarser ones, for levels that predict "
         "those: the first line is fine,coarse, followed by one row per class",
     )
+    class_names: Annotated[Text | None, Flag(Panel.model)] = Field(
+        default=None,
+        description="file of class names, one per line, in the order of the checkpoint's outputs; by default "
+        "the folders in natural order: 1, 2, 10",
+        exclude_if=lambda path: path is None,
+    )
+    exif_orientation: Annotated[bool, Flag(Panel.model, "--exif-orientation/--no-exif-orientation")] = Field(
+        default=True,
+        description="whether to turn photos upright as their EXIF orientation says, in training and "
+        "evaluation; timm does not",
+        exclude_if=bool,
+    )
     workers: Annotated[Annotated[int, Field(ge=0)] | None, Flag(Panel.model)] = Field(
         default=None,
         description="number of processes that load images; 0 loads in the main process; automatic by default",

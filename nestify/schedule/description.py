@@ -132,10 +132,11 @@ def prefix_bytes(
 
 def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
     """Reduce the output and absolute paths in a recipe's options to names, to reveal no folders."""
-    keys = [("data", "path"), ("data", "root"), ("data", "hierarchy"), ("model", "checkpoint")]
+    keys = [("data", "path"), ("data", "root"), ("data", "hierarchy"), ("data", "class_names")]
+    keys += [("model", "checkpoint")]
     keys += [("train", "teacher_checkpoint"), ("finetune", "save")]
     for section, key in keys:
-        value = options[section][key]
+        value = options[section].get(key)
         if value is not None and os.path.isabs(value):
             options[section][key] = Path(value).name
     if options["output"] is not None:
@@ -156,6 +157,7 @@ def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEnt
             interpolation=prepared["interpolation"],
             crop_pct=float(prepared["crop_pct"]),
             crop_mode=prepared["crop_mode"],
+            exif_orientation=prepared.get("exif_orientation", False),
         ),
         class_names=None if class_names is None else list(class_names),
     )

@@ -86,16 +86,14 @@ def test_missing_train_split_names_its_option(tmp_path: Path) -> None:
 
 
 def test_empty_folder(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"no \.png, \.jpg or \.jpeg images in class folders; it holds nothing"
-    ):
+    with pytest.raises(DataError, match="no images in class folders; it holds nothing"):
         open_images(str(tmp_path))
 
 
 def test_other_files_only(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
-    (tmp_path / "cat" / "1.webp").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"no \.png, \.jpg or \.jpeg images in class folders; it holds cat/"):
+    (tmp_path / "cat" / "1.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"no images in class folders; it holds \.heic 1"):
         open_images(str(tmp_path))
 
 
@@ -121,10 +119,10 @@ def test_one_class(tmp_path: Path) -> None:
 def test_class_folder_without_images(tmp_path: Path) -> None:
     make_folder(tmp_path, COUNTS)
     (tmp_path / "cow").mkdir()
-    with pytest.raises(DataError, match=r"cow: no .* images in this class folder; it holds nothing"):
+    with pytest.raises(DataError, match=r"cow: no images in this class folder; it holds nothing"):
         open_images(str(tmp_path))
-    (tmp_path / "cow" / "1.webp").write_bytes(b"x")
-    with pytest.raises(DataError, match=r"cow: no .* images in this class folder; it holds 1 x \.webp"):
+    (tmp_path / "cow" / "1.heic").write_bytes(b"x")
+    with pytest.raises(DataError, match=r"cow: no images in this class folder; it holds \.heic 1"):
         open_images(str(tmp_path))
 
 
@@ -165,7 +163,7 @@ def test_truncated_tar(tmp_path: Path, keep: int) -> None:
 
 
 def test_tar_without_images(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"empty\.tar: no \.png, \.jpg or \.jpeg images"):
+    with pytest.raises(DataError, match=r"empty\.tar: no images in class folders"):
         open_images(str(make_tar(tmp_path / "empty.tar", {})))
 
 

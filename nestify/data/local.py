@@ -1,0 +1,159 @@
+"""Images in a folder or a tar: the class of an image is the first folder that it lies in."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+from unicodedata import normalize
+
+from nestify.data.listing import Listing, count_kinds, list_folder, list_tar, natural_key
+from nestify.errors import DataError
+
+TRAIN_NAMES = ("train", "training")
+VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
+TEST_NAMES = ("test", "testing")
+
+
+class LocalReader:
+    """The images of a folder or a tar in the form that timm's `ImageDataset` reads.
+
+    Args:
+        root: the folder or tar.
+        class_names: names that classes are known to have, if any.
+
+    Attributes:
+        class_to_idx: index of each class, in natural order.
+        targets: class index of each image.
+        folders: the folders that were read, links resolved, with their paths; empty for a tar.
+        notices: sentences about what was left out, and how classes were found.
+
+    Raises:
+        DataError: if there are no images, or it is not clear what their classes are.
+    """
+
+    def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
+        self._root = root
+        self._is_tar = root.is_file()
+        listing = list_tar(root) if self._is_tar else list_folder(root)
+        if not listing.images:
+            raise no_images(root, listing)
+        depth = _class_depth(root, listing, class_names or ())
+        names = _class_names(root, listing, depth)
+        self._images = listing.images
+        self.class_to_idx = {name: index for index, name in enumerate(names)}
+        self.targets = [self.class_to_idx[image.name.split("/")[depth]] for image in listing.images]
+        self.folders = listing.identities
+        self.notices = tuple(f"{root}: {notice}" for notice in _notices(listing, depth, names))
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+        image = self._images[index]
+        file = open(image.path, "rb")  # noqa: SIM115, the caller closes it
+        if image.size is None:
+            return file, self.targets[index]
+        with file:
+            file.seek(image.start)
+            return io.BytesIO(file.read(image.size)), self.targets[index]
+
+    def filename(self, index: int, *, absolute: bool = False) -> str:
+        """Return the name of an image below the root; with `absolute`, its path, if it is a file."""
+        image = self._images[index]
+        return image.path if absolute and not self._is_tar else image.name
+
+
+def no_images(root: Path, listing: Listing | None = None) -> DataError:
+    """Return the error for a folder or tar without images."""
+    if listing is not None and listing.ignored:
+        holds = count_kinds(kind for _, kind in listing.ignored)
+    else:
+        holds = names_in_folder(root) if root.is_dir() else "nothing"
+    return DataError(
+        f"{root}: no images in class folders; it holds {holds}; `nestify guide images` lists the formats"
+    )
+
+
+def names_in_folder(path: Path, limit: int = 8) -> str:
+    """Return the first names in a folder, for messages."""
+    names = sorted(entry.name + "/" * entry.is_dir() for entry in path.iterdir())
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more if names else "nothing"
+
+
+def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
+    """Return the number of folders around the class folders, each of which holds one folder and no image."""
+    depth = 0
+    shallowest = min(image.name.count("/") for image in listing.images)
+    if not shallowest:
+        raise DataError(
+            f"{root}: images are outside class folders; put each into the folder of its class, such as "
+            f"{root.stem}/cat/1.jpg"
+        )
+    while depth + 1 < shallowest:
+        at_depth = _folders_at(listing, depth)
+        if len(at_depth) > 1 or at_depth & set(known):
+            break
+        depth += 1
+    return depth
+
+
+def _folders_at(listing: Listing, depth: int) -> set[str]:
+    """Return the names of the folders that lie in so many others."""
+    holders = [image.name.rpartition("/")[0] for image in listing.images]
+    parts = (name.split("/") for name in {*holders, *listing.folders})
+    return {part[depth] for part in parts if len(part) > depth}
+
+
+def _class_names(root: Path, listing: Listing, depth: int) -> list[str]:
+    """Return the class folders in natural order; refuse those that cannot be classes."""
+    names = {image.name.split("/")[depth] for image in listing.images}
+    above = listing.images[0].name.split("/")[:depth]
+    for name in sorted(_folders_at(listing, depth) - names):
+        inside = "/".join([*above, name, ""])
+        holds = count_kinds(kind for path, kind in listing.ignored if path.startswith(inside)) or "nothing"
+        raise DataError(
+            f"{root.joinpath(*above, name)}: no images in this class folder; it holds {holds}; convert "
+            "them, or remove the folder (`nestify guide images` lists the formats)"
+        )
+    splits = {*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES}
+    if len(names) > 1 and names <= splits and all(i.name.count("/") > depth + 1 for i in listing.images):
+        raise DataError(
+            f"{root}: {', '.join(sorted(names))} are splits, not classes; give the folder that holds them "
+            "as --data, or one tar for each"
+        )
+    forms: dict[str, str] = {}
+    for name in sorted(names):
+        if not _is_text(name):
+            raise DataError(f"{root}: the class folder {name!r} is not named in UTF-8; rename it")
+        other = forms.setdefault(normalize("NFC", name), name)
+        if other != name:
+            raise DataError(
+                f"{root}: two class folders are both named {name} (in different Unicode forms); rename or "
+                "join them"
+            )
+    return sorted(names, key=natural_key)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _notices(listing: Listing, depth: int, names: Sequence[str]) -> list[str]:
+    ignored = listing.notice()
+    notices = [] if ignored is None else [ignored]
+    deeper = next((image for image in listing.images if image.name.count("/") > depth + 1), None)
+    if depth or deeper:
+        few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+        above = "/".join(listing.images[0].name.split("/")[:depth])
+        where = f"the folders in {above}" if above else "its first folders"
+        inner = ""
+        if deeper:
+            folder = deeper.name.rpartition("/")[0].removeprefix(f"{above}/")
+            inner = f"; folders inside them, such as {folder}, are no classes"
+        notices.append(f"the classes are {where}: {few}{inner}")
+    return notices
