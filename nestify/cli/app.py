@@ -18,12 +18,13 @@ from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.guide import guide
-from nestify.cli.output import abandon_stdout, print_stderr, take_verbosity, write_result
+from nestify.cli.output import abandon_stdout, take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
 from nestify.cli.verify import verify
 from nestify.errors import NestifyError
+from nestify.terminal import print_stderr
 from nestify.version import __version__
 
 OUT_OF_MEMORY = 3
