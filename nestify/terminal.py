@@ -1,11 +1,15 @@
-"""Where people see text: terminals, notebooks, and standard error."""
+"""Where people see text: terminals, notebooks, standard error, and Python's warnings."""
 
 import sys
+import warnings
 from contextlib import suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TextIO
 
 from rich.console import Console
+
+from nestify.errors import NestifyWarning
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -33,3 +37,28 @@ def encodable(text: str, stream: TextIO) -> str:
     except UnicodeEncodeError:
         return text.replace("─", "-").encode(encoding, errors="replace").decode(encoding)
     return text
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A line of a program that called nestify.
+
+    Attributes:
+        file: path of its file.
+        line: number of the line, from 1.
+    """
+
+    file: str
+    line: int
+
+    def warn(self, text: str) -> None:
+        """Issue a `NestifyWarning` at this line, also if the same one was issued before."""
+        warnings.warn_explicit(text, NestifyWarning, self.file, self.line)
+
+
+def find_caller() -> Caller:
+    """Return the innermost line on the stack that is not code of nestify."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "nestify":
+        frame = frame.f_back
+    return Caller(frame.f_code.co_filename, frame.f_lineno)

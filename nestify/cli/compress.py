@@ -115,7 +115,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
     from nestify.training.display import Display
 
     if dry_run:
-        plan = api.plan(recipe, estimate=True)
+        plan = api.plan(recipe, estimate=True, observer=Display(quiet=True))
         text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
         write_result(text, None)
         return

@@ -8,6 +8,7 @@ A recipe is a TOML file with the sections of `recipe.options`; `extends = "other
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -108,7 +109,7 @@ class Recipe(Section):
         return self.model_dump(mode="json")
 
 
-def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> Recipe:
+def load_recipe(source: str | PathLike[str], overrides: Mapping[str, object] | None = None) -> Recipe:
     """Read a recipe, apply overrides, and check all of it.
 
     Args:

@@ -14,7 +14,7 @@ from nestify.evaluation.accuracy import Accuracy
 from nestify.report.plan import plan_text
 from nestify.report.table import summarize_images
 from nestify.schedule.costs import Plan
-from nestify.terminal import can_show_bars, print_stderr
+from nestify.terminal import Caller, can_show_bars, find_caller, print_stderr
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
@@ -122,6 +122,50 @@ class Display(Observer):
             self.console.print(Text.from_ansi(text))
         else:
             print_stderr(text)
+
+
+class PythonWarnings(Observer):
+    """Issues the warnings of a run as Python's warnings, at the line that called nestify; shows no progress.
+
+    Args:
+        caller: the line.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    def __enter__(self) -> "PythonWarnings":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing; a `Display` ends its bars here."""
+
+    def skipped(self, split: str, images: dict[str, str]) -> None:
+        """Warn that images were left out."""
+        if images:
+            self.caller.warn(f"{split} images: skipped {summarize_images(images)}")
+
+    def warned(self, text: str) -> None:
+        """Issue the warning."""
+        self.caller.warn(text)
+
+    def repeat_warnings(self) -> None:
+        """Do nothing, because Python's warnings do not scroll away behind a progress bar."""
+
+
+def usual_observer(*, quiet: bool = False) -> Display | PythonWarnings:
+    """Return the observer of a run for which the caller gave none.
+
+    At a terminal and in a notebook it shows what the command line shows. Elsewhere it shows no progress, and
+    issues warnings as Python's warnings at the line that called nestify.
+
+    Args:
+        quiet: whether to show warnings only.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        return Display(quiet=quiet)
+    return PythonWarnings(find_caller())
 
 
 class _BarAndDetail(Progress):
