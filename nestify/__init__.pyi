@@ -28,5 +28,6 @@ from nestify.recipe.gates import load_gates as load_gates
 from nestify.recipe.recipe import Recipe as Recipe
 from nestify.recipe.recipe import load_recipe as load_recipe
 from nestify.report.compare import compare as compare
+from nestify.training.observer import Observer as Observer
 
 __version__: str

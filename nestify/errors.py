@@ -18,6 +18,10 @@ class NestifyError(Exception):
     exit_code = 70
 
 
+class NestifyWarning(UserWarning):
+    """A problem that does not end the work, or a change that was made to what the user gave."""
+
+
 class GateFailed(NestifyError):
     """A limit that the user set (accuracy, size, MACs) was not met; nothing else is wrong."""
 

@@ -28,6 +28,7 @@ ROOMS = (
     "recipe",
     "machine",
     "files",
+    "terminal",
     "signals",
     "errors",
     "version",

@@ -20,8 +20,8 @@ NAMES = {
         "load_recipe",
     ),
     *("open_report", "pick", "plan", "read_report", "run_batch", "slice_file", "upgrade_slice", "verify"),
-    *("BatchResult", "Bench", "Evaluation", "Exported", "Limit", "NestedModel", "Pick", "Recipe", "Result"),
-    *("Sliced", "Verification", "__version__"),
+    *("BatchResult", "Bench", "Evaluation", "Exported", "Limit", "NestedModel", "Observer", "Pick", "Recipe"),
+    *("Result", "Sliced", "Verification", "__version__"),
 }
 
 

@@ -18,7 +18,7 @@ from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.guide import guide
-from nestify.cli.output import print_stderr, take_verbosity, write_result
+from nestify.cli.output import take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
@@ -26,6 +26,7 @@ from nestify.cli.streams import guard_streams
 from nestify.cli.verify import verify
 from nestify.errors import NestifyError, OutputError
 from nestify.signals import STOP_SIGNALS
+from nestify.terminal import print_stderr
 from nestify.version import __version__
 
 OUT_OF_MEMORY = 3

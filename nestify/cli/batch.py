@@ -205,8 +205,9 @@ def batch(
     that of the most serious failure, in the order 70, 4, 3, 2, where a killed job counts as 3; 130 or 143 if
     the batch was interrupted.
     """
-    from nestify.cli.output import render, write_result
+    from nestify.cli.output import write_result
     from nestify.compression.batch.batch import plan_batch, run_batch
+    from nestify.report.text import render
 
     where = f"{out}, shard {shard}" if shard != "1/1" else str(out)
     if dry_run:

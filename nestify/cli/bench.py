@@ -60,9 +60,10 @@ def bench(
     """
     batch_sizes = parse_whole_numbers("--batch-size", batch_size)
     counts = None if threads is None else parse_whole_numbers("--threads", threads)
-    from nestify.cli.output import print_unless_quiet, render, write_result
+    from nestify.cli.output import print_unless_quiet, write_result
     from nestify.evaluation.bench import bench as run
     from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
+    from nestify.report.text import render
 
     done = run(
         file,

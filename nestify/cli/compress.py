@@ -104,21 +104,31 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         from nestify.compression.preflight import with_further_problems
 
         raise with_further_problems(error) from None
-    from nestify.cli.output import gates_document, gates_sheets, refuse_missed, render, write_result
-    from nestify.cli.progress import Display, plan_document, plan_text
+    from nestify.cli.output import (
+        Verbosity,
+        gates_document,
+        gates_sheets,
+        refuse_missed,
+        verbosity,
+        write_result,
+    )
     from nestify.compression import compress as api
     from nestify.file.summary import read_report
+    from nestify.report.plan import plan_document, plan_text
     from nestify.report.table import report_notes, report_table
+    from nestify.report.text import render
+    from nestify.training.display import Display
 
     if dry_run:
-        plan = api.plan(recipe, estimate=True)
+        plan = api.plan(recipe, estimate=True, observer=Display(quiet=True))
         text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
         write_result(text, None)
         return
     if os.environ.get("RANK", "0") != "0":  # one of several processes; only rank 0 prints
         api.compress(recipe, resume=resume)
         return
-    with Display() as display:
+    level = verbosity()
+    with Display(quiet=level is Verbosity.quiet, verbose=level is Verbosity.verbose) as display:
         result = api.compress(recipe, observer=display, resume=resume)
     report = read_report(result.path)
     if as_json:

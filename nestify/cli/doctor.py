@@ -206,8 +206,9 @@ def doctor(
 
     It changes nothing and does not use the network.
     """
-    from nestify.cli.output import render, write_result
+    from nestify.cli.output import write_result
     from nestify.errors import SetupError
+    from nestify.report.text import render
 
     found = diagnose()
     if as_json:

@@ -81,10 +81,12 @@ def evaluate(
     images/s counts only the forward passes, not image loading. With --level, --consensus and --cascade use
     the levels up to that one.
     """
-    from nestify.cli.output import print_stderr, render, write_result
+    from nestify.cli.output import write_result
     from nestify.errors import GateFailed
     from nestify.evaluation.evaluate import evaluate as run
     from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
+    from nestify.report.text import render
+    from nestify.terminal import print_stderr
 
     done = run(
         file,

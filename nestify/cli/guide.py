@@ -39,9 +39,11 @@ def guide(
 
     If standard output is not a terminal, the page is printed as plain Markdown.
     """
-    from nestify.cli.output import is_terminal, render, write_result
+    from nestify.cli.output import write_result
     from nestify.errors import RecipeError
     from nestify.report.sheet import Column, Sheet
+    from nestify.report.text import render
+    from nestify.terminal import is_terminal
 
     if topic is None:
         columns = [

@@ -1,6 +1,5 @@
 """Where results go: standard output or a file; progress and messages go to standard error."""
 
-import io
 import logging
 import sys
 from collections.abc import Sequence
@@ -8,15 +7,14 @@ from contextvars import ContextVar
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
-from typing import Any, TextIO
-
-from rich.console import Console
+from typing import Any
 
 from nestify.errors import GateFailed
 from nestify.evaluation.gates import GateResult, missed
 from nestify.files import atomic_file
 from nestify.report.evaluation import gates_table, missed_gates
 from nestify.report.sheet import Sheet
+from nestify.terminal import encodable, print_stderr
 
 
 class Verbosity(IntEnum):
@@ -61,51 +59,6 @@ def take_verbosity(words: Sequence[str]) -> list[str]:
     return [word for word in words if word not in _WORDS]
 
 
-WIDE = 10_000
-"""Columns for output that is not fitted to a terminal: more than any table needs."""
-
-
-def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: TextIO | None) -> str:
-    """Return title, tables and notes as text, fitted to a terminal or at full width.
-
-    Args:
-        title: first line.
-        sheets: tables, in order.
-        notes: lines below the tables.
-        stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
-    """
-    terminal = Console(file=stream) if is_terminal(stream) else None
-    width = terminal.width if terminal else None
-    buffer = io.StringIO()
-    console = Console(
-        file=buffer,
-        width=width or WIDE,
-        force_terminal=terminal is not None,
-        color_system="auto" if terminal else None,
-        highlight=False,
-        markup=False,
-    )
-    console.print(title)
-    for sheet in sheets:
-        table, left_out = sheet.fit(width)
-        console.print()
-        if sheet.title:
-            console.print(sheet.title)
-        console.print(table)
-        if left_out:
-            console.print(f"(columns that do not fit: {', '.join(left_out)})")
-    console.print()
-    for note in notes:
-        console.print(note)
-    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
-    return "\n".join(lines).rstrip("\n") + "\n"
-
-
-def render_markdown(title: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
-    """Return title, tables and notes as Markdown, with every column."""
-    return "\n\n".join([title, *(sheet.markdown() for sheet in sheets), *notes]) + "\n"
-
-
 def write_result(text: str, output: Path | None) -> None:
     """Print a result, or write it to a file atomically.
 
@@ -120,35 +73,14 @@ def write_result(text: str, output: Path | None) -> None:
         with atomic_file(output) as file:
             file.write(text.encode())
         return
-    sys.stdout.write(_encodable(text, sys.stdout))
+    sys.stdout.write(encodable(text, sys.stdout))
     sys.stdout.flush()
-
-
-def print_stderr(text: str) -> None:
-    """Print a line on standard error."""
-    sys.stderr.write(_encodable(text, sys.stderr) + "\n")
-    sys.stderr.flush()
 
 
 def print_unless_quiet(text: str) -> None:
     """Print a line on standard error, except with --quiet."""
     if verbosity() is not Verbosity.quiet:
         print_stderr(text)
-
-
-def _encodable(text: str, stream: TextIO) -> str:
-    """Return the text with the characters that the stream's encoding lacks replaced."""
-    encoding = stream.encoding or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        return text.replace("─", "-").encode(encoding, errors="replace").decode(encoding)
-    return text
-
-
-def is_terminal(stream: TextIO | None) -> bool:
-    """Return whether a stream is an open terminal."""
-    return stream is not None and not stream.closed and stream.isatty()
 
 
 def gates_sheets(results: Sequence[GateResult]) -> list[Sheet]:

@@ -75,9 +75,10 @@ def pick(
     limits = _parse_limits(
         {"latency": max_latency, "bytes": max_bytes, "macs": max_macs, "params": max_params, "top1": min_top1}
     )
-    from nestify.cli.output import print_unless_quiet, render, write_result
+    from nestify.cli.output import print_unless_quiet, write_result
     from nestify.evaluation.pick import pick as run
     from nestify.report.evaluation import pick_notes, pick_table
+    from nestify.report.text import render
 
     done = run(file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved)
     if as_json:

@@ -128,10 +128,11 @@ def _text(
     format: ReportFormat,
 ) -> str:
     """Return the report as text or Markdown: the levels or their changes, and the gates."""
-    from nestify.cli.output import gates_sheets, render, render_markdown
+    from nestify.cli.output import gates_sheets
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
     from nestify.report.table import layer_table, report_notes, report_table
+    from nestify.report.text import render, render_markdown
 
     title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
     if other is None:

@@ -21,10 +21,11 @@ def verify(
 
     Each level is rebuilt from its own prefix alone, as on a device. Exit with 3 if a level fails a check.
     """
-    from nestify.cli.output import render, write_result
+    from nestify.cli.output import write_result
     from nestify.errors import BadFileError
     from nestify.evaluation.verify import verify as run
     from nestify.report.table import verification_table
+    from nestify.report.text import render
 
     done = run(file)
     bad = [level for level in done.levels if level.problem is not None]

@@ -1,5 +1,6 @@
 """`compress` and `plan`: from a recipe to a nested file, or to what it would cost."""
 
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import torch
 from nestify.compression.inputs import stored_dtype
 from nestify.compression.preflight import check_recipe
 from nestify.compression.run import Compressed, Run
-from nestify.errors import BadFileError, BudgetError, OutputError
+from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
 from nestify.file.loading import load
 from nestify.file.manifest import Manifest
@@ -22,6 +23,7 @@ from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
+from nestify.training.display import usual_observer
 from nestify.training.distributed import World, join_process_group
 from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
@@ -43,7 +45,11 @@ class Result:
 
 
 def plan(
-    recipe: Recipe | str, overrides: Mapping[str, object] | None = None, *, estimate: bool = False
+    recipe: Recipe | str | os.PathLike[str],
+    overrides: Mapping[str, object] | None = None,
+    *,
+    estimate: bool = False,
+    observer: Observer | None = None,
 ) -> Plan:
     """Plan what `compress` would do; opens model and images, without training or writing.
 
@@ -51,14 +57,16 @@ def plan(
         recipe: a recipe, or what `load_recipe` takes.
         overrides: options that replace the recipe's, if `recipe` is not a `Recipe`.
         estimate: whether to run one small step to estimate time and memory.
+        observer: notified of progress and warnings. None shows warnings: at a terminal and in a notebook on
+            standard error, elsewhere through Python's `warnings`.
     """
     recipe = _recipe(recipe, overrides)
     check_recipe(recipe)
-    return Run(recipe, Observer()).plan(estimate=estimate)
+    return Run(recipe, observer or usual_observer(quiet=True)).plan(estimate=estimate)
 
 
 def compress(
-    recipe: Recipe | str,
+    recipe: Recipe | str | os.PathLike[str],
     overrides: Mapping[str, object] | None = None,
     *,
     observer: Observer | None = None,
@@ -74,7 +82,9 @@ def compress(
     Args:
         recipe: a recipe, or what `load_recipe` takes: a path, a built-in recipe, a timm model.
         overrides: options that replace the recipe's, if `recipe` is not a `Recipe`.
-        observer: notified of progress.
+        observer: notified of progress and warnings, on rank 0. None shows them: at a terminal and in a
+            notebook as the command line does; elsewhere there is no progress, and warnings go through
+            Python's `warnings`. `Observer()` ignores everything.
         resume: True resumes from a checkpoint, which must exist. False starts from scratch. None resumes if
             there is a checkpoint.
 
@@ -87,7 +97,12 @@ def compress(
     recipe = _recipe(recipe, overrides)
     check_recipe(recipe)
     with join_process_group(pick_device(recipe.device)) as (world, device):
-        return _compress(recipe, observer or Observer(), resume, world, device)
+        if observer is not None or not world.is_main:
+            return _compress(recipe, observer or Observer(), resume, world, device)
+        with usual_observer() as display:
+            result = _compress(recipe, display, resume, world, device)
+        display.repeat_warnings()
+        return result
 
 
 def _compress(
@@ -149,9 +164,13 @@ def _write(recipe: Recipe, done: Compressed) -> Manifest:
     )
 
 
-def _recipe(recipe: Recipe | str, overrides: Mapping[str, object] | None) -> Recipe:
+def _recipe(recipe: Recipe | str | os.PathLike[str], overrides: Mapping[str, object] | None) -> Recipe:
     if isinstance(recipe, Recipe):
-        assert not overrides, "a Recipe is complete; overrides go with a recipe's name"
+        if overrides:
+            raise RecipeError(
+                f"overrides of {', '.join(overrides)} were given with a complete Recipe; give them to "
+                "load_recipe, or give the recipe's name or path here"
+            )
         return recipe
     return load_recipe(recipe, overrides)
 

@@ -8,6 +8,7 @@ A recipe is a TOML file with the sections of `recipe.options`; `extends = "other
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
+from os import PathLike
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -124,7 +125,7 @@ class WrongOptionsError(RecipeError):
         self.keys = keys
 
 
-def load_recipe(source: str, overrides: Mapping[str, object] | None = None) -> Recipe:
+def load_recipe(source: str | PathLike[str], overrides: Mapping[str, object] | None = None) -> Recipe:
     """Read a recipe, apply overrides, and check all of it.
 
     Args:

@@ -41,12 +41,13 @@ def _builtin_folder() -> Path:
     return Path(str(files("nestify") / "recipes"))
 
 
-def read_source(source: str) -> tuple[Table, str]:
+def read_source(source: str | os.PathLike[str]) -> tuple[Table, str]:
     """Read a recipe file, a built-in recipe or a model's name: its table, and its name in errors.
 
     Raises:
         RecipeError: where there is no such file, or it cannot be read.
     """
+    source = os.fspath(source)
     if source in builtin_recipes():
         return _read_extended(_builtin_folder() / f"{source}.toml", ()), source
     if not _looks_like_path(source):

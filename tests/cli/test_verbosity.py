@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from nestify.cli import progress
+from nestify.training import display
 from tests.cli.driver import TWO_STEPS, UNTRAINED, at_terminal, finish, nestify, spawn
 
 
@@ -29,7 +29,7 @@ def test_quiet_at_a_terminal() -> None:
 
 
 def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
     many = ("--epochs", "1", "--batch-size", "4", "--max-train", "120", *UNTRAINED[4:])
     usual = nestify("compress", "digits", *many)
     verbose = nestify("compress", "digits", *many, "-v")

@@ -1,40 +1,45 @@
-"""Progress of a run on standard error, and plans as text and JSON."""
+"""Progress of a run on standard error."""
 
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from math import isnan
 from types import TracebackType
-from typing import Any, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nestify.cli.output import Verbosity, print_stderr, render, verbosity
 from nestify.evaluation.accuracy import Accuracy
 from nestify.recipe.flags import name_flags
 from nestify.recipe.recipe import Recipe
-from nestify.report.table import mebibytes, plan_table, quantity, summarize_images
+from nestify.report.plan import plan_text
+from nestify.report.table import summarize_images
 from nestify.schedule.costs import Plan
+from nestify.terminal import Caller, can_show_bars, find_caller, print_stderr
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
-SCHEMA_VERSION = 1
 SECONDS_BETWEEN_LINES = 10.0
-"""Seconds between lines within an epoch, with --verbose and without a bar."""
+"""Seconds between lines within an epoch, if verbose and without a bar."""
 
 
 class Display(Observer):
-    """Progress of a run on standard error.
+    """Progress of a run on standard error, or in a notebook.
 
-    At a terminal it is a bar, elsewhere a line per epoch. With --quiet only warnings are printed.
+    At a terminal it is a bar, also in a notebook if ipywidgets is installed; elsewhere it is a line per
+    epoch.
+
+    Args:
+        quiet: whether to print warnings only.
+        verbose: whether to print lines within epochs too, where there is no bar.
     """
 
-    def __init__(self) -> None:
-        self._quiet = verbosity() is Verbosity.quiet
-        self._verbose = verbosity() is Verbosity.verbose
+    def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
+        self._quiet = quiet
+        self._verbose = verbose
         self.console = Console(stderr=True, highlight=False, markup=False)
+        self._has_bars = can_show_bars(self.console)
         self.progress = _BarAndDetail(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -42,7 +47,7 @@ class Display(Observer):
             TimeRemainingColumn(),
             console=self.console,
             transient=True,
-            disable=self._quiet or not self.console.is_terminal,
+            disable=quiet or not self._has_bars,
         )
         self.warnings: list[str] = []
         self._bars: dict[str, TaskID] = {}
@@ -105,9 +110,9 @@ class Display(Observer):
             self._print_progress(f"warning: {text}")
 
     def _is_line_due(self) -> bool:
-        """Return whether to print a line within an epoch: with --verbose, where there is no bar."""
+        """Return whether to print a line within an epoch: if verbose, where there is no bar."""
         seconds = time.perf_counter() - self._last_line
-        return self._verbose and not self.console.is_terminal and seconds >= SECONDS_BETWEEN_LINES
+        return self._verbose and not self._has_bars and seconds >= SECONDS_BETWEEN_LINES
 
     def _print_progress(self, text: str) -> None:
         self._last_line = time.perf_counter()
@@ -116,10 +121,54 @@ class Display(Observer):
 
     def _print(self, text: str) -> None:
         text = name_flags(Recipe, text)
-        if self.console.is_terminal:
+        if self._has_bars:
             self.console.print(Text.from_ansi(text))
         else:
             print_stderr(text)
+
+
+class PythonWarnings(Observer):
+    """Issues the warnings of a run as Python's warnings, at the line that called nestify; shows no progress.
+
+    Args:
+        caller: the line.
+    """
+
+    def __init__(self, caller: Caller) -> None:
+        self.caller = caller
+
+    def __enter__(self) -> "PythonWarnings":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Do nothing; a `Display` ends its bars here."""
+
+    def skipped(self, split: str, images: dict[str, str]) -> None:
+        """Warn that images were left out."""
+        if images:
+            self.caller.warn(f"{split} images: skipped {summarize_images(images)}")
+
+    def warned(self, text: str) -> None:
+        """Issue the warning."""
+        self.caller.warn(text)
+
+    def repeat_warnings(self) -> None:
+        """Do nothing, because Python's warnings do not scroll away behind a progress bar."""
+
+
+def usual_observer(*, quiet: bool = False) -> Display | PythonWarnings:
+    """Return the observer of a run for which the caller gave none.
+
+    At a terminal and in a notebook it shows what the command line shows. Elsewhere it shows no progress, and
+    issues warnings as Python's warnings at the line that called nestify.
+
+    Args:
+        quiet: whether to show warnings only.
+    """
+    console = Console(stderr=True)
+    if console.is_terminal or console.is_jupyter:
+        return Display(quiet=quiet)
+    return PythonWarnings(find_caller())
 
 
 class _BarAndDetail(Progress):
@@ -129,87 +178,6 @@ class _BarAndDetail(Progress):
         for task in self.tasks:
             yield self.make_tasks_table([task])
             yield Text(task.fields["detail"])
-
-
-def plan_text(plan: Plan, stream: TextIO | None) -> str:
-    """Return a plan as text.
-
-    Args:
-        plan: plan of a run.
-        stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
-    """
-    spec = plan.spec
-    size = "x".join(map(str, spec.input_size))
-    notes = [
-        f"images: {plan.train_images} to train on, {plan.val_images} to validate on",
-        f"steps: {plan.finetune_steps} of fine-tuning, {plan.steps} of nested training",
-    ]
-    if plan.seconds is not None and plan.memory_bytes is not None:
-        notes.append(
-            f"estimate: {plan.seconds / 60:.1f} min of training steps on this machine, without loading and "
-            f"validation; {mebibytes(plan.memory_bytes)} MiB of memory for a step"
-        )
-    if plan.dense_layers:
-        notes.append(
-            f"the pattern does not divide these weights, which stay dense: {', '.join(plan.dense_layers)}"
-        )
-    if plan.without_rule:
-        operators = ", ".join(plan.without_rule)
-        notes.append(f"no rule covers these operators, so every level keeps all their channels: {operators}")
-    if plan.uncounted:
-        notes.append(f"MACs do not include these unknown operators: {', '.join(plan.uncounted)}")
-    notes += [f"warning: {warning}" for warning in plan.warnings]
-    parts = []
-    if plan.maskable:
-        parts.append(f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers")
-    if plan.channel_groups:
-        parts.append(f"{plan.channel_groups} groups of coupled channels")
-    if plan.blocks:
-        parts.append(f"{plan.blocks} blocks that can be skipped")
-    what = ", ".join(parts)
-    title = f"{spec.architecture}, {spec.num_classes} classes, input {size}, {what}"
-    return render(title, [plan_table(plan)], notes, stream)
-
-
-def plan_document(plan: Plan) -> dict[str, Any]:
-    """Return a plan as plain JSON values."""
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "architecture": plan.spec.architecture,
-        "num_classes": plan.spec.num_classes,
-        "input_size": list(plan.spec.input_size),
-        "maskable": plan.maskable,
-        "channel_groups": plan.channel_groups,
-        "blocks": plan.blocks,
-        "without_rule": list(plan.without_rule),
-        "dense_layers": list(plan.dense_layers),
-        "train_images": plan.train_images,
-        "val_images": plan.val_images,
-        "finetune_steps": plan.finetune_steps,
-        "steps": plan.steps,
-        "seconds": plan.seconds,
-        "memory_bytes": plan.memory_bytes,
-        "uncounted": dict(plan.uncounted),
-        "warnings": list(plan.warnings),
-        "levels": [
-            {
-                "level": k,
-                "name": planned.level.name,
-                "width": planned.level.width,
-                "depth": planned.level.depth,
-                "classes": planned.classes,
-                "class_set": planned.class_set,
-                "sparsity": planned.cost.sparsity,
-                "pattern": str(planned.level.pattern),
-                "parameters": planned.cost.parameters,
-                "nonzero_parameters": planned.cost.nonzero_parameters,
-                "dense_macs": planned.cost.dense_macs,
-                "effective_macs": planned.cost.effective_macs,
-                "prefix_bytes": planned.prefix_bytes,
-            }
-            for k, planned in enumerate(plan.levels, start=1)
-        ],
-    }
 
 
 def _join(values: Sequence[float], form: str) -> str:

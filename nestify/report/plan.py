@@ -1,0 +1,92 @@
+"""A plan as text and as JSON. No torch here."""
+
+from typing import TYPE_CHECKING, Any, TextIO
+
+from nestify.report.table import mebibytes, plan_table, quantity
+from nestify.report.text import render
+
+if TYPE_CHECKING:
+    from nestify.schedule.costs import Plan
+
+SCHEMA_VERSION = 1
+
+
+def plan_text(plan: "Plan", stream: TextIO | None) -> str:
+    """Return a plan as text.
+
+    Args:
+        plan: plan of a run.
+        stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
+    """
+    spec = plan.spec
+    size = "x".join(map(str, spec.input_size))
+    notes = [
+        f"images: {plan.train_images} to train on, {plan.val_images} to validate on",
+        f"steps: {plan.finetune_steps} of fine-tuning, {plan.steps} of nested training",
+    ]
+    if plan.seconds is not None and plan.memory_bytes is not None:
+        notes.append(
+            f"estimate: {plan.seconds / 60:.1f} min of training steps on this machine, without loading and "
+            f"validation; {mebibytes(plan.memory_bytes)} MiB of memory for a step"
+        )
+    if plan.dense_layers:
+        notes.append(
+            f"the pattern does not divide these weights, which stay dense: {', '.join(plan.dense_layers)}"
+        )
+    if plan.without_rule:
+        operators = ", ".join(plan.without_rule)
+        notes.append(f"no rule covers these operators, so every level keeps all their channels: {operators}")
+    if plan.uncounted:
+        notes.append(f"MACs do not include these unknown operators: {', '.join(plan.uncounted)}")
+    notes += [f"warning: {warning}" for warning in plan.warnings]
+    parts = []
+    if plan.maskable:
+        parts.append(f"{quantity(plan.maskable)} maskable weights in {len(spec.maskable)} layers")
+    if plan.channel_groups:
+        parts.append(f"{plan.channel_groups} groups of coupled channels")
+    if plan.blocks:
+        parts.append(f"{plan.blocks} blocks that can be skipped")
+    what = ", ".join(parts)
+    title = f"{spec.architecture}, {spec.num_classes} classes, input {size}, {what}"
+    return render(title, [plan_table(plan)], notes, stream)
+
+
+def plan_document(plan: "Plan") -> dict[str, Any]:
+    """Return a plan as plain JSON values."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "architecture": plan.spec.architecture,
+        "num_classes": plan.spec.num_classes,
+        "input_size": list(plan.spec.input_size),
+        "maskable": plan.maskable,
+        "channel_groups": plan.channel_groups,
+        "blocks": plan.blocks,
+        "without_rule": list(plan.without_rule),
+        "dense_layers": list(plan.dense_layers),
+        "train_images": plan.train_images,
+        "val_images": plan.val_images,
+        "finetune_steps": plan.finetune_steps,
+        "steps": plan.steps,
+        "seconds": plan.seconds,
+        "memory_bytes": plan.memory_bytes,
+        "uncounted": dict(plan.uncounted),
+        "warnings": list(plan.warnings),
+        "levels": [
+            {
+                "level": k,
+                "name": planned.level.name,
+                "width": planned.level.width,
+                "depth": planned.level.depth,
+                "classes": planned.classes,
+                "class_set": planned.class_set,
+                "sparsity": planned.cost.sparsity,
+                "pattern": str(planned.level.pattern),
+                "parameters": planned.cost.parameters,
+                "nonzero_parameters": planned.cost.nonzero_parameters,
+                "dense_macs": planned.cost.dense_macs,
+                "effective_macs": planned.cost.effective_macs,
+                "prefix_bytes": planned.prefix_bytes,
+            }
+            for k, planned in enumerate(plan.levels, start=1)
+        ],
+    }

@@ -1,0 +1,54 @@
+"""Titles, tables and notes as text for a terminal or a file, and as Markdown. No torch here."""
+
+import io
+from collections.abc import Sequence
+from typing import TextIO
+
+from rich.console import Console
+
+from nestify.report.sheet import Sheet
+from nestify.terminal import is_terminal
+
+WIDE = 10_000
+"""Columns for output that is not fitted to a terminal: more than any table needs."""
+
+
+def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: TextIO | None) -> str:
+    """Return title, tables and notes as text, fitted to a terminal or at full width.
+
+    Args:
+        title: first line.
+        sheets: tables, in order.
+        notes: lines below the tables.
+        stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
+    """
+    terminal = Console(file=stream) if is_terminal(stream) else None
+    width = terminal.width if terminal else None
+    buffer = io.StringIO()
+    console = Console(
+        file=buffer,
+        width=width or WIDE,
+        force_terminal=terminal is not None,
+        color_system="auto" if terminal else None,
+        highlight=False,
+        markup=False,
+    )
+    console.print(title)
+    for sheet in sheets:
+        table, left_out = sheet.fit(width)
+        console.print()
+        if sheet.title:
+            console.print(sheet.title)
+        console.print(table)
+        if left_out:
+            console.print(f"(columns that do not fit: {', '.join(left_out)})")
+    console.print()
+    for note in notes:
+        console.print(note)
+    lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def render_markdown(title: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
+    """Return title, tables and notes as Markdown, with every column."""
+    return "\n\n".join([title, *(sheet.markdown() for sheet in sheets), *notes]) + "\n"

@@ -1,0 +1,64 @@
+"""Where people see text: terminals, notebooks, standard error, and Python's warnings."""
+
+import sys
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import TextIO
+
+from rich.console import Console
+
+from nestify.errors import NestifyWarning
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is an open terminal."""
+    return stream is not None and not stream.closed and stream.isatty()
+
+
+def can_show_bars(console: Console) -> bool:
+    """Return whether progress bars can move on a console: at a terminal, or in a notebook with ipywidgets."""
+    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+def print_stderr(text: str) -> None:
+    """Print a line on standard error; a standard error that is closed must not end the work."""
+    with suppress(OSError, ValueError, AttributeError):
+        sys.stderr.write(encodable(text, sys.stderr) + "\n")
+        sys.stderr.flush()
+
+
+def encodable(text: str, stream: TextIO) -> str:
+    """Return the text with the characters that the stream's encoding lacks replaced."""
+    encoding = stream.encoding or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return text.replace("─", "-").encode(encoding, errors="replace").decode(encoding)
+    return text
+
+
+@dataclass(frozen=True)
+class Caller:
+    """A line of a program that called nestify.
+
+    Attributes:
+        file: path of its file.
+        line: number of the line, from 1.
+    """
+
+    file: str
+    line: int
+
+    def warn(self, text: str) -> None:
+        """Issue a `NestifyWarning` at this line, also if the same one was issued before."""
+        warnings.warn_explicit(text, NestifyWarning, self.file, self.line)
+
+
+def find_caller() -> Caller:
+    """Return the innermost line on the stack that is not code of nestify."""
+    frame = sys._getframe(1)
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "nestify":
+        frame = frame.f_back
+    return Caller(frame.f_code.co_filename, frame.f_lineno)
