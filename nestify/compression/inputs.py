@@ -9,9 +9,10 @@ from torch import nn
 from nestify.compression.defaults import with_batch_size, with_holdout, with_new_head
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
-from nestify.errors import CheckpointError, RecipeError
+from nestify.errors import CheckpointError, DataError, RecipeError
+from nestify.model.batch_norm import norms_over_images
 from nestify.model.pretrained import PretrainedModel, load_pretrained
-from nestify.model.spec import ModelSpec
+from nestify.model.spec import ModelSpec, synthetic_input
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
 from nestify.training.observer import Observer
@@ -30,6 +31,8 @@ class Inputs:
         pretrained: the model, with as many classes as the images.
         teacher: a timm model that teaches, in eval mode; None if the run needs none.
         labels: classes that each level predicts.
+        batch_size: images per training step and process.
+        min_images: images that a training batch must have: 2 if a batch norm has no variance with one.
     """
 
     recipe: Recipe
@@ -39,6 +42,8 @@ class Inputs:
     pretrained: PretrainedModel
     teacher: nn.Module | None
     labels: ClassLevels
+    batch_size: int
+    min_images: int
 
 
 def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
@@ -78,7 +83,55 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
         [level.classes for level in recipe.level],
         str(train_images.source),
     )
-    return Inputs(recipe, train_images, val_images, held_out, pretrained, teacher, labels)
+    min_images = images_per_statistic(pretrained, train_images, recipe.train.batch_size, processes, observer)
+    batch_size = max(min_images, recipe.train.batch_size)
+    return Inputs(
+        recipe,
+        train_images,
+        val_images,
+        held_out,
+        pretrained,
+        teacher,
+        labels,
+        batch_size,
+        min_images=min_images,
+    )
+
+
+def images_per_statistic(
+    pretrained: PretrainedModel, images: Images, batch_size: int, processes: int, observer: Observer
+) -> int:
+    """Return how many images a batch needs for the statistics of every batch norm: 1 or 2.
+
+    Args:
+        pretrained: the model.
+        images: the training images.
+        batch_size: images per batch, as the recipe says.
+        processes: number of processes that share the images.
+        observer: receives a warning about each batch of one image that is made larger.
+
+    Raises:
+        DataError: if there are too few images.
+    """
+    model, spec = pretrained.model, pretrained.spec
+    norms = norms_over_images(model, synthetic_input(spec.input_size, 1))
+    if not norms:
+        return 1
+    need = f"batch norm ({norms[0]}) sees one value per image, and needs two images or more"
+    if len(images) < 2 * processes and not images.source.is_stream:
+        each = f" for each of {processes} processes" if processes > 1 else ""
+        raise DataError(
+            f"{images.source}: {len(images)} training images{each} are too few, because {need}; use more "
+            "images, or a larger --input-size"
+        )
+    if batch_size == 1:
+        observer.warned(f"--batch-size 1: {need}, so the run uses batches of 2 images")
+    elif len(images) % batch_size == 1 and not images.source.is_stream:
+        observer.warned(
+            f"{len(images)} training images in batches of {batch_size} leave a batch of one: {need}, so it "
+            "is joined to another batch where statistics are measured"
+        )
+    return 2
 
 
 def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:

@@ -102,7 +102,8 @@ class Run:
         self.train_batches = train_loader(
             self.inputs.train_images,
             self.spec.preprocessing,
-            batch_size=recipe.train.batch_size,
+            batch_size=self.inputs.batch_size,
+            min_images=self.inputs.min_images,
             workers=self.workers,
             augment=augmentation(recipe),
             seed=recipe.seed,
@@ -143,7 +144,7 @@ class Run:
         seconds = memory = None
         if estimate:
             task = self._phases().make_task(nested.to(self.device), None)
-            step_seconds, memory = estimate_step(task, self.recipe.train.batch_size)
+            step_seconds, memory = estimate_step(task, self.inputs.batch_size)
             seconds = step_seconds * accumulate * (steps + finetune_steps / nested.n_levels)
         narrower, shallower = (
             any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
@@ -318,8 +319,7 @@ class Run:
 
     def _recalibrate_plain(self, model: nn.Module) -> None:
         loader = self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
-        batches = min(self.recipe.train.recalibrate_batches, len(loader))
-        recalibrate(model, Pictures(loader), batches)
+        recalibrate(model, Pictures(loader), self.recipe.train.recalibrate_batches)
 
     def _evaluate_plain(
         self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS
@@ -340,7 +340,7 @@ class Run:
         return eval_loader(
             images,
             self.spec.preprocessing,
-            batch_size=self.recipe.train.batch_size,
+            batch_size=self.inputs.batch_size,
             workers=self.workers,
             device=self.device,
             shuffle_seed=shuffle_seed,

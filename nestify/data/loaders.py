@@ -62,7 +62,8 @@ class Loader:
 
     Attributes:
         place: number of batches of the pass that are done, including those before `first_batch` and those
-            without any readable image.
+            that are left out.
+        left_out: number of batches with fewer readable images than `min_images`, in all passes.
     """
 
     def __init__(
@@ -72,9 +73,12 @@ class Loader:
         device: torch.device,
         order: Order | None,
         whole_stream: bool = False,
+        min_images: int = 1,
     ) -> None:
         self.images = images
         self.place = 0
+        self.left_out = 0
+        self._min_images = min_images
         self._whole_stream = whole_stream
         self._loader = loader
         self.device = device
@@ -115,6 +119,9 @@ class Loader:
                     continue
                 images, targets = batch
                 count += len(targets)
+                if len(targets) < self._min_images:
+                    self.left_out += self.place > first_batch
+                    continue
                 if self.place > first_batch:
                     yield (
                         images.to(self.device, non_blocking=True),
@@ -185,6 +192,7 @@ def train_loader(
     device: torch.device | str = "cpu",
     rank: int = 0,
     world_size: int = 1,
+    min_images: int = 1,
 ) -> Loader:
     """Make shuffled, augmented batches of one size; the incomplete last batch of an epoch is dropped.
 
@@ -201,6 +209,7 @@ def train_loader(
         seed: together with the epoch, it determines the order and every image's augmentation, for any number
             of workers. For a stream they depend on timm and on the number of workers.
         rank, world_size: rank of this process and number of processes, in distributed training.
+        min_images: a batch that has fewer readable images is left out.
 
     Raises:
         DataError: if there are fewer images than a batch.
@@ -220,7 +229,7 @@ def train_loader(
     samples = _samples(images, prepare, batch_size, workers, seed=seed, training=True)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device, seed=seed, drop_last=True)
-    return Loader(images, loader, device, order)
+    return Loader(images, loader, device, order, min_images=min_images)
 
 
 def eval_loader(

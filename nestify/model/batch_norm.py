@@ -7,7 +7,7 @@ differently at each sparsity. The private tensors are small, and nested training
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice, repeat
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing fvcore scripts a loss, which torch warns about
     from fvcore.nn.precise_bn import update_bn_stats
 
+from nestify.errors import DataError
 from nestify.recipe.options import BatchNormMode
 
 
@@ -50,42 +51,130 @@ def _non_persistent(module: nn.Module) -> set[str]:
 
 
 @torch.no_grad()
+def norms_over_images(model: nn.Module, image: Tensor) -> list[str]:
+    """Return the names of the batch norms that see one value per channel and image.
+
+    In training mode they need two images or more, because a single value has no variance. Such layers follow
+    a global pooling, or a stage that reduces the image to one pixel.
+
+    Args:
+        model: the model; left in eval mode.
+        image: one image, (1, C, H, W), on the model's device.
+    """
+    found: list[str] = []
+
+    def look(name: str, inputs: tuple[Tensor, ...]) -> None:
+        x = inputs[0]
+        if x.numel() == x.shape[1] and name not in found:
+            found.append(name)
+
+    model.eval()
+    norms = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    hooks = [
+        module.register_forward_pre_hook(lambda _, inputs, name=name: look(name, inputs))
+        for name, module in norms.items()
+    ]
+    try:
+        if norms:
+            model(image)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+@torch.no_grad()
 def recalibrate(model: nn.Module, batches: Iterable[Tensor], n_batches: int) -> int:
     """Recompute the running statistics of a plain model from images, in place.
 
-    They become the population statistics over all batches (Wu and Johnson, "Rethinking Batch in BatchNorm",
-    2021, section 3), computed by fvcore. Dropout and stochastic depth stay off.
+    They become the population statistics over all batches, each weighted by its number of values (Wu and
+    Johnson, "Rethinking Batch in BatchNorm", 2021, section 3 and appendix), computed by fvcore. Dropout and
+    stochastic depth stay off.
 
     Args:
         model: a plain model, such as `NestedModel.at_level` returns; left in eval mode.
-        batches: image batches of shape (B, C, H, W) on the model's device; repeated from the start if
-            there are fewer than `n_batches`.
-        n_batches: number of batches to use.
+        batches: image batches of shape (B, C, H, W) on the model's device. A batch of a single image is
+            joined to a neighbour.
+        n_batches: maximum number of batches to use.
 
     Returns:
         Number of batch-norm layers that were recalibrated.
+
+    Raises:
+        DataError: if there is a single image, and a batch norm sees one value of it per channel.
     """
-    if isinstance(model, fx.GraphModule):
-        return _recalibrate_graph(model, batches, n_batches)
-    with _batch_norm_training(model) as layers:
-        if layers and n_batches:
-            update_bn_stats(model, _repeat_forever(batches), num_iters=n_batches)
-    return len(layers)
+    batches = join_single_images(batches)
+    try:
+        if isinstance(model, fx.GraphModule):
+            return _recalibrate_graph(model, batches, n_batches)
+        with _batch_norm_training(model) as layers:
+            if layers:
+                # fvcore asks for an exact number of batches, which is not known while images may be skipped.
+                update_bn_stats(_IgnoreNone(model), chain(batches, repeat(None)), num_iters=n_batches)
+        return len(layers)
+    except ValueError as error:  # torch: "Expected more than 1 value per channel when training"
+        raise DataError(f"batch norm needs two readable training images or more ({error})") from error
+
+
+def join_single_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield batches (B, C, H, W), with each batch of a single image joined to the next or to the last one.
+
+    A batch of one image is left only if it is the only batch.
+    """
+    ready: Tensor | None = None
+    current: Tensor | None = None
+    for batch in batches:
+        if current is not None and len(current) == 1:
+            current = torch.cat([current, batch])
+            continue
+        if ready is not None:
+            yield ready
+        ready, current = current, batch
+    if ready is not None and current is not None and len(current) == 1:
+        ready, current = torch.cat([ready, current]), None
+    if ready is not None:
+        yield ready
+    if current is not None:
+        yield current
+
+
+class _IgnoreNone(nn.Module):
+    """A model that does nothing where it gets None instead of images."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor | None) -> None:
+        if images is not None:
+            self.model(images)
 
 
 class _Statistics(fx.Interpreter):
     """An interpreter of a network made by torch.export that sums up the batch statistics of its norms.
 
-    Every batch norm normalises by the batch.
+    Every batch norm normalises by the batch. A batch's weight is its number of images over that of the first
+    batch.
 
     Attributes:
-        sums: node of a batch norm -> sums over all runs of its input's mean and mean square per channel,
-            both of shape (channels,).
+        weight: sum of the weights of all runs.
+        sums: node of a batch norm -> weighted sums over all runs of its input's mean and mean square per
+            channel, both of shape (channels,).
     """
 
     def __init__(self, model: fx.GraphModule) -> None:
         super().__init__(model)
+        self.weight = 0.0
         self.sums: dict[fx.Node, tuple[Tensor, Tensor]] = {}
+        self._images = 0
+        self._share = 1.0
+
+    def add(self, images: Tensor) -> None:
+        """Run the network on a batch (B, C, H, W), and add its statistics."""
+        self._images = self._images or len(images)
+        self._share = len(images) / self._images
+        self.weight += self._share
+        self.run(images)
 
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not torch.ops.aten.batch_norm.default:
@@ -93,30 +182,25 @@ class _Statistics(fx.Interpreter):
         x, weight, bias, *_, eps, _ = self.fetch_args_kwargs_from_env(n)[0]
         dims = [dim for dim in range(x.ndim) if dim != 1]
         mean, square = self.sums.get(n, (0.0, 0.0))
-        self.sums[n] = mean + x.mean(dims), square + x.square().mean(dims)
+        self.sums[n] = mean + self._share * x.mean(dims), square + self._share * x.square().mean(dims)
         return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
 
 def _recalibrate_graph(model: fx.GraphModule, batches: Iterable[Tensor], n_batches: int) -> int:
     """Do the work of `recalibrate` for a network made by torch.export."""
     statistics = _Statistics(model)
-    for images in islice(_repeat_forever(batches), n_batches):
-        statistics.run(images)
+    for images in islice(batches, n_batches):
+        statistics.add(images)
     for node, (means, squares) in statistics.sums.items():
         mean, variance = (model.get_buffer(str(argument.target)) for argument in _running_statistics(node))
-        mean.copy_(means / n_batches)
-        variance.copy_((squares / n_batches - mean.square()).clamp_min(0))
+        mean.copy_(means / statistics.weight)
+        variance.copy_((squares / statistics.weight - mean.square()).clamp_min(0))
     return len(statistics.sums)
 
 
 def _running_statistics(norm: fx.Node) -> list[fx.Node]:
     """Return the arguments of a batch norm that are its running mean and running variance."""
     return [argument for argument in norm.args[3:5] if isinstance(argument, fx.Node)]
-
-
-def _repeat_forever(batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    while True:
-        yield from batches
 
 
 @contextmanager

@@ -84,6 +84,7 @@ class Phases:
             trained = train(
                 task, self.batches, options, recipe.augment, on_log=on_log, hook=hook, world=self.world
             )
+        self._report_left_out()
         if recipe.finetune.save is not None and self.world.is_main:
             save_plain(trained.network, Path(recipe.finetune.save))
         return trained.network
@@ -136,6 +137,7 @@ class Phases:
                 hook=hook,
                 world=self.world,
             )
+        self._report_left_out()
         if isinstance(task.levels, CompiledLevels):
             graphs = task.levels.count_graphs()
             self.observer.stage(f"torch.compile made {graphs} programs for {nested.n_levels} levels")
@@ -171,6 +173,15 @@ class Phases:
             autocast=self._precision.autocast,
             device=self.device,
         )
+
+    def _report_left_out(self) -> None:
+        """Warn about the training batches that had too few readable images, and count from 0 again."""
+        if self.batches.left_out:
+            self.observer.warned(
+                f"{self.batches.left_out} training batches had a single readable image, which batch norm "
+                "cannot use, and were left out"
+            )
+        self.batches.left_out = 0
 
     @property
     def _precision(self) -> Precision:

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import nn
 
-from nestify.model.batch_norm import own_names, recalibrate
+from nestify.errors import DataError
+from nestify.model.batch_norm import join_single_images, norms_over_images, own_names, recalibrate
 
 MakeModel = Callable[..., nn.Module]
 
@@ -36,7 +38,7 @@ def test_statistics_are_those_of_all_images() -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_too_few_batches_are_repeated() -> None:
+def test_fewer_batches_than_the_maximum_are_enough() -> None:
     model = nn.Sequential(nn.BatchNorm2d(3))
     images = [torch.randn(8, 3, 4, 4)]
     recalibrate(model, images, 4)
@@ -44,3 +46,69 @@ def test_too_few_batches_are_repeated() -> None:
     assert isinstance(norm, nn.BatchNorm2d)
     assert norm.running_mean is not None
     torch.testing.assert_close(norm.running_mean, images[0].mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "joined"),
+    [
+        ([8, 8, 8, 8, 1], [8, 8, 8, 9]),
+        ([8, 1, 8], [8, 9]),
+        ([1, 1, 1, 1], [2, 2]),
+        ([1, 1, 1], [3]),
+        ([1, 8], [9]),
+        ([1], [1]),
+        ([2, 3], [2, 3]),
+        ([], []),
+    ],
+)
+def test_no_batch_of_one_image_is_left(sizes: list[int], joined: list[int]) -> None:
+    images = torch.arange(sum(sizes)).view(-1, 1)
+    found = list(join_single_images(images.split(sizes)))
+    assert [len(batch) for batch in found] == joined
+    if found:
+        assert torch.equal(torch.cat(found), images)
+
+
+class Pooled(nn.Module):
+    """A network with a batch norm behind its global pooling, as levit has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.pooled = nn.BatchNorm2d(3), nn.BatchNorm1d(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.pooled(self.wide(x).mean((2, 3)))
+        return logits
+
+
+def test_norms_over_images_are_named() -> None:
+    assert norms_over_images(Pooled(), torch.randn(1, 3, 4, 4)) == ["pooled"]
+    assert norms_over_images(nn.Sequential(nn.BatchNorm2d(3)), torch.randn(1, 3, 1, 1)) == ["0"]
+    assert norms_over_images(nn.Linear(3, 3), torch.randn(1, 3)) == []
+
+
+@pytest.mark.parametrize("last", [1, 2, 5])
+def test_a_last_small_batch_counts_by_its_images(last: int) -> None:
+    images = torch.randn(16 + last, 3, 4, 4) * 3 + 2
+    images[16:] += 50  # so that the small batch matters
+    model = nn.BatchNorm2d(3).eval()
+    recalibrate(model, images.split(8), 100)
+    pixels = images.transpose(0, 1).reshape(3, -1).numpy()
+    assert model.running_mean is not None
+    assert model.running_var is not None
+    torch.testing.assert_close(model.running_mean, torch.tensor(pixels.mean(1)), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.running_var, torch.tensor(pixels.var(1)), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9, 17])
+@pytest.mark.parametrize("size", [1, 2, 8])
+def test_statistics_behind_the_pooling_need_no_full_batch(count: int, size: int) -> None:
+    model = Pooled()
+    recalibrate(model, torch.randn(count, 3, 4, 4).split(size), 100)
+    assert model.pooled.running_var is not None
+    assert torch.isfinite(model.pooled.running_var).all()
+
+
+def test_one_image_is_too_few() -> None:
+    with pytest.raises(DataError, match="two readable training images"):
+        recalibrate(Pooled(), [torch.randn(1, 3, 4, 4)], 100)

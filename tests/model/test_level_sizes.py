@@ -204,10 +204,11 @@ def test_a_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
         nestify.load(path, level=1)
 
 
-def test_a_narrow_level_is_recalibrated_like_a_plain_network() -> None:
-    """The reference is a plain network of its width, recalibrated by fvcore."""
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (8, 2), (8, 5, 1)])
+def test_a_narrow_level_is_recalibrated_like_a_plain_network(sizes: tuple[int, ...]) -> None:
+    """The reference is a plain network of its width, recalibrated by fvcore; images count alike."""
     nested = narrow_model("test_resnet")
-    batches = [images(4) for _ in range(3)]
+    batches = [images(size) * (1 + 3 * i) for i, size in enumerate(sizes)]
     graph, plain = nested.at_level(1), slim_resnet(nested, 1)
     assert recalibrate(graph, batches, 3) == recalibrate(plain, batches, 3)
     expected = dict(plain.named_buffers())
