@@ -5,8 +5,9 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import asdict
 from enum import IntEnum
@@ -19,7 +20,8 @@ from nestify.errors import GateFailed, OutputError
 from nestify.evaluation.gates import GateResult, missed
 from nestify.files import atomic_file
 from nestify.report.evaluation import gates_table, missed_gates
-from nestify.report.sheet import Sheet
+from nestify.report.sheet import Sheet, escape_markdown
+from nestify.text import printable, printable_lines
 
 
 class Verbosity(IntEnum):
@@ -60,16 +62,58 @@ def take_verbosity(words: Sequence[str]) -> list[str]:
     found = [_WORDS[word] for word in words if word in _WORDS]
     _verbosity.set(found[-1] if found else Verbosity.normal)
     if verbosity() is Verbosity.verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_PrintableRecords("%(name)s: %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    elif logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableRecords("%(message)s"))
     return [word for word in words if word not in _WORDS]
+
+
+class _PrintableRecords(logging.Formatter):
+    """Escapes what libraries log, which may contain text of a file."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the message as one printable line."""
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message and, if there is one, the traceback."""
+        return printable_lines(super().format(record))
+
+
+@contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Print Python's warnings, which may contain text of a file, with `print_stderr`."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = warnings.formatwarning(printable(str(message)), category, filename, lineno, line)
+        print_stderr(text.rstrip("\n"))
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 WIDE = 10_000
 """Columns for output that is not fitted to a terminal: more than any table needs."""
 
+LONGEST_NOTE = 3000
+"""Characters of a note below the tables that are shown; some notes list names."""
+
 
 def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: TextIO | None) -> str:
-    """Return title, tables and notes as text, fitted to a terminal or at full width.
+    """Return title, tables and notes as printable text, fitted to a terminal or at full width.
 
     Args:
         title: first line.
@@ -87,26 +131,29 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
         color_system="auto" if terminal else None,
         highlight=False,
         markup=False,
+        emoji=False,
     )
-    console.print(title)
+    console.print(printable(title))
     for sheet in sheets:
         table, left_out = sheet.fit(width)
         console.print()
         if sheet.title:
-            console.print(sheet.title)
+            console.print(printable(sheet.title))
         console.print(table)
         if left_out:
             console.print(f"(columns that do not fit: {', '.join(left_out)})")
     console.print()
     for note in notes:
-        console.print(note)
+        console.print(printable(note, LONGEST_NOTE))
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def render_markdown(title: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """Return title, tables and notes as Markdown, with every column."""
-    return "\n\n".join([title, *(sheet.markdown() for sheet in sheets), *notes]) + "\n"
+    head = escape_markdown(printable(title))
+    paragraphs = [escape_markdown(printable(note, LONGEST_NOTE)) for note in notes]
+    return "\n\n".join([head, *(sheet.markdown() for sheet in sheets), *paragraphs]) + "\n"
 
 
 def write_result(text: str, output: Path | None) -> None:
@@ -142,17 +189,23 @@ def abandon_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def print_stderr(text: str) -> None:
-    """Print a line on standard error; a standard error that is closed must not end the work."""
+def print_stderr(text: str, *, rendered: bool = False) -> None:
+    """Print lines on standard error; a standard error that is closed must not end the work.
+
+    Args:
+        text: the lines; everything in them that is not visible is escaped.
+        rendered: whether they come from `render`, which has escaped them and may have added styles.
+    """
     with suppress(OSError, ValueError, AttributeError):
+        text = text if rendered else printable_lines(text)
         sys.stderr.write(_encodable(text, sys.stderr) + "\n")
         sys.stderr.flush()
 
 
-def print_unless_quiet(text: str) -> None:
-    """Print a line on standard error, except with --quiet."""
+def print_unless_quiet(text: str, *, rendered: bool = False) -> None:
+    """Print lines on standard error, except with --quiet; see `print_stderr`."""
     if verbosity() is not Verbosity.quiet:
-        print_stderr(text)
+        print_stderr(text, rendered=rendered)
 
 
 def _encodable(text: str, stream: TextIO) -> str:

@@ -15,6 +15,7 @@ from nestify.cli.output import Verbosity, print_stderr, render, verbosity
 from nestify.evaluation.accuracy import Accuracy
 from nestify.report.table import mebibytes, plan_table, quantity, summarize_images
 from nestify.schedule.costs import Plan
+from nestify.text import LONGEST_MESSAGE, printable
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
@@ -32,7 +33,7 @@ class Display(Observer):
     def __init__(self) -> None:
         self._quiet = verbosity() is Verbosity.quiet
         self._verbose = verbosity() is Verbosity.verbose
-        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self.progress = _BarAndDetail(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
@@ -58,7 +59,7 @@ class Display(Observer):
     def stage(self, text: str) -> None:
         """Print the name of the stage."""
         self._epoch_start = time.perf_counter()
-        self._print_progress(text)
+        self._print_progress(printable(text))
 
     def planned(self, plan: Plan) -> None:
         """Print the plan."""
@@ -90,10 +91,11 @@ class Display(Observer):
     def skipped(self, split: str, images: dict[str, str]) -> None:
         """Print how many images were left out, and the first of their names."""
         if images:
-            self._print_progress(f"{split} images: skipped {summarize_images(images)}")
+            self._print_progress(printable(f"{split} images: skipped {summarize_images(images)}"))
 
     def warned(self, text: str) -> None:
         """Print a warning, and keep it for `repeat_warnings`."""
+        text = printable(text, LONGEST_MESSAGE)
         self.warnings.append(text)
         self._print(f"warning: {text}")
 
