@@ -8,14 +8,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
-LONGEST_REASON = 300
-"""Characters of a library's message that are repeated in ours."""
+from nestify.text import LONGEST_MESSAGE, printable
+
+MOST_PROBLEMS = 50
+"""Problems of a recipe that are listed."""
 
 
 class NestifyError(Exception):
-    """Base of all errors that are shown to the user as a message rather than reported as a bug."""
+    """Base of all errors that are shown to the user as a message rather than reported as a bug.
+
+    Args:
+        message: one sentence; characters that act on a terminal are escaped, and a long text is cut.
+    """
 
     exit_code = 70
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message, LONGEST_MESSAGE))
 
 
 class NestifyWarning(UserWarning):
@@ -40,8 +49,12 @@ class RecipeError(NestifyError):
 
     def __init__(self, problems: str | list[str], source: str = "") -> None:
         self.problems = [problems] if isinstance(problems, str) else list(problems)
+        if len(self.problems) > MOST_PROBLEMS:
+            more = len(self.problems) - MOST_PROBLEMS
+            self.problems[MOST_PROBLEMS:] = [f"{more} other problems are not listed"]
         prefix = f"{source}: " if source else ""
-        super().__init__("\n".join(prefix + problem for problem in self.problems))
+        lines = [printable(prefix + problem, LONGEST_MESSAGE) for problem in self.problems]
+        Exception.__init__(self, "\n".join(lines))
 
 
 class CheckpointError(NestifyError):
@@ -114,8 +127,9 @@ def joined(errors: Sequence[NestifyError]) -> NestifyError:
 def foreign_code(describe: Callable[[str], NestifyError]) -> Iterator[None]:
     """Turn whatever a library raises on untrusted input into an error that the user can act on.
 
-    The block should contain calls of the library and nothing else. Errors of nestify, running out of memory
-    and our own failed assertions pass through, and so do interrupts.
+    The block should contain calls of the library and nothing else. Errors of nestify and our own failed
+    assertions pass through, and so do interrupts. Running out of memory is turned into the error too: what
+    was asked for came with the input.
 
     Args:
         describe: makes the error from one line that says what the library raised.
@@ -128,8 +142,7 @@ def foreign_code(describe: Callable[[str], NestifyError]) -> Iterator[None]:
     except NestifyError:
         raise
     except Exception as error:
-        out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-        if out_of_memory or (isinstance(error, AssertionError) and _was_raised_here(error.__traceback__)):
+        if isinstance(error, AssertionError) and _was_raised_here(error.__traceback__):
             raise
         raise describe(foreign_reason(error)) from error
 
@@ -146,7 +159,7 @@ def foreign_reason(error: Exception) -> str:
         return type(error).__name__
     if " " not in line:
         line = f"{type(error).__name__}: {line}"
-    return line if len(line) <= LONGEST_REASON else line[:LONGEST_REASON] + "..."
+    return printable(line)
 
 
 def _was_raised_here(traceback: TracebackType | None) -> bool:

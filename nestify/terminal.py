@@ -10,6 +10,7 @@ from typing import TextIO
 from rich.console import Console
 
 from nestify.errors import NestifyWarning
+from nestify.text import printable_lines
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -22,8 +23,14 @@ def can_show_bars(console: Console) -> bool:
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
-def print_stderr(text: str) -> None:
-    """Print a line on standard error; a standard error that is closed must not end the work."""
+def print_stderr(text: str, *, rendered: bool = False) -> None:
+    """Print lines on standard error; a standard error that is closed must not end the work.
+
+    Args:
+        text: the lines; everything in them that is not visible is escaped.
+        rendered: whether they come from `render`, which has escaped them and may have added styles.
+    """
+    text = text if rendered else printable_lines(text)
     with suppress(OSError, ValueError, AttributeError):
         sys.stderr.write(encodable(text, sys.stderr) + "\n")
         sys.stderr.flush()

@@ -32,6 +32,7 @@ ROOMS = (
     "signals",
     "errors",
     "version",
+    "text",
 )
 """Folders and modules at the top of the package; a module imports from its own room and from later ones."""
 

@@ -15,17 +15,15 @@ class Strange(Exception):
     """An exception type that no list of types would contain."""
 
 
-@pytest.mark.parametrize("error", [Strange("one two"), RecursionError("one two"), OSError("one two")])
+@pytest.mark.parametrize("error", [Strange("one two"), RecursionError("one two"), MemoryError("one two")])
 def test_any_type_becomes_the_described_error(error: Exception) -> None:
     with pytest.raises(DataError, match=r"^photos: one two$") as caught, foreign_code(describe):
         raise error
     assert caught.value.__cause__ is error
 
 
-@pytest.mark.parametrize(
-    "error", [KeyboardInterrupt(), MemoryError(), CheckpointError("mine"), SystemExit(2)]
-)
-def test_interrupts_memory_and_our_own_errors_pass(error: BaseException) -> None:
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), CheckpointError("mine"), SystemExit(2)])
+def test_interrupts_and_our_own_errors_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, foreign_code(describe):
         raise error
     assert caught.value is error
@@ -47,7 +45,7 @@ def test_failed_assertions_pass_only_if_they_are_ours() -> None:
         (ValueError(), "ValueError"),
         (ValueError("\n  first line\nsecond line"), "first line"),
         (ValueError("only an introduction:"), "only an introduction:"),
-        (ValueError("a b" + "x" * 1000), "a b" + "x" * 297 + "..."),
+        (ValueError("a b" + "x" * 1000), "a b" + "x" * 222 + " ...(1,003 characters)... " + "x" * 75),
     ],
 )
 def test_one_useful_line_is_kept(error: Exception, line: str) -> None:

@@ -18,7 +18,7 @@ from nestify.cli.doctor import doctor
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.guide import guide
-from nestify.cli.output import take_verbosity, write_result
+from nestify.cli.output import printable_warnings, take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
@@ -27,6 +27,7 @@ from nestify.cli.verify import verify
 from nestify.errors import NestifyError, OutputError
 from nestify.signals import STOP_SIGNALS
 from nestify.terminal import print_stderr
+from nestify.text import LONGEST_MESSAGE, printable
 from nestify.version import __version__
 
 OUT_OF_MEMORY = 3
@@ -129,11 +130,11 @@ def run(arguments: Sequence[str]) -> int:
     command = typer.main.get_command(app)
     try:
         # Not app(words): typer would handle Ctrl-C and broken pipes itself.
-        with command.make_context("nestify", words) as context:
+        with printable_warnings(), command.make_context("nestify", words) as context:
             command.invoke(context)
     except NestifyError as error:
         for note in getattr(error, "__notes__", []):
-            print_stderr(note)
+            print_stderr(printable(note, LONGEST_MESSAGE))
         return _print_error(str(error), error.exit_code, wants_traceback)
     except typer.Exit as end:
         return end.exit_code
@@ -148,7 +149,7 @@ def _report_stop(stop: BaseException, wants_traceback: bool) -> int:
     """Report a run that was stopped by a signal, and return its exit code."""
     word, code = ("terminated", TERMINATED) if isinstance(stop, _Terminated) else ("interrupted", INTERRUPTED)
     # A run that can be resumed has added a note that says from where.
-    left = "; ".join(getattr(stop, "__notes__", [])) or "no output was written"
+    left = printable("; ".join(getattr(stop, "__notes__", [])), LONGEST_MESSAGE) or "no output was written"
     return _print_error(f"{word}; {left}", code, wants_traceback)
 
 
@@ -160,14 +161,16 @@ def _report_exception(error: Exception, wants_traceback: bool) -> int:
     show, usage_code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(usage_code, int):
         if (message := getattr(error, "message", None)) is not None:
-            error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]  # from pydantic
+            message = message.removeprefix("Value error, ")  # from pydantic
+            error.message = printable(message, LONGEST_MESSAGE)  # type: ignore[attr-defined]
         show()
         return usage_code
+    reason = printable(str(error), LONGEST_MESSAGE)
     if _is_out_of_memory(error):
         remedy = "use a smaller --batch-size or --input-size"
-        return _print_error(f"out of memory: {error}; {remedy}", OUT_OF_MEMORY, wants_traceback)
+        return _print_error(f"out of memory: {reason}; {remedy}", OUT_OF_MEMORY, wants_traceback)
     return _print_error(
-        f"this is a bug in nestify {__version__}: {type(error).__name__}: {error}\n"
+        f"this is a bug in nestify {__version__}: {type(error).__name__}: {reason}\n"
         "please report it with the command and what it prints with --traceback",
         BUG,
         wants_traceback,

@@ -24,6 +24,7 @@ from nestify.compression.batch.tables import progress
 from nestify.files import metrics_path
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number
+from nestify.text import LONGEST_MESSAGE, printable
 
 REFRESH = 0.25
 """Seconds between two updates of the table of running jobs."""
@@ -33,7 +34,7 @@ class BatchDisplay(BatchObserver):
     """Progress of a batch on standard error: a line per event and, at a terminal, a table of running jobs."""
 
     def __init__(self) -> None:
-        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
         self._start_times: dict[str, float] = {}
         self._last_update = 0.0
@@ -89,10 +90,12 @@ class BatchDisplay(BatchObserver):
         table.add_column(justify="right", no_wrap=True)
         for job in running:
             seconds = f"{now - self._start_times[job.name]:.0f} s"
-            table.add_row(job.name, progress(metrics_path(job.recipe.output_path)), seconds)
+            steps = progress(metrics_path(job.recipe.output_path))
+            table.add_row(printable(job.name), printable(steps), seconds)
         return table
 
     def _print(self, text: str) -> None:
+        text = printable(text, LONGEST_MESSAGE)
         if self._live.is_started:
             self.console.print(text)
         else:

@@ -80,6 +80,7 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
 
 def _text(file: str, done: "Exported") -> str:
     from nestify.report.table import mebibytes
+    from nestify.text import printable
 
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
     batches = f"{done.batch} images per call" if done.batch else "any number of images per call"
@@ -101,4 +102,4 @@ def _text(file: str, done: "Exported") -> str:
         lines.append(
             f"It was written by torch {version}; torch does not guarantee that other versions can read it."
         )
-    return "\n".join([*lines, f"Written: {done.path}"]) + "\n"
+    return "".join(f"{printable(line)}\n" for line in [*lines, f"Written: {done.path}"])

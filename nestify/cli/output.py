@@ -2,12 +2,14 @@
 
 import logging
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import asdict
 from enum import IntEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from nestify.errors import GateFailed
 from nestify.evaluation.gates import GateResult, missed
@@ -15,6 +17,7 @@ from nestify.files import atomic_file
 from nestify.report.evaluation import gates_table, missed_gates
 from nestify.report.sheet import Sheet
 from nestify.terminal import encodable, print_stderr
+from nestify.text import printable, printable_lines
 
 
 class Verbosity(IntEnum):
@@ -55,8 +58,47 @@ def take_verbosity(words: Sequence[str]) -> list[str]:
     found = [_WORDS[word] for word in words if word in _WORDS]
     _verbosity.set(found[-1] if found else Verbosity.normal)
     if verbosity() is Verbosity.verbose:
-        logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(name)s: %(message)s", force=True)
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(_PrintableRecords("%(name)s: %(message)s"))
+        logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    elif logging.lastResort is not None:
+        logging.lastResort.setFormatter(_PrintableRecords("%(message)s"))
     return [word for word in words if word not in _WORDS]
+
+
+class _PrintableRecords(logging.Formatter):
+    """Escapes what libraries log, which may contain text of a file."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the message as one printable line."""
+        return printable(super().formatMessage(record))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the message and, if there is one, the traceback."""
+        return printable_lines(super().format(record))
+
+
+@contextmanager
+def printable_warnings() -> Iterator[None]:
+    """Print Python's warnings, which may contain text of a file, with `print_stderr`."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        text = warnings.formatwarning(printable(str(message)), category, filename, lineno, line)
+        print_stderr(text.rstrip("\n"))
+
+    before = warnings.showwarning
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = before
 
 
 def write_result(text: str, output: Path | None) -> None:
@@ -77,10 +119,10 @@ def write_result(text: str, output: Path | None) -> None:
     sys.stdout.flush()
 
 
-def print_unless_quiet(text: str) -> None:
-    """Print a line on standard error, except with --quiet."""
+def print_unless_quiet(text: str, *, rendered: bool = False) -> None:
+    """Print lines on standard error, except with --quiet; see `print_stderr`."""
     if verbosity() is not Verbosity.quiet:
-        print_stderr(text)
+        print_stderr(text, rendered=rendered)
 
 
 def gates_sheets(results: Sequence[GateResult]) -> list[Sheet]:

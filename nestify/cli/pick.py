@@ -87,7 +87,7 @@ def pick(
     else:
         title = f"{done.path}: {', '.join(map(str, limits))}"
         text = render(title, [pick_table(done)], pick_notes(done), sys.stderr)
-        print_unless_quiet(text.rstrip("\n"))
+        print_unless_quiet(text.rstrip("\n"), rendered=True)
         write_result(_picked_name(done) + "\n", None)
 
 

@@ -66,12 +66,17 @@ def _progress_bar() -> "Iterator[Progress]":
 
 def _text(done: "Sliced") -> str:
     from nestify.report.table import mebibytes
+    from nestify.text import printable
 
-    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
     read = f"{mebibytes(done.bytes_read)} MiB read from {done.source}"
+    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
+    lines = [
+        f"{done.path}: levels {levels}",
+        f"{mebibytes(done.bytes_written)} MiB written, {read}",
+    ]
     if not done.bytes_written:
-        return f"{done.path}: already has levels {levels}, so nothing was written\n{read}\n"
-    return f"{done.path}: levels {levels}\n{mebibytes(done.bytes_written)} MiB written, {read}\n"
+        lines = [f"{done.path}: already has levels {levels}, so nothing was written", read]
+    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _document(done: "Sliced") -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nestify.errors import UnsupportedModelError, foreign_code
+from nestify.text import printable
 
 Kwargs = dict[str, Any]
 
@@ -125,7 +126,7 @@ def build_model(architecture: str, kwargs: Kwargs, *, random_weights: bool = Tru
         raise UnsupportedModelError(
             f"{architecture!r} is not in the registry of timm {timm.__version__}; install a timm that has it"
         )
-    refused = f"timm cannot build {architecture} with {kwargs}"
+    refused = f"timm cannot build {architecture} with {printable(str(kwargs))}"
     fill = nullcontext() if random_weights else _NoRandomFill()
     with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")), fill:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nestify.file.summary import LevelReport, Report
-from nestify.report.sheet import Column, Sheet, escape_unprintable, settings
+from nestify.report.sheet import Column, Sheet, settings
 from nestify.report.table import mebibytes, number, quantity
 
 SCHEMA_VERSION = 1
@@ -164,12 +164,10 @@ def _options(here: Report, there: Report) -> list[tuple[str, str | None, str | N
 
 def _option_table(comparison: Comparison) -> Sheet:
     keys, ours, theirs = zip(*comparison.options, strict=True)
-    sides = [
-        ["-" if value is None else escape_unprintable(value) for value in side] for side in (theirs, ours)
-    ]
+    sides = [["-" if value is None else value for value in side] for side in (theirs, ours)]
     return Sheet(
         [
-            Column("option", [escape_unprintable(key) for key in keys], is_text=True),
+            Column("option", keys, is_text=True),
             Column("there", sides[0], is_text=True),
             Column("here", sides[1], is_text=True),
         ]

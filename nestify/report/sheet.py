@@ -1,7 +1,7 @@
 """Tables that fit a terminal of any width, a pipe, or Markdown. No torch here."""
 
 import json
-import unicodedata
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +12,7 @@ from rich.console import JustifyMethod
 from rich.table import Table
 
 from nestify.recipe.flat_options import flat_table
+from nestify.text import printable
 
 GAP = 2
 """Spaces between columns."""
@@ -22,6 +23,8 @@ FOLDED = 20
 @dataclass(frozen=True)
 class Column:
     """A column of a table.
+
+    Titles and cells may come from a file: characters that act on a terminal are escaped, and long texts cut.
 
     Attributes:
         title: heading; may break at its first space.
@@ -35,10 +38,16 @@ class Column:
     is_text: bool = False
     rank: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "title", printable(self.title))
+        object.__setattr__(self, "cells", [printable(cell) for cell in self.cells])
+
     @property
     def with_broken_title(self) -> "Column":
         """The column with its title on two lines."""
-        return Column(self.title.replace(" ", "\n", 1), self.cells, self.is_text, self.rank)
+        broken = Column(self.title, self.cells, self.is_text, self.rank)
+        object.__setattr__(broken, "title", self.title.replace(" ", "\n", 1))
+        return broken
 
     @property
     def width(self) -> int:
@@ -91,14 +100,22 @@ class Sheet:
         """Return title and table as Markdown, with every column."""
         columns = []
         for column in self.columns:
-            cells = [text.replace("|", "\\|") for text in (column.title, *column.cells)]
+            cells = [escape_markdown(text) for text in (column.title, *column.cells)]
             longest = max(map(cell_len, cells))
             pad = str.ljust if column.is_text else str.rjust
             rule = "-" * (longest - 1)
             head, *rest = (pad(cell, longest) for cell in cells)
             columns.append([head, f":{rule}" if column.is_text else f"{rule}:", *rest])
         table = "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
-        return f"{self.title}\n\n{table}" if self.title else table
+        return f"{escape_markdown(printable(self.title))}\n\n{table}" if self.title else table
+
+
+def escape_markdown(text: str) -> str:
+    """Return a printable text whose cells, tags, code and links are not those of Markdown."""
+    return _MARKDOWN.sub(r"\\\g<0>", text)
+
+
+_MARKDOWN = re.compile(r"\\(?=\W)|[|<`]|(?<=\])\(")
 
 
 def _total(widths: Sequence[int]) -> int:
@@ -121,19 +138,3 @@ def settings(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the options of a recipe as `--set` takes them: pairs of dotted key (`train.lr`) and value."""
     for key, value in flat_table(recipe):
         yield key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-
-
-def escape_unprintable(text: str) -> str:
-    """Return the text with characters that are not visible replaced by their escape codes."""
-    if text.isprintable():
-        return text
-    return "".join(_code(letter) if _is_hidden(letter) else letter for letter in text)
-
-
-def _is_hidden(letter: str) -> bool:
-    """Return whether a character is a control, format, surrogate or unassigned code, or ends a line."""
-    return unicodedata.category(letter)[0] == "C" or letter in "\u2028\u2029"
-
-
-def _code(letter: str) -> str:
-    return letter.encode("ascii", "backslashreplace").decode() if letter > "\x7f" else f"\\x{ord(letter):02x}"

@@ -6,15 +6,19 @@ from typing import TextIO
 
 from rich.console import Console
 
-from nestify.report.sheet import Sheet
+from nestify.report.sheet import Sheet, escape_markdown
 from nestify.terminal import is_terminal
+from nestify.text import printable
 
 WIDE = 10_000
 """Columns for output that is not fitted to a terminal: more than any table needs."""
 
+LONGEST_NOTE = 3000
+"""Characters of a note below the tables that are shown; some notes list names."""
+
 
 def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: TextIO | None) -> str:
-    """Return title, tables and notes as text, fitted to a terminal or at full width.
+    """Return title, tables and notes as printable text, fitted to a terminal or at full width.
 
     Args:
         title: first line.
@@ -32,23 +36,26 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
         color_system="auto" if terminal else None,
         highlight=False,
         markup=False,
+        emoji=False,
     )
-    console.print(title)
+    console.print(printable(title))
     for sheet in sheets:
         table, left_out = sheet.fit(width)
         console.print()
         if sheet.title:
-            console.print(sheet.title)
+            console.print(printable(sheet.title))
         console.print(table)
         if left_out:
             console.print(f"(columns that do not fit: {', '.join(left_out)})")
     console.print()
     for note in notes:
-        console.print(note)
+        console.print(printable(note, LONGEST_NOTE))
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
 def render_markdown(title: str, sheets: Sequence[Sheet], notes: Sequence[str]) -> str:
     """Return title, tables and notes as Markdown, with every column."""
-    return "\n\n".join([title, *(sheet.markdown() for sheet in sheets), *notes]) + "\n"
+    head = escape_markdown(printable(title))
+    paragraphs = [escape_markdown(printable(note, LONGEST_NOTE)) for note in notes]
+    return "\n\n".join([head, *(sheet.markdown() for sheet in sheets), *paragraphs]) + "\n"

@@ -17,6 +17,7 @@ from nestify.report.plan import plan_text
 from nestify.report.table import summarize_images
 from nestify.schedule.costs import Plan
 from nestify.terminal import Caller, can_show_bars, find_caller, print_stderr
+from nestify.text import LONGEST_MESSAGE, printable
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
@@ -38,7 +39,7 @@ class Display(Observer):
     def __init__(self, *, quiet: bool = False, verbose: bool = False) -> None:
         self._quiet = quiet
         self._verbose = verbose
-        self.console = Console(stderr=True, highlight=False, markup=False)
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False)
         self._has_bars = can_show_bars(self.console)
         self.progress = _BarAndDetail(
             TextColumn("{task.description}", markup=False),
@@ -65,7 +66,7 @@ class Display(Observer):
     def stage(self, text: str) -> None:
         """Print the name of the stage."""
         self._epoch_start = time.perf_counter()
-        self._print_progress(text)
+        self._print_progress(printable(text))
 
     def planned(self, plan: Plan) -> None:
         """Print the plan."""
@@ -97,10 +98,11 @@ class Display(Observer):
     def skipped(self, split: str, images: dict[str, str]) -> None:
         """Print how many images were left out, and the first of their names."""
         if images:
-            self._print_progress(f"{split} images: skipped {summarize_images(images)}")
+            self._print_progress(printable(f"{split} images: skipped {summarize_images(images)}"))
 
     def warned(self, text: str) -> None:
         """Print a warning, and keep it for `repeat_warnings`."""
+        text = printable(text, LONGEST_MESSAGE)
         self.warnings.append(text)
         self._print(f"warning: {text}")
 

@@ -17,7 +17,7 @@ from nestify.file.summary import Report
 from nestify.report.html import charts
 from nestify.report.html.curves import curve_charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
-from nestify.report.sheet import Sheet, escape_unprintable, settings
+from nestify.report.sheet import Sheet, settings
 from nestify.report.table import (
     bytes_table,
     calibration_table,
@@ -28,6 +28,7 @@ from nestify.report.table import (
     report_table,
     tensor_table,
 )
+from nestify.text import printable
 
 NAME_END = 14
 """Number of letters at the end of a layer's name that are always shown; the rest needs room."""
@@ -165,7 +166,7 @@ def heat_rows(report: Report) -> list[HeatRow]:
     """Return the density of every maskable weight tensor at every level, in the model's order."""
     rows = []
     for layers in zip(*(level.layers for level in report.levels), strict=True):
-        name = escape_unprintable(layers[0].name)
+        name = printable(layers[0].name)
         densities = [layer.kept / layer.weights if layer.weights else None for layer in layers]
         cells = tuple(
             (None, "-") if share is None else (round(100 * min(share, 1.0), 1), f"{share:.3f}")
@@ -190,7 +191,7 @@ def class_groups(report: Report) -> list[ClassGroups]:
 
 def _finalize(value: object) -> object:
     """Return a value as templates print it, before it is escaped; `Markup` comes from a template itself."""
-    return escape_unprintable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
