@@ -118,9 +118,10 @@ def joined(errors: Sequence[NestifyError]) -> NestifyError:
     """
     if len(errors) == 1:
         return errors[0]
-    kinds = [type(error) for error in errors]
-    text = "\n".join(map(str, errors))
-    return RecipeError(text) if RecipeError in kinds else kinds[0](text)
+    is_recipe = any(isinstance(error, RecipeError) for error in errors)
+    together = (RecipeError if is_recipe else type(errors[0]))("")
+    together.args = ("\n".join(map(str, errors)),)
+    return together
 
 
 @contextmanager

@@ -40,6 +40,9 @@ def test_problems_of_the_recipe_hide_no_others() -> None:
     done = nestify("compress", "resnett50", "--data", "nosuch", "--levels", "2,0", "--epochs", "-1")
     assert done.code == 2
     assert len(done.err.splitlines()) == 4
+    images = nestify("compress", "resnet50", "--data", "nosuch", "--levels", "2,0")
+    assert images.code == 2
+    assert len(images.err.splitlines()) == 2
     missing = nestify("compress", "resnett50")
     assert missing.code == 2
     assert "data.path" in missing.err
