@@ -101,6 +101,8 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
     try:
         recipe = load_recipe(source, overrides)
     except WrongOptionsError as error:
+        if error.source:  # a recipe's own problems are reported at once, without importing torch
+            raise
         from nestify.compression.preflight import with_further_problems
 
         raise with_further_problems(error) from None

@@ -121,6 +121,7 @@ class WrongOptionsError(RecipeError):
 
     def __init__(self, problems: list[str], source: str, recipe: Recipe, keys: Sequence[str]) -> None:
         super().__init__(problems, source)
+        self.source = source
         self.recipe = recipe
         self.keys = keys
 
