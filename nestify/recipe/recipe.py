@@ -315,6 +315,7 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
 FREE = {
     "output",
     "data.workers",
+    "data.class_names",  # the classes are compared instead
     "data.hierarchy",  # the class map in it is compared instead
     "data.on_bad_image",  # a run that refuses such images has met none
     "train.checkpoint_minutes",

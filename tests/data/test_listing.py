@@ -1,4 +1,4 @@
-"""What is read of a folder or a tar: hidden and other files, links, devices, and which folders are classes."""
+"""What is read of a folder or a tar: hidden and other files, links, devices; which folders are classes."""
 
 import io
 import os
