@@ -100,8 +100,10 @@ def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
 
 def _folders_at(listing: Listing, depth: int) -> set[str]:
     """Return the names of the folders that lie in so many others."""
-    holders = [image.name.rpartition("/")[0] for image in listing.images]
-    parts = (name.split("/") for name in {*holders, *listing.folders})
+    # a tar need not list its folders
+    files = [image.name for image in listing.images]
+    files += [name for name, kind in listing.ignored if kind != "hidden" and "/" in name]
+    parts = (name.split("/") for name in {*(name.rpartition("/")[0] for name in files), *listing.folders})
     return {part[depth] for part in parts if len(part) > depth}
 
 

@@ -8,6 +8,7 @@ from nestify.recipe.recipe import Recipe
 FREE = {
     "output",
     "data.workers",
+    "data.class_names",  # the classes are compared instead
     "data.hierarchy",  # the class map in it is compared instead
     "data.on_bad_image",  # a run that refuses such images has met none
     "train.checkpoint_minutes",

@@ -186,7 +186,7 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
             return value
         if key in ("checkpoint", "teacher_checkpoint", "baseline"):
             return below(value)
-        if key in ("path", "root", "hierarchy"):
+        if key in ("path", "root", "hierarchy", "class_names"):
             return value if _DATASET.match(value) else below(value, must_exist=True)
         prefix, separator, rest = value.partition(":")
         local = key in ("name", "teacher") and prefix == "local-dir" and rest

@@ -1,5 +1,6 @@
 """Fitting classes to a model, holding images out, and taking a part of them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -127,3 +128,62 @@ def test_parts_of_both_splits(tmp_path: Path) -> None:
     assert np.bincount(labels(train)).tolist() == [2, 2]
     assert np.bincount(labels(validation)).tolist() == [3, 3]
     assert not set(pixels(train)) & set(pixels(validation))
+
+
+def numbered(root: Path) -> str:
+    return str(make_folder(root / "data", {"1": 1, "10": 1, "2": 1}))
+
+
+def test_order_of_classes_is_noted_where_programs_differ(tmp_path: Path) -> None:
+    data = numbered(tmp_path)
+    notice = open_images(data).order_notice
+    assert notice is not None
+    assert "('1', '2', '10')" in notice
+    assert "('1', '10', '2')" in notice
+    assert open_images(data, class_names=["1", "10", "2"]).order_notice is None
+    case = open_images(str(make_folder(tmp_path / "case", {"apple": 1, "Zebra": 1}))).order_notice
+    assert case is not None
+    assert "('Zebra', 'apple')" in case
+    assert open_images(str(make_folder(tmp_path / "plain", {"a1": 1, "a2": 1}))).order_notice is None
+
+
+@pytest.mark.parametrize("text", ["1\n10\n2\n", "\ufeff1\r\n10 \r\n2\r\n\n"])
+def test_file_of_class_names(tmp_path: Path, text: str) -> None:
+    (tmp_path / "names.txt").write_bytes(text.encode())
+    for split in ("train", "val"):
+        numbered(tmp_path / split)
+    names = str(tmp_path / "names.txt")
+    train, validation = open_splits(
+        str(tmp_path), class_names=names, train_split="train/data", validation_split="val/data"
+    )
+    assert train.class_names == validation.class_names == ("1", "10", "2")
+    assert labels(train) == [0, 2, 1]  # images are in the folders' natural order
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (b"1\n\n2\n", "line 2 is empty"),
+        (b"1\n2\n1\n", "line 3 repeats line 1"),
+        (b"1\n", "fewer than two names"),
+        (b"", "fewer than two names"),
+        (b"\xff\xfe1", "cannot be read"),
+    ],
+)
+def test_file_that_has_no_class_names(tmp_path: Path, text: bytes, problem: str) -> None:
+    (tmp_path / "names.txt").write_bytes(text)
+    with pytest.raises(DataError, match=rf"names\.txt: {problem}.*--class-names"):
+        open_splits(numbered(tmp_path), class_names=str(tmp_path / "names.txt"), holdout=0.5)
+
+
+def test_class_names_that_are_no_file(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for name in ("nowhere", "fifo"):
+        with pytest.raises(DataError, match=rf"{name}: no such file; --class-names"):
+            open_splits(numbered(tmp_path), class_names=str(tmp_path / name), holdout=0.5)
+
+
+def test_folder_that_the_class_names_lack(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("1\n2\n")
+    with pytest.raises(DataError, match="class '10' is not among"):
+        open_splits(numbered(tmp_path), class_names=str(tmp_path / "names.txt"), holdout=0.5)

@@ -15,7 +15,13 @@ from nestify.version import __version__
 SMALL = 64 * 2**20
 """Archives of images below this number of bytes are identified by their bytes instead of their size."""
 
-_BY_BYTES = ("model.checkpoint", "train.teacher_checkpoint", "data.hierarchy", "gates.baseline")
+_BY_BYTES = (
+    "model.checkpoint",
+    "train.teacher_checkpoint",
+    "data.hierarchy",
+    "data.class_names",
+    "gates.baseline",
+)
 _LOCAL = "local-dir:"
 
 
@@ -87,8 +93,8 @@ def _digest_lines(path: Path, by_bytes: bool) -> Iterator[str]:
 
 
 def _files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield all files in a folder by relative name, in a fixed order; links are followed once."""
-    seen: set[str] = set()
+    """Yield all files in a folder by relative name, in a fixed order; links are followed once, never up."""
+    seen = set(map(str, folder.resolve().parents))
     for root, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(root)
         if real in seen:

@@ -135,6 +135,7 @@ def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
                     "path": os.path.abspath(data.path) if is_local else data.path,
                     "root": _absolute(data.root),
                     "hierarchy": _absolute(data.hierarchy),
+                    "class_names": _absolute(data.class_names),
                 }
             ),
             "train": train.model_copy(

@@ -66,6 +66,8 @@ def test_what_makes_no_difference(changes: dict[str, object], place: Path) -> No
         {"levels": "0.9,0"},
         {"model__checkpoint": None},
         {"data__hierarchy": None},
+        {"data__class_names": "nowhere"},
+        {"data__exif_orientation": False},
         {"data__path": "hfds/x"},
     ],
 )
