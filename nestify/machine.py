@@ -35,6 +35,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int | None:
+    """Return the machine's memory in bytes; None if the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
 def printable_line(text: str) -> str:
     """Reduce a name that the system reports to one printable line of at most 200 characters."""
     printable = "".join(letter for letter in text if letter.isprintable() or letter.isspace())

@@ -1,9 +1,10 @@
 """The manifest: everything that a nested file says about itself, as one JSON document. Without torch."""
 
+from math import prod
 from operator import not_
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 
 from nestify.recipe.levels import MAX_LEVELS
 
@@ -42,13 +43,23 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+MAX_IMAGE = 2**25
+"""Values of one image of the synthetic input: 3 channels of 3344 x 3344 pixels."""
+
+
+def _bounded_image(size: tuple[int, int, int]) -> tuple[int, int, int]:
+    if prod(size) > MAX_IMAGE:
+        raise ValueError(f"an image has more than {MAX_IMAGE:,} values")
+    return size
+
+
 class Preprocessing(_Part):
     """The arguments of timm's `create_transform` that prepare an image for evaluation.
 
     `input_size` is (channels, height, width); `mean` and `std` are per channel, for pixels in [0, 1].
     """
 
-    input_size: Annotated[tuple[Side, Side, Side], FromList]
+    input_size: Annotated[tuple[Side, Side, Side], FromList, AfterValidator(_bounded_image)]
     mean: Annotated[Many[float], Field(min_length=1)]
     std: Annotated[Many[Annotated[float, Field(ge=1e-6)]], Field(min_length=1)]
     interpolation: str
