@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestify.errors import RecipeError
+from nestify.errors import RecipeError, foreign_code
 
 if TYPE_CHECKING:
     import torch
@@ -62,11 +62,11 @@ def pick_device(name: str) -> "torch.device":
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with foreign_code(
+        lambda reason: RecipeError(f"device = {name!r} is not available here; give auto or cpu")
+    ):
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # fails on "meta", which creates tensors but computes nothing
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device = {name!r} is not available here; give auto or cpu") from error
     return device
 
 

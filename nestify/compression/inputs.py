@@ -10,11 +10,12 @@ from torch import nn
 
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
-from nestify.errors import CheckpointError, RecipeError
+from nestify.errors import CheckpointError, RecipeError, foreign_code
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.model.spec import ModelSpec
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
+from nestify.text import printable
 from nestify.training.observer import Observer
 
 USUAL_OPTIMIZERS = ("sgd", "adamw", "lamb")
@@ -185,14 +186,17 @@ def check_optimizer(recipe: Recipe) -> None:
         RecipeError: if timm does not have it, or not on this machine, or it needs second derivatives.
     """
     name = recipe.train.opt
-    try:
-        optimizer = create_optimizer_v2(nn.Linear(1, 1), opt=name, lr=recipe.train.lr)
-    except (AssertionError, ImportError, RuntimeError, TypeError, ValueError) as error:
+
+    def describe(reason: str) -> RecipeError:
         known = list_optimizers()
         close = [] if name in known else get_close_matches(name, known, n=3)
-        raise RecipeError(
-            f"train.opt = {name!r} cannot be used ({error}); try {', '.join(close or USUAL_OPTIMIZERS)}"
-        ) from error
+        return RecipeError(
+            f"train.opt = {printable(name)!r} cannot be used ({reason}); "
+            f"try {', '.join(close or USUAL_OPTIMIZERS)}"
+        )
+
+    with foreign_code(describe):
+        optimizer = create_optimizer_v2(nn.Linear(1, 1), opt=name, lr=recipe.train.lr)
     if getattr(optimizer, "is_second_order", False):
         raise RecipeError(
             f"train.opt = {name!r} needs second derivatives, which nested training does not compute; "

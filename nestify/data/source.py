@@ -15,7 +15,7 @@ from typing import Any
 
 from timm.data import create_dataset
 
-from nestify.errors import DataError, RecipeError
+from nestify.errors import DataError, RecipeError, foreign_code
 
 TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
@@ -218,14 +218,15 @@ def open_split(source: Split, **options: Any) -> Any:
 
 def _check_tar(path: Path) -> None:
     """Refuse files that are not plain tars, and truncated ones, which timm reads without an error."""
-    try:
-        with tarfile.open(path, "r:"):
-            pass
-    except (tarfile.TarError, OSError) as error:
-        raise DataError(
-            f"{path}: not a plain tar archive ({error}); images are read from a folder or an "
-            "uncompressed .tar, so unpack or repack it"
-        ) from error
+
+    def describe(reason: str) -> DataError:
+        return DataError(
+            f"{path}: not a plain tar archive ({reason}); images are read from a folder or an uncompressed "
+            ".tar, so unpack or repack it"
+        )
+
+    with foreign_code(describe), tarfile.open(path, "r:"):
+        pass
     if path.suffix != ".tar":
         raise DataError(f"{path}: the name of an archive of images ends in .tar; rename it")
     with path.open("rb") as file:

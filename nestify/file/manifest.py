@@ -2,9 +2,9 @@
 
 from math import prod
 from operator import not_
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from nestify.recipe.levels import MAX_LEVELS
 
@@ -46,6 +46,9 @@ class _Part(BaseModel):
 MAX_IMAGE = 2**25
 """Values of one image of the synthetic input: 3 channels of 3344 x 3344 pixels."""
 
+MAX_RESIZED = 2**27
+"""Values of an image before it is cropped."""
+
 
 def _bounded_image(size: tuple[int, int, int]) -> tuple[int, int, int]:
     if prod(size) > MAX_IMAGE:
@@ -65,6 +68,15 @@ class Preprocessing(_Part):
     interpolation: str
     crop_pct: Annotated[float, Field(ge=0.01, le=100)]
     crop_mode: str
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        """Check the size to which an image is resized before it is cropped."""
+        if prod(self.input_size) / self.crop_pct**2 > MAX_RESIZED:
+            raise ValueError(
+                f"crop_pct {self.crop_pct:g} resizes an image to more than {MAX_RESIZED:,} values"
+            )
+        return self
 
 
 class ModelEntry(_Part):
