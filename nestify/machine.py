@@ -9,7 +9,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from nestify.errors import RecipeError
+from nestify.errors import RecipeError, foreign_code
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +35,14 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def memory_bytes() -> int | None:
+    """Return the machine's memory in bytes; None if the system does not report it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
 def printable_line(text: str) -> str:
     """Reduce a name that the system reports to one printable line of at most 200 characters."""
     printable = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
@@ -54,11 +62,11 @@ def pick_device(name: str) -> "torch.device":
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
+    with foreign_code(
+        lambda reason: RecipeError(f"device = {name!r} is not available here; give auto or cpu")
+    ):
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # fails on "meta", which creates tensors but computes nothing
-    except (RuntimeError, AssertionError) as error:
-        raise RecipeError(f"device = {name!r} is not available here; give auto or cpu") from error
     return device
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.requirements import Requirement
 
 from nestify.cli.arguments import AsJson
-from nestify.machine import cores, processor_name
+from nestify.machine import cores, memory_bytes, processor_name
 from nestify.version import __version__
 
 if TYPE_CHECKING:
@@ -172,7 +172,7 @@ def _devices() -> list[Device]:
 
     threads = torch.get_num_threads()
     model = f"{processor_name()}, {cores()} cores, {threads} thread{'s' * (threads != 1)}"
-    devices = [Device("cpu", model, _memory(), bfloat16("cpu"))]
+    devices = [Device("cpu", model, memory_bytes(), bfloat16("cpu"))]
     for number in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(number)
         name = f"cuda:{number}"
@@ -180,14 +180,6 @@ def _devices() -> list[Device]:
     if torch.backends.mps.is_available():
         devices.append(Device("mps", platform.machine(), None, bfloat16("mps")))
     return devices
-
-
-def _memory() -> int | None:
-    """Return the machine's memory in bytes; None if the system does not report it."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None
 
 
 def _environment() -> dict[str, str]:

@@ -8,6 +8,7 @@ A table has one row per class; its first column is the class, and every other co
 """
 
 import csv
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,8 +17,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from nestify.errors import DataError, RecipeError
+from nestify.errors import DataError, RecipeError, foreign_code
 from nestify.file.manifest import ClassMap, Manifest
+from nestify.text import printable
 
 
 @dataclass(frozen=True)
@@ -147,13 +149,23 @@ def _read_maps(path: Path, class_names: Sequence[str]) -> list[ClassMap]:
 
 def _read_table(path: Path) -> tuple[list[str], Mapping[str, list[str]]]:
     """Read the names of the coarser columns, and their values by class."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if line]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: is not a CSV table in UTF-8 ({error}); save it as one") from error
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise DataError(f"{path}: cannot be read (it is not a file); give a CSV table (--hierarchy)")
+
+    def describe(reason: str) -> DataError:
+        return DataError(f"{path}: is not a CSV table in UTF-8 ({reason}); save it as one")
+
+    with foreign_code(describe):
+        try:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if line]
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}); check the path") from error
+    for number, line in enumerate(lines, start=1):
+        if hidden := [cell for cell in line if printable(cell, None) != cell]:
+            raise DataError(
+                f"{path}: row {number} has {hidden[0]!r}, with a character that is not visible; remove it"
+            )
     if not lines or len(lines[0]) < 2:
         raise DataError(f"{path}: has no column of coarser classes; its first line must be like fine,coarse")
     header = lines[0]

@@ -11,6 +11,7 @@ from contextlib import closing
 from typing import Any
 
 import torch
+from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Sampler
 from nestify.data.dataset import Images
 from nestify.data.samples import Batch, Fault, Prepare, QuietLoader, Samples, Stream, collate, init_worker
 from nestify.data.source import open_split
-from nestify.errors import DataError, RecipeError, UnsupportedModelError
+from nestify.errors import DataError, RecipeError, UnsupportedModelError, foreign_code
 
 _MODES = {1: "L", 3: "RGB"}
 
@@ -326,19 +327,16 @@ def _prepare(preprocessing: Mapping[str, Any], *, training: bool, augment: Mappi
         "interpolation": preprocessing["interpolation"],
     }
     crop = {key: preprocessing[key] for key in ("crop_pct", "crop_mode")}
-    try:
+    refused = f"timm does not accept the model's preprocessing {dict(preprocessing)}"
+    with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")):
         plain = create_transform(**options, **crop)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise UnsupportedModelError(
-            f"timm does not accept the model's preprocessing {dict(preprocessing)}: {error!r}"
-        ) from error
+        plain(Image.new(_MODES[channels], options["input_size"][:0:-1]))
     upright = bool(preprocessing.get("exif_orientation", False))
     if not training:
         return Prepare(_MODES[channels], upright, plain)
-    try:
+    refused = f"timm does not accept the augmentation {dict(augment)}"
+    with foreign_code(lambda reason: RecipeError(f"{refused}: {reason}")):
         augmented = create_transform(**{**options, **augment}, is_training=True)
-    except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise RecipeError(f"timm does not accept the augmentation {dict(augment)}: {error!r}") from error
     return Prepare(_MODES[channels], upright, augmented)
 
 

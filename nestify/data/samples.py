@@ -7,7 +7,7 @@ batch to the main process, which knows whether to refuse or to count it.
 import random
 import signal
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
@@ -91,10 +91,12 @@ class Samples(Dataset[Sample]):
         label = class_index(self._images, target)
         if label is None:
             return Fault(self._images.file_name(index), f"its label is {target!r}", skippable=False)
-        if seed is None:
-            return self._prepare.transform(image), label
-        with seed_generators(seed):
-            return self._prepare.transform(image), label
+        try:
+            with nullcontext() if seed is None else seed_generators(seed):
+                return self._prepare.transform(image), label
+        except Exception as error:  # timm's transforms, for a size or a range that they cannot produce
+            reason = f"it cannot be preprocessed ({first_line_of(error)})"
+            return Fault(self._images.file_name(index), reason, skippable=False)
 
     def _read(self, index: int) -> tuple[Image.Image, Any]:
         """Read an image in the model's mode, with every pixel decoded, and the data set's label."""

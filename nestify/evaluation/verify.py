@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from nestify.errors import BadFileError
-from nestify.file.loading import check_fingerprint, load_level
+from nestify.file.loading import UnbuildableError, check_fingerprint, load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.untrusted import GET_ANOTHER, quoted
@@ -62,6 +62,7 @@ def verify(path: str | os.PathLike[str]) -> Verification:
     file = open_nested_file(path, truncated=True)
     checks: list[LevelCheck] = []
     below: NestedState | None = None
+    unbuildable: UnbuildableError | None = None
     for level, entry in enumerate(file.manifest.levels, start=1):
         weights = off = problem = None
         try:
@@ -70,10 +71,13 @@ def verify(path: str | os.PathLike[str]) -> Verification:
             weights = state.entry.count_kept(level)
             _check_counts(file, entry, state.entry)
             _check_nested(file, entry, below, state)
+            if unbuildable:  # an attempt can take seconds
+                raise unbuildable
             off = check_fingerprint(file, load_level(file, level, check=False), level)
             below = state
         except BadFileError as error:
             problem = str(error).removeprefix(f"{file.name}: ")
+            unbuildable = error if isinstance(error, UnbuildableError) else unbuildable
         checks.append(LevelCheck(level, entry.name, file.prefix_bytes(level), weights, off, problem))
     return Verification(file.name, tuple(checks))
 

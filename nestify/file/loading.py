@@ -1,7 +1,9 @@
 """Rebuilding networks from a nested file: all of its levels, or one as a plain timm model."""
 
+import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import overload
@@ -10,9 +12,10 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from nestify.errors import BadFileError, UnsupportedModelError
+from nestify.errors import BadFileError, UnsupportedModelError, foreign_code
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.model.batch_norm import own_names
+from nestify.model.build_limits import BuildLimits
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.graph.block_map import map_blocks
 from nestify.model.graph.channel_map import map_channels
@@ -34,6 +37,10 @@ differently; a wrong level or a damaged weight differs by far more."""
 DIGITS = 7  # significant digits of a stored logit; float32 has no more
 
 Network = Callable[[Tensor], Tensor]
+
+
+class UnbuildableError(BadFileError):
+    """The network that a nested file names cannot be built."""
 
 
 def logit_fingerprint(network: Network, input_size: tuple[int, int, int]) -> list[float]:
@@ -153,10 +160,8 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
     with torch.no_grad():
         state = file.state(into=state_tensors(network))
     names = [level.name for level in file.manifest.levels]
-    try:
+    with _must_fit(file):
         nested = restore(network, spec, state, names, _classes(file, file.n_levels))
-    except (ValueError, UnsupportedModelError) as error:
-        raise _misfit(file, error) from error
     if check:
         for level in range(1, nested.n_levels + 1):
             check_fingerprint(file, partial(nested, level=level), level)
@@ -184,10 +189,8 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
         return network
     with torch.no_grad():
         tensors = file.level_tensors(level, into=state_tensors(network))
-    try:
+    with _must_fit(file):
         fill_model(network, tensors, spec.architecture)
-    except ValueError as error:
-        raise _misfit(file, error) from error
     network.eval()
     if check:
         check_fingerprint(file, network, level)
@@ -197,10 +200,8 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
 def _smaller_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level: int) -> nn.Module:
     state = file.state(level)
     names = [entry.name for entry in file.manifest.levels[:level]]
-    try:
+    with _must_fit(file):
         return restore(network, spec, state, names, _classes(file, level)).at_level(level)
-    except (ValueError, UnsupportedModelError) as error:
-        raise _misfit(file, error) from error
 
 
 def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
@@ -211,14 +212,15 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
     """
     entry = file.manifest.levels[level - 1]
     input_size = file.manifest.model.preprocessing.input_size
-    try:
-        with torch.random.fork_rng():
-            off = fingerprint_error(network, input_size, entry.fingerprint)
-    except RuntimeError as error:  # the network does not accept this input size
+
+    def describe(reason: str) -> BadFileError:
         size = "x".join(map(str, input_size))
-        raise BadFileError(
-            f"{file.name}: level {level} ({entry.name}) does not accept images of {size} ({error})"
-        ) from error
+        return BadFileError(
+            f"{file.name}: level {level} ({entry.name}) does not accept images of {size} ({reason})"
+        )
+
+    with foreign_code(describe), torch.random.fork_rng():
+        off = fingerprint_error(network, input_size, entry.fingerprint)
     if not off <= TOLERANCE:
         raise BadFileError(
             f"{file.name}: level {level} ({entry.name}) gives other logits than when it was stored (off by "
@@ -237,11 +239,16 @@ def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
     """Build the network that a file names, for the classes of a level, without its weights."""
     model, classes = file.manifest.model, file.manifest.num_classes(level)
     kwargs = model.kwargs if classes == model.num_classes else {**model.kwargs, "num_classes": classes}
+
+    def describe(reason: str) -> UnbuildableError:
+        return UnbuildableError(f"{file.name}: {model.architecture} cannot be described ({reason})")
+
     try:
-        network = build_model(model.architecture, kwargs, random_weights=False)
-        described = describe_model(network)
+        network = build_model(model.architecture, kwargs, random_weights=False, limits=_limits(file))
+        with foreign_code(describe):
+            described = describe_model(network)
     except UnsupportedModelError as error:
-        raise BadFileError(f"{file.name}: {error}") from error
+        raise UnbuildableError(f"{file.name}: {error}") from error
     if described.num_classes != classes:
         raise BadFileError(
             f"{file.name}: says {classes} classes, but describes a network of "
@@ -250,8 +257,29 @@ def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
     return network, replace(described, preprocessing=model.preprocessing.model_dump())
 
 
-def _misfit(file: NestedFile, error: Exception) -> BadFileError:
-    return BadFileError(f"{file.name}: {error}; {_made_with(file)}")
+def _limits(file: NestedFile) -> BuildLimits:
+    """Return limits for the network that a file names, from the tensors that it lists."""
+    parameters, levels = file.manifest.parameters, file.manifest.levels
+    names = sum(1 + len(parameter.aliases) for parameter in parameters)
+    names += max(len(level.private) for level in levels)
+    # Private tensors are not listed with their shapes; an element takes at least a byte.
+    private = max(level.data_bytes for level in levels)
+    elements = sum(math.prod(parameter.shape) for parameter in parameters) + private
+    return BuildLimits.for_tensors(names, elements, "file")
+
+
+@contextmanager
+def _must_fit(file: NestedFile) -> Iterator[None]:
+    """Turn whatever goes wrong when a file's tensors become a network into a BadFileError."""
+
+    def describe(reason: str) -> BadFileError:
+        return BadFileError(f"{file.name}: {reason}; {_made_with(file)}")
+
+    try:
+        with foreign_code(describe):
+            yield
+    except UnsupportedModelError as error:
+        raise describe(str(error)) from error
 
 
 def _made_with(file: NestedFile) -> str:

@@ -1,9 +1,10 @@
 """The manifest: everything that a nested file says about itself, as one JSON document. Without torch."""
 
+from math import prod
 from operator import not_
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
 from nestify.recipe.levels import MAX_LEVELS
 
@@ -42,6 +43,19 @@ class _Part(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
+MAX_IMAGE = 2**25
+"""Values of one image of the synthetic input: 3 channels of 3344 x 3344 pixels."""
+
+MAX_RESIZED = 2**27
+"""Values of an image before it is cropped."""
+
+
+def _bounded_image(size: tuple[int, int, int]) -> tuple[int, int, int]:
+    if prod(size) > MAX_IMAGE:
+        raise ValueError(f"an image has more than {MAX_IMAGE:,} values")
+    return size
+
+
 class Preprocessing(_Part):
     """How an image is prepared for evaluation: arguments of timm's `create_transform`, and orientation.
 
@@ -49,13 +63,22 @@ class Preprocessing(_Part):
     `exif_orientation` says whether images are first turned upright as their EXIF orientation says.
     """
 
-    input_size: Annotated[tuple[Side, Side, Side], FromList]
+    input_size: Annotated[tuple[Side, Side, Side], FromList, AfterValidator(_bounded_image)]
     mean: Annotated[Many[float], Field(min_length=1)]
     std: Annotated[Many[Annotated[float, Field(ge=1e-6)]], Field(min_length=1)]
     interpolation: str
     crop_pct: Annotated[float, Field(ge=0.01, le=100)]
     crop_mode: str
     exif_orientation: Annotated[bool, Field(exclude_if=not_)] = False
+
+    @model_validator(mode="after")
+    def _is_bounded(self) -> Self:
+        """Check the size to which an image is resized before it is cropped."""
+        if prod(self.input_size) / self.crop_pct**2 > MAX_RESIZED:
+            raise ValueError(
+                f"crop_pct {self.crop_pct:g} resizes an image to more than {MAX_RESIZED:,} values"
+            )
+        return self
 
 
 class ModelEntry(_Part):

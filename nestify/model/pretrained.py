@@ -18,12 +18,16 @@ from torch import nn
 
 from nestify.errors import CheckpointError, RecipeError, foreign_code
 from nestify.files import atomic_file
+from nestify.model.build_limits import BuildLimits, limited_build
 from nestify.model.checkpoint_fit import Weights, difference_from, without_modules
 from nestify.model.hub import hub_or_cache
-from nestify.model.spec import Kwargs, ModelSpec, describe_model
+from nestify.model.spec import Kwargs, ModelSpec, NoRandomFill, describe_model
 from nestify.model.weights_file import read_weights
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
+
+LARGEST_HEAD = 8192
+"""Values per class of a new classifier, as far as limits are concerned."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +164,11 @@ def _createwithout_modules(
     """
     if new_head_classes is not None:
         arguments = {**arguments, "num_classes": new_head_classes}
+    if arguments or ":" in name:  # the user's arguments, or those in a folder or on the hub
+        random_state = torch.get_rng_state()
+        with limited_build(arguments, BuildLimits.for_this_machine()), NoRandomFill():
+            timm.create_model(name, pretrained=False, **arguments)
+        torch.set_rng_state(random_state)
     with _recorded_loads() as loads:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
     new = _heads(model) if new_head_classes is not None else ()
@@ -196,7 +205,12 @@ def _create_with(
     if declared is None:
         del overlay["num_classes"]
     random_state = torch.get_rng_state()
-    model: nn.Module = timm.create_model(name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments)
+    elements = sum(tensor.numel() for tensor in weights.values())
+    elements += LARGEST_HEAD * (new_head_classes or 0)
+    with limited_build(arguments, BuildLimits.for_tensors(len(weights), elements, "checkpoint")):
+        model: nn.Module = timm.create_model(
+            name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments
+        )
     new = _heads(model) if new_head_classes is not None else ()
     difference = difference_from(model.state_dict(), weights, new)
     if not difference:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nestify.errors import UnsupportedModelError, foreign_code
+from nestify.model.build_limits import BuildLimits, limited_build
 from nestify.text import printable
 
 Kwargs = dict[str, Any]
@@ -94,7 +95,7 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
     )
 
 
-class _NoRandomFill(TorchFunctionMode):
+class NoRandomFill(TorchFunctionMode):
     """A mode that turns random initialisation off: tensors are set to zero, or left as they are."""
 
     _FILLS = frozenset({Tensor.normal_, Tensor.uniform_, Tensor.erfinv_, nn.init.kaiming_uniform_})
@@ -110,7 +111,9 @@ class _NoRandomFill(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def build_model(architecture: str, kwargs: Kwargs, *, random_weights: bool = True) -> nn.Module:
+def build_model(
+    architecture: str, kwargs: Kwargs, *, random_weights: bool = True, limits: BuildLimits | None = None
+) -> nn.Module:
     """Build a timm model without pretrained weights; never uses the internet.
 
     Args:
@@ -118,17 +121,20 @@ def build_model(architecture: str, kwargs: Kwargs, *, random_weights: bool = Tru
         kwargs: arguments of `timm.create_model`.
         random_weights: whether to draw random weights, as timm does. With False the weights are not
             initialised, which takes a fraction of the time; the caller must load all of them.
+        limits: what the model may take while it is built; None if the arguments are trusted.
 
     Raises:
-        UnsupportedModelError: if timm has no such architecture or refuses the arguments.
+        UnsupportedModelError: if timm has no such architecture or refuses the arguments, or the model takes
+            more than its limits.
     """
     if not timm.is_model(architecture):
         raise UnsupportedModelError(
             f"{architecture!r} is not in the registry of timm {timm.__version__}; install a timm that has it"
         )
     refused = f"timm cannot build {architecture} with {printable(str(kwargs))}"
-    fill = nullcontext() if random_weights else _NoRandomFill()
-    with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")), fill:
+    fill = nullcontext() if random_weights else NoRandomFill()
+    limit = nullcontext() if limits is None else limited_build(kwargs, limits)
+    with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")), limit, fill:
         model: nn.Module = timm.create_model(architecture, pretrained=False, **kwargs)
     return model
 

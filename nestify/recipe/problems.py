@@ -6,7 +6,7 @@ Does not import torch.
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, ValuesView
 from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args, get_origin
 
@@ -18,6 +18,9 @@ from nestify.recipe.amounts import did_you_mean, percent_meant, share_meant
 
 KeyPath = Sequence[str | int]
 """Path of a value, such as `("level", 0, "sparsity")`; positions count from 0 here, from 1 in sentences."""
+
+DEEPEST = 32
+"""Largest depth of tables and lists in a recipe; no option needs more than a few."""
 
 _NOT_A = {
     "bool_type": "true or false",
@@ -59,6 +62,15 @@ def format_toml(value: object) -> str:
     except ValueError:  # Python does not convert numbers of more than 4300 digits
         return "a number of thousands of digits"
     return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def is_too_deep(value: object) -> bool:
+    """Return whether tables and lists are nested more than `DEEPEST` deep; does not recurse."""
+    level = [value]
+    for _ in range(DEEPEST + 1):
+        inner = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [item for items in inner if isinstance(items, list | ValuesView) for item in items]
+    return bool(level)
 
 
 def section_of(field: FieldInfo) -> type[BaseModel] | None:

@@ -18,7 +18,8 @@ from nestify.errors import RecipeError
 from nestify.recipe.amounts import share_meant
 from nestify.recipe.level_options import DEFAULT_LEVELS, QUANTITY
 from nestify.recipe.options import CHECKPOINT_ENDINGS
-from nestify.recipe.problems import Problem, format_toml
+from nestify.recipe.problems import DEEPEST, Problem, format_toml, is_too_deep
+from nestify.text import printable
 
 Table = dict[str, Any]
 
@@ -100,7 +101,7 @@ def _read_extended(path: Path, chain: Sequence[Path]) -> Table:
             "extends is not a text in quotes; give a .toml file or a built-in recipe", str(path)
         )
     base_path = path.parent / base if base.endswith(".toml") else _builtin_folder() / f"{base}.toml"
-    if not base_path.is_file():
+    if not os.path.isfile(base_path):  # unlike Path.is_file, False for names that no system accepts
         raise RecipeError(
             f"extends = {format_toml(base)} is neither a .toml file next to this one nor a built-in recipe: "
             f"{', '.join(builtin_recipes())}",
@@ -117,29 +118,34 @@ def _read_extended(path: Path, chain: Sequence[Path]) -> Table:
 
 def _read_table(path: Path) -> Table:
     place = str(path)
-    if path.is_dir():
+    if os.path.isdir(path):
         raise RecipeError("this is a folder; give the path of a .toml or .json recipe", place)
     try:
         text = path.read_bytes().decode("utf-8-sig")
-        return tomllib.loads(text) if path.suffix != ".json" else _json_table(text)
+        table = tomllib.loads(text) if path.suffix != ".json" else _json_table(text)
+        if is_too_deep(table):
+            raise ValueError(f"its tables and lists are nested more than {DEEPEST} deep")
+        return table
     except OSError as error:
         raise RecipeError(f"this file cannot be read: {error.strerror or error}", place) from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"byte {error.start} is not UTF-8; save the recipe as UTF-8 text", place) from error
     except tomllib.TOMLDecodeError as error:
         raise RecipeError(_syntax_error(str(error), text), place) from error
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # a number with thousands of digits, or thousands of brackets
+    except Exception as error:  # a number with thousands of digits, or thousands of brackets
         raise RecipeError(f"this is not a recipe that can be read: {error}", place) from error
 
 
 def _json_table(text: str) -> Table:
-    table = json.loads(text)
+    table = json.loads(text, parse_constant=_refuse_constant)
+    json.dumps(table, ensure_ascii=False).encode()  # ValueError for half a character, as in "\\ud800"
     if not isinstance(table, dict):
         raise ValueError(f"it holds {format_toml(table)}, not an object with a recipe's sections")
     return table
+
+
+def _refuse_constant(text: str) -> object:
+    raise ValueError(f"{text} is not a number of JSON")
 
 
 def _flat_matrix(matrix: Table, place: str) -> Table:
@@ -233,11 +239,17 @@ def parse_setting(text: str) -> tuple[str, object]:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
         raise RecipeError(f"setting {text!r} is not KEY=VALUE, as in train.epochs=3")
+    if key.count(".") > DEEPEST:
+        raise RecipeError(f"setting {printable(key)!r} has more than {DEEPEST} dots; give a key of a recipe")
     try:
         parsed = tomllib.loads(f"value = {value}")
     except (ValueError, RecursionError):
         return key, value
     plain = parsed.keys() == {"value"} and isinstance(parsed["value"], str | bool | int | float | list | dict)
+    if is_too_deep(parsed):
+        raise RecipeError(
+            f"setting {printable(key)!r} is nested more than {DEEPEST} deep; give a plain value"
+        )
     return key, parsed["value"] if plain else value
 
 

@@ -5,17 +5,18 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nestify.errors import CheckpointError
+from nestify.errors import CheckpointError, foreign_code
 from nestify.evaluation.accuracy import Accuracy
 from nestify.files import atomic_file
 from nestify.training.observer import Phase
@@ -269,7 +270,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     Raises:
         CheckpointError: if the file is damaged, or is not a checkpoint.
     """
-    try:
+    with foreign_code(partial(damaged_error, path)):
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("nestify_checkpoint") != FORMAT:
@@ -277,21 +278,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.pop("sha256", None) != _digest(metadata, tensors):
             raise ValueError("its SHA-256 does not match its content")
-        info = CheckpointInfo.model_validate_json(metadata["facts"])
+        try:
+            info = CheckpointInfo.model_validate_json(metadata["facts"])
+        except ValidationError:
+            raise ValueError("its metadata is not valid") from None
         training, dense = (unpack(json.loads(metadata[part]), tensors) for part in (_TRAINING, _DENSE))
         if not (isinstance(training, dict) and isinstance(dense, dict)):
             raise ValueError("the state of the training is missing")
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError, RuntimeError, RecursionError) as error:
-        raise damaged_error(path, error) from error
     return Checkpoint(info, training, dense)
 
 
-def damaged_error(path: Path, error: Exception) -> CheckpointError:
+def damaged_error(path: Path, reason: str) -> CheckpointError:
     """Return an error that says in one sentence why a checkpoint cannot be used."""
-    reason = "its metadata is not valid" if isinstance(error, ValidationError) else str(error)
-    first = (reason.strip().splitlines() or [type(error).__name__])[0].rstrip(".:")
     return CheckpointError(
-        f"{path}: the run cannot resume from this checkpoint ({first}); use --restart to start from scratch"
+        f"{path}: the run cannot resume from this checkpoint ({reason.rstrip('.:')}); use --restart to start "
+        "from scratch"
     )
 
 

@@ -4,12 +4,13 @@ import signal
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 from torch import Tensor, nn
 
 from nestify.data.loaders import Loader
-from nestify.errors import DivergedError, OutputError, RecipeError
+from nestify.errors import DivergedError, OutputError, RecipeError, foreign_code
 from nestify.signals import DeferredSignals, defer_signals
 from nestify.training.checkpoint import (
     Checkpoint,
@@ -124,10 +125,8 @@ class Checkpoints(CheckpointHook):
         Raises:
             CheckpointError: if the weights do not fit the network.
         """
-        try:
+        with foreign_code(partial(damaged_error, self.path)):
             network.load_state_dict(dict(self._dense))
-        except (RuntimeError, AttributeError, TypeError) as error:
-            raise damaged_error(self.path, error) from error
 
     def remove(self) -> None:
         """Remove the checkpoint, if there is one.
@@ -201,10 +200,8 @@ class Checkpoints(CheckpointHook):
         found = self._found
         if found is None or found.info.phase != self._phase:
             return
-        try:
+        with foreign_code(partial(damaged_error, self.path)):
             training.restore(found.training)
-        except Exception as error:  # torch, timm and Python raise many types for values that do not fit
-            raise damaged_error(self.path, error) from error
         self._found = None
         self.observer.stage(f"resuming at {self._saved_position()}")
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from nestify.errors import NestifyError, foreign_code
 from nestify.model.graph.axes import Choice, NotABox
 from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.operators import example_shape, named_arguments, operator_name, refusal
@@ -167,11 +168,12 @@ def _run_on_shapes(node: fx.Node, original: fx.Node, values: Mapping[fx.Node, An
     args, kwargs = fx.map_arg((node.args, node.kwargs), lambda source: values[source])
     args, kwargs = fx.node.map_aggregate((args, kwargs), lambda arg: _replace_device(CPU, arg))
     assert callable(node.target)
-    try:
+
+    def describe(reason: str) -> NestifyError:
+        return refusal(original, f"does not run in a smaller level ({reason.rstrip(' .:')})")
+
+    with foreign_code(describe):
         return node.target(*args, **kwargs)
-    except (RuntimeError, ValueError, IndexError) as error:
-        reason = str(error).strip().partition("\n")[0].rstrip(" .:")
-        raise refusal(original, f"does not run in a smaller level ({reason})") from error
 
 
 def _finish(node: fx.Node, training: bool, device: torch.device) -> None:
