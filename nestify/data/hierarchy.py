@@ -18,6 +18,7 @@ from torch import Tensor
 
 from nestify.errors import DataError, RecipeError
 from nestify.file.manifest import ClassMap, Manifest
+from nestify.files import is_special
 
 
 @dataclass(frozen=True)
@@ -147,6 +148,8 @@ def _read_maps(path: Path, class_names: Sequence[str]) -> list[ClassMap]:
 
 def _read_table(path: Path) -> tuple[list[str], Mapping[str, list[str]]]:
     """Read the names of the coarser columns, and their values by class."""
+    if is_special(path):
+        raise DataError(f"{path}: is not a regular file; give a CSV table as --hierarchy")
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = [[cell.strip() for cell in line] for line in csv.reader(file, strict=True) if line]
