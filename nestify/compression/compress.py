@@ -15,7 +15,7 @@ from nestify.compression.run import Compressed, Run
 from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
 from nestify.file.loading import load
-from nestify.file.manifest import Manifest
+from nestify.file.manifest import HeldOut, Manifest
 from nestify.file.summary import Report, open_report, read_report
 from nestify.file.writer import write_nested_file
 from nestify.files import checkpoint_path, lock_output, metrics_path, sibling
@@ -127,7 +127,9 @@ def _run_and_write(
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
         watcher.stage(f"writing {output}")
-        manifest = world.broadcast_object(_write(recipe, done) if world.is_main else None)
+        manifest = world.broadcast_object(
+            _write(recipe, done, run.inputs.held_out_record) if world.is_main else None
+        )
     assert manifest is not None
     if world.is_main:
         run.checkpoints.remove()
@@ -159,7 +161,7 @@ def _baseline(recipe: Recipe) -> Report | None:
     return None if recipe.gates.baseline is None else open_report(recipe.gates.baseline)
 
 
-def _write(recipe: Recipe, done: Compressed) -> Manifest:
+def _write(recipe: Recipe, done: Compressed, held_out: HeldOut | None) -> Manifest:
     output = recipe.output_path
     return write_nested_file(
         output,
@@ -175,6 +177,7 @@ def _write(recipe: Recipe, done: Compressed) -> Manifest:
             before=done.before,
             after=done.after,
             calibration=done.calibration,
+            held_out=held_out,
         ),
         stored_dtype(recipe),
         check=partial(_check_loads, output),

@@ -10,7 +10,9 @@ from torch import nn
 
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
+from nestify.data.validation import record_held_out
 from nestify.errors import CheckpointError, DataError, RecipeError
+from nestify.file.manifest import HeldOut
 from nestify.model.batch_norm import norms_over_images
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.model.spec import ModelSpec, synthetic_input
@@ -28,6 +30,8 @@ class Inputs:
     Attributes:
         train_images: images to train on, without those held out.
         val_images: images to evaluate on.
+        held_out_record: how the validation images were held out of the training images; None if they are a
+            split of their own.
         held_out: training images that are set aside to fit temperatures and consensus weights; None if the
             recipe asks for none.
         pretrained: the model, with as many classes as the images.
@@ -39,6 +43,7 @@ class Inputs:
 
     train_images: Images
     val_images: Images
+    held_out_record: HeldOut | None
     held_out: Images | None
     pretrained: PretrainedModel
     teacher: nn.Module | None
@@ -61,6 +66,11 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     check_optimizer(recipe)
     observer.stage("opening images")
     train_images, val_images = open_recipe_images(recipe)
+    held_out_record = None
+    if recipe.data.holdout is not None:
+        held_out_record = record_held_out(
+            train_images, recipe.data.holdout, recipe.seed, recipe.data.train_split
+        )
     held_out = None
     if recipe.data.calibrate is not None:
         train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
@@ -79,7 +89,15 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     min_images = images_per_statistic(pretrained, train_images, recipe.train.batch_size, processes, observer)
     batch_size = max(min_images, recipe.train.batch_size)
     return Inputs(
-        train_images, val_images, held_out, pretrained, teacher, labels, batch_size, min_images=min_images
+        train_images=train_images,
+        val_images=val_images,
+        held_out_record=held_out_record,
+        held_out=held_out,
+        pretrained=pretrained,
+        teacher=teacher,
+        labels=labels,
+        batch_size=batch_size,
+        min_images=min_images,
     )
 
 
