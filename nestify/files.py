@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from nestify.errors import OutputError
+from nestify.errors import OutputError, RecipeError
 
 
 @contextmanager
@@ -103,6 +103,51 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone after the rename
+
+
+@contextmanager
+def lock_output(output: Path, warn: Callable[[str], None]) -> Iterator[None]:
+    """Keep other runs from writing the same output and logs until the end of the block.
+
+    The lock is an advisory lock of the file `NAME.lock` next to the output. The system releases it when the
+    process ends, however it ends. The file is removed at the end of the block.
+
+    Args:
+        output: path of the nested file.
+        warn: receives a warning if the file system has no locks; the block then runs without one.
+
+    Raises:
+        RecipeError: if another run holds the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    path = sibling(output, ".lock")
+    if path.exists() and not path.is_file():
+        raise OutputError(f"{path}: is not a regular file; remove it, or choose another output with -o")
+    lock = FileLock(path, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise RecipeError(
+            f"another run is writing output = {output} and its logs; wait until it has ended, or choose "
+            "another output with -o"
+        ) from None
+    except (OSError, NotImplementedError) as error:
+        reason = getattr(error, "strerror", None) or error
+        warn(f"{path} cannot be locked ({reason}), so make sure that no other run writes {output}")
+        yield
+        return
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # while it is locked, so that no other run loses a lock that it holds
+            path.unlink()
+        lock.release()
+
+
+def is_special(path: Path) -> bool:
+    """Whether a path is a pipe, a device or a socket, which may never end or keep a reader waiting."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def sibling(output: Path, ending: str) -> Path:

@@ -43,8 +43,19 @@ def evaluate(
         ),
     ] = None,
     split: Annotated[
-        str, typer.Option("--split", "--val-split", help="Split to evaluate on.")
-    ] = "validation",
+        str | None,
+        typer.Option(
+            "--split",
+            "--val-split",
+            help="Split to evaluate on. After compress --holdout, only the held-out images of the training "
+            "split are used.",
+            show_default="validation",
+        ),
+    ] = None,
+    all_images: Annotated[
+        bool,
+        typer.Option("--all-images", help="Use the images that the levels were trained on too."),
+    ] = False,
     data_root: Annotated[
         str | None, typer.Option("--data-root", help="Folder of an hfds/..., wds/... or torch/... dataset.")
     ] = None,
@@ -84,7 +95,13 @@ def evaluate(
     from nestify.cli.output import write_result
     from nestify.errors import GateFailed
     from nestify.evaluation.evaluate import evaluate as run
-    from nestify.report.evaluation import cascade_table, consensus_table, evaluation_notes, evaluation_table
+    from nestify.report.evaluation import (
+        cascade_table,
+        consensus_table,
+        evaluation_notes,
+        evaluation_table,
+        images_note,
+    )
     from nestify.report.text import render
     from nestify.terminal import print_stderr
 
@@ -95,6 +112,7 @@ def evaluate(
         consensus=consensus,
         cascade=cascade,
         split=split,
+        all_images=all_images,
         data_root=data_root,
         batch_size=batch_size,
         workers=workers,
@@ -106,6 +124,8 @@ def evaluate(
         print_stderr(f"warning: {warning}")
     if as_json:
         write_result(json.dumps(_document(done, min_top1), indent=2) + "\n", None)
+        if done.images.changed:
+            print_stderr(f"warning: {images_note(done.images)}")
     else:
         tables = [evaluation_table(done)]
         if done.consensus:
@@ -132,6 +152,10 @@ def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
         "schema_version": SCHEMA_VERSION,
         "file": done.path,
         "data": done.data,
+        "images": {
+            **asdict(done.images),
+            "held_out": done.images.held_out and done.images.held_out.model_dump(),
+        },
         "levels": [
             {"name": name, "classes": classes, "class_set": class_set, **asdict(result)}
             for name, (classes, class_set), result in zip(done.names, done.classes, done.levels, strict=True)

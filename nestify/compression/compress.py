@@ -1,8 +1,8 @@
 """`compress` and `plan`: from a recipe to a nested file, or to what it would cost."""
 
 import os
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,10 @@ from nestify.compression.run import Compressed, Run
 from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
 from nestify.file.loading import load
-from nestify.file.manifest import Manifest
+from nestify.file.manifest import HeldOut, Manifest
 from nestify.file.summary import Report, open_report, read_report
 from nestify.file.writer import write_nested_file
-from nestify.files import metrics_path
+from nestify.files import lock_output, metrics_path
 from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
@@ -113,6 +113,21 @@ def _compress(
         watcher = Observer()
     output = recipe.output_path
     baseline = _baseline(recipe)
+    with _locked(output, watcher, world):
+        manifest, missed = _run_and_write(recipe, watcher, resume, world, device)
+    if missed:
+        raise BudgetError(f"{'; '.join(missed)}; {output} was written")
+    judged = world.is_main and recipe.gates.given()
+    return Result(
+        output, manifest, check_gates(recipe.gates, read_report(output), baseline) if judged else ()
+    )
+
+
+def _run_and_write(
+    recipe: Recipe, watcher: Observer, resume: bool | None, world: World, device: torch.device
+) -> tuple[Manifest, Sequence[str]]:
+    """Do the work of `compress`; return the manifest, and a sentence per missed budget."""
+    output = recipe.output_path
     run = Run(recipe, watcher, world, device)
     run.checkpoints.find(resume)
     with run.checkpoints.noting_resume_point():
@@ -120,21 +135,40 @@ def _compress(
         log_offsets = run.checkpoints.log_offsets
         with ExitStack() as open_files:
             if world.is_main:
-                metrics = open_files.enter_context(MetricsLog(metrics_path(output), log_offsets))
-                logs = open_logs(recipe.train.log, output, log_offsets, plan.finetune_steps)
+                metrics = open_files.enter_context(
+                    MetricsLog(metrics_path(output), log_offsets, watcher.warned)
+                )
+                logs = open_logs(recipe.train.log, output, log_offsets, plan.finetune_steps, watcher.warned)
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
         watcher.stage(f"writing {output}")
-        manifest = world.broadcast_object(_write(run.recipe, done) if world.is_main else None)
+        manifest = world.broadcast_object(
+            _write(run.recipe, done, run.inputs.held_out_record) if world.is_main else None
+        )
     assert manifest is not None
     if world.is_main:
         run.checkpoints.remove()
-    if done.missed:
-        raise BudgetError(f"{'; '.join(done.missed)}; {output} was written")
-    judged = world.is_main and recipe.gates.given()
-    return Result(
-        output, manifest, check_gates(recipe.gates, read_report(output), baseline) if judged else ()
-    )
+    return manifest, done.missed
+
+
+@contextmanager
+def _locked(output: Path, watcher: Observer, world: World) -> Iterator[None]:
+    """Lock the output for the processes of one run; rank 0 holds the lock.
+
+    Raises:
+        RecipeError: in all processes, if another run writes this output.
+    """
+    with ExitStack() as lock:
+        refusal: str | None = None
+        if world.is_main:
+            try:
+                lock.enter_context(lock_output(output, watcher.warned))
+            except RecipeError as error:
+                refusal = str(error)
+        refusal = world.broadcast_object(refusal)
+        if refusal is not None:
+            raise RecipeError(refusal)
+        yield
 
 
 def _baseline(recipe: Recipe) -> Report | None:
@@ -142,7 +176,7 @@ def _baseline(recipe: Recipe) -> Report | None:
     return None if recipe.gates.baseline is None else open_report(recipe.gates.baseline)
 
 
-def _write(recipe: Recipe, done: Compressed) -> Manifest:
+def _write(recipe: Recipe, done: Compressed, held_out: HeldOut | None) -> Manifest:
     output = recipe.output_path
     return write_nested_file(
         output,
@@ -158,6 +192,7 @@ def _write(recipe: Recipe, done: Compressed) -> Manifest:
             before=done.before,
             after=done.after,
             calibration=done.calibration,
+            held_out=held_out,
         ),
         stored_dtype(recipe),
         check=partial(_check_loads, output),

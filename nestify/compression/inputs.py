@@ -9,7 +9,9 @@ from torch import nn
 from nestify.compression.defaults import with_batch_size, with_holdout, with_new_head
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
+from nestify.data.validation import record_held_out
 from nestify.errors import CheckpointError, DataError, RecipeError
+from nestify.file.manifest import HeldOut
 from nestify.model.batch_norm import norms_over_images
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.model.spec import ModelSpec, synthetic_input
@@ -26,6 +28,8 @@ class Inputs:
         recipe: the recipe, with the options that it leaves open set.
         train_images: images to train on, without those held out.
         val_images: images to evaluate on.
+        held_out_record: how the validation images were held out of the training images; None if they are a
+            split of their own.
         held_out: training images that are set aside to fit temperatures and consensus weights; None if the
             recipe asks for none.
         pretrained: the model, with as many classes as the images.
@@ -38,6 +42,7 @@ class Inputs:
     recipe: Recipe
     train_images: Images
     val_images: Images
+    held_out_record: HeldOut | None
     held_out: Images | None
     pretrained: PretrainedModel
     teacher: nn.Module | None
@@ -60,6 +65,11 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     observer.stage("opening images")
     recipe = with_holdout(recipe, observer)
     train_images, val_images = open_recipe_images(recipe)
+    held_out_record = None
+    if recipe.data.holdout is not None:
+        held_out_record = record_held_out(
+            train_images, recipe.data.holdout, recipe.seed, recipe.data.train_split
+        )
     held_out = None
     if recipe.data.calibrate is not None:
         train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
@@ -86,14 +96,15 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     min_images = images_per_statistic(pretrained, train_images, recipe.train.batch_size, processes, observer)
     batch_size = max(min_images, recipe.train.batch_size)
     return Inputs(
-        recipe,
-        train_images,
-        val_images,
-        held_out,
-        pretrained,
-        teacher,
-        labels,
-        batch_size,
+        recipe=recipe,
+        train_images=train_images,
+        val_images=val_images,
+        held_out_record=held_out_record,
+        held_out=held_out,
+        pretrained=pretrained,
+        teacher=teacher,
+        labels=labels,
+        batch_size=batch_size,
         min_images=min_images,
     )
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from nestify.data.source import locate_split
 from nestify.errors import DataError, NestifyError, OutputError, RecipeError, foreign_code, joined
-from nestify.files import checkpoint_path
+from nestify.files import checkpoint_path, metrics_path, sibling
 from nestify.machine import pick_device
 from nestify.model.pretrained import check_name
 from nestify.model.weights_file import check_is_file
@@ -81,8 +81,13 @@ def _problems(recipe: Recipe, broken: Sequence[str]) -> list[NestifyError]:
 
 
 def _check_outputs(recipe: Recipe) -> None:
-    _check_output(recipe, "output", recipe.output_path)
-    _check_output(recipe, "the checkpoint next to the output", checkpoint_path(recipe.output_path))
+    output = recipe.output_path
+    _check_output(recipe, "output", output)
+    _check_output(recipe, "the checkpoint next to the output", checkpoint_path(output))
+    _check_output(recipe, "the log next to the output", metrics_path(output))
+    if "csv" in recipe.train.log:
+        _check_output(recipe, "the table next to the output", sibling(output, ".csv"))
+        _check_output(recipe, "the table of the fine-tuning", sibling(output, ".finetune.csv"))
 
 
 def _check_optimizer(name: str) -> None:

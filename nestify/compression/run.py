@@ -135,7 +135,7 @@ class Run:
         count = design.solver.count
         costs = level_costs(nested, count)
         empty = check_empty(nested)
-        sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels)
+        sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels, self.inputs.held_out_record)
         told = nested.classes, self.labels.class_sets(len(levels))
         accumulate = self.recipe.train.accumulate
         epoch_steps = steps_per_epoch(self.train_batches, accumulate)

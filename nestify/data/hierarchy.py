@@ -8,7 +8,6 @@ A table has one row per class; its first column is the class, and every other co
 """
 
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from nestify.errors import DataError, RecipeError, foreign_code
 from nestify.file.manifest import ClassMap, Manifest
+from nestify.files import is_special
 from nestify.text import printable
 
 
@@ -149,8 +149,8 @@ def _read_maps(path: Path, class_names: Sequence[str]) -> list[ClassMap]:
 
 def _read_table(path: Path) -> tuple[list[str], Mapping[str, list[str]]]:
     """Read the names of the coarser columns, and their values by class."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise DataError(f"{path}: cannot be read (it is not a file); give a CSV table (--hierarchy)")
+    if is_special(path):
+        raise DataError(f"{path}: is not a regular file; give a CSV table as --hierarchy")
 
     def describe(reason: str) -> DataError:
         return DataError(f"{path}: is not a CSV table in UTF-8 ({reason}); save it as one")

@@ -2,8 +2,7 @@
 
 The loaders are torch's, with timm's `create_transform`, because timm's `create_loader` takes neither a
 sampler nor a seed, and pads a distributed validation with repeated images. Images are normalised on the CPU,
-by the workers: doing that in the main process (timm's prefetcher) was not faster on a CPU, and would make
-pixels depend on the device.
+by the workers: timm's prefetcher was not faster on a CPU, and would make pixels depend on the device.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -64,7 +63,7 @@ class Loader:
     Attributes:
         place: number of batches of the pass that are done, including those before `first_batch` and those
             that are left out.
-        left_out: number of batches with fewer readable images than `min_images`, in all passes.
+        left_out: number of batches with fewer readable images than `min_images`.
     """
 
     def __init__(
@@ -122,8 +121,7 @@ class Loader:
                 count += len(targets)
                 if len(targets) < self._min_images:
                     self.left_out += self.place > first_batch
-                    continue
-                if self.place > first_batch:
+                elif self.place > first_batch:
                     yield (
                         images.to(self.device, non_blocking=True),
                         targets.to(self.device, non_blocking=True),

@@ -7,9 +7,9 @@ from typing import get_args
 
 from torch import Tensor
 
-from nestify.data.dataset import open_images
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
+from nestify.data.validation import UsedImages, open_evaluation_images
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
@@ -35,6 +35,7 @@ class Evaluation:
             is empty for the model's own classes.
         levels: accuracy of each level.
         skipped: why images could not be read, by file name.
+        images: which images were used.
         consensus: accuracy of levels 1 to 2, 1 to 3, ... together; empty if not requested.
         cascade: one entry per threshold; empty if not requested.
         calibrated: whether the file holds the temperatures that make confidences probabilities.
@@ -48,6 +49,7 @@ class Evaluation:
     classes: Sequence[tuple[int, str]]
     levels: Sequence[Accuracy]
     skipped: Mapping[str, str]
+    images: UsedImages
     consensus: Sequence[Consensus] = ()
     cascade: Sequence[Cascade] = ()
     calibrated: bool = False
@@ -62,7 +64,8 @@ def evaluate(
     level: int | str = "all",
     consensus: ConsensusKind | None = None,
     cascade: float | str | None = None,
-    split: str = "validation",
+    split: str | None = None,
+    all_images: bool = False,
     data_root: str | None = None,
     batch_size: int = 64,
     workers: int | None = None,
@@ -82,7 +85,9 @@ def evaluate(
         cascade: also evaluate, for each image, the first level that is confident enough: a threshold such as
             0.8, `macs=0.5` (the highest threshold whose mean effective MACs are at most half of the full
             level's), or `sweep`. With `level`, consensus and cascade use the levels up to that one.
-        split: name of the split.
+        split: name of the split; None for `validation`. Of the split that the file's validation images were
+            held out of, only the held-out images are used; see `all_images`.
+        all_images: whether to use the images that the levels were trained on too.
         data_root: folder of a named data set.
         batch_size: images per forward pass.
         workers: number of processes that load images; None chooses.
@@ -103,9 +108,11 @@ def evaluate(
     where = pick_device(device)
     workers = pick_workers(workers, where)
     model = file.manifest.model
-    images = open_images(
+    images, used = open_evaluation_images(
         data,
         split,
+        file.manifest.held_out,
+        all_images=all_images,
         data_root=data_root,
         class_names=model.class_names,
         num_classes=model.num_classes,
@@ -136,6 +143,7 @@ def evaluate(
         ],
         levels=results,
         skipped=dict(images.skipped),
+        images=used,
         consensus=found[0],
         cascade=found[1],
         calibrated=joint.calibrated,

@@ -1,6 +1,7 @@
 """A level as a `torch.export` program, which torch loads without timm or nestify."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -61,8 +62,10 @@ def pt2_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Draft:
     program.example_inputs = None  # each would be stored in the file, with the bytes of an image
 
     def write(file: BinaryIO) -> None:
+        buffer = BytesIO()  # torch's writer ends the process if it cannot write, as on a full disk
         with quiet():
-            torch.export.save(program, file, extra_files={FACTS_FILE: json.dumps(facts.document())})
+            torch.export.save(program, buffer, extra_files={FACTS_FILE: json.dumps(facts.document())})
+        file.write(buffer.getbuffer())
 
     return Draft(write, _reopen, _load_line, TOLERANCE)
 

@@ -105,6 +105,24 @@ class ClassMap(_Part):
     parents: Many[Count]
 
 
+class HeldOut(_Part):
+    """How the validation images were held out of the training images.
+
+    Attributes:
+        share: share of each class.
+        seed: seed of the choice.
+        split: name of the split that they were held out of.
+        images: number of images of this split, held-out ones included.
+        sha256: SHA-256 of the names and labels of these images, on which the choice depends too.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)]
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
+    split: Annotated[str, Field(min_length=1)]
+    images: Count
+    sha256: Sha256
+
+
 class ParameterEntry(_Part):
     """Layout of one shared tensor.
 
@@ -230,6 +248,8 @@ class _Run(_Part):
     """SHA-256 of the checkpoint file that the run started from; None if there was no file."""
     hierarchy: ManyOrNone[ClassMap] = []
     """Coarser classes that levels predict; if there are any, every level has its own classifier."""
+    held_out: Annotated[HeldOut | None, Field(exclude_if=lambda value: value is None)] = None
+    """How the validation images were held out; None if they are a split of their own."""
 
 
 class Description(_Run):

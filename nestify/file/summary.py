@@ -15,6 +15,7 @@ from nestify.file.manifest import ClassMap, Label, LayerEntry
 from nestify.file.measurements import Measurement, read_measured
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.untrusted import strict_json
+from nestify.files import is_special
 from nestify.recipe.amounts import Limited
 
 SCHEMA_VERSION = 1
@@ -286,6 +287,8 @@ def open_report(path: str | os.PathLike[str]) -> Report:
 
 
 def _read(path: Path) -> Any:
+    if is_special(path):
+        raise BadFileError(f"{path}: is not a regular file; give a nested file, or a report in JSON")
     try:
         if path.stat().st_size > MAX_BYTES:
             raise BadFileError(f"{path}: this is larger than a report can be ({MAX_BYTES >> 20} MiB)")

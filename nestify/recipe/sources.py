@@ -8,6 +8,7 @@ import json
 import os
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.resources import files
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nestify.errors import RecipeError
+from nestify.files import is_special
 from nestify.recipe.amounts import share_meant
 from nestify.recipe.level_options import DEFAULT_LEVELS, QUANTITY
 from nestify.recipe.options import CHECKPOINT_ENDINGS
@@ -120,6 +122,8 @@ def _read_table(path: Path) -> Table:
     place = str(path)
     if os.path.isdir(path):
         raise RecipeError("this is a folder; give the path of a .toml or .json recipe", place)
+    if is_special(path):
+        raise RecipeError("this is not a regular file; give the path of a .toml or .json recipe", place)
     try:
         text = path.read_bytes().decode("utf-8-sig")
         table = tomllib.loads(text) if path.suffix != ".json" else _json_table(text)
@@ -137,7 +141,7 @@ def _read_table(path: Path) -> Table:
 
 
 def _json_table(text: str) -> Table:
-    table = json.loads(text, parse_constant=_refuse_constant)
+    table = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
     json.dumps(table, ensure_ascii=False).encode()  # ValueError for half a character, as in "\\ud800"
     if not isinstance(table, dict):
         raise ValueError(f"it holds {format_toml(table)}, not an object with a recipe's sections")
@@ -146,6 +150,14 @@ def _json_table(text: str) -> Table:
 
 def _refuse_constant(text: str) -> object:
     raise ValueError(f"{text} is not a number of JSON")
+
+
+def _unique_keys(pairs: Sequence[tuple[str, Any]]) -> Table:
+    """Return a JSON object as a table; as in TOML, no key may occur twice."""
+    counts = Counter(key for key, _ in pairs)
+    if twice := [key for key, count in counts.items() if count > 1]:
+        raise ValueError(f"the key {format_toml(twice[0])} occurs {counts[twice[0]]} times; keep one")
+    return dict(pairs)
 
 
 def _flat_matrix(matrix: Table, place: str) -> Table:

@@ -10,6 +10,7 @@ from nestify.report.sheet import Column, Sheet
 from nestify.report.table import class_columns, number, quantity, summarize_images
 
 if TYPE_CHECKING:
+    from nestify.data.validation import UsedImages
     from nestify.evaluation.evaluate import Evaluation
     from nestify.evaluation.pick import Pick
 
@@ -66,7 +67,9 @@ def cascade_table(evaluation: "Evaluation") -> Sheet:
 
 def evaluation_notes(evaluation: "Evaluation") -> list[str]:
     """Return notes below the tables of an evaluation."""
-    notes = [f"Skipped {summarize_images(evaluation.skipped)}"] if evaluation.skipped else []
+    notes = [images_note(evaluation.images)]
+    if evaluation.skipped:
+        notes.append(f"Skipped {summarize_images(evaluation.skipped)}")
     if evaluation.consensus or evaluation.cascade:
         notes.append(
             "MACs are summed over all levels that run; over full is relative to the highest level alone."
@@ -79,6 +82,23 @@ def evaluation_notes(evaluation: "Evaluation") -> list[str]:
             "compress --consensus fits temperatures."
         )
     return notes
+
+
+def images_note(images: "UsedImages") -> str:
+    """Return a sentence that says which images an evaluation used."""
+    held_out, place = images.held_out, f"{images.total} images of {images.source}"
+    count = f"{images.count} of the" if images.count < images.total else "all"
+    if held_out is None or (images.trained is None and not images.changed):
+        return f"Images: {count} {place}."
+    drawn = f"--holdout {held_out.share:g}, seed {held_out.seed}"
+    if images.used == "held-out":
+        return f"Images: {count} {place}, held out of the training ({drawn}); --all-images uses all of them."
+    if images.trained:
+        return f"Images: {count} {place}, including those that the levels were trained on ({drawn})."
+    return (
+        f"Images: {count} {place}. They are not, or no longer, the {held_out.images} images that validation "
+        f"images were held out of ({drawn}), so the levels may have been trained on some of them."
+    )
 
 
 def _costs(

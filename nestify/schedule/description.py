@@ -13,7 +13,7 @@ from nestify.data.hierarchy import ClassLevels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
 from nestify.file.loading import logit_fingerprint
-from nestify.file.manifest import Description, LevelDescription, Metrics, ModelEntry, Preprocessing
+from nestify.file.manifest import Description, HeldOut, LevelDescription, Metrics, ModelEntry, Preprocessing
 from nestify.file.writer import planned_bytes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
@@ -37,6 +37,7 @@ def describe(
     before: Sequence[Accuracy] = (),
     after: Sequence[Accuracy] = (),
     calibration: Calibration | None = None,
+    held_out: HeldOut | None = None,
     fingerprints: bool = True,
 ) -> Description:
     """Make the description that goes into a nested file.
@@ -52,6 +53,7 @@ def describe(
         before: accuracies of the levels before training; empty if they were not evaluated.
         after: accuracies of the levels after training; empty if they were not evaluated.
         calibration: temperatures and consensus weights fitted after training; None if they were not fitted.
+        held_out: how the validation images were held out of the training images; None if they were not.
         fingerprints: whether to compute each level's logits; with False they are zeros.
     """
     untrained = {result.level: result.top1 for result in before}
@@ -76,6 +78,7 @@ def describe(
         seed=recipe.seed,
         versions={name: version(name) for name in ("nestify", "torch", "timm")},
         source_sha256=source_sha256,
+        held_out=held_out,
     )
 
 
@@ -93,6 +96,7 @@ def prefix_bytes(
     nested: NestedModel,
     costs: Sequence[LevelCost],
     labels: ClassLevels,
+    held_out: HeldOut | None = None,
 ) -> list[int]:
     """Predict the bytes of the nested file up to and including each level, core first, header included.
 
@@ -105,8 +109,9 @@ def prefix_bytes(
         nested: the nested model.
         costs: costs of its levels, core first.
         labels: the classes that each level predicts.
+        held_out: how the validation images were held out of the training images; None if they were not.
     """
-    plain = describe(recipe, levels, nested, costs, labels=labels, fingerprints=False)
+    plain = describe(recipe, levels, nested, costs, labels=labels, held_out=held_out, fingerprints=False)
     expected = {
         "top1": 50 + 1 / 3,
         "top5": 75 + 1 / 3,

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nestify.errors import CheckpointError, foreign_code
+from nestify.errors import CheckpointError, OutputError, foreign_code
 from nestify.evaluation.accuracy import Accuracy
 from nestify.files import atomic_file
 from nestify.training.observer import Phase
@@ -260,7 +260,13 @@ def write_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         _DENSE: json.dumps(pack(checkpoint.dense, tensors, _DENSE)),
     }
     metadata["sha256"] = _digest(metadata, tensors)
-    with atomic_file(path) as file:
+
+    def describe(reason: str) -> OutputError:
+        return OutputError(
+            f"{path}: cannot be written ({reason}); make room, or choose another output with -o"
+        )
+
+    with atomic_file(path) as file, foreign_code(describe):
         save_file(tensors, file.name, metadata)
 
 

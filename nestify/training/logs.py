@@ -1,48 +1,62 @@
-"""The logs of a run: `metrics.jsonl`, and on request CSV tables and TensorBoard events."""
+"""The logs of a run: `metrics.jsonl`, and on request CSV tables; TensorBoard events are in `tensorboard`."""
 
 import json
 import os
 import time
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict
-from math import isfinite, isnan
+from io import FileIO
+from math import isfinite
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any, NamedTuple
 
 from timm.utils.summary import trim_summary, update_summary
 
-from nestify.errors import OutputError, RecipeError
+from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.files import sibling
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
+from nestify.training.tensorboard import TensorBoardLog, summary_writer
 
 BYTES, SECONDS = "metrics_bytes", "metrics_seconds"
 
 
 class MetricsLog(Observer):
-    """The log `metrics.jsonl`: one JSON line per event, flushed at once.
+    """The log `metrics.jsonl`: one JSON line per event, written at once.
+
+    A line that cannot be written, as on a full disk, is kept and written with the next one.
 
     Args:
         path: the file; an older file is replaced.
         log_offsets: offsets from the checkpoint of the run that resumes: the file is truncated there, and
             continued. None or empty for a new run.
+        warn: receives a warning when lines cannot be written.
 
     Raises:
-        OutputError: if the file cannot be written.
+        OutputError: if the file cannot be opened.
     """
 
-    def __init__(self, path: Path, log_offsets: Mapping[str, float] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        log_offsets: Mapping[str, float] | None = None,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.path = path
+        self._warn = warn
+        self._waiting: list[bytes] = []
         log_offsets = log_offsets or {}
         self._start = time.perf_counter() - log_offsets.get(SECONDS, 0.0)
         try:
             self._file = open_truncated(path, int(log_offsets.get(BYTES, 0)))
+            self._size = self._file.tell()
         except OSError as error:
-            raise self._write_error(error) from error
+            raise OutputError(
+                f"{path} cannot be written: {error.strerror or error}; choose another --output"
+            ) from error
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -50,7 +64,10 @@ class MetricsLog(Observer):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        if self._waiting and not self._write_waiting():
+            self._warn(f"{self.path}: the last {len(self._waiting)} lines of the log are missing")
+        with suppress(OSError):
+            self._file.close()
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Write a line when an epoch has ended."""
@@ -73,32 +90,43 @@ class MetricsLog(Observer):
 
     def log_offsets(self) -> dict[str, float]:
         """Return the size of the file in bytes, and the seconds since the run began."""
-        return {BYTES: self._file.tell(), SECONDS: self._seconds()}
+        return {BYTES: self._size, SECONDS: self._seconds()}
 
     def _seconds(self) -> float:
         return round(time.perf_counter() - self._start, 3)
 
     def _write(self, record: dict[str, Any]) -> None:
         record["seconds"] = self._seconds()
+        failed_before = bool(self._waiting)
+        self._waiting.append((json.dumps(_replace_non_finite(record)) + "\n").encode())
+        self._write_waiting(warn=not failed_before)
+
+    def _write_waiting(self, *, warn: bool = False) -> bool:
+        """Write the lines that wait, all or none; return whether that succeeded."""
+        rest = memoryview(b"".join(self._waiting))
+        size = self._size + len(rest)
         try:
-            self._file.write(json.dumps(_replace_non_finite(record)) + "\n")
-            self._file.flush()
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError as error:
-            raise self._write_error(error) from error
+            with suppress(OSError):
+                self._file.truncate(self._size)
+            if warn:
+                reason = error.strerror or error
+                self._warn(f"{self.path} cannot be written ({reason}); the run continues, and tries again")
+            return False
+        self._size = size
+        self._waiting.clear()
+        return True
 
-    def _write_error(self, error: OSError) -> OutputError:
-        return OutputError(
-            f"{self.path} cannot be written: {error.strerror or error}; choose another --output"
-        )
 
-
-def open_truncated(path: Path, size: int) -> TextIO:
-    """Open a text file for appending, truncated to its first `size` bytes if it is longer.
+def open_truncated(path: Path, size: int) -> FileIO:
+    """Open a file for appending without a buffer, truncated to its first `size` bytes if it is longer.
 
     Raises:
         OSError: if the file cannot be opened.
     """
-    file = path.open("a", encoding="utf-8")
+    file = path.open("ab", buffering=0)
     file.truncate(min(size, path.stat().st_size))
     file.seek(0, os.SEEK_END)
     return file
@@ -114,7 +142,16 @@ def _replace_non_finite(value: Any) -> Any:
 
 
 _EPOCH = "csv_epoch"
-_STEP = "tensorboard_step"
+
+
+class _Row(NamedTuple):
+    """A row of a table: one epoch, with its values by column."""
+
+    phase: Phase
+    epoch: int
+    trained: dict[str, Any]
+    validated: dict[str, Any]
+    lr: float
 
 
 class CsvLog(Observer):
@@ -122,18 +159,24 @@ class CsvLog(Observer):
 
     timm's own writer writes them. The columns are those of timm's training script with the level at the end:
     `train_loss_1`, `eval_top1_3`. The training loss is NaN for levels that were not sampled, and the `eval_`
-    cells are empty for levels that were not validated.
+    cells are empty for levels that were not validated. A row that cannot be written, as on a full disk, is
+    kept and written with the next one.
 
     Args:
         path: path of the training's table.
         log_offsets: offsets from the checkpoint of the run that resumes, whose tables are continued. If
             empty, older files are replaced.
+        warn: receives a warning when rows cannot be written.
 
     Raises:
-        OutputError: if a table cannot be written.
+        OutputError: if a table cannot be opened.
     """
 
-    def __init__(self, path: Path, log_offsets: Mapping[str, float]) -> None:
+    def __init__(
+        self, path: Path, log_offsets: Mapping[str, float], warn: Callable[[str], None] = lambda text: None
+    ) -> None:
+        self._warn = warn
+        self._waiting: list[_Row] = []
         self._paths: dict[Phase, Path] = {"train": path, "finetune": path.with_suffix(".finetune.csv")}
         self._written = {phase: int(log_offsets.get(f"{_EPOCH}_{phase}", 0)) for phase in self._paths}
         self._row: tuple[Phase, StepLog] | None = None
@@ -160,8 +203,11 @@ class CsvLog(Observer):
         return {f"{_EPOCH}_{phase}": epoch for phase, epoch in self._written.items()}
 
     def close(self) -> None:
-        """Write the last row, if it is not written yet."""
+        """Write the last rows, if they are not written yet."""
         self._flush()
+        self._write_waiting()
+        if self._waiting:
+            self._warn(f"{self._paths['train']}: the last {len(self._waiting)} rows are missing")
 
     def _flush(self, results: Sequence[Accuracy] = ()) -> None:
         if self._row is None:
@@ -176,75 +222,32 @@ class CsvLog(Observer):
             for name in ("top1", "top5", "loss")
             for k in levels
         }
-        path = self._paths[phase]
-        try:
-            update_summary(log.epoch, trained, validated, str(path), lr=log.lr)
-        except OSError as error:
-            raise self._write_error(path, error) from error
-        self._written[phase] = log.epoch
+        self._waiting.append(_Row(phase, log.epoch, trained, validated, log.lr))
+        self._write_waiting(warn=len(self._waiting) == 1)
+
+    def _write_waiting(self, *, warn: bool = False) -> None:
+        """Write the rows that wait, each completely or not at all."""
+        while self._waiting:
+            row = self._waiting[0]
+            path = self._paths[row.phase]
+            size = path.stat().st_size if path.exists() else 0
+            try:
+                update_summary(row.epoch, row.trained, row.validated, str(path), lr=row.lr)
+            except OSError as error:
+                with suppress(OSError):
+                    os.truncate(path, size)
+                if warn:
+                    reason = error.strerror or error
+                    self._warn(f"{path} cannot be written ({reason}); the run continues, and tries again")
+                return
+            self._written[row.phase] = row.epoch
+            del self._waiting[0]
 
     def _write_error(self, path: Path, error: Exception) -> OutputError:
         reason = getattr(error, "strerror", None) or "it exists and is not a log of a run"
         return OutputError(
             f"{path} cannot be written ({reason}); choose another --output or leave out --log csv"
         )
-
-
-class TensorBoardLog(Observer):
-    """TensorBoard events in the folder `NAME.tensorboard`.
-
-    Args:
-        folder: folder of the events; events of an older run in it are removed.
-        log_offsets: offsets from the checkpoint of the run that resumes, whose events are continued. Empty
-            for a new run.
-        finetune_steps: steps of the fine-tuning; the steps of the training are counted from there.
-
-    Raises:
-        RecipeError: if TensorBoard is not installed.
-        OutputError: if the folder cannot be written.
-    """
-
-    def __init__(self, folder: Path, log_offsets: Mapping[str, float], finetune_steps: int) -> None:
-        self._first_step: dict[Phase, int] = {"finetune": 0, "train": finetune_steps}
-        self._step = int(log_offsets.get(_STEP, 0))
-        try:
-            if not self._step:
-                for old in folder.glob("events.out.tfevents.*"):
-                    old.unlink()
-            self._writer = _summary_writer()(str(folder), purge_step=self._step + 1 if self._step else None)
-        except OSError as error:
-            raise OutputError(
-                f"{folder} cannot be written ({error.strerror or error}); choose another --output or leave "
-                "out --log tensorboard"
-            ) from error
-
-    def stepped(self, phase: Phase, log: StepLog) -> None:
-        """Add the losses, training accuracies and sparsities of the levels, and the learning rate."""
-        self._step = self._first_step[phase] + log.step
-        self._add(phase, {"loss": log.losses, "top1": log.top1, "sparsity": log.sparsity})
-        self._writer.add_scalar(f"{phase}/lr", log.lr, self._step)
-
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """Add the accuracies and losses of the levels on the validation images."""
-        if moment in ("epoch", "after"):
-            rows = {name: [getattr(result, name) for result in results] for name in ("top1", "top5", "loss")}
-            self._add("validation", rows)
-            self._writer.flush()
-
-    def log_offsets(self) -> dict[str, float]:
-        """Return the last step that was logged."""
-        self._writer.flush()
-        return {_STEP: self._step}
-
-    def close(self) -> None:
-        """Write the remaining events, and close the file."""
-        self._writer.close()
-
-    def _add(self, group: str, rows: Mapping[str, Sequence[float]]) -> None:
-        for name, row in rows.items():
-            for k, value in enumerate(row, start=1):
-                if not isnan(value):  # a level that was not sampled
-                    self._writer.add_scalar(f"{group}/{name}/level{k}", value, self._step)
 
 
 def check_logs(names: Sequence[str]) -> None:
@@ -254,12 +257,16 @@ def check_logs(names: Sequence[str]) -> None:
         RecipeError: if TensorBoard is requested and not installed.
     """
     if "tensorboard" in names:
-        _summary_writer()
+        summary_writer()
 
 
 @contextmanager
 def open_logs(
-    names: Sequence[str], output: Path, log_offsets: Mapping[str, float], finetune_steps: int
+    names: Sequence[str],
+    output: Path,
+    log_offsets: Mapping[str, float],
+    finetune_steps: int,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> Iterator[list[Observer]]:
     """Open the logs that a recipe requests, next to its output; they are closed at the end of the block.
 
@@ -269,25 +276,14 @@ def open_logs(
         log_offsets: offsets from the checkpoint of the run that resumes, whose logs are continued. Empty for
             a new run.
         finetune_steps: steps of the fine-tuning.
+        warn: receives a warning when a log cannot be written.
     """
     with ExitStack() as opened:
         logs: list[Observer] = []
         if "csv" in names:
-            table = CsvLog(sibling(output, ".csv"), log_offsets)
+            table = CsvLog(sibling(output, ".csv"), log_offsets, warn)
             logs.append(opened.enter_context(closing(table)))
         if "tensorboard" in names:
-            board = TensorBoardLog(sibling(output, ".tensorboard"), log_offsets, finetune_steps)
+            board = TensorBoardLog(sibling(output, ".tensorboard"), log_offsets, finetune_steps, warn)
             logs.append(opened.enter_context(closing(board)))
         yield logs
-
-
-def _summary_writer() -> Any:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # deprecations within TensorBoard
-            from torch.utils.tensorboard import SummaryWriter
-    except ImportError as error:
-        raise RecipeError(
-            "train.log: tensorboard is not installed; pip install 'nestify[tensorboard]', or use --log csv"
-        ) from error
-    return SummaryWriter

@@ -247,7 +247,7 @@ class Checkpoints(CheckpointHook):
             write_checkpoint(self.path, Checkpoint(info, training.state(), self._dense))
             self._saved = position
         except OutputError as error:
-            self.observer.warned(f"the checkpoint was not saved: {error}")
+            self.observer.warned(f"the checkpoint was not saved, and will be tried again: {error}")
         self._time = time.monotonic()
 
     def _saved_position(self) -> str:

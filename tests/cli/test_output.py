@@ -2,15 +2,18 @@
 
 import ctypes
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from nestify.compression import compress as api
 from nestify.errors import BadFileError
+from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
+from nestify.training.stepper import Stepper
 from tests.cli.conftest import Refused
 from tests.cli.driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, nestify, spawn
 
@@ -84,6 +87,126 @@ def test_a_full_disk(small_disk: Path, digits_file: Path) -> None:
     assert done.code == 3
     assert "No space left on device" in done.message
     assert not (small_disk / "report.json").exists()
+
+
+def fill(disk: Path) -> Path:
+    """Use all the free space of a small disk; removing the returned file frees it again."""
+    free = os.statvfs(disk)
+    (disk / "fill").write_bytes(b"x" * (free.f_bavail * free.f_bsize))
+    return disk / "fill"
+
+
+def test_a_disk_that_is_full_while_checkpoints_are_written(
+    small_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logs and checkpoints are on the full disk, the nested file is not."""
+    output = small_disk / "a.safetensors"
+    output.symlink_to(tmp_path / "elsewhere.safetensors")
+    filled = fill(small_disk)
+    original_step, steps = Stepper.step, 0
+
+    def step_and_free(self: Stepper, *arguments: Any) -> None:
+        nonlocal steps
+        steps += 1
+        original_step(self, *arguments)
+        if steps == 3:  # in the second epoch
+            filled.unlink()
+
+    monkeypatch.setattr(Stepper, "step", step_and_free)
+    done = nestify("compress", "digits", *TWO_STEPS, "--epochs", "3", "--log", "csv", "-o", output)
+    assert done.code == 0, done.err
+    assert "the checkpoint was not saved, and will be tried again" in done.err
+    assert "make room" in done.err
+    assert f"{small_disk}/a.metrics.jsonl cannot be written" in done.err
+    assert [line["epoch"] for line in events(small_disk / "a.metrics.jsonl", "train")] == [1, 2, 3]
+    assert len(events(small_disk / "a.metrics.jsonl", "evaluation")) == 4
+    assert len((small_disk / "a.csv").read_text().splitlines()) == 1 + 3
+    assert {path.name for path in small_disk.iterdir()} == {"a.safetensors", "a.metrics.jsonl", "a.csv"}
+    assert open_nested_file(tmp_path / "elsewhere.safetensors").n_levels == 3
+
+
+@pytest.mark.parametrize("form", ["timm", "onnx", "pt2"])
+def test_an_export_to_a_full_disk(small_disk: Path, digits_file: Path, form: str) -> None:
+    if form == "onnx":
+        pytest.importorskip("onnxscript")
+    fill(small_disk)
+    ending = "safetensors" if form == "timm" else form
+    words = ("export", digits_file, "--level", "1", "--format", form, "-o", small_disk / f"a.{ending}")
+    done = finish(spawn(*words))  # torch would end the process
+    assert done.code == 3, done.err
+    assert "make room" in done.message
+    assert {path.name for path in small_disk.iterdir()} == {"fill"}
+
+
+@pytest.mark.parametrize(
+    "ending", [".metrics.jsonl", ".csv", ".finetune.csv", ".resume.safetensors", ".lock"]
+)
+def test_pipes_in_the_place_of_a_runs_files(tmp_path: Path, refused: Refused, ending: str) -> None:
+    """Opening a pipe would wait for ever."""
+    os.mkfifo(tmp_path / f"digits{ending}")
+    message = refused(3, "compress", "digits", *UNTRAINED, "--log", "csv")
+    assert f"digits{ending}" in message
+    assert "not a regular file" in message
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (2, ("compress", "pipe.toml")),
+        (2, ("compress", "pipe.json")),
+        (2, ("batch", "pipe.toml", "--out", "jobs")),
+        (2, ("report", "digits.nested.safetensors", "--check", "pipe.toml")),
+        (3, ("report", "digits.nested.safetensors", "--compare", "pipe.json")),
+        (3, ("compress", "digits", *UNTRAINED, "--hierarchy", "pipe.csv")),
+        (3, ("compress", "digits", *UNTRAINED, "--checkpoint", "pipe.safetensors")),
+        (3, ("compress", "digits", *UNTRAINED, "--data", "pipe.tar")),
+        (3, ("eval", "pipe.safetensors", "--data", "embedded/digits")),
+    ],
+)
+def test_pipes_in_the_place_of_an_input(
+    tmp_path: Path, digits_file: Path, code: int, words: Sequence[str]
+) -> None:
+    (tmp_path / "digits.nested.safetensors").write_bytes(digits_file.read_bytes())
+    pipe = next(word for word in words if word.startswith("pipe."))
+    os.mkfifo(tmp_path / pipe)
+    done = finish(spawn(*words))
+    assert done.code == code, done.err
+    assert pipe in done.message
+
+
+def test_a_job_whose_log_is_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "jobs" / "digits").mkdir(parents=True)
+    os.mkfifo(tmp_path / "jobs" / "digits" / "log.txt")
+    for dry_run in ([], ["--dry-run"]):
+        done = finish(spawn("batch", "digits", "--out", "jobs", *dry_run))
+        assert done.code == 3, done.err
+        assert "log.txt" in done.message
+
+
+def test_two_runs_with_one_output(tmp_path: Path) -> None:
+    """The second run is refused until the first one has ended, also if it was killed."""
+    words = ("compress", "digits", *TWO_STEPS, "--epochs", "500", "-o")
+    first = spawn(*words, "a.nested.safetensors")
+    try:
+        assert first.stderr is not None
+        for line in first.stderr:
+            if line.startswith("train epoch 1"):
+                break
+        log = (tmp_path / "a.metrics.jsonl").read_bytes()
+        # all of them have the same log
+        for other in ("a.nested.safetensors", "a.safetensors", f"{tmp_path}/./a.nested.safetensors"):
+            done = nestify("compress", "digits", *UNTRAINED, "--restart", "-o", other)
+            assert done.code == 2, done.err
+            assert Path(other).name in done.message
+            assert "-o" in done.message
+        assert (tmp_path / "a.metrics.jsonl").read_bytes().startswith(log)
+        assert nestify("compress", "digits", *UNTRAINED, "-o", "b.nested.safetensors").code == 0
+    finally:
+        first.kill()
+        first.communicate()
+    done = nestify("compress", "digits", *UNTRAINED, "--restart", "-o", "a.nested.safetensors")
+    assert done.code == 0, done.err
+    assert not list(tmp_path.glob("*.lock"))
 
 
 def test_a_loss_that_is_not_finite(refused: Refused) -> None:

@@ -46,6 +46,21 @@ def test_a_byte_order_mark_and_windows_line_ends_do_no_harm(tmp_path: Path) -> N
     assert load_recipe(write(tmp_path, text)).model.name == "resnet18"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"model": {"name": "resnet18"}, "data": {"path": "a"}, "data": {"path": "b"}}',
+        '{"model": {"name": "resnet18"}, "data": {"path": "a", "path": "a"}}',
+        '{"model": {"name": "resnet18"}, "data": {"path": "a"}, "level": [{"sparsity": 0, "sparsity": 0.5}]}',
+        '{"model": {"name": "resnet18"}, "data": {"path": "a", "p\\u0061th": "b"}}',
+    ],
+)
+def test_a_json_key_that_occurs_twice_is_refused(tmp_path: Path, text: str) -> None:
+    told = message(write(tmp_path, text, "a.json"))
+    assert "occurs 2 times" in told
+    assert "keep one" in told
+
+
 def test_every_problem_of_a_file_names_the_file(tmp_path: Path) -> None:
     path = write(
         tmp_path, BASIC + '[[level]]\nsparsity = 1.5\n[[level]]\nsparsity = 0\n[train]\nepochs = "three"\n'

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 from nestify.compression.batch.identity import Contents, job_identity
 from nestify.compression.batch.matrix import Variant, expand
-from nestify.errors import RecipeError
+from nestify.errors import OutputError, RecipeError
+from nestify.files import is_special
 from nestify.recipe.recipe import Recipe
 from nestify.recipe.sources import is_named_data
 
@@ -87,13 +88,14 @@ def make_jobs(sources: Sequence[str], out: Path, shard: Shard) -> list[Job]:
 
     Raises:
         RecipeError: with every problem of every recipe.
+        OutputError: if a file of a job is a pipe or a device.
     """
     variants = expand(sources)
     if problems := [problem for variant in variants for problem in _clashes(variant)]:
         raise RecipeError(list(dict.fromkeys(problems)))
     contents = Contents()
     out = Path(os.path.abspath(out))
-    return [
+    jobs = [
         Job(
             each.name,
             each.source,
@@ -104,6 +106,10 @@ def make_jobs(sources: Sequence[str], out: Path, shard: Shard) -> list[Job]:
         )
         for each in shard.select(variants)
     ]
+    for path in (job.folder / name for job in jobs for name in (RECIPE, RESULT, LOG)):
+        if is_special(path):
+            raise OutputError(f"{path}: is not a regular file; remove it, or choose another --out")
+    return jobs
 
 
 def _clashes(variant: Variant) -> list[str]:

@@ -1,0 +1,138 @@
+"""Which images validate: the record of those that `compress` held out, and how `eval` finds them again."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from nestify.data.classes import labels_in
+from nestify.data.dataset import Images, open_images
+from nestify.data.source import Split, locate_split
+from nestify.errors import DataError
+from nestify.file.manifest import HeldOut
+from nestify.recipe.options import OnBadImage
+
+
+@dataclass(frozen=True)
+class UsedImages:
+    """Which images an evaluation used.
+
+    Attributes:
+        used: `held-out`: those that `compress` held out of the training images; `all`: all of the split.
+        source: the split, such as the path of a folder.
+        count: number of images that were used, unreadable ones included.
+        total: number of images of the split.
+        trained: whether images that the levels were trained on are among them; None if that is not known.
+        changed: whether the split differs from the one that the validation images were held out of.
+        held_out: how they were held out; None if the file has validation images of another split.
+    """
+
+    used: Literal["held-out", "all"]
+    source: str
+    count: int
+    total: int
+    trained: bool | None
+    changed: bool
+    held_out: HeldOut | None
+
+
+def record_held_out(images: Images, share: float, seed: int, split: str) -> HeldOut:
+    """Return the record of how validation images were held out, for the manifest.
+
+    Args:
+        images: any images of the split that they were held out of.
+        share: share of each class that was held out.
+        seed: seed of the choice.
+        split: name of the split.
+    """
+    return HeldOut(
+        share=share, seed=seed, split=split, images=len(images.dataset), sha256=_hash_of_split(images)
+    )
+
+
+def _hash_of_split(images: Images) -> str:
+    """Return the SHA-256 of the names and labels of all images of a split, on which the choice depends."""
+    labels = labels_in(images.dataset, images.source)
+    names = replace(images, indices=np.arange(len(labels))).inner_names() or [""] * len(labels)
+    digest = hashlib.sha256()
+    for name, label in zip(names, labels.tolist(), strict=True):
+        digest.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def open_evaluation_images(
+    data: str,
+    split: str | None,
+    held_out: HeldOut | None,
+    *,
+    all_images: bool = False,
+    data_root: str | None = None,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    on_bad_image: OnBadImage = "refuse",
+    max_images: int | None = None,
+    seed: int = 0,
+) -> tuple[Images, UsedImages]:
+    """Open the images to evaluate a nested file on.
+
+    These are the images of a split, except where that is the split that the file's validation images were
+    held out of: then only the held-out ones, which the levels were not trained on.
+
+    Args:
+        data: images, as for `open_images`.
+        split: name of the split; None for `validation`, or the training split if there is no other.
+        held_out: the file's record of how its validation images were held out; None if it has none.
+        all_images: whether to use the training images too.
+
+    The other arguments and errors are those of `open_images`.
+    """
+    where = _locate(data, split, held_out, data_root)
+    drawn = _locate_or_none(data, held_out, data_root)
+    images = open_images(
+        data,
+        where.split,
+        data_root=data_root,
+        class_names=class_names,
+        num_classes=num_classes,
+        on_bad_image=on_bad_image,
+    )
+    total, trained, changed = len(images), None, False
+    used: Literal["held-out", "all"] = "all"
+    if held_out is not None and drawn is not None and where.overlaps(drawn):
+        changed = images.source.is_stream or _hash_of_split(images) != held_out.sha256
+        trained = None if changed else True
+        if not (changed or all_images or split == held_out.split):
+            images, used, trained = images.hold_out(held_out.share, held_out.seed)[1], "held-out", False
+    images = images.at_most(max_images, seed)
+    return images, UsedImages(
+        used=used,
+        source=str(images.source),
+        count=len(images),
+        total=total,
+        trained=trained,
+        changed=changed,
+        held_out=held_out,
+    )
+
+
+def _locate(data: str, split: str | None, held_out: HeldOut | None, data_root: str | None) -> Split:
+    """Locate the split to evaluate on."""
+    try:
+        return locate_split(data, split or "validation", data_root)
+    except DataError:
+        training = None if split else _locate_or_none(data, held_out, data_root)
+        if training is None:
+            raise
+        return training
+
+
+def _locate_or_none(data: str, held_out: HeldOut | None, data_root: str | None) -> Split | None:
+    """Locate the split that validation images were held out of, if the data has it."""
+    if held_out is None:
+        return None
+    try:
+        return locate_split(data, held_out.split, data_root)
+    except DataError:
+        return None
