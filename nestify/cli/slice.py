@@ -37,6 +37,7 @@ def slice_levels(
     from nestify.cli.output import write_result
     from nestify.errors import RecipeError
     from nestify.file.slicing import slice_file, upgrade_slice
+    from nestify.report.results import sliced_lines
 
     if (output is None) == (upgrade is None):
         raise RecipeError(
@@ -48,7 +49,8 @@ def slice_levels(
         else:
             assert upgrade is not None
             done = upgrade_slice(file, level, upgrade, progress=progress)
-    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else _text(done), None)
+    text = "\n".join(sliced_lines(done)) + "\n"
+    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else text, None)
 
 
 @contextmanager
@@ -62,16 +64,6 @@ def _progress_bar() -> "Iterator[Progress]":
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _text(done: "Sliced") -> str:
-    from nestify.report.table import mebibytes
-
-    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
-    read = f"{mebibytes(done.bytes_read)} MiB read from {done.source}"
-    if not done.bytes_written:
-        return f"{done.path}: already has levels {levels}, so nothing was written\n{read}\n"
-    return f"{done.path}: levels {levels}\n{mebibytes(done.bytes_written)} MiB written, {read}\n"
 
 
 def _document(done: "Sliced") -> dict[str, Any]:

@@ -16,6 +16,7 @@ from nestify.file.measurements import Measurement, read_measured
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.untrusted import strict_json
 from nestify.recipe.amounts import Limited
+from nestify.shown import Shown
 
 SCHEMA_VERSION = 1
 
@@ -122,8 +123,8 @@ class LevelReport:
         }
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """All levels of one file, core first.
 
     Attributes:
