@@ -50,6 +50,7 @@ def render(
         file=buffer,
         width=width or WIDE,
         force_terminal=terminal is not None,
+        force_jupyter=False,  # in a notebook, rich would display the text instead of writing it to the buffer
         color_system="auto" if terminal else None,
         highlight=False,
         markup=False,

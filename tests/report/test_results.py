@@ -133,6 +133,17 @@ def test_a_long_result_says_how_much_is_left_out(monkeypatch: pytest.MonkeyPatch
     assert Cells(many._repr_html_()).texts.count("level60") == 1
 
 
+class ZMQInteractiveShell:
+    """What rich recognizes a notebook by: a shell of this name."""
+
+
+def test_text_in_a_notebook(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    expected = repr(reports.report())
+    monkeypatch.setattr("builtins.get_ipython", ZMQInteractiveShell, raising=False)
+    assert repr(reports.report()) == expected
+    assert capsys.readouterr() == ("", "")
+
+
 def test_texts_of_a_file_are_escaped() -> None:
     text, page = repr(reports.hostile()), reports.hostile()._repr_html_()
     for hidden in ("\x1b", "\x00", "\u202e"):
