@@ -4,6 +4,8 @@ import ast
 from importlib import import_module
 from pathlib import Path
 
+from nestify.shown import Shown
+
 __version__ = "0.1.0"
 
 _STUB = ast.parse(Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8"))
@@ -27,5 +29,9 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return the names of the module, including public names that are not imported yet."""
-    return sorted({*globals(), *__all__})
+    """Return the public names, also those that are not imported yet, and Python's own names of a module."""
+    return sorted([*__all__, *(name for name in globals() if name.startswith("__") and name not in __all__)])
+
+
+Shown.as_text = lambda result: import_module("nestify.report.results").result_text(result)
+Shown.as_html = lambda result: import_module("nestify.report.results").result_html(result)

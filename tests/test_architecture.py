@@ -30,6 +30,7 @@ ROOMS = (
     "files",
     "terminal",
     "signals",
+    "shown",
     "errors",
     "version",
     "text",

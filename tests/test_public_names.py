@@ -21,14 +21,15 @@ NAMES = {
     ),
     *("open_report", "pick", "plan", "read_report", "run_batch", "slice_file", "upgrade_slice", "verify"),
     *("BatchResult", "Bench", "Evaluation", "Exported", "Limit", "NestedModel", "Observer", "Pick", "Recipe"),
-    *("Result", "Sliced", "Verification", "__version__"),
+    *("NestifyError", "NestifyWarning", "Result", "Sliced", "Verification", "__version__"),
 }
 
 
 def test_all_names_are_listed() -> None:
     assert set(nestify.__all__) == NAMES
     assert len(nestify.__all__) == len(NAMES)
-    assert set(dir(nestify)) >= NAMES
+    assert len(dir(nestify)) == len(set(dir(nestify)))
+    assert {name for name in dir(nestify) if not name.startswith("__")} == NAMES - {"__version__"}
 
 
 def test_names_are_listed_without_torch() -> None:

@@ -16,14 +16,14 @@ from rich.table import Table
 
 from nestify.cli.arguments import complete_recipe
 from nestify.cli.output import Verbosity, print_unless_quiet, verbosity
-from nestify.compression.batch.batch import BatchResult, Standing
+from nestify.compression.batch.batch import Standing
 from nestify.compression.batch.jobs import Job
 from nestify.compression.batch.results import SCHEMA_VERSION, JobResult
 from nestify.compression.batch.runner import BatchObserver
 from nestify.compression.batch.tables import progress
 from nestify.files import metrics_path
+from nestify.report.batch import batch_screen, count_jobs, earlier_state, join_top1
 from nestify.report.sheet import Column, Sheet
-from nestify.report.table import mebibytes, number
 from nestify.text import LONGEST_MESSAGE, printable
 
 REFRESH = 0.25
@@ -74,15 +74,6 @@ class BatchDisplay(BatchObserver):
             self._last_update = now
             self._live.update(self._running_table(running, now), refresh=True)
 
-    def notes(self, result: BatchResult) -> list[str]:
-        """Return notes below the table of results: why jobs failed, where the logs are, how to resume."""
-        notes = [f"{job.name}: {job.message}" for job in result.jobs if job.state == "failed" and job.message]
-        if any(job.state == "failed" for job in result.jobs):
-            notes.append(f"The log of a job is {result.out}/JOB/log.txt.")
-        if any(job.state in ("interrupted", "pending") for job in result.jobs):
-            notes.append("Run the same command to resume.")
-        return notes
-
     def _running_table(self, running: Sequence[Job], now: float) -> Table:
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
         table.add_column(overflow="ellipsis", no_wrap=True)
@@ -100,22 +91,6 @@ class BatchDisplay(BatchObserver):
             self.console.print(text)
         else:
             print_unless_quiet(text)
-
-
-def result_table(result: BatchResult) -> Sheet:
-    """Return the table of a batch's results, one row per job."""
-    jobs = result.jobs
-    codes = ["-" if job.exit_code is None else str(job.exit_code) for job in jobs]
-    return Sheet(
-        [
-            Column("job", [job.name for job in jobs], is_text=True),
-            Column("state", [_state(job) for job in jobs], is_text=True),
-            Column("exit code", codes, rank=3),
-            Column("seconds", ["-" if job.seconds is None else f"{job.seconds:.1f}" for job in jobs], rank=4),
-            Column("top-1 % of the levels", [_join(job.top1) for job in jobs], is_text=True, rank=1),
-            Column("MiB", ["-" if job.bytes is None else mebibytes(job.bytes) for job in jobs], rank=2),
-        ]
-    )
 
 
 def plan_table(plan: Sequence[tuple[Job, Standing]]) -> Sheet:
@@ -147,25 +122,11 @@ def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
 
 def _describe(result: JobResult) -> str:
     if result.earlier:
-        return f"{_earlier_state(result)}, skipped"
+        return f"{earlier_state(result)}, skipped"
     after = f"after {result.seconds or 0:.1f} s"
     if result.state == "done":
-        return f"done {after}, top-1 {_join(result.top1)}"
+        return f"done {after}, top-1 {join_top1(result.top1)}"
     return f"{result.state} {after} with exit code {result.exit_code}: {result.message}"
-
-
-def _state(result: JobResult) -> str:
-    if result.earlier:
-        return _earlier_state(result)
-    return "not started" if result.state == "pending" else result.state
-
-
-def _earlier_state(result: JobResult) -> str:
-    return "done earlier" if result.state == "done" else "missed a limit earlier"
-
-
-def _join(top1: Sequence[float | None]) -> str:
-    return " / ".join(map(number, top1)) or "-"
 
 
 def batch(
@@ -215,7 +176,7 @@ def batch(
     where = f"{out}, shard {shard}" if shard != "1/1" else str(out)
     if dry_run:
         plan = plan_batch(recipes, out, shard=shard)
-        title = f"{_jobs(len(plan))} in {where}"
+        title = f"{count_jobs(len(plan))} in {where}"
         text = plan_document(plan) if as_json else render(title, [plan_table(plan)], [], sys.stdout)
         write_result(text, None)
         return
@@ -232,12 +193,6 @@ def batch(
     if as_json:
         write_result(json.dumps(result.to_dict(), indent=2) + "\n", None)
     else:
-        done = sum(job.state == "done" for job in result.jobs)
-        title = f"{done} of {_jobs(len(result.jobs))} done in {where}"
-        write_result(render(title, [result_table(result)], display.notes(result), sys.stdout), None)
+        write_result(render(*batch_screen(result), sys.stdout), None)
     if result.exit_code:
         raise typer.Exit(result.exit_code)
-
-
-def _jobs(count: int) -> str:
-    return "1 job" if count == 1 else f"{count} jobs"

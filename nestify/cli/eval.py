@@ -95,13 +95,7 @@ def evaluate(
     from nestify.cli.output import write_result
     from nestify.errors import GateFailed
     from nestify.evaluation.evaluate import evaluate as run
-    from nestify.report.evaluation import (
-        cascade_table,
-        consensus_table,
-        evaluation_notes,
-        evaluation_table,
-        images_note,
-    )
+    from nestify.report.evaluation import evaluation_notes, evaluation_sheets, images_note
     from nestify.report.text import render
     from nestify.terminal import print_stderr
 
@@ -127,13 +121,8 @@ def evaluate(
         if done.images.changed:
             print_stderr(f"warning: {images_note(done.images)}")
     else:
-        tables = [evaluation_table(done)]
-        if done.consensus:
-            tables.append(consensus_table(done))
-        if done.cascade:
-            tables.append(cascade_table(done))
-        notes = evaluation_notes(done)
-        write_result(render(f"{file} on {data}", tables, notes, sys.stdout), None)
+        text = render(f"{file} on {data}", evaluation_sheets(done), evaluation_notes(done), sys.stdout)
+        write_result(text, None)
     if failed := _levels_below(done, min_top1):
         raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
 

@@ -53,10 +53,13 @@ def export(
     """
     from nestify.cli.output import write_result
     from nestify.exports.export import export as run
+    from nestify.report.results import exported_notes
+    from nestify.text import printable
 
     done = run(file, level, format, output, batch=batch, opset=opset)
-    text = json.dumps(_document(file, done), indent=2) + "\n" if as_json else _text(file, done)
-    write_result(text, None)
+    lines = [f"{file}: {done.facts.title}", *exported_notes(done), f"Written: {done.path}"]
+    text = json.dumps(_document(file, done), indent=2) if as_json else "\n".join(map(printable, lines))
+    write_result(text + "\n", None)
 
 
 def _document(file: str, done: "Exported") -> dict[str, Any]:
@@ -76,30 +79,3 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "opset": done.opset,
         "load": done.load_line,
     }
-
-
-def _text(file: str, done: "Exported") -> str:
-    from nestify.report.table import mebibytes
-    from nestify.text import printable
-
-    form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
-    batches = f"{done.batch} images per call" if done.batch else "any number of images per call"
-    lines = [
-        f"{file}: {done.facts.title}",
-        f"as {form}, {mebibytes(done.bytes)} MiB, {batches}",
-        f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest one.",
-        f"Load it with: {done.load_line}",
-    ]
-    if done.facts.sparsity > 0:
-        zeros = f"{done.facts.sparsity:.1%} of the maskable weights"
-        lines.append(
-            f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as the full level; "
-            "gzip compresses it."
-        )
-    if done.format == "pt2":
-        from torch import __version__ as version
-
-        lines.append(
-            f"It was written by torch {version}; torch does not guarantee that other versions can read it."
-        )
-    return "".join(f"{printable(line)}\n" for line in [*lines, f"Written: {done.path}"])

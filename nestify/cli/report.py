@@ -131,10 +131,10 @@ def _text(
     from nestify.cli.output import gates_sheets
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
-    from nestify.report.table import layer_table, report_notes, report_table
+    from nestify.report.table import layer_table, report_notes, report_table, report_title
     from nestify.report.text import render, render_markdown
 
-    title = f"{data.architecture}, {data.num_classes} classes, input {'x'.join(map(str, data.input_size))}"
+    title = report_title(data)
     if other is None:
         sheets = [report_table(data), *bench_sheets(data, data.measured)]
         sheets += [layer_table(data)] if layers else []

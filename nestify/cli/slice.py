@@ -37,6 +37,8 @@ def slice_levels(
     from nestify.cli.output import write_result
     from nestify.errors import RecipeError
     from nestify.file.slicing import slice_file, upgrade_slice
+    from nestify.report.results import sliced_lines
+    from nestify.text import printable
 
     if (output is None) == (upgrade is None):
         raise RecipeError(
@@ -48,7 +50,8 @@ def slice_levels(
         else:
             assert upgrade is not None
             done = upgrade_slice(file, level, upgrade, progress=progress)
-    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else _text(done), None)
+    text = "\n".join(map(printable, sliced_lines(done))) + "\n"
+    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else text, None)
 
 
 @contextmanager
@@ -62,21 +65,6 @@ def _progress_bar() -> "Iterator[Progress]":
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
-
-
-def _text(done: "Sliced") -> str:
-    from nestify.report.table import mebibytes
-    from nestify.text import printable
-
-    read = f"{mebibytes(done.bytes_read)} MiB read from {done.source}"
-    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
-    lines = [
-        f"{done.path}: levels {levels}",
-        f"{mebibytes(done.bytes_written)} MiB written, {read}",
-    ]
-    if not done.bytes_written:
-        lines = [f"{done.path}: already has levels {levels}, so nothing was written", read]
-    return "".join(f"{printable(line)}\n" for line in lines)
 
 
 def _document(done: "Sliced") -> dict[str, Any]:

@@ -24,7 +24,7 @@ def verify(
     from nestify.cli.output import write_result
     from nestify.errors import BadFileError
     from nestify.evaluation.verify import verify as run
-    from nestify.report.table import verification_table
+    from nestify.report.table import verification_notes, verification_table
     from nestify.report.text import render
 
     done = run(file)
@@ -32,8 +32,8 @@ def verify(
     if as_json:
         write_result(json.dumps(_document(done), indent=2) + "\n", None)
     else:
-        notes = [f"Level {level.level} ({level.name}): {level.problem}" for level in bad]
-        write_result(render(done.name, [verification_table(done)], notes, sys.stdout), None)
+        text = render(done.name, [verification_table(done)], verification_notes(done), sys.stdout)
+        write_result(text, None)
     if bad:
         names = ", ".join(f"{level.level} ({level.name})" for level in bad)
         raise BadFileError(

@@ -23,25 +23,28 @@ from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
+from nestify.shown import Shown
 from nestify.training.display import usual_observer
 from nestify.training.distributed import World, join_process_group
 from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
 
 
-@dataclass(frozen=True)
-class Result:
+@dataclass(frozen=True, repr=False)
+class Result(Shown):
     """Result of `compress`.
 
     Attributes:
         path: path of the nested file.
         manifest: its manifest.
         gates: limits of the recipe's [gates], and whether the levels meet them; only on rank 0.
+        report: report of the nested file; None on other ranks than 0.
     """
 
     path: Path
     manifest: Manifest
     gates: Sequence[GateResult] = ()
+    report: Report | None = None
 
 
 def plan(
@@ -117,10 +120,11 @@ def _compress(
         manifest, missed = _run_and_write(recipe, watcher, resume, world, device)
     if missed:
         raise BudgetError(f"{'; '.join(missed)}; {output} was written")
-    judged = world.is_main and recipe.gates.given()
-    return Result(
-        output, manifest, check_gates(recipe.gates, read_report(output), baseline) if judged else ()
-    )
+    if not world.is_main:
+        return Result(output, manifest)
+    report = read_report(output)
+    gates = check_gates(recipe.gates, report, baseline) if recipe.gates.given() else ()
+    return Result(output, manifest, gates, report)
 
 
 def _run_and_write(

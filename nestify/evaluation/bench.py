@@ -20,6 +20,7 @@ from nestify.file.measurements import LevelLatency, Machine, Measurement, check_
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import Report, make_report
 from nestify.machine import cores, pick_device, printable_line, processor_name
+from nestify.shown import Shown
 
 
 def this_machine(device: torch.device) -> Machine:
@@ -134,8 +135,8 @@ MOST_SECONDS = 86_400
 SEED = 0
 
 
-@dataclass(frozen=True)
-class Bench:
+@dataclass(frozen=True, repr=False)
+class Bench(Shown):
     """Latencies of levels on this machine.
 
     Attributes:

@@ -21,10 +21,11 @@ from nestify.file.reader import NestedFile, open_nested_file
 from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.recipe.amounts import Budget, did_you_mean, parse_budget, share_meant
 from nestify.recipe.options import ConsensusKind, OnBadImage
+from nestify.shown import Shown
 
 
-@dataclass(frozen=True)
-class Evaluation:
+@dataclass(frozen=True, repr=False)
+class Evaluation(Shown):
     """Accuracy of levels of a file on images.
 
     Attributes:

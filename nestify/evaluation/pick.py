@@ -9,6 +9,7 @@ from nestify.errors import BadFileError, GateFailed, RecipeError
 from nestify.file.measurements import Measurement
 from nestify.file.summary import LevelReport, Report, read_report
 from nestify.recipe.amounts import Limited, show_amount
+from nestify.shown import Shown
 
 Values = Mapping[Limited, float | None]
 
@@ -62,8 +63,8 @@ class Candidate:
     missed: Sequence[Limit]
 
 
-@dataclass(frozen=True)
-class Pick:
+@dataclass(frozen=True, repr=False)
+class Pick(Shown):
     """The level that was picked, and all candidates.
 
     Attributes:

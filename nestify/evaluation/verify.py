@@ -11,6 +11,7 @@ from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.untrusted import GET_ANOTHER, quoted
 from nestify.model.entry_levels import EntryLevels, NestedState, entry_mask
+from nestify.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class LevelCheck:
     problem: str | None
 
 
-@dataclass(frozen=True)
-class Verification:
+@dataclass(frozen=True, repr=False)
+class Verification(Shown):
     """Results for a file, level by level, core first."""
 
     name: str

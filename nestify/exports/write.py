@@ -12,10 +12,11 @@ from nestify.exports.onnx import onnx_draft
 from nestify.exports.pt2 import pt2_draft
 from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options
 from nestify.files import atomic_file, atomic_folder
+from nestify.shown import Shown
 
 
-@dataclass(frozen=True)
-class Exported:
+@dataclass(frozen=True, repr=False)
+class Exported(Shown):
     """What was written.
 
     Attributes:

@@ -17,6 +17,7 @@ from nestify.file.manifest import Manifest
 from nestify.file.remote import open_source
 from nestify.file.source import ByteSource
 from nestify.file.untrusted import GET_ANOTHER, MAX_QUOTED, Refusal
+from nestify.shown import Shown
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
     from nestify.model.entry_levels import NestedState
 
 
-@dataclass(frozen=True)
-class NestedFile:
+@dataclass(frozen=True, repr=False)
+class NestedFile(Shown):
     """A nested file whose header and manifest have been checked.
 
     Attributes:

@@ -20,13 +20,14 @@ from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.source import LocalFile, pieces
 from nestify.file.untrusted import GET_ANOTHER, Refusal
 from nestify.files import atomic_file
+from nestify.shown import Shown
 
 Progress = Callable[[int, int], object]
 """Called after each piece with the bytes read so far and the total number of bytes to read."""
 
 
-@dataclass(frozen=True)
-class Sliced:
+@dataclass(frozen=True, repr=False)
+class Sliced(Shown):
     """What `slice_file` or `upgrade_slice` did.
 
     Attributes:

@@ -17,6 +17,7 @@ from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.untrusted import strict_json
 from nestify.files import is_special
 from nestify.recipe.amounts import Limited
+from nestify.shown import Shown
 
 SCHEMA_VERSION = 1
 
@@ -123,8 +124,8 @@ class LevelReport:
         }
 
 
-@dataclass(frozen=True)
-class Report:
+@dataclass(frozen=True, repr=False)
+class Report(Shown):
     """All levels of one file, core first.
 
     Attributes:

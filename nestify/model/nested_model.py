@@ -15,9 +15,10 @@ from nestify.model.level_sizes import LevelSizes
 from nestify.model.masking import MaskedWeight, NamedTensors, UnmaskedWeights, masked_weight, tensor_versions
 from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
 from nestify.recipe.options import BatchNormMode
+from nestify.shown import Shown
 
 
-class NestedModel(nn.Module):
+class NestedModel(Shown, nn.Module):
     """n networks in one set of weights.
 
     The full level is `network`, an ordinary timm model. A lower level has the same architecture, but some of

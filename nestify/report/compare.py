@@ -8,6 +8,7 @@ from typing import Any
 from nestify.file.summary import LevelReport, Report
 from nestify.report.sheet import Column, Sheet, settings
 from nestify.report.table import mebibytes, number, quantity
+from nestify.shown import Shown
 
 SCHEMA_VERSION = 1
 
@@ -43,8 +44,8 @@ class LayerChange:
     there: dict[str, float | None]
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, repr=False)
+class Comparison(Shown):
     """Comparison of a file with another file.
 
     Attributes:

@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from nestify.evaluation.pick import Pick
 
 
+def evaluation_sheets(evaluation: "Evaluation") -> list[Sheet]:
+    """Return the tables of an evaluation: the levels, and if requested the consensus and the cascade."""
+    sheets = [evaluation_table(evaluation)]
+    sheets += [consensus_table(evaluation)] if evaluation.consensus else []
+    return [*sheets, cascade_table(evaluation)] if evaluation.cascade else sheets
+
+
 def evaluation_table(evaluation: "Evaluation") -> Sheet:
     """Return the accuracy of levels, one row per level."""
     levels = evaluation.levels

@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any, TextIO
 
 from nestify.report.table import mebibytes, plan_table, quantity
-from nestify.report.text import render
+from nestify.report.text import Screen, render
 
 if TYPE_CHECKING:
     from nestify.schedule.costs import Plan
@@ -18,6 +18,11 @@ def plan_text(plan: "Plan", stream: TextIO | None) -> str:
         plan: plan of a run.
         stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
     """
+    return render(*plan_screen(plan), stream)
+
+
+def plan_screen(plan: "Plan") -> Screen:
+    """Return what is shown of a plan: its levels, and notes on images, steps and what stays dense."""
     spec = plan.spec
     size = "x".join(map(str, spec.input_size))
     notes = [
@@ -48,7 +53,7 @@ def plan_text(plan: "Plan", stream: TextIO | None) -> str:
         parts.append(f"{plan.blocks} blocks that can be skipped")
     what = ", ".join(parts)
     title = f"{spec.architecture}, {spec.num_classes} classes, input {size}, {what}"
-    return render(title, [plan_table(plan)], notes, stream)
+    return Screen(title, [plan_table(plan)], notes)
 
 
 def plan_document(plan: "Plan") -> dict[str, Any]:

@@ -12,6 +12,13 @@ if TYPE_CHECKING:
     from nestify.schedule.costs import Plan
 
 
+def report_title(report: Report) -> str:
+    """Return the first line of a report: the model, its classes and the size of its input."""
+    return (
+        f"{report.architecture}, {report.num_classes} classes, input {'x'.join(map(str, report.input_size))}"
+    )
+
+
 def report_table(report: Report) -> Sheet:
     """Return the levels of a report, one row per level."""
     levels = report.levels
@@ -110,6 +117,15 @@ def verification_table(verification: "Verification") -> Sheet:
             Column("result", ["ok" if level.problem is None else "FAILED" for level in levels], is_text=True),
         ]
     )
+
+
+def verification_notes(verification: "Verification") -> list[str]:
+    """Return a note on each level that failed."""
+    return [
+        f"Level {level.level} ({level.name}): {level.problem}"
+        for level in verification.levels
+        if level.problem is not None
+    ]
 
 
 def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:

@@ -2,7 +2,7 @@
 
 import io
 from collections.abc import Sequence
-from typing import TextIO
+from typing import NamedTuple, TextIO
 
 from rich.console import Console
 
@@ -17,7 +17,27 @@ LONGEST_NOTE = 3000
 """Characters of a note below the tables that are shown; some notes list names."""
 
 
-def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: TextIO | None) -> str:
+class Screen(NamedTuple):
+    """What is shown of a result.
+
+    Attributes:
+        title: first line.
+        sheets: tables, in order.
+        notes: lines below the tables.
+    """
+
+    title: str
+    sheets: Sequence[Sheet] = ()
+    notes: Sequence[str] = ()
+
+
+def render(
+    title: str,
+    sheets: Sequence[Sheet],
+    notes: Sequence[str],
+    stream: TextIO | None,
+    width: int | None = None,
+) -> str:
     """Return title, tables and notes as printable text, fitted to a terminal or at full width.
 
     Args:
@@ -25,14 +45,16 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
         sheets: tables, in order.
         notes: lines below the tables.
         stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
+        width: columns, if it is not a terminal; None for full width.
     """
     terminal = Console(file=stream) if is_terminal(stream) else None
-    width = terminal.width if terminal else None
+    width = terminal.width if terminal else width
     buffer = io.StringIO()
     console = Console(
         file=buffer,
         width=width or WIDE,
         force_terminal=terminal is not None,
+        force_jupyter=False,  # in a notebook, rich would display the text instead of writing it to the buffer
         color_system="auto" if terminal else None,
         highlight=False,
         markup=False,

@@ -14,6 +14,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
 from nestify.recipe.levels import Level
 from nestify.schedule.mac_handlers import FREE_OPERATORS, mac_handlers
+from nestify.shown import Shown
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # importing fvcore scripts a loss, which torch warns about
@@ -177,8 +178,8 @@ class PlannedLevel:
     class_set: str
 
 
-@dataclass(frozen=True)
-class Plan:
+@dataclass(frozen=True, repr=False)
+class Plan(Shown):
     """The numbers of a run before it starts.
 
     Attributes:

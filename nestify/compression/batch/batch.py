@@ -19,6 +19,7 @@ from nestify.compression.batch.results import (
 from nestify.compression.batch.runner import COMMAND, BatchObserver, Runner
 from nestify.compression.batch.tables import write_jsonl, write_junit
 from nestify.errors import OutputError, RecipeError
+from nestify.shown import Shown
 
 LOG_LINES = 40
 """Number of lines of a job's log in JUnit XML."""
@@ -26,8 +27,8 @@ LOG_LINES = 40
 Standing = Literal["new", "done", "missed", "cut off", "failed", "changed"]
 
 
-@dataclass(frozen=True)
-class BatchResult:
+@dataclass(frozen=True, repr=False)
+class BatchResult(Shown):
     """Results of the jobs of one shard.
 
     Attributes:

@@ -110,7 +110,7 @@ def html_page(report: Report, sections: Sequence[PageSection] = (), history: His
         history: what the log of the run says about its epochs.
     """
     text = (
-        _templates()
+        templates()
         .get_template("page.html.j2")
         .render(
             report=report,
@@ -211,7 +211,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
     """Return the templates of the page, loaded once."""
     return Environment(
         loader=PackageLoader("nestify.report.html"),
