@@ -60,6 +60,12 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     if recipe.data.calibrate is not None:
         train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
     check_shares(train_images, val_images, processes)
+    if single := train_images.single_image_classes():
+        few = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
+        observer.warned(
+            f"{len(single)} of {train_images.num_classes} classes have only one training image ({few}); the "
+            "levels learn little from it, so add images"
+        )
     observer.stage(f"loading {recipe.model.name}")
     pretrained = open_recipe_model(recipe, train_images)
     for notice in pretrained.notices:
