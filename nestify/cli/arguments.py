@@ -85,6 +85,15 @@ NestedFileOrAddress = Annotated[
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="any other key of the recipe, as in train.warmup_epochs=2; may be repeated",
+    ),
+]
+
 Device = Annotated[
     str,
     typer.Option(

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from nestify.cli.arguments import complete_recipe
+from nestify.cli.arguments import Settings, complete_recipe
 from nestify.cli.output import Verbosity, print_unless_quiet, verbosity
 from nestify.compression.batch.batch import Standing
 from nestify.compression.batch.jobs import Job
@@ -22,6 +22,7 @@ from nestify.compression.batch.results import SCHEMA_VERSION, JobResult
 from nestify.compression.batch.runner import BatchObserver
 from nestify.compression.batch.tables import progress
 from nestify.files import metrics_path
+from nestify.recipe.sources import parse_setting
 from nestify.report.batch import batch_screen, count_jobs, earlier_state, join_top1
 from nestify.report.sheet import Column, Sheet
 from nestify.text import LONGEST_MESSAGE, printable
@@ -142,6 +143,7 @@ def batch(
     out: Annotated[
         Path, typer.Option("--out", help="Folder in which each job gets its own folder.", show_default=False)
     ],
+    settings: Settings = None,
     shard: Annotated[
         str, typer.Option("--shard", metavar="I/N", help="Run the I-th of N shares of the jobs.")
     ] = "1/1",
@@ -162,8 +164,9 @@ def batch(
     """Run compress for many recipes, and for every combination of the values in their matrix.
 
     Each job has its own process and folder. Finished jobs are skipped, interrupted jobs are resumed, and
-    failed jobs run again. The results are written to results.jsonl, with one JSON object per job, and to
-    junit.xml, both in the folder --out; with --shard, the names of the files contain the number of the shard.
+    failed jobs run again; with other values of --set, finished jobs run again too. The results are written to
+    results.jsonl, with one JSON object per job, and to junit.xml, both in the folder --out; with --shard, the
+    names of the files contain the number of the shard.
 
     Exit code: 0 if all jobs are done; 1 if nothing worse than a missed gate or budget happened; otherwise
     that of the most serious failure, in the order 70, 4, 3, 2, where a killed job counts as 3; 130 or 143 if
@@ -173,9 +176,10 @@ def batch(
     from nestify.compression.batch.batch import plan_batch, run_batch
     from nestify.report.text import render
 
+    overrides = dict(map(parse_setting, settings or []))
     where = f"{out}, shard {shard}" if shard != "1/1" else str(out)
     if dry_run:
-        plan = plan_batch(recipes, out, shard=shard)
+        plan = plan_batch(recipes, out, settings=overrides, shard=shard)
         title = f"{count_jobs(len(plan))} in {where}"
         text = plan_document(plan) if as_json else render(title, [plan_table(plan)], [], sys.stdout)
         write_result(text, None)
@@ -184,6 +188,7 @@ def batch(
         result = run_batch(
             recipes,
             out,
+            settings=overrides,
             shard=shard,
             max_parallel=max_parallel,
             rerun=rerun,

@@ -2,14 +2,16 @@
 
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from nestify.cli.arguments import complete_recipe
+from nestify.cli.arguments import Settings, complete_recipe
 from nestify.cli.flags import with_recipe_flags
+from nestify.files import sibling
 from nestify.recipe.flags import Panel
 from nestify.recipe.sources import parse_setting
 
@@ -47,14 +49,7 @@ def compress(
             rich_help_panel=Panel.levels,
         ),
     ] = False,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="any other key of the recipe, as in train.warmup_epochs=2; may be repeated",
-        ),
-    ] = None,
+    settings: Settings = None,
     resume: Annotated[
         bool | None,
         typer.Option(
@@ -110,6 +105,7 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         Verbosity,
         gates_document,
         gates_sheets,
+        print_unless_quiet,
         refuse_missed,
         verbosity,
         write_result,
@@ -145,3 +141,30 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
     write_result(render(title, sheets, notes, sys.stdout), None)
     display.repeat_warnings()
     refuse_missed(report.path, result.gates)
+    print_unless_quiet(next_steps(result.path, report.levels[0].name))
+
+
+def next_steps(path: Path, level: str) -> str:
+    """Return the commands that a user may run next on a nested file, quoted for a shell, one per line.
+
+    Args:
+        path: the nested file.
+        level: name of the level that is cut out and exported.
+    """
+
+    def quote(file: Path) -> str:
+        text = str(file)
+        return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+    file, part, model = (
+        quote(each)
+        for each in (path, sibling(path, f".{level}.safetensors"), sibling(path, f".{level}.onnx"))
+    )
+    return "\n".join(
+        (
+            "Next:",
+            f"  nestify bench {file}",
+            f"  nestify slice {file} --level {level} -o {part}",
+            f"  nestify export {file} --level {level} -o {model}",
+        )
+    )

@@ -25,7 +25,7 @@ def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
 
     Returns:
         The command for typer: a function with one parameter per flag in place of `overrides`. Its errors
-        name the flags beside the recipe's keys.
+        name the flags of the recipe's keys.
     """
     keys = {_parameter_name(field): field.key for field in flagged_fields(Recipe)}
 

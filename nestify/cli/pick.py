@@ -102,16 +102,17 @@ def _parse_limits(texts: "dict[Limited, str | None]") -> "list[Limit]":
     """
     from nestify.errors import RecipeError
     from nestify.evaluation.pick import Limit, option
-    from nestify.recipe.amounts import parse_amount
+    from nestify.recipe.amounts import parse_limit
 
     limits, problems = [], []
     for limited, text in texts.items():
         if text is None:
             continue
         try:
-            limits.append(Limit(limited, parse_amount(limited, text)))
+            limits.append(Limit(limited, parse_limit(limited, text)))
         except ValueError as error:
-            problems.append(f"{option(limited)} {error}; give {EXAMPLES[limited]}")
+            remedy = "" if str(error).endswith("?") else f"; give {EXAMPLES[limited]}"
+            problems.append(f"{option(limited)} {error}{remedy}")
     if problems:
         raise RecipeError(problems)
     return limits

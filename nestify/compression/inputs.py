@@ -75,6 +75,12 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
         train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
     check_shares(train_images, val_images, processes)
     recipe = with_batch_size(recipe, train_images, processes, observer)
+    if single := train_images.single_image_classes():
+        few = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
+        observer.warned(
+            f"{len(single)} of {train_images.num_classes} classes have only one training image ({few}); the "
+            "levels learn little from it, so add images"
+        )
     observer.stage(f"loading {recipe.model.name}")
     pretrained, replaced = open_recipe_model(recipe, train_images, observer)
     pretrained = _with_orientation(pretrained, recipe)

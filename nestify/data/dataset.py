@@ -119,6 +119,14 @@ class Images:
             raise DataError(f"{self.source}: no class has two images, so none can be held out")
         return self._part(np.flatnonzero(~out)), self._part(np.flatnonzero(out))
 
+    def single_image_classes(self) -> list[str]:
+        """Return the names of the classes that have one image; none for named data sets and streams."""
+        if self.source.name or self.indices is None or self.class_names is None:
+            return []
+        labels, counts = np.unique(self._labels(), return_counts=True)
+        index_of = self.classes.index_of or range(len(self.class_names))
+        return [self.class_names[index_of[label]] for label in labels[counts == 1]]
+
     def _labels(self) -> NDArray[np.int64]:
         if self.indices is None:
             raise DataError(

@@ -9,6 +9,9 @@ from typing import Literal
 Quantity = Literal["macs", "params", "bytes"]
 Limited = Literal["latency", "bytes", "macs", "params", "top1"]
 
+LEAST_PERCENTAGE = 5
+"""Smallest number that is assumed to be a percentage where a share from 0 to 1 is expected."""
+
 TOLERANCE = 0.02
 """Largest difference of a level from its budget, relative to the budget."""
 
@@ -63,32 +66,26 @@ def parse_budget(text: str) -> Budget:
     """
     found = re.fullmatch(f"(macs|params|bytes) *= *{_NUMBER}", text)
     scale = _UNITS[found[1]].get(found[3].upper()) if found else None
-    if percent := re.fullmatch(r"(macs|params|bytes) *= *([0-9.]+) *%", text):
-        meant = share_meant(f"{percent[2]}%")
-        raise ValueError(f"budget {text!r} is not understood; {_suggestion(percent[1], meant)}")
     if found is None or scale is None:
-        raise ValueError(f"budget {text!r} is not understood; {_FORM}")
+        percent = re.fullmatch(r"(macs|params|bytes) *= *(.*%)", text)
+        meant = share_meant(percent[2]) if percent else None
+        form = f"did you mean {percent[1]}={meant:.6g}?" if percent and meant else _FORM
+        raise ValueError(f"budget {text!r} is not understood; {form}")
     amount = float(found[2])
     is_share = amount < 1 and not found[3]
-    if not found[3] and (meant := share_meant(amount)) is not None:
-        raise ValueError(f"budget {text!r} is less than any network; {_suggestion(found[1], meant)}")
     if not (amount > 0 and math.isfinite(amount * scale)):
         raise ValueError(f"budget {text!r} is not above 0; {_FORM}")
     quantity: Quantity = found[1]  # type: ignore[assignment]  # the expression allows no other
     return Budget(quantity, amount * scale, is_share)
 
 
-def _suggestion(quantity: str, meant: float | None) -> str:
-    return _FORM if meant is None or not 0 < meant < 1 else f"did you mean {quantity}={meant:.6g}?"
-
-
 def share_meant(value: object) -> float | None:
     """Return the share that a percentage stands for: 0.95 for 95 and for `95%`; None if it is none.
 
-    A number without a sign counts as a percentage if it is at least 2.
+    A number without a sign counts as a percentage from `LEAST_PERCENTAGE` on.
     """
     percent, has_sign = _percentage(value)
-    if percent is None or not 0 <= percent <= 100 or not (has_sign or percent >= 2):
+    if percent is None or not 0 <= percent <= 100 or not (has_sign or percent >= LEAST_PERCENTAGE):
         return None
     return percent / 100
 
@@ -123,8 +120,7 @@ def parse_amount(limited: Limited, text: str) -> float:
     """Read an amount: `10ms` (in seconds), `4MB` or `4MiB`, `100M` MACs, `2M` parameters, `70` percent.
 
     Raises:
-        ValueError: if the text is none of these, or not above 0 and finite; latency needs its unit, and other
-            amounts below 1 need one, because they are probably meant as shares.
+        ValueError: if the text is none of these, or not above 0 and finite; latency needs its unit.
     """
     found = re.fullmatch(_NUMBER, text.strip())
     scale = _UNITS[limited].get(found[2].upper()) if found else None
@@ -132,7 +128,17 @@ def parse_amount(limited: Limited, text: str) -> float:
         raise ValueError(f"{text!r} is not understood")
     if not 0 < (amount := float(found[1]) * scale) < math.inf:
         raise ValueError(f"{text!r} is not above 0 and finite")
-    if limited != "latency" and not found[2] and amount < 1:
+    return amount
+
+
+def parse_limit(limited: Limited, text: str) -> float:
+    """Read an amount as `parse_amount` does, but no number below 1, which is probably meant as a share.
+
+    Raises:
+        ValueError: as `parse_amount`, or if the text is such a number without a unit.
+    """
+    amount = parse_amount(limited, text)
+    if limited != "latency" and amount < 1 and re.fullmatch(r"[0-9.e+-]+", text.strip()):
         hint = did_you_mean(percent_meant(amount)) if limited == "top1" else ", not an amount"
         raise ValueError(f"{text!r} is a share{hint}")
     return amount

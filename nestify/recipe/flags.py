@@ -1,7 +1,7 @@
 """Flags of `nestify compress`, declared where the fields of a recipe are. Does not import torch."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
@@ -74,37 +74,33 @@ def flagged_fields(recipe: type[BaseModel]) -> list[FlaggedField]:
 
 
 def name_flags(recipe: type[BaseModel], text: str) -> str:
-    """Name the flag beside each recipe key of a message: `data.path (--data) is not given`.
+    """Name the flags of the recipe keys in a message, at the end of each line: `(flag: --data)`.
 
-    A key is named once per line, and not where the line names one of its flags already. Keys without a flag
-    are left as they are; those of levels belong to `--levels`.
+    A flag that the line names already is left out. The sizes of levels belong to `--levels`.
 
     Args:
         recipe: class of the recipe.
         text: a message of one or more lines.
     """
-    flags = {
-        field.key: [name for names in field.names for name in names.split("/")]
-        for field in flagged_fields(recipe)
-    }
+    flags = {field.key: "/".join(field.names) for field in flagged_fields(recipe)}
     return "\n".join(_name_in_line(flags, line) for line in text.split("\n"))
 
 
-_LEVEL_KEY = r"level\[\d+\]\.(?:sparsity|width|depth|budget)"
+_OF_LEVELS = (r"level\[\d+\]\.(?:sparsity|width|depth|budget)", r"levels(?= = | has )")
 
 
-def _name_in_line(flags: Mapping[str, Sequence[str]], line: str) -> str:
-    def is_named(names: Sequence[str]) -> bool:
-        return any(re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", line) for name in names)
-
+def _name_in_line(flags: Mapping[str, str], line: str) -> str:
+    # A key without a dot, such as seed, is a word too.
     keys = {re.escape(key) if "." in key else rf"{key}(?= = )": names for key, names in flags.items()}
-    keys |= {_LEVEL_KEY: ["--levels"], "levels(?= = | has )": ["--levels"]}
+    keys |= dict.fromkeys(_OF_LEVELS, "--levels")
+    found: dict[int, str] = {}
     for key, names in keys.items():
-        if not is_named(names):
-            flag = next((name for name in names if name.startswith("--")), names[0])
-            whole = rf"(?<![\w.\-/\"'=\]])({key})(?![\w\-\[/\"']|\.\w)"
-            line = re.sub(whole, rf"\1 ({flag})", line, count=1)
-    return line
+        mention = re.search(rf"(?<![\w.\-/\"'=\]])(?:{key})(?![\w\-\[/\"']|\.\w)", line)
+        name = next(name for name in names.split("/") if name.startswith("--"))
+        if mention and not any(re.search(rf"{each}(?![\w-])", line) for each in names.split("/")):
+            found.setdefault(mention.start(), name)
+    named = list(dict.fromkeys(found[start] for start in sorted(found)))
+    return f"{line} (flag{'s' * (len(named) > 1)}: {', '.join(named)})" if named else line
 
 
 def _fields(recipe: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from nestify.errors import RecipeError
-from nestify.recipe.amounts import Quantity, did_you_mean, parse_amount, percent_meant
+from nestify.recipe.amounts import Quantity, did_you_mean, parse_limit, percent_meant
 from nestify.recipe.options import Section, Text
 from nestify.recipe.problems import sentence
 from nestify.recipe.sources import read_table
@@ -23,7 +23,7 @@ def _amount_of(quantity: Quantity, form: str) -> BeforeValidator:
     def check(value: object) -> object:
         try:
             if value is not None:
-                parse_amount(quantity, value if isinstance(value, str) else str(value))
+                parse_limit(quantity, str(value))
         except ValueError:
             raise ValueError(f"is not an amount of {quantity} above 0; give {form} or a number") from None
         return value

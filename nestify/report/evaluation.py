@@ -7,7 +7,15 @@ from nestify.evaluation.gates import GateResult, State, missed
 from nestify.recipe.amounts import Limited, show_amount
 from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
-from nestify.report.table import class_columns, number, quantity, summarize_images
+from nestify.report.table import (
+    class_columns,
+    interval_columns,
+    interval_notes,
+    number,
+    quantity,
+    summarize_images,
+    top5_columns,
+)
 
 if TYPE_CHECKING:
     from nestify.data.validation import UsedImages
@@ -31,7 +39,11 @@ def evaluation_table(evaluation: "Evaluation") -> Sheet:
             Column("name", list(evaluation.names), is_text=True),
             *class_columns(evaluation.classes),
             Column("top-1 %", [number(result.top1) for result in levels]),
-            Column("top-5 %", [number(result.top5) for result in levels], rank=3),
+            *interval_columns([(result.top1, result.images) for result in levels]),
+            *top5_columns(
+                [(result.top5, count) for result, (count, _) in zip(levels, evaluation.classes, strict=True)],
+                rank=3,
+            ),
             Column("loss", [f"{result.loss:.4f}" for result in levels], rank=4),
             Column("images", [str(result.images) for result in levels], rank=2),
             Column("images/s", [f"{result.images_per_second:.0f}" for result in levels], rank=5),
@@ -45,7 +57,7 @@ def consensus_table(evaluation: "Evaluation") -> Sheet:
     columns = [
         Column("consensus of levels", [f"1-{row.level}" for row in rows], is_text=True),
         Column("top-1 %", [number(row.top1) for row in rows]),
-        Column("top-5 %", [number(row.top5) for row in rows], rank=3),
+        *top5_columns([(row.top5, evaluation.classes[row.level - 1][0]) for row in rows], rank=3),
         Column("loss", [f"{row.loss:.4f}" for row in rows], rank=4),
         *_costs([(row.dense_macs, row.effective_macs) for row in rows], evaluation.full_macs),
     ]
@@ -77,6 +89,7 @@ def evaluation_notes(evaluation: "Evaluation") -> list[str]:
     notes = [images_note(evaluation.images)]
     if evaluation.skipped:
         notes.append(f"Skipped {summarize_images(evaluation.skipped)}")
+    notes += interval_notes([(result.top1, result.images) for result in evaluation.levels])
     if evaluation.consensus or evaluation.cascade:
         notes.append(
             "MACs are summed over all levels that run; over full is relative to the highest level alone."

@@ -1,5 +1,6 @@
 """Tables and notes of reports, plans and verifications. No torch here."""
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -40,7 +41,8 @@ def report_table(report: Report) -> Sheet:
     ]
     if any(level.top1 is not None for level in levels):
         columns.append(Column("top-1 %", [number(level.top1) for level in levels]))
-        columns.append(Column("top-5 %", [number(level.top5) for level in levels], rank=7))
+        columns += interval_columns([(level.top1, level.images) for level in levels])
+        columns += top5_columns([(level.top5, level.classes) for level in levels], rank=7)
     if any(level.top1_before is not None for level in levels):
         before = [number(level.top1_before) for level in levels]
         columns.append(Column("untrained top-1 %", before, rank=6))
@@ -63,6 +65,7 @@ def report_notes(report: Report) -> list[str]:
         )
     if any(level.class_set for level in report.levels):
         notes.append("Each level has its own classifier, and its accuracy is measured over its own classes.")
+    notes += interval_notes([(level.top1, level.images) for level in report.levels])
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
         notes.append(f"MACs do not include these unknown operators: {unknown}.")
@@ -157,6 +160,55 @@ def class_columns(levels: Sequence[tuple[int, str]]) -> list[Column]:
         return []
     cells = [f"{count} {name}".rstrip() for count, name in levels]
     return [Column("classes", cells, is_text=True, rank=2)]
+
+
+FEW_IMAGES = 100
+"""Accuracies that were measured on fewer images are shown with their interval."""
+
+FEW_CLASSES = 10
+"""Top-5 is not shown of levels that predict fewer classes, where guessing is often right."""
+
+
+def top5_columns(levels: Sequence[tuple[float | None, int]], rank: int) -> list[Column]:
+    """Return a column of top-5 accuracies, if a level predicts enough classes for it to mean something.
+
+    Args:
+        levels: top-5 accuracy in percent and number of classes of each level.
+        rank: rank of the column.
+    """
+    cells = [number(None if classes < FEW_CLASSES else top5) for top5, classes in levels]
+    return [Column("top-5 %", cells, rank=rank)] if any(cell != "-" for cell in cells) else []
+
+
+def interval_columns(levels: Sequence[tuple[float | None, int | None]]) -> list[Column]:
+    """Return a column of intervals of top-1 accuracies, if some were measured on few images.
+
+    Args:
+        levels: top-1 accuracy in percent and number of images of each level.
+    """
+    intervals = [_interval(top1, images) for top1, images in levels]
+    return [Column("top-1 interval", intervals, rank=1)] if any(each != "-" for each in intervals) else []
+
+
+def interval_notes(levels: Sequence[tuple[float | None, int | None]]) -> list[str]:
+    """Return a note on intervals, if some top-1 accuracies were measured on few images."""
+    few = sorted({images for top1, images in levels if images and _interval(top1, images) != "-"})
+    if not few:
+        return []
+    count = " or ".join(map(str, few)) + (" image" if few == [1] else " images")
+    return [
+        f"Top-1 was measured on {count} only: the interval holds the true accuracy with 95 % (Wilson score)."
+    ]
+
+
+def _interval(top1: float | None, images: int | None) -> str:
+    """Return the 95 % Wilson score interval (1927, equation 1) of an accuracy on few images: `81.4-99.8`."""
+    if top1 is None or not images or images >= FEW_IMAGES:
+        return "-"
+    share, z2 = top1 / 100, 1.959964**2
+    center = (share + z2 / (2 * images)) / (1 + z2 / images)
+    half = math.sqrt(z2 * (share * (1 - share) + z2 / (4 * images)) / images) / (1 + z2 / images)
+    return f"{100 * max(0.0, center - half):.1f}-{100 * min(1.0, center + half):.1f}"
 
 
 def _is_patterned(pattern: str) -> bool:

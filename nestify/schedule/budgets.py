@@ -10,7 +10,7 @@ from nestify.data.hierarchy import ClassLevels
 from nestify.errors import RecipeError
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
-from nestify.recipe.amounts import TOLERANCE, Budget
+from nestify.recipe.amounts import TOLERANCE, Budget, share_meant
 from nestify.recipe.level_options import solved_axis
 from nestify.recipe.levels import Level, Pattern, check_levels
 from nestify.recipe.recipe import Recipe
@@ -173,9 +173,11 @@ class Solver:
         )
         divisor = self.recipe.schedule.divisor
         finer = f", or set schedule.divisor below {divisor}" if axis == "width" and divisor > 1 else ""
+        meant = None if budget.is_share else share_meant(budget.amount)
+        hint = "" if meant is None else f"; did you mean {replace(budget, amount=meant, is_share=True)}?"
         raise RecipeError(
             f"level[{k}].budget = {budget} cannot be met within {TOLERANCE:.0%} by {self.spec.architecture}; "
-            f"choose the nearest that can be met: {costs_text}{finer}"
+            f"choose the nearest that can be met: {costs_text}{finer}{hint}"
         )
 
     def _grow_groups(

@@ -57,7 +57,7 @@ def test_options_of_compress(words: list[str], expected: str, refused: Refused) 
 def test_the_message_says_that_an_option_set_the_value(refused: Refused) -> None:
     message = refused(2, *START, "--batch-size", "0")
     assert message.startswith("digits: ")
-    assert message.endswith(" (set by an option)")
+    assert message.endswith(" (set by an option) (flag: --batch-size)")
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:

@@ -2,12 +2,13 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from nestify.compression.batch.jobs import Job, Shard, make_jobs, parse_shard
+from nestify.compression.batch.matrix import NO_SETTINGS
 from nestify.compression.batch.results import (
     SCHEMA_VERSION,
     JobResult,
@@ -61,6 +62,7 @@ def run_batch(
     recipes: Sequence[str],
     out: str | os.PathLike[str],
     *,
+    settings: Mapping[str, object] = NO_SETTINGS,
     shard: str = "1/1",
     max_parallel: int = 1,
     rerun: bool = False,
@@ -81,6 +83,8 @@ def run_batch(
     Args:
         recipes: paths of recipes, or names of built-in ones.
         out: folder for the jobs' folders.
+        settings: options that replace those of every recipe, by dotted key: `{"train.epochs": 3}`. A job that
+            was done with other settings runs again.
         shard: `2/4` runs the second of four shares of the jobs.
         max_parallel: number of processes at once.
         rerun: whether to run finished jobs too, and to start every job from scratch.
@@ -98,7 +102,7 @@ def run_batch(
         )
     share = parse_shard(shard)
     folder = Path(out)
-    jobs = make_jobs(recipes, folder, share)
+    jobs = make_jobs(recipes, folder, share, settings)
     _make_folder(folder)
 
     def write() -> None:
@@ -127,14 +131,18 @@ def run_batch(
 
 
 def plan_batch(
-    recipes: Sequence[str], out: str | os.PathLike[str], *, shard: str = "1/1"
+    recipes: Sequence[str],
+    out: str | os.PathLike[str],
+    *,
+    settings: Mapping[str, object] = NO_SETTINGS,
+    shard: str = "1/1",
 ) -> list[tuple[Job, Standing]]:
     """Return the jobs of a shard and the state of each; writes nothing.
 
     Raises:
         RecipeError: with every problem of every recipe.
     """
-    return [(job, _standing(job)) for job in make_jobs(recipes, Path(out), parse_shard(shard))]
+    return [(job, _standing(job)) for job in make_jobs(recipes, Path(out), parse_shard(shard), settings)]
 
 
 def _standing(job: Job) -> Standing:

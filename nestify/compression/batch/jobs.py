@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nestify.compression.batch.identity import Contents, job_identity
-from nestify.compression.batch.matrix import Variant, expand
+from nestify.compression.batch.matrix import NO_SETTINGS, Variant, expand
 from nestify.errors import OutputError, RecipeError
 from nestify.files import is_special
 from nestify.recipe.recipe import Recipe
@@ -27,7 +27,7 @@ class Job:
     Attributes:
         name: name of the job and of its folder.
         source: the recipe that it comes from.
-        options: options of the recipe's matrix, by dotted key.
+        options: options of the recipe's matrix and of --set, by dotted key.
         recipe: the complete recipe, whose output is in the folder.
         folder: absolute path of its folder.
     """
@@ -83,14 +83,22 @@ def parse_shard(text: str) -> Shard:
     return Shard(int(number), int(count))
 
 
-def make_jobs(sources: Sequence[str], out: Path, shard: Shard) -> list[Job]:
+def make_jobs(
+    sources: Sequence[str], out: Path, shard: Shard, settings: Mapping[str, object] = NO_SETTINGS
+) -> list[Job]:
     """Return the jobs of one shard, in order; the recipes of all shards are checked.
+
+    Args:
+        sources: the recipes.
+        out: folder for the jobs' folders.
+        shard: the shard.
+        settings: options that replace those of every recipe, by dotted key.
 
     Raises:
         RecipeError: with every problem of every recipe.
         OutputError: if a file of a job is a pipe or a device.
     """
-    variants = expand(sources)
+    variants = expand(sources, settings)
     if problems := [problem for variant in variants for problem in _clashes(variant)]:
         raise RecipeError(list(dict.fromkeys(problems)))
     contents = Contents()

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from types import MappingProxyType
 from typing import Any
 
 from nestify.errors import RecipeError
@@ -17,6 +18,8 @@ from nestify.recipe.sources import read_source
 
 MAX_VARIANTS = 10_000
 """Largest number of jobs of one recipe; more are assumed to be a mistake."""
+
+NO_SETTINGS: Mapping[str, object] = MappingProxyType({})
 
 MAX_NAME_BYTES = 120  # file systems allow 255, and files in the folder need some of a path's length too
 _UNSAFE = re.compile(r"[^\w.,+=-]")
@@ -29,7 +32,7 @@ class Variant:
     Attributes:
         name: safe as a folder's name: the recipe's stem, and the options, as in `cifar-lr=0.03-seed=1`.
         source: the recipe as given.
-        options: options of the matrix, by dotted key.
+        options: options of the matrix and of --set, by dotted key.
     """
 
     name: str
@@ -38,8 +41,12 @@ class Variant:
     recipe: Recipe
 
 
-def expand(sources: Sequence[str]) -> list[Variant]:
+def expand(sources: Sequence[str], settings: Mapping[str, object] = NO_SETTINGS) -> list[Variant]:
     """Return all variants of recipes, in the given order; the last option of a matrix changes fastest.
+
+    Args:
+        sources: the recipes.
+        settings: options that replace those of every recipe, by dotted key.
 
     Raises:
         RecipeError: with every problem of every recipe.
@@ -48,7 +55,7 @@ def expand(sources: Sequence[str]) -> list[Variant]:
     problems: list[str] = [] if sources else ["a batch needs at least one recipe"]
     for source in sources:
         try:
-            variants += _expand_one(source)
+            variants += _expand_one(source, settings)
         except RecipeError as error:
             problems += str(error).split("\n")
     problems += _check_names(variants)
@@ -57,19 +64,20 @@ def expand(sources: Sequence[str]) -> list[Variant]:
     return variants
 
 
-def _expand_one(source: str) -> list[Variant]:
+def _expand_one(source: str, settings: Mapping[str, object]) -> list[Variant]:
     table, place = read_source(source)
     matrix = table.pop("matrix", None)
-    if problems := _matrix_problems(matrix):
+    if problems := _matrix_problems(matrix) + _set_twice(matrix, settings):
         raise RecipeError(problems, place)
+    by = " or ".join(name for name, given in (("[matrix]", matrix), ("--set", settings)) if given)
     axes: Mapping[str, list[Any]] = matrix or {}
     stem = _safe(re.split(r"[/\\:]", source)[-1].removesuffix(".toml").removesuffix(".json"))
     variants: list[Variant] = []
     found: dict[str, None] = {}  # a set that keeps its order
     for values, words in zip(product(*axes.values()), product(*_option_words(axes)), strict=True):
-        options = dict(zip(axes, values, strict=True))
+        options = {**settings, **dict(zip(axes, values, strict=True))}
         try:
-            recipe = checked_recipe(table, place, options, by="[matrix]")
+            recipe = checked_recipe(table, place, options, by=by)
         except RecipeError as error:
             found |= dict.fromkeys(str(error).split("\n"))
             continue
@@ -104,6 +112,12 @@ def _matrix_problems(matrix: object) -> list[str]:
     if count > MAX_VARIANTS:
         problems.append(f"[matrix] makes {count} jobs, more than {MAX_VARIANTS}; make its lists shorter")
     return problems
+
+
+def _set_twice(matrix: object, settings: Mapping[str, object]) -> list[str]:
+    """Return problems of options that are both in the matrix and in --set."""
+    keys = matrix if isinstance(matrix, dict) else {}
+    return [f"matrix.{key} is also given by --set; give it once" for key in settings if key in keys]
 
 
 def _check_names(variants: Sequence[Variant]) -> Iterable[str]:

@@ -27,7 +27,7 @@ class JobResult(BaseModel):
     Attributes:
         name: name of the job.
         recipe: the recipe that it comes from.
-        options: options of the recipe's matrix.
+        options: options of the recipe's matrix and of --set.
         state: `pending`: not started; `running`: also a job that was killed.
         earlier: whether an earlier batch finished it, so that this one skipped it.
         exit_code: exit code of its process; 128 + the signal's number if a signal ended it.
