@@ -6,7 +6,6 @@ a `Flag` is a flag of `nestify compress`. Does not import torch.
 """
 
 import math
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -77,22 +76,6 @@ def _image_size(value: object) -> object:
     if value is not None and not (len(sides) == 2 and all(type(side) is int and side > 0 for side in sides)):
         raise ValueError("is not an image size in pixels; give one side (224) or [height, width]")
     return None if value is None else tuple(sides)
-
-
-def _rising_pair(value: object) -> object:
-    numbers = value if isinstance(value, list | tuple) else []
-    if not (len(numbers) == 2 and all(type(number) in (int, float) for number in numbers)):
-        raise ValueError("is not a list of two numbers, [low, high]")
-    low, high = numbers
-    if not 0 < low <= high < math.inf:
-        raise ValueError("is not in order; [low, high] needs 0 < low <= high")
-    return low, high
-
-
-def _relative_area(pair: tuple[float, float]) -> tuple[float, float]:
-    if pair[1] > 1:
-        raise ValueError("is more than the whole image; [low, high] needs high <= 1")
-    return pair
 
 
 def _is_plain(value: object) -> bool:
@@ -201,49 +184,6 @@ class DataOptions(Section):
     on_bad_image: Annotated[OnBadImage, Flag(Panel.model)] = Field(
         default="refuse",
         description="what happens at an unreadable image: refuse stops the run, skip leaves the image out",
-    )
-
-
-_AUTO_AUGMENT = r"(rand|augmix)(-(mstd|mmax|inc|m|n|p|w|d|a|b)-?\d+(\.\d+)?|-t[a-z]+)*"
-_AUTO_AUGMENT_POLICY = r"(v0r?|originalr?|3a)(-mstd\d+(\.\d+)?)?"
-
-
-def _auto_augment(text: str) -> str:
-    if not re.fullmatch(f"{_AUTO_AUGMENT}|{_AUTO_AUGMENT_POLICY}", text):
-        raise ValueError(
-            "is not one of timm's; give rand-m9-mstd0.5, augmix-m5-w4-d2, original, originalr, v0, v0r or 3a"
-        )
-    return text
-
-
-class AugmentOptions(Section):
-    """[augment]: random changes of training images."""
-
-    hflip: Share = Field(default=0.5, description="probability of a left-right flip; 0 suits digits and text")
-    vflip: Share = Field(default=0.0, description="probability of an upside-down flip")
-    scale: Annotated[tuple[float, float], BeforeValidator(_rising_pair), AfterValidator(_relative_area)] = (
-        Field(
-            default=(0.35, 1.0),
-            description="smallest and largest area of a random crop, as shares of the image's area",
-        )
-    )
-    ratio: Annotated[tuple[float, float], BeforeValidator(_rising_pair)] = Field(
-        default=(3 / 4, 4 / 3), description="smallest and largest width/height ratio of a random crop"
-    )
-    color_jitter: float = Field(
-        default=0.0, ge=0, description="largest relative change of brightness, contrast and saturation"
-    )
-    auto_augment: Annotated[Text, AfterValidator(_auto_augment)] | None = Field(
-        default=None, description="timm's augmentation policy, such as rand-m9-mstd0.5; none by default"
-    )
-    random_erase: Share = Field(default=0.0, description="probability that a random rectangle is erased")
-    mixup: float = Field(default=0.0, ge=0, description="alpha of mixup's beta distribution; 0 disables it")
-    cutmix: float = Field(default=0.0, ge=0, description="alpha of cutmix's beta distribution; 0 disables it")
-    smoothing: float = Field(
-        default=0.0,
-        ge=0,
-        lt=1,
-        description="label smoothing: share of the target that is spread over all classes",
     )
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, Field, ValidationError
 
 from nestify.errors import RecipeError
+from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.flags import Flag, Panel
 from nestify.recipe.gates import Gates, baseline_problem
 from nestify.recipe.level_options import (
@@ -29,7 +30,6 @@ from nestify.recipe.levels import Level
 from nestify.recipe.options import (
     DEVICES,
     TEACHERS,
-    AugmentOptions,
     DataOptions,
     Dtype,
     FinetuneOptions,

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
+from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.level_options import Score
-from nestify.recipe.options import AugmentOptions, TrainOptions
+from nestify.recipe.options import TrainOptions
 from nestify.schedule.ramp import Ramp
 from nestify.signals import defer_child_signals
 from nestify.training.distributed import SINGLE, World

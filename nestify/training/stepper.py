@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
+from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.level_options import Score
-from nestify.recipe.options import AugmentOptions, TrainOptions
+from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, random_states, restore_optimizer, set_random_states
