@@ -35,6 +35,11 @@ DIGITS = Path(__file__).parents[2] / "nestify" / "recipes" / "digits"
 CHECKPOINT = DIGITS / "test_resnet.safetensors"
 
 
+def without_flags(text: str) -> str:
+    """Return a message without the flags beside recipe keys: `train.lr (--lr) = 0` -> `train.lr = 0`."""
+    return re.sub(r" \(--[a-z-]+\)", "", text)
+
+
 @dataclass(frozen=True)
 class Outcome:
     """Result of a command: exit code, standard output, standard error."""
@@ -50,11 +55,14 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """The error message: the last line of standard error, without the program's name."""
+        """The error message: the last line of standard error, without the program's name and flags of keys.
+
+        `test_flags` checks the flags that messages name beside keys.
+        """
         last = self.err.splitlines()[-1]
         assert last.startswith("nestify: "), self.err
         assert "Traceback" not in self.err
-        return last.removeprefix("nestify: ")
+        return without_flags(last.removeprefix("nestify: "))
 
 
 def nestify(*words: str | os.PathLike[str]) -> Outcome:

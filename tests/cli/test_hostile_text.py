@@ -8,11 +8,12 @@ import warnings
 from pathlib import Path
 
 import pytest
-from nestify.cli.progress import Display
 
 from nestify.cli import app
-from nestify.cli.output import render, render_markdown, take_verbosity
+from nestify.cli.output import take_verbosity
 from nestify.report.sheet import Column, Sheet
+from nestify.report.text import render, render_markdown
+from nestify.training.display import Display
 from tests.cli.driver import at_terminal, nestify
 from tests.file.damage import damage
 
