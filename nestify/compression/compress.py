@@ -175,9 +175,9 @@ def _check_outputs(recipe: Recipe) -> None:
                 raise OutputError(f"{option} = {path} is the checkpoint of this run; choose another path")
             with TemporaryFile(dir=Path(os.path.realpath(path)).parent):
                 pass
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that no name can have
             raise OutputError(
-                f"{option} = {path} cannot be written ({error.strerror or error}); "
+                f"{option} = {path} cannot be written ({getattr(error, 'strerror', None) or error}); "
                 "choose a folder that exists and can be written to"
             ) from error
 

@@ -1,6 +1,7 @@
 """Reading a checkpoint: the state dict in a `.safetensors` or `.pth` file, as dense tensors on the CPU."""
 
 import argparse
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,7 +44,7 @@ def read_weights(path: Path) -> CheckpointWeights:
         CheckpointError: if the file is missing or damaged, contains no state dict or several, or a tensor is
             not dense or has values that are not finite.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for names that no system accepts
         raise CheckpointError(
             f"checkpoint {path} is not a file; give the path of a .safetensors or .pth file"
         )
