@@ -116,7 +116,7 @@ def _any_of(optimizers: Sequence[str]) -> str:
 
 
 def _check_table(path: Path) -> None:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"data.hierarchy = {path} is not a file; give the path of a CSV table")
 
 
@@ -132,8 +132,8 @@ def _check_output(recipe: Recipe, option: str, path: Path) -> None:
             raise OutputError(f"{option} = {path} is the checkpoint of this run; choose another path")
         with TemporaryFile(dir=Path(os.path.realpath(path)).parent):
             pass
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that no name can have
         raise OutputError(
-            f"{option} = {path} cannot be written ({error.strerror or error}); "
+            f"{option} = {path} cannot be written ({getattr(error, 'strerror', None) or error}); "
             "choose a folder that exists and can be written to"
         ) from error

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -150,9 +151,9 @@ def choose_target(
         return Target(_beside(source, facts, chosen), chosen)
     try:
         return _place(source, format, output)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise OutputError(
-            f"{output}: cannot be accessed ({error.strerror or error}); choose another path"
+            f"{output}: cannot be accessed ({getattr(error, 'strerror', None) or error}); choose another path"
         ) from error
 
 
@@ -175,8 +176,10 @@ def check_options(format: ExportFormat, batch: int | None, opset: int | None) ->
 
 
 def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> Target:
-    """Describe the user's path; raises OSError if the system cannot."""
+    """Describe the user's path; raises OSError or ValueError if the system cannot."""
     path = Path(output)
+    with suppress(FileNotFoundError):
+        os.stat(path)  # ValueError for a NUL, which the methods of Path hide
     if path.is_dir() or os.fspath(output).endswith(("/", os.sep)):
         return _folder(path, _format(format or ExportFormat.timm))
     chosen = _format(format) if format else _guess(path)

@@ -29,6 +29,7 @@ from nestify.file.layout import (
 )
 from nestify.file.manifest import Coding, Manifest, ParameterEntry
 from nestify.file.untrusted import Refusal, quoted, strict_json
+from nestify.recipe.levels import LONGEST_NAME
 
 MAX_EXPANSION = 4096
 """Dense bytes per file byte that a reader accepts. A real file needs about 1 / density: 0.999 sparsity
@@ -83,6 +84,10 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
     _check_hierarchy(manifest)
     _check_distinct("level", [level.name for level in manifest.levels])
     for level in manifest.levels:
+        if len(level.name) > LONGEST_NAME:
+            raise Refusal(
+                f"has {quoted(level.name)}, of {len(level.name)} characters, as the name of a level"
+            )
         _check_distinct("private tensor", level.private)
         if [layer.name for layer in level.layers] != [layer.name for layer in manifest.levels[0].layers]:
             raise Refusal(f"level {quoted(level.name)} lists different layers than the core level")

@@ -18,14 +18,14 @@ from nestify.file.reader import NestedFile
 from nestify.file.source import LocalFile
 from nestify.file.untrusted import quoted, strict_json
 from nestify.files import atomic_file, sibling
-from nestify.recipe.levels import MAX_LEVELS
+from nestify.recipe.levels import LONGEST_NAME, MAX_LEVELS
 
 ENDING = ".bench.json"
 MAX_BYTES = 2**20
 MAX_MEASUREMENTS = 256
 """Largest number of measurements in a document; the oldest are removed first."""
 
-Text = Annotated[Label, Field(max_length=200)]
+Text = Annotated[Label, Field(max_length=LONGEST_NAME)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
 

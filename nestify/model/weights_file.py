@@ -1,6 +1,7 @@
 """Reading a checkpoint: the state dict in a `.safetensors` or `.pth` file, as dense tensors on the CPU."""
 
 import argparse
+import os
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def check_is_file(path: Path) -> None:
     Raises:
         CheckpointError: if there is no file at the path.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike Path.is_file, False for names that no system accepts
         raise CheckpointError(
             f"checkpoint {path} is not a file; give the path of a .safetensors or .pth file"
         )

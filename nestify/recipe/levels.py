@@ -9,6 +9,9 @@ from typing import Literal, NamedTuple
 
 from nestify.recipe.amounts import Budget, did_you_mean, share_meant
 
+LONGEST_NAME = 200
+"""Largest number of characters of a level's name."""
+
 MAX_LEVELS = 254  # entry levels are stored as uint8, and n + 1 means "no level uses it"
 
 

@@ -46,6 +46,10 @@ OpenShare = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
+LARGEST_NUMBER = 2**64
+"""Largest number of any option; products of larger ones could be infinite."""
+
+
 class Section(BaseModel):
     """Base of all sections: no unknown keys, no conversion (`"3"` is not 3), no later change."""
 
@@ -56,6 +60,8 @@ class Section(BaseModel):
     def _none(cls, value: object, info: ValidationInfo) -> object:
         """Turn "none" into None: TOML has no null, and a recipe that extends another may unset an option."""
         optional = cls.model_fields[str(info.field_name)].default is None
+        if isinstance(value, int | float) and LARGEST_NUMBER < abs(value) < math.inf:
+            raise ValueError("is beyond 64 bits; give a number of a usual size")
         return None if optional and value == "none" else value
 
 

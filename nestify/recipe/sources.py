@@ -62,7 +62,7 @@ def read_source(source: str | os.PathLike[str]) -> tuple[Table, str]:
             f"{', '.join(builtin_recipes())}{hint}",
             source,
         )
-    if path.is_file() and path.suffix not in RECIPE_ENDINGS:
+    if os.path.isfile(path) and path.suffix not in RECIPE_ENDINGS:
         raise RecipeError(
             "this is not a .toml or .json recipe; a checkpoint goes with its model's name, as "
             "model.checkpoint",
@@ -250,6 +250,8 @@ def parse_setting(text: str) -> tuple[str, object]:
     key, equals, value = (part.strip() for part in text.partition("="))
     if not key or not equals:
         raise RecipeError(f"setting {text!r} is not KEY=VALUE, as in train.epochs=3")
+    if not key.isprintable():
+        raise RecipeError(f"setting {key!r} has a character that is not visible; give a key of a recipe")
     if key.count(".") > DEEPEST:
         raise RecipeError(f"setting {printable(key)!r} has more than {DEEPEST} dots; give a key of a recipe")
     try:
