@@ -12,6 +12,7 @@ from nestify.errors import DataError
 TRAIN_NAMES = ("train", "training")
 VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
 TEST_NAMES = ("test", "testing")
+_SPLITS = {*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES}
 
 
 class LocalReader:
@@ -82,7 +83,7 @@ def names_in_folder(path: Path, limit: int = 8) -> str:
 
 
 def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
-    """Return the number of folders around the class folders, each of which holds one folder and no image."""
+    """Return the number of folders around the class folders: a single folder, or the folders of splits."""
     depth = 0
     shallowest = min(image.name.count("/") for image in listing.images)
     if not shallowest:
@@ -91,39 +92,33 @@ def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
             f"{root.stem}/cat/1.jpg"
         )
     while depth + 1 < shallowest:
-        at_depth = _folders_at(listing, depth)
-        if len(at_depth) > 1 or at_depth & set(known):
+        names = {name.split("/")[depth] for name in _folders_at(listing, depth)}
+        if (len(names) > 1 and not names <= _SPLITS) or names & set(known):
             break
         depth += 1
     return depth
 
 
 def _folders_at(listing: Listing, depth: int) -> set[str]:
-    """Return the names of the folders that lie in so many others."""
+    """Return the names below the root of the folders that lie in so many others."""
     # a tar need not list its folders
     files = [image.name for image in listing.images]
     files += [name for name, kind in listing.ignored if kind != "hidden" and "/" in name]
     parts = (name.split("/") for name in {*(name.rpartition("/")[0] for name in files), *listing.folders})
-    return {part[depth] for part in parts if len(part) > depth}
+    return {"/".join(part[: depth + 1]) for part in parts if len(part) > depth}
 
 
 def _class_names(root: Path, listing: Listing, depth: int) -> list[str]:
     """Return the class folders in natural order; refuse those that cannot be classes."""
-    names = {image.name.split("/")[depth] for image in listing.images}
-    above = listing.images[0].name.split("/")[:depth]
-    for name in sorted(_folders_at(listing, depth) - names):
-        inside = "/".join([*above, name, ""])
-        holds = count_kinds(kind for path, kind in listing.ignored if path.startswith(inside)) or "nothing"
+    folders = {"/".join(image.name.split("/")[: depth + 1]) for image in listing.images}
+    for name in sorted(_folders_at(listing, depth) - folders):
+        inside = (kind for path, kind in listing.ignored if path.startswith(f"{name}/"))
+        holds = count_kinds(inside) or "nothing"
         raise DataError(
-            f"{root.joinpath(*above, name)}: no images in this class folder; it holds {holds}; convert "
+            f"{root / name}: no images in this class folder; it holds {holds}; convert "
             "them, or remove the folder (`nestify guide images` lists the formats)"
         )
-    splits = {*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES}
-    if len(names) > 1 and names <= splits and all(i.name.count("/") > depth + 1 for i in listing.images):
-        raise DataError(
-            f"{root}: {', '.join(sorted(names))} are splits, not classes; give the folder that holds them "
-            "as --data, or one tar for each"
-        )
+    names = {name.rpartition("/")[2] for name in folders}
     forms: dict[str, str] = {}
     for name in sorted(names):
         if not _is_text(name):
@@ -151,11 +146,11 @@ def _notices(listing: Listing, depth: int, names: Sequence[str]) -> list[str]:
     deeper = next((image for image in listing.images if image.name.count("/") > depth + 1), None)
     if depth or deeper:
         few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        above = "/".join(listing.images[0].name.split("/")[:depth])
-        where = f"the folders in {above}" if above else "its first folders"
+        above = sorted({"/".join(image.name.split("/")[:depth]) for image in listing.images})
+        where = f"the folders in {' and '.join(above)}" if depth else "its first folders"
         inner = ""
         if deeper:
-            folder = deeper.name.rpartition("/")[0].removeprefix(f"{above}/")
+            folder = "/".join(deeper.name.split("/")[depth:-1])
             inner = f"; folders inside them, such as {folder}, are no classes"
         notices.append(f"the classes are {where}: {few}{inner}")
     return notices
