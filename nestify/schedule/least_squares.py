@@ -1,0 +1,109 @@
+"""Least squares for the weights of one layer of several networks that share them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Equations:
+    """The normal equations of one layer in one network, W A = B, per output channel and group.
+
+    For inputs X (c, positions) and desired outputs Z (o, positions), A = X X^T and B = Z X^T; the squared
+    error of weights W is tr(W A W^T) - 2 tr(W B^T) + tr(Z Z^T).
+
+    Attributes:
+        gram: A, (groups, c, c), for c weights per output channel.
+        products: B, (groups, o, c), for o output channels per group.
+        places: one index tensor per dimension of the full weight, which broadcast together: the part of the
+            full weight that the network has.
+        mask: bool in the full weight's shape, the weights that the network uses.
+        importance: factor of the network's squared error.
+    """
+
+    gram: Tensor
+    products: Tensor
+    places: tuple[Tensor, ...]
+    mask: Tensor
+    importance: float = 1.0
+
+    def right_side(self) -> Tensor:
+        """Return B in the full weight's shape, 0 at weights that the network does not use."""
+        return self._widen(self.products)
+
+    def multiply(self, weight: Tensor) -> Tensor:
+        """Return W A for the part of a full weight that the network uses, in the full weight's shape."""
+        used = (weight * self.mask)[self.places]
+        groups, inputs = self.gram.shape[:2]
+        return self._widen(used.reshape(groups, -1, inputs) @ self.gram)
+
+    def diagonal(self) -> Tensor:
+        """Return the diagonal of A for each weight, in the full weight's shape."""
+        diagonal = self.gram.diagonal(dim1=1, dim2=2).unsqueeze(1)  # (groups, 1, c)
+        return self._widen(diagonal.expand_as(self.products))
+
+    def error(self, weight: Tensor) -> Tensor:
+        """Return the squared error of a full weight, less that of a weight of zeros."""
+        used = weight * self.mask
+        return (used * (self.multiply(weight) - 2 * self.right_side())).sum()
+
+    def _widen(self, part: Tensor) -> Tensor:
+        full = part.new_zeros(self.mask.shape)
+        full[self.places] = part.reshape(full[self.places].shape)
+        return full * self.mask
+
+
+ENOUGH = 1e-4
+"""Norm of the residual, over that of the start, at which an output channel is solved."""
+
+
+@torch.no_grad()
+def solve(start: Tensor, free: Tensor, equations: Sequence[Equations], iterations: int) -> Tensor:
+    """Return weights that minimise the sum of the squared errors of several networks.
+
+    Conjugate gradients with a diagonal preconditioner (Hestenes and Stiefel, 1952; Saad, "Iterative Methods
+    for Sparse Linear Systems", 2003, algorithm 9.1). Each output channel has equations of its own, and so a
+    step length of its own. The error never increases, whatever the number of iterations; where the inputs do
+    not determine a weight, it stays near its start.
+
+    Args:
+        start: the full weight (out, in, *kernel).
+        free: bool in its shape, the weights that may change.
+        equations: those of each network.
+        iterations: largest number of iterations.
+
+    Returns:
+        The full weight; weights that are not free are those of `start`.
+    """
+
+    def multiply(weight: Tensor) -> Tensor:
+        total = sum(each.importance * each.multiply(weight) for each in equations)
+        assert isinstance(total, Tensor)
+        return total * free
+
+    def dot(a: Tensor, b: Tensor) -> Tensor:
+        return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
+
+    weight = start.clone()
+    right = sum(each.importance * each.right_side() for each in equations)
+    residual = right * free - multiply(start)
+    diagonal = sum(each.importance * each.diagonal() for each in equations)
+    assert isinstance(diagonal, Tensor)
+    scale = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny), 0.0) * free
+    scaled = scale * residual
+    step, size = scaled.clone(), dot(residual, scaled)
+    enough = ENOUGH**2 * size
+    for _ in range(iterations):
+        if not bool((size > enough).any()):
+            break
+        product = multiply(step)
+        curvature = dot(step, product)
+        length = torch.where((curvature > 0) & (size > enough), size / curvature, 0.0)
+        weight += length * step
+        residual -= length * product
+        scaled = scale * residual
+        old, size = size, dot(residual, scaled)
+        step = scaled + torch.where(old > 0, size / old, 0.0) * step
+    return weight
