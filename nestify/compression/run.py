@@ -9,6 +9,7 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, stored_dtype
+from nestify.compression.untrained import Untrained
 from nestify.data.dataset import Images
 from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
@@ -192,9 +193,11 @@ class Run:
         # Make the nested model. Smaller levels need new batch norm statistics; a checkpoint has them.
         design = self._nest(network)
         nested, levels, numbers = design.nested, design.levels, range(1, design.nested.n_levels + 1)
-        if not checkpoints.is_in_train_phase:
+        if recipe.train.epochs and not checkpoints.is_in_train_phase:
             self._recalibrate_levels(nested, [k for k in numbers if nested.is_smaller(k)])
         before = checkpoints.early_results.before
+        if not recipe.train.epochs:
+            self._select_untrained(nested, levels)
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
         checkpoints.early_results = EarlyResults(original=original, before=before)
@@ -204,14 +207,11 @@ class Run:
             solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
             settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
             nested, levels = self._phases().train_levels(nested, levels, settle, teacher)
-        else:
-            choose_weights(nested, levels, recipe.schedule.score)
 
         # Evaluate what the file will hold: rounded weights, and batch norm statistics that fit them.
         self._round(nested)
-        if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
-            stale = [k for k in numbers if recipe.train.epochs or nested.is_reduced(k)]
-            self._recalibrate_levels(nested, stale)
+        if recipe.train.bn == "recalibrate" and recipe.train.epochs:
+            self._recalibrate_levels(nested, numbers)
         observer.stage("evaluating the levels")
         after = self._evaluate_levels(nested)
         observer.evaluated("after", int(recipe.train.epochs), after)
@@ -279,25 +279,19 @@ class Run:
     def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
-        images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
+        images = self._shuffled_images()
         made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable)
         self._removable = made.removable
         return made
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
-        """Evaluate the levels without training: the best weights kept, batch norm recalibrated."""
-        dense = nested.entry_levels
-        kept = {name: entry.clone() for name, entry in dense.tensors.items()}
-        choose_weights(nested, levels, self.recipe.schedule.score)
-        plain = {}
+        """Evaluate the levels without training; the model is restored if it is to be trained."""
+        state = deepcopy(nested.state_dict())
+        if self.recipe.train.epochs:
+            self._select_untrained(nested, levels)
         self.observer.stage("evaluating the levels before training")
-        for level in range(1, nested.n_levels + 1):
-            model = nested.at_level(level)
-            if nested.is_reduced(level) and not nested.is_smaller(level):  # those are recalibrated already
-                self._recalibrate_plain(model)
-            plain[level] = model
-        before = self._evaluate_plain(plain, self.labels.parents)
-        nested.set_entry_levels(replace(dense, tensors=kept))
+        before = self._evaluate_levels(nested)
+        nested.load_state_dict(state)
         self.observer.evaluated("before", 0, before)
         return before
 
@@ -314,12 +308,19 @@ class Run:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
             plain = nested.at_level(level)
-            self._recalibrate_plain(plain)
+            recalibrate(plain, self._shuffled_images(), self.recipe.train.recalibrate_batches)
             nested.load_own(level, plain)
 
-    def _recalibrate_plain(self, model: nn.Module) -> None:
-        loader = self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
-        recalibrate(model, Pictures(loader), self.recipe.train.recalibrate_batches)
+    def _select_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
+        """Make the levels as good as they can be without training, with rounded weights."""
+        original = deepcopy(nested.network).eval()
+        untrained = Untrained(self.recipe, self._shuffled_images, self.observer)
+        untrained.select(nested, levels)
+        self._round(nested)
+        untrained.recalibrate(nested, original)
+
+    def _shuffled_images(self) -> Pictures:
+        return Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
 
     def _evaluate_plain(
         self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS

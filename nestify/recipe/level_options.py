@@ -81,6 +81,17 @@ class ScheduleOptions(Section):
     reselect: int = Field(
         default=40, ge=1, description="number of times that weights are selected again during the ramp"
     )
+    fit: bool = Field(
+        default=True,
+        description="whether the weights of levels without training are refitted by least squares, so that "
+        "layers have the outputs that they had; training starts from the original weights",
+    )
+    fit_images: int = Field(
+        default=256,
+        ge=2,
+        description="number of training images that the weights are refitted on; fewer if they are larger "
+        "than 181 x 181 pixels",
+    )
 
 
 class LevelOptions(Section):

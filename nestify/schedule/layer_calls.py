@@ -17,6 +17,15 @@ CONVOLUTIONS = frozenset({torch.conv2d, torch.ops.aten.conv2d.default, torch.ops
 LINEARS = frozenset({functional.linear, torch.ops.aten.linear.default})
 
 
+_OPTIONS = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1}
+_CONVOLUTION: Mapping[str, Any] = {"input": None, "weight": None, "bias": None, **_OPTIONS}
+_BATCH_NORM: Mapping[str, Any] = {
+    **dict.fromkeys(("input", "running_mean", "running_var", "weight", "bias")),
+    **{"training": False, "momentum": 0.1, "eps": 1e-5},
+}
+"""The arguments of torch's functions in their order, with their defaults."""
+
+
 @dataclass(frozen=True)
 class LayerCall:
     """One call of a layer, before it is computed.
@@ -87,7 +96,7 @@ def layer_calls(
         thread.join()
 
 
-class _Stop(Exception):  # noqa: N818  # not an error
+class _Stop(Exception):
     """Ends a network whose remaining calls nobody wants."""
 
 
@@ -141,20 +150,25 @@ class _Watch(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func in CONVOLUTIONS or func in LINEARS:
-            keys = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-            given = {"stride": 1, "padding": 0, "dilation": 1, "groups": 1} | dict(zip(keys, args)) | kwargs  # noqa: B905
+            given = {**_CONVOLUTION, **dict(zip(_CONVOLUTION, args, strict=False)), **kwargs}
             name = self._names.get(id(given["weight"]))
             if name is not None:
-                options = {key: given[key] for key in keys[3:]} if func in CONVOLUTIONS else None
+                options = {key: given[key] for key in _OPTIONS} if func in CONVOLUTIONS else None
                 self._report(LayerCall(name, given["input"], given["weight"], options))
         elif self._batch_statistics and func is functional.batch_norm:
-            keys = ("input", "running_mean", "running_var", "weight", "bias", "training", "momentum", "eps")
-            given = {"weight": None, "bias": None, "eps": 1e-5} | dict(zip(keys, args)) | kwargs  # noqa: B905
-            return _normalise(given["input"], given["weight"], given["bias"], given["eps"])
+            given = {**_BATCH_NORM, **dict(zip(_BATCH_NORM, args, strict=False)), **kwargs}
+            if _has_variance(given["input"]):
+                return _normalise(given["input"], given["weight"], given["bias"], given["eps"])
         elif self._batch_statistics and func is torch.ops.aten.batch_norm.default:
             x, weight, bias, _, _, _, _, eps, *_ = args
-            return _normalise(x, weight, bias, eps)
+            if _has_variance(x):
+                return _normalise(x, weight, bias, eps)
         return func(*args, **kwargs)
+
+
+def _has_variance(x: Tensor) -> bool:
+    """Whether a batch (B, C, ...) has more than one value per channel."""
+    return x.numel() > x.shape[1]
 
 
 def _normalise(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -169,9 +183,7 @@ def _choose(images: int, available: int, wanted: int, seed: int) -> Tensor:
     return torch.rand(images, available, generator=generator).topk(wanted).indices
 
 
-def _patches(
-    x: Tensor, kernel: torch.Size, options: Mapping[str, Any], positions: int, seed: int
-) -> Tensor:
+def _patches(x: Tensor, kernel: torch.Size, options: Mapping[str, Any], positions: int, seed: int) -> Tensor:
     """Cut the patches of chosen output positions out of images, (groups, images * positions, c).
 
     torch's `unfold` does this for all positions, which takes much more memory.

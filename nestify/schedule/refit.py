@@ -60,13 +60,12 @@ def refit(nested: NestedModel, images: Tensor, protect: float = PROTECT) -> Refi
     Convolutions over images and linear layers are refitted; other layers, biases and private tensors stay.
 
     Args:
-        nested: the model with its entry levels chosen, in eval mode afterwards.
+        nested: the model with its entry levels chosen.
         images: training images (B, C, H, W) on the model's device. All of them run through two networks at
             once, which takes their activations of the largest layers.
         protect: weight of the full level's squared error while lower levels are fitted.
     """
-    nested.eval()
-    original = deepcopy(nested.network)
+    original = deepcopy(nested.network).eval()
     state = nested.nested_state()
     shared = nested.shared_tensors()
     entry = {name: e.to(images.device) for name, e in state.entry.tensors.items() if name in state.shared}
@@ -119,11 +118,14 @@ class _LevelFit:
                 target = next((other for other in targets if other.name == call.name), None)
                 if target is None:  # the level's layers come in another order
                     break
-                fitted[call.name] = self._fit(call, target, seed=len(fitted))
+                solution = self._fit(call, target, seed=len(fitted))
+                if bool(solution.isfinite().all()):  # 32-bit sums of very large inputs may overflow
+                    call.weight.copy_((solution * (own <= self.level))[self._places(call.name, solution)])
+                    fitted[call.name] = solution
         return list(fitted.items())
 
     def _fit(self, call: LayerCall, target: LayerCall, seed: int) -> Tensor:
-        """Fit one layer, and give the level its new weight."""
+        """Fit one layer, and return its full weight."""
         entry, name, n = self.entry[call.name], call.name, self.nested.n_levels
         wanted = target.weight
         inputs = target.columns(POSITIONS, seed)  # (g, R, c)
@@ -146,9 +148,7 @@ class _LevelFit:
             equations.append(Equations(gram, products, everything, entry <= n, self.protect))
             free = (entry >= self.level) & (entry <= n)
         start = self.nested.shared_tensor(name).detach()
-        solution = torch.where(entry == self.level, solve(start, free, equations, ITERATIONS), start)
-        call.weight.copy_((solution * own.mask)[places])
-        return solution
+        return torch.where(entry == self.level, solve(start, free, equations, ITERATIONS), start)
 
     def _places(self, name: str, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the part of a weight that the level has."""
