@@ -1,0 +1,153 @@
+"""Refitted levels: a layer alone equals NumPy's least squares, and models keep what they must keep."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+
+from nestify.model.entry_levels import EntryLevels
+from nestify.model.graph.block_map import map_blocks
+from nestify.model.graph.channel_map import map_channels
+from nestify.model.level_sizes import LevelSizes
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import ModelSpec, describe_model
+from nestify.recipe.levels import Level
+from nestify.schedule.channels import channel_counts
+from nestify.schedule.refit import refit
+from nestify.schedule.weights import select_entry_levels
+
+MakeModel = Callable[..., nn.Module]
+
+
+def one_layer(seed: int) -> NestedModel:
+    """Return three sparse levels of a single convolution, whose input is a 6 x 5 image."""
+    rng = np.random.default_rng(seed)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.Flatten())
+    data = {"input_size": (3, 6, 5)}
+    spec = ModelSpec("one", {}, 48, data, (), (), ("0.weight",), frozenset(), {})
+    entry = torch.tensor(rng.integers(1, 5, size=(4, 3, 3, 3)), dtype=torch.uint8)
+    return NestedModel(network, spec, ["a", "b", "c"], entry=EntryLevels(3, {"0.weight": entry}))
+
+
+def columns(images: Tensor) -> np.ndarray:
+    """Return the patches (positions, 27) of a convolution of 3 x 3, by slicing."""
+    x = images.numpy()
+    patches = [
+        x[b, :, i : i + 3, j : j + 3].ravel() for b in range(len(x)) for i in range(4) for j in range(3)
+    ]
+    return np.stack(patches).astype(np.float64)
+
+
+@pytest.mark.parametrize("protect", [0.0, 10.0])
+def test_one_layer_is_numpys_least_squares(protect: float) -> None:
+    """Level by level: the own weights around the lower ones, the full level's error stacked below."""
+    nested, images = one_layer(1), torch.randn(30, 3, 6, 5)
+    entry = nested.entry["0.weight"].numpy().reshape(4, 27)
+    original = nested.shared_tensor("0.weight").detach().numpy().reshape(4, 27).astype(np.float64)
+    x = columns(images)
+    z = x @ original.T
+    expected = original.copy()
+    for level in (1, 2, 3):
+        for row in range(4):
+            weigh = np.sqrt(protect) if level < 3 else 0.0
+            lower, free = entry[row] < level, (entry[row] >= level) & (entry[row] <= 3)
+            if not weigh:
+                free = entry[row] == level
+            above = free & (entry[row] > level)
+            rows = np.concatenate([np.where(above, 0, x)[:, free], weigh * x[:, free]])
+            rest = z[:, row] - x[:, lower] @ expected[row, lower]
+            found = np.linalg.lstsq(rows, np.concatenate([rest, weigh * rest]), rcond=None)[0]
+            solution = expected[row].copy()
+            solution[free] = found
+            expected[row] = np.where(entry[row] == level, solution, expected[row])
+    done = refit(nested, images, protect)
+    assert done.fitted == ["0.weight"]
+    assert done.left == []
+    weight = nested.shared_tensor("0.weight").detach().numpy().reshape(4, 27)
+    np.testing.assert_allclose(weight, expected, atol=2e-3)
+
+
+def sparse(network: nn.Module, sparsities: tuple[float, ...]) -> NestedModel:
+    levels = [Level(f"l{k}", value) for k, value in enumerate(sparsities)]
+    nested = NestedModel(network, describe_model(network, (3, 64, 64)), [level.name for level in levels])
+    weights = {name: nested.shared_tensor(name) for name in nested.entry}
+    nested.set_entry_levels(select_entry_levels(weights, levels))
+    return nested.eval()
+
+
+def narrow(network: nn.Module, widths: tuple[float, ...]) -> NestedModel:
+    channels = map_channels(network.eval(), (3, 64, 64))
+    levels = [Level(f"l{k}", 0.0, width=value) for k, value in enumerate(widths)]
+    counts = tuple(channel_counts(channels.groups, levels, 8))
+    sizes = LevelSizes(channels, map_blocks(channels), counts, (frozenset(),) * len(counts))
+    spec = describe_model(network, (3, 64, 64))
+    names = [level.name for level in levels]
+    return NestedModel(network, spec, names, masked=(), level_sizes=sizes).eval()
+
+
+def used_by_core(nested: NestedModel) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in nested.projection(1).items()}
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+@pytest.mark.parametrize(
+    "make, sizes",
+    [(sparse, ((0.9, 0.5, 0.0), (0.9, 0.2, 0.0))), (narrow, ((0.25, 0.5, 1.0), (0.25, 0.75, 1.0)))],
+)
+def test_lower_levels_do_not_depend_on_the_levels_above(
+    make_model: MakeModel,
+    name: str,
+    make: Callable[[nn.Module, tuple[float, ...]], NestedModel],
+    sizes: tuple[tuple[float, ...], ...],
+) -> None:
+    """Two files with the same core and full level have the same core, whatever lies between."""
+    images = torch.randn(8, 3, 64, 64)
+    cores, entries = [], []
+    options = {"img_size": 64} if name == "test_vit" else {}
+    for values in sizes:
+        torch.manual_seed(0)
+        nested = make(make_model(name, **options), values)
+        before = {key: tensor.clone() for key, tensor in nested.entry.items()}
+        original = used_by_core(nested)
+        done = refit(nested, images)
+        assert done.left == []
+        assert all(torch.equal(before[key], tensor) for key, tensor in nested.entry.items())
+        cores.append(used_by_core(nested))
+        entries.append(done.fitted)
+        changed = [key for key, tensor in original.items() if not torch.equal(tensor, cores[-1][key])]
+        assert set(changed) <= set(done.fitted)
+        assert len(changed) > 0.5 * len(done.fitted)
+    assert cores[0].keys() == cores[1].keys()
+    for key, tensor in cores[0].items():
+        torch.testing.assert_close(tensor, cores[1][key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("make, sizes", [(sparse, (0.7, 0.0)), (narrow, (0.5, 1.0))])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_a_level_comes_nearer_to_the_original(
+    name: str, make: Callable[[nn.Module, tuple[float, ...]], NestedModel], sizes: tuple[float, ...]
+) -> None:
+    """The logits of images that were not fitted on; depthwise layers and squeeze-excite gates included."""
+    torch.manual_seed(0)
+    network = timm.create_model(name, num_classes=10).eval()
+    nested = make(network, sizes)
+    images, others = torch.randn(64, 3, 64, 64), torch.randn(32, 3, 64, 64)
+    with torch.no_grad():
+        wanted = network(others)
+        before, full_before = (nested(others, level=k) - wanted for k in (1, 2))
+        refit(nested, images)
+        after, full = (nested(others, level=k) - wanted for k in (1, 2))
+    assert full_before.abs().max() == 0
+    assert after.norm() < 0.7 * before.norm()
+    assert full.norm() < 0.3 * wanted.std() * wanted.numel() ** 0.5
+
+
+def test_models_without_smaller_levels_stay(make_model: MakeModel) -> None:
+    nested = sparse(make_model("test_resnet"), (0.0,))
+    before = {name: tensor.clone() for name, tensor in nested.shared_tensors().items()}
+    refit(nested, torch.randn(4, 3, 64, 64))
+    for name, tensor in nested.shared_tensors().items():
+        torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
