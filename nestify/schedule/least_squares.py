@@ -1,6 +1,6 @@
 """Least squares for the weights of one layer of several networks that share them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,10 +58,18 @@ class Equations:
 ENOUGH = 1e-4
 """Norm of the residual, over that of the start, at which an output channel is solved."""
 
+ROUNDING = 1e-5
+"""Norm of the residual, over that of B, that may be rounding error."""
+
 
 @torch.no_grad()
-def solve(start: Tensor, free: Tensor, equations: Sequence[Equations], iterations: int) -> Tensor:
+def solve(
+    start: Tensor, free: Tensor, equations: Sequence[Equations], iterations: int, pull: Tensor | None = None
+) -> Tensor:
     """Return weights that minimise the sum of the squared errors of several networks.
+
+    A pull p adds sum(p * (W - start)^2): with fewer positions than weights, or inputs that are nearly
+    dependent, the weights then stay near their start (Hoerl and Kennard, "Ridge Regression", 1970).
 
     Conjugate gradients with a diagonal preconditioner (Hestenes and Stiefel, 1952; Saad, "Iterative Methods
     for Sparse Linear Systems", 2003, algorithm 9.1). Each output channel has equations of its own, and so a
@@ -73,32 +81,33 @@ def solve(start: Tensor, free: Tensor, equations: Sequence[Equations], iteration
         free: bool in its shape, the weights that may change.
         equations: those of each network.
         iterations: largest number of iterations.
+        pull: strength of the pull of each weight towards its start, in the shape of `start`; None: none.
 
     Returns:
         The full weight; weights that are not free are those of `start`.
     """
 
+    diagonal = _total(each.importance * each.diagonal() for each in equations) * free
+    right = _total(each.importance * each.right_side() for each in equations) * free
+    pull = torch.zeros_like(start) if pull is None else pull * free
+
     def multiply(weight: Tensor) -> Tensor:
-        total = sum(each.importance * each.multiply(weight) for each in equations)
-        assert isinstance(total, Tensor)
-        return total * free
+        return _total(each.importance * each.multiply(weight) for each in equations) * free
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
         return (a * b).flatten(1).sum(1).view(-1, *[1] * (a.ndim - 1))
 
     weight = start.clone()
-    right = sum(each.importance * each.right_side() for each in equations)
-    residual = right * free - multiply(start)
-    diagonal = sum(each.importance * each.diagonal() for each in equations)
-    assert isinstance(diagonal, Tensor)
-    scale = torch.where(diagonal > 0, 1 / diagonal.clamp_min(torch.finfo(diagonal.dtype).tiny), 0.0) * free
+    residual = right - multiply(start)
+    tiny = torch.finfo(diagonal.dtype).tiny
+    scale = torch.where(diagonal > 0, 1 / (diagonal + pull).clamp_min(tiny), 0.0)
     scaled = scale * residual
     step, size = scaled.clone(), dot(residual, scaled)
-    enough = ENOUGH**2 * size
+    enough = torch.maximum(ENOUGH**2 * size, ROUNDING**2 * dot(right, scale * right))
     for _ in range(iterations):
         if not bool((size > enough).any()):
             break
-        product = multiply(step)
+        product = multiply(step) + pull * step
         curvature = dot(step, product)
         length = torch.where((curvature > 0) & (size > enough), size / curvature, 0.0)
         weight += length * step
@@ -107,3 +116,8 @@ def solve(start: Tensor, free: Tensor, equations: Sequence[Equations], iteration
         old, size = size, dot(residual, scaled)
         step = scaled + torch.where(old > 0, size / old, 0.0) * step
     return weight
+
+
+def _total(parts: Iterable[Tensor]) -> Tensor:
+    first, *others = parts
+    return sum(others, first)

@@ -35,8 +35,15 @@ from nestify.schedule.least_squares import Equations, solve
 POSITIONS = 64
 """Positions of a feature map that are used of each image."""
 
-ITERATIONS = 50
-PROTECT = 10.0
+ITERATIONS = 20
+
+RIDGE = 0.1
+"""Pull towards the original weights: this times the mean squared input, for each weight of an output channel.
+
+So it grows where there are few positions for many weights.
+"""
+
+PROTECT = 30.0
 """Weight of the full level's error while lower levels are fitted."""
 
 
@@ -78,7 +85,7 @@ def refit(nested: NestedModel, images: Tensor, protect: float = PROTECT) -> Refi
         for name, weight in fit.run(images):
             shared[name].copy_(weight)
             fitted[name] = None
-    reduced = [name for name, e in state.entry.tensors.items() if bool((e > 1).any()) and e.ndim > 1]
+    reduced = [name for name, e in entry.items() if name in nested.spec.maskable and bool((e > 1).any())]
     return Refitted(list(fitted), [name for name in reduced if name not in fitted])
 
 
@@ -140,15 +147,19 @@ class _LevelFit:
             places=places,
             mask=entry <= self.level,
         )
-        equations, free = [own], entry == self.level
+        equations, free, pull = [own], entry == self.level, own.diagonal()
         if self.protect:
             everything = _mesh([torch.arange(size, device=wanted.device) for size in wanted.shape])
             gram = inputs.transpose(1, 2) @ inputs
             products = outputs.transpose(1, 2) @ inputs
-            equations.append(Equations(gram, products, everything, entry <= n, self.protect))
+            full = Equations(gram, products, everything, entry <= n, self.protect)
+            equations.append(full)
             free = (entry >= self.level) & (entry <= n)
+            pull = torch.where(entry == self.level, pull, self.protect * full.diagonal())
+        pull = pull * RIDGE * own_inputs.shape[2] / own_inputs.shape[1]
         start = self.nested.shared_tensor(name).detach()
-        return torch.where(entry == self.level, solve(start, free, equations, ITERATIONS), start)
+        solution = solve(start, free, equations, ITERATIONS, pull)
+        return torch.where(entry == self.level, solution, start)
 
     def _places(self, name: str, weight: Tensor) -> tuple[Tensor, ...]:
         """Return the part of a weight that the level has."""
