@@ -312,12 +312,12 @@ class Run:
             nested.load_own(level, plain)
 
     def _select_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
-        """Make the levels as good as they can be without training, with rounded weights."""
+        """Choose, refit and round the weights of levels without training, and measure their batch norm."""
         original = deepcopy(nested.network).eval()
         untrained = Untrained(self.recipe, self._shuffled_images, self.observer)
-        untrained.select(nested, levels)
+        changed = untrained.select(nested, levels)
         self._round(nested)
-        untrained.recalibrate(nested, original)
+        untrained.recalibrate(nested, changed, original)
 
     def _shuffled_images(self) -> Pictures:
         return Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))

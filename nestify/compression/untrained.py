@@ -32,17 +32,24 @@ class Untrained:
     batches: Callable[[], Iterable[Tensor]]
     observer: Observer
 
-    def select(self, nested: NestedModel, levels: Sequence[Level]) -> None:
+    def select(self, nested: NestedModel, levels: Sequence[Level]) -> list[int]:
         """Choose the weights of all levels and refit them.
 
         Args:
             nested: a nested model whose shared weights are those of the original network.
             levels: its levels, core first, with their budgets solved.
+
+        Returns:
+            Numbers of the levels that no longer compute what the original network does.
         """
         schedule = self.recipe.schedule
         choose_weights(nested, levels, schedule.score)
-        if schedule.fit and _reduced(nested):
-            self._refit(nested)
+        numbers = range(1, nested.n_levels + 1)
+        reduced = [level for level in numbers if nested.is_reduced(level)]
+        if not schedule.fit or not reduced:
+            return reduced
+        self._refit(nested)
+        return list(numbers)
 
     def _refit(self, nested: NestedModel) -> None:
         _, height, width = nested.spec.input_size
@@ -53,21 +60,22 @@ class Untrained:
         if done.left:
             self.observer.stage(describe_left(done))
 
-    def recalibrate(self, nested: NestedModel, original: nn.Module) -> None:
-        """Measure the batch norm of the reduced levels; a level with all weights keeps its statistics.
+    def recalibrate(self, nested: NestedModel, levels: Sequence[int], original: nn.Module) -> None:
+        """Measure the batch norm of levels, in relation to that of the original network.
 
         Args:
             nested: the nested model.
+            levels: numbers of the levels that `select` returned; the others keep their statistics.
             original: a copy of its network from before `select`, which is changed.
         """
-        if not (reduced := _reduced(nested)):
+        if not levels:
             return
         self.observer.stage("recalibrating batch norm")
         before = {name: tensor.clone() for name, tensor in running_statistics(original).items()}
         n_batches = self.recipe.train.recalibrate_batches
         recalibrate(original, self.batches(), n_batches)
         measured = running_statistics(original)
-        for level in reduced:
+        for level in levels:
             plain = nested.at_level(level)
             recalibrate(plain, self.batches(), n_batches)
 
@@ -80,11 +88,6 @@ class Untrained:
 
             relate_statistics(plain, cut(measured), cut(before))
             nested.load_own(level, plain)
-
-
-def _reduced(nested: NestedModel) -> list[int]:
-    """Return the numbers of the levels that lack channels, blocks or weights."""
-    return [level for level in range(1, nested.n_levels + 1) if nested.is_reduced(level)]
 
 
 def take_images(batches: Iterable[Tensor], count: int) -> Tensor:

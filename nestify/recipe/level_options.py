@@ -83,14 +83,14 @@ class ScheduleOptions(Section):
     )
     fit: bool = Field(
         default=True,
-        description="whether the weights of levels without training are refitted by least squares, so that "
-        "layers have the outputs that they had; training starts from the original weights",
+        description="whether the weights of levels without training are refitted by least squares, to bring "
+        "each layer's outputs back to the original network's; training starts from the original weights",
     )
     fit_images: int = Field(
-        default=256,
+        default=1024,
         ge=2,
         description="number of training images that the weights are refitted on; fewer if they are larger "
-        "than 181 x 181 pixels",
+        "than 90 x 90 pixels",
     )
 
 

@@ -60,6 +60,20 @@ def test_two_networks_are_weighed_against_each_other() -> None:
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
 
 
+def test_a_pull_holds_weights_at_their_start() -> None:
+    """Six weights, three positions: NumPy solves the same with a row per weight below the inputs."""
+    rng = np.random.default_rng(3)
+    x, z = rng.normal(size=(3, 6)), rng.normal(size=(3, 1))
+    start, pull = rng.normal(size=(1, 6)), rng.uniform(0.1, 2, size=(1, 6))
+    roots = np.sqrt(pull)
+    stacked = np.concatenate([x, np.diag(roots[0])]), np.concatenate([z, (roots * start).T])
+    expected = np.linalg.lstsq(*stacked, rcond=None)[0].T
+    everywhere = torch.ones(1, 6, dtype=torch.bool)
+    made = equations(torch.tensor(x[None]), torch.tensor(z[None]), everywhere, whole((1, 6)))
+    found = solve(torch.tensor(start), everywhere, [made], 100, torch.tensor(pull))
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-3)
+
+
 @settings(deadline=None, max_examples=60)
 @given(st.integers(0, 999), st.integers(1, 3), st.integers(1, 12), st.integers(1, 6), st.integers(0, 4))
 def test_the_error_never_increases(seed: int, groups: int, positions: int, c: int, iterations: int) -> None:
