@@ -279,7 +279,7 @@ class Run:
     def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
-        images = self._shuffled_images()
+        images = Pictures(self._shuffled())
         made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable)
         self._removable = made.removable
         return made
@@ -308,19 +308,19 @@ class Run:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
             plain = nested.at_level(level)
-            recalibrate(plain, self._shuffled_images(), self.recipe.train.recalibrate_batches)
+            recalibrate(plain, Pictures(self._shuffled()), self.recipe.train.recalibrate_batches)
             nested.load_own(level, plain)
 
     def _select_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
         """Choose, refit and round the weights of levels without training, and measure their batch norm."""
         original = deepcopy(nested.network).eval()
-        untrained = Untrained(self.recipe, self._shuffled_images, self.observer)
+        untrained = Untrained(self.recipe, self._shuffled, self.observer)
         changed = untrained.select(nested, levels)
         self._round(nested)
         untrained.recalibrate(nested, changed, original)
 
-    def _shuffled_images(self) -> Pictures:
-        return Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
+    def _shuffled(self) -> Loader:
+        return self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
 
     def _evaluate_plain(
         self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS

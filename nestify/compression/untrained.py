@@ -1,11 +1,15 @@
 """Levels without training: their weights are selected, refitted, and their batch norm measured."""
 
 from collections.abc import Callable, Iterable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 
+from nestify.data.loaders import Loader, Pictures
+from nestify.evaluation.accuracy import evaluate
 from nestify.model.batch_norm import Statistics, recalibrate, relate_statistics, running_statistics
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
@@ -17,6 +21,12 @@ from nestify.training.observer import Observer
 MOST_PIXELS = 2**23
 """Pixels of all images that weights are refitted on, as they run through two networks at once."""
 
+MOST_POINTS_LOST = 0.5
+"""Top-1 points that the original network may lose by recalibration before levels are not simply recalibrated."""
+
+IMAGES_TO_COMPARE = 2000
+"""Training images on which that is measured, rounded up to whole batches."""
+
 
 @dataclass(frozen=True)
 class Untrained:
@@ -24,12 +34,12 @@ class Untrained:
 
     Args:
         recipe: the recipe of the run.
-        batches: returns batches of training images (B, C, H, W), on the model's device.
+        batches: returns the training images, shuffled, on the model's device.
         observer: notified of each stage.
     """
 
     recipe: Recipe
-    batches: Callable[[], Iterable[Tensor]]
+    batches: Callable[[], Loader]
     observer: Observer
 
     def select(self, nested: NestedModel, levels: Sequence[Level]) -> list[int]:
@@ -54,40 +64,54 @@ class Untrained:
     def _refit(self, nested: NestedModel) -> None:
         _, height, width = nested.spec.input_size
         count = min(self.recipe.schedule.fit_images, max(2, MOST_PIXELS // (height * width)))
-        images = take_images(self.batches(), count)
+        images = take_images(Pictures(self.batches()), count)
         self.observer.stage(f"refitting the weights of each level on {len(images)} images")
         done = refit(nested, images)
         if done.left:
             self.observer.stage(describe_left(done))
 
     def recalibrate(self, nested: NestedModel, levels: Sequence[int], original: nn.Module) -> None:
-        """Measure the batch norm of levels, in relation to that of the original network.
+        """Measure the batch norm of levels.
+
+        A reduced level gets the measured statistics. Where the original network itself would lose accuracy
+        with measured ones, and for a full level whose weights were refitted, they are related to its own.
 
         Args:
             nested: the nested model.
             levels: numbers of the levels that `select` returned; the others keep their statistics.
-            original: a copy of its network from before `select`, which is changed.
+            original: a copy of its network from before `select`, in eval mode.
         """
-        if not levels:
+        if not levels or not running_statistics(original):
             return
         self.observer.stage("recalibrating batch norm")
-        before = {name: tensor.clone() for name, tensor in running_statistics(original).items()}
         n_batches = self.recipe.train.recalibrate_batches
-        recalibrate(original, self.batches(), n_batches)
-        measured = running_statistics(original)
+        measured = deepcopy(original)
+        recalibrate(measured, Pictures(self.batches()), n_batches)
+        loss = self._points_lost(original, measured)
+        related = loss > MOST_POINTS_LOST
+        self.observer.stage(
+            f"the original network loses {max(loss, 0):.2f} points with batch norm measured on training images"
+            + ("; the levels' is related to its own instead" if related else "")
+        )
         for level in levels:
             plain = nested.at_level(level)
-            recalibrate(plain, self.batches(), n_batches)
-
-            def cut(tensors: Statistics, level: int = level) -> Statistics:
-                return {
-                    name: nested.cut(level, name, tensor)
-                    for name, tensor in tensors.items()
-                    if name in nested.own_tensors(level)
-                }
-
-            relate_statistics(plain, cut(measured), cut(before))
+            recalibrate(plain, Pictures(self.batches()), n_batches)
+            if related or not nested.is_reduced(level):
+                parts = (_part(nested, level, running_statistics(each)) for each in (measured, original))
+                relate_statistics(plain, *parts)
             nested.load_own(level, plain)
+
+    def _points_lost(self, original: nn.Module, measured: nn.Module) -> float:
+        """Return the top-1 points that the original network loses on training images with new statistics."""
+        count = -(-IMAGES_TO_COMPARE // self.recipe.train.batch_size)
+        results = evaluate({0: original, 1: measured}, islice(self.batches(), count))
+        return results[0].top1 - results[1].top1
+
+
+def _part(nested: NestedModel, level: int, tensors: Statistics) -> Statistics:
+    """Return a level's part of the full network's statistics."""
+    own = nested.own_tensors(level)
+    return {name: nested.cut(level, name, tensor) for name, tensor in tensors.items() if name in own}
 
 
 def take_images(batches: Iterable[Tensor], count: int) -> Tensor:

@@ -131,10 +131,13 @@ def relate_statistics(model: nn.Module, measured: Statistics, original: Statisti
     """Correct a level's measured statistics by what the same measurement does to the original network.
 
     The statistics of a pretrained network come from more images than a measurement has, and from
-    augmented ones. Per channel, x -> a x + b with a = sqrt(original variance / measured variance) and
-    b = original mean - a * measured mean maps the original network's measured statistics to its original
-    ones. The same map is applied to the level's measured statistics. So the original network, measured in
-    this way, keeps its statistics exactly.
+    augmented ones. Per channel, with m, v measured and m', v' original statistics of the original network,
+    and m_k, v_k measured of the level:
+
+        mean = m_k + sqrt(v_k) * (m' - m) / sqrt(v)        variance = v_k * v' / v
+
+    So the level moves by as many standard deviations as the original network does, and the original
+    network, measured in this way, keeps its statistics exactly.
 
     Args:
         model: a recalibrated level, changed in place.
@@ -148,10 +151,10 @@ def relate_statistics(model: nn.Module, measured: Statistics, original: Statisti
         if kind != "running_var" or name not in original:
             continue
         mean_name = f"{norm}.running_mean"
+        deviations = (original[mean_name] - measured[mean_name]) / (measured[name] + TINY_VARIANCE).sqrt()
+        tensors[mean_name].add_(deviations * (variance + TINY_VARIANCE).sqrt())
         ratio = (original[name] + TINY_VARIANCE) / (measured[name] + TINY_VARIANCE)
-        mean = tensors[mean_name]
-        mean.copy_(original[mean_name] + ratio.sqrt() * (mean - measured[mean_name]))
-        variance.mul_(ratio)
+        variance.add_(TINY_VARIANCE).mul_(ratio).sub_(TINY_VARIANCE).clamp_min_(0)
 
 
 TINY_VARIANCE = 1e-5

@@ -122,7 +122,7 @@ def test_one_image_is_too_few() -> None:
 
 
 def test_related_statistics_undo_what_the_measurement_does_to_the_original() -> None:
-    """The map that NumPy finds from measured to original values is applied to those of the level."""
+    """The level moves by as many standard deviations as the original network; a constant channel stays."""
     rng = np.random.default_rng(0)
     mean, variance, mean0, variance0, level_mean, level_variance = rng.uniform(0.5, 2, (6, 4))
 
@@ -132,12 +132,16 @@ def test_related_statistics_undo_what_the_measurement_does_to_the_original() -> 
     model = nn.Sequential(nn.BatchNorm2d(4)).double()
     model.load_state_dict(statistics(level_mean, level_variance), strict=False)
     relate_statistics(model, statistics(mean, variance), statistics(mean0, variance0))
-    scale = np.sqrt(variance0 / variance)
+    moved = (mean0 - mean) * np.sqrt(level_variance / variance)
     norm = model[0]
-    np.testing.assert_allclose(norm.running_mean, mean0 + scale * (level_mean - mean), rtol=1e-4)
-    np.testing.assert_allclose(norm.running_var, scale**2 * level_variance, rtol=1e-4)
+    np.testing.assert_allclose(norm.running_mean, level_mean + moved, rtol=1e-4)
+    np.testing.assert_allclose(norm.running_var, level_variance * variance0 / variance, rtol=1e-4)
 
     model.load_state_dict(statistics(mean, variance), strict=False)
     relate_statistics(model, statistics(mean, variance), statistics(mean0, variance0))
     np.testing.assert_allclose(norm.running_mean, mean0, rtol=1e-4)
     np.testing.assert_allclose(norm.running_var, variance0, rtol=1e-4)
+
+    model.load_state_dict(statistics(level_mean, np.zeros(4)), strict=False)
+    relate_statistics(model, statistics(mean, variance), statistics(mean0, variance0))
+    np.testing.assert_allclose(norm.running_mean, level_mean, atol=0.02)
