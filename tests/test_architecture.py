@@ -32,6 +32,7 @@ ROOMS = (
     "signals",
     "shown",
     "errors",
+    "addresses",
     "version",
     "text",
 )

@@ -134,12 +134,12 @@ def evaluate(
         if done.images.changed:
             print_stderr(f"warning: {images_note(done.images)}")
     else:
-        text = render(f"{file} on {data}", evaluation_sheets(done), evaluation_notes(done), sys.stdout)
-        write_result(text, None)
+        title = f"{done.path} on {data}"
+        write_result(render(title, evaluation_sheets(done), evaluation_notes(done), sys.stdout), None)
     if done.saved is not None:
         print_unless_quiet(f"Saved: {done.saved}")
     if failed := _levels_below(done, min_top1):
-        raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
+        raise GateFailed(f"{done.path}: {failed}, below --min-top1 {min_top1:g}")
 
 
 def _levels_below(done: "Evaluation", min_top1: float | None) -> str:
