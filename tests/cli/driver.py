@@ -36,8 +36,8 @@ CHECKPOINT = DIGITS / "test_resnet.safetensors"
 
 
 def without_flags(text: str) -> str:
-    """Return a message without the flags beside recipe keys: `train.lr (--lr) = 0` -> `train.lr = 0`."""
-    return re.sub(r" \(--[a-z-]+\)", "", text)
+    """Return a message without the flags of its recipe keys at its end: `(flag: --lr)`."""
+    return re.sub(r" \(flags?: [^)]*\)$", "", text)
 
 
 @dataclass(frozen=True)
