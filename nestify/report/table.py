@@ -181,7 +181,7 @@ def interval_notes(levels: Sequence[tuple[float | None, int | None]]) -> list[st
         return []
     count = " or ".join(map(str, few)) + (" image" if few == [1] else " images")
     return [
-        f"Top-1 was measured on {count} only: the interval holds the true accuracy with 95 % (Wilson score)."
+        f"Top-1 was measured on only {count}; its interval is the 95 % confidence interval (Wilson score)."
     ]
 
 

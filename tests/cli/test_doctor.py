@@ -49,3 +49,28 @@ def test_without_torch_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> 
     found = doctor.diagnose()
     assert found.devices == []
     assert [problem.name for problem in found.problems] == ["torch"]
+
+
+@pytest.mark.parametrize("kind", ["CUDA", "ROCm"])
+def test_a_build_for_gpus_without_a_gpu(kind: str) -> None:
+    [advice] = doctor.gpu_build_advice("2.14.0+x", kind, 0, {})
+    for part in (kind, "2.14.0+x", "--index-url https://download.pytorch.org/whl/cpu", "1 GB", "5.6 GB"):
+        assert part in advice
+    [hidden] = doctor.gpu_build_advice("2.14.0", kind, 0, {"CUDA_VISIBLE_DEVICES": ""})
+    assert "CUDA_VISIBLE_DEVICES" in hidden
+    assert "index-url" not in hidden
+    assert doctor.gpu_build_advice("2.14.0", kind, 1, {}) == []
+
+
+def test_the_cpu_build_needs_no_advice() -> None:
+    assert doctor.gpu_build_advice("2.14.0+cpu", "", 0, {}) == []
+
+
+def test_advice_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    done = nestify("doctor")
+    assert (done.code, done.err) == (0, "")
+    assert "download.pytorch.org/whl/cpu" in done.out
+    assert "download.pytorch.org/whl/cpu" in nestify("doctor", "--json").document["advice"][0]

@@ -20,8 +20,8 @@ def test_every_level_by_default(digits_file: Path, digits_folder: Path) -> None:
     lines = done.out.splitlines()
     assert lines[0] == f"{digits_file} on {digits_folder}"
     assert lines[2].split("  ")[0] == "level"
-    assert [line.split()[:2] for line in lines[4:]] == [["1", "level1"], ["2", "level2"], ["3", "level3"]]
-    assert all(line.split()[5] == "80" for line in lines[4:])
+    assert [line.split()[:2] for line in lines[4:7]] == [["1", "level1"], ["2", "level2"], ["3", "level3"]]
+    assert all(line.split()[6] == "80" for line in lines[4:7])
 
 
 def test_the_full_level_is_as_good_as_the_plain_model(digits_file: Path, digits_folder: Path) -> None:
