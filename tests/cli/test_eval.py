@@ -165,6 +165,10 @@ def test_save_is_refused_before_anything_is_evaluated(
     assert "net.eval.json" in done.message
     assert "remove it" in done.message
     assert (tmp_path / "net.eval.json").read_text() == "my own notes"
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(package.NestifyError, match="remove it"):
+        package.evaluate(file, str(digits_folder), save=True, progress=lambda *counts: seen.append(counts))
+    assert seen == []
 
 
 def test_a_bar_at_a_terminal(digits_file: Path, digits_folder: Path) -> None:

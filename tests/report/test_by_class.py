@@ -66,8 +66,7 @@ def test_the_page_shows_it_without_scripts() -> None:
 
 
 def test_a_problem_is_shown_in_its_place() -> None:
-    page = Page(
-        html_page(reports.report(), evaluated=SavedAccuracy(problem="net.eval.json: of another file"))
-    )
+    found = SavedAccuracy(problem="net.eval.json: another file")
+    page = Page(html_page(reports.report(), evaluated=found))
     assert "net.eval.json: another file" in page.texts_in("p")
     assert "Accuracy by class" not in Page(html_page(reports.report())).texts_in("h2")
