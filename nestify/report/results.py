@@ -117,6 +117,7 @@ def _model(model: "NestedModel") -> Screen:
 
 def _evaluation(evaluation: "Evaluation") -> Screen:
     notes = [*evaluation_notes(evaluation), *(f"warning: {text}" for text in evaluation.warnings)]
+    notes += [f"Saved: {evaluation.saved}"] if evaluation.saved else []
     return Screen(f"{evaluation.path} on {evaluation.data}", evaluation_sheets(evaluation), notes)
 
 
