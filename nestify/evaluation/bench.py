@@ -285,7 +285,9 @@ def _threads(count: int) -> Iterator[None]:
 
 def _check(effort: Effort, batch_sizes: Sequence[int], threads: Sequence[int] | None) -> None:
     for option, values, most in (("batch-size", batch_sizes, MOST), ("threads", threads, MOST_THREADS)):
-        for value in () if values is None else values:
+        if values is not None and not values:
+            raise RecipeError(f"--{option} has no numbers; give one or more")
+        for value in values or ():
             if not 1 <= value <= most:
                 raise RecipeError(f"--{option} {value} is not from 1 to {most}")
     for option, seconds in (("warmup", effort.warmup), ("seconds", effort.seconds)):

@@ -66,7 +66,7 @@ class Evaluation(Shown):
 
 def evaluate(
     path: str | os.PathLike[str],
-    data: str,
+    data: str | os.PathLike[str],
     *,
     level: int | str = "all",
     consensus: ConsensusKind | None = None,
@@ -113,6 +113,8 @@ def evaluate(
     Warns:
         NestifyWarning: at the caller's line, with each of the result's warnings.
     """
+    data = os.fspath(data)
+    _check(batch_size, workers, on_bad_image, seed)
     file = open_nested_file(path, truncated=True)
     if save:
         check_evaluation_savable(file)
@@ -175,6 +177,25 @@ def evaluate(
         by_class=by_class,
         saved=_save(file, data, numbers, by_class) if save else None,
     )
+
+
+def _check(batch_size: int, workers: int | None, on_bad_image: str, seed: int) -> None:
+    """Refuse options that the command line does not let through.
+
+    Raises:
+        RecipeError: with a sentence for each.
+    """
+    kinds = get_args(OnBadImage)
+    numbers = {"--batch-size": (batch_size, 1), "--workers": (workers or 0, 0), "seed": (seed, 0)}
+    problems = [
+        f"{option} {value} is less than {least}; give {least} or more"
+        for option, (value, least) in numbers.items()
+        if value < least
+    ]
+    if on_bad_image not in kinds:
+        problems.append(f"--on-bad-image {on_bad_image} is not {' or '.join(kinds)}")
+    if problems:
+        raise RecipeError(problems)
 
 
 def _accuracy(

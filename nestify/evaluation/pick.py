@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from nestify.errors import BadFileError, GateFailed, RecipeError
 from nestify.file.measurements import Measurement
@@ -170,6 +171,9 @@ def _check(limits: Sequence[Limit]) -> None:
             "--min-top1"
         )
     for limit in limits:
+        if limit.limited not in get_args(Limited):
+            known = ", ".join(get_args(Limited))
+            raise RecipeError(f"there is no limit on {limit.limited!r}; limit one or more of {known}")
         if not 0 < limit.bound < math.inf:
             raise RecipeError(f"{limit.option} {limit.bound:g} is not above 0 and finite")
         if limit.limited == "top1" and limit.bound > 100:

@@ -58,7 +58,7 @@ class BatchResult(Shown):
 
 
 def run_batch(
-    recipes: Sequence[str],
+    recipes: str | Sequence[str],
     out: str | os.PathLike[str],
     *,
     shard: str = "1/1",
@@ -78,7 +78,7 @@ def run_batch(
     A second one ends all jobs at once.
 
     Args:
-        recipes: paths of recipes, or names of built-in ones.
+        recipes: paths of recipes, or names of built-in ones; one or several.
         out: folder for the jobs' folders.
         shard: `2/4` runs the second of four shares of the jobs.
         max_parallel: number of processes at once.
@@ -96,6 +96,7 @@ def run_batch(
             f"--max-parallel {max_parallel} is less than 1; give the number of processes to run at once"
         )
     share = parse_shard(shard)
+    recipes = [recipes] if isinstance(recipes, str) else recipes
     folder = Path(out)
     jobs = make_jobs(recipes, folder, share)
     _make_folder(folder)
