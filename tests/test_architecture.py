@@ -30,6 +30,7 @@ ROOMS = (
     "files",
     "signals",
     "errors",
+    "addresses",
     "version",
 )
 """Folders and modules at the top of the package; a module imports from its own room and from later ones."""

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from nestify.addresses import hide_passwords
 from nestify.cli.arguments import Command, Group
 from nestify.cli.batch import batch
 from nestify.cli.bench import bench
@@ -154,7 +155,7 @@ def _report_exception(error: Exception, wants_traceback: bool) -> int:
     show, usage_code = getattr(error, "show", None), getattr(error, "exit_code", None)
     if callable(show) and isinstance(usage_code, int):
         if (message := getattr(error, "message", None)) is not None:
-            error.message = message.removeprefix("Value error, ")  # type: ignore[attr-defined]  # from pydantic
+            error.message = hide_passwords(message.removeprefix("Value error, "))  # type: ignore[attr-defined]  # from pydantic
         show()
         return usage_code
     if isinstance(error, BrokenPipeError) and _stdout_is_closed():

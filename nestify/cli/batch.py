@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
+from nestify.addresses import hide_passwords
 from nestify.cli.arguments import complete_recipe
 from nestify.cli.output import Verbosity, print_unless_quiet, verbosity
 from nestify.compression.batch.batch import BatchResult, Standing
@@ -94,7 +95,7 @@ class BatchDisplay(BatchObserver):
 
     def _print(self, text: str) -> None:
         if self._live.is_started:
-            self.console.print(text)
+            self.console.print(hide_passwords(text))
         else:
             print_unless_quiet(text)
 

@@ -131,9 +131,9 @@ def evaluate(
         if done.cascade:
             tables.append(cascade_table(done))
         notes = evaluation_notes(done)
-        write_result(render(f"{file} on {data}", tables, notes, sys.stdout), None)
+        write_result(render(f"{done.path} on {data}", tables, notes, sys.stdout), None)
     if failed := _levels_below(done, min_top1):
-        raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
+        raise GateFailed(f"{done.path}: {failed}, below --min-top1 {min_top1:g}")
 
 
 def _levels_below(done: "Evaluation", min_top1: float | None) -> str:

@@ -15,6 +15,7 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
+from nestify.addresses import hide_passwords
 from nestify.errors import GateFailed, OutputError
 from nestify.evaluation.gates import GateResult, missed
 from nestify.files import atomic_file
@@ -88,7 +89,7 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
         highlight=False,
         markup=False,
     )
-    console.print(title)
+    console.print(hide_passwords(title))  # here too, because the text may be wrapped
     for sheet in sheets:
         table, left_out = sheet.fit(width)
         console.print()
@@ -99,7 +100,7 @@ def render(title: str, sheets: Sequence[Sheet], notes: Sequence[str], stream: Te
             console.print(f"(columns that do not fit: {', '.join(left_out)})")
     console.print()
     for note in notes:
-        console.print(note)
+        console.print(hide_passwords(note))
     lines = [line.rstrip() for line in buffer.getvalue().splitlines()]
     return "\n".join(lines).rstrip("\n") + "\n"
 
@@ -119,6 +120,7 @@ def write_result(text: str, output: Path | None) -> None:
     Raises:
         OutputError: if the result cannot be written.
     """
+    text = hide_passwords(text)
     if output is not None:
         with atomic_file(output) as file:
             file.write(text.encode())
@@ -145,7 +147,7 @@ def abandon_stdout() -> None:
 def print_stderr(text: str) -> None:
     """Print a line on standard error; a standard error that is closed must not end the work."""
     with suppress(OSError, ValueError, AttributeError):
-        sys.stderr.write(_encodable(text, sys.stderr) + "\n")
+        sys.stderr.write(_encodable(hide_passwords(text), sys.stderr) + "\n")
         sys.stderr.flush()
 
 

@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from nestify.addresses import hide_passwords
 from nestify.cli.output import Verbosity, print_stderr, render, verbosity
 from nestify.evaluation.accuracy import Accuracy
 from nestify.report.table import mebibytes, plan_table, quantity, summarize_images
@@ -114,7 +115,7 @@ class Display(Observer):
 
     def _print(self, text: str) -> None:
         if self.console.is_terminal:
-            self.console.print(Text.from_ansi(text))
+            self.console.print(Text.from_ansi(hide_passwords(text)))
         else:
             print_stderr(text)
 
