@@ -74,6 +74,9 @@ def evaluate(
             help="Exit with 1 if an evaluated level's top-1 is below this percent.",
         ),
     ] = None,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
@@ -99,6 +102,7 @@ def evaluate(
         device=device,
         max_images=max_images,
         on_bad_image=on_bad_image,
+        engine=engine,
     )
     for warning in done.warnings:
         print_stderr(f"warning: {warning}")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
+from nestify.errors import RecipeError
 from nestify.exports.target import ExportFormat
 
 if TYPE_CHECKING:
@@ -43,18 +44,30 @@ def export(
         int | None,
         typer.Option("--opset", min=1, help="Version of the ONNX operator set.", show_default="18"),
     ] = None,
+    sparse: Annotated[
+        bool,
+        typer.Option("--sparse", help="For onnx: pack sparse layers for the engine, which runs them faster."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one level as a plain model that does not need nestify.
 
     The model takes images that are preprocessed as its metadata describes, and returns logits, without a
     softmax. The file is loaded again and compared with the level, and kept only if they agree. onnx needs
-    pip install 'nestify\\[onnx]'.
+    pip install 'nestify\\[onnx]'. A model of --sparse needs the engine's library where it runs.
     """
     from nestify.cli.output import write_result
-    from nestify.exports.export import export as run
 
-    done = run(file, level, format, output, batch=batch, opset=opset)
+    if sparse:
+        from nestify.engine.export import export_sparse
+
+        if format not in (None, ExportFormat.onnx):
+            raise RecipeError(f"--sparse applies to --format onnx, not to {format}; leave one of them out")
+        done = export_sparse(file, level, output, batch=batch, opset=opset)
+    else:
+        from nestify.exports.export import export as run
+
+        done = run(file, level, format, output, batch=batch, opset=opset)
     text = json.dumps(_document(file, done), indent=2) + "\n" if as_json else _text(file, done)
     write_result(text, None)
 
@@ -75,6 +88,7 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "batch": done.batch,
         "opset": done.opset,
         "load": done.load_line,
+        **({} if done.packed_layers is None else {"packed_layers": done.packed_layers}),
     }
 
 
@@ -89,7 +103,12 @@ def _text(file: str, done: "Exported") -> str:
         f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest one.",
         f"Load it with: {done.load_line}",
     ]
-    if done.facts.sparsity > 0:
+    if done.packed_layers is not None:
+        lines.append(
+            f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "
+            "library, whose path `nestify engine --library` prints."
+        )
+    elif done.facts.sparsity > 0:
         zeros = f"{done.facts.sparsity:.1%} of the maskable weights"
         lines.append(
             f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as the full level; "

@@ -10,6 +10,7 @@ from torch import Tensor
 from nestify.data.dataset import open_images
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
+from nestify.engine.export import engine_device, engine_network
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
@@ -70,6 +71,7 @@ def evaluate(
     max_images: int | None = None,
     on_bad_image: OnBadImage = "refuse",
     seed: int = 42,
+    engine: bool = False,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
@@ -90,6 +92,7 @@ def evaluate(
         max_images: maximum number of images, balanced over the classes.
         on_bad_image: whether to `refuse` or `skip` an unreadable image.
         seed: seed of the choice of `max_images`.
+        engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
 
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level or option.
@@ -100,7 +103,7 @@ def evaluate(
     if joint.is_requested:
         numbers = range(1, max(numbers) + 1)
     file.check_whole(max(numbers))
-    where = pick_device(device)
+    where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
     model = file.manifest.model
     images = open_images(
@@ -122,7 +125,7 @@ def evaluate(
     )
     recorder = Recorder() if joint.is_requested else None
     parents = stored_class_levels(file.manifest).parents
-    results = [_accuracy(file, number, loader, recorder, parents) for number in numbers]
+    results = [_accuracy(file, number, loader, recorder, parents, engine) for number in numbers]
     entries = [file.manifest.levels[number - 1] for number in numbers]
     found: tuple[Sequence[Consensus], Sequence[Cascade]] = ((), ())
     if recorder is not None:
@@ -145,10 +148,15 @@ def evaluate(
 
 
 def _accuracy(
-    file: NestedFile, level: int, loader: Loader, recorder: Recorder | None, parents: Mapping[int, Tensor]
+    file: NestedFile,
+    level: int,
+    loader: Loader,
+    recorder: Recorder | None,
+    parents: Mapping[int, Tensor],
+    engine: bool,
 ) -> Accuracy:
     """Evaluate one level, which is alone in memory and timed separately."""
-    network = load_level(file, level).to(loader.device)
+    network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
     if recorder is None:
         return evaluate_networks({level: network}, loader, parents=parents)[0]
     networks = {level: recorder.record_logits(level, network)}
