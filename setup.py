@@ -1,4 +1,4 @@
-"""Compiles the sparse engine's library where there is a C++ compiler; everything else is in pyproject.toml."""
+"""Compiles the sparse engine's library if there is a C++ compiler; the rest is in pyproject.toml."""
 
 import os
 import runpy
