@@ -22,6 +22,7 @@ ROOMS = (
     "schedule",
     "evaluation",
     "data",
+    "engine",
     "exports",
     "file",
     "model",

@@ -15,6 +15,7 @@ from nestify.cli.batch import batch
 from nestify.cli.bench import bench
 from nestify.cli.compress import compress
 from nestify.cli.doctor import doctor
+from nestify.cli.engine import engine
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
 from nestify.cli.guide import guide
@@ -48,6 +49,7 @@ app.command("batch", cls=Command)(batch)
 app.command("bench", cls=Command)(bench)
 app.command("compress", cls=Command)(compress)
 app.command("doctor", cls=Command)(doctor)
+app.command("engine", cls=Command)(engine)
 app.command("eval", cls=Command)(evaluate)
 app.command("export", cls=Command)(export)
 app.command("guide", cls=Command)(guide)

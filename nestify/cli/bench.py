@@ -50,6 +50,9 @@ def bench(
             "older result for the same machine, device, threads and batch size.",
         ),
     ] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Measure how long levels take for a batch of synthetic images, and show their MACs.
@@ -75,6 +78,7 @@ def bench(
         seconds=seconds,
         rounds=rounds,
         save=save,
+        engine=engine,
     )
     if as_json:
         document = {

@@ -94,6 +94,9 @@ def evaluate(
             "replaces an older one.",
         ),
     ] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
@@ -125,6 +128,7 @@ def evaluate(
             max_images=max_images,
             on_bad_image=on_bad_image,
             save=save,
+            engine=engine,
             progress=progress,
         )
     for warning in done.warnings:

@@ -12,11 +12,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from nestify.engine.export import engine_device, engine_network, engine_runtime
 from nestify.errors import BadFileError, RecipeError
 from nestify.file.loading import load_level
-from nestify.file.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
+from nestify.file.measurements import (
+    TORCH,
+    LevelLatency,
+    Machine,
+    Measurement,
+    check_savable,
+    save_measured,
+)
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import Report, make_report
 from nestify.machine import cores, pick_device, printable_line, processor_name
@@ -45,6 +53,7 @@ LEAST_WARM_UP = 2
 
 Clock = Callable[[], float]
 Times = Mapping[int, float]
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -162,6 +171,7 @@ def bench(
     seconds: float = Effort.seconds,
     rounds: int | None = None,
     save: bool = False,
+    engine: bool = False,
 ) -> Bench:
     """Measure the latency of levels for one batch of synthetic images, in turns with the full level.
 
@@ -176,6 +186,7 @@ def bench(
         rounds: exact number of rounds in place of `seconds`.
         save: whether to save the measurements next to the file, as `resnet.bench.json`; earlier ones with
             the same machine, device, threads, batch size and dtype are replaced.
+        engine: whether the sparse engine runs all levels, the full one too, on the CPU, in place of torch.
 
     Raises:
         NestifyError: if the file is not right, there is no such level or device, an option is out of its
@@ -188,24 +199,29 @@ def bench(
         check_savable(file)
     full = file.n_levels
     numbers = range(1, full + 1) if level == "all" else sorted({file.level_index(str(level)), full})
-    where = pick_device(device)
-    networks = {number: load_level(file, number).to(where) for number in numbers}
+    where = pick_device(engine_device(device) if engine else device)
+    runtime = engine_runtime() if engine else TORCH
+    networks: dict[int, Network] = {}
+    if not engine:
+        networks = {number: load_level(file, number).to(where) for number in numbers}
     names = {number: file.manifest.levels[number - 1].name for number in numbers}
     input_size = file.manifest.model.preprocessing.input_size
     machine = this_machine(where)
     measurements = []
     for count in dict.fromkeys(threads or [torch.get_num_threads()]):
         with _threads(count):
+            if engine:  # sessions have a fixed number of threads
+                networks = {number: engine_network(file, number) for number in numbers}
             for batch_size in dict.fromkeys(batch_sizes):
                 generator = torch.Generator().manual_seed(SEED)
                 images = torch.randn(batch_size, *input_size, generator=generator).to(where)
-                measurements.append(_measure_networks(networks, names, images, machine, effort))
+                measurements.append(_measure_networks(networks, names, images, machine, effort, runtime))
     saved = save_measured(file, measurements) if save else None
     return Bench(file.name, make_report(file), measurements, saved)
 
 
 def saved_measurement(
-    report: Report, batch_size: int, threads: Sequence[int] | None, device: str
+    report: Report, batch_size: int, threads: Sequence[int] | None, device: str, engine: bool = False
 ) -> Measurement:
     """Return what `bench` saved next to a file, on this machine and under these conditions.
 
@@ -214,25 +230,28 @@ def saved_measurement(
         RecipeError: if there is no such device, or an option is out of its range.
     """
     _check(Effort(), (batch_size,), threads)
-    machine = this_machine(pick_device(device))
+    machine = this_machine(pick_device(engine_device(device) if engine else device))
     count = threads[0] if threads else torch.get_num_threads()
+    wanted = (machine, count, batch_size, engine_runtime() if engine else TORCH)
     for measurement in report.measured:
-        if (measurement.machine, measurement.threads, measurement.batch_size) == (machine, count, batch_size):
+        found = (measurement.machine, measurement.threads, measurement.batch_size, measurement.runtime)
+        if found == wanted:
             return measurement
     problem = f" ({report.measured_problem})" if report.measured_problem else ""
     raise BadFileError(
         f"{report.path}: no latency of this machine at batch {batch_size} and {count} "
         f"thread{'s' * (count != 1)} is saved next to it{problem}; run `nestify bench` with --save "
-        f"--batch-size {batch_size} --threads {count}, or leave --saved out"
+        f"--batch-size {batch_size} --threads {count}{' --engine' * engine}, or leave --saved out"
     )
 
 
 def _measure_networks(
-    networks: Mapping[int, nn.Module],
+    networks: Mapping[int, Network],
     names: Mapping[int, str],
     images: torch.Tensor,
     machine: Machine,
     effort: Effort,
+    runtime: str,
 ) -> Measurement:
     """Measure networks, by level, for one batch (B, C, H, W) on their device."""
     full = max(networks)
@@ -245,6 +264,7 @@ def _measure_networks(
         batch_size=len(images),
         dtype=str(images.dtype).removeprefix("torch."),
         rounds=found[full].rounds,
+        runtime=runtime,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         levels=[
             LevelLatency(

@@ -11,6 +11,7 @@ from torch import Tensor
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import UsedImages, open_evaluation_images
+from nestify.engine.export import engine_device, engine_network
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
@@ -84,6 +85,7 @@ def evaluate(
     seed: int = 42,
     save: bool = False,
     progress: Progress | None = None,
+    engine: bool = False,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
@@ -110,6 +112,7 @@ def evaluate(
             replaced.
         progress: called after each batch with the images that were evaluated, counted for each level, and
             their total; None shows a bar at a terminal and in a notebook.
+        engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
 
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level or option, or the
@@ -128,7 +131,7 @@ def evaluate(
     if joint.is_requested:
         numbers = range(1, max(numbers) + 1)
     file.check_whole(max(numbers))
-    where = pick_device(device)
+    where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
     model = file.manifest.model
     images, used = open_evaluation_images(
@@ -156,7 +159,7 @@ def evaluate(
     with shown_progress(progress, "images") as advance:
         passes = Passes(len(images) * len(numbers), advance)
         results = [
-            _accuracy(file, number, loader, recorder, parents, counter, passes)
+            _accuracy(file, number, loader, recorder, parents, counter, passes, engine)
             for number, counter in zip(numbers, counters, strict=True)
         ]
     entries = [file.manifest.levels[number - 1] for number in numbers]
@@ -214,9 +217,10 @@ def _accuracy(
     parents: Mapping[int, Tensor],
     counter: ClassCounter,
     passes: Passes,
+    engine: bool,
 ) -> Accuracy:
     """Evaluate one level, which is alone in memory and timed separately."""
-    network: Network = load_level(file, level).to(loader.device)
+    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
     batches = counter.watch_batches(passes.watch_batches(loader))
     if recorder is not None:
         network = recorder.record_logits(level, network)

@@ -131,6 +131,7 @@ def pick(
     threads: int | None = None,
     device: str = "auto",
     saved: bool = False,
+    engine: bool = False,
 ) -> Pick:
     """Pick the best level of a file that meets all limits on this machine; see `choose`.
 
@@ -143,6 +144,7 @@ def pick(
         threads: number of torch's CPU threads; None for the current number.
         device: device to measure on, as for `bench`.
         saved: whether to use the latency that `bench` saved on this machine, without measuring.
+        engine: whether the latency is that of the sparse engine, in place of torch.
 
     Raises:
         NestifyError: see `choose` and `bench`; also if no such measurement was saved.
@@ -155,10 +157,10 @@ def pick(
 
     counts = None if threads is None else (threads,)
     if saved:
-        measurement = benching.saved_measurement(report, batch_size, counts, device)
+        measurement = benching.saved_measurement(report, batch_size, counts, device, engine)
     else:
         [measurement] = benching.bench(
-            path, batch_sizes=(batch_size,), threads=counts, device=device
+            path, batch_sizes=(batch_size,), threads=counts, device=device, engine=engine
         ).measurements
     latencies = {level.level: level.median_seconds for level in measurement.levels}
     return replace(choose(report, limits, latencies), measurement=measurement)

@@ -35,6 +35,8 @@ MAX_MEASUREMENTS = 256
 Text = Annotated[Label, Field(max_length=LONGEST_NAME)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+TORCH = "torch"
+"""Runtime of measurements that do not name one."""
 
 
 class Machine(Part):
@@ -88,6 +90,7 @@ class Measurement(Part):
         rounds: number of calls of each level.
         date: date and time, in UTC.
         levels: latency of each level, in ascending order.
+        runtime: what ran the levels: torch, or the sparse engine with the versions that it depends on.
     """
 
     machine: Machine
@@ -97,11 +100,12 @@ class Measurement(Part):
     rounds: Count
     date: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
     levels: Annotated[Many[LevelLatency], Field(min_length=1, max_length=MAX_LEVELS)]
+    runtime: Annotated[Text, Field(exclude_if=lambda runtime: runtime == TORCH)] = TORCH
 
     @property
-    def conditions(self) -> tuple[Machine, int, int, str]:
+    def conditions(self) -> tuple[Machine, int, int, str, str]:
         """The conditions of the measurement; a newer one replaces an older one with the same conditions."""
-        return self.machine, self.threads, self.batch_size, self.dtype
+        return self.machine, self.threads, self.batch_size, self.dtype, self.runtime
 
     def images_per_second(self, level: LevelLatency) -> float:
         """Return the throughput of one of its levels."""

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from nestify.file.measurements import LevelLatency, Measurement
+from nestify.file.measurements import TORCH, LevelLatency, Measurement
 from nestify.file.summary import LevelReport, Report
 from nestify.report.sheet import Column, Sheet
 
@@ -12,23 +12,33 @@ Row = tuple[Measurement, LevelLatency]
 
 
 def bench_sheets(report: Report, measurements: Sequence[Measurement]) -> list[Sheet]:
-    """Return one table per machine and dtype, with one row per measurement and level.
+    """Return one table per machine, runtime and dtype, with one row per measurement and level.
 
     Args:
         report: report of the measured file.
         measurements: latencies of the file's levels.
     """
     ordered = sorted(
-        measurements, key=lambda m: (m.machine.model_dump_json(), m.dtype, m.threads, m.batch_size)
+        measurements,
+        key=lambda m: (
+            m.machine.model_dump_json(),
+            m.runtime != TORCH,
+            m.runtime,
+            m.dtype,
+            m.threads,
+            m.batch_size,
+        ),
     )
-    groups = groupby(ordered, key=lambda measurement: (measurement.machine, measurement.dtype))
+    groups = groupby(ordered, key=lambda m: (m.machine, m.runtime, m.dtype))
     return [_sheet(report, list(group)) for _, group in groups]
 
 
 def masked_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
     """Return a note on why levels that only mask weights are not faster; none if there is no such level."""
     names = dict.fromkeys(
-        level.name for _, level in _rows(measurements) if _only_masks(report, report.levels[level.level - 1])
+        level.name
+        for measurement, level in _rows(measurements)
+        if measurement.runtime == TORCH and _only_masks(report, report.levels[level.level - 1])
     )
     if not names:
         return []
@@ -45,7 +55,7 @@ def noise_notes(report: Report, measurements: Sequence[Measurement]) -> list[str
     unclear = [
         f"{level.name} (batch {measurement.batch_size})"
         for measurement, level in rows
-        if not _only_masks(report, report.levels[level.level - 1])
+        if not (measurement.runtime == TORCH and _only_masks(report, report.levels[level.level - 1]))
         and level.over_full_quartiles[0] <= 1 <= level.over_full_quartiles[1]
     ]
     notes = []
@@ -95,9 +105,10 @@ def conditions(measurements: Sequence[Measurement]) -> str:
     """Return a line that says on what machine, how and when measurements were made.
 
     Args:
-        measurements: measurements of one machine and dtype.
+        measurements: measurements of one machine, runtime and dtype.
     """
-    machine, dtype = measurements[0].machine, measurements[0].dtype
+    machine, dtype, runtime = measurements[0].machine, measurements[0].dtype, measurements[0].runtime
+    ran_by = f"torch {machine.torch}" if runtime == TORCH else runtime
     accelerator = "" if machine.device == "cpu" else f"{machine.device} ({machine.device_name}), "
     threads = {measurement.threads for measurement in measurements}
     together = f"{min(threads)} thread{'s' * (threads != {1})}, " if len(threads) == 1 else ""
@@ -105,7 +116,7 @@ def conditions(measurements: Sequence[Measurement]) -> str:
     dates = sorted({measurement.date[:10] for measurement in measurements})
     return (
         f"Measured on {accelerator}{machine.cpu}, {machine.cores} cores, {machine.system}: {together}"
-        f"{dtype}, torch {machine.torch}, {_span(rounds)} rounds, {_span(dates)}"
+        f"{dtype}, {ran_by}, {_span(rounds)} rounds, {_span(dates)}"
     )
 
 
