@@ -48,7 +48,7 @@ def find_library() -> Path:
         SetupError: if there is none; the message says how to get it.
     """
     if given := os.environ.get(VARIABLE):
-        if not Path(given).is_file():
+        if not os.path.isfile(given):
             raise SetupError(f"{VARIABLE}={given}: there is no such file; correct the path or unset it")
         return Path(given)
     for path in (Path(__file__).parent / LIBRARY_NAME, built_path()):

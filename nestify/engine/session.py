@@ -42,7 +42,7 @@ class Session:
         self.threads = cores() if threads is None else threads
         if not 1 <= self.threads <= MOST_THREADS:
             raise RecipeError(f"threads = {threads} is not from 1 to {MOST_THREADS}")
-        if not self.path.is_file():
+        if not os.path.isfile(self.path):
             raise BadFileError(f"{self.path}: there is no such file; check the path")
         self._session = _start(self.path, self.threads)
         images = self._session.get_inputs()[0]
