@@ -33,9 +33,9 @@ ROOMS = (
     "signals",
     "shown",
     "errors",
-    "addresses",
     "version",
     "text",
+    "addresses",
 )
 """Folders and modules at the top of the package; a module imports from its own room and from later ones."""
 
