@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 
+from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import stored_dtype
 from nestify.compression.preflight import check_recipe
-from nestify.compression.run import Compressed, Run
+from nestify.compression.run import Run
 from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
 from nestify.file.loading import load

@@ -4,7 +4,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -122,6 +123,30 @@ class LevelOptions(Section):
     distill: Share | None = Field(
         default=None, description="share of distillation in the level's loss; train.distill by default"
     )
+    freeze: bool = Field(
+        default=False,
+        description="whether this level and those below are trained first, without the higher levels, which "
+        "then learn around them",
+        exclude_if=lambda freeze: not freeze,
+    )
+
+
+class Stage(NamedTuple):
+    """A part of the training: levels that are trained together, around the levels below, which are frozen.
+
+    Attributes:
+        frozen: number of frozen levels, from the core on.
+        last: the highest level that is trained.
+    """
+
+    frozen: int
+    last: int
+
+
+def training_stages(levels: Sequence[LevelOptions]) -> list[Stage]:
+    """Return the stages of a training: one, and one more for each level that is frozen below others."""
+    ends = [k for k, level in enumerate(levels, start=1) if level.freeze and k < len(levels)]
+    return [Stage(*pair) for pair in pairwise([0, *ends, len(levels)])]
 
 
 def level_weights(levels: Sequence[LevelOptions]) -> list[float]:
