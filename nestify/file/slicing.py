@@ -72,7 +72,7 @@ def slice_file(
         keep = whole.level_index(str(level))
         whole.check_whole(keep)
         _check_apart(whole, output)
-        header = _sliced_header(whole, keep)
+        header = sliced_header(whole, keep)
         file.write(header)
         data_bytes = whole.layout.ends[keep - 1]
         with shown_progress(progress, "bytes") as advance:
@@ -115,7 +115,7 @@ def upgrade_slice(
     have, want = own.n_levels, whole.level_index(str(level))
     if want < have:
         raise RecipeError(f"{own.name} has {have} levels, more than {want}; slice to a new file instead")
-    if _sliced_header(whole, have) != encode_header(own.layout, own.manifest):
+    if sliced_header(whole, have) != encode_header(own.layout, own.manifest):
         raise BadFileError(
             f"{own.name}: was not made from {whole.name}; slice that to a new file, or name the "
             "file that this slice came from"
@@ -123,7 +123,7 @@ def upgrade_slice(
     if want == have:
         return Sliced(whole.name, Path(path), _names(own, have), 0, whole.header_bytes)
     whole.check_whole(want)
-    header = _sliced_header(whole, want)
+    header = sliced_header(whole, want)
     missing = whole.layout.ends[want - 1] - whole.layout.ends[have - 1]
     with atomic_file(path) as file:
         file.write(header)
@@ -140,7 +140,7 @@ def upgrade_slice(
     )
 
 
-def _sliced_header(whole: NestedFile, keep: int) -> bytes:
+def sliced_header(whole: NestedFile, keep: int) -> bytes:
     """Return the header of a slice: manifest and layout of the first `keep` levels."""
     parameters = [
         entry.model_copy(

@@ -65,6 +65,10 @@ def report_notes(report: Report) -> list[str]:
         )
     if any(level.class_set for level in report.levels):
         notes.append("Each level has its own classifier, and its accuracy is measured over its own classes.")
+    if report.added_levels:
+        notes.append(
+            f"Levels added later, around those below them (nestify extend): {', '.join(report.added_levels)}."
+        )
     notes += interval_notes([(level.top1, level.images) for level in report.levels])
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())

@@ -1,7 +1,7 @@
 """Budgets: the sparsity, width or depth at which a level costs as much as its budget allows."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ def design_levels(
     labels: ClassLevels,
     calibration: Iterable[Tensor],
     known: Removable | None = None,
+    given: Callable[[Sequence[Level], Removable | None], Sequence[LevelSize]] | None = None,
 ) -> NestedDesign:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
@@ -67,6 +68,8 @@ def design_levels(
             recipe ranks them by loss.
         known: the result of `find_removable` for a network of the same architecture, to be used again;
             None: the network is searched.
+        given: returns the sizes of the first levels, which exist already, for the levels of the recipe and
+            what can be left out; None if there are none.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
@@ -78,10 +81,11 @@ def design_levels(
         removable = find_removable(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
-    solver = Solver(network, spec, recipe, removable, count_macs(network, spec.input_size), labels)
-    sizes = solver.sizes()
-    nested = nest(network, spec, recipe, removable, sizes, labels)
-    return NestedDesign(nested, tuple(size.level for size in sizes), removable, solver)
+    sizes = () if given is None else tuple(given(recipe.levels, removable))
+    solver = Solver(network, spec, recipe, removable, count_macs(network, spec.input_size), labels, sizes)
+    solved = solver.sizes()
+    nested = nest(network, spec, recipe, removable, solved, labels)
+    return NestedDesign(nested, tuple(size.level for size in solved), removable, solver)
 
 
 SPARSITY_STEPS = 10_000
@@ -99,6 +103,7 @@ class Solver:
         removable: channels and blocks of the network that can be left out; None if the schedule is `weight`.
         count: MACs of the network.
         labels: the classes that each level predicts; the nested file stores them.
+        given: sizes of the first levels, which exist already.
     """
 
     network: nn.Module
@@ -107,6 +112,7 @@ class Solver:
     removable: Removable | None
     count: MacCount
     labels: ClassLevels
+    given: Sequence[LevelSize] = ()
 
     def sizes(self) -> list[LevelSize]:
         """Solve the budgets, and return the sizes of the recipe's levels, core first.
@@ -123,8 +129,8 @@ class Solver:
         recipe, removable = self.recipe, self.removable
         if removable is not None:
             check_removable(self.spec, recipe.levels, removable)
-        sizes: list[LevelSize] = []
-        for k, level in enumerate(recipe.levels, start=1):
+        sizes: list[LevelSize] = list(self.given)
+        for k, level in list(enumerate(recipe.levels, start=1))[len(sizes) :]:
             size = self._solve(sizes, k, level) if level.budget else size_level(level, recipe, removable)
             sizes.append(size)
         if problems := check_levels([size.level for size in sizes]):  # budgets may be out of order

@@ -20,6 +20,7 @@ from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable, kept_blocks
 from nestify.schedule.channels import channel_counts, importance_orders
+from nestify.schedule.frozen import select_around_frozen
 from nestify.schedule.weights import divides_into_groups, select_entry_levels
 
 
@@ -219,11 +220,25 @@ def check_distinct(spec: ModelSpec, sizes: Sequence[LevelSize], divisor: int, bl
         )
 
 
-def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score) -> None:
-    """Choose the weights of every level at its target sparsity, if the schedule masks any."""
+def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score, frozen: int = 0) -> None:
+    """Choose the weights of every level at its target sparsity, if the schedule masks any.
+
+    Args:
+        nested: the nested model, whose entry levels are replaced.
+        levels: its levels, core first.
+        score: how weights are ranked.
+        frozen: number of levels, from the core on, that keep their weights.
+    """
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
-    if weights:
-        nested.set_entry_levels(select_entry_levels(weights, levels, score, nested.available()))
+    if not weights:
+        return
+    available = nested.available()
+    if frozen:
+        entry = dict(nested.entry.items())
+        chosen = select_around_frozen(weights, levels, score, available, entry, frozen)
+    else:
+        chosen = select_entry_levels(weights, levels, score, available)
+    nested.set_entry_levels(chosen)
 
 
 def dense_layers(nested: NestedModel, levels: Sequence[Level]) -> list[str]:
