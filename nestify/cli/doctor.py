@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.requirements import Requirement
 
 from nestify.cli.arguments import AsJson
+from nestify.errors import SetupError
 from nestify.machine import cores, memory_bytes, processor_name
 from nestify.version import __version__
 
@@ -74,6 +75,21 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """The sparse engine's library.
+
+    Attributes:
+        library: path of the library; empty if it cannot be used.
+        isa: instruction set that it uses: avx512, avx2 or generic; empty if it cannot be used.
+        remedy: what is wrong and how to get it; empty if it can be used.
+    """
+
+    library: str = ""
+    isa: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Result of `diagnose`.
 
@@ -84,6 +100,7 @@ class Diagnosis:
         packages: packages that nestify and its extras need.
         devices: devices that torch can compute on; empty if torch does not work.
         environment: settings that change how nestify runs, by name.
+        engine: the sparse engine's library, without which everything else works.
         advice: sentences about what works, but could be better.
     """
 
@@ -93,6 +110,7 @@ class Diagnosis:
     packages: Sequence[Package]
     devices: Sequence[Device]
     environment: dict[str, str]
+    engine: Engine
     advice: Sequence[str] = ()
 
     @property
@@ -116,6 +134,7 @@ def diagnose() -> Diagnosis:
         packages=packages,
         devices=_devices() if torch_works else [],
         environment=_environment(),
+        engine=_engine(),
         advice=_advice() if torch_works else [],
     )
 
@@ -189,6 +208,19 @@ def _devices() -> list[Device]:
     return devices
 
 
+def _engine() -> Engine:
+    """Load the sparse engine's library, as a session does."""
+    try:
+        from nestify.engine.library import load_library
+
+        library = load_library()
+    except SetupError as error:
+        return Engine(remedy=str(error))
+    except ImportError as error:
+        return Engine(remedy=f"it needs the package {error.name or 'numpy'}; pip install numpy")
+    return Engine(str(library.path), library.isa)
+
+
 def _advice() -> list[str]:
     import torch
 
@@ -234,7 +266,6 @@ def doctor(
     It changes nothing and does not use the network.
     """
     from nestify.cli.output import write_result
-    from nestify.errors import SetupError
     from nestify.report.text import render
 
     found = diagnose()
@@ -276,9 +307,18 @@ def _sheets(found: "Diagnosis") -> "list[Sheet]":
                 ),
             ]
         ),
+        Sheet(
+            [
+                Column("sparse engine", ["not available" if found.engine.remedy else "ok"], is_text=True),
+                Column("instruction set", [found.engine.isa or "-"], is_text=True),
+                Column("library", [found.engine.library or "-"], is_text=True, rank=1),
+            ]
+        ),
     ]
 
 
 def _notes(found: "Diagnosis") -> list[str]:
     remedies = [f"{p.name} ({p.extra or 'nestify'}): {p.remedy}" for p in found.packages if p.remedy]
+    if found.engine.remedy:
+        remedies.append(f"sparse engine: {found.engine.remedy}")
     return [*remedies, *found.advice, *(f"{name}: {value}" for name, value in found.environment.items())]

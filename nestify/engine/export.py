@@ -12,6 +12,7 @@ from nestify.engine.library import cache_folder, load_library
 from nestify.engine.session import Session, import_runtime
 from nestify.errors import OutputError, RecipeError
 from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options, choose_target
+from nestify.file.measurements import ENGINE
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.source import LocalFile
 from nestify.version import __version__
@@ -152,4 +153,4 @@ def engine_device(device: str) -> str:
 
 def engine_runtime() -> str:
     """Return what the engine is made of, as far as latencies depend on it."""
-    return f"engine on onnxruntime {import_runtime().__version__}, {load_library().isa}"
+    return f"{ENGINE} on onnxruntime {import_runtime().__version__}, {load_library().isa}"

@@ -38,6 +38,9 @@ Count = Annotated[int, Field(ge=1, le=2**31)]
 TORCH = "torch"
 """Runtime of measurements that do not name one."""
 
+ENGINE = "engine"
+"""First word of the runtime of measurements of the sparse engine; the versions that it depends on follow."""
+
 
 class Machine(Part):
     """The machine, as far as latencies depend on it.
@@ -106,6 +109,11 @@ class Measurement(Part):
     def conditions(self) -> tuple[Machine, int, int, str, str]:
         """The conditions of the measurement; a newer one replaces an older one with the same conditions."""
         return self.machine, self.threads, self.batch_size, self.dtype, self.runtime
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether the sparse engine ran the levels."""
+        return self.runtime.partition(" ")[0] == ENGINE
 
     def images_per_second(self, level: LevelLatency) -> float:
         """Return the throughput of one of its levels."""

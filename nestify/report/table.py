@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nestify.file.summary import Report
+from nestify.report.bench import engine_notes
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
@@ -54,11 +55,7 @@ def report_notes(report: Report) -> list[str]:
     notes = []
     if "top1" in report.original:
         notes.append(f"The dense model before nesting: top-1 {report.original['top1']:.2f} %.")
-    if any(level.sparsity > 0 for level in report.levels):
-        notes.append(
-            "Masked weights save bytes, not time: dense kernels execute the dense MACs at every level, "
-            "and effective MACs are theory."
-        )
+    notes += engine_notes(report)
     if any(level.width < 1 or level.depth < 1 for level in report.levels):
         notes.append(
             "A narrower or shallower level is a smaller network: dense kernels execute its dense MACs."

@@ -1,13 +1,21 @@
 """`nestify doctor`: installed and missing packages, and devices."""
 
+import re
+from collections.abc import Iterator
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
 
 import nestify as package
 from nestify.cli import doctor
+from nestify.engine import library as libraries
+from nestify.engine.library import VARIABLE, load_library
 from tests.cli.driver import nestify
+from tests.engine.conftest import library_path
+
+__all__ = ["library_path"]  # a fixture
 
 
 def test_a_machine_where_it_works() -> None:
@@ -42,6 +50,36 @@ def test_missing_old_and_broken_packages(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "timm (nestify): pip install 'timm>=" in done.out
     assert "onnx (onnx): pip install 'nestify[onnx]'" in done.out
     assert "torchvision (nestify): ModuleNotFoundError: No module named 'no_such_module'" in done.out
+
+
+@pytest.fixture
+def engine_library(library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The engine's library of these sources, which is loaded anew before and after the test."""
+    monkeypatch.setenv(VARIABLE, str(library_path))
+    load_library.cache_clear()
+    yield library_path
+    load_library.cache_clear()
+
+
+def test_the_engine_and_its_instruction_set(engine_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NESTIFY_ENGINE_ISA", "generic")
+    monkeypatch.setenv("COLUMNS", "400")
+    engine = nestify("doctor", "--json").document["engine"]
+    assert engine == {"library": str(engine_library), "isa": "generic", "remedy": ""}
+    assert re.search(rf"ok +generic +{re.escape(str(engine_library))}", nestify("doctor").out)
+
+
+def test_how_to_get_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(libraries, "LIBRARY_NAME", "no_such_library")
+    load_library.cache_clear()
+    done = nestify("doctor")
+    assert (done.code, done.err) == (0, "")
+    assert "nestify engine --build" in done.out
+    engine = nestify("doctor", "--json").document["engine"]
+    assert (engine["library"], engine["isa"]) == ("", "")
+    load_library.cache_clear()
 
 
 def test_without_torch_there_are_no_devices(monkeypatch: pytest.MonkeyPatch) -> None:
