@@ -100,10 +100,24 @@ def measure(
         reference: the level that the others are compared with.
         clock: returns seconds since a fixed moment, after waiting for work that a call has only started.
     """
+    rounds = interleave(calls, effort, clock)
+    return {level: _latency(rounds, level, reference) for level in calls}
+
+
+def interleave(calls: Mapping[int, Callable[[], object]], effort: Effort, clock: Clock) -> list[Times]:
+    """Run calls in turns, after a warm-up.
+
+    Args:
+        calls: the calls, by number.
+        effort: how long.
+        clock: see `measure`.
+
+    Returns:
+        The seconds of each call, by number, for each round.
+    """
     _rounds(calls, clock, effort.warmup, LEAST_WARM_UP, MOST_ROUNDS)
     least, most = (LEAST_ROUNDS, MOST_ROUNDS) if effort.rounds is None else (effort.rounds, effort.rounds)
-    rounds = _rounds(calls, clock, effort.seconds, least, most)
-    return {level: _latency(rounds, level, reference) for level in calls}
+    return _rounds(calls, clock, effort.seconds, least, most)
 
 
 def _rounds(
@@ -193,7 +207,7 @@ def bench(
             range, or the measurements cannot be saved.
     """
     effort = Effort(warmup, seconds, rounds)
-    _check(effort, batch_sizes, threads)
+    check_options(effort, batch_sizes, threads)
     file = open_nested_file(path)
     if save:
         check_savable(file)
@@ -209,7 +223,7 @@ def bench(
     machine = this_machine(where)
     measurements = []
     for count in dict.fromkeys(threads or [torch.get_num_threads()]):
-        with _threads(count):
+        with torch_threads(count):
             if engine:  # sessions have a fixed number of threads
                 networks = {number: engine_network(file, number) for number in numbers}
             for batch_size in dict.fromkeys(batch_sizes):
@@ -229,7 +243,7 @@ def saved_measurement(
         BadFileError: if there is none, with the command that makes it.
         RecipeError: if there is no such device, or an option is out of its range.
     """
-    _check(Effort(), (batch_size,), threads)
+    check_options(Effort(), (batch_size,), threads)
     machine = this_machine(pick_device(engine_device(device) if engine else device))
     count = threads[0] if threads else torch.get_num_threads()
     wanted = (machine, count, batch_size, engine_runtime() if engine else TORCH)
@@ -293,7 +307,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Set the number of torch's CPU threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -303,7 +317,12 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check(effort: Effort, batch_sizes: Sequence[int], threads: Sequence[int] | None) -> None:
+def check_options(effort: Effort, batch_sizes: Sequence[int], threads: Sequence[int] | None) -> None:
+    """Refuse options that are out of their range.
+
+    Raises:
+        RecipeError: with the option and its range.
+    """
     for option, values, most in (("batch-size", batch_sizes, MOST), ("threads", threads, MOST_THREADS)):
         if values is not None and not values:
             raise RecipeError(f"--{option} has no numbers; give one or more")
