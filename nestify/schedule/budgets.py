@@ -78,9 +78,10 @@ def design_levels(
         removable = find_removable(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
-    solver = Solver(network, spec, recipe, removable, count_macs(network, spec.input_size), labels)
+    count = count_macs(network, spec.input_size)
+    solver = Solver(network, spec, recipe, removable, count, labels)
     sizes = solver.sizes()
-    nested = nest(network, spec, recipe, removable, sizes, labels)
+    nested = nest(network, spec, recipe, removable, sizes, labels, count.by_weight)
     return NestedDesign(nested, tuple(size.level for size in sizes), removable, solver)
 
 
@@ -228,7 +229,9 @@ class Solver:
             full = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
             trial.append(size_level(full, self.recipe, self.removable))
         levels = [size.level for size in trial]
-        nested = nest(self.network, self.spec, self.recipe, self.removable, trial, self.labels)
+        nested = nest(
+            self.network, self.spec, self.recipe, self.removable, trial, self.labels, self.count.by_weight
+        )
         choose_weights(nested, levels, self.recipe.schedule.score)
         return self._cost(nested, levels, k, budget)
 
