@@ -1,6 +1,6 @@
 """The nested model: one set of weights that can be run at any level."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -57,6 +57,7 @@ class NestedModel(Shown, nn.Module):
         self.n_levels = len(self.level_names)
         self.bn = bn
         self.level_sizes = level_sizes
+        self.macs: Mapping[str, int] = {}  # MACs of each weight in `network`, to rank weights by them
         self.heads = () if classes is None else tuple(head_names(network, spec))
         self.classes = (spec.num_classes,) * self.n_levels if classes is None else tuple(classes)
         self.own_names = (*own_names(network, bn), *self.heads)

@@ -15,7 +15,7 @@ from nestify.recipe.levels import Level, Pattern, check_levels, parse_pattern
 from nestify.recipe.options import Section, Share, Text
 from nestify.recipe.problems import Problem
 
-Score = Literal["lamp", "magnitude", "uniform", "erk"]
+Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
 Kind = Literal["weight", "channel", "layer", "combined"]
 Rank = Literal["evenly", "loss"]
 
@@ -65,8 +65,8 @@ class ScheduleOptions(Section):
     )
     score: Annotated[Score, Flag(Panel.levels, "--score --criterion")] = Field(
         default="lamp",
-        description="how weights are ranked: lamp or magnitude across all layers, uniform or erk within each "
-        "layer",
+        description="how weights are ranked: lamp or magnitude across all layers, per_mac across all layers "
+        "by importance per multiply-accumulate, uniform or erk within each layer",
     )
     pattern: Annotated[PatternText, AfterValidator(_common_pattern), Flag(Panel.levels)] = Field(
         default="unstructured",

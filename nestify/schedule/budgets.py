@@ -82,9 +82,10 @@ def design_levels(
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
     sizes = () if given is None else tuple(given(recipe.levels, removable))
-    solver = Solver(network, spec, recipe, removable, count_macs(network, spec.input_size), labels, sizes)
+    count = count_macs(network, spec.input_size)
+    solver = Solver(network, spec, recipe, removable, count, labels, sizes)
     solved = solver.sizes()
-    nested = nest(network, spec, recipe, removable, solved, labels)
+    nested = nest(network, spec, recipe, removable, solved, labels, count.by_weight)
     return NestedDesign(nested, tuple(size.level for size in solved), removable, solver)
 
 
@@ -234,7 +235,9 @@ class Solver:
             full = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
             trial.append(size_level(full, self.recipe, self.removable))
         levels = [size.level for size in trial]
-        nested = nest(self.network, self.spec, self.recipe, self.removable, trial, self.labels)
+        nested = nest(
+            self.network, self.spec, self.recipe, self.removable, trial, self.labels, self.count.by_weight
+        )
         choose_weights(nested, levels, self.recipe.schedule.score)
         return self._cost(nested, levels, k, budget)
 

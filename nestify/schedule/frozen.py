@@ -20,6 +20,7 @@ def select_around_frozen(
     available: Weights,
     entry: Mapping[str, Tensor],
     frozen: int,
+    macs: Mapping[str, int] | None = None,
 ) -> EntryLevels:
     """Choose the entry levels of the weights that the frozen levels do not use.
 
@@ -30,6 +31,7 @@ def select_around_frozen(
         available: name -> the lowest level that can use each weight, as for `select_entry_levels`.
         entry: name -> the current entry levels, uint8 in the weight's shape.
         frozen: number of frozen levels; weights that enter at these levels keep their entry levels.
+        macs: name -> dense multiply-accumulates per image, as for `select_entry_levels`.
 
     Returns:
         Entry levels at which every level above the frozen ones has its sparsity.
@@ -43,7 +45,7 @@ def select_around_frozen(
             )
             for name, weight in weights.items()
         }
-        chosen = select_entry_levels(ranked, levels, score, available)
+        chosen = select_entry_levels(ranked, levels, score, available, macs)
     else:
         # Frozen levels take all that they can use, which is what they have.
         reserved = {
@@ -51,7 +53,7 @@ def select_around_frozen(
             for name in weights
         }
         complete = [replace(level, sparsity=0.0) for level in levels[:frozen]]
-        chosen = select_entry_levels(weights, [*complete, *levels[frozen:]], score, reserved)
+        chosen = select_entry_levels(weights, [*complete, *levels[frozen:]], score, reserved, macs)
     return EntryLevels(
         len(levels),
         {name: torch.where(held[name], entry[name], chosen[name].clamp(min=frozen + 1)) for name in weights},

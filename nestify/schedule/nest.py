@@ -1,6 +1,6 @@
 """Make an untrained nested model from a pretrained network and the sizes of its levels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -114,6 +114,7 @@ def nest(
     removable: Removable | None,
     sizes: Sequence[LevelSize],
     labels: ClassLevels,
+    macs: Mapping[str, int],
 ) -> NestedModel:
     """Make a nested model; the weights of its levels are not chosen yet, see `choose_weights`.
 
@@ -126,6 +127,7 @@ def nest(
         sizes: sizes of the levels, core first.
         labels: the classes that each level predicts. The initial classifier row of a coarse class is the
             mean of the rows of its classes.
+        macs: parameter name -> multiply-accumulates per image in the full network.
 
     Raises:
         RecipeError: if `schedule.skip` matches nothing or everything.
@@ -150,6 +152,7 @@ def nest(
         level_sizes=level_sizes,
         classes=labels.counts(spec.num_classes),
     )
+    nested.macs = macs
     for level, parents in labels.parents.items():
         own = nested.own_tensors(level)
         for name in nested.heads:
@@ -235,9 +238,9 @@ def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score, f
     available = nested.available()
     if frozen:
         entry = dict(nested.entry.items())
-        chosen = select_around_frozen(weights, levels, score, available, entry, frozen)
+        chosen = select_around_frozen(weights, levels, score, available, entry, frozen, nested.macs)
     else:
-        chosen = select_entry_levels(weights, levels, score, available)
+        chosen = select_entry_levels(weights, levels, score, available, nested.macs)
     nested.set_entry_levels(chosen)
 
 
