@@ -12,7 +12,7 @@ import nestify as package
 from nestify.cli import doctor
 from nestify.engine import library as libraries
 from nestify.engine.library import VARIABLE, load_library
-from tests.cli.driver import nestify
+from tests.cli.driver import finish, nestify, spawn
 from tests.engine.conftest import library_path
 
 __all__ = ["library_path"]  # a fixture
@@ -64,9 +64,10 @@ def engine_library(library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 def test_the_engine_and_its_instruction_set(engine_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESTIFY_ENGINE_ISA", "generic")
     monkeypatch.setenv("COLUMNS", "400")
-    engine = nestify("doctor", "--json").document["engine"]
+    engine = finish(spawn("doctor", "--json")).document["engine"]  # it is chosen once per process
     assert engine == {"library": str(engine_library), "isa": "generic", "remedy": ""}
-    assert re.search(rf"ok +generic +{re.escape(str(engine_library))}", nestify("doctor").out)
+    shown = finish(spawn("doctor")).out
+    assert re.search(rf"ok +generic +{re.escape(str(engine_library))}", shown)
 
 
 def test_how_to_get_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
