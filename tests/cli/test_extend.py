@@ -250,7 +250,7 @@ def test_a_checkpoint_that_is_not_the_original_is_noticed(sparse_file: Path) -> 
     assert "SHA-256 differs" in done.err
 
 
-FEW = ("--max-train", "96", "--max-val", "20", "--batch-size", "16", "--epochs", "3", "--workers", "2")
+FEW = ("--max-train", "96", "--max-val", "20", "--batch-size", "16", "--epochs", "3", "--workers", "0")
 
 
 def test_an_interrupted_run_resumes_to_the_same_bytes(sparse_file: Path) -> None:
