@@ -13,7 +13,7 @@ from nestify.recipe.levels import Level
 from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
-from nestify.training.frozen import copy_shared, reset_unfrozen
+from nestify.training.frozen import FrozenLevels, copy_shared, reset_unfrozen
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask, Teacher
 from tests.model.test_level_sizes import narrow_model
@@ -100,3 +100,20 @@ def test_other_weights_are_reset(make_model: MakeModel) -> None:
     reset_unfrozen(nested, 1, original)
     for name, entry in nested.entry.items():
         assert torch.equal(nested.shared_tensor(name), original[name] + (entry == 1))
+
+
+def test_frozen_weights_have_no_part_in_the_gradient(make_model: MakeModel) -> None:
+    """Otherwise they would count in the norm that clipping limits, and in the optimizer's averages."""
+    model = make_model("test_vit", img_size=32)
+    nested = NestedModel(model, describe_model(model), ["a", "b", "c"])
+    choose_weights(nested, LEVELS, "lamp")
+    for name in nested.shared_tensors():
+        nested.shared_tensor(name).grad = torch.ones_like(nested.shared_tensor(name))
+    FrozenLevels(nested, 2).drop_gradients()
+    for name in nested.shared_tensors():
+        gradient = nested.shared_tensor(name).grad
+        if name in nested.entry:
+            assert gradient is not None
+            assert torch.equal(gradient, (nested.entry[name] == 3).float())
+        else:
+            assert gradient is None
