@@ -3,22 +3,19 @@
 import os
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from nestify.data.loaders import eval_loader
 from nestify.data.validation import open_evaluation_images
 from nestify.engine.export import engine_network, engine_runtime
-from nestify.errors import NestifyError, RecipeError, SetupError, foreign_code
+from nestify.errors import NestifyError, RecipeError, SetupError
 from nestify.evaluation.bench import (
     USUAL_BATCHES,
     Effort,
@@ -29,6 +26,7 @@ from nestify.evaluation.bench import (
     this_machine,
     torch_threads,
 )
+from nestify.evaluation.runtimes import RUNTIMES, Call, Images, quantise
 from nestify.exports.draft import quiet
 from nestify.exports.onnx import translate
 from nestify.exports.target import ExportFacts
@@ -44,8 +42,6 @@ CALIBRATION_IMAGES = 16
 
 FLOAT32, INT8 = "float32", "int8"
 
-Images = NDArray[np.float32]
-Call = Callable[[], object]
 Prepare = Callable[[Images, int], Call]
 """Loads a network for a batch (B, C, H, W) and a number of threads, and returns a call that runs it."""
 
@@ -300,95 +296,5 @@ def _calibration_images(file: NestedFile, data: str | os.PathLike[str] | None) -
     return torch.cat([batch for batch, _ in loader]).numpy()
 
 
-class _Reader:
-    """The calibration images, one by one, as onnxruntime's quantiser asks for them."""
-
-    def __init__(self, images: Images) -> None:
-        self._batches: Iterator[dict[str, Images]] = iter(
-            [{"images": images[i : i + 1]} for i in range(len(images))]
-        )
-
-    def get_next(self) -> dict[str, Images] | None:
-        """Return the next image, or None."""
-        return next(self._batches, None)
-
-
-def quantise(path: Path, output: Path, images: Images) -> None:
-    """Quantise an ONNX model to int8: weights per channel, activations by calibration, as QDQ nodes.
-
-    Args:
-        path: the float32 model.
-        output: path of the int8 model.
-        images: calibration images (B, C, H, W).
-
-    Raises:
-        SetupError: if onnxruntime cannot do it.
-    """
-    with (
-        foreign_code(lambda reason: SetupError(f"onnxruntime cannot quantise this model ({reason})")),
-        quiet(),
-    ):
-        quantization = import_module("onnxruntime.quantization")
-        shapes = import_module("onnxruntime.quantization.shape_inference")
-        prepared = output.with_name("prepared.onnx")
-        shapes.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
-        quantization.quantize_static(
-            str(prepared),
-            str(output),
-            _Reader(images),
-            quant_format=quantization.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=quantization.QuantType.QUInt8,
-            weight_type=quantization.QuantType.QInt8,
-        )
-
-
 def _on_torch(network: torch.nn.Module, images: Images, threads: int) -> Call:
     return partial(network, torch.from_numpy(images))
-
-
-def on_onnxruntime(path: Path, images: Images, threads: int) -> Call:
-    """Load an ONNX model with onnxruntime."""
-    runtime = import_module("onnxruntime")
-    options = runtime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 4  # fatal; errors are raised
-    options.add_free_dimension_override_by_name("batch", len(images))
-    with _fenced("onnxruntime", path):
-        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        session.run(None, {"images": images})
-    return lambda: session.run(None, {"images": images})
-
-
-def on_openvino(path: Path, images: Images, threads: int) -> Call:
-    """Load an ONNX model with OpenVINO, for this batch size and without bfloat16."""
-    options: dict[str, Any] = {
-        "INFERENCE_NUM_THREADS": threads,
-        "NUM_STREAMS": 1,
-        "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
-    }
-    with _fenced("openvino", path):
-        core = import_module("openvino").Core()
-        model = core.read_model(str(path))
-        model.reshape(list(images.shape))
-        request = core.compile_model(model, "CPU", options).create_infer_request()
-        request.infer([images])
-    return lambda: request.infer([images])
-
-
-@contextmanager
-def _fenced(name: str, path: Path) -> Iterator[None]:
-    def error(reason: str) -> NestifyError:
-        return SetupError(f"{name} does not run {path.name} of the full level ({reason})")
-
-    with foreign_code(error):
-        yield
-
-
-RUNTIMES: dict[str, Callable[[Path, Images, int], Call]] = {
-    "onnxruntime": on_onnxruntime,
-    "openvino": on_openvino,
-}
-"""How each package loads an ONNX model for a batch of images and a number of threads."""

@@ -16,11 +16,9 @@ from nestify.evaluation.rivals import (
     Match,
     Timing,
     bench_rivals,
-    on_onnxruntime,
-    on_openvino,
-    quantise,
     timing,
 )
+from nestify.evaluation.runtimes import on_onnxruntime, on_openvino, quantise
 
 
 @pytest.fixture
