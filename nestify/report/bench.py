@@ -67,10 +67,7 @@ def engine_notes(report: Report) -> list[str]:
         if faster and (level.level not in best or level.over_full < best[level.level][1].over_full):
             best[level.level] = measurement, level
     if not best:
-        return [
-            f"{ONLY_ON_ENGINE}. Dense kernels execute the dense MACs at every level, and effective MACs are "
-            "theory."
-        ]
+        return [f"{ONLY_ON_ENGINE}. Dense kernels run the dense MACs; effective MACs are theory."]
     shares = ", ".join(
         f"{level.name} {level.over_full:.2f} (batch {measurement.batch_size}, "
         f"{measurement.threads} thread{'s' * (measurement.threads != 1)})"

@@ -1,7 +1,9 @@
 """`nestify doctor`: installed and missing packages, and devices."""
 
+import json
 import re
-from collections.abc import Iterator
+import subprocess
+import sys
 from importlib import metadata
 from pathlib import Path
 
@@ -11,11 +13,11 @@ import torch
 import nestify as package
 from nestify.cli import doctor
 from nestify.engine import library as libraries
-from nestify.engine.library import VARIABLE, load_library
+from nestify.engine.library import VARIABLE, Library, load_library
 from tests.cli.driver import nestify
-from tests.engine.conftest import library_path
+from tests.engine.conftest import library, library_path
 
-__all__ = ["library_path"]  # a fixture
+__all__ = ["library", "library_path"]  # fixtures
 
 
 def test_a_machine_where_it_works() -> None:
@@ -52,21 +54,19 @@ def test_missing_old_and_broken_packages(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "torchvision (nestify): ModuleNotFoundError: No module named 'no_such_module'" in done.out
 
 
-@pytest.fixture
-def engine_library(library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The engine's library of these sources, which is loaded anew before and after the test."""
+def test_the_engine_and_its_instruction_set(library_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a process of its own, because a library chooses its instruction set once."""
     monkeypatch.setenv(VARIABLE, str(library_path))
-    load_library.cache_clear()
-    yield library_path
-    load_library.cache_clear()
-
-
-def test_the_engine_and_its_instruction_set(engine_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESTIFY_ENGINE_ISA", "generic")
+    command = [sys.executable, "-m", "nestify", "doctor", "--json"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    engine = json.loads(done.stdout)["engine"]
+    assert engine == {"library": str(library_path), "isa": "generic", "remedy": ""}
+
+
+def test_the_engine_is_in_the_table(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    engine = nestify("doctor", "--json").document["engine"]
-    assert engine == {"library": str(engine_library), "isa": "generic", "remedy": ""}
-    assert re.search(rf"ok +generic +{re.escape(str(engine_library))}", nestify("doctor").out)
+    assert re.search(rf"ok +{library.isa} +{re.escape(str(library.path))}", nestify("doctor").out)
 
 
 def test_how_to_get_the_engine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

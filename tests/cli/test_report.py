@@ -32,7 +32,7 @@ def test_table(digits_file: Path) -> None:
         f"{size / 2**20:.2f}",
     ]
     assert any("top-1 100.00 %" in line for line in lines[7:])
-    assert any("save bytes, not time" in line for line in lines[7:])
+    assert any("only on the sparse engine" in line for line in lines[7:])
 
 
 def test_json(digits_file: Path) -> None:
