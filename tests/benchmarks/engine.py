@@ -34,7 +34,12 @@ SEED = 0
 
 def export(name: str, path: Path) -> None:
     """Write a model with random weights as ONNX, for any number of images."""
+    torch.manual_seed(SEED)
     model = timm.create_model(name, pretrained=False, exportable=True).eval()
+    for module in model.modules():
+        # ResNets start with batch norms of weight 0, which would make the convolutions before them empty.
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     torch.onnx.export(
         model,
         (torch.zeros(2, 3, 224, 224),),
@@ -57,6 +62,7 @@ def mask(model: onnx.ModelProto, sparsity: float) -> onnx.ModelProto:
         if name not in constants or attributes(node).get("group", 1) > 1:
             continue
         weight = numpy_helper.to_array(constants[name])
+        assert np.count_nonzero(weight) > 0.99 * weight.size, f"{name} is sparse before it is masked"
         kept = np.ones(weight.size, bool)
         kept[rng.permutation(weight.size)[: round(sparsity * weight.size)]] = False
         constants[name].CopyFrom(numpy_helper.from_array(weight * kept.reshape(weight.shape), name))
@@ -125,9 +131,12 @@ def make_models(name: str, folder: Path) -> dict[tuple[str, str], Path]:
     model = onnx.load(dense)
     for sparsity in SPARSITIES:
         sparse = mask(model, sparsity / 100)
+        onnx.save(sparse, folder / "masked.onnx")
         make_sparse(sparse)
         path = found["engine", f"{sparsity} %"] = folder / f"{sparsity}.onnx"
         onnx.save(sparse, path)
+        expected = np.asarray(RUNTIMES["onnxruntime"](folder / "masked.onnx", images[:1], 1)())[0]
+        np.testing.assert_allclose(Session(path, 1)(images[:1]), expected, atol=1e-4 * np.abs(expected).max())
     return found
 
 
