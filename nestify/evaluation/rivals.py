@@ -155,7 +155,7 @@ def bench_rivals(
         warmup: seconds of warm-up of each measurement.
         seconds: seconds of each measurement, at least 10 rounds.
         rounds: exact number of rounds in place of `seconds`.
-        data: images that int8 models are calibrated on; None for random ones, which give the same times.
+        data: images that int8 models are calibrated on; None for random ones.
 
     Raises:
         NestifyError: if the file, the images or an option is not right, or the full level cannot be exported.

@@ -1,10 +1,10 @@
 """Measures sparse models on the engine next to dense ones on ONNX Runtime and OpenVINO, in float32 and int8.
 
 Masks are random and uniform: the same share of each convolution and linear layer, depthwise ones excepted.
-All take turns, so that other load slows all of them alike; times are 25th percentiles.
+All take turns, so that other load slows all of them alike; times are 25th percentiles: of processor time with
+one thread, and of wall time with more.
 
-Run: OMP_NUM_THREADS=1 python tests/benchmarks/engine.py [--models resnet50 ...] [--threads 1 2]
-[--seconds 10]
+Run: OMP_NUM_THREADS=1 python tests/benchmarks/engine.py [--models NAME ...] [--threads 1 2] [--seconds 10]
 """
 
 import argparse
@@ -34,7 +34,12 @@ SEED = 0
 
 def export(name: str, path: Path) -> None:
     """Write a model with random weights as ONNX, for any number of images."""
+    torch.manual_seed(SEED)
     model = timm.create_model(name, pretrained=False, exportable=True).eval()
+    for module in model.modules():
+        # ResNets start with batch norms of weight 0, which would make the convolutions before them empty.
+        if isinstance(module, torch.nn.BatchNorm2d):
+            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
     torch.onnx.export(
         model,
         (torch.zeros(2, 3, 224, 224),),
@@ -57,6 +62,7 @@ def mask(model: onnx.ModelProto, sparsity: float) -> onnx.ModelProto:
         if name not in constants or attributes(node).get("group", 1) > 1:
             continue
         weight = numpy_helper.to_array(constants[name])
+        assert np.count_nonzero(weight) > 0.99 * weight.size, f"{name} is sparse before it is masked"
         kept = np.ones(weight.size, bool)
         kept[rng.permutation(weight.size)[: round(sparsity * weight.size)]] = False
         constants[name].CopyFrom(numpy_helper.from_array(weight * kept.reshape(weight.shape), name))
@@ -93,9 +99,10 @@ def print_memory_and_time(runtime: str, path: Path) -> None:
     node = onnx.helper.make_node("Relu", ["images"], ["logits"])
     opset = [onnx.helper.make_opsetid("", 18)]
     graph = onnx.helper.make_graph([node], "tiny", ends[:1], ends[1:])
-    with tempfile.NamedTemporaryFile(suffix=".onnx") as tiny:
-        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tiny.name)
-        LOADERS[runtime](Path(tiny.name), images, 1)()  # the runtime itself, and its libraries
+    with tempfile.TemporaryDirectory() as folder:
+        tiny = Path(folder) / "tiny.onnx"
+        onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tiny)
+        LOADERS[runtime](tiny, images, 1)()  # the runtime itself, and its libraries
     before, start = resident(), time.perf_counter()
     call = LOADERS[runtime](path, images, 1)
     call()
@@ -124,9 +131,12 @@ def make_models(name: str, folder: Path) -> dict[tuple[str, str], Path]:
     model = onnx.load(dense)
     for sparsity in SPARSITIES:
         sparse = mask(model, sparsity / 100)
+        onnx.save(sparse, folder / "masked.onnx")
         make_sparse(sparse)
         path = found["engine", f"{sparsity} %"] = folder / f"{sparsity}.onnx"
         onnx.save(sparse, path)
+        expected = np.asarray(RUNTIMES["onnxruntime"](folder / "masked.onnx", images[:1], 1)())[0]
+        np.testing.assert_allclose(Session(path, 1)(images[:1]), expected, atol=1e-4 * np.abs(expected).max())
     return found
 
 
@@ -140,7 +150,9 @@ def measure(name: str, threads: list[int], seconds: float, memory: bool) -> None
                 number: LOADERS[runtime](path, images, count)
                 for number, ((runtime, _), path) in enumerate(models.items())
             }
-            rounds = interleave(calls, Effort(warmup=1, seconds=seconds), time.perf_counter)
+            # Processor time leaves out what other programs take; with several threads it counts waiting too.
+            clock = time.process_time if count == 1 else time.perf_counter
+            rounds = interleave(calls, Effort(warmup=1, seconds=seconds), clock)
             times = np.array([[each[number] for number in calls] for each in rounds])
             quartiles = np.percentile(times, [25, 75], axis=0)
             first = dict(zip(models, quartiles[0], strict=True))
