@@ -9,6 +9,7 @@ from timm.utils import random_seed
 from torch import Tensor, nn
 
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, stored_dtype
+from nestify.compression.latency import times_of_layers
 from nestify.data.dataset import Images
 from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
@@ -88,8 +89,7 @@ class Run:
         self, recipe: Recipe, observer: Observer, world: World = SINGLE, device: torch.device | None = None
     ) -> None:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
-        self.observer = observer
-        self.world = world
+        self.observer, self.world = observer, world
         self.device = device or pick_device(recipe.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.inputs = open_inputs(recipe, observer, world.size)
@@ -136,7 +136,7 @@ class Run:
         costs = level_costs(nested, count)
         empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels, self.inputs.held_out_record)
-        told = nested.classes, self.labels.class_sets(len(levels))
+        told = nested.classes, self.labels.class_sets(len(levels)), design.solver.latencies(nested)
         accumulate = self.recipe.train.accumulate
         epoch_steps = steps_per_epoch(self.train_batches, accumulate)
         steps = total_steps(self.recipe.train.epochs, epoch_steps)
@@ -280,7 +280,8 @@ class Run:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
-        made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable)
+        times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable, times)
         self._removable = made.removable
         return made
 
