@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from nestify.engine.layer_times import THREADS, LayerTimes, layer_times
+from nestify.engine.layer_times import THREADS, LayerTimes
 from nestify.evaluation.bench import bench
 from nestify.model.spec import ModelSpec
 from nestify.recipe.amounts import LATENCY_TOLERANCE, Budget
@@ -32,6 +32,8 @@ def times_of_layers(
     """
     if not _latency_budgets(recipe.levels):
         return None
+    from nestify.engine.profile import layer_times  # needs onnx, which not every installation has
+
     observer.stage("measuring the layers on the sparse engine")
     return world.broadcast_object(layer_times(network, spec) if world.is_main else None)
 

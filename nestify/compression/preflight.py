@@ -12,8 +12,8 @@ from torch import nn
 
 from nestify.data.source import locate_split
 from nestify.engine.library import load_library
-from nestify.engine.session import import_runtime
 from nestify.errors import DataError, NestifyError, OutputError, RecipeError, foreign_code, joined
+from nestify.exports.onnx import import_packages
 from nestify.files import checkpoint_path, metrics_path, sibling
 from nestify.machine import pick_device
 from nestify.model.pretrained import check_name
@@ -97,7 +97,7 @@ def _check_engine(recipe: Recipe) -> None:
     """Refuse budgets of latency without the sparse engine, which the levels are measured on."""
     if any(level.budget is not None and level.budget.startswith("latency") for level in recipe.level):
         load_library()
-        import_runtime()
+        import_packages()
 
 
 def _check_optimizer(name: str) -> None:

@@ -1,22 +1,9 @@
 """The time that each layer of a model takes on this machine, dense and packed, to predict that of a level."""
 
-import hashlib
-import json
 from collections.abc import Mapping
-from contextlib import suppress
-from copy import deepcopy
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 
-from torch import nn
-
-from nestify.engine.build import sources_digest
-from nestify.engine.export import engine_runtime
-from nestify.engine.library import cache_folder
 from nestify.engine.pack import HIGHEST_DENSITY
-from nestify.files import atomic_file
-from nestify.machine import processor_name
-from nestify.model.spec import ModelSpec
 
 THREADS = 1
 """Number of threads that the layers, and the levels with budgets of latency, are measured with."""
@@ -74,37 +61,3 @@ class LayerTimes:
         return (rest + sum(layer.seconds(at[name]) for name, layer in self.layers.items())) / (
             self.rest + dense
         )
-
-
-def layer_times(network: nn.Module, spec: ModelSpec) -> LayerTimes:
-    """Return the times of a model's layers; they are measured once, and kept in the user's cache folder.
-
-    Args:
-        network: a timm model; only a copy is used.
-        spec: its description.
-
-    Raises:
-        SetupError: if the engine's library or onnxruntime is missing.
-        RecipeError: if a package that exports to ONNX is missing.
-        UnsupportedModelError: if the model cannot be exported to ONNX.
-    """
-    identity = [spec.architecture, spec.kwargs, spec.input_size, THREADS]
-    machine = [processor_name(), engine_runtime(), sources_digest()]
-    key = hashlib.sha256(json.dumps([identity, machine]).encode()).hexdigest()[:20]
-    path = cache_folder() / "layer-times" / f"{key}.json"
-    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
-        return _read(path)
-    from nestify.engine.profile import measure_layers
-
-    found = measure_layers(deepcopy(network).cpu().eval(), spec)
-    with suppress(OSError):  # the cache only saves time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_file(path) as file:
-            file.write(json.dumps(asdict(found)).encode())
-    return found
-
-
-def _read(path: Path) -> LayerTimes:
-    document = json.loads(path.read_text())
-    layers = {name: LayerTime(**entry) for name, entry in document["layers"].items()}
-    return LayerTimes(layers, float(document["rest"]), float(document["packed_rest"]))

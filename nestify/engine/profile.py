@@ -1,8 +1,12 @@
 """Measuring the layers of a running model, dense and packed, with ONNX Runtime's profiler."""
 
+import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from copy import deepcopy
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from time import perf_counter
@@ -14,12 +18,17 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import nn
 
+from nestify.engine.build import sources_digest
+from nestify.engine.export import engine_runtime
 from nestify.engine.graph import make_sparse
 from nestify.engine.layer_times import THREADS, LayerTime, LayerTimes
+from nestify.engine.library import cache_folder
 from nestify.engine.model_graph import ModelGraph
 from nestify.engine.session import start_session
 from nestify.exports.onnx import translate
 from nestify.exports.target import ExportFacts
+from nestify.files import atomic_file
+from nestify.machine import processor_name
 from nestify.model.spec import ModelSpec
 
 DENSITIES = (0.1, 0.4)
@@ -33,6 +42,38 @@ _FUSED_AT_MOST = 5
 _MULTIPLYING = ("Conv", "FusedConv", "Gemm", "FusedGemm", "MatMul", "FusedMatMul")
 
 
+def layer_times(network: nn.Module, spec: ModelSpec) -> LayerTimes:
+    """Return the times of a model's layers; they are measured once, and kept in the user's cache folder.
+
+    Args:
+        network: a timm model; only a copy is used.
+        spec: its description.
+
+    Raises:
+        SetupError: if the engine's library or onnxruntime is missing.
+        RecipeError: if a package that exports to ONNX is missing.
+        UnsupportedModelError: if the model cannot be exported to ONNX.
+    """
+    identity = [spec.architecture, spec.kwargs, spec.input_size, THREADS]
+    machine = [processor_name(), engine_runtime(), sources_digest()]
+    key = hashlib.sha256(json.dumps([identity, machine]).encode()).hexdigest()[:20]
+    path = cache_folder() / "layer-times" / f"{key}.json"
+    with suppress(OSError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
+        return _read(path)
+    found = measure_layers(deepcopy(network).cpu().eval(), spec)
+    with suppress(OSError):  # the cache only saves time
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as file:
+            file.write(json.dumps(asdict(found)).encode())
+    return found
+
+
+def _read(path: Path) -> LayerTimes:
+    document = json.loads(path.read_text())
+    layers = {name: LayerTime(**entry) for name, entry in document["layers"].items()}
+    return LayerTimes(layers, float(document["rest"]), float(document["packed_rest"]))
+
+
 def measure_layers(plain: nn.Module, spec: ModelSpec) -> LayerTimes:
     """Measure the layers of a model inside the running model, dense and with random masks, in turns.
 
@@ -41,7 +82,7 @@ def measure_layers(plain: nn.Module, spec: ModelSpec) -> LayerTimes:
         spec: its description.
 
     Raises:
-        NestifyError: as `nestify.engine.layer_times.layer_times`.
+        NestifyError: as `layer_times`.
     """
     facts = ExportFacts(
         spec.architecture, spec.kwargs, spec.num_classes, None, spec.preprocessing, 1, "full", 0.0, {}

@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nestify.engine.graph import make_sparse
-from nestify.engine.layer_times import LayerTimes, layer_times
-from nestify.engine.profile import weight_names
+from nestify.engine.layer_times import LayerTimes
+from nestify.engine.profile import layer_times, weight_names
 from nestify.engine.session import Session
 from nestify.evaluation.bench import Effort, measure
 from nestify.exports.onnx import translate

@@ -1,5 +1,7 @@
 """Budgets of latency over a made-up table of layer times."""
 
+import re
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -8,7 +10,8 @@ import pytest
 import nestify as package
 from nestify.compression import latency
 from nestify.engine.layer_times import LayerTime, LayerTimes
-from nestify.errors import BudgetError, RecipeError
+from nestify.engine.library import load_library
+from nestify.errors import BudgetError, NestifyError, RecipeError
 from nestify.recipe.amounts import Budget
 from nestify.recipe.levels import Level
 from nestify.training.observer import Observer
@@ -26,7 +29,7 @@ def even_times(network, spec) -> LayerTimes:
 
 @pytest.fixture(autouse=True)
 def _table(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "layer_times", even_times)
+    monkeypatch.setattr("nestify.engine.profile.layer_times", even_times)
     monkeypatch.setattr("nestify.compression.preflight.load_library", lambda: None)
 
 
@@ -97,3 +100,25 @@ def test_a_missed_latency_is_an_error_after_the_file_is_written(
     with pytest.raises(BudgetError, match=r"level\[1\].budget = latency=0.3 was missed"):
         package.compress("digits", options, observer=Observer())
     assert len(package.read_report(output).levels) == 3
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "remedy"),
+    [
+        ("NESTIFY_ENGINE_LIBRARY", "/there/is/none.so", "correct the path"),
+        ("MISSING", "onnxscript", "nestify[onnx]"),
+    ],
+)
+def test_what_the_engine_lacks_is_told_before_images_are_opened(
+    variable: str, value: str, remedy: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.undo()
+    if variable == "MISSING":
+        monkeypatch.setattr("nestify.compression.preflight.load_library", lambda: None)
+        monkeypatch.setitem(sys.modules, value, None)
+    else:
+        monkeypatch.setenv(variable, value)
+        load_library.cache_clear()
+    with pytest.raises(NestifyError, match=re.escape(remedy)):
+        package.plan("digits", {"levels": "latency=0.3,1", "data.path": "/there/is/no/folder"})
+    load_library.cache_clear()

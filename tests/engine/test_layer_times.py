@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestify.engine import profile
-from nestify.engine.layer_times import LayerTime, LayerTimes, layer_times
+from nestify.engine.layer_times import LayerTime, LayerTimes
 from nestify.engine.library import Library, cache_folder
-from nestify.engine.profile import measure_layers, weight_names
+from nestify.engine.profile import layer_times, measure_layers, weight_names
 from nestify.exports.onnx import translate
 from nestify.exports.target import ExportFacts
 from nestify.model.spec import describe_model
