@@ -12,6 +12,7 @@ import torch
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import stored_dtype
+from nestify.compression.latency import missed_latencies
 from nestify.compression.preflight import check_recipe
 from nestify.compression.run import Run
 from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
@@ -178,7 +179,8 @@ def _run_and_write(
     assert manifest is not None
     if world.is_main:
         run.checkpoints.remove()
-    return manifest, done.missed
+    slow = missed_latencies(output, done.levels, watcher) if world.is_main else []
+    return manifest, [*done.missed, *world.broadcast_object(slow)]
 
 
 @contextmanager

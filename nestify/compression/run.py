@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
+from nestify.compression.latency import times_of_layers
 from nestify.data.dataset import Images
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
@@ -66,8 +67,7 @@ class Run:
         base: BaseFile | None = None,
     ) -> None:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
-        self.observer = observer
-        self.world = world
+        self.observer, self.world = observer, world
         self.device = device or pick_device(recipe.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.base = base
@@ -120,7 +120,7 @@ class Run:
         costs = level_costs(nested, count)
         empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels, self.inputs.held_out_record)
-        told = nested.classes, self.labels.class_sets(len(levels))
+        told = nested.classes, self.labels.class_sets(len(levels)), design.solver.latencies(nested)
         accumulate = self.recipe.train.accumulate
         epoch_steps = steps_per_epoch(self.train_batches, accumulate)
         stage_steps = total_steps(self.recipe.train.epochs, epoch_steps)
@@ -282,7 +282,10 @@ class Run:
             self.observer.stage("finding what can be left out")
         images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
         given = None if self.base is None else self.base.sizes
-        made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable, given)
+        times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
+        made = design_levels(
+            network, self.spec, self.recipe, self.labels, images, self._removable, given, times
+        )
         self._removable = made.removable
         if self.base is not None:
             self.base.install(made.nested)

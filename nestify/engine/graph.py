@@ -20,8 +20,8 @@ def make_sparse(model: onnx.ModelProto) -> list[Choice]:
     """Replace, in place, layers that the engine runs faster than ONNX Runtime.
 
     A layer is replaced if at most 45 % of its weights are not zero, and it has at least half a million dense
-    MACs and four positions per image. Biases, residual additions, Relu and Clip that follow it are fused. The
-    choices are stored in the model's metadata.
+    MACs and four positions per image; depthwise convolutions are not. Biases, residual additions, Relu and
+    Clip that follow it are fused. The choices are stored in the model's metadata.
 
     Args:
         model: a model with float32 weights; its batch size may be open.

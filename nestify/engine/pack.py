@@ -13,6 +13,9 @@ from nestify.errors import UnsupportedModelError
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
 
+HIGHEST_DENSITY = 0.45
+"""Largest share of non-zero weights at which a packed layer is faster than a dense one."""
+
 
 @dataclass(frozen=True)
 class SparseWeight:

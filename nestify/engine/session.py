@@ -44,7 +44,7 @@ class Session:
             raise RecipeError(f"threads = {threads} is not from 1 to {MOST_THREADS}")
         if not os.path.isfile(self.path):
             raise BadFileError(f"{self.path}: there is no such file; check the path")
-        self._session = _start(self.path, self.threads)
+        self._session = start_session(self.path, self.threads)
         images = self._session.get_inputs()[0]
         self._input, self._shape = images.name, tuple(images.shape)
         self._outputs = [self._session.get_outputs()[0].name]
@@ -95,13 +95,26 @@ class Session:
         return {key: _from_json(text) for key, text in texts.items()}
 
 
-def _start(path: Path, threads: int) -> Any:
+def start_session(path: Path, threads: int, *, profile: Path | None = None) -> Any:
+    """Return a session of ONNX Runtime with the engine's operators.
+
+    Args:
+        path: the model.
+        threads: number of threads.
+        profile: start of the name of a file for the times of all nodes; None for no such file.
+
+    Raises:
+        NestifyError: as `Session`.
+    """
     runtime = import_runtime()
     library = load_library()
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4  # fatal; errors are raised
+    if profile is not None:
+        options.enable_profiling = True
+        options.profile_file_prefix = str(profile)
     options.add_session_config_entry(THREADS_ENTRY, str(threads))
     with foreign_code(
         lambda reason: SetupError(

@@ -60,7 +60,7 @@ def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: in
         RecipeError: if a package is missing, or there is no such opset.
         UnsupportedModelError: if torch cannot trace the model, ONNX lacks an operator, or it is too large.
     """
-    packages = {name: _package(name) for name in ("onnx", "onnxscript", "onnxruntime")}
+    packages = import_packages()
     opset = DEFAULT_OPSET if opset is None else opset
     newest = packages["onnx"].defs.onnx_opset_version()
     if not 1 <= opset <= newest:
@@ -77,6 +77,15 @@ def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: in
 def _opset(model: Any) -> int:
     """Return the version of ONNX's operators that a model uses."""
     return int({entry.domain: entry.version for entry in model.opset_import}.get("", 0))
+
+
+def import_packages() -> dict[str, Any]:
+    """Import the packages that the format needs, and return them by name.
+
+    Raises:
+        RecipeError: if one is missing.
+    """
+    return {name: _package(name) for name in ("onnx", "onnxscript", "onnxruntime")}
 
 
 def _package(name: str) -> Any:

@@ -105,6 +105,11 @@ def plan_table(plan: "Plan") -> Sheet:
         Column("effective MACs", [quantity(level.cost.effective_macs) for level in levels], rank=5),
         Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
     ]
+    shares = [level.latency for level in levels]
+    if any(share is not None for share in shares):
+        columns.append(
+            Column("predicted time", ["-" if share is None else f"{share:.3f}" for share in shares])
+        )
     return Sheet(columns)
 
 

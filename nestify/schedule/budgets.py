@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from nestify.data.hierarchy import ClassLevels
+from nestify.engine.layer_times import LayerTimes
 from nestify.errors import RecipeError
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
@@ -55,6 +56,7 @@ def design_levels(
     calibration: Iterable[Tensor],
     known: Removable | None = None,
     given: Callable[[Sequence[Level], Removable | None], Sequence[LevelSize]] | None = None,
+    times: LayerTimes | None = None,
 ) -> NestedDesign:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
@@ -70,6 +72,7 @@ def design_levels(
             None: the network is searched.
         given: returns the sizes of the first levels, which exist already, for the levels of the recipe and
             what can be left out; None if there are none.
+        times: times of the network's layers on this machine; None if no level has a budget of latency.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
@@ -83,7 +86,7 @@ def design_levels(
             order_channels(network, removable)
     sizes = () if given is None else tuple(given(recipe.levels, removable))
     count = count_macs(network, spec.input_size)
-    solver = Solver(network, spec, recipe, removable, count, labels, sizes)
+    solver = Solver(network, spec, recipe, removable, count, labels, sizes, times)
     solved = solver.sizes()
     nested = nest(network, spec, recipe, removable, solved, labels, count.by_weight)
     return NestedDesign(nested, tuple(size.level for size in solved), removable, solver)
@@ -105,6 +108,7 @@ class Solver:
         count: MACs of the network.
         labels: the classes that each level predicts; the nested file stores them.
         given: sizes of the first levels, which exist already.
+        times: times of the network's layers; None if no level has a budget of latency.
     """
 
     network: nn.Module
@@ -114,6 +118,7 @@ class Solver:
     count: MacCount
     labels: ClassLevels
     given: Sequence[LevelSize] = ()
+    times: LayerTimes | None = None
 
     def sizes(self) -> list[LevelSize]:
         """Solve the budgets, and return the sizes of the recipe's levels, core first.
@@ -143,6 +148,8 @@ class Solver:
     def check(self, nested: NestedModel, levels: Sequence[Level]) -> list[str]:
         """Return a message for each level of a finished model whose cost does not meet its budget.
 
+        Budgets of latency are left out; they are checked by measuring the file.
+
         Args:
             nested: the finished model.
             levels: its levels, core first.
@@ -151,7 +158,18 @@ class Solver:
             f"level[{k}].budget = {level.budget} was missed: the level costs {_format_cost(cost)}"
             for k, level in enumerate(levels, start=1)
             if level.budget is not None
+            and level.budget.quantity != "latency"
             and not _is_met(cost := self._cost(nested, levels, k, level.budget), level.budget)
+        ]
+
+    def latencies(self, nested: NestedModel) -> list[float | None]:
+        """Return each level's predicted time over the full level's, core first; None without `times`."""
+        if self.times is None:
+            return [None] * nested.n_levels
+        entry = nested.entry_levels
+        return [
+            self.times.share({name: entry.count_kept(k, name) / entry[name].numel() for name in entry})
+            for k in range(1, nested.n_levels + 1)
         ]
 
     def _solve(self, lower: Sequence[LevelSize], k: int, level: Level) -> LevelSize:
@@ -243,6 +261,10 @@ class Solver:
 
     def _cost(self, nested: NestedModel, levels: Sequence[Level], k: int, budget: Budget) -> float:
         """Return a level's cost in the quantity of its budget; for a share, divided by the full level's."""
+        if budget.quantity == "latency":
+            latency = self.latencies(nested)[k - 1]
+            assert latency is not None
+            return latency
 
         def amount(k: int) -> float:
             if budget.quantity == "bytes":

@@ -157,6 +157,14 @@ def test_auto_pad_stays_dense(rewrite: Rewrite) -> None:
     assert "auto_pad" in choice.reason
 
 
+def test_depthwise_stays_dense(rewrite: Rewrite) -> None:
+    net = Builder(("batch", 32, 60, 60))  # 1 M MACs
+    images = np.random.default_rng(4).standard_normal((2, 32, 60, 60)).astype(np.float32)
+    operators, [choice] = rewrite(net.model(net.conv("images", group=32)), images)
+    assert operators == ["Conv"]
+    assert "depthwise" in choice.reason
+
+
 def tokens_model(*, density: float = 0.2, tokens: int = 50) -> tuple[Builder, Array, str]:
     """(B, tokens, 96) to (B, tokens, 128)."""
     net = Builder(("batch", tokens, 96))
