@@ -5,6 +5,7 @@ from nestify.compression.batch.batch import run_batch as run_batch
 from nestify.compression.compress import Result as Result
 from nestify.compression.compress import compress as compress
 from nestify.compression.compress import plan as plan
+from nestify.compression.extend import extend as extend
 from nestify.errors import NestifyError as NestifyError
 from nestify.errors import NestifyWarning as NestifyWarning
 from nestify.evaluation.bench import Bench as Bench

@@ -1,13 +1,14 @@
 """The errors that a user can cause, one class per kind, each with the exit code of that kind.
 
 Only the command line exits; the library raises. A message is one sentence that names the value, the
-place and the remedy.
+place and the remedy; passwords in addresses are left out.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 
+from nestify.addresses import hide_passwords
 from nestify.text import LONGEST_MESSAGE, printable
 
 MOST_PROBLEMS = 50
@@ -48,7 +49,8 @@ class RecipeError(NestifyError):
     exit_code = 2
 
     def __init__(self, problems: str | list[str], source: str = "") -> None:
-        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        given = [problems] if isinstance(problems, str) else list(problems)
+        self.problems = [hide_passwords(problem) for problem in given]
         if len(self.problems) > MOST_PROBLEMS:
             more = len(self.problems) - MOST_PROBLEMS
             self.problems[MOST_PROBLEMS:] = [f"{more} other problems are not listed"]
@@ -154,7 +156,7 @@ def foreign_reason(error: Exception) -> str:
     A line that ends in a colon only introduces the next one, as "Error(s) in loading state_dict for X:".
     A message of one word, such as the key of a KeyError, is preceded by the type.
     """
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    lines = [line.strip() for line in hide_passwords(str(error)).splitlines() if line.strip()]
     line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")
     if not line:
         return type(error).__name__

@@ -147,7 +147,7 @@ def lock_output(output: Path, warn: Callable[[str], None]) -> Iterator[None]:
 
 def is_special(path: Path) -> bool:
     """Whether a path is a pipe, a device or a socket, which may never end or keep a reader waiting."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 def sibling(output: Path, ending: str) -> Path:

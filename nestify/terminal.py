@@ -2,15 +2,19 @@
 
 import sys
 import warnings
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import TextIO
+from typing import Literal, TextIO
 
 from rich.console import Console
 
 from nestify.errors import NestifyWarning
 from nestify.text import printable_lines
+
+Progress = Callable[[int, int], object]
+"""Called with the amount of work that is done, and with the total; the total is 0 if it is not known."""
 
 
 def is_terminal(stream: TextIO | None) -> bool:
@@ -21,6 +25,46 @@ def is_terminal(stream: TextIO | None) -> bool:
 def can_show_bars(console: Console) -> bool:
     """Return whether progress bars can move on a console: at a terminal, or in a notebook with ipywidgets."""
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+
+
+def shown_progress(
+    progress: Progress | None, unit: Literal["bytes", "images"]
+) -> AbstractContextManager[Progress]:
+    """Return a context that yields a caller's progress function, or one that moves a bar if there is none."""
+    return progress_bar(unit) if progress is None else nullcontext(progress)
+
+
+@contextmanager
+def progress_bar(unit: Literal["bytes", "images"], *, hidden: bool = False) -> Iterator[Progress]:
+    """Show a bar on standard error where bars can move, until the context ends.
+
+    Args:
+        unit: what is counted.
+        hidden: whether to show nothing.
+
+    Yields:
+        The function that moves the bar.
+    """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+    from rich.progress import Progress as Bar
+
+    console = Console(stderr=True)
+    columns = {
+        "bytes": (DownloadColumn(True), TransferSpeedColumn()),
+        "images": (MofNCompleteColumn(), TextColumn("images")),
+    }
+    hidden = hidden or not can_show_bars(console)
+    shown = (BarColumn(bar_width=20), *columns[unit], TimeRemainingColumn())
+    with Bar(*shown, console=console, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total or None)
 
 
 def print_stderr(text: str, *, rendered: bool = False) -> None:

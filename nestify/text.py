@@ -7,6 +7,8 @@ where text leaves the program: in the message of every error, in table cells, an
 import re
 import unicodedata
 
+from nestify.addresses import hide_passwords
+
 LONGEST = 300
 """Characters of a name, a value or a library's message that are shown."""
 
@@ -23,12 +25,14 @@ def printable(text: str, longest: int | None = LONGEST) -> str:
     """Return a text as one line of visible characters.
 
     Controls (also those that end a line), marks that change the direction of a text, characters without
-    width, lone surrogates and unassigned codes are replaced by their escape codes, such as `\\x1b`.
+    width, lone surrogates and unassigned codes are replaced by their escape codes, such as `\\x1b`. Users and
+    passwords in addresses are left out.
 
     Args:
         text: any text.
         longest: number of characters to keep; a longer text lacks its middle. None for any number.
     """
+    text = hide_passwords(text)
     if longest is not None and len(text) > longest:
         end = longest // 4
         text = f"{text[: longest - end]} ...({len(text):,} characters)... {text[-end:]}"

@@ -22,6 +22,7 @@ ROOMS = (
     "schedule",
     "evaluation",
     "data",
+    "engine",
     "exports",
     "file",
     "model",
@@ -34,6 +35,7 @@ ROOMS = (
     "errors",
     "version",
     "text",
+    "addresses",
 )
 """Folders and modules at the top of the package; a module imports from its own room and from later ones."""
 

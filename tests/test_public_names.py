@@ -15,6 +15,7 @@ NAMES = {
         "compress",
         "evaluate",
         "export",
+        "extend",
         "load",
         "load_gates",
         "load_recipe",

@@ -5,6 +5,7 @@ import re
 import shlex
 import tomllib
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -98,13 +99,14 @@ def test_recipes_and_gates_are_valid(text: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", blocks("python"))
 def test_python_examples_use_existing_names(text: str) -> None:
-    for node in ast.walk(ast.parse(text)):
-        if (
-            isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "nestify"
+    for node in ast.walk(ast.parse(text)):  # imports come first
+        for alias in node.names if isinstance(node, ast.Import) else ():
+            if alias.name.startswith("nestify"):
+                import_module(alias.name)
+        if isinstance(node, ast.Attribute) and (
+            found := re.match(r"nestify(\.engine)?\.\w+$", ast.unparse(node))
         ):
-            assert hasattr(nestify, node.attr)
+            assert hasattr(nestify.engine if found[1] else nestify, node.attr)
 
 
 def options() -> Iterator[str]:

@@ -15,8 +15,10 @@ from nestify.cli.batch import batch
 from nestify.cli.bench import bench
 from nestify.cli.compress import compress
 from nestify.cli.doctor import doctor
+from nestify.cli.engine import engine
 from nestify.cli.eval import evaluate
 from nestify.cli.export import export
+from nestify.cli.extend import extend
 from nestify.cli.guide import guide
 from nestify.cli.output import printable_warnings, take_verbosity, write_result
 from nestify.cli.pick import pick
@@ -48,8 +50,10 @@ app.command("batch", cls=Command)(batch)
 app.command("bench", cls=Command)(bench)
 app.command("compress", cls=Command)(compress)
 app.command("doctor", cls=Command)(doctor)
+app.command("engine", cls=Command)(engine)
 app.command("eval", cls=Command)(evaluate)
 app.command("export", cls=Command)(export)
+app.command("extend", cls=Command)(extend)
 app.command("guide", cls=Command)(guide)
 app.command("pick", cls=Command)(pick)
 app.command("report", cls=Command)(report)

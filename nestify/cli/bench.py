@@ -2,11 +2,15 @@
 
 import json
 import sys
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, parse_whole_numbers
+from nestify.errors import RecipeError
+
+if TYPE_CHECKING:
+    from nestify.evaluation.rivals import Rivals
 
 SCHEMA_VERSION = 1
 
@@ -50,6 +54,23 @@ def bench(
             "older result for the same machine, device, threads and batch size.",
         ),
     ] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
+    ] = False,
+    rivals: Annotated[
+        bool,
+        typer.Option(
+            "--rivals",
+            help="Measure levels in torch and on the engine next to the full level on ONNX Runtime and, "
+            "if installed, OpenVINO, in float32 and int8, on the CPU.",
+        ),
+    ] = False,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", help="With --rivals: images to calibrate int8 on.", show_default="random images"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how long levels take for a batch of synthetic images, and show their MACs.
@@ -60,6 +81,26 @@ def bench(
     """
     batch_sizes = parse_whole_numbers("--batch-size", batch_size)
     counts = None if threads is None else parse_whole_numbers("--threads", threads)
+    if data is not None and not rivals:
+        raise RecipeError("--data calibrates the int8 models of --rivals; add --rivals or leave --data out")
+    if rivals and save:
+        raise RecipeError("--rivals and --save exclude each other; leave one of them out")
+    if rivals:
+        from nestify.evaluation.rivals import bench_rivals
+
+        found = bench_rivals(
+            file,
+            level=level,
+            batch_sizes=batch_sizes,
+            threads=counts,
+            device=device,
+            warmup=warmup,
+            seconds=seconds,
+            rounds=rounds,
+            data=data,
+        )
+        _write_rivals(found, as_json)
+        return
     from nestify.cli.output import print_unless_quiet, write_result
     from nestify.evaluation.bench import bench as run
     from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
@@ -75,6 +116,7 @@ def bench(
         seconds=seconds,
         rounds=rounds,
         save=save,
+        engine=engine,
     )
     if as_json:
         document = {
@@ -91,3 +133,16 @@ def bench(
         write_result(render(title, bench_sheets(*measured), notes, sys.stdout), None)
     if done.saved is not None:
         print_unless_quiet(f"Saved: {done.saved}")
+
+
+def _write_rivals(found: "Rivals", as_json: bool) -> None:
+    from nestify.cli.output import write_result
+    from nestify.report.rivals import rivals_document, rivals_notes, rivals_sheets
+    from nestify.report.text import render
+
+    if as_json:
+        document = {"schema_version": SCHEMA_VERSION, "file": found.path, **rivals_document(found)}
+        write_result(json.dumps(document, indent=2) + "\n", None)
+    else:
+        title = f"{found.path}, {found.report.architecture}"
+        write_result(render(title, rivals_sheets(found), rivals_notes(found), sys.stdout), None)

@@ -4,8 +4,9 @@ import json
 import os
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -14,6 +15,10 @@ from nestify.cli.flags import with_recipe_flags
 from nestify.files import sibling
 from nestify.recipe.flags import Panel
 from nestify.recipe.sources import parse_setting
+
+if TYPE_CHECKING:
+    from nestify.compression.compress import Result
+    from nestify.training.observer import Observer
 
 USUAL_CALIBRATION = 0.05
 """Share of the training images that `--consensus` holds out."""
@@ -101,6 +106,26 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         from nestify.compression.preflight import with_further_problems
 
         raise with_further_problems(error) from None
+    from nestify.cli.output import write_result
+    from nestify.compression import compress as api
+    from nestify.report.plan import plan_document, plan_text
+    from nestify.training.display import Display
+
+    if dry_run:
+        plan = api.plan(recipe, estimate=True, observer=Display(quiet=True))
+        text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
+        write_result(text, None)
+        return
+    show_run(lambda observer: api.compress(recipe, observer=observer, resume=resume), as_json)
+
+
+def show_run(start: "Callable[[Observer | None], Result]", as_json: bool) -> None:
+    """Run `compress` or `extend` with its progress on standard error, and print the table of levels.
+
+    Args:
+        start: starts the run with an observer.
+        as_json: whether to print JSON.
+    """
     from nestify.cli.output import (
         Verbosity,
         gates_document,
@@ -110,24 +135,17 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         verbosity,
         write_result,
     )
-    from nestify.compression import compress as api
     from nestify.file.summary import read_report
-    from nestify.report.plan import plan_document, plan_text
     from nestify.report.table import report_notes, report_table
     from nestify.report.text import render
     from nestify.training.display import Display
 
-    if dry_run:
-        plan = api.plan(recipe, estimate=True, observer=Display(quiet=True))
-        text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
-        write_result(text, None)
-        return
     if os.environ.get("RANK", "0") != "0":  # one of several processes; only rank 0 prints
-        api.compress(recipe, resume=resume)
+        start(None)
         return
     level = verbosity()
     with Display(quiet=level is Verbosity.quiet, verbose=level is Verbosity.verbose) as display:
-        result = api.compress(recipe, observer=display, resume=resume)
+        result = start(display)
     report = read_report(result.path)
     if as_json:
         document = {**report.to_dict(layers=True), **gates_document(result.gates)}

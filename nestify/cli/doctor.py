@@ -7,7 +7,7 @@ import platform
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from packaging.requirements import Requirement
 
 from nestify.cli.arguments import AsJson
+from nestify.errors import SetupError
 from nestify.machine import cores, memory_bytes, processor_name
 from nestify.version import __version__
 
@@ -29,6 +30,10 @@ State = Literal["ok", "missing", "too old", "broken"]
 _OUR_EXTRAS = ("onnx", "tensorboard")
 _MODULES = {"torch": "torch", "torchvision": "torchvision", "timm": "timm"}
 """Modules that are imported to check that they work, by package; for other packages the version is enough."""
+
+
+CPU_BUILD = "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
+"""Installs torch and torchvision without CUDA; on Linux, pip installs them with CUDA by default."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,21 @@ class Device:
 
 
 @dataclass(frozen=True)
+class Engine:
+    """The sparse engine's library.
+
+    Attributes:
+        library: path of the library; empty if it cannot be used.
+        isa: instruction set that it uses: avx512, avx2 or generic; empty if it cannot be used.
+        remedy: what is wrong and how to get it; empty if it can be used.
+    """
+
+    library: str = ""
+    isa: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
 class Diagnosis:
     """Result of `diagnose`.
 
@@ -80,6 +100,8 @@ class Diagnosis:
         packages: packages that nestify and its extras need.
         devices: devices that torch can compute on; empty if torch does not work.
         environment: settings that change how nestify runs, by name.
+        engine: the sparse engine's library, without which everything else works.
+        advice: sentences about what works, but could be better.
     """
 
     nestify: str
@@ -88,6 +110,8 @@ class Diagnosis:
     packages: Sequence[Package]
     devices: Sequence[Device]
     environment: dict[str, str]
+    engine: Engine
+    advice: Sequence[str] = ()
 
     @property
     def problems(self) -> list[Package]:
@@ -110,6 +134,8 @@ def diagnose() -> Diagnosis:
         packages=packages,
         devices=_devices() if torch_works else [],
         environment=_environment(),
+        engine=_engine(),
+        advice=_advice() if torch_works else [],
     )
 
 
@@ -182,6 +208,47 @@ def _devices() -> list[Device]:
     return devices
 
 
+def _engine() -> Engine:
+    """Load the sparse engine's library, as a session does."""
+    try:
+        from nestify.engine.library import load_library
+
+        library = load_library()
+    except SetupError as error:
+        return Engine(remedy=str(error))
+    except ImportError as error:
+        return Engine(remedy=f"it needs the package {error.name or 'numpy'}; pip install numpy")
+    return Engine(str(library.path), library.isa)
+
+
+def _advice() -> list[str]:
+    import torch
+
+    kind = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else ""
+    return gpu_build_advice(torch.__version__, kind, torch.cuda.device_count(), os.environ)
+
+
+def gpu_build_advice(version: str, kind: str, gpus: int, environment: Mapping[str, str]) -> list[str]:
+    """Return advice if torch was built for GPUs, and there is none that it can use.
+
+    Args:
+        version: version of torch.
+        kind: what torch was built for, CUDA or ROCm; empty for the CPU build.
+        gpus: number of GPUs that torch can use.
+        environment: environment variables, which may hide GPUs.
+    """
+    if not kind or gpus:
+        return []
+    hidden = [name for name in ("CUDA_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES") if name in environment]
+    if hidden:
+        return [f"torch {version} is the {kind} build, and {hidden[0]} leaves it no GPU"]
+    return [
+        f"torch {version} is the {kind} build, but finds no GPU here (if there is one, check its driver); "
+        "with the CPU build, an environment takes about 1 GB in place of 5.6 GB: in a fresh one, run "
+        f"{CPU_BUILD} before you install nestify"
+    ]
+
+
 def _environment() -> dict[str, str]:
     """Return settings that change how nestify runs, and the free disk space, by name."""
     names = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HOME", "HF_HUB_OFFLINE", "NO_COLOR", "COLUMNS")
@@ -199,7 +266,6 @@ def doctor(
     It changes nothing and does not use the network.
     """
     from nestify.cli.output import write_result
-    from nestify.errors import SetupError
     from nestify.report.text import render
 
     found = diagnose()
@@ -241,9 +307,18 @@ def _sheets(found: "Diagnosis") -> "list[Sheet]":
                 ),
             ]
         ),
+        Sheet(
+            [
+                Column("sparse engine", ["not available" if found.engine.remedy else "ok"], is_text=True),
+                Column("instruction set", [found.engine.isa or "-"], is_text=True),
+                Column("library", [found.engine.library or "-"], is_text=True, rank=1),
+            ]
+        ),
     ]
 
 
 def _notes(found: "Diagnosis") -> list[str]:
     remedies = [f"{p.name} ({p.extra or 'nestify'}): {p.remedy}" for p in found.packages if p.remedy]
-    return [*remedies, *(f"{name}: {value}" for name, value in found.environment.items())]
+    if found.engine.remedy:
+        remedies.append(f"sparse engine: {found.engine.remedy}")
+    return [*remedies, *found.advice, *(f"{name}: {value}" for name, value in found.environment.items())]

@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, get_args
+from warnings import catch_warnings, simplefilter
 
 import typer
 
@@ -85,6 +86,17 @@ def evaluate(
             help="Exit with 1 if an evaluated level's top-1 is below this percent.",
         ),
     ] = None,
+    save: Annotated[
+        bool,
+        typer.Option(
+            "--save",
+            help="Store the accuracy by class next to FILE (resnet.eval.json) for report --format html; it "
+            "replaces an older one.",
+        ),
+    ] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
@@ -92,28 +104,33 @@ def evaluate(
     images/s counts only the forward passes, not image loading. With --level, --consensus and --cascade use
     the levels up to that one.
     """
-    from nestify.cli.output import write_result
-    from nestify.errors import GateFailed
+    from nestify.cli.output import Verbosity, print_unless_quiet, verbosity, write_result
+    from nestify.errors import GateFailed, NestifyWarning
     from nestify.evaluation.evaluate import evaluate as run
     from nestify.report.evaluation import evaluation_notes, evaluation_sheets, images_note
     from nestify.report.text import render
-    from nestify.terminal import print_stderr
+    from nestify.terminal import print_stderr, progress_bar
 
-    done = run(
-        file,
-        data,
-        level=level,
-        consensus=consensus,
-        cascade=cascade,
-        split=split,
-        all_images=all_images,
-        data_root=data_root,
-        batch_size=batch_size,
-        workers=workers,
-        device=device,
-        max_images=max_images,
-        on_bad_image=on_bad_image,
-    )
+    with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress, catch_warnings():
+        simplefilter("ignore", NestifyWarning)  # they are in the result, and printed below
+        done = run(
+            file,
+            data,
+            level=level,
+            consensus=consensus,
+            cascade=cascade,
+            split=split,
+            all_images=all_images,
+            data_root=data_root,
+            batch_size=batch_size,
+            workers=workers,
+            device=device,
+            max_images=max_images,
+            on_bad_image=on_bad_image,
+            save=save,
+            engine=engine,
+            progress=progress,
+        )
     for warning in done.warnings:
         print_stderr(f"warning: {warning}")
     if as_json:
@@ -121,10 +138,12 @@ def evaluate(
         if done.images.changed:
             print_stderr(f"warning: {images_note(done.images)}")
     else:
-        text = render(f"{file} on {data}", evaluation_sheets(done), evaluation_notes(done), sys.stdout)
-        write_result(text, None)
+        title = f"{done.path} on {data}"
+        write_result(render(title, evaluation_sheets(done), evaluation_notes(done), sys.stdout), None)
+    if done.saved is not None:
+        print_unless_quiet(f"Saved: {done.saved}")
     if failed := _levels_below(done, min_top1):
-        raise GateFailed(f"{file}: {failed}, below --min-top1 {min_top1:g}")
+        raise GateFailed(f"{done.path}: {failed}, below --min-top1 {min_top1:g}")
 
 
 def _levels_below(done: "Evaluation", min_top1: float | None) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
+from nestify.errors import RecipeError
 from nestify.exports.target import ExportFormat
 
 if TYPE_CHECKING:
@@ -43,20 +44,32 @@ def export(
         int | None,
         typer.Option("--opset", min=1, help="Version of the ONNX operator set.", show_default="18"),
     ] = None,
+    sparse: Annotated[
+        bool,
+        typer.Option("--sparse", help="For onnx: pack sparse layers for the engine, which runs them faster."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one level as a plain model that does not need nestify.
 
     The model takes images that are preprocessed as its metadata describes, and returns logits, without a
     softmax. The file is loaded again and compared with the level, and kept only if they agree. onnx needs
-    pip install 'nestify\\[onnx]'.
+    pip install 'nestify\\[onnx]'. A model of --sparse needs the engine's library where it runs.
     """
     from nestify.cli.output import write_result
-    from nestify.exports.export import export as run
     from nestify.report.results import exported_notes
     from nestify.text import printable
 
-    done = run(file, level, format, output, batch=batch, opset=opset)
+    if sparse:
+        from nestify.engine.export import export_sparse
+
+        if format not in (None, ExportFormat.onnx):
+            raise RecipeError(f"--sparse applies to --format onnx, not to {format}; leave one of them out")
+        done = export_sparse(file, level, output, batch=batch, opset=opset)
+    else:
+        from nestify.exports.export import export as run
+
+        done = run(file, level, format, output, batch=batch, opset=opset)
     lines = [f"{file}: {done.facts.title}", *exported_notes(done), f"Written: {done.path}"]
     text = json.dumps(_document(file, done), indent=2) if as_json else "\n".join(map(printable, lines))
     write_result(text + "\n", None)
@@ -78,4 +91,5 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "batch": done.batch,
         "opset": done.opset,
         "load": done.load_line,
+        **({} if done.packed_layers is None else {"packed_layers": done.packed_layers}),
     }

@@ -2,7 +2,7 @@
 
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import wraps
 from types import GenericAlias
 from typing import Annotated, Any
@@ -16,18 +16,20 @@ from nestify.recipe.flags import FlaggedField, Panel, flagged_fields, name_flags
 from nestify.recipe.recipe import Recipe, option_help
 
 
-def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
+def with_recipe_flags(command: Callable[..., None], leave_out: Collection[str] = ()) -> Callable[..., None]:
     """Give a command one flag for each field of `Recipe` that declares one.
 
     Args:
         command: function with a keyword-only parameter `overrides`, which receives the values of the flags
             that were given, by dotted key: `{"train.epochs": 3}`.
+        leave_out: dotted keys of fields that get no flag.
 
     Returns:
         The command for typer: a function with one parameter per flag in place of `overrides`. Its errors
         name the flags of the recipe's keys.
     """
-    keys = {_parameter_name(field): field.key for field in flagged_fields(Recipe)}
+    fields = [field for field in flagged_fields(Recipe) if field.key not in leave_out]
+    keys = {_parameter_name(field): field.key for field in fields}
 
     @wraps(command)
     def with_flags(**values: Any) -> None:
@@ -42,7 +44,7 @@ def with_recipe_flags(command: Callable[..., None]) -> Callable[..., None]:
 
     signature = inspect.signature(command)
     own = [parameter for name, parameter in signature.parameters.items() if name != "overrides"]
-    parameters = [*own, *map(_parameter, flagged_fields(Recipe))]
+    parameters = [*own, *map(_parameter, fields)]
     with_flags.__signature__ = signature.replace(  # type: ignore[attr-defined]
         parameters=sorted(parameters, key=_sort_key)
     )

@@ -14,7 +14,7 @@ _ANCHOR_LINK = re.compile(r"\[([^\]]+)\]\(#[\w-]+\)")
 
 ORDER = (
     *("first-model", "levels", "classes", "recipes", "recipe-reference", "images", "training", "resuming"),
-    *("evaluating", "shipping", "ci", "clusters", "python", "numbers", "formats"),
+    *("evaluating", "shipping", "engine", "ci", "clusters", "python", "numbers", "formats"),
 )
 """Topics in the order in which a new user needs them."""
 

@@ -11,6 +11,7 @@ from enum import IntEnum
 from pathlib import Path
 from typing import Any, TextIO
 
+from nestify.addresses import hide_passwords
 from nestify.errors import GateFailed
 from nestify.evaluation.gates import GateResult, missed
 from nestify.files import atomic_file
@@ -111,6 +112,7 @@ def write_result(text: str, output: Path | None) -> None:
     Raises:
         OutputError: if the result cannot be written.
     """
+    text = hide_passwords(text)
     if output is not None:
         with atomic_file(output) as file:
             file.write(text.encode())

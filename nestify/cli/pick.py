@@ -62,6 +62,9 @@ def pick(
             "--saved", help="Use the latency that bench --save stored for this machine; measure nothing."
         ),
     ] = False,
+    engine: Annotated[
+        bool, typer.Option("--engine", help="Latency on the sparse engine, on the CPU.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the name of the best level that meets all limits; exit with 1 if there is none.
@@ -80,7 +83,9 @@ def pick(
     from nestify.report.evaluation import pick_notes, pick_table
     from nestify.report.text import render
 
-    done = run(file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved)
+    done = run(
+        file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved, engine=engine
+    )
     if as_json:
         write_result(json.dumps(_document(done), indent=2) + "\n", None)
         done.check()

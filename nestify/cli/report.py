@@ -98,9 +98,11 @@ def _document(
 
 
 def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -> str:
-    """Return the report as HTML, with training curves, stored latencies, gates and changes."""
+    """Return the report as HTML, with everything that is stored next to the file, gates and changes."""
     from nestify.cli.output import gates_sheets
+    from nestify.file.class_accuracy import SavedAccuracy, read_class_accuracy
     from nestify.file.history import read_history
+    from nestify.file.reader import open_nested_file
     from nestify.report.bench import bench_sheets, noise_notes
     from nestify.report.compare import compare, comparison_notes, comparison_tables
     from nestify.report.html.page import PageSection, html_page
@@ -116,7 +118,9 @@ def _page(data: "Report", other: "Report | None", results: "list[GateResult]") -
         tables = comparison_tables(comparison, layers=True)
         notes = comparison_notes(comparison, layers=True)
         sections.append(PageSection("changes", "What changed", tables, notes))
-    return html_page(data, sections, read_history(data))
+    is_local = Path(data.path).is_file()
+    evaluated = read_class_accuracy(open_nested_file(data.path)) if is_local else SavedAccuracy()
+    return html_page(data, sections, read_history(data), evaluated)
 
 
 def _text(

@@ -1,8 +1,6 @@
 """`nestify slice`: write the first levels of a nested file as a nested file."""
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +9,7 @@ import typer
 from nestify.cli.arguments import AsJson, NestedFileOrAddress
 
 if TYPE_CHECKING:
-    from nestify.file.slicing import Progress, Sliced
+    from nestify.file.slicing import Sliced
 
 SCHEMA_VERSION = 1
 
@@ -34,17 +32,18 @@ def slice_levels(
 
     Only the header and these levels are read, from disk or by range requests.
     """
-    from nestify.cli.output import write_result
+    from nestify.cli.output import Verbosity, verbosity, write_result
     from nestify.errors import RecipeError
     from nestify.file.slicing import slice_file, upgrade_slice
     from nestify.report.results import sliced_lines
+    from nestify.terminal import progress_bar
     from nestify.text import printable
 
     if (output is None) == (upgrade is None):
         raise RecipeError(
             "give either --output, to write a new slice, or --upgrade, to add levels to an existing one"
         )
-    with _progress_bar() as progress:
+    with progress_bar("bytes", hidden=verbosity() is Verbosity.quiet) as progress:
         if output is not None:
             done = slice_file(file, level, output, progress=progress)
         else:
@@ -52,19 +51,6 @@ def slice_levels(
             done = upgrade_slice(file, level, upgrade, progress=progress)
     text = "\n".join(map(printable, sliced_lines(done))) + "\n"
     write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else text, None)
-
-
-@contextmanager
-def _progress_bar() -> "Iterator[Progress]":
-    """Show a progress bar on standard error if it is a terminal; yields the callback that moves the bar."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
-
-    console = Console(stderr=True)
-    columns = (BarColumn(bar_width=20), DownloadColumn(True), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("", total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _document(done: "Sliced") -> dict[str, Any]:

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import torch
 
+from nestify.compression.base import BaseFile
+from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import stored_dtype
+from nestify.compression.latency import missed_latencies
 from nestify.compression.preflight import check_recipe
-from nestify.compression.run import Compressed, Run
+from nestify.compression.run import Run
 from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
 from nestify.file.loading import load
@@ -99,25 +102,44 @@ def compress(
     """
     recipe = _recipe(recipe, overrides)
     check_recipe(recipe)
+    return run_compress(recipe, observer, resume)
+
+
+def run_compress(
+    recipe: Recipe, observer: Observer | None, resume: bool | None, base: BaseFile | None = None
+) -> Result:
+    """Do the work of `compress` and of `extend`.
+
+    Args:
+        recipe: a recipe that was checked.
+        observer: as in `compress`.
+        resume: as in `compress`.
+        base: the file that the run extends; None without one.
+    """
     with join_process_group(pick_device(recipe.device)) as (world, device):
         if observer is not None or not world.is_main:
-            return _compress(recipe, observer or Observer(), resume, world, device)
+            return _compress(recipe, observer or Observer(), resume, world, device, base)
         with usual_observer() as display:
-            result = _compress(recipe, display, resume, world, device)
+            result = _compress(recipe, display, resume, world, device, base)
         display.repeat_warnings()
         return result
 
 
 def _compress(
-    recipe: Recipe, watcher: Observer, resume: bool | None, world: World, device: torch.device
+    recipe: Recipe,
+    watcher: Observer,
+    resume: bool | None,
+    world: World,
+    device: torch.device,
+    base: BaseFile | None,
 ) -> Result:
-    """Run `compress` in one of several processes: all compute, rank 0 logs and writes."""
+    """Run in one of several processes: all compute, rank 0 logs and writes."""
     if not world.is_main:
         watcher = Observer()
     output = recipe.output_path
     baseline = _baseline(recipe)
     with _locked(output, watcher, world):
-        manifest, missed = _run_and_write(recipe, watcher, resume, world, device)
+        manifest, missed = _run_and_write(recipe, watcher, resume, world, device, base)
     if missed:
         raise BudgetError(f"{'; '.join(missed)}; {output} was written")
     if not world.is_main:
@@ -128,11 +150,16 @@ def _compress(
 
 
 def _run_and_write(
-    recipe: Recipe, watcher: Observer, resume: bool | None, world: World, device: torch.device
+    recipe: Recipe,
+    watcher: Observer,
+    resume: bool | None,
+    world: World,
+    device: torch.device,
+    base: BaseFile | None,
 ) -> tuple[Manifest, Sequence[str]]:
     """Do the work of `compress`; return the manifest, and a sentence per missed budget."""
     output = recipe.output_path
-    run = Run(recipe, watcher, world, device)
+    run = Run(recipe, watcher, world, device, base)
     run.checkpoints.find(resume)
     with run.checkpoints.noting_resume_point():
         watcher.planned(plan := run.plan())
@@ -147,12 +174,13 @@ def _run_and_write(
             done = run.execute()
         watcher.stage(f"writing {output}")
         manifest = world.broadcast_object(
-            _write(run.recipe, done, run.inputs.held_out_record) if world.is_main else None
+            _write(run.recipe, done, run.inputs.held_out_record, base) if world.is_main else None
         )
     assert manifest is not None
     if world.is_main:
         run.checkpoints.remove()
-    return manifest, done.missed
+    slow = missed_latencies(output, done.levels, watcher) if world.is_main else []
+    return manifest, [*done.missed, *world.broadcast_object(slow)]
 
 
 @contextmanager
@@ -180,27 +208,26 @@ def _baseline(recipe: Recipe) -> Report | None:
     return None if recipe.gates.baseline is None else open_report(recipe.gates.baseline)
 
 
-def _write(recipe: Recipe, done: Compressed, held_out: HeldOut | None) -> Manifest:
+def _write(recipe: Recipe, done: Compressed, held_out: HeldOut | None, base: BaseFile | None) -> Manifest:
     output = recipe.output_path
-    return write_nested_file(
-        output,
-        done.nested.nested_state(block_units(done.nested, done.levels)),
-        describe(
-            recipe,
-            done.levels,
-            done.nested,
-            done.costs,
-            labels=done.labels,
-            source_sha256=done.pretrained.source_sha256,
-            original=done.original,
-            before=done.before,
-            after=done.after,
-            calibration=done.calibration,
-            held_out=held_out,
-        ),
-        stored_dtype(recipe),
-        check=partial(_check_loads, output),
+    state = done.nested.nested_state(block_units(done.nested, done.levels))
+    description = describe(
+        recipe,
+        done.levels,
+        done.nested,
+        done.costs,
+        labels=done.labels,
+        source_sha256=done.pretrained.source_sha256,
+        original=done.original,
+        before=done.before,
+        after=done.after,
+        calibration=done.calibration,
+        held_out=held_out,
     )
+    if base is not None:
+        description, state = base.merge(description, state)
+    check = partial(_check_written, output, base)
+    return write_nested_file(output, state, description, stored_dtype(recipe), check)
 
 
 def _recipe(recipe: Recipe | str | os.PathLike[str], overrides: Mapping[str, object] | None) -> Recipe:
@@ -214,8 +241,10 @@ def _recipe(recipe: Recipe | str | os.PathLike[str], overrides: Mapping[str, obj
     return load_recipe(recipe, overrides)
 
 
-def _check_loads(output: Path, written: Path) -> None:
-    """Refuse a file that cannot be loaded again, so that it does not replace an older one."""
+def _check_written(output: Path, base: BaseFile | None, written: Path) -> None:
+    """Refuse a file that cannot be loaded again, or changes the levels of the file that it extends."""
+    if base is not None:
+        base.check_written(written)
     try:
         load(written)
     except BadFileError as error:

@@ -10,9 +10,10 @@ from nestify.compression.defaults import with_batch_size, with_holdout, with_new
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
 from nestify.data.validation import record_held_out
-from nestify.errors import CheckpointError, DataError, RecipeError
+from nestify.errors import CheckpointError, DataError, OutputError, RecipeError
 from nestify.file.manifest import HeldOut
 from nestify.model.batch_norm import norms_over_images
+from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.model.spec import ModelSpec, synthetic_input
 from nestify.recipe.options import TEACHERS
@@ -310,3 +311,15 @@ def stored_dtype(recipe: Recipe) -> torch.dtype:
     dtype = getattr(torch, recipe.dtype)
     assert isinstance(dtype, torch.dtype)
     return dtype
+
+
+def round_to_stored(nested: NestedModel, recipe: Recipe) -> None:
+    """Round the weights to the stored type, so that the stored values are trained around and evaluated.
+
+    Raises:
+        OutputError: if a weight is too large for the type.
+    """
+    try:
+        nested.round_to(stored_dtype(recipe))
+    except ValueError as error:
+        raise OutputError(f"{recipe.output_path}: {error}; choose another dtype") from None

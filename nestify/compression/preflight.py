@@ -11,7 +11,9 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from nestify.data.source import locate_split
+from nestify.engine.library import load_library
 from nestify.errors import DataError, NestifyError, OutputError, RecipeError, foreign_code, joined
+from nestify.exports.onnx import import_packages
 from nestify.files import checkpoint_path, metrics_path, sibling
 from nestify.machine import pick_device
 from nestify.model.pretrained import check_name
@@ -52,6 +54,7 @@ def _problems(recipe: Recipe, broken: Sequence[str]) -> list[NestifyError]:
         ("model.name", partial(check_name, model.name)),
         ("train.opt", partial(_check_optimizer, train.opt)),
         ("data.path", partial(locate_split, data.path, data.train_split, data.root)),
+        ("level", partial(_check_engine, recipe)),
         ("device", partial(pick_device, recipe.device)),
         ("train.log", partial(check_logs, train.log)),
         ("output", partial(_check_outputs, recipe)),
@@ -88,6 +91,13 @@ def _check_outputs(recipe: Recipe) -> None:
     if "csv" in recipe.train.log:
         _check_output(recipe, "the table next to the output", sibling(output, ".csv"))
         _check_output(recipe, "the table of the fine-tuning", sibling(output, ".finetune.csv"))
+
+
+def _check_engine(recipe: Recipe) -> None:
+    """Refuse budgets of latency without the sparse engine, which the levels are measured on."""
+    if any(level.budget is not None and level.budget.startswith("latency") for level in recipe.level):
+        load_library()
+        import_packages()
 
 
 def _check_optimizer(name: str) -> None:

@@ -2,35 +2,37 @@
 
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
-from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, stored_dtype
+from nestify.compression.base import BaseFile
+from nestify.compression.compressed import Compressed
+from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
+from nestify.compression.latency import times_of_layers
 from nestify.compression.untrained import Untrained
 from nestify.data.dataset import Images
-from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
-from nestify.errors import OutputError
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
-from nestify.evaluation.calibration import Calibration, calibrate_levels
+from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
 from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
-from nestify.model.pretrained import PretrainedModel
+from nestify.recipe.level_options import Stage, training_stages
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable
 from nestify.schedule.budgets import NestedDesign, design_levels
-from nestify.schedule.costs import LevelCost, Plan, PlannedLevel, count_macs, level_costs
+from nestify.schedule.costs import Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
 from nestify.training.checkpoint import EarlyResults
 from nestify.training.distributed import SINGLE, World
 from nestify.training.estimate import estimate_step
+from nestify.training.frozen import copy_shared, reset_unfrozen
 from nestify.training.health import check_collapse, check_empty
 from nestify.training.identity import run_identity
 from nestify.training.loop import steps_per_epoch, total_steps
@@ -38,35 +40,6 @@ from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision
 from nestify.training.resume import Checkpoints
-
-
-@dataclass(frozen=True)
-class Compressed:
-    """Result of a run in memory, before it is written.
-
-    Attributes:
-        nested: the trained model, on the CPU, in eval mode.
-        levels: its levels, with budgets solved.
-        missed: a sentence for each level that missed its budget.
-        pretrained: the model that the run started from.
-        costs: costs of the levels, core first.
-        labels: classes that each level predicts.
-        original: accuracy of the dense model before nesting; None if there was nothing to validate.
-        before: accuracy of every level before training, core first; empty if not requested.
-        after: accuracy of every level after training, core first.
-        calibration: temperatures and weights fitted on held-out training images; None if none were.
-    """
-
-    nested: NestedModel
-    levels: Sequence[Level]
-    pretrained: PretrainedModel
-    costs: Sequence[LevelCost]
-    missed: Sequence[str]
-    labels: ClassLevels
-    original: Accuracy | None
-    before: Sequence[Accuracy]
-    after: Sequence[Accuracy]
-    calibration: Calibration | None
 
 
 class Run:
@@ -77,6 +50,7 @@ class Run:
         observer: notified of progress.
         world: the processes of the run.
         device: the device of this process; the recipe's by default.
+        base: a file whose levels are the first levels of the recipe, and stay as they are; None without one.
 
     Attributes:
         checkpoints: save the run, and resume it.
@@ -86,17 +60,26 @@ class Run:
     """
 
     def __init__(
-        self, recipe: Recipe, observer: Observer, world: World = SINGLE, device: torch.device | None = None
+        self,
+        recipe: Recipe,
+        observer: Observer,
+        world: World = SINGLE,
+        device: torch.device | None = None,
+        base: BaseFile | None = None,
     ) -> None:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
-        self.observer = observer
-        self.world = world
+        self.observer, self.world = observer, world
         self.device = device or pick_device(recipe.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
+        self.base = base
         self.inputs = open_inputs(recipe, observer, world.size)
+        if base is not None:
+            self.inputs = base.check_inputs(self.inputs, observer)
         self.recipe = recipe = self.inputs.recipe
         self.spec = self.inputs.pretrained.spec
         self.labels = self.inputs.labels
+        self.frozen = 0 if base is None else base.count
+        self.stages = [stage for stage in training_stages(recipe.level) if stage.frozen >= self.frozen]
         self.workers = pick_workers(recipe.data.workers, self.device)
         if problem := workers_warning(self.workers):
             observer.warned(problem)
@@ -117,7 +100,8 @@ class Run:
         network, teacher = self.inputs.pretrained.model, self.inputs.teacher
         self.checkpoints = Checkpoints(
             checkpoint_path(recipe.output_path),
-            run_identity(recipe, self.device, network, teacher, self._images, self.labels, world.size),
+            run_identity(recipe, self.device, network, teacher, self._images, self.labels, world.size)
+            | ({} if base is None else base.identity()),
             recipe.train.checkpoint_minutes,
             skipped={split: images.skipped for split, images in self._images.items()},
             world=world,
@@ -132,21 +116,22 @@ class Run:
         network = self.inputs.pretrained.model
         design = self._nest(deepcopy(network).cpu())
         nested, levels, removable = design.nested, design.levels, design.removable
-        choose_weights(nested, levels, self.recipe.schedule.score)
+        choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         count = design.solver.count
         costs = level_costs(nested, count)
         empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels, self.inputs.held_out_record)
-        told = nested.classes, self.labels.class_sets(len(levels))
+        told = nested.classes, self.labels.class_sets(len(levels)), design.solver.latencies(nested)
         accumulate = self.recipe.train.accumulate
         epoch_steps = steps_per_epoch(self.train_batches, accumulate)
-        steps = total_steps(self.recipe.train.epochs, epoch_steps)
+        stage_steps = total_steps(self.recipe.train.epochs, epoch_steps)
         finetune_steps = (self.recipe.finetune.epochs or 0) * epoch_steps
         seconds = memory = None
         if estimate:
-            task = self._phases().make_task(nested.to(self.device), None)
+            everything = Stage(self.frozen, nested.n_levels)  # a step of all stages costs about as much
+            task = self._phases().make_task(nested.to(self.device), None, everything)
             step_seconds, memory = estimate_step(task, self.inputs.batch_size)
-            seconds = step_seconds * accumulate * (steps + finetune_steps / nested.n_levels)
+            seconds = step_seconds * accumulate * (stage_steps + finetune_steps / nested.n_levels)
         narrower, shallower = (
             any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
         )
@@ -158,7 +143,7 @@ class Run:
             train_images=len(self.inputs.train_images),
             val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
-            steps=steps,
+            steps=stage_steps * len(self.stages),
             uncounted=count.uncounted
             if removable is None
             else {**removable.layers.uncounted, **count.uncounted},
@@ -192,24 +177,23 @@ class Run:
 
         # Make the nested model. Smaller levels need new batch norm statistics; a checkpoint has them.
         design = self._nest(network)
-        nested, levels, numbers = design.nested, design.levels, range(1, design.nested.n_levels + 1)
+        nested, levels = design.nested, design.levels
+        numbers = range(self.frozen + 1, nested.n_levels + 1)
         if recipe.train.epochs and not checkpoints.is_in_train_phase:
             self._recalibrate_levels(nested, [k for k in numbers if nested.is_smaller(k)])
-        before = checkpoints.early_results.before
         if not recipe.train.epochs:
-            self._select_untrained(nested, levels)
+            self._make_untrained(nested, levels)
+        before = checkpoints.early_results.before
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
         checkpoints.early_results = EarlyResults(original=original, before=before)
 
         # Train the levels. Sparsities that depend on a budget are solved again when the masks are frozen.
         if recipe.train.epochs:
-            solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
-            settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
-            nested, levels = self._phases().train_levels(nested, levels, settle, teacher)
+            nested, levels = self._train_levels(design, teacher)
 
         # Evaluate what the file will hold: rounded weights, and batch norm statistics that fit them.
-        self._round(nested)
+        round_to_stored(nested, recipe)
         if recipe.train.bn == "recalibrate" and recipe.train.epochs:
             self._recalibrate_levels(nested, numbers)
         observer.stage("evaluating the levels")
@@ -240,6 +224,23 @@ class Run:
             after=after,
             calibration=calibration,
         )
+
+    def _train_levels(
+        self, design: NestedDesign, teacher: nn.Module | None
+    ) -> tuple[NestedModel, Sequence[Level]]:
+        """Train the levels, stage by stage; stages that the checkpoint has done are skipped."""
+        nested, levels, recipe = design.nested, design.levels, self.recipe
+        solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
+        settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
+        original = copy_shared(nested) if len(self.stages) > 1 else {}
+        for index, stage in enumerate(self.stages):
+            if stage.last <= (self.checkpoints.frozen or 0):
+                continue
+            nested, levels = self._phases().train_levels(nested, levels, settle, teacher, self.stages, index)
+            if stage.last < nested.n_levels:
+                round_to_stored(nested, recipe)  # higher levels learn around what the file will hold
+                reset_unfrozen(nested, stage.last, original)
+        return nested, levels
 
     def _phases(self) -> Phases:
         self.checkpoints.observer = self.observer
@@ -279,28 +280,35 @@ class Run:
     def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
+        given = None if self.base is None else self.base.sizes
+        times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
         images = Pictures(self._shuffled())
-        made = design_levels(network, self.spec, self.recipe, self.labels, images, self._removable)
+        made = design_levels(
+            network, self.spec, self.recipe, self.labels, images, self._removable, given, times
+        )
         self._removable = made.removable
+        if self.base is not None:
+            self.base.install(made.nested)
         return made
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
-        """Evaluate the levels without training; the model is restored if it is to be trained."""
+        """Evaluate the levels without training; a model that is to be trained is restored."""
         state = deepcopy(nested.state_dict())
         if self.recipe.train.epochs:
-            self._select_untrained(nested, levels)
+            self._make_untrained(nested, levels)
         self.observer.stage("evaluating the levels before training")
         before = self._evaluate_levels(nested)
         nested.load_state_dict(state)
         self.observer.evaluated("before", 0, before)
         return before
 
-    def _round(self, nested: NestedModel) -> None:
-        """Round the weights to the stored type, so that the stored values are evaluated."""
-        try:
-            nested.round_to(stored_dtype(self.recipe))
-        except ValueError as error:
-            raise OutputError(f"{self.recipe.output_path}: {error}; choose another dtype") from None
+    def _make_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
+        """Choose the weights of all levels, and make the levels as good as they can be without training."""
+        original = deepcopy(nested.network).eval()
+        untrained = Untrained(self.recipe, self._shuffled, self.observer, self.frozen)
+        untrained.select(nested, levels)
+        round_to_stored(nested, self.recipe)
+        untrained.recalibrate(nested, original)
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
         """Measure the private statistics of levels on training images."""
@@ -310,14 +318,6 @@ class Run:
             plain = nested.at_level(level)
             recalibrate(plain, Pictures(self._shuffled()), self.recipe.train.recalibrate_batches)
             nested.load_own(level, plain)
-
-    def _select_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
-        """Choose, refit and round the weights of levels without training, and measure their batch norm."""
-        original = deepcopy(nested.network).eval()
-        untrained = Untrained(self.recipe, self._shuffled, self.observer)
-        changed = untrained.select(nested, levels)
-        self._round(nested)
-        untrained.recalibrate(nested, changed, original)
 
     def _shuffled(self) -> Loader:
         return self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
@@ -330,7 +330,7 @@ class Run:
         return evaluate(models, self._val_batches(), self.precision.autocast, parents, self.world.size > 1)
 
     def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
-        numbers, parents = range(1, nested.n_levels + 1), self.labels.parents
+        numbers, parents = range(self.frozen + 1, nested.n_levels + 1), self.labels.parents
         shared = self.world.size > 1
         return evaluate_levels(nested, self._val_batches(), numbers, self.precision.autocast, parents, shared)
 

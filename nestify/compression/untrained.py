@@ -36,11 +36,14 @@ class Untrained:
         recipe: the recipe of the run.
         batches: returns the training images, shuffled, on the model's device.
         observer: notified of each stage.
+        frozen: number of levels, from the core on, that come from a nested file and stay as they are. The
+            higher levels are then chosen around them, but not refitted.
     """
 
     recipe: Recipe
     batches: Callable[[], Loader]
     observer: Observer
+    frozen: int = 0
 
     def select(self, nested: NestedModel, levels: Sequence[Level]) -> list[int]:
         """Choose the weights of all levels and refit them.
@@ -53,10 +56,10 @@ class Untrained:
             Numbers of the levels that no longer compute what the original network does.
         """
         schedule = self.recipe.schedule
-        choose_weights(nested, levels, schedule.score)
-        numbers = range(1, nested.n_levels + 1)
+        choose_weights(nested, levels, schedule.score, self.frozen)
+        numbers = range(self.frozen + 1, nested.n_levels + 1)
         reduced = [level for level in numbers if nested.is_reduced(level)]
-        if not schedule.fit or not reduced:
+        if self.frozen or not schedule.fit or not reduced:
             return reduced
         self._refit(nested)
         return list(numbers)

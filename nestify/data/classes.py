@@ -1,5 +1,6 @@
 """Class names and labels of a data set, and how its classes map to those of a model."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +111,7 @@ def read_class_names(path: str) -> list[str]:
         DataError: if it cannot be read, or has an empty or repeated name.
     """
     hint = "--class-names takes a file with one class name per line, in the order of the model's outputs"
-    if not Path(path).is_file():
+    if not os.path.isfile(path):
         raise DataError(f"{path}: no such file; {hint}")
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").rstrip().splitlines()

@@ -12,11 +12,19 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor
 
+from nestify.engine.export import engine_device, engine_network, engine_runtime
 from nestify.errors import BadFileError, RecipeError
 from nestify.file.loading import load_level
-from nestify.file.measurements import LevelLatency, Machine, Measurement, check_savable, save_measured
+from nestify.file.measurements import (
+    TORCH,
+    LevelLatency,
+    Machine,
+    Measurement,
+    check_savable,
+    save_measured,
+)
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import Report, make_report
 from nestify.machine import cores, pick_device, printable_line, processor_name
@@ -45,6 +53,7 @@ LEAST_WARM_UP = 2
 
 Clock = Callable[[], float]
 Times = Mapping[int, float]
+Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -91,10 +100,24 @@ def measure(
         reference: the level that the others are compared with.
         clock: returns seconds since a fixed moment, after waiting for work that a call has only started.
     """
+    rounds = interleave(calls, effort, clock)
+    return {level: _latency(rounds, level, reference) for level in calls}
+
+
+def interleave(calls: Mapping[int, Callable[[], object]], effort: Effort, clock: Clock) -> list[Times]:
+    """Run calls in turns, after a warm-up.
+
+    Args:
+        calls: the calls, by number.
+        effort: how long.
+        clock: see `measure`.
+
+    Returns:
+        The seconds of each call, by number, for each round.
+    """
     _rounds(calls, clock, effort.warmup, LEAST_WARM_UP, MOST_ROUNDS)
     least, most = (LEAST_ROUNDS, MOST_ROUNDS) if effort.rounds is None else (effort.rounds, effort.rounds)
-    rounds = _rounds(calls, clock, effort.seconds, least, most)
-    return {level: _latency(rounds, level, reference) for level in calls}
+    return _rounds(calls, clock, effort.seconds, least, most)
 
 
 def _rounds(
@@ -162,6 +185,7 @@ def bench(
     seconds: float = Effort.seconds,
     rounds: int | None = None,
     save: bool = False,
+    engine: bool = False,
 ) -> Bench:
     """Measure the latency of levels for one batch of synthetic images, in turns with the full level.
 
@@ -176,36 +200,42 @@ def bench(
         rounds: exact number of rounds in place of `seconds`.
         save: whether to save the measurements next to the file, as `resnet.bench.json`; earlier ones with
             the same machine, device, threads, batch size and dtype are replaced.
+        engine: whether the sparse engine runs all levels, the full one too, on the CPU, in place of torch.
 
     Raises:
         NestifyError: if the file is not right, there is no such level or device, an option is out of its
             range, or the measurements cannot be saved.
     """
     effort = Effort(warmup, seconds, rounds)
-    _check(effort, batch_sizes, threads)
+    check_options(effort, batch_sizes, threads)
     file = open_nested_file(path)
     if save:
         check_savable(file)
     full = file.n_levels
     numbers = range(1, full + 1) if level == "all" else sorted({file.level_index(str(level)), full})
-    where = pick_device(device)
-    networks = {number: load_level(file, number).to(where) for number in numbers}
+    where = pick_device(engine_device(device) if engine else device)
+    runtime = engine_runtime() if engine else TORCH
+    networks: dict[int, Network] = {}
+    if not engine:
+        networks = {number: load_level(file, number).to(where) for number in numbers}
     names = {number: file.manifest.levels[number - 1].name for number in numbers}
     input_size = file.manifest.model.preprocessing.input_size
     machine = this_machine(where)
     measurements = []
     for count in dict.fromkeys(threads or [torch.get_num_threads()]):
-        with _threads(count):
+        with torch_threads(count):
+            if engine:  # sessions have a fixed number of threads
+                networks = {number: engine_network(file, number) for number in numbers}
             for batch_size in dict.fromkeys(batch_sizes):
                 generator = torch.Generator().manual_seed(SEED)
                 images = torch.randn(batch_size, *input_size, generator=generator).to(where)
-                measurements.append(_measure_networks(networks, names, images, machine, effort))
+                measurements.append(_measure_networks(networks, names, images, machine, effort, runtime))
     saved = save_measured(file, measurements) if save else None
     return Bench(file.name, make_report(file), measurements, saved)
 
 
 def saved_measurement(
-    report: Report, batch_size: int, threads: Sequence[int] | None, device: str
+    report: Report, batch_size: int, threads: Sequence[int] | None, device: str, engine: bool = False
 ) -> Measurement:
     """Return what `bench` saved next to a file, on this machine and under these conditions.
 
@@ -213,26 +243,29 @@ def saved_measurement(
         BadFileError: if there is none, with the command that makes it.
         RecipeError: if there is no such device, or an option is out of its range.
     """
-    _check(Effort(), (batch_size,), threads)
-    machine = this_machine(pick_device(device))
+    check_options(Effort(), (batch_size,), threads)
+    machine = this_machine(pick_device(engine_device(device) if engine else device))
     count = threads[0] if threads else torch.get_num_threads()
+    wanted = (machine, count, batch_size, engine_runtime() if engine else TORCH)
     for measurement in report.measured:
-        if (measurement.machine, measurement.threads, measurement.batch_size) == (machine, count, batch_size):
+        found = (measurement.machine, measurement.threads, measurement.batch_size, measurement.runtime)
+        if found == wanted:
             return measurement
     problem = f" ({report.measured_problem})" if report.measured_problem else ""
     raise BadFileError(
         f"{report.path}: no latency of this machine at batch {batch_size} and {count} "
         f"thread{'s' * (count != 1)} is saved next to it{problem}; run `nestify bench` with --save "
-        f"--batch-size {batch_size} --threads {count}, or leave --saved out"
+        f"--batch-size {batch_size} --threads {count}{' --engine' * engine}, or leave --saved out"
     )
 
 
 def _measure_networks(
-    networks: Mapping[int, nn.Module],
+    networks: Mapping[int, Network],
     names: Mapping[int, str],
     images: torch.Tensor,
     machine: Machine,
     effort: Effort,
+    runtime: str,
 ) -> Measurement:
     """Measure networks, by level, for one batch (B, C, H, W) on their device."""
     full = max(networks)
@@ -245,6 +278,7 @@ def _measure_networks(
         batch_size=len(images),
         dtype=str(images.dtype).removeprefix("torch."),
         rounds=found[full].rounds,
+        runtime=runtime,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         levels=[
             LevelLatency(
@@ -273,7 +307,7 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
+def torch_threads(count: int) -> Iterator[None]:
     """Set the number of torch's CPU threads in the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -283,9 +317,16 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _check(effort: Effort, batch_sizes: Sequence[int], threads: Sequence[int] | None) -> None:
+def check_options(effort: Effort, batch_sizes: Sequence[int], threads: Sequence[int] | None) -> None:
+    """Refuse options that are out of their range.
+
+    Raises:
+        RecipeError: with the option and its range.
+    """
     for option, values, most in (("batch-size", batch_sizes, MOST), ("threads", threads, MOST_THREADS)):
-        for value in () if values is None else values:
+        if values is not None and not values:
+            raise RecipeError(f"--{option} has no numbers; give one or more")
+        for value in values or ():
             if not 1 <= value <= most:
                 raise RecipeError(f"--{option} {value} is not from 1 to {most}")
     for option, seconds in (("warmup", effort.warmup), ("seconds", effort.seconds)):

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import get_args
 
 from torch import Tensor
@@ -10,11 +11,14 @@ from torch import Tensor
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import UsedImages, open_evaluation_images
+from nestify.engine.export import engine_device, engine_network
 from nestify.errors import RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
 from nestify.evaluation.cascade import SWEEP, Cascade, prepare_cascade
-from nestify.evaluation.consensus import Consensus, Predictions, Recorder, consensus
+from nestify.evaluation.class_counts import ClassCounter, ClassCounts, Passes
+from nestify.evaluation.consensus import Consensus, Network, Predictions, Recorder, consensus
+from nestify.file.class_accuracy import LevelClasses, check_evaluation_savable, save_class_accuracy
 from nestify.file.loading import load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
@@ -22,6 +26,7 @@ from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.recipe.amounts import Budget, did_you_mean, parse_budget, share_meant
 from nestify.recipe.options import ConsensusKind, OnBadImage
 from nestify.shown import Shown
+from nestify.terminal import Progress, find_caller, shown_progress
 
 
 @dataclass(frozen=True, repr=False)
@@ -42,6 +47,8 @@ class Evaluation(Shown):
         calibrated: whether the file holds the temperatures that make confidences probabilities.
         full_macs: dense and effective MACs of the highest of these levels, per image.
         warnings: sentences about what may be wrong.
+        by_class: numbers of images and of correct predictions of each level, by class.
+        saved: file in which the accuracy by class was saved; None if it was not.
     """
 
     path: str
@@ -56,11 +63,13 @@ class Evaluation(Shown):
     calibrated: bool = False
     full_macs: tuple[int | None, int | None] = (None, None)
     warnings: Sequence[str] = ()
+    by_class: Sequence[ClassCounts] = ()
+    saved: Path | None = None
 
 
 def evaluate(
     path: str | os.PathLike[str],
-    data: str,
+    data: str | os.PathLike[str],
     *,
     level: int | str = "all",
     consensus: ConsensusKind | None = None,
@@ -74,6 +83,9 @@ def evaluate(
     max_images: int | None = None,
     on_bad_image: OnBadImage = "refuse",
     seed: int = 42,
+    save: bool = False,
+    progress: Progress | None = None,
+    engine: bool = False,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
@@ -96,17 +108,30 @@ def evaluate(
         max_images: maximum number of images, balanced over the classes.
         on_bad_image: whether to `refuse` or `skip` an unreadable image.
         seed: seed of the choice of `max_images`.
+        save: whether to save the accuracy by class next to the file, as `resnet.eval.json`; an earlier one is
+            replaced.
+        progress: called after each batch with the images that were evaluated, counted for each level, and
+            their total; None shows a bar at a terminal and in a notebook.
+        engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
 
     Raises:
-        NestifyError: if the file or the images are not right, or there is no such level or option.
+        NestifyError: if the file or the images are not right, or there is no such level or option, or the
+            accuracy by class cannot be saved.
+
+    Warns:
+        NestifyWarning: at the caller's line, with each of the result's warnings.
     """
+    data = os.fspath(data)
+    _check(batch_size, workers, on_bad_image, seed)
     file = open_nested_file(path, truncated=True)
+    if save:
+        check_evaluation_savable(file)
     numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
     joint = JointEvaluation(file.manifest.levels[: max(numbers)], consensus, cascade)
     if joint.is_requested:
         numbers = range(1, max(numbers) + 1)
     file.check_whole(max(numbers))
-    where = pick_device(device)
+    where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
     model = file.manifest.model
     images, used = open_evaluation_images(
@@ -130,11 +155,21 @@ def evaluate(
     )
     recorder = Recorder() if joint.is_requested else None
     parents = stored_class_levels(file.manifest).parents
-    results = [_accuracy(file, number, loader, recorder, parents) for number in numbers]
+    counters = [ClassCounter(file.manifest.num_classes(k), parents.get(k)) for k in numbers]
+    with shown_progress(progress, "images") as advance:
+        passes = Passes(len(images) * len(numbers), advance)
+        results = [
+            _accuracy(file, number, loader, recorder, parents, counter, passes, engine)
+            for number, counter in zip(numbers, counters, strict=True)
+        ]
     entries = [file.manifest.levels[number - 1] for number in numbers]
     found: tuple[Sequence[Consensus], Sequence[Cascade]] = ((), ())
     if recorder is not None:
         found = joint.evaluate(recorder.predictions(parents, model.num_classes))
+    by_class = [counter.counts() for counter in counters]
+    warnings = [*images.notices, *filter(None, [images.order_notice, workers_warning(workers)])]
+    for text in warnings:
+        find_caller().warn(text)
     return Evaluation(
         path=file.name,
         data=data,
@@ -149,19 +184,62 @@ def evaluate(
         cascade=found[1],
         calibrated=joint.calibrated,
         full_macs=joint.macs[-1],
-        warnings=[*images.notices, *filter(None, [images.order_notice, workers_warning(workers)])],
+        warnings=warnings,
+        by_class=by_class,
+        saved=_save(file, data, numbers, by_class) if save else None,
     )
 
 
+def _check(batch_size: int, workers: int | None, on_bad_image: str, seed: int) -> None:
+    """Refuse options that the command line does not let through.
+
+    Raises:
+        RecipeError: with a sentence for each.
+    """
+    kinds = get_args(OnBadImage)
+    numbers = {"--batch-size": (batch_size, 1), "--workers": (workers or 0, 0), "seed": (seed, 0)}
+    problems = [
+        f"{option} {value} is less than {least}; give {least} or more"
+        for option, (value, least) in numbers.items()
+        if value < least
+    ]
+    if on_bad_image not in kinds:
+        problems.append(f"--on-bad-image {on_bad_image} is not {' or '.join(kinds)}")
+    if problems:
+        raise RecipeError(problems)
+
+
 def _accuracy(
-    file: NestedFile, level: int, loader: Loader, recorder: Recorder | None, parents: Mapping[int, Tensor]
+    file: NestedFile,
+    level: int,
+    loader: Loader,
+    recorder: Recorder | None,
+    parents: Mapping[int, Tensor],
+    counter: ClassCounter,
+    passes: Passes,
+    engine: bool,
 ) -> Accuracy:
     """Evaluate one level, which is alone in memory and timed separately."""
-    network = load_level(file, level).to(loader.device)
-    if recorder is None:
-        return evaluate_networks({level: network}, loader, parents=parents)[0]
-    networks = {level: recorder.record_logits(level, network)}
-    return evaluate_networks(networks, recorder.record_targets(loader), parents=parents)[0]
+    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
+    batches = counter.watch_batches(passes.watch_batches(loader))
+    if recorder is not None:
+        network = recorder.record_logits(level, network)
+        batches = recorder.record_targets(batches)
+    return evaluate_networks({level: counter.watch_network(network)}, batches, parents=parents)[0]
+
+
+def _save(file: NestedFile, data: str, numbers: Sequence[int], by_class: Sequence[ClassCounts]) -> Path:
+    """Save the accuracy by class of levels next to their file, and return the path of the document."""
+    levels = [
+        LevelClasses(
+            level=number,
+            name=file.manifest.levels[number - 1].name,
+            images=list(counts.images),
+            correct=list(counts.correct),
+        )
+        for number, counts in zip(numbers, by_class, strict=True)
+    ]
+    return save_class_accuracy(file, data, levels)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import get_args
 
 from nestify.errors import BadFileError, GateFailed, RecipeError
 from nestify.file.measurements import Measurement
@@ -130,6 +131,7 @@ def pick(
     threads: int | None = None,
     device: str = "auto",
     saved: bool = False,
+    engine: bool = False,
 ) -> Pick:
     """Pick the best level of a file that meets all limits on this machine; see `choose`.
 
@@ -142,6 +144,7 @@ def pick(
         threads: number of torch's CPU threads; None for the current number.
         device: device to measure on, as for `bench`.
         saved: whether to use the latency that `bench` saved on this machine, without measuring.
+        engine: whether the latency is that of the sparse engine, in place of torch.
 
     Raises:
         NestifyError: see `choose` and `bench`; also if no such measurement was saved.
@@ -154,10 +157,10 @@ def pick(
 
     counts = None if threads is None else (threads,)
     if saved:
-        measurement = benching.saved_measurement(report, batch_size, counts, device)
+        measurement = benching.saved_measurement(report, batch_size, counts, device, engine)
     else:
         [measurement] = benching.bench(
-            path, batch_sizes=(batch_size,), threads=counts, device=device
+            path, batch_sizes=(batch_size,), threads=counts, device=device, engine=engine
         ).measurements
     latencies = {level.level: level.median_seconds for level in measurement.levels}
     return replace(choose(report, limits, latencies), measurement=measurement)
@@ -170,6 +173,9 @@ def _check(limits: Sequence[Limit]) -> None:
             "--min-top1"
         )
     for limit in limits:
+        if limit.limited not in get_args(Limited):
+            known = ", ".join(get_args(Limited))
+            raise RecipeError(f"there is no limit on {limit.limited!r}; limit one or more of {known}")
         if not 0 < limit.bound < math.inf:
             raise RecipeError(f"{limit.option} {limit.bound:g} is not above 0 and finite")
         if limit.limited == "top1" and limit.bound > 100:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -28,7 +29,27 @@ MAX_BYTES = 2**31 - 1
 
 
 def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Draft:
-    """Translate a level to ONNX.
+    """Translate a level to ONNX; see `translate` for the arguments and errors."""
+    return model_draft(translate(plain, facts, batch, opset), _reopen, _load_line)
+
+
+def model_draft(model: Any, reopen: Callable[[Path], Runner], load_line: Callable[[Path], str]) -> Draft:
+    """Return the draft of an ONNX model.
+
+    Args:
+        model: the model as a protobuf message.
+        reopen: see `Draft`.
+        load_line: see `Draft`.
+    """
+
+    def write(file: BinaryIO) -> None:
+        file.write(model.SerializeToString())
+
+    return Draft(write, reopen, load_line, TOLERANCE, _opset(model))
+
+
+def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Any:
+    """Translate a level to ONNX, and return the model as a protobuf message.
 
     Args:
         plain: the level, in eval mode on the CPU.
@@ -39,7 +60,7 @@ def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: i
         RecipeError: if a package is missing, or there is no such opset.
         UnsupportedModelError: if torch cannot trace the model, ONNX lacks an operator, or it is too large.
     """
-    packages = {name: _package(name) for name in ("onnx", "onnxscript", "onnxruntime")}
+    packages = import_packages()
     opset = DEFAULT_OPSET if opset is None else opset
     newest = packages["onnx"].defs.onnx_opset_version()
     if not 1 <= opset <= newest:
@@ -50,11 +71,21 @@ def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: i
     model = _translated(capture(plain, facts, batch), facts, batch, opset)
     packages["onnx"].helper.set_model_props(model, facts.metadata())
     _check_size(model.ByteSize(), facts)
+    return model
 
-    def write(file: BinaryIO) -> None:
-        file.write(model.SerializeToString())
 
-    return Draft(write, _reopen, _load_line, TOLERANCE, opset)
+def _opset(model: Any) -> int:
+    """Return the version of ONNX's operators that a model uses."""
+    return int({entry.domain: entry.version for entry in model.opset_import}.get("", 0))
+
+
+def import_packages() -> dict[str, Any]:
+    """Import the packages that the format needs, and return them by name.
+
+    Raises:
+        RecipeError: if one is missing.
+    """
+    return {name: _package(name) for name in ("onnx", "onnxscript", "onnxruntime")}
 
 
 def _package(name: str) -> Any:
@@ -95,8 +126,7 @@ def _translated(program: ExportedProgram, facts: ExportFacts, batch: int | None,
             model: Any = translated.model_proto
     except Exception as error:  # any exception of the translation is about this model
         raise UnsupportedModelError(_why(error, facts)) from error
-    reached = {entry.domain: entry.version for entry in model.opset_import}.get("")
-    if reached != opset:
+    if (reached := _opset(model)) != opset:
         raise UnsupportedModelError(
             f"{facts.title} cannot be written in opset {opset}; give --opset {reached}, or leave it out"
         )

@@ -30,6 +30,7 @@ class Exported(Shown):
         batch: number of images per call; None for any number.
         opset: version of ONNX's operators; None for other formats.
         load_line: one line of Python that loads it.
+        packed_layers: number of layers that are packed for the sparse engine; None if it does not need it.
     """
 
     path: Path
@@ -41,6 +42,7 @@ class Exported(Shown):
     batch: int | None
     opset: int | None
     load_line: str
+    packed_layers: int | None = None
 
 
 def export_level(
@@ -74,7 +76,25 @@ def export_level(
         plain, facts = timm.as_timm(plain, facts)
     if target.folder:
         return _export_folder(plain, facts, target, expected)
-    draft = _draft(plain, facts, target.format, batch, opset)
+    return keep(_draft(plain, facts, target.format, batch, opset), expected, facts, target, batch)
+
+
+def keep(
+    draft: Draft, expected: Sequence[Probe], facts: ExportFacts, target: Target, batch: int | None
+) -> Exported:
+    """Write a draft to its path if, loaded again, it gives the level's logits.
+
+    Args:
+        draft: the level in one format.
+        expected: images, and the level's logits for them.
+        facts: what the export states about itself.
+        target: path and format.
+        batch: number of images per call; None for any number.
+
+    Raises:
+        OutputError: if it cannot be written there, or its logits differ from the level's; an older file is
+            then unchanged.
+    """
     differences: list[float] = []
 
     def check(path: Path) -> None:

@@ -190,6 +190,22 @@ class Metrics(_Part):
     top1_before: Percent | None = None
 
 
+class Extension(_Part):
+    """The run that added levels to a file; the rest of the manifest is about the run before.
+
+    Attributes:
+        recipe: the recipe of the run, with all levels.
+        original: validation accuracy of the original model in this run, as in the manifest.
+        versions: versions of nestify, torch and timm.
+        source_sha256: SHA-256 of the checkpoint that the new levels started from; None without a file.
+    """
+
+    recipe: dict[str, JsonValue]
+    original: dict[str, float]
+    versions: dict[Label, Label]
+    source_sha256: Sha256 | None
+
+
 class LevelDescription(_Part):
     """Description of one level for the writer: what was requested, reached and measured.
 
@@ -203,6 +219,8 @@ class LevelDescription(_Part):
         temperature: its confidence is softmax(logits / temperature); None if not fitted.
         consensus: weights of the log-probabilities of this level and those below, core first, in their
             consensus; empty if not fitted.
+        extension: the run that added this level and the levels above it, up to the next one with such a
+            record; None for the levels of the first run, and for further levels of the same run.
     """
 
     name: str
@@ -218,6 +236,7 @@ class LevelDescription(_Part):
     classes: Annotated[str, Field(exclude_if=not_)] = ""
     temperature: Annotated[float | None, Field(gt=0, exclude_if=lambda value: value is None)] = None
     consensus: ManyOrNone[float] = []
+    extension: Annotated[Extension | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class LevelEntry(LevelDescription):

@@ -3,24 +3,31 @@
 The document is not part of the nested file, whose header identifies the source of slices and must not change.
 """
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from nestify.errors import BadFileError
-from nestify.file.manifest import FromList, Label, Many, Sha256
+from nestify.file.beside import (
+    Document,
+    Part,
+    check_local,
+    document_path,
+    header_sha256,
+    read_document,
+    write_document,
+)
+from nestify.file.manifest import FromList, Label, Many
 from nestify.file.reader import NestedFile
-from nestify.file.source import LocalFile
-from nestify.file.untrusted import quoted, strict_json
-from nestify.files import atomic_file, sibling
+from nestify.file.untrusted import quoted
 from nestify.recipe.levels import LONGEST_NAME, MAX_LEVELS
 
 ENDING = ".bench.json"
+_WHAT = "measurements"
 MAX_BYTES = 2**20
 MAX_MEASUREMENTS = 256
 """Largest number of measurements in a document; the oldest are removed first."""
@@ -28,13 +35,14 @@ MAX_MEASUREMENTS = 256
 Text = Annotated[Label, Field(max_length=LONGEST_NAME)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1, le=2**31)]
+TORCH = "torch"
+"""Runtime of measurements that do not name one."""
+
+ENGINE = "engine"
+"""First word of the runtime of measurements of the sparse engine; the versions that it depends on follow."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
-
-
-class Machine(_Part):
+class Machine(Part):
     """The machine, as far as latencies depend on it.
 
     Attributes:
@@ -54,7 +62,7 @@ class Machine(_Part):
     torch: Text
 
 
-class LevelLatency(_Part):
+class LevelLatency(Part):
     """One level, measured in turns with the full level.
 
     Attributes:
@@ -74,7 +82,7 @@ class LevelLatency(_Part):
     over_full_quartiles: Annotated[tuple[Positive, Positive], FromList]
 
 
-class Measurement(_Part):
+class Measurement(Part):
     """Levels that were measured together.
 
     Attributes:
@@ -85,6 +93,7 @@ class Measurement(_Part):
         rounds: number of calls of each level.
         date: date and time, in UTC.
         levels: latency of each level, in ascending order.
+        runtime: what ran the levels: torch, or the sparse engine with the versions that it depends on.
     """
 
     machine: Machine
@@ -94,22 +103,26 @@ class Measurement(_Part):
     rounds: Count
     date: Annotated[str, Field(pattern=r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z$")]
     levels: Annotated[Many[LevelLatency], Field(min_length=1, max_length=MAX_LEVELS)]
+    runtime: Annotated[Text, Field(exclude_if=lambda runtime: runtime == TORCH)] = TORCH
 
     @property
-    def conditions(self) -> tuple[Machine, int, int, str]:
+    def conditions(self) -> tuple[Machine, int, int, str, str]:
         """The conditions of the measurement; a newer one replaces an older one with the same conditions."""
-        return self.machine, self.threads, self.batch_size, self.dtype
+        return self.machine, self.threads, self.batch_size, self.dtype, self.runtime
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether the sparse engine ran the levels."""
+        return self.runtime.partition(" ")[0] == ENGINE
 
     def images_per_second(self, level: LevelLatency) -> float:
         """Return the throughput of one of its levels."""
         return self.batch_size / level.median_seconds
 
 
-class _Document(_Part):
-    """The document; `header_sha256` is the SHA-256 of the nested file's first bytes, up to its data."""
+class _Document(Document):
+    """The document of measurements."""
 
-    schema_version: Literal[1] = 1
-    header_sha256: Sha256
     measurements: Annotated[Many[Measurement], Field(max_length=MAX_MEASUREMENTS)]
 
 
@@ -134,10 +147,10 @@ def read_measured(file: NestedFile) -> Measured:
         return Measured(problem=str(error))
     if document is None:
         return Measured()
-    if document.header_sha256 != _header_sha256(file):
+    if document.header_sha256 != header_sha256(file):
         return Measured(
-            problem=f"{_place(file)}: holds measurements of another file; measure this one with "
-            "`nestify bench` and --save"
+            problem=f"{document_path(file, ENDING)}: holds measurements of another file; measure this "
+            "one with `nestify bench` and --save"
         )
     return Measured(document.measurements)
 
@@ -148,10 +161,7 @@ def check_savable(file: NestedFile) -> None:
     Raises:
         BadFileError: if the file has an address, or the existing document does not hold measurements.
     """
-    if not isinstance(file.source, LocalFile):
-        raise BadFileError(
-            f"{file.name}: measurements are saved only next to a local file; leave --save out or download it"
-        )
+    check_local(file, _WHAT)
     _read(file)
 
 
@@ -168,18 +178,9 @@ def save_measured(file: NestedFile, new: Sequence[Measurement]) -> Path:
     check_savable(file)
     replaced = {measurement.conditions for measurement in new}
     kept = [old for old in read_measured(file).measurements if old.conditions not in replaced]
-    document = _Document(header_sha256=_header_sha256(file), measurements=[*kept, *new][-MAX_MEASUREMENTS:])
-    with atomic_file(place := _place(file)) as output:
-        output.write((document.model_dump_json(indent=1) + "\n").encode())
-    return place
-
-
-def _place(file: NestedFile) -> Path:
-    return sibling(file.path, ENDING)
-
-
-def _header_sha256(file: NestedFile) -> str:
-    return sha256(file.source.read(0, file.header_bytes)).hexdigest()
+    measurements = [*kept, *new][-MAX_MEASUREMENTS:]
+    document = _Document(header_sha256=header_sha256(file), measurements=measurements)
+    return write_document(file, ENDING, document)
 
 
 def _read(file: NestedFile) -> _Document | None:
@@ -188,24 +189,7 @@ def _read(file: NestedFile) -> _Document | None:
     Raises:
         BadFileError: if it is damaged, or not such a document.
     """
-    place = _place(file)
-    if not isinstance(file.source, LocalFile) or not os.path.exists(place):
-        return None
-    source = LocalFile(place)
-    try:
-        if source.size > MAX_BYTES:
-            raise ValueError(f"more than {MAX_BYTES} bytes")
-        content = strict_json(source.read(0, source.size).decode())
-        document = _Document.model_validate(content, strict=True)
-        if document.header_sha256 == _header_sha256(file):
-            _check_levels(file, document)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise _refusal(place, f"{quoted(where)}: {first['msg']}") from None
-    except ValueError as error:
-        raise _refusal(place, str(error)) from None
-    return document
+    return read_document(file, ENDING, _Document, MAX_BYTES, partial(_check_levels, file), _WHAT)
 
 
 def _check_levels(file: NestedFile, document: _Document) -> None:
@@ -217,7 +201,3 @@ def _check_levels(file: NestedFile, document: _Document) -> None:
         for level in measurement.levels:
             if level.level > len(names) or level.name != names[level.level - 1]:
                 raise ValueError(f"there is no level {level.level} named {quoted(level.name)}")
-
-
-def _refusal(place: Path, reason: str) -> BadFileError:
-    return BadFileError(f"{place}: holds no measurements that can be read ({reason}); remove it")

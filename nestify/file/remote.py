@@ -9,6 +9,7 @@ import re
 import time
 from urllib.parse import unquote
 
+from nestify.addresses import HUB_ADDRESS, hide_secrets
 from nestify.errors import BadFileError
 from nestify.file.remote_answers import AnswerChecks, TransientError
 from nestify.file.remote_client import Patience, RangeClient
@@ -41,29 +42,6 @@ def open_source(path: str | os.PathLike[str]) -> ByteSource:
         f"{hide_secrets(text)}: addresses that begin with {kind}:// are not read; give a local path, or an "
         "address that begins with https://, http:// or hf://"
     )
-
-
-def hide_secrets(address: str) -> str:
-    """Make an address fit for messages: without user, password, query and fragment.
-
-    Where it is unclear what is a password, as in an address that is not valid, only the scheme is left.
-    """
-    kind, _, rest = address.partition("://")
-    hidden = f"{kind}://..."
-    if not address.isprintable():
-        return hidden
-    authority = re.split("[/?#]", rest, maxsplit=1)[0]
-    after = rest[len(authority) :]
-    path = re.split("[?#]", after, maxsplit=1)[0]
-    if kind.lower() == "hf":
-        shown = f"{kind}://{authority}{path}"
-        return shown if HUB_ADDRESS.fullmatch(shown) or not re.search("[:@]", rest) else hidden
-    host = authority.rpartition("@")[2]
-    if not re.fullmatch(r"([^][:\s]*|\[[0-9A-Fa-f:.]*\])(:[0-9]*)?", host):
-        return hidden
-    if ":" in host and host[0] != "[" and "@" in after:  # host and port, or user and half a password
-        return hidden
-    return f"{kind}://{host}{path}"
 
 
 class RemoteFile:
@@ -111,13 +89,6 @@ class RemoteFile:
                     raise
             time.sleep(self._patience.pause * 2 ** (attempt - 1))
         raise AssertionError("the last attempt returns or raises")
-
-
-HUB_ADDRESS = re.compile(
-    r"hf://(?:(?P<kind>models|datasets|spaces)/)?(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[^/?#:@]+))?"
-    r"/(?P<file>[^?#]+)",
-    re.IGNORECASE,
-)
 
 
 def _resolve_hub_address(address: str, name: str) -> tuple[str, dict[str, str]]:

@@ -6,7 +6,7 @@ hashed piece by piece. The manifest of a slice follows from the header of its so
 
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,9 +21,7 @@ from nestify.file.source import LocalFile, pieces
 from nestify.file.untrusted import GET_ANOTHER, Refusal
 from nestify.files import atomic_file
 from nestify.shown import Shown
-
-Progress = Callable[[int, int], object]
-"""Called after each piece with the bytes read so far and the total number of bytes to read."""
+from nestify.terminal import Progress, shown_progress
 
 
 @dataclass(frozen=True, repr=False)
@@ -61,7 +59,8 @@ def slice_file(
         source: a path, or an address `https://`, `http://`, `hf://owner/repo/file`.
         level: number or name of the level.
         output: path of the slice; an older file there is replaced when the slice is complete.
-        progress: see `Progress`.
+        progress: called after each piece with the bytes that were read, and their total; None shows a bar at
+            a terminal and in a notebook.
 
     Raises:
         BadFileError: if the source is damaged, or cannot be read.
@@ -73,11 +72,12 @@ def slice_file(
         keep = whole.level_index(str(level))
         whole.check_whole(keep)
         _check_apart(whole, output)
-        header = _sliced_header(whole, keep)
+        header = sliced_header(whole, keep)
         file.write(header)
         data_bytes = whole.layout.ends[keep - 1]
-        counter = _ProgressCounter(progress, data_bytes)
-        _copy(whole, range(1, keep + 1), file, GET_ANOTHER, counter)
+        with shown_progress(progress, "bytes") as advance:
+            counter = _ProgressCounter(advance, data_bytes)
+            _copy(whole, range(1, keep + 1), file, GET_ANOTHER, counter)
     return Sliced(
         source=whole.name,
         path=Path(output),
@@ -103,6 +103,7 @@ def upgrade_slice(
         source: the file that the slice came from, as for `slice_file`.
         level: number or name of the level.
         path: path of the slice.
+        progress: as for `slice_file`.
 
     Raises:
         BadFileError: if source or slice is damaged, or the slice came from another file.
@@ -114,7 +115,7 @@ def upgrade_slice(
     have, want = own.n_levels, whole.level_index(str(level))
     if want < have:
         raise RecipeError(f"{own.name} has {have} levels, more than {want}; slice to a new file instead")
-    if _sliced_header(whole, have) != encode_header(own.layout, own.manifest):
+    if sliced_header(whole, have) != encode_header(own.layout, own.manifest):
         raise BadFileError(
             f"{own.name}: was not made from {whole.name}; slice that to a new file, or name the "
             "file that this slice came from"
@@ -122,12 +123,14 @@ def upgrade_slice(
     if want == have:
         return Sliced(whole.name, Path(path), _names(own, have), 0, whole.header_bytes)
     whole.check_whole(want)
-    header = _sliced_header(whole, want)
+    header = sliced_header(whole, want)
     missing = whole.layout.ends[want - 1] - whole.layout.ends[have - 1]
     with atomic_file(path) as file:
         file.write(header)
         _copy(own, range(1, have + 1), file, "slice anew", None)
-        _copy(whole, range(have + 1, want + 1), file, GET_ANOTHER, _ProgressCounter(progress, missing))
+        with shown_progress(progress, "bytes") as advance:
+            counter = _ProgressCounter(advance, missing)
+            _copy(whole, range(have + 1, want + 1), file, GET_ANOTHER, counter)
     return Sliced(
         source=whole.name,
         path=Path(path),
@@ -137,7 +140,7 @@ def upgrade_slice(
     )
 
 
-def _sliced_header(whole: NestedFile, keep: int) -> bytes:
+def sliced_header(whole: NestedFile, keep: int) -> bytes:
     """Return the header of a slice: manifest and layout of the first `keep` levels."""
     parameters = [
         entry.model_copy(
@@ -200,15 +203,14 @@ class _Parts:
 class _ProgressCounter:
     """Counts the bytes read, and reports them."""
 
-    def __init__(self, progress: Progress | None, total: int) -> None:
+    def __init__(self, progress: Progress, total: int) -> None:
         self._progress = progress
         self._total = total
         self._done = 0
 
     def add(self, count: int) -> None:
         self._done += count
-        if self._progress is not None:
-            self._progress(self._done, self._total)
+        self._progress(self._done, self._total)
 
 
 def _check_apart(whole: NestedFile, output: str | os.PathLike[str]) -> None:

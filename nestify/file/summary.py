@@ -138,6 +138,8 @@ class Report(Shown):
         source_sha256: SHA-256 of the checkpoint file that it was made from; None if there was none.
         measured: latencies that `nestify bench` saved next to the file, oldest first.
         measured_problem: why they cannot be shown; empty if nothing is wrong.
+        extensions: the runs that added levels to the file (`nestify extend`), by the name of the first level
+            that each added; the other attributes are about the run before them.
     """
 
     path: Label
@@ -158,6 +160,14 @@ class Report(Shown):
     source_sha256: str | None = None
     measured: Sequence[Measurement] = ()
     measured_problem: str = ""
+    extensions: dict[Label, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def added_levels(self) -> list[str]:
+        """Names of the levels that later runs added."""
+        names = [level.name for level in self.levels]
+        first = next((k for k, name in enumerate(names) if name in self.extensions), len(names))
+        return names[first:]
 
     def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
         """Return plain JSON values with a schema version; layers and tensors only if requested."""
@@ -167,6 +177,8 @@ class Report(Shown):
             if not layers:
                 del level["layers"], level["tensors"]
         document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
+        if not self.extensions:
+            del document["extensions"]
         return document
 
 
@@ -202,6 +214,11 @@ def make_report(file: NestedFile) -> Report:
         recipe=dict(manifest.recipe),
         seed=manifest.seed,
         source_sha256=manifest.source_sha256,
+        extensions={
+            level.name: level.extension.model_dump(mode="json")
+            for level in manifest.levels
+            if level.extension is not None
+        },
     )
 
 

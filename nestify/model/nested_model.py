@@ -1,13 +1,13 @@
 """The nested model: one set of weights that can be run at any level."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.errors import UnsupportedModelError
+from nestify.errors import RecipeError, UnsupportedModelError
 from nestify.model.batch_norm import own_names
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.heads import head_names, resize_rows, set_classes
@@ -57,6 +57,7 @@ class NestedModel(Shown, nn.Module):
         self.n_levels = len(self.level_names)
         self.bn = bn
         self.level_sizes = level_sizes
+        self.macs: Mapping[str, int] = {}  # MACs of each weight in `network`, to rank weights by them
         self.heads = () if classes is None else tuple(head_names(network, spec))
         self.classes = (spec.num_classes,) * self.n_levels if classes is None else tuple(classes)
         self.own_names = (*own_names(network, bn), *self.heads)
@@ -95,14 +96,14 @@ class NestedModel(Shown, nn.Module):
         """Return the 1-based number of a level that is given by its number or name.
 
         Raises:
-            ValueError: if the model has no such level.
+            RecipeError: if the model has no such level.
         """
         if isinstance(level, str) and level in self.level_names:
             return self.level_names.index(level) + 1
         number = int(level) if isinstance(level, int) or level.isdecimal() else 0
         if not 1 <= number <= self.n_levels:
             names = ", ".join(f"{k} ({name})" for k, name in enumerate(self.level_names, start=1))
-            raise ValueError(f"level {level!r} is not one of {names}")
+            raise RecipeError(f"there is no level {level!r}; give one of {names}")
         return number
 
     @property
@@ -228,7 +229,7 @@ class NestedModel(Shown, nn.Module):
 
         Raises:
             UnsupportedModelError: if the network does not return exactly one tensor.
-            ValueError: if the model has no such level.
+            RecipeError: if the model has no such level.
         """
         number = self.n_levels if level is None else self.level_number(level)
         module, tensors = self.view(number, images.device, torch.is_grad_enabled())

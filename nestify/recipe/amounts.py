@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Quantity = Literal["macs", "params", "bytes"]
+Quantity = Literal["macs", "params", "bytes", "latency"]
 Limited = Literal["latency", "bytes", "macs", "params", "top1"]
 
 LEAST_PERCENTAGE = 5
@@ -14,6 +14,9 @@ LEAST_PERCENTAGE = 5
 
 TOLERANCE = 0.02
 """Largest difference of a level from its budget, relative to the budget."""
+
+LATENCY_TOLERANCE = 0.1
+"""Share by which the measured latency of a level may exceed its budget."""
 
 _UNITS: Mapping[str, Mapping[str, float]] = {
     "macs": {"": 1, "K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12},
@@ -31,7 +34,7 @@ _SHOWN: Mapping[Limited, Sequence[tuple[float, str]]] = {
     "top1": ((1.0, "%"),),
 }
 _NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z%]*)"
-_FORM = "give macs=0.25 (a share of the full level's), macs=100M, params=2M or bytes=4MB"
+_FORM = "give macs=0.25 (a share of the full level's), macs=100M, params=2M, bytes=4MB or latency=0.3"
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,9 @@ class Budget:
 
     Attributes:
         quantity: `macs` (multiply-accumulates per image: the effective ones for levels of masked weights, and
-            those that dense kernels execute for others), `params` (parameters that are not masked out) or
-            `bytes` (prefix bytes of the level, header included).
+            those that dense kernels execute for others), `params` (parameters that are not masked out),
+            `bytes` (prefix bytes of the level, header included) or `latency` (time for one image on the
+            sparse engine, on one thread; always a share).
         amount: amount of the quantity, or with `is_share` a share of the full level's, below 1.
         is_share: whether the amount is a share.
     """
@@ -59,24 +63,33 @@ class Budget:
 
 
 def parse_budget(text: str) -> Budget:
-    """Read `macs=0.25`, `macs=100M`, `params=2M` or `bytes=4MB`; a number below 1 is a share.
+    """Read `macs=0.25`, `macs=100M`, `params=2M`, `bytes=4MB` or `latency=0.3`; below 1 is a share.
 
     Raises:
         ValueError: if the text is none of these.
     """
-    found = re.fullmatch(f"(macs|params|bytes) *= *{_NUMBER}", text)
+    found = re.fullmatch(f"(macs|params|bytes|latency) *= *{_NUMBER}", text)
+    if found and found[1] == "latency" and found[3] != "%":
+        if found[3] or float(found[2]) >= 1:
+            raise ValueError(
+                f"budget {text!r} is no share of the full level's time; give one below 1, as in latency=0.3"
+            )
+        return _positive(Budget("latency", float(found[2]), is_share=True), text)
     scale = _UNITS[found[1]].get(found[3].upper()) if found else None
     if found is None or scale is None:
-        percent = re.fullmatch(r"(macs|params|bytes) *= *(.*%)", text)
+        percent = re.fullmatch(r"(macs|params|bytes|latency) *= *(.*%)", text)
         meant = share_meant(percent[2]) if percent else None
         form = f"did you mean {percent[1]}={meant:.6g}?" if percent and meant else _FORM
         raise ValueError(f"budget {text!r} is not understood; {form}")
     amount = float(found[2])
-    is_share = amount < 1 and not found[3]
-    if not (amount > 0 and math.isfinite(amount * scale)):
-        raise ValueError(f"budget {text!r} is not above 0; {_FORM}")
     quantity: Quantity = found[1]  # type: ignore[assignment]  # the expression allows no other
-    return Budget(quantity, amount * scale, is_share)
+    return _positive(Budget(quantity, amount * scale, amount < 1 and not found[3]), text)
+
+
+def _positive(budget: Budget, text: str) -> Budget:
+    if not 0 < budget.amount < math.inf:
+        raise ValueError(f"budget {text!r} is not above 0; {_FORM}")
+    return budget
 
 
 def share_meant(value: object) -> float | None:

@@ -4,7 +4,8 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Annotated, Literal
+from itertools import pairwise
+from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
@@ -14,7 +15,7 @@ from nestify.recipe.levels import Level, Pattern, check_levels, parse_pattern
 from nestify.recipe.options import Section, Share, Text
 from nestify.recipe.problems import Problem
 
-Score = Literal["lamp", "magnitude", "uniform", "erk"]
+Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
 Kind = Literal["weight", "channel", "layer", "combined"]
 Rank = Literal["evenly", "loss"]
 
@@ -64,8 +65,8 @@ class ScheduleOptions(Section):
     )
     score: Annotated[Score, Flag(Panel.levels, "--score --criterion")] = Field(
         default="lamp",
-        description="how weights are ranked: lamp or magnitude across all layers, uniform or erk within each "
-        "layer",
+        description="how weights are ranked: lamp or magnitude across all layers, per_mac across all layers "
+        "by importance per multiply-accumulate, uniform or erk within each layer",
     )
     pattern: Annotated[PatternText, AfterValidator(_common_pattern), Flag(Panel.levels)] = Field(
         default="unstructured",
@@ -112,7 +113,7 @@ class LevelOptions(Section):
     budget: Annotated[Text, AfterValidator(_budget)] | None = Field(
         default=None,
         description="cost that the level may have, given instead: macs=0.25 (a share of the full level's), "
-        "macs=100M, params=2M, bytes=4MB",
+        "macs=100M, params=2M, bytes=4MB, latency=0.3 (time on the sparse engine)",
     )
     pattern: PatternText | None = Field(
         default=None,
@@ -133,6 +134,30 @@ class LevelOptions(Section):
     distill: Share | None = Field(
         default=None, description="share of distillation in the level's loss; train.distill by default"
     )
+    freeze: bool = Field(
+        default=False,
+        description="whether this level and those below are trained first, without the higher levels, which "
+        "then learn around them",
+        exclude_if=lambda freeze: not freeze,
+    )
+
+
+class Stage(NamedTuple):
+    """A part of the training: levels that are trained together, around the levels below, which are frozen.
+
+    Attributes:
+        frozen: number of frozen levels, from the core on.
+        last: the highest level that is trained.
+    """
+
+    frozen: int
+    last: int
+
+
+def training_stages(levels: Sequence[LevelOptions]) -> list[Stage]:
+    """Return the stages of a training: one, and one more for each level that is frozen below others."""
+    ends = [k for k, level in enumerate(levels, start=1) if level.freeze and k < len(levels)]
+    return [Stage(*pair) for pair in pairwise([0, *ends, len(levels)])]
 
 
 def level_weights(levels: Sequence[LevelOptions]) -> list[float]:
@@ -229,10 +254,41 @@ def level_problems(
         for k, options in enumerate(levels, start=1):
             if found[k - 1] is not None:
                 problems += _of_other_kind(k, options, found[k - 1], schedule.kind)
+    problems += _freeze_problems(levels, schedule, broken)
     for text in check_levels(found):
         key = re.match(r"level\[\d+\]\.\w+", text)
         problems.append(Problem(key[0] if key else "level", text))
     return problems
+
+
+def _freeze_problems(
+    levels: Sequence[LevelOptions], schedule: ScheduleOptions, broken: Iterable[str]
+) -> list[Problem]:
+    """Return problems of levels that are to be frozen while others are trained."""
+    problems: list[tuple[int, str]] = []
+    if levels and levels[-1].freeze:
+        problems.append((len(levels), "has no level above it; leave it out"))
+    for stage in training_stages(levels):
+        trained = levels[stage.frozen : stage.last]
+        if stage.last < len(levels) and all(level.weight == 0 for level in trained):
+            problems.append(
+                (stage.last, "would freeze levels that weight = 0 leaves untrained; give one a weight")
+            )
+        if stage.frozen and all(level.weight == 0 for level in trained):
+            problems.append(
+                (stage.frozen, "leaves nothing to train above it, where every level has weight = 0")
+            )
+    budget = next((k for k, level in enumerate(levels, start=1) if level.budget is not None), None)
+    frozen = next((k for k, level in enumerate(levels, start=1) if level.freeze), None)
+    if frozen is not None and budget is not None and schedule.kind in ("weight", "combined"):
+        problems.append(
+            (
+                frozen,
+                f"does not go with level[{budget}].budget, which is solved for all levels; give sparsities",
+            )
+        )
+    keys = [(f"level[{k}].freeze", text) for k, text in problems]
+    return [Problem(key, f"{key} = true {text}") for key, text in keys if key not in broken]
 
 
 def _says_nothing(k: int, kind: Kind) -> Problem:
@@ -259,6 +315,12 @@ def _of_other_kind(k: int, options: LevelOptions, level: Level | None, kind: Kin
                     f'"{kind}" a level has a {own}, as in --levels {example}',
                 )
             )
+    if level.budget is not None and level.budget.quantity == "latency" and kind != "weight":
+        text = (
+            f'level[{k}].budget = {options.budget} needs schedule.kind = "weight"; levels of kind '
+            f'"{kind}" take about as long as their MACs, so give macs={level.budget.amount:g}'
+        )
+        problems.append(Problem(f"level[{k}].budget", text))
     free = solved_axis(kind)
     if options.budget is not None and not math.isnan(getattr(level, free)):
         text = f"level[{k}].budget = {options.budget} is to decide level[{k}].{free}; give one of the two"

@@ -46,7 +46,7 @@ OpenShare = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
-LARGEST_NUMBER = 2**64
+LARGEST_NUMBER = 1e100
 """Largest number of any option; products of larger ones could be infinite."""
 
 
@@ -61,7 +61,7 @@ class Section(BaseModel):
         """Turn "none" into None: TOML has no null, and a recipe that extends another may unset an option."""
         optional = cls.model_fields[str(info.field_name)].default is None
         if isinstance(value, int | float) and LARGEST_NUMBER < abs(value) < math.inf:
-            raise ValueError("is beyond 64 bits; give a number of a usual size")
+            raise ValueError("is too large; give a number of a usual size")
         return None if optional and value == "none" else value
 
 

@@ -4,37 +4,78 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from nestify.file.measurements import LevelLatency, Measurement
+from nestify.file.measurements import TORCH, LevelLatency, Measurement
 from nestify.file.summary import LevelReport, Report
 from nestify.report.sheet import Column, Sheet
 
 Row = tuple[Measurement, LevelLatency]
 
+ONLY_ON_ENGINE = "Masked weights save time only on the sparse engine: nestify bench --engine"
+
 
 def bench_sheets(report: Report, measurements: Sequence[Measurement]) -> list[Sheet]:
-    """Return one table per machine and dtype, with one row per measurement and level.
+    """Return one table per machine, runtime and dtype, with one row per measurement and level.
 
     Args:
         report: report of the measured file.
         measurements: latencies of the file's levels.
     """
     ordered = sorted(
-        measurements, key=lambda m: (m.machine.model_dump_json(), m.dtype, m.threads, m.batch_size)
+        measurements,
+        key=lambda m: (
+            m.machine.model_dump_json(),
+            m.runtime != TORCH,
+            m.runtime,
+            m.dtype,
+            m.threads,
+            m.batch_size,
+        ),
     )
-    groups = groupby(ordered, key=lambda measurement: (measurement.machine, measurement.dtype))
+    groups = groupby(ordered, key=lambda m: (m.machine, m.runtime, m.dtype))
     return [_sheet(report, list(group)) for _, group in groups]
 
 
 def masked_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
-    """Return a note on why levels that only mask weights are not faster; none if there is no such level."""
+    """Return a note on levels that only mask weights, which take as long in torch; none if there are none."""
     names = dict.fromkeys(
-        level.name for _, level in _rows(measurements) if _only_masks(report, report.levels[level.level - 1])
+        level.name
+        for measurement, level in _rows(measurements)
+        if measurement.runtime == TORCH and _only_masks(report, report.levels[level.level - 1])
     )
     if not names:
         return []
     return [
-        "Masked weights save bytes, not time: dense kernels multiply with the zeros, and "
-        f"{', '.join(names)} should take about as long as the full level."
+        f"{ONLY_ON_ENGINE}. Dense kernels multiply with the zeros, and {', '.join(names)} should take about "
+        "as long as the full level."
+    ]
+
+
+def engine_notes(report: Report) -> list[str]:
+    """Return a note on the time that masked weights save; none if no level masks weights.
+
+    It names the levels that measurements next to the file show to be faster on the sparse engine.
+    """
+    if not any(level.sparsity > 0 for level in report.levels):
+        return []
+    best: dict[int, Row] = {}
+    for measurement, level in _rows(report.measured):
+        faster = (
+            measurement.on_engine
+            and report.levels[level.level - 1].sparsity > 0
+            and level.over_full_quartiles[1] < 1
+        )
+        if faster and (level.level not in best or level.over_full < best[level.level][1].over_full):
+            best[level.level] = measurement, level
+    if not best:
+        return [f"{ONLY_ON_ENGINE}. Dense kernels execute the dense MACs."]
+    shares = ", ".join(
+        f"{level.name} {level.over_full:.2f} (batch {measurement.batch_size}, "
+        f"{measurement.threads} thread{'s' * (measurement.threads != 1)})"
+        for _, (measurement, level) in sorted(best.items())
+    )
+    return [
+        "Masked weights save time on the sparse engine only. Measured there, as shares of the full level's "
+        f"time: {shares}. Dense kernels execute the dense MACs at every level."
     ]
 
 
@@ -45,7 +86,7 @@ def noise_notes(report: Report, measurements: Sequence[Measurement]) -> list[str
     unclear = [
         f"{level.name} (batch {measurement.batch_size})"
         for measurement, level in rows
-        if not _only_masks(report, report.levels[level.level - 1])
+        if not (measurement.runtime == TORCH and _only_masks(report, report.levels[level.level - 1]))
         and level.over_full_quartiles[0] <= 1 <= level.over_full_quartiles[1]
     ]
     notes = []
@@ -95,9 +136,10 @@ def conditions(measurements: Sequence[Measurement]) -> str:
     """Return a line that says on what machine, how and when measurements were made.
 
     Args:
-        measurements: measurements of one machine and dtype.
+        measurements: measurements of one machine, runtime and dtype.
     """
-    machine, dtype = measurements[0].machine, measurements[0].dtype
+    machine, dtype, runtime = measurements[0].machine, measurements[0].dtype, measurements[0].runtime
+    ran_by = f"torch {machine.torch}" if runtime == TORCH else runtime
     accelerator = "" if machine.device == "cpu" else f"{machine.device} ({machine.device_name}), "
     threads = {measurement.threads for measurement in measurements}
     together = f"{min(threads)} thread{'s' * (threads != {1})}, " if len(threads) == 1 else ""
@@ -105,7 +147,7 @@ def conditions(measurements: Sequence[Measurement]) -> str:
     dates = sorted({measurement.date[:10] for measurement in measurements})
     return (
         f"Measured on {accelerator}{machine.cpu}, {machine.cores} cores, {machine.system}: {together}"
-        f"{dtype}, torch {machine.torch}, {_span(rounds)} rounds, {_span(dates)}"
+        f"{dtype}, {ran_by}, {_span(rounds)} rounds, {_span(dates)}"
     )
 
 

@@ -57,7 +57,8 @@ def consensus_table(evaluation: "Evaluation") -> Sheet:
     columns = [
         Column("consensus of levels", [f"1-{row.level}" for row in rows], is_text=True),
         Column("top-1 %", [number(row.top1) for row in rows]),
-        *top5_columns([(row.top5, evaluation.classes[row.level - 1][0]) for row in rows], rank=3),
+        *interval_columns([(row.top1, evaluation.levels[-1].images) for row in rows]),
+        *top5_columns([(row.top5, max(count for count, _ in evaluation.classes)) for row in rows], rank=3),
         Column("loss", [f"{row.loss:.4f}" for row in rows], rank=4),
         *_costs([(row.dense_macs, row.effective_macs) for row in rows], evaluation.full_macs),
     ]
@@ -78,6 +79,7 @@ def cascade_table(evaluation: "Evaluation") -> Sheet:
         [
             Column("threshold", [f"{row.threshold:.4g}" for row in rows]),
             Column("top-1 %", [number(row.top1) for row in rows]),
+            *interval_columns([(row.top1, evaluation.levels[-1].images) for row in rows]),
             *shares,
             *_costs([(row.dense_macs, row.effective_macs) for row in rows], evaluation.full_macs),
         ]
@@ -87,9 +89,9 @@ def cascade_table(evaluation: "Evaluation") -> Sheet:
 def evaluation_notes(evaluation: "Evaluation") -> list[str]:
     """Return notes below the tables of an evaluation."""
     notes = [images_note(evaluation.images)]
+    notes += interval_notes([(result.top1, result.images) for result in evaluation.levels])
     if evaluation.skipped:
         notes.append(f"Skipped {summarize_images(evaluation.skipped)}")
-    notes += interval_notes([(result.top1, result.images) for result in evaluation.levels])
     if evaluation.consensus or evaluation.cascade:
         notes.append(
             "MACs are summed over all levels that run; over full is relative to the highest level alone."

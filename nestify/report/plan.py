@@ -41,6 +41,11 @@ def plan_screen(plan: "Plan") -> Screen:
     if plan.without_rule:
         operators = ", ".join(plan.without_rule)
         notes.append(f"no rule covers these operators, so every level keeps all their channels: {operators}")
+    if any(planned.latency is not None for planned in plan.levels):
+        notes.append(
+            "predicted time: on the sparse engine, over the full level's, for one image on one thread of "
+            "this machine"
+        )
     if plan.uncounted:
         notes.append(f"MACs do not include these unknown operators: {', '.join(plan.uncounted)}")
     notes += [f"warning: {warning}" for warning in plan.warnings]
@@ -91,6 +96,7 @@ def plan_document(plan: "Plan") -> dict[str, Any]:
                 "dense_macs": planned.cost.dense_macs,
                 "effective_macs": planned.cost.effective_macs,
                 "prefix_bytes": planned.prefix_bytes,
+                **({} if planned.latency is None else {"predicted_latency": planned.latency}),
             }
             for k, planned in enumerate(plan.levels, start=1)
         ],

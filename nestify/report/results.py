@@ -114,6 +114,7 @@ def _model(model: "NestedModel") -> Screen:
 
 def _evaluation(evaluation: "Evaluation") -> Screen:
     notes = [*evaluation_notes(evaluation), *(f"warning: {text}" for text in evaluation.warnings)]
+    notes += [f"Saved: {evaluation.saved}"] if evaluation.saved else []
     return Screen(f"{evaluation.path} on {evaluation.data}", evaluation_sheets(evaluation), notes)
 
 
@@ -152,7 +153,12 @@ def exported_notes(done: "Exported") -> list[str]:
         f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest one.",
         f"Load it with: {done.load_line}",
     ]
-    if done.facts.sparsity > 0:
+    if done.packed_layers is not None:
+        lines.append(
+            f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "
+            "library, whose path `nestify engine --library` prints."
+        )
+    elif done.facts.sparsity > 0:
         zeros = f"{done.facts.sparsity:.1%} of the maskable weights"
         lines.append(
             f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as the full level; "

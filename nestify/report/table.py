@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from nestify.file.summary import Report
+from nestify.report.bench import engine_notes
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
@@ -54,17 +55,17 @@ def report_notes(report: Report) -> list[str]:
     notes = []
     if "top1" in report.original:
         notes.append(f"The dense model before nesting: top-1 {report.original['top1']:.2f} %.")
-    if any(level.sparsity > 0 for level in report.levels):
-        notes.append(
-            "Masked weights save bytes, not time: dense kernels execute the dense MACs at every level, "
-            "and effective MACs are theory."
-        )
+    notes += engine_notes(report)
     if any(level.width < 1 or level.depth < 1 for level in report.levels):
         notes.append(
             "A narrower or shallower level is a smaller network: dense kernels execute its dense MACs."
         )
     if any(level.class_set for level in report.levels):
         notes.append("Each level has its own classifier, and its accuracy is measured over its own classes.")
+    if report.added_levels:
+        notes.append(
+            f"Levels added later, around those below them (nestify extend): {', '.join(report.added_levels)}."
+        )
     notes += interval_notes([(level.top1, level.images) for level in report.levels])
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
@@ -104,6 +105,11 @@ def plan_table(plan: "Plan") -> Sheet:
         Column("effective MACs", [quantity(level.cost.effective_macs) for level in levels], rank=5),
         Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
     ]
+    shares = [level.latency for level in levels]
+    if any(share is not None for share in shares):
+        columns.append(
+            Column("predicted time", ["-" if share is None else f"{share:.3f}" for share in shares])
+        )
     return Sheet(columns)
 
 
@@ -197,7 +203,7 @@ def interval_notes(levels: Sequence[tuple[float | None, int | None]]) -> list[st
         return []
     count = " or ".join(map(str, few)) + (" image" if few == [1] else " images")
     return [
-        f"Top-1 was measured on {count} only: the interval holds the true accuracy with 95 % (Wilson score)."
+        f"Top-1 was measured on only {count}; its interval is the 95 % confidence interval (Wilson score)."
     ]
 
 

@@ -1,12 +1,13 @@
 """Budgets: the sparsity, width or depth at which a level costs as much as its budget allows."""
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
 from nestify.data.hierarchy import ClassLevels
+from nestify.engine.layer_times import LayerTimes
 from nestify.errors import RecipeError
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
@@ -54,6 +55,8 @@ def design_levels(
     labels: ClassLevels,
     calibration: Iterable[Tensor],
     known: Removable | None = None,
+    given: Callable[[Sequence[Level], Removable | None], Sequence[LevelSize]] | None = None,
+    times: LayerTimes | None = None,
 ) -> NestedDesign:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
@@ -67,6 +70,9 @@ def design_levels(
             recipe ranks them by loss.
         known: the result of `find_removable` for a network of the same architecture, to be used again;
             None: the network is searched.
+        given: returns the sizes of the first levels, which exist already, for the levels of the recipe and
+            what can be left out; None if there are none.
+        times: times of the network's layers on this machine; None if no level has a budget of latency.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
@@ -78,10 +84,12 @@ def design_levels(
         removable = find_removable(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
-    solver = Solver(network, spec, recipe, removable, count_macs(network, spec.input_size), labels)
-    sizes = solver.sizes()
-    nested = nest(network, spec, recipe, removable, sizes, labels)
-    return NestedDesign(nested, tuple(size.level for size in sizes), removable, solver)
+    sizes = () if given is None else tuple(given(recipe.levels, removable))
+    count = count_macs(network, spec.input_size)
+    solver = Solver(network, spec, recipe, removable, count, labels, sizes, times)
+    solved = solver.sizes()
+    nested = nest(network, spec, recipe, removable, solved, labels, count.by_weight)
+    return NestedDesign(nested, tuple(size.level for size in solved), removable, solver)
 
 
 SPARSITY_STEPS = 10_000
@@ -99,6 +107,8 @@ class Solver:
         removable: channels and blocks of the network that can be left out; None if the schedule is `weight`.
         count: MACs of the network.
         labels: the classes that each level predicts; the nested file stores them.
+        given: sizes of the first levels, which exist already.
+        times: times of the network's layers; None if no level has a budget of latency.
     """
 
     network: nn.Module
@@ -107,6 +117,8 @@ class Solver:
     removable: Removable | None
     count: MacCount
     labels: ClassLevels
+    given: Sequence[LevelSize] = ()
+    times: LayerTimes | None = None
 
     def sizes(self) -> list[LevelSize]:
         """Solve the budgets, and return the sizes of the recipe's levels, core first.
@@ -123,8 +135,8 @@ class Solver:
         recipe, removable = self.recipe, self.removable
         if removable is not None:
             check_removable(self.spec, recipe.levels, removable)
-        sizes: list[LevelSize] = []
-        for k, level in enumerate(recipe.levels, start=1):
+        sizes: list[LevelSize] = list(self.given)
+        for k, level in list(enumerate(recipe.levels, start=1))[len(sizes) :]:
             size = self._solve(sizes, k, level) if level.budget else size_level(level, recipe, removable)
             sizes.append(size)
         if problems := check_levels([size.level for size in sizes]):  # budgets may be out of order
@@ -136,6 +148,8 @@ class Solver:
     def check(self, nested: NestedModel, levels: Sequence[Level]) -> list[str]:
         """Return a message for each level of a finished model whose cost does not meet its budget.
 
+        Budgets of latency are left out; they are checked by measuring the file.
+
         Args:
             nested: the finished model.
             levels: its levels, core first.
@@ -144,7 +158,18 @@ class Solver:
             f"level[{k}].budget = {level.budget} was missed: the level costs {_format_cost(cost)}"
             for k, level in enumerate(levels, start=1)
             if level.budget is not None
+            and level.budget.quantity != "latency"
             and not _is_met(cost := self._cost(nested, levels, k, level.budget), level.budget)
+        ]
+
+    def latencies(self, nested: NestedModel) -> list[float | None]:
+        """Return each level's predicted time over the full level's, core first; None without `times`."""
+        if self.times is None:
+            return [None] * nested.n_levels
+        entry = nested.entry_levels
+        return [
+            self.times.share({name: entry.count_kept(k, name) / entry[name].numel() for name in entry})
+            for k in range(1, nested.n_levels + 1)
         ]
 
     def _solve(self, lower: Sequence[LevelSize], k: int, level: Level) -> LevelSize:
@@ -228,12 +253,18 @@ class Solver:
             full = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
             trial.append(size_level(full, self.recipe, self.removable))
         levels = [size.level for size in trial]
-        nested = nest(self.network, self.spec, self.recipe, self.removable, trial, self.labels)
+        nested = nest(
+            self.network, self.spec, self.recipe, self.removable, trial, self.labels, self.count.by_weight
+        )
         choose_weights(nested, levels, self.recipe.schedule.score)
         return self._cost(nested, levels, k, budget)
 
     def _cost(self, nested: NestedModel, levels: Sequence[Level], k: int, budget: Budget) -> float:
         """Return a level's cost in the quantity of its budget; for a share, divided by the full level's."""
+        if budget.quantity == "latency":
+            latency = self.latencies(nested)[k - 1]
+            assert latency is not None
+            return latency
 
         def amount(k: int) -> float:
             if budget.quantity == "bytes":

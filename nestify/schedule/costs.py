@@ -169,6 +169,8 @@ class PlannedLevel:
         prefix_bytes: bytes of the nested file that the level needs, header included.
         classes: number of classes that it predicts.
         class_set: their name in the hierarchy; empty for the data's own classes.
+        latency: predicted time on the sparse engine, divided by the full level's; None if no level has a
+            budget of latency.
     """
 
     level: Level
@@ -176,6 +178,7 @@ class PlannedLevel:
     prefix_bytes: int
     classes: int
     class_set: str
+    latency: float | None = None
 
 
 @dataclass(frozen=True, repr=False)

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from nestify.addresses import hide_passwords_in
 from nestify.data.hierarchy import ClassLevels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
@@ -136,7 +137,7 @@ def prefix_bytes(
 
 
 def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
-    """Reduce the output and absolute paths in a recipe's options to names, to reveal no folders."""
+    """Reduce the output and absolute paths in a recipe's options to names, and leave passwords out."""
     keys = [("data", "path"), ("data", "root"), ("data", "hierarchy"), ("data", "class_names")]
     keys += [("model", "checkpoint")]
     keys += [("train", "teacher_checkpoint"), ("finetune", "save")]
@@ -146,7 +147,7 @@ def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
             options[section][key] = Path(value).name
     if options["output"] is not None:
         options["output"] = Path(options["output"]).name
-    return options
+    return {name: hide_passwords_in(value) for name, value in options.items()}
 
 
 def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEntry:

@@ -1,6 +1,6 @@
 """Make an untrained nested model from a pretrained network and the sizes of its levels."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -20,6 +20,7 @@ from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable, kept_blocks
 from nestify.schedule.channels import channel_counts, importance_orders
+from nestify.schedule.frozen import select_around_frozen
 from nestify.schedule.weights import divides_into_groups, select_entry_levels
 
 
@@ -113,6 +114,7 @@ def nest(
     removable: Removable | None,
     sizes: Sequence[LevelSize],
     labels: ClassLevels,
+    macs: Mapping[str, int],
 ) -> NestedModel:
     """Make a nested model; the weights of its levels are not chosen yet, see `choose_weights`.
 
@@ -125,6 +127,7 @@ def nest(
         sizes: sizes of the levels, core first.
         labels: the classes that each level predicts. The initial classifier row of a coarse class is the
             mean of the rows of its classes.
+        macs: parameter name -> multiply-accumulates per image in the full network.
 
     Raises:
         RecipeError: if `schedule.skip` matches nothing or everything.
@@ -149,6 +152,7 @@ def nest(
         level_sizes=level_sizes,
         classes=labels.counts(spec.num_classes),
     )
+    nested.macs = macs
     for level, parents in labels.parents.items():
         own = nested.own_tensors(level)
         for name in nested.heads:
@@ -219,11 +223,25 @@ def check_distinct(spec: ModelSpec, sizes: Sequence[LevelSize], divisor: int, bl
         )
 
 
-def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score) -> None:
-    """Choose the weights of every level at its target sparsity, if the schedule masks any."""
+def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score, frozen: int = 0) -> None:
+    """Choose the weights of every level at its target sparsity, if the schedule masks any.
+
+    Args:
+        nested: the nested model, whose entry levels are replaced.
+        levels: its levels, core first.
+        score: how weights are ranked.
+        frozen: number of levels, from the core on, that keep their weights.
+    """
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
-    if weights:
-        nested.set_entry_levels(select_entry_levels(weights, levels, score, nested.available()))
+    if not weights:
+        return
+    available = nested.available()
+    if frozen:
+        entry = dict(nested.entry.items())
+        chosen = select_around_frozen(weights, levels, score, available, entry, frozen, nested.macs)
+    else:
+        chosen = select_entry_levels(weights, levels, score, available, nested.macs)
+    nested.set_entry_levels(chosen)
 
 
 def dense_layers(nested: NestedModel, levels: Sequence[Level]) -> list[str]:

@@ -20,12 +20,14 @@ class Ramp:
         selections: how often the weights are chosen again before that, at even intervals.
         settle: a function that solves the targets again for the weights at step T; None if the targets are
             final, also after it was called.
+        frozen: number of levels, from the core on, that have their target sparsities from the start.
     """
 
     levels: Sequence[Level]
     steps: int
     selections: int
     settle: Callable[[], Sequence[Level]] | None = None
+    frozen: int = 0
 
     def is_due(self, step: int) -> bool:
         """Whether the weights are chosen again before training step `step` (counted from 0)."""
@@ -43,7 +45,8 @@ class Ramp:
                 self.levels, self.settle = self.settle(), None
             return list(self.levels)
         rest = 1 - step / self.steps
-        return [_with_sparsity(level, level.sparsity * (1 - rest**3)) for level in self.levels]
+        rising = [_with_sparsity(level, level.sparsity * (1 - rest**3)) for level in self.levels]
+        return [*self.levels[: self.frozen], *rising[self.frozen :]]
 
     def final_sparsities(self) -> list[float] | None:
         """Return the final target sparsities, core first; None if they are yet to be solved."""

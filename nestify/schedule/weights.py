@@ -4,7 +4,7 @@ Every score ranks units (single weights, or blocks of weights), and each level k
 same ranking, so levels nest whatever the score is. The N:M pattern ranks within each group of M instead.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import torch
@@ -14,13 +14,21 @@ from torch.nn import functional
 from nestify.model.entry_levels import EntryLevels
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern
+from nestify.schedule.units import Units
+
+GLOBAL_SCORES = ("lamp", "magnitude", "per_mac")
+"""The scores that rank all layers together."""
 
 Weights = Mapping[str, Tensor]
 
 
 @torch.no_grad()
 def select_entry_levels(
-    weights: Weights, levels: Sequence[Level], score: Score = "lamp", available: Weights | None = None
+    weights: Weights,
+    levels: Sequence[Level],
+    score: Score = "lamp",
+    available: Weights | None = None,
+    macs: Mapping[str, int] | None = None,
 ) -> EntryLevels:
     """Choose the entry level of each weight.
 
@@ -28,10 +36,12 @@ def select_entry_levels(
         weights: name -> maskable weight of shape (out, in, *kernel), or of any other shape with two or more
             dimensions; all on one device.
         levels: core first, sparsities not increasing.
-        score: `lamp` and `magnitude` rank all layers together; `uniform` and `erk` give each layer a
-            budget and rank by magnitude within the layer.
+        score: `lamp`, `magnitude` and `per_mac` rank all layers together; `uniform` and `erk` give each layer
+            a budget and rank by magnitude within the layer. Of all choices with as many effective MACs or
+            fewer, that of `per_mac` has the largest sum of LAMP scores.
         available: name -> uint8 in the weight's shape, the lowest level that can use each weight, the same
             for all weights of a block. None: level 1 can use all weights.
+        macs: name -> dense multiply-accumulates per image of each weight tensor, for `per_mac`.
 
     Returns:
         Entry levels, none below `available`. With the unstructured pattern, level k keeps exactly
@@ -45,11 +55,12 @@ def select_entry_levels(
             entry = {name: torch.maximum(tensor, available[name]) for name, tensor in entry.items()}
         return EntryLevels(len(levels), entry)
     units = {
-        name: _Units(weight, pattern, None if available is None else available[name])
+        name: Units(weight, pattern, None if available is None else available[name])
         for name, weight in weights.items()
     }
-    if score in ("lamp", "magnitude"):
-        kept = _keep_by_global_rank(units, levels, _lamp if score == "lamp" else _magnitude)
+    if score in GLOBAL_SCORES:
+        assert score != "per_mac" or macs is not None
+        kept = _keep_by_global_rank(units, levels, _scores(units, score, macs or {}))
     else:
         kept = _keep_by_budget(units, levels, score)
     n = len(levels)
@@ -57,58 +68,18 @@ def select_entry_levels(
     return EntryLevels(n, {name: units[name].expand(entry) for name, entry in entries.items()})
 
 
-class _Units:
-    """The units of one weight; a pattern keeps or drops the weights of a unit together.
-
-    Attributes:
-        shape: the weight's shape.
-        rows: output channels of a block; 1 if units are single weights.
-        cols: input channels of a block; 1 if units are single weights.
-        energy: mean squared weight of each unit, float32 (units,).
-        sizes: number of weights of each unit, int64 (units,), smaller for blocks cut off at the edges. None:
-            units are single weights.
-        available: the lowest level that can use each unit, uint8 (units,). None: level 1 can use all.
-    """
-
-    def __init__(self, weight: Tensor, pattern: Pattern, available: Tensor | None = None) -> None:
-        self.shape = weight.shape
-        self.rows, self.cols = pattern.rows, pattern.cols
-        squared = weight.detach().float().square()
-        self.sizes: Tensor | None = None
-        if pattern.kind == "block":
-            self.sizes = self._reduce(torch.ones_like(squared)).long().flatten()
-            squared = self._reduce(squared).flatten() / self.sizes
-        self.energy = squared.flatten()
-        self.available = None if available is None else available.flatten()
-        if available is not None and self.sizes is not None:
-            self.available = (self._reduce(available.long()).flatten() // self.sizes).to(torch.uint8)
-
-    def _reduce(self, tensor: Tensor) -> Tensor:
-        """Sum over blocks: (out, in, *kernel) -> (ceil(out / rows), ceil(in / cols), prod(kernel))."""
-        grid = tensor.reshape(self.shape[0], self.shape[1], -1)  # (O, I, K)
-        down, across = -self.shape[0] % self.rows, -self.shape[1] % self.cols
-        grid = functional.pad(grid, (0, 0, 0, across, 0, down))
-        blocks: Tensor = grid.unflatten(1, (-1, self.cols)).unflatten(0, (-1, self.rows))
-        return blocks.sum((1, 3))
-
-    def expand(self, entry: Tensor) -> Tensor:
-        """Expand entry levels of the units, (units,), to those of the weights, in the weight's shape."""
-        if self.sizes is None:
-            return entry.view(self.shape)
-        grid = entry.view(-(-self.shape[0] // self.rows), -(-self.shape[1] // self.cols), -1)
-        grid = grid.repeat_interleave(self.rows, 0).repeat_interleave(self.cols, 1)
-        return grid[: self.shape[0], : self.shape[1]].reshape(self.shape).contiguous()
-
-    def count_usable(self, level: int) -> int:
-        """Count the weights that a level can use."""
-        if self.available is None:
-            return prod(self.shape)
-        usable = self.available <= level
-        return int(usable.sum() if self.sizes is None else self.sizes[usable].sum())
-
-
-def _magnitude(energy: Tensor) -> Tensor:
-    return energy
+def _scores(units: Mapping[str, Units], score: Score, macs: Mapping[str, int]) -> list[Tensor]:
+    """Return the scores of the units of each weight, which are compared across layers."""
+    if score == "magnitude":
+        return [unit.energy for unit in units.values()]
+    scores = [_lamp(unit.energy) for unit in units.values()]
+    if score == "lamp":
+        return scores
+    # The Lagrangian of "most importance within a number of MACs" keeps a weight if its importance exceeds the
+    # multiplier times its MACs. So the ratio of the two ranks the weights for every number of MACs at once.
+    # A weight without MACs counts as one that multiplies once, as all weights of a classifier do.
+    costs = [max(1.0, macs[name] / prod(unit.shape)) for name, unit in units.items()]
+    return [importance / cost for importance, cost in zip(scores, costs, strict=True)]
 
 
 def _lamp(energy: Tensor) -> Tensor:
@@ -123,10 +94,10 @@ def _lamp(energy: Tensor) -> Tensor:
 
 
 def _keep_by_global_rank(
-    units: Mapping[str, _Units], levels: Sequence[Level], score: Callable[[Tensor], Tensor]
+    units: Mapping[str, Units], levels: Sequence[Level], scores_by_weight: Sequence[Tensor]
 ) -> list[dict[str, Tensor]]:
     """Return per level a bool mask over the units of each weight, from one ranking over all layers."""
-    scores = torch.cat([score(unit.energy) for unit in units.values()])
+    scores = torch.cat(list(scores_by_weight))
     lengths = [unit.energy.numel() for unit in units.values()]
     targets = [
         kept_weights(sum(unit.count_usable(k) for unit in units.values()), level.sparsity)
@@ -139,7 +110,7 @@ def _keep_by_global_rank(
 
 
 def _keep_by_budget(
-    units: Mapping[str, _Units], levels: Sequence[Level], score: Score
+    units: Mapping[str, Units], levels: Sequence[Level], score: Score
 ) -> list[dict[str, Tensor]]:
     """Return per level a bool mask over the units of each weight, from a budget for each layer."""
     usable = {name: [unit.count_usable(k) for k in range(1, len(levels) + 1)] for name, unit in units.items()}
@@ -210,7 +181,7 @@ def _top(scores: Tensor, count: int) -> Tensor:
 
 
 def _entries_from_masks(
-    units: Mapping[str, _Units], kept: Sequence[Mapping[str, Tensor]], n: int
+    units: Mapping[str, Units], kept: Sequence[Mapping[str, Tensor]], n: int
 ) -> dict[str, Tensor]:
     """Return the entry levels of the units from the masks of the levels, core first."""
     entry = {}

@@ -8,6 +8,7 @@ import timm
 import torch
 from torch import nn
 
+from nestify.addresses import hide_passwords_in
 from nestify.data.dataset import Images
 from nestify.data.hierarchy import ClassLevels
 from nestify.recipe.flat_options import flat_options, is_free
@@ -44,7 +45,7 @@ def run_identity(
         "the version of timm": timm.__version__,
         "the kind of device": device.type,
         "the number of processes": processes,
-        **{key: value for key, value in flat_options(recipe) if not is_free(key)},
+        **{key: hide_passwords_in(value) for key, value in flat_options(recipe) if not is_free(key)},
         "the hash of the model's weights": _hash_of_weights(network),
         "the hash of the hierarchy": _hash(classes.model_dump_json() for classes in labels.hierarchy),
         "the hash of the teacher's weights": None if teacher is None else _hash_of_weights(teacher),

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from timm.utils.summary import trim_summary, update_summary
 
+from nestify.addresses import hide_passwords
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.files import sibling
@@ -98,7 +99,8 @@ class MetricsLog(Observer):
     def _write(self, record: dict[str, Any]) -> None:
         record["seconds"] = self._seconds()
         failed_before = bool(self._waiting)
-        self._waiting.append((json.dumps(_replace_non_finite(record)) + "\n").encode())
+        line = hide_passwords(json.dumps(_replace_non_finite(record)))
+        self._waiting.append(f"{line}\n".encode())
         self._write_waiting(warn=not failed_before)
 
     def _write_waiting(self, *, warn: bool = False) -> bool:

@@ -77,6 +77,7 @@ def train(
     *,
     ramp: Ramp | None = None,
     score: Score = "lamp",
+    frozen: int = 0,
     on_log: Callable[[StepLog], None] = lambda log: None,
     on_problem: Callable[[str], None] = lambda text: None,
     hook: CheckpointHook | None = None,
@@ -91,6 +92,7 @@ def train(
         augment: mixup and cutmix; the loader augments single images.
         ramp: gradual sparsity; None leaves the entry levels unchanged.
         score: how weights are ranked when they are chosen again.
+        frozen: number of levels, from the core on, whose weights do not change.
         on_log: called every few steps, and at the end of each epoch.
         on_problem: called at the end for each problem with the masks.
         hook: saves and restores checkpoints; None saves none.
@@ -106,7 +108,15 @@ def train(
     epoch_steps = steps_per_epoch(batches, options.accumulate)
     total = total_steps(options.epochs, epoch_steps)
     training = Stepper(
-        task, options, augment, epoch_steps=epoch_steps, total=total, ramp=ramp, score=score, world=world
+        task,
+        options,
+        augment,
+        epoch_steps=epoch_steps,
+        total=total,
+        ramp=ramp,
+        score=score,
+        frozen=frozen,
+        world=world,
     )
     hook.resume(training)
     try:

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from math import ceil
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from nestify.evaluation.accuracy import evaluate_levels
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec
-from nestify.recipe.level_options import level_weights
+from nestify.recipe.level_options import Stage, level_weights
 from nestify.recipe.levels import Level
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
@@ -94,37 +95,52 @@ class Phases:
         nested: NestedModel,
         levels: Sequence[Level],
         settle: Callable[[], Sequence[Level]] | None,
-        frozen: nn.Module | None,
+        teacher: nn.Module | None,
+        stages: Sequence[Stage],
+        index: int,
     ) -> tuple[NestedModel, Sequence[Level]]:
-        """Train all levels together.
+        """Train the levels of a stage together.
 
         Args:
             nested: the model to train.
             levels: its levels, core first, with the budgets solved.
             settle: solves the budgets again when the masks are frozen; None if that is not needed.
-            frozen: the frozen teacher network; None if there is none.
+            teacher: the frozen teacher network; None if there is none.
+            stages: the stages of the run, which all take the same number of steps; the logs count through.
+            index: the stage to train, counted from 0.
 
         Returns:
             The trained model, and its levels with their final sparsities.
         """
-        recipe = self.recipe
-        self.observer.stage("training the levels")
+        recipe, stage = self.recipe, stages[index]
+        numbers = range(stage.frozen + 1, stage.last + 1)
+        names = ", ".join(nested.level_names[k - 1] for k in numbers)
+        self.observer.stage(
+            "training the levels" if len(numbers) == nested.n_levels else f"training levels: {names}"
+        )
         steps = total_steps(recipe.train.epochs, steps_per_epoch(self.batches, recipe.train.accumulate))
-        ramp = Ramp(levels, round(recipe.schedule.ramp * steps), recipe.schedule.reselect, settle)
-        task = self.make_task(nested, frozen, compiled=True)
+        ramp_steps = round(recipe.schedule.ramp * steps)
+        ramp = Ramp(levels, ramp_steps, recipe.schedule.reselect, settle, stage.frozen)
+        task = self.make_task(nested, teacher, stage, compiled=True)
 
         def on_log(log: StepLog) -> None:
+            log = replace(
+                log,
+                step=index * steps + log.step,
+                total_steps=len(stages) * steps,
+                epoch=index * ceil(recipe.train.epochs) + log.epoch,
+            )
             self.observer.stepped("train", log)
-            if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < steps:
+            if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < log.total_steps:
                 model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
                 images = self.checkpoints.interruptible(self.val_batches())
-                numbers = range(1, nested.n_levels + 1)
                 results = evaluate_levels(
                     model, images, numbers, self._precision.autocast, self.labels.parents, self.world.size > 1
                 )
                 self.observer.evaluated("epoch", log.epoch, results)
 
-        with self.checkpoints.running("train") as hook:
+        earlier, later = index * steps, (len(stages) - index - 1) * steps
+        with self.checkpoints.running("train", earlier, later) as hook:
             trained = train(
                 task,
                 self.batches,
@@ -132,6 +148,7 @@ class Phases:
                 recipe.augment,
                 ramp=ramp,
                 score=recipe.schedule.score,
+                frozen=stage.frozen,
                 on_log=on_log,
                 on_problem=self.observer.warned,
                 hook=hook,
@@ -144,13 +161,14 @@ class Phases:
         return trained, ramp.levels
 
     def make_task(
-        self, nested: NestedModel, frozen: nn.Module | None, *, compiled: bool = False
+        self, nested: NestedModel, frozen: nn.Module | None, stage: Stage, *, compiled: bool = False
     ) -> NestedTask:
-        """Return the training task: the joint loss of all levels.
+        """Return the training task: the joint loss of the levels of a stage.
 
         Args:
             nested: the model to train.
             frozen: the frozen teacher network; None uses a copy of the model, if a teacher is needed.
+            stage: the levels to train; the others have weight 0.
             compiled: whether torch may compile the levels, if the recipe enables it.
         """
         options, levels = self.recipe.train, self.recipe.level
@@ -159,6 +177,8 @@ class Phases:
             frozen = deepcopy(nested.network)  # for an estimate: a teacher with the same cost
         mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
         teacher = Teacher(kind, frozen, mean=mean, std=std, temperature=options.temperature)  # type: ignore[arg-type]
+        trained = range(stage.frozen + 1, stage.last + 1)
+        weights = [weight if k in trained else 0.0 for k, weight in enumerate(level_weights(levels), start=1)]
         return NestedTask(
             nested,
             self._criterion(),
@@ -166,10 +186,10 @@ class Phases:
             seed=self.recipe.seed,
             compiled=options.compile and compiled,
             recompute=options.grad_checkpointing,
-            weights=level_weights(levels),
+            weights=weights,
             distill=[options.distill if level.distill is None else level.distill for level in levels],
             teacher=teacher.to(self.device),
-            sandwich=options.sandwich or (None if len(levels) <= 4 else 4),
+            sandwich=options.sandwich or (None if len(trained) <= 4 else 4),
             autocast=self._precision.autocast,
             device=self.device,
         )

@@ -67,6 +67,7 @@ class Checkpoints(CheckpointHook):
         self._minutes = minutes
         self._skipped = skipped
         self._phase: Phase = "train"
+        self._earlier = self._later = 0
         self._saved: tuple[Phase, int, int] | None = None
         self._time = time.monotonic()
         self._signals = DeferredSignals()
@@ -110,6 +111,14 @@ class Checkpoints(CheckpointHook):
     def is_in_train_phase(self) -> bool:
         """Whether the run resumes in the training of its levels, so that everything before it is done."""
         return self._found is not None and self._found.info.phase == "train"
+
+    @property
+    def frozen(self) -> int | None:
+        """Number of frozen levels in the training stage where the run resumes; None if it does not resume."""
+        if not self.is_in_train_phase:
+            return None
+        assert self._found is not None
+        return int(self._found.training.get("frozen", 0))
 
     def save_dense(self, network: nn.Module) -> None:
         """Include the fine-tuned dense model in later checkpoints.
@@ -162,13 +171,15 @@ class Checkpoints(CheckpointHook):
     # -- during a training ---------------------------------------------------------------------------
 
     @contextmanager
-    def running(self, phase: Phase) -> Iterator["Checkpoints"]:
+    def running(self, phase: Phase, earlier: int = 0, later: int = 0) -> Iterator["Checkpoints"]:
         """Save checkpoints of a training; signals are deferred until a checkpoint can be saved.
 
         Args:
             phase: the training that runs in the block.
+            earlier: number of steps of earlier stages of this training.
+            later: number of steps of later stages.
         """
-        self._phase = phase
+        self._phase, self._earlier, self._later = phase, earlier, later
         self._time = time.monotonic()
         if not self._minutes:
             yield self
@@ -230,7 +241,8 @@ class Checkpoints(CheckpointHook):
 
     def _save(self, training: Stepper) -> None:
         """Save a checkpoint of this step, if there is none yet; the run continues if it cannot be written."""
-        position = self._phase, training.position.step, training.total
+        step = self._earlier + training.position.step
+        position = self._phase, step, self._earlier + training.total + self._later
         if position == self._saved or not training.position.step or not self._world.is_main:
             return
         training.check_finite()
@@ -238,8 +250,8 @@ class Checkpoints(CheckpointHook):
         info = CheckpointInfo(
             run=self._run,
             phase=self._phase,
-            step=training.position.step,
-            total=training.total,
+            step=step,
+            total=position[2],
             findings=self.early_results.model_copy(update={"skipped": skipped}),
             marks=self.observer.log_offsets(),
         )

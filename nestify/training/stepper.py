@@ -21,6 +21,7 @@ from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, random_states, restore_optimizer, set_random_states
 from nestify.training.distributed import SINGLE, World
+from nestify.training.frozen import FrozenLevels
 from nestify.training.health import RampWatch
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
@@ -87,6 +88,7 @@ class Stepper:
         total: number of steps of the complete training.
         ramp: gradual sparsity; None leaves the entry levels unchanged.
         score: how weights are ranked when they are chosen again.
+        frozen: number of levels, from the core on, whose weights do not change.
         world: the processes of the run, which all train the same model.
 
     Attributes:
@@ -109,6 +111,7 @@ class Stepper:
         total: int,
         ramp: Ramp | None,
         score: Score,
+        frozen: int = 0,
         world: World = SINGLE,
     ) -> None:
         nested = task.get_trainable_module()
@@ -128,6 +131,7 @@ class Stepper:
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
         world.broadcast(nested)
+        self._frozen = FrozenLevels(nested, frozen)
         self._gradients = LevelGradients(nested, task.level_weights)
         nested.train()
         self._progress = Progress(nested, task.device)
@@ -150,11 +154,13 @@ class Stepper:
             self._accumulate(*batch, share=len(batch[1]) / images)
         self.should_stop = self._world.average(self.nested, images, stop)
         self._gradients.apply()
+        self._frozen.drop_gradients()
         if self._clip_grad is not None:
             self._scaler.unscale_(self._optimizer)
             torch.nn.utils.clip_grad_norm_(self.nested.parameters(), self._clip_grad)
         self._scaler.step(self._optimizer)
         self._scaler.update()
+        self._frozen.restore()
         if self._scheduler is not None:
             self._scheduler.step_update(step + 1)
         task.update_ema(step=step + 1)
@@ -210,7 +216,7 @@ class Stepper:
     def _choose_weights(self, ramp: Ramp, step: int) -> None:
         """Choose the weights of the levels again, with the ramp's sparsities at this step."""
         levels = ramp.levels_at(step)
-        choose_weights(self.nested, levels, self._score)
+        choose_weights(self.nested, levels, self._score, self._frozen.count)
         self._world.sync_entry_levels(self.nested)
         self._progress.update_sparsity(self.nested)
         self._watch.record(step, levels, self._progress.sparsity)
@@ -230,6 +236,7 @@ class Stepper:
         """Return everything that the next step depends on, except the images, for `restore`."""
         return {
             "place": vars(self.position),
+            "frozen": self._frozen.count,
             "model": dict(self.nested.state_dict()),
             "averaged": None if self.ema_model is None else dict(self.ema_model.state_dict()),
             "optimizer": optimizer_state(self._optimizer),
@@ -251,6 +258,7 @@ class Stepper:
         self.nested.load_state_dict(state["model"])
         if self.ema_model is not None:
             self.ema_model.load_state_dict(state["averaged"])
+        self._frozen = FrozenLevels(self.nested, self._frozen.count)
         restore_optimizer(self._optimizer, state["optimizer"])
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])

@@ -24,8 +24,9 @@ class Teacher(nn.Module):
     """The teacher that provides soft targets for the levels that are trained by distillation.
 
     Args:
-        kind: `original` or `other`: a frozen network; `self`: the full level of the network that is being
-            trained; `both`: the mean of the two predictions; `none`: no teacher.
+        kind: `original` or `other`: a frozen network; `self`: the highest level that is being trained, which
+            is the full level unless the levels are trained in stages; `both`: the mean of the two
+            predictions; `none`: no teacher.
         frozen: the frozen network; None for the kinds `self` and `none`.
         mean, std: normalisation of the student's images, by channel; images are normalised again for a
             teacher that was trained with a different normalisation.
@@ -58,7 +59,7 @@ class Teacher(nn.Module):
 
     @property
     def uses_full_level(self) -> bool:
-        """Whether the prediction of the full level is part of the soft targets."""
+        """Whether the prediction of the highest trained level is part of the soft targets."""
         return self.kind in ("self", "both")
 
     @torch.no_grad()
@@ -114,7 +115,8 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         nested: the model to train.
         criterion: task loss of logits (B, classes) and targets.
         weights: a_k by level, core first; they are scaled to sum 1. A level with weight 0 is not trained.
-        distill: b_k by level, core first, in [0, 1]; set to 0 for the full level if it is the only teacher.
+        distill: b_k by level, core first, in [0, 1]; set to 0 for the highest trained level if it is the
+            only teacher.
         teacher: provides the soft targets.
         sandwich: number of levels that a step trains: the core and full levels, and levels between them,
             drawn uniformly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019, section 3.2), whose
@@ -129,6 +131,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
     Attributes:
         step: number of the training step.
+        highest: the highest level that is trained.
         levels: callable that returns the logits of a level: the nested model, or its compiled levels.
     """
 
@@ -159,8 +162,9 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.n_levels = n
         self.level_weights = [weight / sum(weights) for weight in weights]
         self.distill = [0.0 if teacher.kind == "none" else share for share in distill]
+        self.highest = max(level for level, weight in enumerate(weights, start=1) if weight)
         if teacher.kind == "self":
-            self.distill[-1] = 0.0
+            self.distill[self.highest - 1] = 0.0
         self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
         self.step = 0
         self.levels: Callable[..., Tensor] = CompiledLevels(nested) if compiled else nested
@@ -205,7 +209,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             level_soft_target = None if soft_target is None else self.to_level_classes(level, soft_target)
             loss = self._level_loss(level, logits, self.to_level_classes(level, target), level_soft_target)
             use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight))
-            if level == self.n_levels and self.teacher.uses_full_level:
+            if level == self.highest and self.teacher.uses_full_level:
                 own = self.teacher.soften(logits)
                 soft_target = own if soft_target is None else (soft_target + own) / 2
 

@@ -55,7 +55,8 @@ class TensorBoardLog(Observer):
         """Add the losses, training accuracies and sparsities of the levels, and the learning rate."""
         self._step = self._first_step[phase] + log.step
         with self._writing():
-            self._add(phase, {"loss": log.losses, "top1": log.top1, "sparsity": log.sparsity})
+            levels = range(1, len(log.losses) + 1)
+            self._add(phase, levels, {"loss": log.losses, "top1": log.top1, "sparsity": log.sparsity})
             self._writer.add_scalar(f"{phase}/lr", log.lr, self._step)
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
@@ -63,7 +64,7 @@ class TensorBoardLog(Observer):
         if moment in ("epoch", "after"):
             rows = {name: [getattr(result, name) for result in results] for name in ("top1", "top5", "loss")}
             with self._writing():
-                self._add("validation", rows)
+                self._add("validation", [result.level for result in results], rows)
                 self._writer.flush()
 
     def log_offsets(self) -> dict[str, float]:
@@ -94,9 +95,9 @@ class TensorBoardLog(Observer):
                 self._warn(str(error))
             self._ended = True
 
-    def _add(self, group: str, rows: Mapping[str, Sequence[float]]) -> None:
+    def _add(self, group: str, levels: Sequence[int], rows: Mapping[str, Sequence[float]]) -> None:
         for name, row in rows.items():
-            for k, value in enumerate(row, start=1):
+            for k, value in zip(levels, row, strict=True):
                 if not isnan(value):  # a level that was not sampled
                     self._writer.add_scalar(f"{group}/{name}/level{k}", value, self._step)
 

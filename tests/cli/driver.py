@@ -35,11 +35,6 @@ DIGITS = Path(__file__).parents[2] / "nestify" / "recipes" / "digits"
 CHECKPOINT = DIGITS / "test_resnet.safetensors"
 
 
-def without_flags(text: str) -> str:
-    """Return a message without the flags beside recipe keys: `train.lr (--lr) = 0` -> `train.lr = 0`."""
-    return re.sub(r" \(--[a-z-]+\)", "", text)
-
-
 @dataclass(frozen=True)
 class Outcome:
     """Result of a command: exit code, standard output, standard error."""
@@ -55,14 +50,11 @@ class Outcome:
 
     @property
     def message(self) -> str:
-        """The error message: the last line of standard error, without the program's name and flags of keys.
-
-        `test_flags` checks the flags that messages name beside keys.
-        """
+        """The error message: the last line of standard error, without the program's name."""
         last = self.err.splitlines()[-1]
         assert last.startswith("nestify: "), self.err
         assert "Traceback" not in self.err
-        return without_flags(last.removeprefix("nestify: "))
+        return last.removeprefix("nestify: ")
 
 
 def nestify(*words: str | os.PathLike[str]) -> Outcome:

@@ -227,3 +227,21 @@ def test_a_job_ends_when_its_leash_does() -> None:
         start_new_session=True,
     )
     assert finish(process).code in (143, -signal.SIGTERM)  # signals are not deferred yet if it ends early
+
+
+def test_set_applies_to_every_recipe_and_other_values_run_again(quick_jobs: None) -> None:
+    write("a.toml")
+    write("b.toml", seed=2)
+    words = ("batch", "a.toml", "b.toml", "--out", "out", "--set", "train.epochs=2")
+    assert nestify(*words, "--set", "train.lr=0.5").code == 0
+    for name in ("a-level1.sparsity=0.9", "b-level1.sparsity=0.95"):
+        train = json.loads(Path("out", name, "recipe.json").read_text())["train"]
+        assert (train["epochs"], train["lr"]) == (2.0, 0.5)
+    for lr, state in (("0.5", "done"), ("0.25", "changed")):
+        planned = nestify(*words, "--set", f"train.lr={lr}", "--dry-run", "--json").document["jobs"]
+        assert [job["state"] for job in planned] == [state] * 4
+        assert planned[0]["options"]["train.lr"] == float(lr)
+    wrong = nestify(*words, "--set", "train.lr=0", "--set", "nonsense=1")
+    assert wrong.code == 2
+    assert len(wrong.err.splitlines()) == 4
+    assert nestify(*words, "--set", "nonsense").code == 2

@@ -43,8 +43,8 @@ def test_table(digits_file: Path) -> None:
     assert all(row[6] == "1.000" for row in rows)  # masked: the MACs of the full level
     assert [row[7:] for row in (rows[2], rows[5])] == [["1.000", "-"]] * 2
     assert (
-        "Masked weights save bytes, not time: dense kernels multiply with the zeros, and level1, level2 "
-        "should take about as long as the full level."
+        "Masked weights save time only on the sparse engine: nestify bench --engine. Dense kernels multiply "
+        "with the zeros, and level1, level2 should take about as long as the full level."
     ) in lines
     assert lines[-1].startswith("Latency over full is the median of the ratios")
     assert "noise" not in done.out  # masked levels are expected to take equally long
@@ -77,7 +77,7 @@ def test_what_is_saved_is_in_the_report(file: Path) -> None:
     at = lines.index(measured[0])
     assert lines[at : at + len(measured)] == measured
     assert lines[: at - 1] == before.out.splitlines()[: at - 1]
-    assert sum("save bytes, not time" in line for line in lines) == 1
+    assert sum("only on the sparse engine: nestify bench --engine" in line for line in lines) == 1
     markdown = nestify("report", file, "--format", "markdown").out
     assert f"\n\n{measured[0]}\n\n| level | name" in markdown
 

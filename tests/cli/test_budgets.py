@@ -29,6 +29,7 @@ def executed_macs(model: torch.nn.Module) -> int:
         pytest.param("weight", ["params=40K", "params=0.5"], SHORT, marks=pytest.mark.long),
         ("weight", ["bytes=200KB", "bytes=1MB"], SHORT),
         ("weight", ["macs=0.25", "macs=0.5"], SHORT),
+        ("weight", ["macs=0.25", "macs=0.5"], (*SHORT, "--score", "per_mac")),
     ],
 )
 def test_a_level_meets_its_budget(

@@ -21,7 +21,7 @@ def test_table_on_stdout_progress_on_stderr_log_next_to_the_file(tmp_path: Path)
     lines = done.out.splitlines()
     assert lines[0] == "test_resnet, 10 classes"
     head = next(line for line in lines if line.startswith("level"))
-    assert head.split("  ")[-2:] == ["top-1 %", "top-5 %"]
+    assert head.split("  ")[-3:] == ["top-1 %", "top-1 interval", "top-5 %"]
     assert [line.split()[1] for line in lines if "level" in line and "0." in line] == [
         "level1",
         "level2",

@@ -1,5 +1,6 @@
 """`nestify eval`: levels, forms of data, gates."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.data import create_transform, resolve_model_data_config
 
-from tests.cli.driver import CHECKPOINT, DIGITS, nestify
+import nestify as package
+from tests.cli.driver import CHECKPOINT, DIGITS, at_terminal, nestify
 
 
 def test_every_level_by_default(digits_file: Path, digits_folder: Path) -> None:
@@ -21,8 +23,8 @@ def test_every_level_by_default(digits_file: Path, digits_folder: Path) -> None:
     assert lines[0] == f"{digits_file} on {digits_folder}"
     assert lines[2].split("  ")[0] == "level"
     assert [line.split()[:2] for line in lines[4:7]] == [["1", "level1"], ["2", "level2"], ["3", "level3"]]
-    assert all(line.split()[5] == "80" for line in lines[4:7])
-    assert lines[8:] == [f"Images: all 80 images of {digits_folder}/validation."]
+    assert all(line.split()[6] == "80" for line in lines[4:7])
+    assert lines[8] == f"Images: all 80 images of {digits_folder}/validation."
 
 
 def test_the_full_level_is_as_good_as_the_plain_model(digits_file: Path, digits_folder: Path) -> None:
@@ -137,3 +139,62 @@ def test_worker_processes_change_nothing(digits_file: Path, digits_folder: Path)
         levels = nestify(*words, "--workers", workers).document["levels"]
         results.append([(level["top1"], level["top5"], level["loss"]) for level in levels])
     assert results[0] == results[1]
+
+
+def test_save_stores_the_accuracy_by_class(digits_file: Path, digits_folder: Path, tmp_path: Path) -> None:
+    file = Path(shutil.copy(digits_file, tmp_path / "net.nested.safetensors"))
+    done = nestify("eval", file, "--data", digits_folder, "--save", "--json")
+    assert (done.code, done.err) == (0, f"Saved: {tmp_path / 'net.eval.json'}\n")
+    stored = json.loads((tmp_path / "net.eval.json").read_text())
+    for level, saved in zip(done.document["levels"], stored["levels"], strict=True):
+        assert saved["images"] == [8] * 10
+        assert level["top1"] == pytest.approx(100 * sum(saved["correct"]) / 80)
+    page = nestify("report", file, "--format", "html").out
+    assert "Accuracy by class" in page
+    assert str(digits_folder) in page
+    assert nestify("-q", "eval", file, "--data", digits_folder, "--save").err == ""
+
+
+def test_save_is_refused_before_anything_is_evaluated(
+    digits_file: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    file = Path(shutil.copy(digits_file, tmp_path / "net.nested.safetensors"))
+    (tmp_path / "net.eval.json").write_text("my own notes")
+    done = nestify("eval", file, "--data", digits_folder, "--save")
+    assert (done.code, done.out) == (3, "")
+    assert "net.eval.json" in done.message
+    assert "remove it" in done.message
+    assert (tmp_path / "net.eval.json").read_text() == "my own notes"
+    seen: list[tuple[int, int]] = []
+    with pytest.raises(package.NestifyError, match="remove it"):
+        package.evaluate(file, str(digits_folder), save=True, progress=lambda *counts: seen.append(counts))
+    assert seen == []
+
+
+def test_a_bar_at_a_terminal(digits_file: Path, digits_folder: Path) -> None:
+    words = ("eval", digits_file, "--data", digits_folder, "--batch-size", "8", "--workers", "0")
+    assert any("/240 images" in line for line in at_terminal(100, *words))
+    assert not any("/240 images" in line for line in at_terminal(100, *words, "--quiet"))
+
+
+def test_progress_and_counts_in_python(digits_file: Path, digits_folder: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    done = package.evaluate(
+        digits_file,
+        str(digits_folder),
+        batch_size=50,
+        progress=lambda count, total: seen.append((count, total)),
+    )
+    assert seen == [(50, 240), (80, 240), (130, 240), (160, 240), (210, 240), (240, 240)]
+    for level, counts in zip(done.levels, done.by_class, strict=True):
+        assert level.top1 == pytest.approx(100 * sum(counts.correct) / 80)
+    assert done.saved is None
+
+
+def test_warnings_in_python(digits_file: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are in the result, and issued at the line that called nestify."""
+    monkeypatch.setattr("nestify.machine.cores", lambda: 0)
+    with pytest.warns(package.NestifyWarning, match="--workers") as caught:
+        done = package.evaluate(digits_file, str(digits_folder), workers=1, max_images=10)
+    assert [warning.filename for warning in caught] == [__file__]
+    assert [str(warning.message) for warning in caught] == list(done.warnings)

@@ -109,7 +109,11 @@ def test_training_improves_the_coarse_level(table: Path) -> None:
             "the full level predicts the data's own",
         ),
         (("--hierarchy", "kinds.csv", "--set", "level[1].classes=kin"), 2, "did you mean 'kind'?"),
-        (("--hierarchy", "none.csv"), 3, "none.csv: cannot be read (No such file or directory)"),
+        (
+            ("--hierarchy", "none.csv"),
+            3,
+            "data.hierarchy = none.csv is not a file; give the path of a",
+        ),
         (("--hierarchy", "short.csv"), 3, "short.csv: lacks the class '1' and 8 others"),
     ],
 )

@@ -31,7 +31,7 @@ def test_no_place_for_the_output(refused: Refused, tmp_path: Path) -> None:
         ("/dev/null", "is not a regular file; choose another path"),
         ("/proc/a.safetensors", f"cannot be written (No such file or directory){remedy}"),
     ):
-        assert refused(3, *START, output) == f"output = {output} {expected}"
+        assert refused(3, *START, output) == f"output = {output} {expected} (flag: --output)"
     words = ("compress", "digits", *UNTRAINED, "--finetune-epochs", "1", "--set")
     assert refused(3, *words, "finetune.save=nowhere/a.safetensors").startswith(
         "finetune.save = nowhere/a.safetensors cannot be written"

@@ -70,7 +70,8 @@ def test_help_shows_brackets_and_placeholders(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_version() -> None:
-    assert nestify("--version").out == f"nestify {package.__version__}\n"
+    for flag in ("--version", "-V"):
+        assert nestify(flag).out == f"nestify {package.__version__}\n"
 
 
 def test_without_a_command_it_shows_its_help() -> None:

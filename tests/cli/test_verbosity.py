@@ -41,7 +41,7 @@ def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_verbose_shows_what_libraries_log() -> None:
     done = finish(spawn("--verbose", "compress", "digits", *UNTRAINED))
     assert done.code == 0
-    assert "timm.data.readers" in done.err
+    assert "fvcore.nn.precise_bn" in done.err
 
 
 def test_quiet_picks_and_batches(digits_file: Path) -> None:

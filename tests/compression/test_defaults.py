@@ -83,7 +83,8 @@ def _folders(tmp_path: Path) -> None:
 def planned(data: Path, checkpoint: str, **options: object) -> tuple[int, int, int]:
     """Return the numbers of training and validation images, and of steps of fine-tuning."""
     given = {key.replace("__", "."): value for key, value in options.items()}
-    made = plan("test_resnet", {**KWARGS, "data.path": str(data), "model.checkpoint": checkpoint, **given})
+    options = {**KWARGS, "data.path": str(data), "model.checkpoint": checkpoint, **given}
+    made = plan("test_resnet", options, observer=Observer())
     return made.train_images, made.val_images, made.finetune_steps
 
 

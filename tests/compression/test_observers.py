@@ -1,5 +1,7 @@
 """Progress and warnings of `compress` and `plan` in Python: what is shown and where; nothing is lost."""
 
+import inspect
+import re
 import sys
 import warnings
 from importlib.util import find_spec
@@ -18,6 +20,7 @@ from nestify.training.display import Display, PythonWarnings, usual_observer
 from tests.cli.driver import CHECKPOINT, at_terminal
 from tests.cli.driver import nestify as command
 
+GUIDE = (Path(nestify.__file__).parent / "guide" / "python.md").read_text()
 NOTICE = "using the weights under net"
 """What nestify says about the checkpoint of these tests."""
 
@@ -154,3 +157,23 @@ def test_paths_are_accepted(tmp_path: Path) -> None:
     assert nestify.load_recipe(tmp_path / "mine.toml").model.name == nestify.load_recipe("digits").model.name
     with pytest.raises(RecipeError, match=r"none\.toml: there is no such file"):
         nestify.compress(Path("none.toml"))
+
+
+def test_the_example_of_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
+    [example] = [block for block in GUIDE.split("```") if "(nestify.Observer):" in block]
+    exec(example.removeprefix("python"), {})
+    lines = capsys.readouterr().out.splitlines()
+    moments = [text.rpartition(" [")[0] for text in lines if text.endswith("]")]
+    assert moments == ["original 0", "before 0", "epoch 1", "after 2"]
+    assert any("level1" in text.split() for text in lines)
+    assert lines[-1].endswith(" warnings")
+
+
+def test_the_guide_lists_every_event() -> None:
+    listed = re.findall(r"^\| `(\w+)\(([\w, ]*)\)` \|", GUIDE, re.MULTILINE)
+    methods = {
+        name: ", ".join(list(inspect.signature(method).parameters)[1:])
+        for name, method in vars(nestify.Observer).items()
+        if inspect.isfunction(method) and name != "log_offsets"  # for the logs of a run
+    }
+    assert dict(listed) == methods

@@ -19,10 +19,11 @@ from typing import Any
 import httpx2
 import pytest
 
+from nestify.addresses import hide_secrets
 from nestify.errors import BadFileError
 from nestify.file import remote, remote_client, source
 from nestify.file.reader import open_nested_file
-from nestify.file.remote import RemoteFile, hide_secrets
+from nestify.file.remote import RemoteFile
 from nestify.file.remote_client import Patience
 from tests.file.builders import assert_same_state, at_level, small_state
 from tests.file.loopback import CERTIFICATE, Server, Visit, serve

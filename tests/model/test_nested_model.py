@@ -9,7 +9,7 @@ import torch
 from timm.utils import ModelEmaV3
 from torch import nn
 
-from nestify.errors import UnsupportedModelError
+from nestify.errors import RecipeError, UnsupportedModelError
 from nestify.file.loading import restore
 from nestify.model.entry_levels import EntryLevels
 from nestify.model.nested_model import NestedModel
@@ -184,9 +184,9 @@ def test_state_rebuilds_the_same_model(name: str, bn: BatchNormMode, make_model:
 
 def test_unknown_level_is_refused_with_the_known_ones(make_model: MakeModel) -> None:
     nested = nest(make_model("test_resnet"))
-    with pytest.raises(ValueError, match=r"level 'x' is not one of 1 \(core\), 2 \(middle\), 3 \(full\)"):
+    with pytest.raises(RecipeError, match=r"no level 'x'; give one of 1 \(core\), 2 \(middle\), 3 \(full\)"):
         nested.level_number("x")
-    with pytest.raises(ValueError, match="level 4 is not one of"):
+    with pytest.raises(RecipeError, match="no level 4; give one of"):
         nested.level_number(4)
     assert nested.level_number("2") == nested.level_number("middle") == nested.level_number(2) == 2
 

@@ -24,6 +24,8 @@ from nestify.recipe.amounts import Budget, Limited, parse_amount, parse_budget
         ("bytes=4MiB", Budget("bytes", 4 * 2**20, False)),
         ("bytes=1024", Budget("bytes", 1024, False)),
         ("bytes=1e-1", Budget("bytes", 0.1, True)),
+        ("latency=0.3", Budget("latency", 0.3, True)),
+        ("latency = .05", Budget("latency", 0.05, True)),
     ],
 )
 def test_a_budget_is_read(text: str, budget: Budget) -> None:
@@ -52,7 +54,13 @@ def test_what_is_no_budget_is_refused(text: str) -> None:
         parse_budget(text)
 
 
-@pytest.mark.parametrize("text", ["macs=0", "params=0.0", "bytes=1e999"])
+@pytest.mark.parametrize("text", ["latency=10ms", "latency=2", "latency=1"])
+def test_a_latency_is_a_share(text: str) -> None:
+    with pytest.raises(ValueError, match="give one below 1"):
+        parse_budget(text)
+
+
+@pytest.mark.parametrize("text", ["macs=0", "params=0.0", "bytes=1e999", "latency=0"])
 def test_a_budget_is_above_0_and_finite(text: str) -> None:
     with pytest.raises(ValueError, match="is not above 0"):
         parse_budget(text)

@@ -1,10 +1,11 @@
 """Tables and notes of latencies, from made-up measurements."""
 
+from dataclasses import replace
 from typing import Any
 
 from nestify.file.measurements import LevelLatency, Machine, Measurement
 from nestify.file.summary import LevelReport, Report
-from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
+from nestify.report.bench import bench_document, bench_sheets, engine_notes, masked_notes, noise_notes
 
 CPU = Machine(cpu="A CPU", cores=2, device="cpu", device_name="A CPU", system="Linux x86_64", torch="2.6.0")
 GPU = CPU.model_copy(update={"device": "cuda", "device_name": "A GPU"})
@@ -105,11 +106,35 @@ def test_masked_levels_have_their_own_note_and_are_not_noise() -> None:
     masked = report((0.9, 1.0), (0.5, 0.5), (0.0, 1.0))
     made = [measurement((1.0, 0.9, 1.1), (0.5, 0.4, 0.6), FULL)]
     [note] = masked_notes(masked, made)
-    assert "dense kernels multiply with the zeros, and size-1 should take about as long" in note
+    assert "nestify bench --engine" in note
+    assert "multiply with the zeros, and size-1 should take about as long" in note
     [note] = noise_notes(masked, made)
     assert note.startswith("Latency over full is the median of the ratios")
     assert masked_notes(NARROW, made[:0]) == []
     assert masked_notes(NARROW, [measurement((0.5, 0.4, 0.6), FULL)]) == []
+
+
+ENGINE = "engine on onnxruntime 1.21.0, avx2"
+
+
+def test_what_masked_weights_save_is_what_was_measured() -> None:
+    masked = report((0.9, 1.0), (0.5, 1.0), (0.0, 1.0))
+    slow, fast = measurement(FULL, FULL, FULL), (0.31, 0.29, 0.33)
+    [note] = engine_notes(replace(masked, measured=[slow]))
+    assert "only on the sparse engine: nestify bench --engine" in note
+    torch_is_quick = measurement(fast, fast, FULL)
+    unclear = measurement((0.9, 0.8, 1.0), FULL, FULL, runtime=ENGINE)
+    for measured in ([], [torch_is_quick], [unclear]):
+        assert engine_notes(replace(masked, measured=measured)) == [note]
+    made = [
+        measurement((0.4, 0.3, 0.5), (0.95, 0.9, 1.0), FULL, runtime=ENGINE, batch_size=1),
+        measurement(fast, (0.95, 0.9, 1.0), FULL, runtime=ENGINE, batch_size=1, threads=2),
+    ]
+    [note] = engine_notes(replace(masked, measured=[slow, *made]))
+    assert "size-1 0.31 (batch 1, 2 threads)" in note
+    assert "size-2" not in note
+    assert "nestify bench" not in note
+    assert engine_notes(replace(NARROW, measured=made[:0])) == []
 
 
 def test_a_ratio_within_the_noise_is_noted() -> None:

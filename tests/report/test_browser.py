@@ -14,14 +14,26 @@ from threading import Thread
 import pytest
 from PIL import Image
 
+from nestify.file.class_accuracy import ClassAccuracy, LevelClasses, SavedAccuracy
 from nestify.report.html.page import html_page
 from tests.report import reports
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
+ACCURACY = ClassAccuracy(
+    header_sha256="ab" * 32,
+    data="photos/" + "a-long-name" * 10,
+    date="2026-01-31T12:00:00Z",
+    levels=[
+        LevelClasses(level=1, name="level1", images=[1_000_000, 5], correct=[999_999, 0]),
+        LevelClasses(level=2, name="level2", images=[2, 3, 0, 3], correct=[2, 3, 0, 0]),
+    ],
+)
 PAGES = {
-    "classes": html_page(reports.with_classes(), history=reports.history(2)),
+    "classes": html_page(
+        reports.with_classes(), history=reports.history(2), evaluated=SavedAccuracy(ACCURACY)
+    ),
     "hostile": html_page(reports.hostile()),
     "large": html_page(reports.large()),
 }

@@ -116,7 +116,10 @@ def test_numbers_are_those_of_the_result(results: dict[str, Any]) -> None:
     assert str(results["Sliced"].path) in repr(results["Sliced"]).replace("\n", "")
 
 
-def test_warnings_of_an_evaluation_are_shown(results: dict[str, Any]) -> None:
+def test_warnings_of_an_evaluation_are_shown(
+    results: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LINES", "60")
     warned = replace(results["Evaluation"], warnings=["these images are few"])
     assert "warning: these images are few" in repr(warned)
 

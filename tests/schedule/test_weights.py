@@ -11,7 +11,7 @@ from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern, parse_pattern
 from nestify.schedule.weights import layer_budgets, select_entry_levels
 
-SCORES: list[Score] = ["lamp", "magnitude", "uniform", "erk"]
+SCORES: list[Score] = ["lamp", "magnitude", "per_mac", "uniform", "erk"]
 
 shapes = st.lists(
     st.one_of(
@@ -37,6 +37,11 @@ def make_levels(values: list[float], pattern: Pattern | None = None) -> list[Lev
     return [Level(f"l{i}", value, pattern or Pattern()) for i, value in enumerate(values)]
 
 
+def make_macs(weights: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Return MACs of weights that multiply 1, 4, 16 or 49 times each."""
+    return {name: w.numel() * (16, 1, 49, 4)[i] for i, (name, w) in enumerate(weights.items())}
+
+
 def is_nested(entry: EntryLevels) -> bool:
     return all(
         bool(((e <= k).to(torch.uint8) <= (e <= k + 1).to(torch.uint8)).all())
@@ -52,7 +57,7 @@ def test_counts_are_exact_and_levels_nest(
 ) -> None:
     weights = make_weights(sizes, seed, distinct)
     total = sum(int(np.prod(size)) for size in sizes)
-    entry = select_entry_levels(weights, make_levels(values), score)
+    entry = select_entry_levels(weights, make_levels(values), score, macs=make_macs(weights))
     for k, sparsity in enumerate(values, start=1):
         kept = sum(int((e.numpy() <= k).sum()) for e in entry.tensors.values())
         assert kept == round(total * (1 - sparsity))
@@ -66,7 +71,7 @@ def test_all_weights_of_a_block_enter_at_the_same_level(
 ) -> None:
     pattern = parse_pattern(text)
     weights = make_weights(sizes, seed, None)
-    entry = select_entry_levels(weights, make_levels(values, pattern), score)
+    entry = select_entry_levels(weights, make_levels(values, pattern), score, macs=make_macs(weights))
     assert is_nested(entry)
     for tensor in entry.tensors.values():
         flat = tensor.numpy().reshape(tensor.shape[0], tensor.shape[1], -1)
@@ -154,6 +159,49 @@ def test_erk_densities_follow_their_formula() -> None:
     assert sum(budget.values()) == target
 
 
+def test_per_mac_of_equal_layers_prefers_the_one_with_fewer_macs() -> None:
+    """Both layers hold 1, 2, 3, 4, so LAMP scores are 1/30, 4/29, 9/25 and 1; one multiplies ten times."""
+    weights = {name: torch.tensor([[1.0, 2.0], [3.0, 4.0]]) for name in ("early", "late")}
+    levels = make_levels([0.5, 0.25])
+    entry = select_entry_levels(weights, levels, "per_mac", macs={"early": 40, "late": 4})
+    # early: 0.0033, 0.0138, 0.036, 0.1; late: 0.033, 0.138, 0.36, 1
+    assert entry["late"].tolist() == [[2, 1], [1, 1]]
+    assert entry["early"].tolist() == [[3, 3], [2, 1]]
+    same = select_entry_levels(weights, levels, "per_mac", macs={"early": 4, "late": 4})
+    lamp = select_entry_levels(weights, levels, "lamp")
+    assert all(torch.equal(same[name], lamp[name]) for name in weights)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 99), st.integers(1, 9), st.sampled_from([(9, 1), (1, 4), (2, 3)]))
+def test_no_other_choice_within_the_macs_of_per_mac_is_more_important(
+    seed: int, kept: int, positions: tuple[int, int]
+) -> None:
+    weights = make_weights([(2, 2), (3, 2)], seed, None)
+    macs = {name: w.numel() * p for (name, w), p in zip(weights.items(), positions, strict=True)}
+    entry = select_entry_levels(weights, make_levels([1 - kept / 10, 0.0]), "per_mac", macs=macs)
+    energies = [np.square(weight.numpy().astype(np.float64)).ravel() for weight in weights.values()]
+    lamp = np.concatenate([e / np.array([e[e >= x].sum() for x in e]) for e in energies])
+    cost = np.repeat(positions, [e.size for e in energies])
+    chosen = np.concatenate([entry[name].numpy().ravel() <= 1 for name in weights])
+    for choice in range(1 << chosen.size):
+        other = np.array([choice >> bit & 1 for bit in range(chosen.size)], bool)
+        if cost[other].sum() <= cost[chosen].sum():
+            assert lamp[other].sum() <= lamp[chosen].sum() * (1 + 1e-5)
+
+
+def test_per_mac_counts_a_weight_without_macs_as_one_that_multiplies_once() -> None:
+    weights = make_weights([(4, 4), (4, 4)], 3, None)
+    unknown = select_entry_levels(
+        weights, make_levels([0.5, 0.0]), "per_mac", macs={"layer0.weight": 0, "layer1.weight": 64}
+    )
+    once = select_entry_levels(
+        weights, make_levels([0.5, 0.0]), "per_mac", macs={"layer0.weight": 16, "layer1.weight": 64}
+    )
+    assert all(torch.equal(unknown[name], once[name]) for name in weights)
+    assert unknown.count_kept(1, "layer0.weight") > unknown.count_kept(1, "layer1.weight") > 0
+
+
 boxes = st.lists(st.floats(0.1, 1), min_size=2, max_size=4, unique=True).map(
     lambda shares: [*sorted(shares)[:-1], 1.0]
 )
@@ -180,7 +228,7 @@ def test_smaller_levels_keep_their_share_of_what_they_have(
     values = sorted(data.draw(st.lists(st.floats(0, 0.99), min_size=count, max_size=count)), reverse=True)
     weights = make_weights(sizes, 0, distinct)
     available = make_boxes(weights, shares)
-    entry = select_entry_levels(weights, make_levels(values), score, available)
+    entry = select_entry_levels(weights, make_levels(values), score, available, make_macs(weights))
     for name, tensor in entry.tensors.items():
         assert (tensor >= available[name]).all()
     for k, sparsity in enumerate(values, start=1):
@@ -199,8 +247,9 @@ def test_available_everywhere_is_the_same_as_none(
     values = sorted(data.draw(st.lists(st.floats(0, 0.99), min_size=count, max_size=count)), reverse=True)
     weights = make_weights(sizes, 1, None)
     everywhere = {name: torch.ones_like(weight, dtype=torch.uint8) for name, weight in weights.items()}
-    plain = select_entry_levels(weights, make_levels(values), score)
-    boxed = select_entry_levels(weights, make_levels(values), score, everywhere)
+    macs = make_macs(weights)
+    plain = select_entry_levels(weights, make_levels(values), score, macs=macs)
+    boxed = select_entry_levels(weights, make_levels(values), score, everywhere, macs)
     for name in plain:
         assert torch.equal(plain[name], boxed[name])
 

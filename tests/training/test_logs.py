@@ -97,7 +97,7 @@ def test_a_resumed_run_continues_its_table(steps: int) -> None:
 
 def test_a_table_that_cannot_be_written() -> None:
     TABLE.mkdir()
-    with pytest.raises(OutputError, match=r"run\.csv cannot be written .*leave out --log csv"):
+    with pytest.raises(OutputError, match=r"run\.csv is a folder; give the path"):
         run("csv")
 
 

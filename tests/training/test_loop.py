@@ -9,8 +9,9 @@ from torch import Tensor, nn
 from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
+from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.levels import Level
-from nestify.recipe.options import AugmentOptions, TrainOptions
+from nestify.recipe.options import TrainOptions
 from nestify.schedule.ramp import Ramp
 from nestify.training.loop import train
 from nestify.training.progress import StepLog

@@ -59,7 +59,7 @@ class BatchResult(Shown):
 
 
 def run_batch(
-    recipes: Sequence[str],
+    recipes: str | Sequence[str],
     out: str | os.PathLike[str],
     *,
     settings: Mapping[str, object] = NO_SETTINGS,
@@ -81,7 +81,7 @@ def run_batch(
     A second one ends all jobs at once.
 
     Args:
-        recipes: paths of recipes, or names of built-in ones.
+        recipes: paths of recipes, or names of built-in ones; one or several.
         out: folder for the jobs' folders.
         settings: options that replace those of every recipe, by dotted key: `{"train.epochs": 3}`. A job that
             was done with other settings runs again.
@@ -101,6 +101,7 @@ def run_batch(
             f"--max-parallel {max_parallel} is less than 1; give the number of processes to run at once"
         )
     share = parse_shard(shard)
+    recipes = [recipes] if isinstance(recipes, str) else recipes
     folder = Path(out)
     jobs = make_jobs(recipes, folder, share, settings)
     _make_folder(folder)

@@ -11,6 +11,7 @@ from math import prod
 from types import MappingProxyType
 from typing import Any
 
+from nestify.addresses import hide_passwords
 from nestify.errors import RecipeError
 from nestify.recipe.problems import format_toml
 from nestify.recipe.recipe import Recipe, checked_recipe
@@ -151,7 +152,7 @@ def _last(key: str) -> str:
 
 def _texts(values: list[Any]) -> list[str]:
     """Return values as parts of a name; equal or long ones get a hash."""
-    raw = [value if isinstance(value, str) else format_toml(value) for value in values]
+    raw = [hide_passwords(value) if isinstance(value, str) else format_toml(value) for value in values]
     safe = [_safe(re.sub(r'["\[\] ]', "", text)) for text in raw]
     alike = Counter(text.casefold() for text in safe)
     return [

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from nestify.addresses import hide_passwords
 from nestify.compression.batch.jobs import LOG, RECIPE, RESULT, Job
 from nestify.errors import BadFileError
 from nestify.file.summary import read_report
@@ -135,7 +136,7 @@ def save(job: Job, result: JobResult) -> None:
         OutputError: if it cannot be written.
     """
     with atomic_file(job.folder / RESULT) as file:
-        file.write((result.model_dump_json(indent=2) + "\n").encode())
+        file.write((hide_passwords(result.model_dump_json(indent=2)) + "\n").encode())
 
 
 def exit_code(results: Iterable[JobResult], signal: int | None = None) -> int:

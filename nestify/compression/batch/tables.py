@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
+from nestify.addresses import hide_passwords
 from nestify.compression.batch.results import GATE, JobResult
 from nestify.files import atomic_file
 
@@ -16,7 +17,7 @@ _NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 def write_jsonl(path: Path, results: Sequence[JobResult]) -> None:
     """Write one JSON object per job and line. Raises OutputError if it cannot be written."""
     with atomic_file(path) as file:
-        file.writelines(f"{result.model_dump_json()}\n".encode() for result in results)
+        file.writelines(f"{hide_passwords(result.model_dump_json())}\n".encode() for result in results)
 
 
 def write_junit(
@@ -71,7 +72,7 @@ def _case(result: JobResult, log: Sequence[str]) -> xml.Element:
 
 
 def _clean(text: str) -> str:
-    return _NOT_XML.sub("", text)
+    return hide_passwords(_NOT_XML.sub("", text))
 
 
 _TAIL_BYTES = 2**13

@@ -12,9 +12,11 @@ from pathlib import PurePosixPath
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from nestify.file.class_accuracy import SavedAccuracy
 from nestify.file.history import History
 from nestify.file.summary import Report
 from nestify.report.html import charts
+from nestify.report.html.by_class import worst_classes
 from nestify.report.html.curves import curve_charts
 from nestify.report.html.labels import BASELINE, FONT_SIZE
 from nestify.report.sheet import Sheet, settings
@@ -99,15 +101,22 @@ class PageSection:
 
 
 NO_HISTORY = History()
+NOT_EVALUATED = SavedAccuracy()
 
 
-def html_page(report: Report, sections: Sequence[PageSection] = (), history: History = NO_HISTORY) -> str:
+def html_page(
+    report: Report,
+    sections: Sequence[PageSection] = (),
+    history: History = NO_HISTORY,
+    evaluated: SavedAccuracy = NOT_EVALUATED,
+) -> str:
     """Return a report as one page that needs no other file, no network and no script; ASCII only.
 
     Args:
         report: report of a nested file; a stored report lacks some of what the page shows.
         sections: additional sections.
         history: what the log of the run says about its epochs.
+        evaluated: accuracy by class that is saved next to the file.
     """
     text = (
         templates()
@@ -121,6 +130,9 @@ def html_page(report: Report, sections: Sequence[PageSection] = (), history: His
             charts=[chart for chart in (charts.macs_chart(report), charts.bytes_chart(report)) if chart],
             curves=curve_charts(report, history),
             history_problem=history.problem,
+            accuracy=evaluated.accuracy,
+            accuracy_problem=evaluated.problem,
+            worst=worst_classes(report, evaluated.accuracy) if evaluated.accuracy else [],
             geometry={
                 "width": charts.WIDTH,
                 "height": charts.HEIGHT,

@@ -147,3 +147,10 @@ def test_each_file_is_read_once(place: Path) -> None:
     before = contents.of_bytes(str(place / "a.safetensors"))
     (place / "a.safetensors").write_bytes(b"others")
     assert contents.of_bytes(str(place / "a.safetensors")) == before
+
+
+def test_links_to_what_holds_the_images_are_not_followed(place: Path) -> None:
+    (place / "photos/train/cat/up").symlink_to(place)
+    before = hash_of(place)
+    (place / "elsewhere.txt").write_text("not among the images")
+    assert hash_of(place) == before

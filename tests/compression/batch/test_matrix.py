@@ -215,3 +215,30 @@ def test_a_recipe_as_json_is_the_same_recipe(tmp_path: Path) -> None:
     path.write_text('{"model": ')
     with pytest.raises(RecipeError, match="not a recipe that can be read: Expecting value"):
         load_recipe(str(path))
+
+
+def test_settings_replace_options_of_every_recipe(tmp_path: Path) -> None:
+    sources = [
+        write_recipe(tmp_path / "a.toml", "resnet18", "[matrix]\nseed = [1, 2]\n"),
+        write_recipe(tmp_path / "b.toml", "resnet18", "[train]\nlr = 0.5\n"),
+    ]
+    found = expand(sources, {"train.lr": 0.25, "levels": "0.9,0"})
+    assert [each.name for each in found] == ["a-seed=1", "a-seed=2", "b"]
+    assert [each.recipe.train.lr for each in found] == [0.25] * 3
+    assert [len(each.recipe.level) for each in found] == [2] * 3
+    assert found[1].options == {"train.lr": 0.25, "levels": "0.9,0", "seed": 2}
+
+
+def test_problems_of_settings_are_told_for_every_recipe(tmp_path: Path) -> None:
+    sources = [write_recipe(tmp_path / f"{name}.toml", "resnet18") for name in "ab"]
+    with pytest.raises(RecipeError) as caught:
+        expand(sources, {"train.lr": -1.0, "train.epoch": 3})
+    told = str(caught.value).split("\n")
+    assert [line.split(": ")[0] for line in told] == [*sources[:1] * 2, *sources[1:] * 2]
+    assert all(line.endswith("(set by --set)") for line in told)
+
+
+def test_a_setting_of_an_option_in_the_matrix(tmp_path: Path) -> None:
+    source = write_recipe(tmp_path / "a.toml", "resnet18", "[matrix]\nseed = [1, 2]\n")
+    with pytest.raises(RecipeError, match=r"matrix\.seed is also given by --set; give it once"):
+        expand([source], {"seed": 3})

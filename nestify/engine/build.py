@@ -1,0 +1,86 @@
+"""Compiling the engine's shared library. It imports nothing of nestify, because `setup.py` runs it too."""
+
+import hashlib
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+NATIVE = Path(__file__).parent / "native"
+
+LIBRARY_NAME = {"win32": "nestify_engine.dll", "darwin": "libnestify_engine.dylib"}.get(
+    sys.platform, "libnestify_engine.so"
+)
+
+FLAGS = (
+    *("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden"),
+    *("-Wno-psabi", "-Wno-unknown-pragmas", "-shared", "-pthread"),
+)
+"""Every instruction set is chosen in the sources, so that one library runs on all processors of a kind."""
+
+HINT = "install a C++ compiler, with `apt-get install g++` or `pip install ziglang`"
+
+
+class BuildError(Exception):
+    """The library cannot be built; the message says why and what helps."""
+
+
+def sources() -> list[Path]:
+    """Return the C++ files that are compiled, in a fixed order."""
+    return sorted(NATIVE.glob("*.cpp"))
+
+
+def sources_digest() -> str:
+    """Return a hash of all files that the library is made of, to recognise a library of other sources."""
+    digest = hashlib.sha256(" ".join(FLAGS).encode())
+    for path in sorted(path for path in NATIVE.rglob("*") if path.suffix in (".cpp", ".h", ".inc")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def find_compiler() -> list[str]:
+    """Return the command of a C++ compiler: that of the variable CXX, the system's, or ziglang's.
+
+    Raises:
+        BuildError: if there is none.
+    """
+    if given := os.environ.get("CXX"):
+        return shlex.split(given)
+    for name in ("c++", "g++", "clang++"):
+        if path := shutil.which(name):
+            return [path]
+    if find_spec("ziglang"):
+        return [sys.executable, "-m", "ziglang", "c++"]
+    raise BuildError(f"there is no C++ compiler; {HINT}")
+
+
+def compile_library(output: Path) -> None:
+    """Compile the library, and move it to its place only if that succeeds.
+
+    Args:
+        output: path of the library; its folder is created.
+
+    Raises:
+        BuildError: if there is no compiler, it fails, or the library cannot be written.
+    """
+    compiler = find_compiler()
+    position = () if sys.platform == "win32" else ("-fPIC",)
+    temporary = output.with_name(f".{os.getpid()}.{output.name}")
+    command = [*compiler, *FLAGS, *position, *map(str, sources()), "-o", str(temporary)]
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
+            reason = lines[0].strip()[:300] if lines else f"exit code {done.returncode}"
+            raise BuildError(f"{compiler[0]} cannot compile the engine ({reason}); {HINT}, or set CXX")
+        os.replace(temporary, output)
+    except OSError as error:
+        raise BuildError(
+            f"{output}: cannot be built ({error.strerror or error}); {HINT}, or set CXX"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)

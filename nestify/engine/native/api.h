@@ -1,0 +1,47 @@
+// The C interface: packing, checking, and calling a layer without ONNX Runtime.
+//
+// Functions that return `const char*` return null, or one sentence that says what is wrong; the text is valid
+// until the thread's next call.
+#pragma once
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define NESTIFY_EXPORT extern "C" __declspec(dllexport)
+#else
+#define NESTIFY_EXPORT extern "C" __attribute__((visibility("default")))
+#endif
+
+// Number that changes with the interface or the packed format.
+NESTIFY_EXPORT int32_t nestify_engine_interface();
+
+// Name of the instruction set that is used.
+NESTIFY_EXPORT const char* nestify_engine_isa(const char** name);
+
+// Bytes of a layer when it is packed.
+//   shape: outputs and inputs per group, groups, kernel height and width
+//   starts, columns, values: rows of weights, one per output of all groups; columns ascend in a row
+//   block_rows: columns of one block; 0 to choose it by density
+NESTIFY_EXPORT const char* nestify_packed_size(const int64_t shape[5], const int64_t* starts, const int32_t* columns,
+                                               int64_t* block_rows, int64_t* size);
+
+// Packs a layer into `size` bytes. bias: one number per output of all groups, or null.
+NESTIFY_EXPORT const char* nestify_pack(const int64_t shape[5], const int64_t* starts, const int32_t* columns,
+                                        const float* values, const float* bias, int64_t block_rows, void* bytes,
+                                        int64_t size);
+
+// Checks a packed layer, which may come from anywhere.
+NESTIFY_EXPORT const char* nestify_check_packed(const void* bytes, int64_t size);
+
+// Runs a packed layer as a convolution, on one thread.
+//   input: float32 (batch, groups * inputs, height, width)
+//   output: float32 (batch, groups * outputs, out_height, out_width), of `output_floats` numbers
+//   geometry: stride_h, stride_w, pad_top, pad_left, pad_bottom, pad_right, dilation_h, dilation_w
+//   residual: of the output's shape, or null; added before the result is clamped to [low, high]
+NESTIFY_EXPORT const char* nestify_conv(const void* bytes, int64_t size, const float* input, int64_t batch,
+                                        int64_t height, int64_t width, const int64_t geometry[8],
+                                        const float* residual, float low, float high, float* output,
+                                        int64_t output_floats);
+
+// Runs a packed layer as a linear layer, on one thread: (tokens, inputs) to (tokens, outputs).
+NESTIFY_EXPORT const char* nestify_linear(const void* bytes, int64_t size, const float* input, int64_t tokens,
+                                          const float* residual, float low, float high, float* output);

@@ -1,0 +1,90 @@
+// What a kernel is given, and the variants of the kernels that this library holds.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "packed.h"
+
+namespace nestify {
+
+// Runs `task(state, i)` for i in [0, count), on several threads if `run` is not null.
+struct Parallel {
+  int64_t threads = 1;
+  void* context = nullptr;
+  void (*run)(void* context, size_t count, void (*task)(void*, size_t), void* state) = nullptr;
+};
+
+// What follows the product: an optional residual of the output's shape is added, then values are clamped.
+struct Epilogue {
+  const float* residual = nullptr;
+  float low = -__builtin_inff(), high = __builtin_inff();
+};
+
+struct ConvGeometry {
+  int64_t stride_h = 1, stride_w = 1;
+  int64_t pad_top = 0, pad_left = 0, pad_bottom = 0, pad_right = 0;
+  int64_t dilation_h = 1, dilation_w = 1;
+};
+
+// input (batch, groups * inputs, height, width) to output (batch, groups * outputs, out_h, out_w)
+struct ConvCall {
+  const PackedLayer* layer;
+  ConvGeometry geometry;
+  const float* input;
+  float* output;
+  int64_t batch, height, width, out_h, out_w;
+  Epilogue epilogue;
+  Parallel parallel;
+};
+
+// input (tokens, inputs) to output (tokens, outputs)
+struct LinearCall {
+  const PackedLayer* layer;
+  const float* input;
+  float* output;
+  int64_t tokens;
+  Epilogue epilogue;
+  Parallel parallel;
+};
+
+// Returns an empty string, or why a geometry is refused.
+std::string check_geometry(const ConvGeometry& geometry);
+
+// Computes the size of a convolution's output; returns an empty string, or why there is none.
+std::string output_size(const Geometry& shape, const ConvGeometry& geometry, int64_t height, int64_t width,
+                        int64_t& out_h, int64_t& out_w);
+
+// Return false if there is no memory for their buffers. They use the variant that `variant` chooses.
+bool run_conv(const ConvCall& call);
+bool run_linear(const LinearCall& call);
+
+// A kernel for one instruction set.
+struct Variant {
+  const char* name;
+  bool (*conv)(const ConvCall&);
+  bool (*linear)(const LinearCall&);
+};
+
+// Returns the fastest variant of this processor, or the one that NESTIFY_ENGINE_ISA names; null if that one
+// does not exist here, with the reason in `problem`.
+const Variant* variant(std::string& problem);
+
+// Memory of this thread that is kept between calls, 64-byte aligned and zeroed when it is new; null if there
+// is none. Each slot is one buffer.
+enum Slot { kPanel, kSums, kStaged, kSlots };
+float* scratch(Slot slot, int64_t floats);
+
+namespace avx512 {
+bool conv(const ConvCall& call);
+bool linear(const LinearCall& call);
+}  // namespace avx512
+namespace avx2 {
+bool conv(const ConvCall& call);
+bool linear(const LinearCall& call);
+}  // namespace avx2
+namespace generic {
+bool conv(const ConvCall& call);
+bool linear(const LinearCall& call);
+}  // namespace generic
+
+}  // namespace nestify

@@ -1,0 +1,303 @@
+// The custom operators nestify::SparseConv and nestify::SparseLinear of ONNX Runtime.
+//
+// Inputs: activations (float32), a packed layer (uint8 constant), optionally a residual of the output's shape.
+// Attributes: low and high, between which the result is clamped; for SparseConv also strides, pads and dilations
+// as for ONNX's Conv. A layer is checked when a session is created, so that a damaged model is refused then.
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <new>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "api.h"
+#include "kernel.h"
+#include "onnxruntime/onnxruntime_c_api.h"
+
+namespace nestify {
+namespace {
+
+constexpr const char* kDomain = "nestify";
+constexpr const char* kThreadsEntry = "nestify.threads";
+constexpr int64_t kMostThreads = 1024;
+
+const OrtApi* g_api = nullptr;  // the same for all sessions of a process
+
+// What an operator refuses; it becomes the message of an OrtStatus.
+struct Refusal : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+// Calls a function and turns what it throws into a status.
+template <class Function>
+OrtStatusPtr guarded(Function function) {
+  try {
+    function();
+    return nullptr;
+  } catch (const std::bad_alloc&) {
+    return g_api->CreateStatus(ORT_FAIL, "nestify: out of memory");
+  } catch (const std::exception& error) {
+    return g_api->CreateStatus(ORT_INVALID_ARGUMENT, (std::string("nestify: ") + error.what()).c_str());
+  } catch (...) {
+    return g_api->CreateStatus(ORT_FAIL, "nestify: unexpected exception");
+  }
+}
+
+void check(OrtStatusPtr status) {
+  if (!status) return;
+  const std::string message = g_api->GetErrorMessage(status);
+  g_api->ReleaseStatus(status);
+  throw Refusal(message);
+}
+
+void check(const std::string& problem) {
+  if (!problem.empty()) throw Refusal(problem);
+}
+
+std::vector<int64_t> shape_of(const OrtValue* value) {
+  OrtTensorTypeAndShapeInfo* info = nullptr;
+  check(g_api->GetTensorTypeAndShape(value, &info));
+  size_t rank = 0;
+  std::vector<int64_t> shape;
+  OrtStatusPtr status = g_api->GetDimensionsCount(info, &rank);
+  if (!status) {
+    shape.resize(rank);
+    status = g_api->GetDimensions(info, shape.data(), rank);
+  }
+  g_api->ReleaseTensorTypeAndShapeInfo(info);
+  check(status);
+  return shape;
+}
+
+template <class T>
+T* data_of(const OrtValue* value) {
+  void* data = nullptr;
+  check(g_api->GetTensorMutableData(const_cast<OrtValue*>(value), &data));
+  return static_cast<T*>(data);
+}
+
+// An attribute that is a list of `count` numbers.
+std::vector<int64_t> numbers(const OrtKernelInfo* info, const char* name, size_t count) {
+  std::vector<int64_t> found(count);
+  size_t size = count;
+  check(g_api->KernelInfoGetAttributeArray_int64(info, name, found.data(), &size));
+  if (size != count) throw Refusal(std::string(name) + " does not have " + std::to_string(count) + " numbers");
+  return found;
+}
+
+float number(const OrtKernelInfo* info, const char* name) {
+  float found = 0;
+  check(g_api->KernelInfoGetAttribute_float(info, name, &found));
+  return found;
+}
+
+// A layer of a session.
+struct Kernel {
+  PackedLayer layer;
+  std::unique_ptr<float[]> copy;  // of a layer whose bytes are not aligned in the session
+  float low, high;
+  int64_t threads;
+
+  Kernel(const OrtKernelInfo* info, int64_t n_threads)
+      : low(number(info, "low")), high(number(info, "high")), threads(n_threads) {
+    int is_constant = 0;
+    const OrtValue* tensor = nullptr;
+    check(g_api->KernelInfoGetConstantInput_tensor(info, 1, &is_constant, &tensor));
+    if (!is_constant || !tensor) throw Refusal("the packed layer is not a constant of the model");
+    uint64_t size = 1;
+    for (int64_t extent : shape_of(tensor))
+      if (__builtin_mul_overflow(size, uint64_t(extent), &size)) throw Refusal("the packed layer is too large");
+    const void* bytes = data_of<uint8_t>(tensor);
+    if (reinterpret_cast<uintptr_t>(bytes) % alignof(float)) {
+      copy.reset(new float[size / sizeof(float) + 1]);
+      bytes = std::memcpy(copy.get(), bytes, size);
+    }
+    if (std::string problem = open_packed(bytes, size, layer); !problem.empty())
+      throw Refusal("a packed layer is damaged: " + problem);
+  }
+  virtual ~Kernel() = default;
+  virtual void compute(OrtKernelContext* context) const = 0;
+
+ protected:
+  static const OrtValue* input(OrtKernelContext* context, size_t index) {
+    const OrtValue* value = nullptr;
+    check(g_api->KernelContext_GetInput(context, index, &value));
+    return value;
+  }
+
+  static float* output(OrtKernelContext* context, const std::vector<int64_t>& shape) {
+    OrtValue* value = nullptr;
+    check(g_api->KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &value));
+    return data_of<float>(value);
+  }
+
+  Epilogue epilogue(OrtKernelContext* context, const std::vector<int64_t>& shape) const {
+    size_t count = 0;
+    check(g_api->KernelContext_GetInputCount(context, &count));
+    const OrtValue* residual = count > 2 ? input(context, 2) : nullptr;
+    if (!residual) return Epilogue{nullptr, low, high};
+    if (shape_of(residual) != shape) throw Refusal("the residual does not have the shape of the output");
+    return Epilogue{data_of<float>(residual), low, high};
+  }
+
+  Parallel parallel(OrtKernelContext* context) const {
+    return Parallel{threads, context, [](void* to, size_t count, void (*task)(void*, size_t), void* state) {
+                      const auto* running = static_cast<const OrtKernelContext*>(to);
+                      check(g_api->KernelContext_ParallelFor(running, task, count, count, state));
+                    }};
+  }
+};
+
+struct ConvKernel final : Kernel {
+  ConvGeometry geometry;
+
+  ConvKernel(const OrtKernelInfo* info, int64_t n_threads) : Kernel(info, n_threads) {
+    const std::vector<int64_t> strides = numbers(info, "strides", 2), pads = numbers(info, "pads", 4),
+                               dilations = numbers(info, "dilations", 2);
+    geometry = ConvGeometry{strides[0], strides[1], pads[0], pads[1], pads[2], pads[3], dilations[0], dilations[1]};
+    check(check_geometry(geometry));
+  }
+
+  void compute(OrtKernelContext* context) const override {
+    const OrtValue* images = input(context, 0);
+    const std::vector<int64_t> shape = shape_of(images);
+    if (shape.size() != 4 || shape[1] != layer.shape.groups * layer.shape.inputs)
+      throw Refusal("SparseConv got an input that does not have its channels");
+    ConvCall call{};
+    call.layer = &layer;
+    call.geometry = geometry;
+    call.input = data_of<float>(images);
+    call.batch = shape[0];
+    call.height = shape[2];
+    call.width = shape[3];
+    check(output_size(layer.shape, geometry, call.height, call.width, call.out_h, call.out_w));
+    const std::vector<int64_t> result{shape[0], layer.shape.groups * layer.shape.outputs, call.out_h, call.out_w};
+    call.epilogue = epilogue(context, result);
+    call.output = output(context, result);
+    call.parallel = parallel(context);
+    if (!run_conv(call)) throw std::bad_alloc();
+  }
+};
+
+struct LinearKernel final : Kernel {
+  LinearKernel(const OrtKernelInfo* info, int64_t n_threads) : Kernel(info, n_threads) {
+    if (layer.shape.groups != 1 || layer.shape.taps() != 1) throw Refusal("the layer of a SparseLinear is not linear");
+  }
+
+  void compute(OrtKernelContext* context) const override {
+    const OrtValue* tokens = input(context, 0);
+    std::vector<int64_t> shape = shape_of(tokens);
+    if (shape.empty() || shape.back() != layer.shape.inputs)
+      throw Refusal("SparseLinear got an input that does not have its features");
+    LinearCall call{};
+    call.layer = &layer;
+    call.input = data_of<float>(tokens);
+    call.tokens = 1;
+    for (size_t i = 0; i + 1 < shape.size(); i++) call.tokens *= shape[i];
+    shape.back() = layer.shape.outputs;
+    call.epilogue = epilogue(context, shape);
+    call.output = output(context, shape);
+    call.parallel = parallel(context);
+    if (!run_linear(call)) throw std::bad_alloc();
+  }
+};
+
+// An operator as ONNX Runtime sees it: a table of functions.
+template <class K>
+struct Operator : OrtCustomOp {
+  int64_t threads;
+
+  Operator(const char* (*name)(const OrtCustomOp*), int64_t n_threads) : OrtCustomOp{}, threads(n_threads) {
+    version = ORT_API_VERSION;
+    GetName = name;
+    GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
+    GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 3; };
+    GetInputType = [](const OrtCustomOp*, size_t index) {
+      return index == 1 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+    };
+    GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
+      return index == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
+    };
+    GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
+    GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
+    GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+    GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
+    GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
+    GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+    GetStartVersion = [](const OrtCustomOp*) { return 1; };
+    GetEndVersion = [](const OrtCustomOp*) { return INT32_MAX; };
+    CreateKernelV2 = [](const OrtCustomOp* op, const OrtApi*, const OrtKernelInfo* info, void** kernel) {
+      return guarded([&] {
+        *kernel = nullptr;
+        *kernel = static_cast<Kernel*>(new K(info, static_cast<const Operator*>(op)->threads));
+      });
+    };
+    KernelComputeV2 = [](void* kernel, OrtKernelContext* context) {
+      return guarded([&] { static_cast<const Kernel*>(kernel)->compute(context); });
+    };
+    KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  }
+};
+
+// The operators for sessions of one number of threads.
+struct Domain {
+  Operator<ConvKernel> conv;
+  Operator<LinearKernel> linear;
+  OrtCustomOpDomain* handle = nullptr;
+
+  explicit Domain(int64_t threads)
+      : conv([](const OrtCustomOp*) { return "SparseConv"; }, threads),
+        linear([](const OrtCustomOp*) { return "SparseLinear"; }, threads) {
+    check(g_api->CreateCustomOpDomain(kDomain, &handle));
+    check(g_api->CustomOpDomain_Add(handle, &conv));
+    check(g_api->CustomOpDomain_Add(handle, &linear));
+  }
+};
+
+// Returns the number of threads that a session is configured for. ONNX Runtime does not tell operators how many
+// threads it has, so programs repeat it as the configuration entry "nestify.threads".
+int64_t configured_threads(const OrtSessionOptions* options) {
+  int has_entry = 0;
+  check(g_api->HasSessionConfigEntry(options, kThreadsEntry, &has_entry));
+  if (!has_entry) return std::max<int64_t>(1, std::thread::hardware_concurrency());
+  char text[16] = {};
+  size_t size = sizeof text;
+  check(g_api->GetSessionConfigEntry(options, kThreadsEntry, text, &size));
+  char* end = nullptr;
+  const long threads = std::strtol(text, &end, 10);
+  if (*end || threads < 1 || threads > kMostThreads)
+    throw Refusal(std::string(kThreadsEntry) + "=" + text + " is not a number from 1 to 1024");
+  return threads;
+}
+
+}  // namespace
+}  // namespace nestify
+
+// Called by ONNX Runtime's RegisterCustomOpsLibrary.
+NESTIFY_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* options, const OrtApiBase* base) {
+  using namespace nestify;
+  const OrtApi* api = base->GetApi(ORT_API_VERSION);
+  if (!api) {
+    const std::string message =
+        std::string("nestify: needs ONNX Runtime 1.21 or newer, this is ") + base->GetVersionString();
+    return base->GetApi(1)->CreateStatus(ORT_NOT_IMPLEMENTED, message.c_str());
+  }
+  static std::mutex mutex;
+  const std::lock_guard<std::mutex> lock(mutex);
+  g_api = api;
+  return guarded([&] {
+    std::string problem;
+    if (!variant(problem)) throw Refusal(problem);
+    // Never deleted, because sessions that outlive this library's static objects use them.
+    static auto& domains = *new std::map<int64_t, std::unique_ptr<Domain>>;
+    auto& domain = domains[configured_threads(options)];
+    if (!domain) domain = std::make_unique<Domain>(configured_threads(options));
+    check(g_api->AddCustomOpDomain(options, domain->handle));
+  });
+}

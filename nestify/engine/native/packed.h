@@ -1,0 +1,73 @@
+// The packed form of a sparse layer: one block of bytes that an ONNX initializer can hold.
+//
+// The weight of a layer is a matrix per group: `outputs` rows by `inputs * kernel_h * kernel_w` columns, which
+// this code calls the reduction. The reduction is cut into blocks so that the activations of one block stay in
+// the first-level cache. Inside a block, rows are sorted by their number of weights.
+//
+// Bytes, little-endian, without gaps:
+//   header   64 bytes, struct PackedHeader
+//   starts   int32   [groups * blocks * outputs + 1]   first weight of each row of each block
+//   values   float32 [weights]
+//   bias     float32 [groups * outputs]
+//   columns  uint16  [weights]                          column inside the block
+//   order    uint16  [groups * blocks * outputs]        output that a row computes
+#pragma once
+#include <cstdint>
+#include <string>
+
+namespace nestify {
+
+constexpr uint32_t kMagic = 0x4b50534e;  // "NSPK"
+constexpr uint32_t kFormat = 1;
+constexpr int64_t kMostOutputs = 65536;    // of one group: an output is stored as uint16
+constexpr int64_t kMostBlockRows = 65536;  // likewise a column inside its block
+constexpr int64_t kMostSide = 32767;       // of kernels, strides, paddings and dilations
+
+struct PackedHeader {
+  uint32_t magic, format;
+  uint32_t outputs, inputs, groups;  // channels per group
+  uint32_t kernel_h, kernel_w;
+  uint32_t block_rows;  // columns of one block; a multiple of kernel_h * kernel_w
+  uint64_t weights;
+  uint32_t reserved[6];
+};
+static_assert(sizeof(PackedHeader) == 64, "the header has a fixed size");
+
+// Shape of a layer's weight; outputs and inputs are channels per group.
+struct Geometry {
+  int64_t outputs = 0, inputs = 0, groups = 1, kernel_h = 1, kernel_w = 1;
+  int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t reduction() const { return inputs * taps(); }
+};
+
+// A checked layer. It points into bytes that it does not own.
+struct PackedLayer {
+  Geometry shape;
+  int64_t block_rows = 0, blocks = 0;
+  const int32_t* starts = nullptr;
+  const float* values = nullptr;
+  const float* bias = nullptr;
+  const uint16_t* columns = nullptr;
+  const uint16_t* order = nullptr;
+};
+
+// Weights as rows of (column, value) pairs: one row per output of all groups.
+struct SparseRows {
+  const int64_t* starts;   // [groups * outputs + 1]
+  const int32_t* columns;  // ascending in a row, below the reduction
+  const float* values;
+  const float* bias;  // [groups * outputs], or null for zeros
+};
+
+// Each of these returns an empty string, or what is wrong.
+
+// Checks every number of a packed layer that a kernel reads with, and describes the layer.
+std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer);
+
+// Computes how many bytes a layer has when it is packed, and the rows of its blocks (0: chosen by density).
+std::string packed_size(const Geometry& shape, const SparseRows& rows, int64_t& block_rows, uint64_t& size);
+
+// Packs a layer into `size` bytes, as returned by packed_size for the same arguments.
+std::string pack(const Geometry& shape, const SparseRows& rows, int64_t block_rows, void* bytes, uint64_t size);
+
+}  // namespace nestify

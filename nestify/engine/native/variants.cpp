@@ -1,0 +1,105 @@
+// Choice of the instruction set, checks of a call's sizes, and the memory that kernels work in.
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "kernel.h"
+
+namespace nestify {
+namespace {
+
+#if defined(__x86_64__)
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+}
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+#endif
+
+// Variants from the fastest to the one that every processor runs.
+struct Entry {
+  Variant variant;
+  bool (*is_supported)();
+};
+const Entry kVariants[] = {
+#if defined(__x86_64__)
+    {{"avx512", avx512::conv, avx512::linear}, has_avx512},
+    {{"avx2", avx2::conv, avx2::linear}, has_avx2},
+#endif
+    {{"generic", generic::conv, generic::linear}, [] { return true; }},
+};
+
+const Variant* choose(const char* name, std::string& problem) {
+  for (const Entry& entry : kVariants)
+    if ((!name || !*name || !std::strcmp(name, entry.variant.name)) && entry.is_supported()) return &entry.variant;
+  problem = std::string("NESTIFY_ENGINE_ISA=") + name + " is not an instruction set of this processor; use ";
+  for (const Entry& entry : kVariants)
+    if (entry.is_supported()) problem += std::string(entry.variant.name) + ", ";
+  problem += "or unset it";
+  return nullptr;
+}
+
+struct Buffer {
+  float* data = nullptr;
+  int64_t size = 0;
+  ~Buffer() { release(); }
+  void release() {
+    if (data) ::operator delete(data, std::align_val_t(64));
+    data = nullptr;
+    size = 0;
+  }
+};
+
+}  // namespace
+
+const Variant* variant(std::string& problem) {
+  static std::string reason;
+  static const Variant* const chosen = choose(std::getenv("NESTIFY_ENGINE_ISA"), reason);
+  problem = reason;
+  return chosen;
+}
+
+bool run_conv(const ConvCall& call) {
+  std::string problem;
+  return variant(problem)->conv(call);
+}
+
+bool run_linear(const LinearCall& call) {
+  std::string problem;
+  return variant(problem)->linear(call);
+}
+
+std::string check_geometry(const ConvGeometry& g) {
+  for (int64_t pad : {g.pad_top, g.pad_left, g.pad_bottom, g.pad_right})
+    if (pad < 0 || pad > kMostSide) return "a padding is out of range";
+  for (int64_t step : {g.stride_h, g.stride_w, g.dilation_h, g.dilation_w})
+    if (step < 1 || step > kMostSide) return "a stride or dilation is out of range";
+  return "";
+}
+
+std::string output_size(const Geometry& shape, const ConvGeometry& g, int64_t height, int64_t width, int64_t& out_h,
+                        int64_t& out_w) {
+  if (height < 0 || width < 0 || height > INT32_MAX || width > INT32_MAX) return "the image's size is out of range";
+  const int64_t h = height + g.pad_top + g.pad_bottom - g.dilation_h * (shape.kernel_h - 1) - 1;
+  const int64_t w = width + g.pad_left + g.pad_right - g.dilation_w * (shape.kernel_w - 1) - 1;
+  if (h < 0 || w < 0) return "the image is smaller than the kernel";
+  out_h = h / g.stride_h + 1;
+  out_w = w / g.stride_w + 1;
+  return "";
+}
+
+float* scratch(Slot slot, int64_t floats) {
+  static thread_local Buffer buffers[kSlots];
+  Buffer& buffer = buffers[slot];
+  if (buffer.size >= floats) return buffer.data;
+  buffer.release();
+  const int64_t size = floats + floats / 4;  // a later layer may need a little more
+  if (floats < 0 || size > INT64_MAX / 8) return nullptr;
+  buffer.data = static_cast<float*>(::operator new(size_t(size) * sizeof(float), std::align_val_t(64), std::nothrow));
+  if (!buffer.data) return nullptr;
+  std::memset(buffer.data, 0, size_t(size) * sizeof(float));
+  buffer.size = size;
+  return buffer.data;
+}
+
+}  // namespace nestify

@@ -1,0 +1,106 @@
+"""Other runtimes for an ONNX model on the CPU, in float32 and in int8, as fast as each of them is."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nestify.errors import NestifyError, SetupError, foreign_code
+from nestify.exports.draft import quiet
+
+Images = NDArray[np.float32]
+Call = Callable[[], object]
+
+
+class _Reader:
+    """The calibration images, one by one, as onnxruntime's quantiser asks for them."""
+
+    def __init__(self, images: Images) -> None:
+        self._batches: Iterator[dict[str, Images]] = iter(
+            [{"images": images[i : i + 1]} for i in range(len(images))]
+        )
+
+    def get_next(self) -> dict[str, Images] | None:
+        """Return the next image, or None."""
+        return next(self._batches, None)
+
+
+def quantise(path: Path, output: Path, images: Images) -> None:
+    """Quantise an ONNX model to int8: weights per channel, activations by calibration, as QDQ nodes.
+
+    Args:
+        path: the float32 model.
+        output: path of the int8 model.
+        images: calibration images (B, C, H, W).
+
+    Raises:
+        SetupError: if onnxruntime cannot do it.
+    """
+    with (
+        foreign_code(lambda reason: SetupError(f"onnxruntime cannot quantise this model ({reason})")),
+        quiet(),
+    ):
+        quantization = import_module("onnxruntime.quantization")
+        shapes = import_module("onnxruntime.quantization.shape_inference")
+        prepared = output.with_name("prepared.onnx")
+        shapes.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        quantization.quantize_static(
+            str(prepared),
+            str(output),
+            _Reader(images),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
+        )
+
+
+def on_onnxruntime(path: Path, images: Images, threads: int) -> Call:
+    """Load an ONNX model with onnxruntime."""
+    runtime = import_module("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 4  # fatal; errors are raised
+    options.add_free_dimension_override_by_name("batch", len(images))
+    with _fenced("onnxruntime", path):
+        session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session.run(None, {"images": images})
+    return lambda: session.run(None, {"images": images})
+
+
+def on_openvino(path: Path, images: Images, threads: int) -> Call:
+    """Load an ONNX model with OpenVINO, for this batch size and without bfloat16."""
+    options: dict[str, Any] = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    with _fenced("openvino", path):
+        core = import_module("openvino").Core()
+        model = core.read_model(str(path))
+        model.reshape(list(images.shape))
+        request = core.compile_model(model, "CPU", options).create_infer_request()
+        request.infer([images])
+    return lambda: request.infer([images])
+
+
+@contextmanager
+def _fenced(name: str, path: Path) -> Iterator[None]:
+    def error(reason: str) -> NestifyError:
+        return SetupError(f"{name} does not run {path.name} of the full level ({reason})")
+
+    with foreign_code(error):
+        yield
+
+
+RUNTIMES: dict[str, Callable[[Path, Images, int], Call]] = {
+    "onnxruntime": on_onnxruntime,
+    "openvino": on_openvino,
+}
+"""How each package loads an ONNX model for a batch of images and a number of threads."""

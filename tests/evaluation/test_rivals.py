@@ -1,0 +1,129 @@
+"""Levels next to other runtimes: what each contender computes. No test expects a number of seconds."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from torch import Tensor, nn
+
+from nestify.errors import RecipeError
+from nestify.evaluation.bench import Effort, interleave
+from nestify.evaluation.rivals import (
+    Contender,
+    Match,
+    Timing,
+    bench_rivals,
+    timing,
+)
+from nestify.evaluation.runtimes import on_onnxruntime, on_openvino, quantise
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(1).standard_normal((4, 3, 12, 12)).astype(np.float32)
+
+
+class Net(nn.Module):
+    """A small network with a convolution whose channels have very different sizes, batch norm, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 5)
+        with torch.no_grad():
+            self.conv.weight *= torch.logspace(-2, 1, 8)[:, None, None, None]
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.norm(self.conv(images)).relu().mean((2, 3))
+        logits: Tensor = self.head(features)
+        return logits
+
+
+@pytest.fixture
+def model(tmp_path: Path, images: np.ndarray) -> tuple[Path, np.ndarray]:
+    """An ONNX model for any number of images, and torch's logits for `images`."""
+    net = Net().eval()
+    batch = torch.export.Dim("batch")
+    path = tmp_path / "net.onnx"
+    torch.onnx.export(
+        net,
+        (torch.zeros(2, 3, 12, 12),),
+        path,
+        dynamo=True,
+        external_data=False,
+        verbose=False,
+        input_names=["images"],
+        dynamic_shapes=({0: batch},),
+    )
+    with torch.no_grad():
+        return path, net(torch.from_numpy(images)).numpy()
+
+
+@pytest.mark.parametrize("runtime", [on_onnxruntime, on_openvino])
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+def test_other_runtimes_compute_the_same(
+    runtime: object, dtype: str, model: tuple[Path, np.ndarray], images: np.ndarray, tmp_path: Path
+) -> None:
+    path, expected = model
+    if runtime is on_openvino:
+        pytest.importorskip("openvino")
+    if dtype == "int8":
+        quantise(path, path := tmp_path / "int8.onnx", images)
+    assert callable(runtime)
+    [logits] = list(runtime(path, images, 1)())
+    if not isinstance(logits, np.ndarray):  # openvino's result is a mapping from outputs
+        logits = runtime(path, images, 1)()[0]
+    tolerance = 1e-5 if dtype == "float32" else 0.05
+    np.testing.assert_allclose(logits, expected, atol=tolerance * np.abs(expected).max())
+
+
+def test_int8_weights_have_a_scale_per_channel(
+    model: tuple[Path, np.ndarray], images: np.ndarray, tmp_path: Path
+) -> None:
+    quantise(model[0], tmp_path / "int8.onnx", images)
+    found = onnx.load(tmp_path / "int8.onnx")
+    constants = {entry.name: numpy_helper.to_array(entry) for entry in found.graph.initializer}
+    kinds = [node.op_type for node in found.graph.node]
+    assert "BatchNormalization" not in kinds
+    [conv] = [node for node in found.graph.node if node.op_type == "Conv"]
+    [weight] = [node for node in found.graph.node if node.output[0] == conv.input[1]]
+    assert weight.op_type == "DequantizeLinear"
+    assert constants[weight.input[0]].dtype == np.int8
+    assert constants[weight.input[1]].shape == (8,)
+
+
+def test_ratios_are_to_the_fastest_dense_network_of_a_type() -> None:
+    times = {
+        Contender(1, "engine", "float32"): 3.0,
+        Contender(2, "torch", "float32"): 8.0,
+        Contender(2, "onnxruntime", "float32"): 6.0,
+        Contender(2, "onnxruntime", "int8"): 2.0,
+        Contender(2, "openvino", "int8"): 4.0,
+    }
+    timings = [Timing(contender, seconds, seconds) for contender, seconds in times.items()]
+    match = Match(1, 1, 10, timings)
+    assert [match.over_best(each, "float32", 2) for each in timings] == [3 / 6, 8 / 6, 1, 2 / 6, 4 / 6]
+    assert [match.over_best(each, "int8", 2) for each in timings] == [3 / 2, 4, 3, 1, 2]
+    assert Match(1, 1, 10, timings[:3]).over_best(timings[0], "int8", 2) is None
+
+
+def test_quartiles_are_numpys() -> None:
+    seconds = [4.0, 1.0, 2.0, 9.0, 3.0, 7.0]
+    found = timing(Contender(1, "torch", "float32"), [{0: 1.0, 1: each} for each in seconds], 1)
+    assert (found.p25_seconds, found.p75_seconds) == tuple(np.percentile(seconds, [25, 75]))
+
+
+def test_all_take_turns() -> None:
+    order: list[int] = []
+    calls = {number: lambda number=number: order.append(number) for number in range(3)}
+    interleave(calls, Effort(warmup=0, rounds=2), lambda: 0.0)
+    assert order[6:] == [0, 1, 2, 2, 1, 0]  # after two rounds of warm-up
+
+
+def test_other_devices_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="--device cuda"):
+        bench_rivals(tmp_path / "none", device="cuda")
+    with pytest.raises(RecipeError, match="--rounds 1"):
+        bench_rivals(tmp_path / "none", rounds=1)
