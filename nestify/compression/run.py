@@ -282,10 +282,8 @@ class Run:
             self.observer.stage("finding what can be left out")
         given = None if self.base is None else self.base.sizes
         times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
-        images = Pictures(self._shuffled())
-        made = design_levels(
-            network, self.spec, self.recipe, self.labels, images, self._removable, given, times
-        )
+        images, found = Pictures(self._shuffled()), self._removable
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, found, given, times)
         self._removable = made.removable
         if self.base is not None:
             self.base.install(made.nested)
@@ -306,9 +304,9 @@ class Run:
         """Choose the weights of all levels, and make the levels as good as they can be without training."""
         original = deepcopy(nested.network).eval()
         untrained = Untrained(self.recipe, self._shuffled, self.observer, self.frozen)
-        untrained.select(nested, levels)
+        changed = untrained.select(nested, levels)
         round_to_stored(nested, self.recipe)
-        untrained.recalibrate(nested, original)
+        untrained.recalibrate(nested, changed, original)
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
         """Measure the private statistics of levels on training images."""

@@ -22,7 +22,7 @@ MOST_PIXELS = 2**23
 """Pixels of all images that weights are refitted on, as they run through two networks at once."""
 
 MOST_POINTS_LOST = 0.5
-"""Top-1 points that the original network may lose by recalibration before levels are not simply recalibrated."""
+"""Top-1 points that the original network may lose by measured statistics before they are related to its own."""
 
 IMAGES_TO_COMPARE = 2000
 """Training images on which that is measured, rounded up to whole batches."""
@@ -93,7 +93,7 @@ class Untrained:
         loss = self._points_lost(original, measured)
         related = loss > MOST_POINTS_LOST
         self.observer.stage(
-            f"the original network loses {max(loss, 0):.2f} points with batch norm measured on training images"
+            f"the original network loses {max(loss, 0):.2f} points with the batch norm of training images"
             + ("; the levels' is related to its own instead" if related else "")
         )
         for level in levels:

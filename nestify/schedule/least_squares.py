@@ -18,14 +18,14 @@ class Equations:
         gram: A, (groups, c, c), for c weights per output channel.
         products: B, (groups, o, c), for o output channels per group.
         places: one index tensor per dimension of the full weight, which broadcast together: the part of the
-            full weight that the network has.
+            full weight that the network has; None if it has all of it.
         mask: bool in the full weight's shape, the weights that the network uses.
         importance: factor of the network's squared error.
     """
 
     gram: Tensor
     products: Tensor
-    places: tuple[Tensor, ...]
+    places: tuple[Tensor, ...] | None
     mask: Tensor
     importance: float = 1.0
 
@@ -35,7 +35,9 @@ class Equations:
 
     def multiply(self, weight: Tensor) -> Tensor:
         """Return W A for the part of a full weight that the network uses, in the full weight's shape."""
-        used = (weight * self.mask)[self.places]
+        used = weight * self.mask
+        if self.places is not None:
+            used = used[self.places]
         groups, inputs = self.gram.shape[:2]
         return self._widen(used.reshape(groups, -1, inputs) @ self.gram)
 
@@ -50,8 +52,10 @@ class Equations:
         return (used * (self.multiply(weight) - 2 * self.right_side())).sum()
 
     def _widen(self, part: Tensor) -> Tensor:
+        if self.places is None:
+            return part.reshape(self.mask.shape) * self.mask
         full = part.new_zeros(self.mask.shape)
-        full[self.places] = part.reshape(full[self.places].shape)
+        full[self.places] = part.reshape([max(index.shape) for index in self.places])
         return full * self.mask
 
 

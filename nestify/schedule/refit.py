@@ -127,7 +127,8 @@ class _LevelFit:
                     break
                 solution = self._fit(call, target, seed=len(fitted))
                 if bool(solution.isfinite().all()):  # 32-bit sums of very large inputs may overflow
-                    call.weight.copy_((solution * (own <= self.level))[self._places(call.name, solution)])
+                    used, places = solution * (own <= self.level), self._places(call.name, solution)
+                    call.weight.copy_(used if places is None else used[places])
                     fitted[call.name] = solution
         return list(fitted.items())
 
@@ -139,8 +140,9 @@ class _LevelFit:
         outputs = inputs @ _by_group(wanted, target.groups).transpose(1, 2)  # (g, R, o)
         places = self._places(name, wanted)
         own_inputs = call.columns(POSITIONS, seed)  # (g', R, c')
-        own_outputs = outputs.permute(0, 2, 1).flatten(0, 1)[places[0].flatten()]  # (o', R)
-        own_outputs = own_outputs.unflatten(0, (call.groups, -1))
+        own_outputs = outputs.transpose(1, 2)  # (g, o, R)
+        if places is not None:
+            own_outputs = own_outputs.flatten(0, 1)[places[0].flatten()].unflatten(0, (call.groups, -1))
         own = Equations(
             gram=own_inputs.transpose(1, 2) @ own_inputs,
             products=own_outputs @ own_inputs,
@@ -149,10 +151,9 @@ class _LevelFit:
         )
         equations, free, pull = [own], entry == self.level, own.diagonal()
         if self.protect:
-            everything = _mesh([torch.arange(size, device=wanted.device) for size in wanted.shape])
             gram = inputs.transpose(1, 2) @ inputs
             products = outputs.transpose(1, 2) @ inputs
-            full = Equations(gram, products, everything, entry <= n, self.protect)
+            full = Equations(gram, products, None, entry <= n, self.protect)
             equations.append(full)
             free = (entry >= self.level) & (entry <= n)
             pull = torch.where(entry == self.level, pull, self.protect * full.diagonal())
@@ -161,10 +162,12 @@ class _LevelFit:
         solution = solve(start, free, equations, ITERATIONS, pull)
         return torch.where(entry == self.level, solution, start)
 
-    def _places(self, name: str, weight: Tensor) -> tuple[Tensor, ...]:
-        """Return the part of a weight that the level has."""
+    def _places(self, name: str, weight: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the part of a weight that the level has; None for all of it."""
         sizes = self.nested.level_sizes
         axes = {} if sizes is None else sizes.axes(self.level).get(name, {})
+        if not axes:
+            return None
         return _mesh(
             [
                 torch.as_tensor(axes[dim] if dim in axes else range(size), device=weight.device)
