@@ -302,11 +302,8 @@ class Run:
 
     def _make_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
         """Choose the weights of all levels, and make the levels as good as they can be without training."""
-        original = deepcopy(nested.network).eval()
-        untrained = Untrained(self.recipe, self._shuffled, self.observer, self.frozen)
-        changed = untrained.select(nested, levels)
-        round_to_stored(nested, self.recipe)
-        untrained.recalibrate(nested, changed, original)
+        parents, frozen = self.labels.parents, self.frozen
+        Untrained(self.recipe, self._shuffled, self.observer, parents, frozen).make(nested, levels)
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
         """Measure the private statistics of levels on training images."""

@@ -1,6 +1,6 @@
 """Levels without training: their weights are selected, refitted, and their batch norm measured."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from itertools import islice
@@ -8,24 +8,31 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
+from nestify.compression.inputs import round_to_stored
 from nestify.data.loaders import Loader, Pictures
-from nestify.evaluation.accuracy import evaluate
+from nestify.evaluation.accuracy import NO_PARENTS, evaluate
 from nestify.model.batch_norm import Statistics, recalibrate, relate_statistics, running_statistics
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.nest import choose_weights
-from nestify.schedule.refit import Refitted, refit
+from nestify.schedule.refit import PROTECT, refit
 from nestify.training.observer import Observer
 
 MOST_PIXELS = 2**23
 """Pixels of all images that weights are refitted on, as they run through two networks at once."""
 
-MOST_POINTS_LOST = 0.5
-"""Top-1 points that the original network may lose by measured statistics before they are related to its own."""
+MOST_POINTS_BY_FIT = 0.2
+"""Top-1 points that a full level may lose when weights are refitted."""
+
+PROTECTIONS = (PROTECT, 10 * PROTECT, 100 * PROTECT)
+"""Weights of the full level's error, tried in this order until it loses no more than that."""
+
+MOST_POINTS_BY_STATISTICS = 0.5
+"""Top-1 points that the original network may lose by measured batch norm before it is related to its own."""
 
 IMAGES_TO_COMPARE = 2000
-"""Training images on which that is measured, rounded up to whole batches."""
+"""Training images on which points are measured, rounded up to whole batches."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +43,7 @@ class Untrained:
         recipe: the recipe of the run.
         batches: returns the training images, shuffled, on the model's device.
         observer: notified of each stage.
+        parents: for each level that predicts coarser classes, the coarse class of each class.
         frozen: number of levels, from the core on, that come from a nested file and stay as they are. The
             higher levels are then chosen around them, but not refitted.
     """
@@ -43,71 +51,95 @@ class Untrained:
     recipe: Recipe
     batches: Callable[[], Loader]
     observer: Observer
+    parents: Mapping[int, Tensor]
     frozen: int = 0
 
-    def select(self, nested: NestedModel, levels: Sequence[Level]) -> list[int]:
-        """Choose the weights of all levels and refit them.
+    def make(self, nested: NestedModel, levels: Sequence[Level]) -> None:
+        """Choose, refit and round the weights of all levels, and measure the batch norm of smaller ones.
 
         Args:
             nested: a nested model whose shared weights are those of the original network.
             levels: its levels, core first, with their budgets solved.
-
-        Returns:
-            Numbers of the levels that no longer compute what the original network does.
         """
-        schedule = self.recipe.schedule
-        choose_weights(nested, levels, schedule.score, self.frozen)
+        original = deepcopy(nested.network).eval()
+        choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         numbers = range(self.frozen + 1, nested.n_levels + 1)
         reduced = [level for level in numbers if nested.is_reduced(level)]
-        if self.frozen or not schedule.fit or not reduced:
-            return reduced
-        self._refit(nested)
-        return list(numbers)
+        if reduced and self.recipe.schedule.fit and not self.frozen:
+            self._refit(nested)
+        round_to_stored(nested, self.recipe)
+        if reduced and running_statistics(original):
+            self._recalibrate(nested, reduced, original)
 
     def _refit(self, nested: NestedModel) -> None:
+        """Refit the weights, with as much protection as a full level needs; else keep the original ones."""
+        images = self._images_to_fit(nested)
+        last = nested.n_levels
+        full = None if nested.is_reduced(last) else nested.at_level(last)
+        before = {name: tensor.detach().clone() for name, tensor in nested.shared_tensors().items()}
+        lost = 0.0
+        for protect in PROTECTIONS:
+            self.observer.stage(f"refitting the weights of each level on {len(images)} images")
+            done = refit(nested, images, protect)
+            if done.left:
+                self.observer.stage(
+                    f"{_some(done.left)} {'was' if len(done.left) == 1 else 'were'} not refitted"
+                )
+            if full is None or not done.fitted:
+                return
+            lost = self._points_lost(full, nested.at_level(last), self.parents.get(last))
+            if lost <= MOST_POINTS_BY_FIT:
+                return
+            with torch.no_grad():
+                for name, tensor in before.items():
+                    nested.shared_tensor(name).copy_(tensor)
+        self.observer.warned(
+            f"the weights of levels without training were not refitted, because level {last} would lose "
+            f"{lost:.2f} points; train the levels (train.epochs), or give schedule.fit_images more images"
+        )
+
+    def _images_to_fit(self, nested: NestedModel) -> Tensor:
         _, height, width = nested.spec.input_size
         count = min(self.recipe.schedule.fit_images, max(2, MOST_PIXELS // (height * width)))
-        images = take_images(Pictures(self.batches()), count)
-        self.observer.stage(f"refitting the weights of each level on {len(images)} images")
-        done = refit(nested, images)
-        if done.left:
-            self.observer.stage(describe_left(done))
+        return take_images(Pictures(self.batches()), count)
 
-    def recalibrate(self, nested: NestedModel, levels: Sequence[int], original: nn.Module) -> None:
-        """Measure the batch norm of levels.
+    def _recalibrate(self, nested: NestedModel, levels: Sequence[int], original: nn.Module) -> None:
+        """Measure the batch norm of reduced levels.
 
-        A reduced level gets the measured statistics. Where the original network itself would lose accuracy
-        with measured ones, and for a full level whose weights were refitted, they are related to its own.
-
-        Args:
-            nested: the nested model.
-            levels: numbers of the levels that `select` returned; the others keep their statistics.
-            original: a copy of its network from before `select`, in eval mode.
+        The levels get the measured statistics. Where the original network itself would lose accuracy with
+        measured ones, theirs are related to its own. Around frozen levels there is no original network to
+        compare with, because its weights are partly those of the frozen levels.
         """
-        if not levels or not running_statistics(original):
-            return
         self.observer.stage("recalibrating batch norm")
         n_batches = self.recipe.train.recalibrate_batches
-        measured = deepcopy(original)
-        recalibrate(measured, Pictures(self.batches()), n_batches)
-        loss = self._points_lost(original, measured)
-        related = loss > MOST_POINTS_LOST
-        self.observer.stage(
-            f"the original network loses {max(loss, 0):.2f} points with the batch norm of training images"
-            + ("; the levels' is related to its own instead" if related else "")
-        )
+        measured, related = deepcopy(original), False
+        if not self.frozen:
+            recalibrate(measured, Pictures(self.batches()), n_batches)
+            lost = self._points_lost(original, measured)
+            related = lost > MOST_POINTS_BY_STATISTICS
+            self.observer.stage(
+                f"the original model loses {max(lost, 0):.2f} points with batch norm of the training images"
+                + ("; the levels' is related to its own instead" if related else "")
+            )
         for level in levels:
             plain = nested.at_level(level)
             recalibrate(plain, Pictures(self.batches()), n_batches)
-            if related or not nested.is_reduced(level):
+            if related:
                 parts = (_part(nested, level, running_statistics(each)) for each in (measured, original))
                 relate_statistics(plain, *parts)
             nested.load_own(level, plain)
 
-    def _points_lost(self, original: nn.Module, measured: nn.Module) -> float:
-        """Return the top-1 points that the original network loses on training images with new statistics."""
+    def _points_lost(self, before: nn.Module, after: nn.Module, parents: Tensor | None = None) -> float:
+        """Return the top-1 points that a network loses by a change, on training images.
+
+        Args:
+            before: the network before the change.
+            after: the network after the change.
+            parents: the coarse class of each class, if the networks predict coarser ones.
+        """
         count = -(-IMAGES_TO_COMPARE // self.recipe.train.batch_size)
-        results = evaluate({0: original, 1: measured}, islice(self.batches(), count))
+        coarse = NO_PARENTS if parents is None else {0: parents, 1: parents}
+        results = evaluate({0: before, 1: after}, islice(self.batches(), count), parents=coarse)
         return results[0].top1 - results[1].top1
 
 
@@ -115,6 +147,10 @@ def _part(nested: NestedModel, level: int, tensors: Statistics) -> Statistics:
     """Return a level's part of the full network's statistics."""
     own = nested.own_tensors(level)
     return {name: nested.cut(level, name, tensor) for name, tensor in tensors.items() if name in own}
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def take_images(batches: Iterable[Tensor], count: int) -> Tensor:
@@ -125,9 +161,3 @@ def take_images(batches: Iterable[Tensor], count: int) -> Tensor:
         if sum(map(len, found)) >= count:
             break
     return torch.cat(found)
-
-
-def describe_left(done: Refitted) -> str:
-    """Return a sentence that names the weights that could not be refitted."""
-    names = ", ".join(done.left[:5]) + (", ..." if len(done.left) > 5 else "")
-    return f"{len(done.left)} of {len(done.left) + len(done.fitted)} weights were not refitted: {names}"

@@ -17,7 +17,8 @@ well, with the higher levels' weights free to make up for the change:
 
     minimise over W_k and W_n:  || W_k X_k - W X ||^2 + protect * || W_n X - W X ||^2
 
-Only the weights whose entry level is k are kept from the solution.
+Only the weights whose entry level is k are kept from the solution. A layer that no higher level has own
+weights in stays as it is.
 """
 
 from collections.abc import Sequence
@@ -120,7 +121,7 @@ class _LevelFit:
         with closing(targets), closing(calls):
             for call in calls:
                 own = self.entry.get(call.name)
-                if own is None or call.name in fitted or not bool((own == self.level).any()):
+                if own is None or call.name in fitted or not self._can_fit(own):
                     continue
                 target = next((other for other in targets if other.name == call.name), None)
                 if target is None:  # the level's layers come in another order
@@ -131,6 +132,11 @@ class _LevelFit:
                     call.weight.copy_(used if places is None else used[places])
                     fitted[call.name] = solution
         return list(fitted.items())
+
+    def _can_fit(self, entry: Tensor) -> bool:
+        """Whether the level has own weights in a layer, and higher levels can make up for their change."""
+        higher = (entry > self.level) & (entry <= self.nested.n_levels)
+        return bool((entry == self.level).any()) and (not self.protect or bool(higher.any()))
 
     def _fit(self, call: LayerCall, target: LayerCall, seed: int) -> Tensor:
         """Fit one layer, and return its full weight."""
