@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import nestify
+from nestify.compression import untrained
 from nestify.compression.untrained import take_images
 from nestify.file.summary import Report
 from tests.compression.test_observers import CHECKPOINT
@@ -21,7 +22,7 @@ FEW = {
     "schedule.fit_images": 64,
 }
 CHANNELS = {"schedule.kind": "channel", "levels": "0.5,1"}
-SPARSE = {"levels": "0.9,0"}
+SPARSE = {"levels": "0.97,0"}
 
 
 def compressed(path: Path, **options: Any) -> tuple[Report, dict[str, Tensor]]:
@@ -82,3 +83,80 @@ def test_images_are_counted_over_batches() -> None:
     batches = torch.arange(10.0).view(10, 1).split(4)
     assert take_images(batches, 6).flatten().tolist() == [0, 1, 2, 3, 4, 5]
     assert take_images(batches, 99).flatten().tolist() == list(range(10))
+
+
+class Notes(nestify.Observer):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.stages: list[str] = []
+        self.warnings: list[str] = []
+
+    def stage(self, text: str) -> None:
+        self.stages.append(text)
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+def noted(path: Path, **options: Any) -> Notes:
+    notes = Notes()
+    nestify.compress("digits", {**FEW, **options, "train.epochs": 0, "output": path}, observer=notes)
+    return notes
+
+
+def test_a_full_level_that_loses_too_much_gets_more_protection(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the end, the weights stay those of the checkpoint, with a warning."""
+    used: list[float] = []
+
+    def refit(nested: Any, images: Tensor, protect: float) -> Any:
+        used.append(protect)
+        return original_refit(nested, images, protect)
+
+    original_refit = untrained.refit
+    monkeypatch.setattr(untrained, "refit", refit)
+    monkeypatch.setattr(untrained, "MOST_POINTS_BY_FIT", -101)  # more than it can gain
+    notes = noted(tmp_path / "a", **SPARSE)
+    assert used == sorted(set(used))
+    assert len(used) == 3
+    assert any("level 2" in text and "schedule.fit_images" in text for text in notes.warnings)
+    original, nested = load_file(CHECKPOINT), nestify.load(tmp_path / "a")
+    assert all(torch.equal(t, original[n]) for n, t in nested.shared_tensors().items() if t.ndim > 1)
+
+
+def test_the_full_level_keeps_its_statistics(tmp_path: Path) -> None:
+    """Nothing was trained, so they are those of the checkpoint."""
+    compressed(tmp_path / "a", **SPARSE, **{"train.epochs": 0})
+    original, own = load_file(CHECKPOINT), nestify.load(tmp_path / "a").own_tensors(2)
+    assert all(torch.equal(tensor, original[name]) for name, tensor in own.items())
+
+
+def test_fit_images_are_limited_by_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(untrained, "MOST_PIXELS", 20 * 32 * 32 + 1)
+    assert any("on 20 images" in text for text in noted(tmp_path / "a", **SPARSE).stages)
+
+
+def test_statistics_are_related_if_the_original_would_lose_by_measured_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it loses is shown in both cases."""
+    statistics = []
+    for limit in (101, -101):
+        monkeypatch.setattr(untrained, "MOST_POINTS_BY_STATISTICS", limit)
+        path = tmp_path / str(limit)
+        shown = [text for text in noted(path, **SPARSE).stages if "points" in text]
+        assert len(shown) == 1
+        assert ("related" in shown[0]) == (limit < 0)
+        statistics.append(nestify.load(path).own_tensors(1))
+    assert any(not torch.equal(tensor, statistics[1][name]) for name, tensor in statistics[0].items())
+
+
+@pytest.mark.parametrize("fit", [True, False])
+def test_transformers_have_no_statistics(tmp_path: Path, fit: bool) -> None:
+    """Also without a pretrained checkpoint, whose accuracy is that of chance."""
+    options = {"model.name": "test_vit", "model.pretrained": False, "model.input_size": 32}
+    notes = noted(tmp_path / "a", **SPARSE, **options, **{"schedule.fit": fit, "model.checkpoint": None})
+    assert not any("batch norm" in text for text in notes.stages)
+    assert any("refitting" in text for text in notes.stages) == fit

@@ -1,10 +1,13 @@
 """Refitted levels: a layer alone equals NumPy's least squares, and models keep what they must keep."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from nestify.model.entry_levels import EntryLevels
@@ -15,15 +18,15 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.channels import channel_counts
-from nestify.schedule.refit import refit
+from nestify.schedule.refit import _LevelFit, refit
 from nestify.schedule.weights import select_entry_levels
 
 MakeModel = Callable[..., nn.Module]
 
 
-def one_layer(groups: int) -> NestedModel:
+def one_layer(groups: int, seed: int = 1) -> NestedModel:
     """Return three sparse levels of a single convolution, whose input is a 6 x 5 image."""
-    rng = np.random.default_rng(groups)
+    rng = np.random.default_rng(seed)
     network = nn.Sequential(nn.Conv2d(3, 6, 3, groups=groups, bias=False), nn.Flatten())
     data = {"input_size": (3, 6, 5)}
     spec = ModelSpec("one", {}, 72, data, (), (), ("0.weight",), frozenset(), {})
@@ -135,3 +138,73 @@ def test_models_without_smaller_levels_stay(make_model: MakeModel) -> None:
     refit(nested, torch.randn(4, 3, 64, 64))
     for name, tensor in nested.shared_tensors().items():
         torch.testing.assert_close(tensor, before[name], rtol=1e-3, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 999), st.sampled_from([1, 3]), st.sampled_from([0.0, 10.0]))
+def test_each_level_changes_its_own_weights_only(seed: int, groups: int, protect: float) -> None:
+    """So the lower levels keep what they compute; weights that no level uses stay as well."""
+    torch.manual_seed(seed)
+    nested = one_layer(groups, seed)
+    weight, entry = nested.shared_tensor("0.weight"), nested.entry["0.weight"].clone()
+    fit_level, states = _LevelFit.run, [weight.detach().clone()]
+
+    def run(self: _LevelFit, images: Tensor) -> list[tuple[str, Tensor]]:
+        if self.level > 1:
+            states.append(weight.detach().clone())
+        return fit_level(self, images)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_LevelFit, "run", run)
+        refit(nested, torch.randn(10, 3, 6, 5), protect)
+    states.append(weight.detach().clone())
+    assert len(states) == 4
+    for level, (before, after) in enumerate(pairwise(states), start=1):
+        assert torch.equal(before[entry != level], after[entry != level])
+    assert not torch.equal(states[0], states[1])
+
+
+@pytest.mark.parametrize(("make", "sizes"), [(sparse, (0.9, 0.5, 0.0)), (narrow, (0.25, 0.5, 1.0))])
+def test_lower_levels_compute_the_same_after_later_fits(
+    make_model: MakeModel,
+    make: Callable[[nn.Module, tuple[float, ...]], NestedModel],
+    sizes: tuple[float, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    nested, images = make(make_model("test_resnet"), sizes), torch.randn(8, 3, 64, 64)
+    fit_level, logits = _LevelFit.run, {}
+
+    def run(self: _LevelFit, batch: Tensor) -> list[tuple[str, Tensor]]:
+        if self.level > 1:
+            logits[self.level - 1] = nested.at_level(self.level - 1)(images)
+        return fit_level(self, batch)
+
+    monkeypatch.setattr(_LevelFit, "run", run)
+    refit(nested, images)
+    assert list(logits) == [1, 2]
+    for level, before in logits.items():
+        torch.testing.assert_close(nested.at_level(level)(images), before, rtol=1e-5, atol=1e-5)
+
+
+def test_layers_that_all_levels_share_stay(make_model: MakeModel) -> None:
+    """No level above could make up for a change, so that it would cost the full level."""
+    nested = sparse(make_model("test_resnet"), (0.9, 0.0))
+    shared = nested.entry["fc.weight"]
+    shared.fill_(1)
+    before = nested.shared_tensor("fc.weight").detach().clone()
+    done = refit(nested, torch.randn(8, 3, 64, 64))
+    assert torch.equal(nested.shared_tensor("fc.weight"), before)
+    assert "fc.weight" not in [*done.fitted, *done.left]
+
+
+def test_the_full_level_stays_near_the_original(make_model: MakeModel) -> None:
+    """Its logits move less than a tenth of what the core level's are away."""
+    torch.manual_seed(0)
+    nested, images = narrow(make_model("test_resnet"), (0.5, 1.0)), torch.randn(32, 3, 64, 64)
+    others = torch.randn(32, 3, 64, 64)
+    with torch.no_grad():
+        wanted = nested.at_level(2)(others)
+        core = (nested.at_level(1)(others) - wanted).norm()
+        refit(nested, images)
+        assert 0 < (nested.at_level(2)(others) - wanted).norm() < 0.1 * core
