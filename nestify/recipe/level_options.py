@@ -88,10 +88,10 @@ class ScheduleOptions(Section):
         "each layer's outputs back to the original network's; training starts from the original weights",
     )
     fit_images: int = Field(
-        default=1024,
+        default=256,
         ge=2,
         description="number of training images that the weights are refitted on; fewer if they are larger "
-        "than 90 x 90 pixels",
+        "than 181 x 181 pixels",
     )
 
 

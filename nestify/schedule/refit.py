@@ -21,10 +21,10 @@ Only the weights whose entry level is k are kept from the solution. A layer that
 weights in stays as it is.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,9 @@ from nestify.schedule.least_squares import Equations, solve
 
 POSITIONS = 64
 """Positions of a feature map that are used of each image."""
+
+MOST_NUMBERS = 2**24
+"""Numbers in the columns of one network that are in memory at a time."""
 
 ITERATIONS = 20
 
@@ -141,29 +144,25 @@ class _LevelFit:
     def _fit(self, call: LayerCall, target: LayerCall, seed: int) -> Tensor:
         """Fit one layer, and return its full weight."""
         entry, name, n = self.entry[call.name], call.name, self.nested.n_levels
-        wanted = target.weight
-        inputs = target.columns(POSITIONS, seed)  # (g, R, c)
-        outputs = inputs @ _by_group(wanted, target.groups).transpose(1, 2)  # (g, R, o)
-        places = self._places(name, wanted)
-        own_inputs = call.columns(POSITIONS, seed)  # (g', R, c')
-        own_outputs = outputs.transpose(1, 2)  # (g, o, R)
-        if places is not None:
-            own_outputs = own_outputs.flatten(0, 1)[places[0].flatten()].unflatten(0, (call.groups, -1))
-        own = Equations(
-            gram=own_inputs.transpose(1, 2) @ own_inputs,
-            products=own_outputs @ own_inputs,
-            places=places,
-            mask=entry <= self.level,
-        )
+        places = self._places(name, target.weight)
+        wanted = _by_group(target.weight, target.groups).transpose(1, 2)  # (g, c, o)
+        rows, own_sums, sums = 0, _Sums(), _Sums()
+        for inputs, own_inputs in _pieces(target, call, seed):  # (g, R, c), (g', R, c')
+            rows += inputs.shape[1]
+            outputs = (inputs @ wanted).transpose(1, 2)  # (g, o, R)
+            if self.protect:
+                sums.add(inputs, outputs)
+            if places is not None:
+                outputs = outputs.flatten(0, 1)[places[0].flatten()].unflatten(0, (call.groups, -1))
+            own_sums.add(own_inputs, outputs)  # (g', o', R)
+        own = Equations(own_sums.gram, own_sums.products, places, entry <= self.level)
         equations, free, pull = [own], entry == self.level, own.diagonal()
         if self.protect:
-            gram = inputs.transpose(1, 2) @ inputs
-            products = outputs.transpose(1, 2) @ inputs
-            full = Equations(gram, products, None, entry <= n, self.protect)
+            full = Equations(sums.gram, sums.products, None, entry <= n, self.protect)
             equations.append(full)
             free = (entry >= self.level) & (entry <= n)
             pull = torch.where(entry == self.level, pull, self.protect * full.diagonal())
-        pull = pull * RIDGE * own_inputs.shape[2] / own_inputs.shape[1]
+        pull = pull * RIDGE * own.gram.shape[2] / rows
         start = self.nested.shared_tensor(name).detach()
         solution = solve(start, free, equations, ITERATIONS, pull)
         return torch.where(entry == self.level, solution, start)
@@ -180,6 +179,29 @@ class _LevelFit:
                 for dim, size in enumerate(weight.shape)
             ]
         )
+
+
+class _Sums:
+    """Sums over positions of X^T X and Z X, for inputs X (g, R, c) and outputs Z (g, o, R)."""
+
+    def __init__(self) -> None:
+        self.gram = self.products = torch.zeros(())
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add the sums of some positions."""
+        gram, products = inputs.transpose(1, 2) @ inputs, outputs @ inputs
+        self.gram = gram if self.gram.ndim == 0 else self.gram.add_(gram)
+        self.products = products if self.products.ndim == 0 else self.products.add_(products)
+
+
+def _pieces(target: LayerCall, call: LayerCall, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the columns of both calls at the same positions, of as many images as fit in memory together."""
+    each = POSITIONS * target.weight[0].numel() * target.groups
+    size = max(1, MOST_NUMBERS // each)
+    for start in range(0, len(target.inputs), size):
+        parts = (replace(c, inputs=c.inputs[start : start + size]) for c in (target, call))
+        inputs, own_inputs = (part.columns(POSITIONS, seed + start) for part in parts)
+        yield inputs, own_inputs
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:

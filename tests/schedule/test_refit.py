@@ -18,6 +18,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.channels import channel_counts
+from nestify.schedule.layer_calls import LayerCall
 from nestify.schedule.refit import _LevelFit, refit
 from nestify.schedule.weights import select_entry_levels
 
@@ -208,3 +209,30 @@ def test_the_full_level_stays_near_the_original(make_model: MakeModel) -> None:
         core = (nested.at_level(1)(others) - wanted).norm()
         refit(nested, images)
         assert 0 < (nested.at_level(2)(others) - wanted).norm() < 0.1 * core
+
+
+def test_columns_are_made_of_a_few_images_at_a_time(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The memory of the columns is bounded, and the weights do not depend on the bound."""
+    weights, images = [], torch.randn(6, 3, 6, 5)  # at most 64 positions: all are used
+    sizes: list[int] = []
+    make_columns = LayerCall.columns
+
+    def columns(self: LayerCall, positions: int, seed: int) -> Tensor:
+        sizes.append(make_columns(self, positions, seed).numel())
+        return make_columns(self, positions, seed)
+
+    monkeypatch.setattr(LayerCall, "columns", columns)
+    for most in (2**30, 64 * 27 * 3):
+        monkeypatch.setattr("nestify.schedule.refit.MOST_NUMBERS", most)
+        sizes.clear()
+        nested = one_layer(1)
+        weight = nested.shared_tensor("0.weight")
+        with torch.no_grad():
+            weight.copy_(torch.linspace(-1, 1, weight.numel()).view(weight.shape))
+        refit(nested, images)
+        assert max(sizes) <= most
+        weights.append(weight.detach().clone())
+    assert len(sizes) > 6
+    torch.testing.assert_close(weights[0], weights[1], rtol=1e-3, atol=1e-4)
