@@ -12,7 +12,9 @@ import nestify
 from nestify.compression import untrained
 from nestify.compression.untrained import take_images
 from nestify.file.summary import Report
-from tests.compression.test_observers import CHECKPOINT
+from nestify.model.nested_model import NestedModel
+from nestify.schedule.refit import Refitted, refit
+from tests.cli.driver import CHECKPOINT
 
 FEW = {
     "data.max_train": 200,
@@ -111,12 +113,11 @@ def test_a_full_level_that_loses_too_much_gets_more_protection(
     """In the end, the weights stay those of the checkpoint, with a warning."""
     used: list[float] = []
 
-    def refit(nested: Any, images: Tensor, protect: float) -> Any:
+    def noted_refit(nested: NestedModel, images: Tensor, protect: float) -> Refitted:
         used.append(protect)
-        return original_refit(nested, images, protect)
+        return refit(nested, images, protect)
 
-    original_refit = untrained.refit
-    monkeypatch.setattr(untrained, "refit", refit)
+    monkeypatch.setattr(untrained, "refit", noted_refit)
     monkeypatch.setattr(untrained, "MOST_POINTS_BY_FIT", -101)  # more than it can gain
     notes = noted(tmp_path / "a", **SPARSE)
     assert used == sorted(set(used))
