@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nestify.model.batch_norm import recalibrate
 from nestify.model.entry_levels import EntryLevels
 from nestify.model.graph.block_map import map_blocks
 from nestify.model.graph.channel_map import map_channels
@@ -131,6 +132,39 @@ def test_lower_levels_do_not_depend_on_the_levels_above(
     assert cores[0].keys() == cores[1].keys()
     for key, tensor in cores[0].items():
         torch.testing.assert_close(tensor, cores[1][key], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(("make", "sizes"), [(sparse, (0.7, 0.0)), (narrow, (0.5, 1.0))])
+@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+def test_a_level_comes_nearer_to_the_original(
+    make_model: MakeModel,
+    name: str,
+    make: Callable[[nn.Module, tuple[float, ...]], NestedModel],
+    sizes: tuple[float, ...],
+) -> None:
+    """Without protection, the core level's logits of the images; depthwise layers and gates included."""
+    network = make_model(name).eval()
+    with torch.no_grad():
+        for key, parameter in network.named_parameters():  # timm begins with residual branches of 0
+            if key.endswith("bn2.weight") or key.endswith("bn3.weight"):
+                parameter.fill_(1)
+    recalibrate(network, [torch.randn(64, 3, 64, 64)], 1)
+    nested = make(network, sizes)
+    images = torch.randn(64, 3, 64, 64)
+
+    def logits(level: int) -> Tensor:
+        plain = nested.at_level(level)
+        if level == 1:
+            recalibrate(plain, [images], 1)
+        out: Tensor = plain(images)
+        return out
+
+    with torch.no_grad():
+        wanted = logits(2)
+        before = (logits(1) - wanted).norm()
+        refit(nested, images, protect=0.0)
+        after = (logits(1) - wanted).norm()
+    assert after < 0.5 * before
 
 
 def test_models_without_smaller_levels_stay(make_model: MakeModel) -> None:
