@@ -61,18 +61,26 @@ class Untrained:
             nested: a nested model whose shared weights are those of the original network.
             levels: its levels, core first, with their budgets solved.
         """
-        original = deepcopy(nested.network).eval()
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         numbers = range(self.frozen + 1, nested.n_levels + 1)
         reduced = [level for level in numbers if nested.is_reduced(level)]
-        if reduced and self.recipe.schedule.fit and not self.frozen:
-            self._refit(nested)
+        if not reduced:
+            return
+        original = deepcopy(nested.network).eval()
+        measured = deepcopy(original)
+        if not self.frozen:  # else the weights are partly those of the frozen levels: nothing to compare with
+            recalibrate(measured, Pictures(self.batches()), self.recipe.train.recalibrate_batches)
+            if self.recipe.schedule.fit:
+                self._refit(nested, original, measured)
         round_to_stored(nested, self.recipe)
-        if reduced and running_statistics(original):
-            self._recalibrate(nested, reduced, original)
+        if running_statistics(original):
+            self._recalibrate(nested, reduced, original, measured)
 
-    def _refit(self, nested: NestedModel) -> None:
-        """Refit the weights, with as much protection as a full level needs; else keep the original ones."""
+    def _refit(self, nested: NestedModel, original: nn.Module, measured: nn.Module) -> None:
+        """Refit the weights, with as much protection as a full level needs; else keep the original ones.
+
+        A full level's batch norm then follows its new weights, related to that of the original network.
+        """
         images = self._images_to_fit(nested)
         last = nested.n_levels
         full = None if nested.is_reduced(last) else nested.at_level(last)
@@ -87,13 +95,15 @@ class Untrained:
                 )
             if full is None or not done.fitted:
                 return
+            self._measure(nested, last, original, measured)
             lost = self._points_lost(full, nested.at_level(last), self.parents.get(last))
             if lost <= MOST_POINTS_BY_FIT:
                 return
             with torch.no_grad():
                 for name, tensor in before.items():
                     nested.shared_tensor(name).copy_(tensor)
-        self.observer.warned(
+        tell = self.observer.stage if self.recipe.train.epochs else self.observer.warned
+        tell(
             f"the weights of levels without training were not refitted, because level {last} would lose "
             f"{lost:.2f} points; train the levels (train.epochs), or give schedule.fit_images more images"
         )
@@ -103,18 +113,17 @@ class Untrained:
         count = min(self.recipe.schedule.fit_images, max(2, MOST_PIXELS // (height * width)))
         return take_images(Pictures(self.batches()), count)
 
-    def _recalibrate(self, nested: NestedModel, levels: Sequence[int], original: nn.Module) -> None:
+    def _recalibrate(
+        self, nested: NestedModel, levels: Sequence[int], original: nn.Module, measured: nn.Module
+    ) -> None:
         """Measure the batch norm of reduced levels.
 
         The levels get the measured statistics. Where the original network itself would lose accuracy with
-        measured ones, theirs are related to its own. Around frozen levels there is no original network to
-        compare with, because its weights are partly those of the frozen levels.
+        measured ones, theirs are related to its own.
         """
         self.observer.stage("recalibrating batch norm")
-        n_batches = self.recipe.train.recalibrate_batches
-        measured, related = deepcopy(original), False
+        related = False
         if not self.frozen:
-            recalibrate(measured, Pictures(self.batches()), n_batches)
             lost = self._points_lost(original, measured)
             related = lost > MOST_POINTS_BY_STATISTICS
             self.observer.stage(
@@ -122,12 +131,26 @@ class Untrained:
                 + ("; the levels' is related to its own instead" if related else "")
             )
         for level in levels:
-            plain = nested.at_level(level)
-            recalibrate(plain, Pictures(self.batches()), n_batches)
-            if related:
-                parts = (_part(nested, level, running_statistics(each)) for each in (measured, original))
-                relate_statistics(plain, *parts)
-            nested.load_own(level, plain)
+            self._measure(nested, level, original, measured if related else None)
+
+    def _measure(
+        self, nested: NestedModel, level: int, original: nn.Module, measured: nn.Module | None
+    ) -> None:
+        """Measure the batch norm of one level.
+
+        Args:
+            nested: the nested model.
+            level: 1-based.
+            original: the original network.
+            measured: the same, recalibrated on the same images, to relate the statistics to the original
+                ones; None leaves them as they are measured.
+        """
+        plain = nested.at_level(level)
+        recalibrate(plain, Pictures(self.batches()), self.recipe.train.recalibrate_batches)
+        if measured is not None:
+            parts = (_part(nested, level, running_statistics(each)) for each in (measured, original))
+            relate_statistics(plain, *parts)
+        nested.load_own(level, plain)
 
     def _points_lost(self, before: nn.Module, after: nn.Module, parents: Tensor | None = None) -> float:
         """Return the top-1 points that a network loses by a change, on training images.
