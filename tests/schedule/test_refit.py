@@ -1,6 +1,7 @@
 """Refitted levels: a layer alone equals NumPy's least squares, and models keep what they must keep."""
 
 from collections.abc import Callable
+from copy import deepcopy
 from itertools import pairwise
 
 import numpy as np
@@ -20,7 +21,7 @@ from nestify.model.spec import ModelSpec, describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.channels import channel_counts
 from nestify.schedule.layer_calls import LayerCall
-from nestify.schedule.refit import _LevelFit, refit
+from nestify.schedule.refit import PROTECT, _LevelFit, refit
 from nestify.schedule.weights import select_entry_levels
 
 MakeModel = Callable[..., nn.Module]
@@ -233,16 +234,19 @@ def test_layers_that_all_levels_share_stay(make_model: MakeModel) -> None:
     assert "fc.weight" not in [*done.fitted, *done.left]
 
 
-def test_the_full_level_stays_near_the_original(make_model: MakeModel) -> None:
-    """Its logits move less than a tenth of what the core level's are away."""
+def test_protection_keeps_the_full_level_near_the_original(make_model: MakeModel) -> None:
+    """Its logits of other images than the fitted ones move less."""
+    images, others = torch.randn(32, 3, 64, 64), torch.randn(32, 3, 64, 64)
     torch.manual_seed(0)
-    nested, images = narrow(make_model("test_resnet"), (0.5, 1.0)), torch.randn(32, 3, 64, 64)
-    others = torch.randn(32, 3, 64, 64)
-    with torch.no_grad():
-        wanted = nested.at_level(2)(others)
-        core = (nested.at_level(1)(others) - wanted).norm()
-        refit(nested, images)
-        assert 0 < (nested.at_level(2)(others) - wanted).norm() < 0.1 * core
+    network = make_model("test_resnet").eval()
+    distances = []
+    for protect in (0.0, PROTECT):
+        nested = narrow(deepcopy(network), (0.25, 1.0))
+        with torch.no_grad():
+            wanted = nested.at_level(2)(others)
+            refit(nested, images, protect)
+            distances.append(float((nested.at_level(2)(others) - wanted).norm()))
+    assert 0 < distances[1] < 0.8 * distances[0]
 
 
 def test_columns_are_made_of_a_few_images_at_a_time(
