@@ -145,12 +145,3 @@ def test_statistics_are_related_if_the_original_would_lose_by_measured_ones(
         assert ("related" in shown[0]) == (limit < 0)
         statistics.append(nestify.load(path).own_tensors(1))
     assert any(not torch.equal(tensor, statistics[1][name]) for name, tensor in statistics[0].items())
-
-
-@pytest.mark.parametrize("fit", [True, False])
-def test_transformers_have_no_statistics(tmp_path: Path, fit: bool) -> None:
-    """Also without a pretrained checkpoint, whose accuracy is that of chance."""
-    options = {"model.name": "test_vit", "model.pretrained": False, "model.input_size": 32}
-    notes = noted(tmp_path / "a", **SPARSE, **options, **{"schedule.fit": fit, "model.checkpoint": None})
-    assert not any("batch norm" in text for text in notes.stages)
-    assert any("refitting" in text for text in notes.stages) == fit
