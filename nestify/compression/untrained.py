@@ -23,10 +23,10 @@ MOST_PIXELS = 2**23
 """Pixels of all images that weights are refitted on, as they run through two networks at once."""
 
 MOST_POINTS_BY_FIT = 0.2
-"""Top-1 points that a full level may lose when weights are refitted."""
+"""Top-1 points that any level may lose when weights are refitted."""
 
 PROTECTIONS = (PROTECT, 10 * PROTECT, 100 * PROTECT)
-"""Weights of the full level's error, tried in this order until it loses no more than that."""
+"""Weights of the full level's error, tried in this order until no level loses more than that."""
 
 MOST_POINTS_BY_STATISTICS = 0.5
 """Top-1 points that the original network may lose by measured batch norm before it is related to its own."""
@@ -77,15 +77,14 @@ class Untrained:
             self._recalibrate(nested, reduced, original, measured)
 
     def _refit(self, nested: NestedModel, original: nn.Module, measured: nn.Module) -> None:
-        """Refit the weights, with as much protection as a full level needs; else keep the original ones.
+        """Refit the weights, with as much protection as the levels need; else keep the original ones.
 
         A full level's batch norm then follows its new weights, related to that of the original network.
         """
         images = self._images_to_fit(nested)
-        last = nested.n_levels
-        full = None if nested.is_reduced(last) else nested.at_level(last)
+        unfitted = self._accuracies(nested, original, measured)
         before = {name: tensor.detach().clone() for name, tensor in nested.shared_tensors().items()}
-        lost = 0.0
+        worst, lost = nested.n_levels, 0.0
         for protect in PROTECTIONS:
             self.observer.stage(f"refitting the weights of each level on {len(images)} images")
             done = refit(nested, images, protect)
@@ -93,20 +92,36 @@ class Untrained:
                 self.observer.stage(
                     f"{_some(done.left)} {'was' if len(done.left) == 1 else 'were'} not refitted"
                 )
-            if full is None or not done.fitted:
+            if not done.fitted:
                 return
-            self._measure(nested, last, original, measured)
-            lost = self._points_lost(full, nested.at_level(last), self.parents.get(last))
+            refitted = self._accuracies(nested, original, measured)
+            worst = max(unfitted, key=lambda level: unfitted[level] - refitted[level])
+            lost = unfitted[worst] - refitted[worst]
             if lost <= MOST_POINTS_BY_FIT:
                 return
             with torch.no_grad():
                 for name, tensor in before.items():
                     nested.shared_tensor(name).copy_(tensor)
+        self._accuracies(nested, original, measured)  # measures batch norm with the original weights
         tell = self.observer.stage if self.recipe.train.epochs else self.observer.warned
         tell(
-            f"the weights of levels without training were not refitted, because level {last} would lose "
+            f"the weights of levels without training were not refitted, because level {worst} would lose "
             f"{lost:.2f} points; train the levels (train.epochs), or give schedule.fit_images more images"
         )
+
+    def _accuracies(self, nested: NestedModel, original: nn.Module, measured: nn.Module) -> dict[int, float]:
+        """Measure the batch norm of each level, and return its top-1 accuracy on training images.
+
+        The batch norm of a full level is measured only if its weights were changed, and else the original's.
+        """
+        found = {}
+        for level in range(1, nested.n_levels + 1):
+            if nested.is_reduced(level) or not _same_tensors(nested.at_level(level), original):
+                self._measure(nested, level, original, measured)
+            else:
+                nested.load_own(level, original)
+            found[level] = self._top1(nested.at_level(level), self.parents.get(level))
+        return found
 
     def _images_to_fit(self, nested: NestedModel) -> Tensor:
         _, height, width = nested.spec.input_size
@@ -124,7 +139,7 @@ class Untrained:
         self.observer.stage("recalibrating batch norm")
         related = False
         if not self.frozen:
-            lost = self._points_lost(original, measured)
+            lost = self._top1(original) - self._top1(measured)
             related = lost > MOST_POINTS_BY_STATISTICS
             self.observer.stage(
                 f"the original model loses {max(lost, 0):.2f} points with batch norm of the training images"
@@ -152,18 +167,23 @@ class Untrained:
             relate_statistics(plain, *parts)
         nested.load_own(level, plain)
 
-    def _points_lost(self, before: nn.Module, after: nn.Module, parents: Tensor | None = None) -> float:
-        """Return the top-1 points that a network loses by a change, on training images.
+    def _top1(self, network: nn.Module, parents: Tensor | None = None) -> float:
+        """Return the top-1 accuracy of a network on training images, in percent.
 
         Args:
-            before: the network before the change.
-            after: the network after the change.
-            parents: the coarse class of each class, if the networks predict coarser ones.
+            network: the network.
+            parents: the coarse class of each class, if the network predicts coarser ones.
         """
         count = -(-IMAGES_TO_COMPARE // self.recipe.train.batch_size)
-        coarse = NO_PARENTS if parents is None else {0: parents, 1: parents}
-        results = evaluate({0: before, 1: after}, islice(self.batches(), count), parents=coarse)
-        return results[0].top1 - results[1].top1
+        coarse = NO_PARENTS if parents is None else {0: parents}
+        [result] = evaluate({0: network}, islice(self.batches(), count), parents=coarse)
+        return result.top1
+
+
+def _same_tensors(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two networks of one architecture have the same parameters."""
+    pairs = zip(one.parameters(), other.parameters(), strict=False)
+    return all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs)
 
 
 def _part(nested: NestedModel, level: int, tensors: Statistics) -> Statistics:
