@@ -289,8 +289,9 @@ def _dense_seconds(
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Return the time of each layer in ONNX Runtime's own operators, and that of what runs after it.
 
-    ONNX Runtime names an operator that it made from several nodes after one of them or its output. The time
-    of operators that are not recognised is divided among the layers that were not found.
+    ONNX Runtime names an operator that it made from several nodes after one of them or its output, with the
+    fusion's name in front or behind. The time of operators that are not recognised is divided among the
+    layers that were not found.
 
     Args:
         graph: the graph of the dense model.
@@ -300,10 +301,11 @@ def _dense_seconds(
     seconds: dict[str, float] = {}
     owners: dict[str, str] = {}
     left = {name: time for name, (operator, time) in found.items() if operator in _MULTIPLYING}
+    keys = {key.partition("/")[0].removeprefix("fused ").removesuffix("_nchwc"): key for key in left}
     for name, node in layers.items():
         for alias in _aliases(graph, node):
-            key = next((key for key in (alias, f"{alias}_nchwc", f"fused {alias}") if key in left), None)
-            if key is not None:
+            key = keys.get(alias)
+            if key in left:
                 seconds[name], owners[key] = left.pop(key), name
                 break
     missing = [name for name in layers if name not in seconds]
