@@ -126,6 +126,8 @@ def test_every_layer_of_a_model_gets_a_time(name: str) -> None:
     classifier = found.layers[f"{spec.classifier[0]}.weight"]
     assert classifier.fixed is None  # it has one position
     assert 0 < sum(layer.after for layer in found.layers.values()) <= found.rest * (1 + 1e-9)
+    if name == "test_vit":  # an activation follows the first layer of each block's perceptron
+        assert all(found.layers[f"blocks.{block}.mlp.fc1.weight"].after > 0 for block in range(6))
 
 
 def test_times_are_measured_once_and_again_if_the_cache_is_damaged(
