@@ -84,8 +84,8 @@ class LayerTimes:
 
     Attributes:
         networks: times of the narrowest network first, and of the full one last.
-        block: number of channels that the runtime computes at once; a part of a block takes as long as a
-            whole one.
+        block: number of channels that the runtime's convolutions compute at once; a part of a block takes as
+            long as a whole one.
     """
 
     networks: Sequence[NetworkTimes]
@@ -96,8 +96,8 @@ class LayerTimes:
     ) -> float:
         """Return the predicted time of a level divided by that of the dense model.
 
-        The time of a layer is interpolated between the measured widths by the size of its weight in whole
-        blocks of channels.
+        The time of a layer is interpolated between the measured widths by the size of its weight, for a
+        convolution in whole blocks of channels.
 
         Args:
             densities: weight name -> share of the level's elements that are not zero, in [0, 1]; others are
@@ -120,5 +120,7 @@ class LayerTimes:
         return float(np.interp(self._size(shape), measured, seconds))
 
     def _size(self, shape: Shape) -> int:
-        """Return the number of elements of a weight (outputs, inputs, ...) that is filled up to blocks."""
+        """Return the number of elements of a weight; that of a convolution is filled up to whole blocks."""
+        if len(shape) <= 2:  # linear, (outputs, inputs): measured to be proportional to them
+            return prod(shape)
         return prod(-(-extent // self.block) * self.block for extent in shape[:2]) * prod(shape[2:])

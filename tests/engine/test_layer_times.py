@@ -80,6 +80,7 @@ def test_a_part_of_a_block_of_channels_takes_as_long_as_a_whole_one() -> None:
     blocks = LayerTimes([HALF, FULL], 2)
     assert blocks.share({}, {"packed": (3, 4, 3, 3)}) == blocks.share({}) == 1
     assert blocks.share({}, {"packed": (2, 3, 3, 3)}) == WIDTHS.share({}, {"packed": (2, 4, 3, 3)})
+    assert blocks.share({}, {"dense": (7, 2)}) == WIDTHS.share({}, {"dense": (7, 2)}) < 1  # a linear layer
 
 
 EXTENTS = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 8))
