@@ -2,8 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/latency_sizes.py resnet18 224
 
-All levels run in turns with the full model: one image, one thread, random weights. Measured is the ratio of the
-25th percentiles of processor time.
+All levels run in turns with the full model: one image, one thread, random weights. Measured is the ratio of
+the 25th percentiles of processor time.
 """
 
 import sys
@@ -29,7 +29,7 @@ from nestify.schedule.channels import channel_counts, channel_path
 
 DIVISOR = 8
 STEPS = (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9)
-"""Places on the way from the narrowest network to the full one, on which one group of channels grows at a time."""
+"""Places on the way from the narrowest network to the full one; one group of channels grows at a time."""
 DEPTHS = (0.25, 0.5, 0.75)
 
 
