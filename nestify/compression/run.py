@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from timm.utils import random_seed
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
-from nestify.compression.latency import times_of_layers
+from nestify.compression.latency import LayerTimer
 from nestify.compression.untrained import Untrained
 from nestify.data.dataset import Images
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
@@ -96,6 +97,7 @@ class Run:
             world_size=world.size,
         )
         self._removable: Removable | None = None
+        self._timer = LayerTimer(self.spec, recipe, world)
         self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
         network, teacher = self.inputs.pretrained.model, self.inputs.teacher
         self.checkpoints = Checkpoints(
@@ -113,8 +115,7 @@ class Run:
         Args:
             estimate: whether to run one small step to estimate the time and memory of training.
         """
-        network = self.inputs.pretrained.model
-        design = self._nest(deepcopy(network).cpu())
+        design = self._nest(deepcopy(self.inputs.pretrained.model).cpu())
         nested, levels, removable = design.nested, design.levels, design.removable
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         count = design.solver.count
@@ -281,7 +282,7 @@ class Run:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
         given = None if self.base is None else self.base.sizes
-        times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
+        times = partial(self._timer.measure, self.observer)
         images, found = Pictures(self._shuffled()), self._removable
         made = design_levels(network, self.spec, self.recipe, self.labels, images, found, given, times)
         self._removable = made.removable

@@ -315,12 +315,6 @@ def _of_other_kind(k: int, options: LevelOptions, level: Level | None, kind: Kin
                     f'"{kind}" a level has a {own}, as in --levels {example}',
                 )
             )
-    if level.budget is not None and level.budget.quantity == "latency" and kind != "weight":
-        text = (
-            f'level[{k}].budget = {options.budget} needs schedule.kind = "weight"; levels of kind '
-            f'"{kind}" take about as long as their MACs, so give macs={level.budget.amount:g}'
-        )
-        problems.append(Problem(f"level[{k}].budget", text))
     free = solved_axis(kind)
     if options.budget is not None and not math.isnan(getattr(level, free)):
         text = f"level[{k}].budget = {options.budget} is to decide level[{k}].{free}; give one of the two"
