@@ -11,7 +11,14 @@ from nestify.engine.build import sources_digest
 from nestify.engine.library import cache_folder, load_library
 from nestify.engine.session import Session, import_runtime
 from nestify.errors import OutputError, RecipeError
-from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options, choose_target
+from nestify.exports.target import (
+    ExportFacts,
+    ExportFormat,
+    PackedType,
+    Target,
+    check_options,
+    choose_target,
+)
 from nestify.file.measurements import ENGINE
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.source import LocalFile
@@ -23,6 +30,9 @@ if TYPE_CHECKING:
     from nestify.exports.draft import Runner
     from nestify.exports.write import Exported
 
+HALF_TOLERANCE = 3e-2
+"""Largest difference of a logit with float16 weights, which have three digits."""
+
 
 def export_sparse(
     path: str | os.PathLike[str],
@@ -31,6 +41,7 @@ def export_sparse(
     *,
     batch: int | None = None,
     opset: int | None = None,
+    dtype: PackedType | str = PackedType.float32,
 ) -> "Exported":
     """Write one level as an ONNX model with packed layers, checked against the level's logits.
 
@@ -42,11 +53,13 @@ def export_sparse(
         output: an .onnx file; by default next to the nested file.
         batch: number of images per call; by default any number.
         opset: version of ONNX's operators.
+        dtype: type in which packed weights are stored, float32 or float16.
 
     Raises:
         NestifyError: as `nestify.export`; SetupError if the engine's library is missing.
     """
     load_library()
+    stored = packed_type(dtype)
     file = open_nested_file(path, truncated=True)
     file.check_whole(number := file.level_index(str(level)))
     facts = ExportFacts.for_level(file.manifest, number)
@@ -54,11 +67,28 @@ def export_sparse(
     format = ExportFormat.onnx
     target = choose_target(source, facts, str(format), output)
     check_options(format, batch, opset)
-    return _export(file, number, facts, target, batch, opset)
+    return _export(file, number, facts, target, stored, batch, opset)
+
+
+def packed_type(name: str) -> PackedType:
+    """Return the type of packed weights with a name.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    if name not in list(PackedType):
+        raise RecipeError(f"dtype {name!r} of packed weights is not one of {', '.join(PackedType)}")
+    return PackedType(name)
 
 
 def _export(
-    file: NestedFile, number: int, facts: ExportFacts, target: Target, batch: int | None, opset: int | None
+    file: NestedFile,
+    number: int,
+    facts: ExportFacts,
+    target: Target,
+    dtype: PackedType = PackedType.float32,
+    batch: int | None = None,
+    opset: int | None = None,
 ) -> "Exported":
     from nestify.engine.graph import make_sparse
     from nestify.exports.draft import probes
@@ -69,8 +99,11 @@ def _export(
     plain = load_level(file, number)
     expected = probes(plain, facts, batch)
     model = translate(plain, facts, batch, opset)
-    packed = sum(choice.is_sparse for choice in make_sparse(model))
-    done = keep(model_draft(model, _reopen, _load_line), expected, facts, target, batch)
+    packed = sum(choice.is_sparse for choice in make_sparse(model, dtype))
+    draft = model_draft(model, _reopen, _load_line)
+    if dtype is PackedType.float16:
+        draft = replace(draft, tolerance=HALF_TOLERANCE)
+    done = keep(draft, expected, facts, target, batch)
     return replace(done, packed_layers=packed)
 
 
@@ -84,7 +117,12 @@ def _load_line(path: Path) -> str:
     return f"nestify.engine.open({str(path)!r})(images)"
 
 
-def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | None = None) -> Path:
+def packed_model(
+    file: NestedFile,
+    number: int,
+    cache: str | os.PathLike[str] | None = None,
+    dtype: PackedType = PackedType.float32,
+) -> Path:
     """Return the path of a level's packed model in a cache folder; it is made if it is not there.
 
     Its name holds a hash of the level's bytes and of the versions that made it, so that it is never stale.
@@ -93,6 +131,7 @@ def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | 
         file: the nested file.
         number: number of the level.
         cache: the folder; None for the user's cache folder.
+        dtype: type in which packed weights are stored.
 
     Raises:
         NestifyError: as `export_sparse`.
@@ -101,7 +140,7 @@ def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | 
     folder = cache_folder() / "models" if cache is None else Path(cache)
     entries = file.manifest.levels[:number]
     identity = [number, *(entry.sha256 for entry in entries), file.manifest.model.model_dump_json()]
-    made_by = [__version__, sources_digest()]
+    made_by = [__version__, sources_digest(), dtype]
     key = hashlib.sha256(json.dumps([identity, made_by]).encode()).hexdigest()[:20]
     target = Target(folder / f"{key}.onnx", ExportFormat.onnx)
     if not target.path.is_file():
@@ -111,7 +150,7 @@ def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | 
             raise OutputError(
                 f"{folder}: cannot be created ({error.strerror or error}); give another folder as cache"
             ) from error
-        _export(file, number, ExportFacts.for_level(file.manifest, number), target, None, None)
+        _export(file, number, ExportFacts.for_level(file.manifest, number), target, dtype)
     return target.path
 
 
