@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from nestify.engine.build import sources_digest
 from nestify.engine.library import cache_folder, load_library
 from nestify.engine.session import Session, import_runtime
-from nestify.errors import OutputError, RecipeError
+from nestify.errors import OutputError, RecipeError, UnsupportedModelError
 from nestify.exports.target import (
     ExportFacts,
     ExportFormat,
@@ -25,9 +26,10 @@ from nestify.file.source import LocalFile
 from nestify.version import __version__
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch import Tensor
 
-    from nestify.exports.draft import Runner
+    from nestify.exports.draft import Draft, Runner
     from nestify.exports.write import Exported
 
 HALF_TOLERANCE = 3e-2
@@ -92,7 +94,7 @@ def _export(
 ) -> "Exported":
     from nestify.engine.graph import make_sparse
     from nestify.exports.draft import probes
-    from nestify.exports.onnx import model_draft, translate
+    from nestify.exports.onnx import translate
     from nestify.exports.write import keep
     from nestify.file.loading import load_level
 
@@ -100,11 +102,39 @@ def _export(
     expected = probes(plain, facts, batch)
     model = translate(plain, facts, batch, opset)
     packed = sum(choice.is_sparse for choice in make_sparse(model, dtype))
-    draft = model_draft(model, _reopen, _load_line)
-    if dtype is PackedType.float16:
-        draft = replace(draft, tolerance=HALF_TOLERANCE)
-    done = keep(draft, expected, facts, target, batch)
+    done = keep(_draft(model, dtype), expected, facts, target, batch)
     return replace(done, packed_layers=packed)
+
+
+def _pack_traced(
+    file: NestedFile, number: int, facts: ExportFacts, target: Target, dtype: PackedType
+) -> None:
+    """Write a level's packed model from its cached graph, checked against the logits that the file stores.
+
+    Raises:
+        UnsupportedModelError: if the graph does not fit the level.
+        OutputError: if the logits differ, or the file cannot be written.
+    """
+    import torch
+
+    from nestify.engine.graph import make_sparse
+    from nestify.engine.traced import fill_constants, traced_level
+    from nestify.exports.draft import Probe
+    from nestify.exports.write import keep
+    from nestify.model.spec import synthetic_input
+
+    model, constants = traced_level(file, number, target.path.parent)
+    make_sparse(model, dtype, constants)
+    fill_constants(model, constants)
+    stored = torch.tensor([file.manifest.levels[number - 1].fingerprint])
+    keep(_draft(model, dtype), [Probe(synthetic_input(facts.input_size), stored)], facts, target, None)
+
+
+def _draft(model: "ModelProto", dtype: PackedType) -> "Draft":
+    from nestify.exports.onnx import model_draft
+
+    draft = model_draft(model, _reopen, _load_line)
+    return replace(draft, tolerance=HALF_TOLERANCE) if dtype is PackedType.float16 else draft
 
 
 def _reopen(path: Path) -> "Runner":
@@ -150,8 +180,23 @@ def packed_model(
             raise OutputError(
                 f"{folder}: cannot be created ({error.strerror or error}); give another folder as cache"
             ) from error
-        _export(file, number, ExportFacts.for_level(file.manifest, number), target, dtype)
+        facts = ExportFacts.for_level(file.manifest, number)
+        if _has_one_graph(file):
+            # Where this machine rounds otherwise than the one that wrote the file, torch is asked instead.
+            with suppress(UnsupportedModelError, OutputError):
+                _pack_traced(file, number, facts, target, dtype)
+                return target.path
+        _export(file, number, facts, target, dtype)
     return target.path
+
+
+def _has_one_graph(file: NestedFile) -> bool:
+    """Return whether all levels of a file are the same network with other weights."""
+    manifest = file.manifest
+    return not (
+        any(level.skipped for level in manifest.levels)
+        or any(parameter.axes for parameter in manifest.parameters)
+    )
 
 
 def as_network(session: Session) -> "Runner":

@@ -1,10 +1,11 @@
 """Rewriting an ONNX model: layers whose weight is sparse become the engine's operators."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from nestify.engine.model_graph import ModelGraph, attributes, names_in_subgraphs
@@ -17,7 +18,11 @@ METADATA_KEY = "nestify_engine"
 FORMAT = 1
 
 
-def make_sparse(model: onnx.ModelProto, dtype: PackedType = PackedType.float32) -> list[Choice]:
+def make_sparse(
+    model: onnx.ModelProto,
+    dtype: PackedType = PackedType.float32,
+    constants: Mapping[str, NDArray[Any]] | None = None,
+) -> list[Choice]:
     """Replace, in place, layers that the engine runs faster than ONNX Runtime.
 
     A layer is replaced if at most 45 % of its weights are not zero, and it has at least half a million dense
@@ -27,6 +32,8 @@ def make_sparse(model: onnx.ModelProto, dtype: PackedType = PackedType.float32) 
     Args:
         model: a model with float32 weights; its batch size may be open.
         dtype: type in which packed weights are stored; biases and dense layers stay float32.
+        constants: values of initializers that the model has without their data, by name; those of dense
+            layers are still missing afterwards.
 
     Returns:
         One entry per layer with a constant weight.
@@ -35,7 +42,7 @@ def make_sparse(model: onnx.ModelProto, dtype: PackedType = PackedType.float32) 
         UnsupportedModelError: if a layer cannot be packed.
         SetupError: if the engine's library is missing.
     """
-    graph = ModelGraph(model)
+    graph = ModelGraph(model, constants)
     layers, choices = plan_layers(graph)
     _rewrite(model, graph, layers, dtype)
     document = {"format": FORMAT, "layers": [vars(choice) for choice in choices]}
