@@ -113,7 +113,7 @@ def test_other_machines_round_differently(tmp_path: Path) -> None:
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     with pytest.raises(BadFileError, match="gives other logits"):
-        packed_model(nested_file(wrong, "test_resnet", off=0.1), 1, tmp_path / "cache")
+        packed_model(nested_file(wrong, "test_resnet", off=0.1), 1, wrong / "cache")
 
 
 def test_a_damaged_graph_is_made_again(tmp_path: Path) -> None:
