@@ -7,7 +7,7 @@ import typer
 
 from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
 from nestify.errors import RecipeError
-from nestify.exports.target import ExportFormat
+from nestify.exports.target import ExportFormat, PackedType
 
 if TYPE_CHECKING:
     from nestify.exports.write import Exported
@@ -48,6 +48,15 @@ def export(
         bool,
         typer.Option("--sparse", help="For onnx: pack sparse layers for the engine, which runs them faster."),
     ] = False,
+    dtype: Annotated[
+        PackedType | None,
+        choice_option(
+            PackedType,
+            "--dtype",
+            help="For --sparse: type in which packed weights are stored; float16 makes smaller files.",
+            show_default="float32",
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Write one level as a plain model that does not need nestify.
@@ -65,7 +74,9 @@ def export(
 
         if format not in (None, ExportFormat.onnx):
             raise RecipeError(f"--sparse applies to --format onnx, not to {format}; leave one of them out")
-        done = export_sparse(file, level, output, batch=batch, opset=opset)
+        done = export_sparse(file, level, output, batch=batch, opset=opset, dtype=dtype or PackedType.float32)
+    elif dtype is not None:
+        raise RecipeError(f"--dtype {dtype} applies to --sparse; add --sparse, or leave it out")
     else:
         from nestify.exports.export import export as run
 

@@ -110,6 +110,13 @@ class ExportFormat(StrEnum):
         return ".safetensors" if self is ExportFormat.timm else f".{self.value}"
 
 
+class PackedType(StrEnum):
+    """Type in which the weights of packed layers are stored; the kernels compute in float32."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
 @dataclass(frozen=True)
 class Target:
     """Path and format of an export.

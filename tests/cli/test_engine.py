@@ -9,6 +9,7 @@ import pytest
 
 import nestify.engine
 from nestify.engine.library import VARIABLE, load_library
+from nestify.errors import RecipeError
 from nestify.file.reader import open_nested_file
 from nestify.model.spec import synthetic_input
 from tests.cli.driver import nestify as run
@@ -53,6 +54,31 @@ def test_a_packed_export(digits_file: Path) -> None:
     document = run("export", digits_file, "--level", "1", "--sparse", "--json", "-o", "phone.onnx").document
     assert document["packed_layers"] == packed
     assert document["max_logit_difference"] < 1e-4
+
+
+def test_a_packed_export_in_float16(digits_file: Path, tmp_path: Path) -> None:
+    single = run("export", digits_file, "--level", "1", "--sparse", "--json", "-o", "one.onnx").document
+    words = ["export", digits_file, "--level", "1", "--sparse", "--dtype", "float16", "-o", "two.onnx"]
+    half = run(*words, "--json").document
+    assert half["bytes"] < single["bytes"]
+    assert half["packed_layers"] == single["packed_layers"]
+    assert single["max_logit_difference"] < half["max_logit_difference"] < half["tolerance"] == 3e-2
+    images = synthetic_input(SHAPE).numpy()
+    logits = nestify.engine.open("two.onnx", threads=1)(images)
+    opened = nestify.engine.open(digits_file, level=1, threads=1, cache=tmp_path, dtype="float16")
+    np.testing.assert_array_equal(opened(images), logits)
+    other = nestify.engine.open(digits_file, level=1, threads=1, cache=tmp_path)(images)
+    assert (other != logits).any()
+
+
+def test_refused_types(digits_file: Path) -> None:
+    done = run("export", digits_file, "--level", "1", "--format", "onnx", "--dtype", "float16")
+    assert done.code == 2
+    assert "add --sparse" in done.message
+    with pytest.raises(RecipeError, match=r"'int4'.*float16"):
+        nestify.engine.open(digits_file, level=1, dtype="int4")
+    with pytest.raises(RecipeError, match="leave dtype='float16' out"):
+        nestify.engine.open("phone.onnx", dtype="float16")
 
 
 @pytest.mark.parametrize("format", ["timm", "pt2"])

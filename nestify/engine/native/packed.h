@@ -7,18 +7,20 @@
 // Bytes, little-endian, without gaps:
 //   header   64 bytes, struct PackedHeader
 //   starts   int32   [groups * blocks * outputs + 1]   first weight of each row of each block
-//   values   float32 [weights]
+//   values   float32 [weights]                          in format 1
 //   bias     float32 [groups * outputs]
+//   halves   float16 [weights]                          in format 2, in place of the values; all are finite
 //   columns  uint16  [weights]                          column inside the block
 //   order    uint16  [groups * blocks * outputs]        output that a row computes
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace nestify {
 
 constexpr uint32_t kMagic = 0x4b50534e;  // "NSPK"
-constexpr uint32_t kFormat = 1;
+enum Format : uint32_t { kFloat32 = 1, kFloat16 = 2 };  // by the type of the weights
 constexpr int64_t kMostOutputs = 65536;    // of one group: an output is stored as uint16
 constexpr int64_t kMostBlockRows = 65536;  // likewise a column inside its block
 constexpr int64_t kMostSide = 32767;       // of kernels, strides, paddings and dilations
@@ -40,7 +42,8 @@ struct Geometry {
   int64_t reduction() const { return inputs * taps(); }
 };
 
-// A checked layer. It points into bytes that it does not own.
+// A checked layer. It points into bytes that it does not own, except for float16 weights: converting them once
+// costs memory, and converting them in the kernels took 3 to 5 % of their time.
 struct PackedLayer {
   Geometry shape;
   int64_t block_rows = 0, blocks = 0;
@@ -49,14 +52,16 @@ struct PackedLayer {
   const float* bias = nullptr;
   const uint16_t* columns = nullptr;
   const uint16_t* order = nullptr;
+  std::unique_ptr<float[]> converted;
 };
 
 // Weights as rows of (column, value) pairs: one row per output of all groups.
 struct SparseRows {
   const int64_t* starts;   // [groups * outputs + 1]
   const int32_t* columns;  // ascending in a row, below the reduction
-  const float* values;
-  const float* bias;  // [groups * outputs], or null for zeros
+  const void* values;      // float32 or float16, as the format says
+  const float* bias;       // [groups * outputs], or null for zeros
+  Format format;
 };
 
 // Each of these returns an empty string, or what is wrong.
