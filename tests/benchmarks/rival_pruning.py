@@ -36,6 +36,9 @@ def _global_l1(contest: Contest, network: nn.Module, level: int, ramp: float, ro
     weights = [
         (network.get_submodule(module), weight) for module, _, weight in (n.rpartition(".") for n in names)
     ]
+    for module, weight in weights:  # torch's pruning refuses channels-last weights
+        parameter = getattr(module, weight)
+        parameter.data = parameter.data.contiguous()
     size = sum(getattr(module, weight).numel() for module, weight in weights)
     sparsity = contest.plan.levels[level - 1].level.sparsity
     pruned = 0
