@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import rivals
-from tests.benchmarks.paired import MethodRun, paired_difference
+from tests.benchmarks.paired import MethodRun, best_rows, paired_difference
 
 
 def test_paired_difference_is_that_of_discordant_images() -> None:
@@ -26,6 +26,15 @@ def test_seeds_are_averaged_by_image() -> None:
     right, wrong = labels, labels + 1
     found = paired_difference([right, wrong], [wrong, right], labels)
     assert (found.points, found.error) == (0, 0)
+
+
+def test_a_level_is_compared_with_its_best_rival() -> None:
+    labels = np.zeros(4, dtype=np.int64)
+    guesses = {"nested": [0, 0, 0, 1], "worse": [0, 1, 1, 1], "better": [0, 0, 1, 1]}
+    runs = {name: {1: MethodRun(labels, {1: np.array(classes)}, {})} for name, classes in guesses.items()}
+    [row] = best_rows(runs, ["core"], ("worse", "better", "absent"))
+    # one image of four differs: variance 1/4 * 3/4 * 4/3, over four images
+    assert row == ["core", "75.00", "better, 50.00", "+25.00 ± 25.00"]
 
 
 def run(monkeypatch: pytest.MonkeyPatch, output: Path, *options: str) -> int:

@@ -109,6 +109,34 @@ def comparison_rows(runs: Runs, names: Sequence[str], base: str) -> Iterator[lis
             yield [name, method, *cost, ", ".join(top1), *differences]
 
 
+def best_rows(runs: Runs, names: Sequence[str], rivals: Sequence[str]) -> Iterator[list[str]]:
+    """Yield a table's rows: for each level, nested next to the rival with the best mean over the same seeds.
+
+    Args:
+        runs: the runs of all methods.
+        names: names of the levels, core first.
+        rivals: names of methods; those that did not run are left out.
+    """
+    for level, name in enumerate(names, start=1):
+        found = []
+        for rival in rivals:
+            seeds = [
+                seed
+                for seed in runs["nested"]
+                if all(level in _levels_of(runs, method, seed) for method in ("nested", rival))
+            ]
+            if seeds:
+                found.append((_mean_top1(runs, rival, level, seeds), rival, seeds))
+        if found:
+            top1, rival, seeds = max(found)
+            own = f"{_mean_top1(runs, 'nested', level, seeds):.2f}"
+            yield [name, own, f"{rival}, {top1:.2f}", str(_difference(runs, "nested", rival, level, seeds))]
+
+
+def _mean_top1(runs: Runs, method: str, level: int, seeds: Sequence[int]) -> float:
+    return float(np.mean([runs[method][seed].top1(level) for seed in seeds]))
+
+
 def _levels_of(runs: Runs, method: str, seed: int) -> Mapping[int, Classes]:
     run = runs.get(method, {}).get(seed)
     return {} if run is None else run.predictions

@@ -4,6 +4,7 @@ The rivals are trained by the plain loop in this file. It takes from nestify the
 augmentation, and the teacher; optimizer and schedule are timm's, as nestify makes them.
 """
 
+import sys
 import zlib
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
@@ -11,7 +12,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from unittest.mock import patch
 
 import numpy as np
@@ -79,6 +80,18 @@ def recorded_training() -> Iterator[Seen]:
         yield seen
 
 
+class Notices(nestify.Observer):
+    """Prints each warning of nestify once, on standard error."""
+
+    printed: ClassVar[set[str]] = set()
+
+    def warned(self, text: str) -> None:
+        """Print a warning."""
+        if text not in self.printed:
+            self.printed.add(text)
+            print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
 class Contest:
     """One seed of a comparison: the recipe, and everything that all methods share.
 
@@ -97,7 +110,7 @@ class Contest:
             **overrides,
         }
         self.recipe = self._recipe({})
-        self._quiet = nestify.Observer()
+        self._notices = Notices()
 
     def _recipe(self, more: Mapping[str, object]) -> Recipe:
         return load_recipe(self._source, {**self._overrides, **more})
@@ -106,18 +119,19 @@ class Contest:
     def inputs(self) -> Inputs:
         """Images and model; opened once, and not changed."""
         random_seed(self.recipe.seed)
-        inputs = open_inputs(self.recipe, self._quiet, 1)
+        inputs = open_inputs(self.recipe, self._notices, 1)
         if inputs.recipe.finetune.epochs:
             raise nestify.NestifyError(
                 "the checkpoint does not predict the classes of the data; fine-tune it first (nestify "
-                "compress ... --epochs 0 --set finetune.save=FILE.safetensors), and give that as --checkpoint"
+                "compress ... --epochs 0 --set finetune.save=FILE.safetensors), give that as --checkpoint, "
+                "and leave out finetune.epochs"
             )
         return inputs
 
     @cached_property
     def plan(self) -> Plan:
         """The costs of nestify's levels."""
-        return nestify.plan(self.recipe, observer=self._quiet)
+        return nestify.plan(self.recipe, observer=self._notices)
 
     @cached_property
     def device(self) -> torch.device:
@@ -165,7 +179,7 @@ class Contest:
         limit = {"data.max_val": FILE_VALIDATION_IMAGES} if many else {}
         recipe = self._recipe({**limit, **options, "output": str(path)})
         with recorded_training() as seen:
-            nestify.compress(recipe, observer=self._quiet, resume=False)
+            nestify.compress(recipe, observer=self._notices, resume=False)
         entries = nestify.read_report(path).levels
         numbers = list(levels or range(1, len(entries) + 1))
         labels, predictions = self.predict({k: nestify.load(path, level=k) for k in numbers})

@@ -21,6 +21,7 @@ can be compared. Exits with 1 if a method failed, and with 2 if an option is not
 
 import argparse
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -34,7 +35,7 @@ import numpy as np
 
 import nestify
 from nestify.recipe.sources import parse_setting
-from tests.benchmarks.paired import MethodRun, Runs, comparison_rows, print_table
+from tests.benchmarks.paired import MethodRun, Runs, best_rows, comparison_rows, print_table
 from tests.benchmarks.rival_methods import Contest
 from tests.benchmarks.rival_pruning import RIVALS, leave_dense
 
@@ -49,8 +50,8 @@ Job = Callable[[], MethodRun]
 def main() -> int:
     """Run what is missing, print the tables and write the predictions."""
     options = _options()
-    settings = dict(parse_setting(text) for text in options.set)
     try:
+        settings = dict(parse_setting(text) for text in options.set)
         variants = {name: dict(map(parse_setting, changes)) for name, *changes in options.variant}
         folder = _open_folder(options, settings)
         runs, names, failed = _run_all(options, settings, variants, folder)
@@ -64,6 +65,11 @@ def main() -> int:
     base = "nested" if "nested" in runs else next(iter(runs))
     titles[5:] = [f"{base} less it, by seed", "all seeds"]
     print_table(titles, list(comparison_rows(runs, names, base)))
+    if base == "nested":
+        rivals = ("dense", *RIVALS[options.schedule])
+        print_table(
+            ["level", "nested, top-1 %", "best rival", "nested less it"], list(best_rows(runs, names, rivals))
+        )
     print(
         "± is the standard error over the test images, paired; the choice of seeds is not in it. "
         f"Predictions: {folder / 'predictions.npz'}"
@@ -91,7 +97,12 @@ def _options() -> argparse.Namespace:
     add("--batch-size", type=int, help="default 64")
     add("--schedule", choices=("weight", "channel"), default="weight", help="default weight")
     add("--levels", help="sparsities or widths, core first; default 0.95,0.8,0 or 0.25,0.5,1")
-    add("--seeds", default="1,2", help="default 1,2; a seed chooses images, order and augmentation")
+    add(
+        "--seeds",
+        type=_numbers,
+        default=[1, 2],
+        help="default 1,2; a seed chooses images, order and augmentation",
+    )
     add("--methods", help=f"of {', '.join(METHODS)}; all that suit the schedule by default")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="another option of the recipe")
     add(
@@ -104,6 +115,10 @@ def _options() -> argparse.Namespace:
     )
     add("--output", type=Path, required=True, help="folder for results; what it has is not run again")
     return parser.parse_args()
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
 
 
 def _open_folder(options: argparse.Namespace, settings: Mapping[str, object]) -> Path:
@@ -145,12 +160,15 @@ def _run_all(
             f"--methods {', '.join(unknown)}: with --schedule {options.schedule}, give some of "
             f"{', '.join(usual)}"
         )
-    if clash := sorted(set(variants) & set(METHODS)):
-        raise nestify.NestifyError(f"--variant {clash[0]} is a method's name; choose another")
+    for name in variants:
+        if name in METHODS or not re.fullmatch(r"[\w.]+", name):
+            raise nestify.NestifyError(
+                f"--variant {name} is a method, or not a word; give a name of letters, digits, _ and ."
+            )
     runs: dict[str, dict[int, MethodRun]] = {}
     names: list[str] = []
     failed = False
-    for seed in map(int, options.seeds.split(",")):
+    for seed in options.seeds:
         contest = Contest(
             options.model, _overrides(options, settings, seed), folder / f"seed{seed}.nested.safetensors"
         )
