@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
+from nestify.compression.defaults import with_ramp
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
 from nestify.compression.latency import LayerTimer
 from nestify.compression.untrained import Untrained
@@ -96,6 +97,9 @@ class Run:
             rank=world.rank,
             world_size=world.size,
         )
+        self._epoch_steps = steps_per_epoch(self.train_batches, recipe.train.accumulate)
+        self._stage_steps = total_steps(recipe.train.epochs, self._epoch_steps)
+        self.recipe = recipe = with_ramp(recipe, self._stage_steps)
         self._removable: Removable | None = None
         self._timer = LayerTimer(self.spec, recipe, world)
         self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
@@ -120,19 +124,16 @@ class Run:
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         count = design.solver.count
         costs = level_costs(nested, count)
-        empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels, self.inputs.held_out_record)
         told = nested.classes, self.labels.class_sets(len(levels)), design.solver.latencies(nested)
-        accumulate = self.recipe.train.accumulate
-        epoch_steps = steps_per_epoch(self.train_batches, accumulate)
-        stage_steps = total_steps(self.recipe.train.epochs, epoch_steps)
-        finetune_steps = (self.recipe.finetune.epochs or 0) * epoch_steps
         seconds = memory = None
+        finetune_steps = (self.recipe.finetune.epochs or 0) * self._epoch_steps
         if estimate:
             everything = Stage(self.frozen, nested.n_levels)  # a step of all stages costs about as much
             task = self._phases().make_task(nested.to(self.device), None, everything)
             step_seconds, memory = estimate_step(task, self.inputs.batch_size)
-            seconds = step_seconds * accumulate * (stage_steps + finetune_steps / nested.n_levels)
+            steps = self._stage_steps + finetune_steps / nested.n_levels
+            seconds = step_seconds * self.recipe.train.accumulate * steps
         narrower, shallower = (
             any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
         )
@@ -144,13 +145,12 @@ class Run:
             train_images=len(self.inputs.train_images),
             val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
-            steps=stage_steps * len(self.stages),
-            uncounted=count.uncounted
-            if removable is None
-            else {**removable.layers.uncounted, **count.uncounted},
+            steps=self._stage_steps * len(self.stages),
+            ramp=self.recipe.schedule.ramp or 0.0,
+            uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,
             blocks=len(removable.ranking) if removable and shallower else 0,
-            warnings=empty,
+            warnings=check_empty(nested),
             without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,
             memory_bytes=memory,

@@ -19,6 +19,12 @@ Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
 Kind = Literal["weight", "channel", "layer", "combined"]
 Rank = Literal["evenly", "loss"]
 
+LONG_RUN_RAMP = 0.5
+"""Share of a long training during which sparsity increases, unless the recipe says otherwise."""
+
+LONG_RUN_STEPS = 600
+"""Steps of nested training from which on sparsity increases gradually; a shorter one starts at its target."""
+
 
 def _pattern(text: str) -> str:
     try:
@@ -78,7 +84,11 @@ class ScheduleOptions(Section):
         description="weights that stay dense in every level: names or wildcards of modules or parameters, "
         "or first, classifier, depthwise",
     )
-    ramp: Share = Field(default=0.5, description="share of the training during which sparsity increases")
+    ramp: Share | None = Field(
+        default=None,
+        description="share of the training during which sparsity increases; by default "
+        f"{LONG_RUN_RAMP:g}, or 0 for fewer than {LONG_RUN_STEPS} steps of nested training",
+    )
     reselect: int = Field(
         default=40, ge=1, description="number of times that weights are selected again during the ramp"
     )
