@@ -19,6 +19,10 @@ from nestify.engine.plan import Choice
 FORMAT = 2
 HIGHEST_DENSITY = 0.55
 LEAST_MACS = 500_000
+LARGEST_MULTIPLIER = 0.5
+"""What the packed format allows; see native/packed.h."""
+
+EMPTY_MULTIPLIER = np.float32(2**-16)
 
 
 @dataclass(frozen=True)
@@ -147,8 +151,12 @@ def _plan(graph: _QuantisedGraph) -> tuple[list[Int8Layer], list[Choice]]:
             reason = "the size of its output is not known"
         elif macs < LEAST_MACS:
             reason = "it is too small"
+        elif layer is None:
+            reason = "it is not quantised as the engine needs"
+        elif (_multipliers(layer)[np.diff(quads.starts) > 0] > LARGEST_MULTIPLIER).any():
+            reason = "the range of its output is too small"
         else:
-            reason = "" if layer else "it is not quantised as the engine needs"
+            reason = ""
         choices.append(Choice(source.input[0], "Conv", round(quads.density, 6), macs, reason))
         if layer and not reason:
             _take_residual(graph, layer, taken)
@@ -236,9 +244,18 @@ def _pack(layer: Int8Layer) -> NDArray[np.uint8]:
     totals = np.zeros(outputs, np.int64)
     np.add.at(totals, rows, weight.quads.sum(axis=1, dtype=np.int64))
     bias = (0 if layer.bias is None else layer.bias.astype(np.int64)) - layer.input.zero * totals
+    multipliers = _multipliers(layer)
+    # The scale of an output without weights means nothing, and its sum is its bias.
+    empty = np.diff(weight.starts) == 0
+    bias = np.where(empty, np.rint(bias * multipliers / EMPTY_MULTIPLIER), bias)
+    multipliers[empty] = EMPTY_MULTIPLIER
     limit = np.iinfo(np.int32)
-    multipliers = layer.input.scale * layer.scales / layer.output.scale
     return pack_int8(weight, np.clip(bias, limit.min, limit.max).astype(np.int32), multipliers)
+
+
+def _multipliers(layer: Int8Layer) -> NDArray[np.float32]:
+    """Return what one unit of each output's sum is in units of the output tensor."""
+    return np.asarray(layer.input.scale * layer.scales / layer.output.scale, np.float32)
 
 
 def _operator(layer: Int8Layer, packed: str) -> Any:

@@ -38,7 +38,7 @@ static INLINE void write_row(const Int8Block& c, int64_t output, const Sums* sum
                               float(int32_t(e.residual[output * c.stride + i]) - e.residual_zero) * e.residual_scale);
     else
       scaled *= multiplier;
-    scaled = scaled < -65536.0f ? -65536.0f : scaled > 65536.0f ? 65536.0f : scaled;
+    // The limits of multipliers and scales keep it in the range of int32.
     int32_t y = int32_t(__builtin_rintf(scaled)) + e.output_zero;
     y = y < e.low ? e.low : y;
     c.output[output * c.stride + i] = uint8_t(y > e.high ? e.high : y);

@@ -70,8 +70,7 @@ static INLINE __m512i round_sums(const Int8Block& c, Sums sums, __m512 multiplie
   } else {
     scaled = _mm512_mul_ps(scaled, multiplier);
   }
-  // Below the range of int32 the conversion saturates, as the packing after it does; above it does not.
-  return _mm512_cvtps_epi32(_mm512_min_ps(scaled, _mm512_set1_ps(65536.0f)));
+  return _mm512_cvtps_epi32(scaled);  // the limits of multipliers and scales keep it in the range of int32
 }
 
 template <int V>

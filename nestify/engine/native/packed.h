@@ -25,7 +25,7 @@ constexpr uint32_t kMagic = 0x4b50534e;  // "NSPK"
 constexpr uint32_t kFormat = 1, kFormatInt8 = 2;
 constexpr int64_t kMostOutputs = 65536;    // of one group: an output is stored as uint16
 constexpr int64_t kMostBlockRows = 65536;  // likewise a column inside its block
-constexpr float kLargestMultiplier = 1e20f;  // products of it with sums are finite
+constexpr float kLargestMultiplier = 0.5f, kLargestScale = 1e6f;  // int8 results stay in the range of int32
 constexpr int64_t kMostSide = 32767;       // of kernels, strides, paddings and dilations
 
 struct PackedHeader {

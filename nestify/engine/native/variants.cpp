@@ -88,7 +88,7 @@ std::string check_epilogue(const Int8Epilogue& e) {
   for (int32_t number : {e.input_zero, e.output_zero, e.low, e.high, e.residual_zero})
     if (number < 0 || number > 255) return "a zero point or a limit is not from 0 to 255";
   if (e.low > e.high) return "the lower limit is above the upper one";
-  return e.residual_scale >= 0 && e.residual_scale <= kLargestMultiplier ? "" : "the residual's scale is out of range";
+  return e.residual_scale >= 0 && e.residual_scale <= kLargestScale ? "" : "the residual's scale is out of range";
 }
 
 std::string output_size(const Geometry& shape, const ConvGeometry& g, int64_t height, int64_t width, int64_t& out_h,
