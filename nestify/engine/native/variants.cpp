@@ -13,19 +13,22 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
-bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2"); }
+bool has_avx512_vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2");
+}
+bool has_avx512_alone() { return has_avx512() && !has_avx512_vnni(); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 #endif
 
-// Variants from the fastest to the one that every processor runs.
+// Variants from the fastest to the one that every processor runs. Two of one name exclude each other.
 struct Entry {
   Variant variant;
   bool (*is_supported)();
 };
 const Entry kVariants[] = {
 #if defined(__x86_64__)
-    {{"avx512_vnni", avx512::conv, avx512::linear, avx512_vnni::conv_int8}, has_avx512_vnni},
-    {{"avx512", avx512::conv, avx512::linear, generic_int8::conv_int8}, has_avx512},
+    {{"avx512", avx512::conv, avx512::linear, avx512_vnni::conv_int8}, has_avx512_vnni},
+    {{"avx512", avx512::conv, avx512::linear, generic_int8::conv_int8}, has_avx512_alone},
     {{"avx2", avx2::conv, avx2::linear, generic_int8::conv_int8}, has_avx2},
 #endif
     {{"generic", generic::conv, generic::linear, generic_int8::conv_int8}, [] { return true; }},
