@@ -261,6 +261,7 @@ def _multipliers(layer: Int8Layer) -> NDArray[np.float32]:
 def _operator(layer: Int8Layer, packed: str) -> Any:
     options = attributes(layer.node)
     defaults = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
+    geometry: dict[str, Any] = {name: list(options.get(name, value)) for name, value in defaults.items()}
     residual, output = layer.residual, layer.output
     return helper.make_node(
         "SparseConvInt8",
@@ -274,5 +275,5 @@ def _operator(layer: Int8Layer, packed: str) -> Any:
         high=255,
         residual_zero=residual.zero if residual else 0,
         residual_scale=float(residual.scale / output.scale) if residual else 1.0,
-        **{name: list(options.get(name, default)) for name, default in defaults.items()},
+        **geometry,
     )

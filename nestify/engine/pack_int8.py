@@ -20,8 +20,8 @@ class QuadWeight:
     Attributes:
         shape: outputs and inputs per group, groups, kernel height and width.
         starts: int64 (rows + 1,): where each row begins in `columns` and `quads`.
-        columns: int32 (quads,): index in the flattened (quads of inputs, kernel height, kernel width) of a row,
-            ascending in each row.
+        columns: int32 (quads,): index in the flattened (quads of inputs, kernel height, kernel width) of a
+            row, ascending in each row.
         quads: int8 (quads, 4).
     """
 

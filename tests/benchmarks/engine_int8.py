@@ -1,9 +1,9 @@
 """Measures sparse int8 models on the engine next to dense int8 ones on ONNX Runtime, OpenVINO and NNCF.
 
-Masks are random and uniform, in groups of four input channels. All models take turns on one thread, so that other
-load slows all of them alike; times are 25th percentiles of the processor time.
+Masks are random and uniform, in groups of four input channels. All models take turns on one thread, so that
+other load slows all of them alike; times are 25th percentiles of the processor time.
 
-Run: OMP_NUM_THREADS=1 python tests/benchmarks/engine_int8.py [--models NAME ...] [--seconds 10]
+Run: OMP_NUM_THREADS=1 python -m tests.benchmarks.engine_int8 [--models NAME ...] [--seconds 10]
 """
 
 import argparse

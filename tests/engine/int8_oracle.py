@@ -61,9 +61,7 @@ def random_case(rng: np.random.Generator, case: Convolution, with_residual: bool
     return found, expected
 
 
-def integer_sums(
-    images: Uint8, weight: NDArray[np.int8], case: Convolution, zero: int
-) -> NDArray[np.int64]:
+def integer_sums(images: Uint8, weight: NDArray[np.int8], case: Convolution, zero: int) -> NDArray[np.int64]:
     """The exact sums of products, where padding has the zero point's value."""
     top, left, bottom, right = case.pads
     padded = np.pad(

@@ -146,7 +146,9 @@ def test_damaged_layers_are_refused_or_harmless(library: Library) -> None:
 )
 def test_units_are_checked(library: Library, units: Units, word: str) -> None:
     images, found = np.zeros((1, 12, 7, 6), np.uint8), np.zeros((1, 6, 5, 5), np.uint8)
-    problem = run_conv_int8(small_layer(), images, found, Convolution(1, 2, 6, 3, (7, 6), (3, 2)), units, None)
+    problem = run_conv_int8(
+        small_layer(), images, found, Convolution(1, 2, 6, 3, (7, 6), (3, 2)), units, None
+    )
     assert problem is not None
     assert word in problem
 
