@@ -283,9 +283,8 @@ class Run:
         images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
         given = None if self.base is None else self.base.sizes
         times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
-        made = design_levels(
-            network, self.spec, self.recipe, self.labels, images, self._removable, given, times
-        )
+        known, warn = self._removable, self.observer.warned
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, known, given, times, warn)
         self._removable = made.removable
         if self.base is not None:
             self.base.install(made.nested)
