@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,7 +104,7 @@ def export_int8(
     )
     plain = load_level(file, number)
     [*_, probe] = probes(plain, facts, batch)
-    model, packed = _int8_model(translate(plain, facts, batch, opset), calibration, facts)
+    model, packed = _int8_model(translate(plain, facts, batch, opset), calibration, facts, batch or 1)
     results: list[tuple[Int8Accuracy, float]] = []
 
     def check(written: Path) -> None:
@@ -153,13 +154,14 @@ def _loader(file: NestedFile, images: DataImages) -> Loader:
     return eval_loader(images, file.manifest.model.preprocessing.model_dump(), batch_size=BATCH)
 
 
-def _int8_model(model: Any, images: Images, facts: ExportFacts) -> tuple[Any, int]:
+def _int8_model(model: Any, images: Images, facts: ExportFacts, batch: int) -> tuple[Any, int]:
     """Return an ONNX model in int8 with packed layers, and their number."""
+    images = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))  # repeats the first
     onnx = import_packages()["onnx"]
     with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
         plain, int8 = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
         plain.write_bytes(model.SerializeToString())
-        quantise(plain, int8, images)
+        quantise(plain, int8, images, batch)
         quantised = onnx.load(int8)
     onnx.helper.set_model_props(quantised, facts.metadata())
     choices = make_sparse_int8(quantised)

@@ -160,7 +160,9 @@ def exported_notes(done: "Exported") -> list[str]:
             f"On {done.int8.images} validation images its top-1 is {done.int8.top1:.2f} %, in float32 "
             f"{done.int8.float32_top1:.2f} %; both predict the same class for {done.int8.agreement:.2f} %.",
         )
-    if done.packed_layers is not None:
+    if done.int8 is not None and not done.packed_layers:
+        lines.append("No layer is packed: in int8 the engine runs levels that are made with --pattern 1x4.")
+    elif done.packed_layers is not None:
         lines.append(
             f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "
             "library, whose path `nestify engine --library` prints."
