@@ -283,8 +283,8 @@ class Run:
             self.observer.stage("finding what can be left out")
         given = None if self.base is None else self.base.sizes
         times = partial(self._timer.measure, self.observer)
-        images, found = Pictures(self._shuffled()), self._removable
-        made = design_levels(network, self.spec, self.recipe, self.labels, images, found, given, times)
+        images, known, warn = Pictures(self._shuffled()), self._removable, self.observer.warned
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, known, given, times, warn)
         self._removable = made.removable
         if self.base is not None:
             self.base.install(made.nested)

@@ -97,7 +97,7 @@ def pack(
         bias = np.ascontiguousarray(bias, np.float32)
         assert bias.shape == (len(starts) - 1,)
     rows, size = ctypes.c_int64(block_rows), ctypes.c_int64()
-    _check(
+    check(
         library.call(
             "nestify_packed_size",
             shape,
@@ -109,7 +109,7 @@ def pack(
         )
     )
     packed = np.zeros(size.value, np.uint8)
-    _check(
+    check(
         library.call(
             "nestify_pack",
             shape,
@@ -148,6 +148,7 @@ def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
 
 
-def _check(problem: str | None) -> None:
+def check(problem: str | None) -> None:
+    """Raise an UnsupportedModelError if there is a problem with packing a layer."""
     if problem:
         raise UnsupportedModelError(f"a layer cannot be packed: {problem}; leave it dense")

@@ -17,11 +17,11 @@ Call = Callable[[], object]
 
 
 class _Reader:
-    """The calibration images, one by one, as onnxruntime's quantiser asks for them."""
+    """The calibration images in batches, as onnxruntime's quantiser asks for them."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, batch: int) -> None:
         self._batches: Iterator[dict[str, Images]] = iter(
-            [{"images": images[i : i + 1]} for i in range(len(images))]
+            [{"images": images[i : i + batch]} for i in range(0, len(images), batch)]
         )
 
     def get_next(self) -> dict[str, Images] | None:
@@ -29,13 +29,14 @@ class _Reader:
         return next(self._batches, None)
 
 
-def quantise(path: Path, output: Path, images: Images) -> None:
+def quantise(path: Path, output: Path, images: Images, batch: int = 1) -> None:
     """Quantise an ONNX model to int8: weights per channel, activations by calibration, as QDQ nodes.
 
     Args:
         path: the float32 model.
         output: path of the int8 model.
         images: calibration images (B, C, H, W).
+        batch: images per call of the model; the images are a multiple of it.
 
     Raises:
         SetupError: if onnxruntime cannot do it.
@@ -51,7 +52,7 @@ def quantise(path: Path, output: Path, images: Images) -> None:
         quantization.quantize_static(
             str(prepared),
             str(output),
-            _Reader(images),
+            _Reader(images, batch),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,

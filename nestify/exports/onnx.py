@@ -45,7 +45,7 @@ def model_draft(model: Any, reopen: Callable[[Path], Runner], load_line: Callabl
     def write(file: BinaryIO) -> None:
         file.write(model.SerializeToString())
 
-    return Draft(write, reopen, load_line, TOLERANCE, _opset(model))
+    return Draft(write, reopen, load_line, TOLERANCE, opset_of(model))
 
 
 def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Any:
@@ -124,7 +124,7 @@ def serialise(graph: Any, facts: ExportFacts) -> Any:
     return model
 
 
-def _opset(model: Any) -> int:
+def opset_of(model: Any) -> int:
     """Return the version of ONNX's operators that a model uses."""
     return int({entry.domain: entry.version for entry in model.opset_import}.get("", 0))
 

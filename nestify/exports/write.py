@@ -15,6 +15,28 @@ from nestify.files import atomic_file, atomic_folder
 from nestify.shown import Shown
 
 
+@dataclass(frozen=True)
+class Int8Accuracy:
+    """How an int8 model compares with its level in float32, on the same images.
+
+    Attributes:
+        images: number of images.
+        float32_top1: accuracy of the level, in percent.
+        top1: accuracy of the int8 model, in percent.
+        agreement: percent of the images for which both predict the same class.
+    """
+
+    images: int
+    float32_top1: float
+    top1: float
+    agreement: float
+
+    @property
+    def drop(self) -> float:
+        """What int8 loses, in points."""
+        return self.float32_top1 - self.top1
+
+
 @dataclass(frozen=True, repr=False)
 class Exported(Shown):
     """What was written.
@@ -26,11 +48,12 @@ class Exported(Shown):
         bytes: size of the file, or of all files of the folder.
         max_difference: largest difference of a logit between the level and the export when loaded again,
             relative to the largest logit.
-        tolerance: largest difference that was allowed.
+        tolerance: largest difference that was allowed; None for int8, whose accuracy is compared.
         batch: number of images per call; None for any number.
         opset: version of ONNX's operators; None for other formats.
         load_line: one line of Python that loads it.
         packed_layers: number of layers that are packed for the sparse engine; None if it does not need it.
+        int8: how accurate it is, if it is in int8.
     """
 
     path: Path
@@ -38,11 +61,12 @@ class Exported(Shown):
     facts: ExportFacts
     bytes: int
     max_difference: float
-    tolerance: float
+    tolerance: float | None
     batch: int | None
     opset: int | None
     load_line: str
     packed_layers: int | None = None
+    int8: Int8Accuracy | None = None
 
 
 def export_level(

@@ -147,13 +147,22 @@ def sliced_lines(done: "Sliced") -> list[str]:
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
+    form = f"int8 {form}" if done.int8 is not None else form
     batches = f"{done.batch} images per call" if done.batch else "any number of images per call"
     lines = [
         f"as {form}, {mebibytes(done.bytes)} MiB, {batches}",
         f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest one.",
         f"Load it with: {done.load_line}",
     ]
-    if done.packed_layers is not None:
+    if done.int8 is not None:
+        lines.insert(
+            1,
+            f"On {done.int8.images} validation images its top-1 is {done.int8.top1:.2f} %, in float32 "
+            f"{done.int8.float32_top1:.2f} %; both predict the same class for {done.int8.agreement:.2f} %.",
+        )
+    if done.int8 is not None and not done.packed_layers:
+        lines.append("No layer is packed: in int8 the engine runs levels that are made with --pattern 1x4.")
+    elif done.packed_layers is not None:
         lines.append(
             f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "
             "library, whose path `nestify engine --library` prints."

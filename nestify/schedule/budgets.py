@@ -20,6 +20,7 @@ from nestify.schedule.blocks import Removable, find_removable
 from nestify.schedule.channels import channel_counts, channel_path
 from nestify.schedule.costs import MacCount, count_macs, level_cost, level_costs
 from nestify.schedule.description import prefix_bytes
+from nestify.schedule.likeness import group_channels
 from nestify.schedule.nest import (
     LevelSize,
     check_distinct,
@@ -58,12 +59,14 @@ def design_levels(
     known: Removable | None = None,
     given: Callable[[Sequence[Level], Removable | None], Sequence[LevelSize]] | None = None,
     layer_times: Callable[[Sequence[nn.Module]], LayerTimes] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> NestedDesign:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
     Args:
         network: a timm model, which the nested model uses without a copy. If levels are narrower, its
-            channels are sorted by importance, which does not change the logits.
+            channels are sorted by importance, and if a block of their pattern has several inputs, like
+            channels are moved together; neither changes the logits.
         spec: its description.
         recipe: the levels and the schedule.
         labels: the classes that each level predicts.
@@ -75,6 +78,7 @@ def design_levels(
             what can be left out; None if there are none.
         layer_times: returns the times of a model's layers on this machine, for networks of several widths,
             the narrowest first and the full one last. It is called if a level has a budget of latency.
+        warn: called with a sentence if the channels cannot be followed, so that they stay in their order.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
@@ -86,6 +90,8 @@ def design_levels(
         removable = find_removable(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
+    if given is None and (problem := group_channels(network, spec, recipe.levels, removable)):
+        warn(problem)
     sizes = () if given is None else tuple(given(recipe.levels, removable))
     count = count_macs(network, spec.input_size)
     times = None

@@ -13,7 +13,7 @@ constexpr uint64_t kMostWeights = INT32_MAX;
 
 // Offsets of the arrays of a packed layer.
 struct Layout {
-  uint64_t starts, values, bias, columns, order, end;  // the values are before or after the bias
+  uint64_t starts, values, bias, multipliers, columns, order, end;  // the values are before or after the bias
 };
 
 std::string check_shape(const Geometry& g) {
@@ -49,6 +49,8 @@ bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, uint32
     layout.values = offset;
     if (!advance(offset, weights, sizeof(uint16_t))) return false;
   }
+  layout.multipliers = offset;
+  if (format == kInt8 && !advance(offset, outputs, sizeof(float))) return false;
   layout.columns = offset;
   if (!advance(offset, weights, sizeof(uint16_t))) return false;
   layout.order = offset;
@@ -114,12 +116,15 @@ std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer) {
   if (reinterpret_cast<uintptr_t>(bytes) % alignof(float)) return "it is not aligned";
   std::memcpy(&header, bytes, sizeof header);
   if (header.magic != kMagic) return "it is not a packed layer of this byte order";
-  if (header.format != kFloat32 && header.format != kFloat16)
-    return "it has format " + std::to_string(header.format) + ", not 1 or 2";
+  if (header.format != kFloat32 && header.format != kFloat16 && header.format != kInt8)
+    return "it has format " + std::to_string(header.format) + ", not 1, 2 or 3";
+  const bool is_int8 = header.format == kInt8;
   for (uint32_t word : header.reserved)
     if (word) return "a reserved word of its header is not 0";
   Geometry g{header.outputs, header.inputs, header.groups, header.kernel_h, header.kernel_w};
   if (std::string problem = check_shape(g); !problem.empty()) return problem;
+  if (is_int8 ? (header.channels + uint64_t(3)) / 4 != header.inputs : header.channels != 0)
+    return "its number of channels is not that of its quads";
   const int64_t block_rows = header.block_rows;
   if (block_rows < 1 || block_rows > kMostBlockRows || block_rows % g.taps()) return "its blocks have no valid size";
   if (header.weights > kMostWeights) return "it has too many weights";
@@ -131,15 +136,24 @@ std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer) {
   found.block_rows = block_rows;
   found.blocks = block_count(g, block_rows);
   found.starts = at<int32_t>(bytes, layout.starts);
-  if (header.format == kFloat16) {
+  if (is_int8) {
+    found.channels = header.channels;
+    found.quads = at<int32_t>(bytes, layout.values);
+    found.sums = at<int32_t>(bytes, layout.bias);
+    found.multipliers = at<float>(bytes, layout.multipliers);
+    for (int64_t o = 0; o < g.groups * g.outputs; o++)
+      if (!(found.multipliers[o] >= 0 && found.multipliers[o] <= kLargestMultiplier))
+        return "a multiplier is out of range";
+  } else if (header.format == kFloat16) {
     found.converted.reset(new float[header.weights]);
     if (!from_halves(at<uint16_t>(bytes, layout.values), header.weights, found.converted.get()))
       return "a float16 weight is not finite";
     found.values = found.converted.get();
+    found.bias = at<float>(bytes, layout.bias);
   } else {
     found.values = at<float>(bytes, layout.values);
+    found.bias = at<float>(bytes, layout.bias);
   }
-  found.bias = at<float>(bytes, layout.bias);
   found.columns = at<uint16_t>(bytes, layout.columns);
   found.order = at<uint16_t>(bytes, layout.order);
 
@@ -187,6 +201,7 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
   PackedHeader header{};
   header.magic = kMagic;
   header.format = rows.format;
+  header.channels = uint32_t(rows.channels);
   header.outputs = uint32_t(g.outputs);
   header.inputs = uint32_t(g.inputs);
   header.groups = uint32_t(g.groups);
@@ -196,12 +211,17 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
   header.weights = uint64_t(weights);
   std::memcpy(bytes, &header, sizeof header);
   auto* starts = const_cast<int32_t*>(at<int32_t>(bytes, layout.starts));
-  const size_t value_size = rows.format == kFloat16 ? sizeof(uint16_t) : sizeof(float);
+  const size_t value_size = rows.format == kFloat16 ? sizeof(uint16_t) : sizeof(uint32_t);
   auto* values = const_cast<char*>(at<char>(bytes, layout.values));
-  auto* bias = const_cast<float*>(at<float>(bytes, layout.bias));
+  auto* bias = const_cast<char*>(at<char>(bytes, layout.bias));
   auto* columns = const_cast<uint16_t*>(at<uint16_t>(bytes, layout.columns));
   auto* order = const_cast<uint16_t*>(at<uint16_t>(bytes, layout.order));
-  for (int64_t o = 0; o < outputs; o++) bias[o] = rows.bias ? rows.bias[o] : 0.0f;
+  if (rows.bias)
+    std::memcpy(bias, rows.bias, size_t(outputs) * 4);
+  else
+    std::memset(bias, 0, size_t(outputs) * 4);
+  if (rows.channels)
+    std::memcpy(static_cast<char*>(bytes) + layout.multipliers, rows.multipliers, size_t(outputs) * sizeof(float));
 
   std::vector<int64_t> next(rows.starts, rows.starts + outputs);  // first weight that is not packed yet
   std::vector<int64_t> count(g.outputs);
