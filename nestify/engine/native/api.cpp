@@ -9,7 +9,7 @@ namespace {
 
 using nestify::Geometry;
 
-constexpr int32_t kInterface = 2;
+constexpr int32_t kInterface = 3;
 
 const char* answer(std::string problem) {
   static thread_local std::string kept;
