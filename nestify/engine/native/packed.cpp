@@ -42,7 +42,7 @@ bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, uint32
   uint64_t offset = layout.starts = sizeof(PackedHeader);
   if (!advance(offset, rows + 1, sizeof(int32_t))) return false;
   layout.values = offset;
-  if (format == kFloat32 && !advance(offset, weights, sizeof(float))) return false;
+  if (format != kFloat16 && !advance(offset, weights, sizeof(float))) return false;
   layout.bias = offset;
   if (!advance(offset, outputs, sizeof(float))) return false;
   if (format == kFloat16) {
