@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import stored_dtype
@@ -22,7 +23,6 @@ from nestify.file.manifest import HeldOut, Manifest
 from nestify.file.summary import Report, open_report, read_report
 from nestify.file.writer import write_nested_file
 from nestify.files import lock_output, metrics_path
-from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe

@@ -8,6 +8,7 @@ import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
+from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
@@ -17,7 +18,7 @@ from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
-from nestify.machine import pick_device, pick_workers, workers_warning
+from nestify.machine import pick_workers, workers_warning
 from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.level_options import Stage, training_stages

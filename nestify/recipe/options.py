@@ -31,8 +31,6 @@ OnBadImage = Literal["refuse", "skip"]
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 TEACHERS = ("original", "self", "both", "none")
 """Teachers that come from the run itself; anything else is the name of a timm model."""
-DEVICES = ("auto", "cpu", "cuda", "mps")
-"""Devices that shells complete; others, such as cuda:1, are valid too."""
 
 USUAL_HOLDOUT = 0.1
 """Share of the training images to validate on where the data has no validation split."""

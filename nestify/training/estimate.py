@@ -1,6 +1,5 @@
 """Estimate the time and memory of a training step from one small step on synthetic images."""
 
-import time
 from copy import deepcopy
 
 import torch
@@ -8,6 +7,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from nestify.accelerator import clock_of
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import synthetic_input
 from nestify.training.task import NestedTask
@@ -38,11 +38,10 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
         target = one_hot(target, nested.spec.num_classes).float()
     activations = _activation_bytes(nested, images)
     trial.backward(images, target)  # warms up
-    _synchronize(task.device)
-    start = time.perf_counter()
+    clock = clock_of(task.device)
+    start = clock()
     trial.backward(images, target)
-    _synchronize(task.device)
-    seconds = (time.perf_counter() - start) * batch_size / batch
+    seconds = (clock() - start) * batch_size / batch
     weights = sum(tensor.numel() * tensor.element_size() for tensor in nested.network.parameters())
     teacher = sum(tensor.numel() * tensor.element_size() for tensor in trial.teacher.parameters())
     return seconds, round(activations * batch_size / batch) + 5 * weights + teacher
@@ -62,8 +61,3 @@ def _activation_bytes(nested: NestedModel, images: Tensor) -> int:
         logits = nested(images)
     del logits
     return sum(size for pointer, size in seen.items() if pointer not in own)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

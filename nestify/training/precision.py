@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nestify.accelerator import has_bfloat16, is_gpu
 from nestify.errors import RecipeError
 from nestify.recipe.options import AmpDtype
 
@@ -38,9 +39,9 @@ class Precision:
             return torch.float32
         if self.requested != "auto":
             return torch.bfloat16 if self.requested == "bfloat16" else torch.float16
-        if self.device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.bfloat16 if self.device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+        if has_bfloat16(self.device):
+            return torch.bfloat16
+        return torch.float16 if is_gpu(self.device) else torch.float32
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a new context for one forward pass."""
@@ -51,12 +52,3 @@ class Precision:
     def scaler(self) -> torch.amp.GradScaler:
         """Return a scaler that prevents gradients from underflowing; it is enabled only for float16."""
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Return whether this CPU has bfloat16 instructions; False if torch is too old to report that.
-
-    Without these instructions bfloat16 is slower than float32.
-    """
-    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))

@@ -245,7 +245,7 @@ class Stepper:
             "problems": self.problems,
             "settled": None if self._ramp is None else self._ramp.final_sparsities(),
             "progress": self._progress.state(),
-            "random": random_states(),
+            "random": random_states(self.task.device),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -267,7 +267,7 @@ class Stepper:
         self._watch.last_changes, self.problems = state["watch"], state["problems"]
         self._progress.update_sparsity(self.nested)
         self._progress.restore(state["progress"])
-        set_random_states(state["random"])
+        set_random_states(state["random"], self.task.device)
 
 
 def _make_optimizer(
