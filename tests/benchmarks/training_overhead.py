@@ -36,7 +36,7 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
     from nestify.model.spec import describe_model
     from nestify.recipe.levels import Level
     from nestify.schedule.weights import select_entry_levels
-    from nestify.training.stepper import LevelGradients
+    from nestify.training.gradients import LevelGradients
     from nestify.training.task import NestedTask, Teacher
 
     torch.manual_seed(0)

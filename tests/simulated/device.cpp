@@ -10,13 +10,18 @@
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <ATen/native/Resize.h>
 #include <ATen/native/TensorFactories.h>
+#include <ATen/ops/_fused_sdp_choice.h>
 #include <ATen/ops/_local_scalar_dense_native.h>
 #include <ATen/ops/_reshape_alias_native.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 #include <ATen/ops/as_strided_native.h>
 #include <ATen/ops/convolution.h>
 #include <ATen/ops/convolution_backward.h>
 #include <ATen/ops/unfold_native.h>
 #include <ATen/ops/view_native.h>
+#include <ATen/native/transformers/attention.h>
+#include <ATen/native/transformers/sdp_utils_cpp.h>
 #include <c10/core/CPUAllocator.h>
 #include <c10/core/impl/DeviceGuardImplInterface.h>
 #include <c10/core/impl/alloc_cpu.h>
@@ -451,6 +456,37 @@ std::tuple<Tensor, Tensor, Tensor> convolution_backward(
   return {on_device(x, device), on_device(w, device), on_device(b, device)};
 }
 
+// Attention: the CPU's fused kernel where the CPU would choose it.
+int64_t attention_choice(const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& mask,
+                         double dropout, bool causal, std::optional<double> scale, bool grouped) {
+  const auto m = mask ? std::optional<Tensor>(on_cpu(*mask)) : std::nullopt;
+  const auto chosen = at::_fused_sdp_choice(on_cpu(query), on_cpu(key), on_cpu(value), m, dropout, causal, scale, grouped);
+  const bool fused = chosen == static_cast<int64_t>(sdp::SDPBackend::flash_attention);
+  return static_cast<int64_t>(fused ? sdp::SDPBackend::overrideable : sdp::SDPBackend::math);
+}
+std::tuple<Tensor, Tensor, Tensor, Tensor, c10::SymInt, c10::SymInt, Tensor, Tensor, Tensor> attention(
+    const Tensor& query, const Tensor& key, const Tensor& value, const std::optional<Tensor>& bias, double dropout,
+    bool causal, bool, std::optional<double> scale) {
+  count("launch attention");
+  const auto b = bias ? std::optional<Tensor>(on_cpu(*bias)) : std::nullopt;
+  auto [out, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(on_cpu(query), on_cpu(key), on_cpu(value),
+                                                                         dropout, causal, b, scale);
+  const auto device = query.device();
+  return {on_device(out, device), on_device(logsumexp, device), {}, {}, query.sym_size(2), key.sym_size(2), {}, {}, {}};
+}
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    const Tensor& gradient, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& bias,
+    std::array<bool, 4>, const Tensor& out, const Tensor& logsumexp, const Tensor&, const Tensor&, c10::SymInt,
+    c10::SymInt, double dropout, bool causal, const Tensor&, const Tensor&, std::optional<double> scale) {
+  count("launch attention_backward");
+  const auto b = bias.defined() ? std::optional<Tensor>(on_cpu(bias)) : std::nullopt;
+  auto [q, k, v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+      on_cpu(gradient), on_cpu(query), on_cpu(key), on_cpu(value), on_cpu(out), on_cpu(logsumexp), dropout, causal, b,
+      scale);
+  const auto device = query.device();
+  return {on_device(q, device), on_device(k, device), on_device(v, device), {}};
+}
+
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>()); }
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("empty.memory_format", &empty);
@@ -467,6 +503,13 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("set_.source_Tensor", &set_tensor);
   m.impl("convolution_overrideable", &convolution);
   m.impl("convolution_backward_overrideable", &convolution_backward);
+  m.impl("_scaled_dot_product_fused_attention_overrideable", &attention);
+  m.impl("_scaled_dot_product_fused_attention_overrideable_backward", &attention_backward);
+  // torch would compose these of other operators, which a GPU does in one launch, and the CPU in other steps.
+  for (const auto& op : c10::Dispatcher::singleton().getAllOpNames())
+    if (op.name.rfind("aten::_foreach_", 0) == 0 || op.name == "aten::native_layer_norm")
+      m.impl((op.overload_name.empty() ? op.name : op.name + "." + op.overload_name).c_str(),
+             torch::CppFunction::makeFromBoxedFunction<&run_on_cpu>());
 }
 
 // ---- what Python calls: torch.ops.simulated ----
@@ -500,6 +543,10 @@ TORCH_LIBRARY(simulated, m) {
 }
 
 }  // namespace
+
+namespace at::native {
+REGISTER_PRIVATEUSE1_DISPATCH(_fused_sdp_choice_stub, &attention_choice);
+}
 
 // ---- autocast: the operators of CUDA's lists ----
 
