@@ -4,8 +4,8 @@ torch is imported where it is needed, because recipes are read without it.
 """
 
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -108,6 +108,40 @@ def has_bfloat16(device: "torch.device") -> bool:
         return False
     has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
+
+
+def has_tf32(device: "torch.device") -> bool:
+    """Return whether a GPU can round the factors of float32 products to TF32."""
+    import torch
+
+    if not is_gpu(device) or torch.version.hip:
+        return False
+    return bool(torch.get_device_module(GPU).get_device_capability(device) >= (8, 0))
+
+
+@contextmanager
+def fast_kernels(device: "torch.device", *, tf32: bool, benchmark: bool) -> Iterator[None]:
+    """Choose the kernels of a GPU in the block; on other devices nothing happens.
+
+    Args:
+        device: the device that computes.
+        tf32: whether float32 products may be computed in TF32.
+        benchmark: whether cuDNN times several algorithms for each convolution and takes the fastest.
+    """
+    import torch
+
+    if not is_gpu(device):
+        yield
+        return
+    cudnn = torch.backends.cudnn
+    before = torch.get_float32_matmul_precision(), cudnn.allow_tf32, cudnn.benchmark
+    torch.set_float32_matmul_precision("high" if tf32 else "highest")
+    cudnn.allow_tf32, cudnn.benchmark = tf32, benchmark
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        _, cudnn.allow_tf32, cudnn.benchmark = before
 
 
 def synchronize(device: "torch.device") -> None:

@@ -31,6 +31,7 @@ from nestify.training.display import usual_observer
 from nestify.training.distributed import World, join_process_group
 from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
+from nestify.training.precision import chosen_kernels
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,7 +162,7 @@ def _run_and_write(
     output = recipe.output_path
     run = Run(recipe, watcher, world, device, base)
     run.checkpoints.find(resume)
-    with run.checkpoints.noting_resume_point():
+    with run.checkpoints.noting_resume_point(), chosen_kernels(run.recipe.train, device):
         watcher.planned(plan := run.plan())
         log_offsets = run.checkpoints.log_offsets
         with ExitStack() as open_files:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
+from nestify.compression.defaults import with_fast_computing
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
 from nestify.compression.latency import times_of_layers
 from nestify.data.dataset import Images
@@ -38,7 +39,7 @@ from nestify.training.identity import run_identity
 from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
-from nestify.training.precision import Precision
+from nestify.training.precision import Precision, describe_computing
 from nestify.training.resume import Checkpoints
 
 
@@ -70,6 +71,7 @@ class Run:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
         self.observer, self.world = observer, world
         self.device = device or pick_device(recipe.device)
+        recipe = with_fast_computing(recipe, self.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.base = base
         self.inputs = open_inputs(recipe, observer, world.size)
@@ -132,9 +134,8 @@ class Run:
             task = self._phases().make_task(nested.to(self.device), None, everything)
             step_seconds, memory = estimate_step(task, self.inputs.batch_size)
             seconds = step_seconds * accumulate * (stage_steps + finetune_steps / nested.n_levels)
-        narrower, shallower = (
-            any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
-        )
+        narrower = any(level.width < 1 for level in levels)
+        shallower = any(level.depth < 1 for level in levels)
         return Plan(
             spec=self.spec,
             levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
@@ -144,15 +145,14 @@ class Run:
             val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
             steps=stage_steps * len(self.stages),
-            uncounted=count.uncounted
-            if removable is None
-            else {**removable.layers.uncounted, **count.uncounted},
+            uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,
             blocks=len(removable.ranking) if removable and shallower else 0,
             warnings=empty,
             without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,
             memory_bytes=memory,
+            computing=describe_computing(self.recipe.train, self.device),
         )
 
     def execute(self) -> Compressed:

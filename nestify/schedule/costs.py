@@ -202,6 +202,7 @@ class Plan(Shown):
         warnings: messages about levels that would be empty.
         seconds: rough time of all steps on this machine, without image loading; None if not estimated.
         memory_bytes: rough peak memory of a training step, without the libraries; None if not estimated.
+        computing: the GPU, and the options of speed that are on; empty for other devices.
     """
 
     spec: ModelSpec
@@ -219,6 +220,7 @@ class Plan(Shown):
     warnings: Sequence[str] = ()
     seconds: float | None = None
     memory_bytes: int | None = None
+    computing: Sequence[str] = ()
 
 
 def level_costs(nested: NestedModel, count: MacCount) -> list[LevelCost]:

@@ -59,7 +59,7 @@ def make_stepper(
     *,
     architecture: str = "test_resnet",
     teacher: str = "none",
-    augment: AugmentOptions = AugmentOptions(),
+    augment: AugmentOptions | None = None,
     compiled: bool = False,
     total: int = 8,
     drop_rate: float = 0.0,
@@ -79,7 +79,9 @@ def make_stepper(
     normalization = {"mean": (0.5, 0.5, 0.5), "std": (0.3, 0.3, 0.3)}
     task = NestedTask(
         nested.to(device),
-        timm.loss.create_classification_loss(smoothing=0.1, soft_targets=bool(augment.mixup)).to(device),
+        timm.loss.create_classification_loss(smoothing=0.1, soft_targets=bool(augment and augment.mixup)).to(
+            device
+        ),
         weights=[1.0, 2.0, 3.0],
         distill=[0.5 if teacher != "none" else 0.0] * 3,
         teacher=Teacher(teacher, frozen, **normalization).to(device),  # type: ignore[arg-type]
@@ -89,7 +91,9 @@ def make_stepper(
         recompute=chosen.grad_checkpointing,
     )
     ramp = Ramp(levels, 1, 1) if nested.entry_levels.total else None
-    return Stepper(task, chosen, augment, epoch_steps=4, total=total, ramp=ramp, score="lamp")
+    return Stepper(
+        task, chosen, augment or AugmentOptions(), epoch_steps=4, total=total, ramp=ramp, score="lamp"
+    )
 
 
 def make_batch(device: torch.device | str, number: int = 0, size: int = 8) -> Batch:
