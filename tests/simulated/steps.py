@@ -19,6 +19,7 @@ from nestify.recipe.options import TrainOptions
 from nestify.schedule.channels import channel_counts
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import pack
+from nestify.training.distributed import SINGLE, World
 from nestify.training.precision import Precision
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask, Teacher
@@ -63,6 +64,7 @@ def make_stepper(
     compiled: bool = False,
     total: int = 8,
     drop_rate: float = 0.0,
+    world: World = SINGLE,
     **options: object,
 ) -> Stepper:
     """Return a training on a device, whose weights are chosen before step 0 and step 1."""
@@ -77,11 +79,11 @@ def make_stepper(
     chosen = TrainOptions.model_validate({"lr": 0.05, **options})
     frozen = deepcopy(nested.network) if teacher in ("original", "both") else None
     normalization = {"mean": (0.5, 0.5, 0.5), "std": (0.3, 0.3, 0.3)}
+    mixes = augment is not None and bool(augment.mixup)
+    criterion = timm.loss.create_classification_loss(smoothing=0.1, soft_targets=mixes)
     task = NestedTask(
         nested.to(device),
-        timm.loss.create_classification_loss(smoothing=0.1, soft_targets=bool(augment and augment.mixup)).to(
-            device
-        ),
+        criterion.to(device),
         weights=[1.0, 2.0, 3.0],
         distill=[0.5 if teacher != "none" else 0.0] * 3,
         teacher=Teacher(teacher, frozen, **normalization).to(device),  # type: ignore[arg-type]
@@ -91,9 +93,8 @@ def make_stepper(
         recompute=chosen.grad_checkpointing,
     )
     ramp = Ramp(levels, 1, 1) if nested.entry_levels.total else None
-    return Stepper(
-        task, chosen, augment or AugmentOptions(), epoch_steps=4, total=total, ramp=ramp, score="lamp"
-    )
+    augment = augment or AugmentOptions()
+    return Stepper(task, chosen, augment, epoch_steps=4, total=total, ramp=ramp, score="lamp", world=world)
 
 
 def make_batch(device: torch.device | str, number: int = 0, size: int = 8) -> Batch:
