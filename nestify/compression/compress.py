@@ -69,7 +69,9 @@ def plan(
     """
     recipe = _recipe(recipe, overrides)
     check_recipe(recipe)
-    return Run(recipe, observer or usual_observer(quiet=True)).plan(estimate=estimate)
+    run = Run(recipe, observer or usual_observer(quiet=True))
+    with chosen_kernels(run.recipe.train, run.device):
+        return run.plan(estimate=estimate)
 
 
 def compress(

@@ -24,8 +24,8 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
 
     Returns:
         Seconds of the forward and backward passes of all levels at `batch_size`, and bytes of weights,
-        gradients, one masked copy, two optimizer slots, the teacher, and the activations that autograd
-        stores for one level.
+        gradients, one masked copy, two optimizer slots, the teacher, the activations that autograd stores for
+        one level, and on other devices than the CPU a level's own gradients.
     """
     trial = deepcopy(task)
     nested = trial.get_trainable_module()
@@ -44,7 +44,8 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
     seconds = (clock() - start) * batch_size / batch
     weights = sum(tensor.numel() * tensor.element_size() for tensor in nested.network.parameters())
     teacher = sum(tensor.numel() * tensor.element_size() for tensor in trial.teacher.parameters())
-    return seconds, round(activations * batch_size / batch) + 5 * weights + teacher
+    copies = 5 if task.device.type == "cpu" else 6
+    return seconds, round(activations * batch_size / batch) + copies * weights + teacher
 
 
 def _activation_bytes(nested: NestedModel, images: Tensor) -> int:

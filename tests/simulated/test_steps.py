@@ -1,6 +1,7 @@
 """Training steps on the simulated device: the results of the CPU, few launches, and no waits."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
@@ -93,6 +94,17 @@ def test_a_training_that_is_cut_continues_with_the_same_random_numbers(gpu: torc
     rest = make()
     rest.restore(state)
     assert different(expected, run_steps(rest, 2)) == []
+
+
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore")  # warnings of torch while it traces
+def test_compiled_levels_give_the_tensors_of_the_cpu(
+    gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Traced and run by torch; its usual compiler knows real devices alone."""
+    expected = run_steps(make_stepper("weight", "cpu"), 3)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    assert different(expected, run_steps(make_stepper("weight", gpu, compiled=True), 3)) == []
 
 
 def broken_backward(break_it: Callable[[NestedTask, Tensor, Tensor], None]) -> Callable[..., Any]:
