@@ -1,13 +1,15 @@
 """Budgets of latency: the times that they are predicted from, and the measurement at the end of a run."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from time import process_time
 
 from torch import nn
 
 from nestify.engine.layer_times import THREADS, LayerTimes
-from nestify.evaluation.bench import bench
+from nestify.evaluation.bench import Bench, bench
 from nestify.model.spec import ModelSpec
 from nestify.recipe.amounts import LATENCY_TOLERANCE, Budget
 from nestify.recipe.levels import Level
@@ -65,8 +67,9 @@ def _latency_budgets(levels: Sequence[Level]) -> dict[int, Budget]:
 def missed_latencies(path: Path, levels: Sequence[Level], observer: Observer) -> list[str]:
     """Measure the levels of a file on the engine, and return a message for each that misses its latency.
 
-    The measurement is saved next to the file, where `nestify report` finds it. Nothing is measured if no
-    level has a budget of latency.
+    The measurement is saved next to the file, where `nestify report` finds it. A level that misses its
+    latency in it is measured again in processor time, which decides. Nothing is measured if no level has a
+    budget of latency.
 
     Args:
         path: the nested file.
@@ -77,10 +80,20 @@ def missed_latencies(path: Path, levels: Sequence[Level], observer: Observer) ->
     if not budgets:
         return []
     observer.stage("measuring the levels on the sparse engine")
-    [measurement] = bench(path, batch_sizes=(1,), threads=(THREADS,), engine=True, save=True).measurements
-    shares = {latency.level: latency.over_full for latency in measurement.levels}
+    measure = partial(bench, path, batch_sizes=(1,), threads=(THREADS,), engine=True)
+    missed = _slow_levels(measure(save=True), budgets)
+    if missed:  # wall time counts what other programs take, so it is confirmed without that
+        missed = _slow_levels(measure(clock=process_time), {k: budgets[k] for k in missed})
     return [
-        f"level[{k}].budget = {budget} was missed: the level takes {shares[k]:.3g} of the full level's time"
-        for k, budget in budgets.items()
-        if shares[k] > budget.amount * (1 + LATENCY_TOLERANCE)
+        f"level[{k}].budget = {budgets[k]} was missed: the level takes {share:.3g} of the full level's time"
+        for k, share in missed.items()
     ]
+
+
+def _slow_levels(measured: Bench, budgets: Mapping[int, Budget]) -> dict[int, float]:
+    """Return the share of the full level's time that each level takes which misses its budget."""
+    [measurement] = measured.measurements
+    shares = {latency.level: latency.over_full for latency in measurement.levels}
+    return {
+        k: shares[k] for k, budget in budgets.items() if shares[k] > budget.amount * (1 + LATENCY_TOLERANCE)
+    }

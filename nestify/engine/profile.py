@@ -9,7 +9,7 @@ from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from time import perf_counter
+from time import perf_counter, process_time
 from typing import Any
 
 import numpy as np
@@ -92,9 +92,7 @@ def _read(path: Path) -> LayerTimes:
 
 
 def measure_layers(networks: Sequence[nn.Module], spec: ModelSpec, *, packed: bool) -> LayerTimes:
-    """Measure the layers of networks inside the running networks, in turns.
-
-    They are measured dense and, if `packed`, with random masks.
+    """Measure layers inside the running networks, in turns: dense and, if `packed`, with random masks.
 
     Args:
         networks: as for `layer_times`, in eval mode on the CPU.
@@ -141,14 +139,7 @@ class _Exported:
     def make(
         cls, network: nn.Module, facts: ExportFacts, maskable: Sequence[str], densities: Sequence[float]
     ) -> "_Exported":
-        """Export a network at several densities.
-
-        Args:
-            network: the network, in eval mode on the CPU.
-            facts: what the export says about it.
-            maskable: names of the weights of its layers.
-            densities: the densities, 1 first.
-        """
+        """Export a network, in eval mode on the CPU, at several densities, 1 first."""
         model = translate(network, facts, 1, None)
         weights = {name: network.get_parameter(name).detach().numpy() for name in maskable}
         names = weight_names(model, weights)
@@ -231,7 +222,28 @@ def profile(
         for session in sessions:
             session.run(None, {"images": image})
         rounds += 1
-    return [_read_profile(Path(session.end_profiling())) for session in sessions]
+    profiles = [_read_profile(Path(session.end_profiling())) for session in sessions]
+    totals: list[list[float]] = [[] for _ in sessions]
+    for _ in range(rounds):
+        for session, times in zip(sessions, totals, strict=True):
+            start = process_time()
+            session.run(None, {"images": image})
+            times.append(process_time() - start)
+    return [
+        without_overhead(found, float(np.percentile(times, PERCENTILE)))
+        for found, times in zip(profiles, totals, strict=True)
+    ]
+
+
+def without_overhead(found: Profile, total: float) -> Profile:
+    """Take the time that profiling adds to each node off, so that the sum is that of a run without it.
+
+    Args:
+        found: the profile.
+        total: seconds of a run that is not profiled.
+    """
+    each = max(0.0, sum(seconds for _, seconds in found.values()) - total) / max(1, len(found))
+    return {name: (operator, max(0.0, seconds - each)) for name, (operator, seconds) in found.items()}
 
 
 def _read_profile(path: Path) -> Profile:

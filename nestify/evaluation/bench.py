@@ -186,6 +186,7 @@ def bench(
     rounds: int | None = None,
     save: bool = False,
     engine: bool = False,
+    clock: Clock | None = None,
 ) -> Bench:
     """Measure the latency of levels for one batch of synthetic images, in turns with the full level.
 
@@ -201,6 +202,7 @@ def bench(
         save: whether to save the measurements next to the file, as `resnet.bench.json`; earlier ones with
             the same machine, device, threads, batch size and dtype are replaced.
         engine: whether the sparse engine runs all levels, the full one too, on the CPU, in place of torch.
+        clock: returns seconds since a fixed moment; None for wall time.
 
     Raises:
         NestifyError: if the file is not right, there is no such level or device, an option is out of its
@@ -229,7 +231,9 @@ def bench(
             for batch_size in dict.fromkeys(batch_sizes):
                 generator = torch.Generator().manual_seed(SEED)
                 images = torch.randn(batch_size, *input_size, generator=generator).to(where)
-                measurements.append(_measure_networks(networks, names, images, machine, effort, runtime))
+                measurements.append(
+                    _measure_networks(networks, names, images, machine, effort, runtime, clock)
+                )
     saved = save_measured(file, measurements) if save else None
     return Bench(file.name, make_report(file), measurements, saved)
 
@@ -266,12 +270,13 @@ def _measure_networks(
     machine: Machine,
     effort: Effort,
     runtime: str,
+    clock: Clock | None,
 ) -> Measurement:
     """Measure networks, by level, for one batch (B, C, H, W) on their device."""
     full = max(networks)
     calls = {number: partial(network, images) for number, network in networks.items()}
     with torch.inference_mode():
-        found = measure(calls, full, effort, clock_of(images.device))
+        found = measure(calls, full, effort, clock or clock_of(images.device))
     return Measurement(
         machine=machine,
         threads=torch.get_num_threads(),

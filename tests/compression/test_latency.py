@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from time import perf_counter
 from types import SimpleNamespace
 
 import pytest
@@ -161,6 +162,19 @@ def test_a_level_may_be_a_tenth_slower_than_its_budget(
     assert [message.partition(" was missed")[0] for message in messages] == [
         "level[1].budget = latency=0.3"
     ] * missed
+
+
+@pytest.mark.parametrize(("in_processor_time", "missed"), [(0.31, False), (0.4, True)])
+def test_a_level_that_other_programs_slow_down_is_measured_in_processor_time(
+    in_processor_time: float, missed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def bench(path: Path, *, clock=perf_counter, **options):
+        return measured(0.9 if clock is perf_counter else in_processor_time)(path, **options)
+
+    monkeypatch.setattr(latency, "bench", bench)
+    messages = latency.missed_latencies(Path("a"), LEVELS, Observer())
+    assert len(messages) == missed
+    assert all("takes 0.4 of" in message for message in messages)
 
 
 def test_nothing_is_measured_without_such_a_budget() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from nestify.engine import profile
 from nestify.engine.layer_times import LayerTime, LayerTimes, NetworkTimes, Shape
 from nestify.engine.library import Library, cache_folder
-from nestify.engine.profile import layer_times, measure_layers, weight_names
+from nestify.engine.profile import layer_times, measure_layers, weight_names, without_overhead
 from nestify.exports.onnx import translate
 from nestify.exports.target import ExportFacts
 from nestify.model.spec import describe_model
@@ -98,6 +98,19 @@ def test_a_level_with_less_of_every_layer_is_never_predicted_to_be_slower(
         return table.share({}, {"packed": packed, "dense": (dense, 2)})
 
     assert share(min) <= share(max) + 1e-12
+
+
+@pytest.mark.parametrize(
+    ("total", "seconds"), [(4.0, [2.0, 2.0]), (3.0, [1.5, 1.5]), (5.0, [2.5, 2.5]), (9.0, [2.5, 2.5])]
+)
+def test_the_time_of_profiling_is_taken_off_every_node(total: float, seconds: list[float]) -> None:
+    found = {"a": ("Conv", 2.5), "b": ("Add", 2.5)}
+    assert [time for _, time in without_overhead(found, total).values()] == seconds
+
+
+def test_no_node_takes_less_than_nothing() -> None:
+    found = {"a": ("Conv", 9.5), "b": ("Add", 0.5)}
+    assert without_overhead(found, 7.0) == {"a": ("Conv", 8.0), "b": ("Add", 0.0)}
 
 
 def vit_and_its_model():
