@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from nestify.model.entry_levels import entry_mask
+
 
 class NamedTensors(nn.Module):
     """A module that holds named tensors, so that `.to()`, `state_dict` and copies include them.
@@ -66,11 +68,11 @@ class _Mask(torch.autograd.Function):
 def _times_mask(tensor: Tensor, entry: Tensor, level: int) -> Tensor:
     """Return tensor * (entry <= level).
 
-    The mask is made in the tensor's type and becomes the product: three times as fast on a CPU as the product
-    with a bool mask, and without a second temporary.
+    The mask is copied to the tensor's type and becomes the product. On a CPU this takes a third of the time
+    of the product with a bool mask, and bytes are copied faster than bools.
     """
-    mask = torch.le(entry, level, out=torch.empty_like(tensor))
-    return mask.mul_(tensor)
+    mask = entry_mask(entry, level).view(torch.uint8)
+    return torch.empty_like(tensor).copy_(mask).mul_(tensor)
 
 
 def masked_weight(weight: Tensor, entry: Tensor, level: int) -> Tensor:
