@@ -12,8 +12,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
-from nestify.model.entry_levels import entry_mask
-
 
 class NamedTensors(nn.Module):
     """A module that holds named tensors, so that `.to()`, `state_dict` and copies include them.
@@ -68,10 +66,10 @@ class _Mask(torch.autograd.Function):
 def _times_mask(tensor: Tensor, entry: Tensor, level: int) -> Tensor:
     """Return tensor * (entry <= level).
 
-    The mask is copied to the tensor's type and becomes the product. On a CPU this takes a third of the time
-    of the product with a bool mask, and bytes are copied faster than bools.
+    The mask is made as bytes, then copied to the tensor's type, and becomes the product. On a CPU this takes
+    less than a third of the time of a product with a bool mask, which torch neither makes nor reads as fast.
     """
-    mask = entry_mask(entry, level).view(torch.uint8)
+    mask = torch.le(entry, level, out=torch.empty_like(entry))
     return torch.empty_like(tensor).copy_(mask).mul_(tensor)
 
 
