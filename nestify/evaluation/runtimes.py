@@ -1,6 +1,6 @@
 """Other runtimes for an ONNX model on the CPU, in float32 and in int8, as fast as each of them is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -29,34 +29,54 @@ class _Reader:
         return next(self._batches, None)
 
 
-def quantise(path: Path, output: Path, images: Images) -> None:
-    """Quantise an ONNX model to int8: weights per channel, activations by calibration, as QDQ nodes.
+def optimise(path: Path, output: Path) -> None:
+    """Fold batch norm and infer shapes, as the quantiser of onnxruntime expects.
 
     Args:
-        path: the float32 model.
-        output: path of the int8 model.
-        images: calibration images (B, C, H, W).
+        path: an ONNX model.
+        output: path of the same model, prepared.
 
     Raises:
         SetupError: if onnxruntime cannot do it.
     """
-    with (
-        foreign_code(lambda reason: SetupError(f"onnxruntime cannot quantise this model ({reason})")),
-        quiet(),
-    ):
-        quantization = import_module("onnxruntime.quantization")
+    with _quantisation():
         shapes = import_module("onnxruntime.quantization.shape_inference")
-        prepared = output.with_name("prepared.onnx")
-        shapes.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
+        shapes.quant_pre_process(str(path), str(output), skip_symbolic_shape=True)
+
+
+def quantise(path: Path, output: Path, images: Images, float_nodes: Sequence[str] = ()) -> None:
+    """Quantise an ONNX model to int8: weights per channel, activations by calibration, as QDQ nodes.
+
+    Args:
+        path: the float32 model, as `optimise` writes it.
+        output: path of the int8 model.
+        images: calibration images (B, C, H, W).
+        float_nodes: names of the nodes that stay in float32.
+
+    Raises:
+        SetupError: if onnxruntime cannot do it.
+    """
+    with _quantisation():
+        quantization = import_module("onnxruntime.quantization")
         quantization.quantize_static(
-            str(prepared),
+            str(path),
             str(output),
             _Reader(images),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(float_nodes),
         )
+
+
+@contextmanager
+def _quantisation() -> Iterator[None]:
+    def error(reason: str) -> NestifyError:
+        return SetupError(f"onnxruntime cannot quantise this model ({reason})")
+
+    with foreign_code(error), quiet():
+        yield
 
 
 def on_onnxruntime(path: Path, images: Images, threads: int) -> Call:

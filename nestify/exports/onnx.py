@@ -12,13 +12,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from nestify.errors import RecipeError, UnsupportedModelError
-from nestify.exports.draft import Draft, Runner, first_line, quiet
+from nestify.exports.draft import FLOAT32_TOLERANCE, Draft, Runner, first_line, quiet
+from nestify.exports.packages import import_package
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
-
-TOLERANCE = 1e-3
-"""Other kernels add in another order, and batch norm is folded into convolutions; float32 keeps about
-seven digits, and a deep network loses some of them."""
 
 DEFAULT_OPSET = 18
 """The version that torch's translations are written in, so that nothing has to be converted; ONNX Runtime
@@ -30,22 +27,28 @@ MAX_BYTES = 2**31 - 1
 
 def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Draft:
     """Translate a level to ONNX; see `translate` for the arguments and errors."""
-    return model_draft(translate(plain, facts, batch, opset), _reopen, _load_line)
+    return model_draft(translate(plain, facts, batch, opset), reopen, load_line)
 
 
-def model_draft(model: Any, reopen: Callable[[Path], Runner], load_line: Callable[[Path], str]) -> Draft:
+def model_draft(
+    model: Any,
+    reopen: Callable[[Path], Runner],
+    load_line: Callable[[Path], str],
+    tolerance: float = FLOAT32_TOLERANCE,
+    dtype: str = "float32",
+) -> Draft:
     """Return the draft of an ONNX model.
 
     Args:
         model: the model as a protobuf message.
-        reopen: see `Draft`.
-        load_line: see `Draft`.
+        reopen: see `Draft`, as the other arguments.
     """
 
     def write(file: BinaryIO) -> None:
         file.write(model.SerializeToString())
 
-    return Draft(write, reopen, load_line, TOLERANCE, _opset(model))
+    runtime = f"onnxruntime {_package('onnxruntime').__version__}"
+    return Draft(write, reopen, load_line, tolerance, runtime, _opset(model), dtype)
 
 
 def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Any:
@@ -89,11 +92,7 @@ def import_packages() -> dict[str, Any]:
 
 
 def _package(name: str) -> Any:
-    try:
-        with quiet():
-            return import_module(name)
-    except ImportError as error:
-        raise RecipeError(f"format onnx needs the package {name}; pip install 'nestify[onnx]'") from error
+    return import_package(name, "onnx", "onnx")
 
 
 def _check_size(size: int, facts: ExportFacts) -> None:
@@ -143,7 +142,8 @@ def _why(error: BaseException, facts: ExportFacts) -> str:
     return f"torch cannot translate {facts.title} to ONNX ({first_line(cause)}); export it as pt2 or timm"
 
 
-def _reopen(path: Path) -> Runner:
+def reopen(path: Path) -> Runner:
+    """Check an ONNX model, and load it with onnxruntime."""
     import_module("onnx").checker.check_model(os.fspath(path), full_check=True)
     runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
@@ -157,5 +157,6 @@ def _reopen(path: Path) -> Runner:
     return run
 
 
-def _load_line(path: Path) -> str:
+def load_line(path: Path) -> str:
+    """Return one line of Python that runs the ONNX model at a path."""
     return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'images': images}})"
