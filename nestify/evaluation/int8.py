@@ -131,10 +131,22 @@ class _Images:
     ) -> "_Images":
         """Open the images, and read those to calibrate on."""
         model = file.manifest.model
-        classes = {"class_names": model.class_names, "num_classes": model.num_classes, "data_root": data_root}
-        training = open_calibration_images(data, file.manifest.held_out, calibrate_images, **classes)
+        training = open_calibration_images(
+            data,
+            file.manifest.held_out,
+            calibrate_images,
+            data_root=data_root,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+        )
         used, _ = open_evaluation_images(
-            data, split, file.manifest.held_out, max_images=max_images, **classes
+            data,
+            split,
+            file.manifest.held_out,
+            data_root=data_root,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+            max_images=max_images,
         )
         preprocessing = model.preprocessing.model_dump()
         calibration = [images for images, _ in eval_loader(training, preprocessing, batch_size=32)]
@@ -167,10 +179,10 @@ def _within_limit(
         kept_float = max(1, 2 * kept_float)
         if kept_float > len(quantiser.layers) // 2:
             raise GateFailed(
-                f"int8 takes {quantiser.title} from {result.float_top1:.2f} % to {result.top1:.2f} % top-1 on "
-                f"{result.images} images with {len(layers)} of {len(quantiser.layers)} layers in float32, more "
-                f"than --max-drop {max_drop:g} allows, so it was not kept; give more --calibrate-images, or a "
-                "larger --max-drop"
+                f"int8 takes {quantiser.title} from {result.float_top1:.2f} % to {result.top1:.2f} % top-1 "
+                f"({result.images} images; {len(layers)} of {len(quantiser.layers)} layers in float32), more "
+                f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a larger "
+                "--max-drop"
             )
 
 

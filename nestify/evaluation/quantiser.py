@@ -27,7 +27,7 @@ PROBED_IMAGES = 16
 """Calibration images on which the error of each layer is measured."""
 
 LOGIT_TOLERANCE = 1.0
-"""Largest difference of a logit, relative to the largest: it detects a broken file. Accuracy is checked apart."""
+"""Largest difference of a logit, relative to the largest. It detects broken files; accuracy is checked apart."""
 
 
 class Quantiser:

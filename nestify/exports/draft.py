@@ -45,8 +45,8 @@ Runner = Callable[[Tensor], Tensor]
 
 
 FLOAT32_TOLERANCE = 1e-4
-"""Largest difference of a logit in float32, relative to the largest logit. Other kernels add in another order,
-and batch norm is folded into convolutions."""
+"""Largest difference of a logit in float32, relative to the largest logit. Other kernels add in another
+order, and batch norm is folded into convolutions."""
 
 FLOAT16_TOLERANCE = 3e-2
 """The same for weights or activations in float16, which keeps about three digits."""

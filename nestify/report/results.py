@@ -153,8 +153,8 @@ def exported_notes(done: "Exported") -> list[str]:
         f"Loaded again by {done.checked_by}, its logits differ from the level's by "
         f"{done.max_difference:.1e} of the largest one."
         if done.checked_by
-        else "Its logits were not compared, because nothing on this machine runs it. Its stored weights differ "
-        f"from the level's by {done.max_difference:.1e} of the largest of each tensor.",
+        else "Its logits were not compared, because nothing on this machine runs it. Its stored weights "
+        f"differ from the level's by {done.max_difference:.1e} of the largest of each tensor.",
         f"Load it with: {done.load_line}",
     ]
     if done.int8 is not None:
@@ -181,8 +181,8 @@ def exported_notes(done: "Exported") -> list[str]:
 
 def _int8_notes(int8: "Int8") -> list[str]:
     lines = [
-        f"Top-1 {int8.top1:.2f} % in int8, {int8.float_top1:.2f} % in float32, on {int8.images:,} images; both "
-        f"predict the same class for {int8.agreement:.2f} %. Calibrated on {int8.calibration_images} images."
+        f"Top-1 {int8.top1:.2f} % in int8, {int8.float_top1:.2f} % in float32, on {int8.images:,} images; "
+        f"both predict the same class for {int8.agreement:.2f} %. Calibrated on {int8.calibration_images} images."
     ]
     if int8.float_layers:
         names = ", ".join(int8.float_layers)
