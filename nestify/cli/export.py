@@ -101,6 +101,13 @@ def export(
         int | None,
         typer.Option("--max-images", min=1, help="Images to evaluate --int8 on.", show_default="all"),
     ] = None,
+    with_preprocessing: Annotated[
+        bool,
+        typer.Option(
+            "--with-preprocessing",
+            help="For onnx: take decoded pictures of any size, uint8, and resize, crop and normalise them.",
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write one level as a plain model that does not need nestify.
@@ -122,7 +129,7 @@ def export(
         "--max-drop": max_drop,
         "--max-images": max_images,
     }
-    _check_options(format, sparse, int8, dtype, for_int8)
+    _check_options(format, sparse, int8, dtype, with_preprocessing, for_int8)
     with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
         if int8:
             from nestify.evaluation.int8 import CALIBRATION_IMAGES, MAX_DROP, export_int8
@@ -140,6 +147,7 @@ def export(
                 max_images=max_images,
                 batch=batch,
                 opset=opset,
+                with_preprocessing=with_preprocessing,
                 progress=progress,
             )
         elif sparse:
@@ -149,19 +157,35 @@ def export(
         else:
             from nestify.exports.export import export as run
 
-            done = run(file, level, format, output, batch=batch, opset=opset, dtype=dtype)
+            done = run(
+                file,
+                level,
+                format,
+                output,
+                batch=batch,
+                opset=opset,
+                dtype=dtype,
+                with_preprocessing=with_preprocessing,
+            )
     lines = [f"{file}: {done.facts.title}", *exported_notes(done), f"Written: {done.path}"]
     text = json.dumps(_document(file, done), indent=2) if as_json else "\n".join(map(printable, lines))
     write_result(text + "\n", None)
 
 
 def _check_options(
-    format: ExportFormat | None, sparse: bool, int8: bool, dtype: str | None, for_int8: Mapping[str, object]
+    format: ExportFormat | None,
+    sparse: bool,
+    int8: bool,
+    dtype: str | None,
+    with_preprocessing: bool,
+    for_int8: Mapping[str, object],
 ) -> None:
     """Refuse options that exclude each other, or have no use."""
     problems = []
     if sparse and format not in (None, ExportFormat.onnx):
         problems.append(f"--sparse applies to --format onnx, not to {format}; leave one of them out")
+    if sparse and with_preprocessing:
+        problems.append("--with-preprocessing does not combine with --sparse; leave one of them out")
     if sparse and int8:
         problems.append("--sparse packs layers in float32, so it excludes --int8; leave one of them out")
     if dtype is not None and (sparse or int8):
@@ -192,6 +216,7 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "max_logit_difference": done.max_difference if done.checked_by else None,
         "max_weight_difference": None if done.checked_by else done.max_difference,
         "tolerance": done.tolerance,
+        "with_preprocessing": done.with_preprocessing,
         "dynamic_batch": done.batch is None,
         "batch": done.batch,
         "opset": done.opset,

@@ -14,6 +14,7 @@ from nestify.data.validation import open_calibration_images, open_evaluation_ima
 from nestify.errors import DataError, GateFailed, RecipeError
 from nestify.evaluation.quantiser import AnyDraft, Quantiser
 from nestify.exports.draft import Runner, probes
+from nestify.exports.preprocessing import picture_probes
 from nestify.exports.target import ExportFacts, ExportFormat, check_options, choose_target
 from nestify.exports.write import Exported, Int8, keep
 from nestify.file.loading import load_level
@@ -42,6 +43,7 @@ def export_int8(
     max_images: int | None = None,
     batch: int | None = None,
     opset: int | None = None,
+    with_preprocessing: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write one level as an int8 model for ONNX Runtime or OpenVINO, if its accuracy is near the level's.
@@ -64,6 +66,7 @@ def export_int8(
         max_images: maximum number of images to evaluate on, balanced over the classes.
         batch: number of images per call; by default any number.
         opset: version of ONNX's operators.
+        with_preprocessing: as for `nestify.export`.
         progress: called after each batch with the images that were evaluated, and their total; None shows a
             bar at a terminal and in a notebook.
 
@@ -79,14 +82,15 @@ def export_int8(
     target = choose_target(source, facts, format or (None if output else "onnx"), output, mark="int8")
     if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
         raise RecipeError(f"--int8 applies to --format onnx and openvino, not to {target.format}")
-    check_options(target.format, batch, opset)
+    check_options(target.format, batch, opset, None, with_preprocessing)
     images = _Images.open(file, number, os.fspath(data), calibrate_images, split, data_root, max_images)
     plain = load_level(file, number)
-    expected = probes(plain, facts, batch)
+    make_probes = picture_probes if with_preprocessing else probes
+    expected = make_probes(plain, facts, batch)
     with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
         quantiser = Quantiser(plain, facts, images.calibration, Path(folder), target.format, batch, opset)
         with shown_progress(progress, "images") as advance:
-            draft, result = _within_limit(quantiser, images, plain, max_drop, advance)
+            draft, result = _within_limit(quantiser, images, plain, max_drop, advance, with_preprocessing)
         return replace(keep(draft, expected, facts, target, batch), int8=result)
 
 
@@ -157,14 +161,19 @@ class _Images:
 
 @torch.no_grad()
 def _within_limit(
-    quantiser: Quantiser, images: _Images, plain: Runner, max_drop: float, advance: Progress
+    quantiser: Quantiser,
+    images: _Images,
+    plain: Runner,
+    max_drop: float,
+    advance: Progress,
+    pictures: bool,
 ) -> tuple[AnyDraft, Int8]:
     """Return the int8 model with the fewest layers in float32 that was found to be within the limit."""
     level = _predict(plain, images, advance)
     kept_float = 0
     while True:
         layers = quantiser.costliest(kept_float) if kept_float else []
-        draft, run = quantiser.draft(layers)
+        draft, run = quantiser.draft(layers, pictures)
         found = _predict(run, images, advance)
         result = Int8(
             float_top1=_percent(level.right),
@@ -181,8 +190,8 @@ def _within_limit(
             raise GateFailed(
                 f"int8 takes {quantiser.title} from {result.float_top1:.2f} % to {result.top1:.2f} % top-1 "
                 f"({result.images} images; {len(layers)} of {len(quantiser.layers)} layers in float32), more "
-                f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a larger "
-                "--max-drop"
+                f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a "
+                "larger --max-drop"
             )
 
 

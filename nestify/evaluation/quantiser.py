@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from nestify.errors import UnsupportedModelError, foreign_code
 from nestify.evaluation.runtimes import optimise, quantise
 from nestify.exports.draft import Draft, FolderDraft, Runner, quiet
-from nestify.exports.onnx import load_line, model_draft, reopen, translate
+from nestify.exports.onnx import load_line, model_draft, pictures_draft, reopen, translate
 from nestify.exports.openvino import model_draft as openvino_draft
 from nestify.exports.openvino import run_model
 from nestify.exports.packages import import_package
@@ -27,7 +27,7 @@ PROBED_IMAGES = 16
 """Calibration images on which the error of each layer is measured."""
 
 LOGIT_TOLERANCE = 1.0
-"""Largest difference of a logit, relative to the largest. It detects broken files; accuracy is checked apart."""
+"""Largest difference of a logit, relative to the largest: for broken files; accuracy is checked apart."""
 
 
 class Quantiser:
@@ -78,15 +78,18 @@ class Quantiser:
             if node.op_type in LAYERS and any(name in weights for name in node.input)
         ]
 
-    def draft(self, float_layers: Sequence[str]) -> tuple[AnyDraft, Runner]:
-        """Return an int8 model before it is written, and what runs it.
+    def draft(self, float_layers: Sequence[str], pictures: bool = False) -> tuple[AnyDraft, Runner]:
+        """Return an int8 model before it is written, and what runs it on preprocessed images.
 
         Args:
             float_layers: names of the layers that stay in float32.
+            pictures: whether the written model takes pictures and preprocesses them, for onnx.
         """
         path = self._quantise(self._images, [name for name in self.layers if name in set(float_layers)])
         model = import_module("onnx").load(path)
         import_module("onnx").helper.set_model_props(model, self._facts.metadata())
+        if pictures:
+            return pictures_draft(model, self._facts, LOGIT_TOLERANCE, "int8"), reopen(path)
         if self._format is ExportFormat.onnx:
             return model_draft(model, reopen, load_line, LOGIT_TOLERANCE, "int8"), reopen(path)
         openvino = import_package("openvino", "openvino", "openvino")

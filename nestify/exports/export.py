@@ -21,6 +21,7 @@ def export(
     batch: int | None = None,
     opset: int | None = None,
     dtype: str | None = None,
+    with_preprocessing: bool = False,
 ) -> "Exported":
     """Write one level as a plain model that works without nestify, checked against the level's logits.
 
@@ -34,6 +35,8 @@ def export(
         opset: version of ONNX's operators.
         dtype: type that weights are stored as: for openvino float32 or float16, for coreml float16, float32
             or int8; by default the first of these.
+        with_preprocessing: whether the export, in ONNX, takes decoded upright pictures, uint8
+            (B, height, width, C) of any size, and resizes, crops and normalises them.
 
     Raises:
         RecipeError: if there is no such level or format, or an option does not fit the format.
@@ -46,8 +49,16 @@ def export(
     facts = ExportFacts.for_level(file.manifest, number)
     source = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
     target = choose_target(source, facts, format, output)
-    check_options(target.format, batch, opset, dtype)
+    check_options(target.format, batch, opset, dtype, with_preprocessing)
     from nestify.exports.write import export_level
     from nestify.file.loading import load_level
 
-    return export_level(load_level(file, number), facts, target, batch=batch, opset=opset, dtype=dtype)
+    return export_level(
+        load_level(file, number),
+        facts,
+        target,
+        batch=batch,
+        opset=opset,
+        dtype=dtype,
+        pictures=with_preprocessing,
+    )

@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from nestify.errors import RecipeError, UnsupportedModelError
+from nestify.exports import preprocessing
 from nestify.exports.draft import FLOAT32_TOLERANCE, Draft, Runner, first_line, quiet
 from nestify.exports.packages import import_package
+from nestify.exports.preprocessing import prepend_preprocessing
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
 
@@ -25,9 +27,31 @@ MAX_BYTES = 2**31 - 1
 """Largest size of an ONNX file, which is one protobuf message."""
 
 
-def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Draft:
-    """Translate a level to ONNX; see `translate` for the arguments and errors."""
-    return model_draft(translate(plain, facts, batch, opset), reopen, load_line)
+def onnx_draft(
+    plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None, pictures: bool = False
+) -> Draft:
+    """Translate a level to ONNX; see `translate` for the other arguments and errors.
+
+    Args:
+        pictures: whether the model takes pictures and preprocesses them; see `prepend_preprocessing`.
+    """
+    model = translate(plain, facts, batch, opset)
+    return pictures_draft(model, facts) if pictures else model_draft(model, reopen, load_line)
+
+
+def pictures_draft(model: Any, facts: ExportFacts, tolerance: float = 0.0, dtype: str = "float32") -> Draft:
+    """Return the draft of an ONNX model with the preprocessing put before it.
+
+    Args:
+        model: the model as a protobuf message, which takes preprocessed images.
+        facts: what the export states about itself.
+        tolerance: see `Draft`; at least that of the preprocessing.
+        dtype: see `Draft`.
+    """
+    joined = prepend_preprocessing(model, facts)
+    return model_draft(
+        joined, reopen, _load_line_for_pictures, max(tolerance, preprocessing.TOLERANCE), dtype
+    )
 
 
 def model_draft(
@@ -150,9 +174,10 @@ def reopen(path: Path) -> Runner:
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        return torch.from_numpy(session.run(["logits"], {name: images.numpy()})[0])
 
     return run
 
@@ -160,3 +185,7 @@ def reopen(path: Path) -> Runner:
 def load_line(path: Path) -> str:
     """Return one line of Python that runs the ONNX model at a path."""
     return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'images': images}})"
+
+
+def _load_line_for_pictures(path: Path) -> str:
+    return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'pictures': pictures}})"

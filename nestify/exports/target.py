@@ -186,7 +186,11 @@ def choose_target(
 
 
 def check_options(
-    format: ExportFormat, batch: int | None, opset: int | None, dtype: str | None = None
+    format: ExportFormat,
+    batch: int | None,
+    opset: int | None,
+    dtype: str | None = None,
+    pictures: bool = False,
 ) -> None:
     """Refuse options that do not apply to a format.
 
@@ -195,6 +199,7 @@ def check_options(
         batch: number of images per call; None for the format's default.
         opset: version of ONNX's operators; None for the default.
         dtype: type that weights are stored as; None for the format's default.
+        pictures: whether the preprocessing is part of the export.
 
     Raises:
         RecipeError: naming the option.
@@ -202,6 +207,11 @@ def check_options(
     if dtype is not None and dtype not in format.dtypes:
         raise RecipeError(
             f"--dtype {dtype} is not one of the types of --format {format}; give {' or '.join(format.dtypes)}"
+        )
+    if pictures and format is not ExportFormat.onnx:
+        raise RecipeError(
+            f"--with-preprocessing applies to --format onnx, not to {format}; leave it out, and preprocess "
+            "images as the metadata says"
         )
     if opset is not None and format is not ExportFormat.onnx:
         raise RecipeError(f"--opset {opset} applies to --format onnx, not to {format}; leave it out")

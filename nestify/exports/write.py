@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from nestify.errors import OutputError, foreign_code
@@ -13,6 +14,7 @@ from nestify.exports.draft import Draft, FolderDraft, Probe, probes, prove, prov
 from nestify.exports.executorch import executorch_draft
 from nestify.exports.onnx import onnx_draft
 from nestify.exports.openvino import openvino_draft
+from nestify.exports.preprocessing import picture_probes
 from nestify.exports.pt2 import pt2_draft
 from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options
 from nestify.files import atomic_file, atomic_folder
@@ -60,6 +62,7 @@ class Exported(Shown):
         checked_by: what ran it to compare its logits, with the version; None if only its stored weights were
             compared.
         int8: accuracy of an int8 model; None for other types.
+        with_preprocessing: whether it takes pictures, and preprocesses them.
     """
 
     path: Path
@@ -75,6 +78,7 @@ class Exported(Shown):
     dtype: str = "float32"
     checked_by: str | None = None
     int8: Int8 | None = None
+    with_preprocessing: bool = False
 
 
 def export_level(
@@ -85,6 +89,7 @@ def export_level(
     batch: int | None = None,
     opset: int | None = None,
     dtype: str | None = None,
+    pictures: bool = False,
 ) -> Exported:
     """Write a level as a plain model, load it again, compare logits, and only then keep it.
 
@@ -96,6 +101,7 @@ def export_level(
         batch: number of images per call that the export is fixed to; None for any number, or 1 for coreml.
         opset: version of ONNX's operators; None for one that most runtimes read.
         dtype: type that weights are stored as; None for the format's default.
+        pictures: whether the export takes pictures and preprocesses them, for onnx.
 
     Raises:
         RecipeError: if an option does not apply to the format, or a package is missing.
@@ -103,14 +109,14 @@ def export_level(
         OutputError: if it cannot be written there, or its logits differ from the level's; an older file is
             then unchanged.
     """
-    check_options(target.format, batch, opset, dtype)
+    check_options(target.format, batch, opset, dtype, pictures)
     if batch is None and target.format is ExportFormat.coreml:
         batch = 1  # Core ML's fast paths want a fixed shape
     # Before tracing, because a model that caches tensors would keep those of the trace.
-    expected = probes(plain, facts, batch)
+    expected = picture_probes(plain, facts, batch) if pictures else probes(plain, facts, batch)
     if target.format is ExportFormat.timm:
         plain, facts = timm.as_timm(plain, facts)
-    return keep(_draft(plain, facts, target, batch, opset, dtype), expected, facts, target, batch)
+    return keep(_draft(plain, facts, target, batch, opset, dtype, pictures), expected, facts, target, batch)
 
 
 def keep(
@@ -166,6 +172,7 @@ def keep(
         opset=draft.opset if isinstance(draft, Draft) else None,
         load_line=draft.load_line(target.path),
         dtype=draft.dtype,
+        with_preprocessing=expected[0].images.dtype == torch.uint8,
         checked_by=None if draft.reopen is None else draft.runtime,
     )
 
@@ -177,13 +184,14 @@ def _draft(
     batch: int | None,
     opset: int | None,
     dtype: str | None,
+    pictures: bool,
 ) -> Draft | FolderDraft:
     dtype = dtype or target.format.dtypes[0]
     match target.format:
         case ExportFormat.timm:
             return timm.local_dir_draft(plain, facts) if target.folder else timm.timm_draft(plain, facts)
         case ExportFormat.onnx:
-            return onnx_draft(plain, facts, batch, opset)
+            return onnx_draft(plain, facts, batch, opset, pictures)
         case ExportFormat.pt2:
             return pt2_draft(plain, facts, batch)
         case ExportFormat.openvino:

@@ -147,7 +147,8 @@ def sliced_lines(done: "Sliced") -> list[str]:
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
-    batches = f"{done.batch} images per call" if done.batch else "any number of images per call"
+    number = "any number of images" if done.batch is None else "1 image"
+    batches = f"{number if done.batch in (None, 1) else f'{done.batch} images'} per call"
     lines = [
         f"as {form}, {done.dtype}, {mebibytes(done.bytes)} MiB, {batches}",
         f"Loaded again by {done.checked_by}, its logits differ from the level's by "
@@ -157,6 +158,8 @@ def exported_notes(done: "Exported") -> list[str]:
         f"differ from the level's by {done.max_difference:.1e} of the largest of each tensor.",
         f"Load it with: {done.load_line}",
     ]
+    if done.with_preprocessing:
+        lines.append("It takes upright pictures, uint8 (batch, height, width, channels), of any size.")
     if done.int8 is not None:
         lines.extend(_int8_notes(done.int8))
     elif done.packed_layers is not None:
@@ -182,7 +185,8 @@ def exported_notes(done: "Exported") -> list[str]:
 def _int8_notes(int8: "Int8") -> list[str]:
     lines = [
         f"Top-1 {int8.top1:.2f} % in int8, {int8.float_top1:.2f} % in float32, on {int8.images:,} images; "
-        f"both predict the same class for {int8.agreement:.2f} %. Calibrated on {int8.calibration_images} images."
+        f"both predict the same class for {int8.agreement:.2f} %.",
+        f"Ranges of activations are those of {int8.calibration_images} training images.",
     ]
     if int8.float_layers:
         names = ", ".join(int8.float_layers)
