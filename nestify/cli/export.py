@@ -62,7 +62,10 @@ def export(
     ] = None,
     sparse: Annotated[
         bool,
-        typer.Option("--sparse", help="For onnx: pack sparse layers for the engine, which runs them faster."),
+        typer.Option(
+            "--sparse",
+            help="For onnx: pack sparse layers for the engine, which runs them faster; also with --int8.",
+        ),
     ] = False,
     int8: Annotated[
         bool,
@@ -114,7 +117,8 @@ def export(
 
     The model takes images that are preprocessed as its metadata describes, and returns logits, without a
     softmax. The file is loaded again and compared with the level, and kept only if they agree. onnx needs
-    pip install 'nestify\\[onnx]'. A model of --sparse needs the engine's library where it runs.
+    pip install 'nestify\\[onnx]'. A model of --sparse needs the engine's library where it runs. One of --int8
+    is evaluated on the validation images, and kept only if it loses at most --max-drop points.
     """
     from nestify.cli.output import Verbosity, verbosity, write_result
     from nestify.report.results import exported_notes
@@ -148,6 +152,7 @@ def export(
                 batch=batch,
                 opset=opset,
                 with_preprocessing=with_preprocessing,
+                sparse=sparse,
                 progress=progress,
             )
         elif sparse:
@@ -186,8 +191,6 @@ def _check_options(
         problems.append(f"--sparse applies to --format onnx, not to {format}; leave one of them out")
     if sparse and with_preprocessing:
         problems.append("--with-preprocessing does not combine with --sparse; leave one of them out")
-    if sparse and int8:
-        problems.append("--sparse packs layers in float32, so it excludes --int8; leave one of them out")
     if dtype is not None and (sparse or int8):
         problems.append(f"--dtype {dtype} has no use with {'--int8' if int8 else '--sparse'}; leave it out")
     if int8 and for_int8["--data"] is None:
@@ -221,6 +224,6 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "batch": done.batch,
         "opset": done.opset,
         "load": done.load_line,
-        **({} if done.int8 is None else {"int8": asdict(done.int8)}),
+        **({} if done.int8 is None else {"int8": {**asdict(done.int8), "drop": done.int8.drop}}),
         **({} if done.packed_layers is None else {"packed_layers": done.packed_layers}),
     }

@@ -70,17 +70,19 @@ def _export(
     expected = probes(plain, facts, batch)
     model = translate(plain, facts, batch, opset)
     packed = sum(choice.is_sparse for choice in make_sparse(model))
-    done = keep(model_draft(model, _reopen, _load_line), expected, facts, target, batch)
+    done = keep(model_draft(model, reopen_packed, packed_load_line), expected, facts, target, batch)
     return replace(done, packed_layers=packed)
 
 
-def _reopen(path: Path) -> "Runner":
+def reopen_packed(path: Path) -> "Runner":
+    """Load an ONNX model with packed layers on the engine."""
     import torch
 
     return as_network(Session(path, torch.get_num_threads()))
 
 
-def _load_line(path: Path) -> str:
+def packed_load_line(path: Path) -> str:
+    """Return one line of Python that runs the ONNX model with packed layers at a path."""
     return f"nestify.engine.open({str(path)!r})(images)"
 
 

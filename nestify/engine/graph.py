@@ -70,7 +70,7 @@ def _rewrite(model: onnx.ModelProto, graph: ModelGraph, layers: Sequence[SparseL
     ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    _drop_unused(model)
+    drop_unused(model)
     if layers:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
@@ -100,7 +100,7 @@ def _operator(layer: SparseLayer, packed: str) -> Any:
     )
 
 
-def _drop_unused(model: onnx.ModelProto) -> None:
+def drop_unused(model: onnx.ModelProto) -> None:
     """Remove initializers and descriptions of tensors that no node has any more."""
     used = {name for node in model.graph.node for name in (*node.input, *node.output)}
     used.update(names_in_subgraphs(model.graph))

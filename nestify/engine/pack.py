@@ -85,7 +85,7 @@ def pack(weight: SparseWeight, bias: Floats | None = None, block_rows: int = 0) 
         bias = np.ascontiguousarray(bias, np.float32)
         assert bias.shape == (len(starts) - 1,)
     rows, size = ctypes.c_int64(block_rows), ctypes.c_int64()
-    _check(
+    check(
         library.call(
             "nestify_packed_size",
             shape,
@@ -96,7 +96,7 @@ def pack(weight: SparseWeight, bias: Floats | None = None, block_rows: int = 0) 
         )
     )
     packed = np.zeros(size.value, np.uint8)
-    _check(
+    check(
         library.call(
             "nestify_pack",
             shape,
@@ -120,6 +120,7 @@ def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
 
 
-def _check(problem: str | None) -> None:
+def check(problem: str | None) -> None:
+    """Raise an UnsupportedModelError if there is a problem with packing a layer."""
     if problem:
         raise UnsupportedModelError(f"a layer cannot be packed: {problem}; leave it dense")

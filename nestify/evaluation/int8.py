@@ -44,6 +44,7 @@ def export_int8(
     batch: int | None = None,
     opset: int | None = None,
     with_preprocessing: bool = False,
+    sparse: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write one level as an int8 model for ONNX Runtime or OpenVINO, if its accuracy is near the level's.
@@ -67,6 +68,7 @@ def export_int8(
         batch: number of images per call; by default any number.
         opset: version of ONNX's operators.
         with_preprocessing: as for `nestify.export`.
+        sparse: whether sparse layers are packed for the sparse engine, for onnx.
         progress: called after each batch with the images that were evaluated, and their total; None shows a
             bar at a terminal and in a notebook.
 
@@ -82,16 +84,21 @@ def export_int8(
     target = choose_target(source, facts, format or (None if output else "onnx"), output, mark="int8")
     if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
         raise RecipeError(f"--int8 applies to --format onnx and openvino, not to {target.format}")
+    if sparse and target.format is not ExportFormat.onnx:
+        raise RecipeError(f"--sparse applies to --format onnx, not to {target.format}; leave it out")
     check_options(target.format, batch, opset, None, with_preprocessing)
     images = _Images.open(file, number, os.fspath(data), calibrate_images, split, data_root, max_images)
     plain = load_level(file, number)
     make_probes = picture_probes if with_preprocessing else probes
     expected = make_probes(plain, facts, batch)
     with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
-        quantiser = Quantiser(plain, facts, images.calibration, Path(folder), target.format, batch, opset)
+        quantiser = Quantiser(
+            plain, facts, images.calibration, Path(folder), target.format, batch, opset, sparse
+        )
         with shown_progress(progress, "images") as advance:
             draft, result = _within_limit(quantiser, images, plain, max_drop, advance, with_preprocessing)
-        return replace(keep(draft, expected, facts, target, batch), int8=result)
+        done = keep(draft, expected, facts, target, batch)
+        return replace(done, int8=result, packed_layers=quantiser.packed_layers)
 
 
 def _check_numbers(calibrate_images: int, max_drop: float) -> None:
@@ -183,7 +190,7 @@ def _within_limit(
             calibration_images=len(images.calibration),
             float_layers=tuple(layers),
         )
-        if result.float_top1 - result.top1 <= max_drop:
+        if result.drop <= max_drop:
             return draft, result
         kept_float = max(1, 2 * kept_float)
         if kept_float > len(quantiser.layers) // 2:

@@ -9,6 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from nestify.engine.export import as_network, packed_load_line, reopen_packed
+from nestify.engine.graph_int8 import make_sparse_int8
+from nestify.engine.library import load_library
+from nestify.engine.session import Session
 from nestify.errors import UnsupportedModelError, foreign_code
 from nestify.evaluation.runtimes import optimise, quantise
 from nestify.exports.draft import Draft, FolderDraft, Runner, quiet
@@ -41,10 +45,13 @@ class Quantiser:
         format: onnx or openvino.
         batch: number of images per call; None for any number.
         opset: version of ONNX's operators; None for the default.
+        sparse: whether sparse layers are packed for the sparse engine, for onnx.
 
     Attributes:
         title: what messages call the level.
         layers: names of the layers that hold weights, in the order of the graph.
+        packed_layers: number of layers that are packed for the engine in the last model that was made; None
+            if none are asked for.
 
     Raises:
         RecipeError: if a package is missing.
@@ -60,7 +67,11 @@ class Quantiser:
         format: ExportFormat,
         batch: int | None,
         opset: int | None,
+        sparse: bool = False,
     ) -> None:
+        if sparse:
+            load_library()  # so that a missing one is reported before the work
+        self.packed_layers: int | None = 0 if sparse else None
         self.title = facts.title
         self._facts, self._images, self._folder, self._format = facts, images, folder, format
         self._plain, self._batch = plain, batch
@@ -86,12 +97,18 @@ class Quantiser:
             pictures: whether the written model takes pictures and preprocesses them, for onnx.
         """
         path = self._quantise(self._images, [name for name in self.layers if name in set(float_layers)])
-        model = import_module("onnx").load(path)
-        import_module("onnx").helper.set_model_props(model, self._facts.metadata())
+        onnx = import_module("onnx")
+        model = onnx.load(path)
+        onnx.helper.set_model_props(model, self._facts.metadata())
+        if self.packed_layers is not None:
+            self.packed_layers = sum(choice.is_sparse for choice in make_sparse_int8(model))
+            path.write_bytes(model.SerializeToString())
+            run = self._padded(as_network(Session(path, torch.get_num_threads())))
+            return model_draft(model, reopen_packed, packed_load_line, LOGIT_TOLERANCE, "int8"), run
         if pictures:
-            return pictures_draft(model, self._facts, LOGIT_TOLERANCE, "int8"), reopen(path)
+            return pictures_draft(model, self._facts, LOGIT_TOLERANCE, "int8"), self._padded(reopen(path))
         if self._format is ExportFormat.onnx:
-            return model_draft(model, reopen, load_line, LOGIT_TOLERANCE, "int8"), reopen(path)
+            return model_draft(model, reopen, load_line, LOGIT_TOLERANCE, "int8"), self._padded(reopen(path))
         openvino = import_package("openvino", "openvino", "openvino")
 
         def refusal(reason: str) -> UnsupportedModelError:
@@ -103,7 +120,20 @@ class Quantiser:
             translated = openvino.convert_model(path)
             translated.reshape([self._batch or -1, *self._facts.input_size])
         draft = openvino_draft(translated, self._facts, "int8", LOGIT_TOLERANCE)
-        return draft, run_model(translated)
+        return draft, self._padded(run_model(translated))
+
+    def _padded(self, run: Runner) -> Runner:
+        """Return a runner for batches of any size of a model for batches of one size."""
+        if self._batch is None:
+            return run
+        size = self._batch
+
+        def padded(images: Tensor) -> Tensor:
+            filler = images[-1:].expand(-len(images) % size, -1, -1, -1)
+            parts = torch.cat([images, filler]).split(size)
+            return torch.cat([run(part) for part in parts])[: len(images)]
+
+        return padded
 
     def costliest(self, count: int) -> list[str]:
         """Return the layers whose quantisation alone changes the logits most, the worst first.
@@ -120,7 +150,9 @@ class Quantiser:
             exact = self._plain(images)
 
         def cost(layer: str) -> float:  # with all other layers in float32
-            run = reopen(self._quantise(images, [name for name in self.layers if name != layer]))
+            run = self._padded(
+                reopen(self._quantise(images, [name for name in self.layers if name != layer]))
+            )
             return float((run(images) - exact).square().mean())
 
         errors = {layer: cost(layer) for layer in self.layers}
@@ -128,5 +160,5 @@ class Quantiser:
 
     def _quantise(self, images: Tensor, float_layers: Sequence[str]) -> Path:
         path = self._folder / "int8.onnx"
-        quantise(self._model, path, images.numpy().astype(np.float32), float_layers)
+        quantise(self._model, path, images.numpy().astype(np.float32), float_layers, self._batch or 1)
         return path

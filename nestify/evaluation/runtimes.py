@@ -17,15 +17,17 @@ Call = Callable[[], object]
 
 
 class _Reader:
-    """The calibration images, one by one, as onnxruntime's quantiser asks for them."""
+    """The calibration images in batches of one size, as onnxruntime's quantiser asks for them."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, batch: int) -> None:
+        # The last batch is filled with the first images, which are repeated if there are too few.
+        whole = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
         self._batches: Iterator[dict[str, Images]] = iter(
-            [{"images": images[i : i + 1]} for i in range(len(images))]
+            [{"images": whole[i : i + batch]} for i in range(0, len(whole), batch)]
         )
 
     def get_next(self) -> dict[str, Images] | None:
-        """Return the next image, or None."""
+        """Return the next batch, or None."""
         return next(self._batches, None)
 
 
@@ -44,7 +46,9 @@ def optimise(path: Path, output: Path) -> None:
         shapes.quant_pre_process(str(path), str(output), skip_symbolic_shape=True)
 
 
-def quantise(path: Path, output: Path, images: Images, float_nodes: Sequence[str] = ()) -> None:
+def quantise(
+    path: Path, output: Path, images: Images, float_nodes: Sequence[str] = (), batch: int = 1
+) -> None:
     """Quantise an ONNX model to int8: weights per channel, activations by calibration, as QDQ nodes.
 
     Args:
@@ -52,6 +56,7 @@ def quantise(path: Path, output: Path, images: Images, float_nodes: Sequence[str
         output: path of the int8 model.
         images: calibration images (B, C, H, W).
         float_nodes: names of the nodes that stay in float32.
+        batch: number of images per call that the model takes; any model for any number takes 1.
 
     Raises:
         SetupError: if onnxruntime cannot do it.
@@ -61,7 +66,7 @@ def quantise(path: Path, output: Path, images: Images, float_nodes: Sequence[str
         quantization.quantize_static(
             str(path),
             str(output),
-            _Reader(images),
+            _Reader(images, batch),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,

@@ -72,7 +72,7 @@ def model_draft(
         file.write(model.SerializeToString())
 
     runtime = f"onnxruntime {_package('onnxruntime').__version__}"
-    return Draft(write, reopen, load_line, tolerance, runtime, _opset(model), dtype)
+    return Draft(write, reopen, load_line, tolerance, runtime, opset_of(model), dtype)
 
 
 def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Any:
@@ -101,7 +101,7 @@ def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: in
     return model
 
 
-def _opset(model: Any) -> int:
+def opset_of(model: Any) -> int:
     """Return the version of ONNX's operators that a model uses."""
     return int({entry.domain: entry.version for entry in model.opset_import}.get("", 0))
 
@@ -149,7 +149,7 @@ def _translated(program: ExportedProgram, facts: ExportFacts, batch: int | None,
             model: Any = translated.model_proto
     except Exception as error:  # any exception of the translation is about this model
         raise UnsupportedModelError(_why(error, facts)) from error
-    if (reached := _opset(model)) != opset:
+    if (reached := opset_of(model)) != opset:
         raise UnsupportedModelError(
             f"{facts.title} cannot be written in opset {opset}; give --opset {reached}, or leave it out"
         )

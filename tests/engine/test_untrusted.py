@@ -34,7 +34,8 @@ def places(packed: Bytes) -> dict[str, int]:
     ("place", "dtype", "value", "word"),
     [
         (0, "<u4", 1, "not a packed layer"),
-        (4, "<u4", 2, "format 2"),
+        (4, "<u4", 3, "format 3"),
+        (4, "<u4", 2, "channels"),
         (8, "<u4", 0, "outputs"),
         (8, "<u4", 2**31, "outputs"),
         (12, "<u4", 2**31, "inputs"),
@@ -45,6 +46,7 @@ def places(packed: Bytes) -> dict[str, int]:
         (28, "<u4", 13, "blocks"),
         (32, "<u8", 2**63, "too many weights"),
         (32, "<u8", 1, "size"),
+        (40, "<u4", 4, "channels"),
         (60, "<u4", 1, "reserved"),
         ("starts", "<i4", 1, "start"),
         ("starts", "<i4", -1, "start"),

@@ -12,7 +12,7 @@ constexpr uint64_t kMostWeights = INT32_MAX;
 
 // Offsets of the arrays of a packed layer.
 struct Layout {
-  uint64_t starts, values, bias, columns, order, end;
+  uint64_t starts, values, bias, multipliers, columns, order, end;
 };
 
 std::string check_shape(const Geometry& g) {
@@ -34,7 +34,7 @@ bool advance(uint64_t& offset, uint64_t count, uint64_t size) {
   return !__builtin_mul_overflow(count, size, &bytes) && !__builtin_add_overflow(offset, bytes, &offset);
 }
 
-bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, Layout& layout) {
+bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, bool is_int8, Layout& layout) {
   const uint64_t outputs = static_cast<uint64_t>(g.groups * g.outputs);
   uint64_t rows;
   if (__builtin_mul_overflow(outputs, static_cast<uint64_t>(block_count(g, block_rows)), &rows)) return false;
@@ -44,6 +44,8 @@ bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, Layout
   if (!advance(offset, weights, sizeof(float))) return false;
   layout.bias = offset;
   if (!advance(offset, outputs, sizeof(float))) return false;
+  layout.multipliers = offset;
+  if (is_int8 && !advance(offset, outputs, sizeof(float))) return false;
   layout.columns = offset;
   if (!advance(offset, weights, sizeof(uint16_t))) return false;
   layout.order = offset;
@@ -91,24 +93,37 @@ std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer) {
   if (reinterpret_cast<uintptr_t>(bytes) % alignof(float)) return "it is not aligned";
   std::memcpy(&header, bytes, sizeof header);
   if (header.magic != kMagic) return "it is not a packed layer of this byte order";
-  if (header.format != kFormat) return "it has format " + std::to_string(header.format) + ", not 1";
+  const bool is_int8 = header.format == kFormatInt8;
+  if (header.format != kFormat && !is_int8) return "it has format " + std::to_string(header.format) + ", not 1 or 2";
   for (uint32_t word : header.reserved)
     if (word) return "a reserved word of its header is not 0";
   Geometry g{header.outputs, header.inputs, header.groups, header.kernel_h, header.kernel_w};
   if (std::string problem = check_shape(g); !problem.empty()) return problem;
+  if (is_int8 ? (header.channels + uint64_t(3)) / 4 != header.inputs : header.channels != 0)
+    return "its number of channels is not that of its quads";
   const int64_t block_rows = header.block_rows;
   if (block_rows < 1 || block_rows > kMostBlockRows || block_rows % g.taps()) return "its blocks have no valid size";
   if (header.weights > kMostWeights) return "it has too many weights";
   Layout layout;
-  if (!make_layout(g, block_rows, header.weights, layout) || layout.end != size)
+  if (!make_layout(g, block_rows, header.weights, is_int8, layout) || layout.end != size)
     return "its size is not what its header says";
   PackedLayer found;
   found.shape = g;
   found.block_rows = block_rows;
   found.blocks = block_count(g, block_rows);
   found.starts = at<int32_t>(bytes, layout.starts);
-  found.values = at<float>(bytes, layout.values);
-  found.bias = at<float>(bytes, layout.bias);
+  if (is_int8) {
+    found.channels = header.channels;
+    found.quads = at<int32_t>(bytes, layout.values);
+    found.sums = at<int32_t>(bytes, layout.bias);
+    found.multipliers = at<float>(bytes, layout.multipliers);
+    for (int64_t o = 0; o < g.groups * g.outputs; o++)
+      if (!(found.multipliers[o] >= 0 && found.multipliers[o] <= kLargestMultiplier))
+        return "a multiplier is out of range";
+  } else {
+    found.values = at<float>(bytes, layout.values);
+    found.bias = at<float>(bytes, layout.bias);
+  }
   found.columns = at<uint16_t>(bytes, layout.columns);
   found.order = at<uint16_t>(bytes, layout.order);
 
@@ -141,7 +156,7 @@ std::string packed_size(const Geometry& g, const SparseRows& rows, int64_t& bloc
   if (block_rows < 1 || block_rows > kMostBlockRows || block_rows % g.taps())
     return "the rows of a block are not a multiple of the kernel's size";
   Layout layout;
-  if (!make_layout(g, block_rows, weights, layout)) return "the layer is too large";
+  if (!make_layout(g, block_rows, weights, rows.channels, layout)) return "the layer is too large";
   size = layout.end;
   return "";
 }
@@ -152,10 +167,11 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
   if (due != size) return "the buffer does not have the layer's size";
   const int64_t outputs = g.groups * g.outputs, weights = rows.starts[outputs];
   Layout layout;
-  make_layout(g, block_rows, weights, layout);
+  make_layout(g, block_rows, weights, rows.channels, layout);
   PackedHeader header{};
   header.magic = kMagic;
-  header.format = kFormat;
+  header.format = rows.channels ? kFormatInt8 : kFormat;
+  header.channels = uint32_t(rows.channels);
   header.outputs = uint32_t(g.outputs);
   header.inputs = uint32_t(g.inputs);
   header.groups = uint32_t(g.groups);
@@ -165,11 +181,16 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
   header.weights = uint64_t(weights);
   std::memcpy(bytes, &header, sizeof header);
   auto* starts = const_cast<int32_t*>(at<int32_t>(bytes, layout.starts));
-  auto* values = const_cast<float*>(at<float>(bytes, layout.values));
-  auto* bias = const_cast<float*>(at<float>(bytes, layout.bias));
+  auto* values = const_cast<uint32_t*>(at<uint32_t>(bytes, layout.values));
+  auto* bias = const_cast<char*>(at<char>(bytes, layout.bias));
   auto* columns = const_cast<uint16_t*>(at<uint16_t>(bytes, layout.columns));
   auto* order = const_cast<uint16_t*>(at<uint16_t>(bytes, layout.order));
-  for (int64_t o = 0; o < outputs; o++) bias[o] = rows.bias ? rows.bias[o] : 0.0f;
+  if (rows.bias)
+    std::memcpy(bias, rows.bias, size_t(outputs) * 4);
+  else
+    std::memset(bias, 0, size_t(outputs) * 4);
+  if (rows.channels)
+    std::memcpy(static_cast<char*>(bytes) + layout.multipliers, rows.multipliers, size_t(outputs) * sizeof(float));
 
   std::vector<int64_t> next(rows.starts, rows.starts + outputs);  // first weight that is not packed yet
   std::vector<int64_t> count(g.outputs);
@@ -192,7 +213,7 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
         *starts++ = int32_t(packed);
         int64_t& i = next[group * g.outputs + o];
         for (int64_t end_of_row = i + count[o]; i < end_of_row; i++, packed++) {
-          values[packed] = rows.values[i];
+          values[packed] = static_cast<const uint32_t*>(rows.values)[i];
           columns[packed] = uint16_t(rows.columns[i] - first);
         }
       }

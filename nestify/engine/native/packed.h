@@ -11,6 +11,10 @@
 //   bias     float32 [groups * outputs]
 //   columns  uint16  [weights]                          column inside the block
 //   order    uint16  [groups * blocks * outputs]        output that a row computes
+//
+// An int8 layer (format 2) multiplies quads: four input channels of one tap. Its header counts quads as inputs and
+// weights, and has the number of channels of a group as `channels`. Its values are quads of int8, its bias is int32,
+// and multipliers, float32 [groups * outputs], follow the bias: a sum times its multiplier is in units of the output.
 #pragma once
 #include <cstdint>
 #include <string>
@@ -18,9 +22,10 @@
 namespace nestify {
 
 constexpr uint32_t kMagic = 0x4b50534e;  // "NSPK"
-constexpr uint32_t kFormat = 1;
+constexpr uint32_t kFormat = 1, kFormatInt8 = 2;
 constexpr int64_t kMostOutputs = 65536;    // of one group: an output is stored as uint16
 constexpr int64_t kMostBlockRows = 65536;  // likewise a column inside its block
+constexpr float kLargestMultiplier = 0.5f, kLargestScale = 1e6f;  // int8 results stay in the range of int32
 constexpr int64_t kMostSide = 32767;       // of kernels, strides, paddings and dilations
 
 struct PackedHeader {
@@ -29,7 +34,8 @@ struct PackedHeader {
   uint32_t kernel_h, kernel_w;
   uint32_t block_rows;  // columns of one block; a multiple of kernel_h * kernel_w
   uint64_t weights;
-  uint32_t reserved[6];
+  uint32_t channels;  // of an int8 layer; 0 of others
+  uint32_t reserved[5];
 };
 static_assert(sizeof(PackedHeader) == 64, "the header has a fixed size");
 
@@ -47,6 +53,10 @@ struct PackedLayer {
   const int32_t* starts = nullptr;
   const float* values = nullptr;
   const float* bias = nullptr;
+  int64_t channels = 0;  // of a group of an int8 layer, which has what follows in place of values and bias
+  const int32_t* quads = nullptr;
+  const int32_t* sums = nullptr;
+  const float* multipliers = nullptr;
   const uint16_t* columns = nullptr;
   const uint16_t* order = nullptr;
 };
@@ -55,8 +65,10 @@ struct PackedLayer {
 struct SparseRows {
   const int64_t* starts;   // [groups * outputs + 1]
   const int32_t* columns;  // ascending in a row, below the reduction
-  const float* values;
-  const float* bias;  // [groups * outputs], or null for zeros
+  const void* values;       // float32, or quads of int8
+  const void* bias;         // [groups * outputs] float32, or int32 for an int8 layer; null for zeros
+  const float* multipliers = nullptr;  // [groups * outputs] of an int8 layer; null for others
+  int64_t channels = 0;                // of a group of an int8 layer; 0 for others
 };
 
 // Each of these returns an empty string, or what is wrong.
