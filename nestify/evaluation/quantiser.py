@@ -5,7 +5,6 @@ from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -14,7 +13,7 @@ from nestify.engine.graph_int8 import make_sparse_int8
 from nestify.engine.library import load_library
 from nestify.engine.session import Session
 from nestify.errors import UnsupportedModelError, foreign_code
-from nestify.evaluation.runtimes import optimise, quantise
+from nestify.evaluation.runtimes import optimise, quantise_optimised
 from nestify.exports.draft import Draft, FolderDraft, Runner, quiet
 from nestify.exports.onnx import load_line, model_draft, pictures_draft, reopen, translate
 from nestify.exports.openvino import model_draft as openvino_draft
@@ -160,5 +159,5 @@ class Quantiser:
 
     def _quantise(self, images: Tensor, float_layers: Sequence[str]) -> Path:
         path = self._folder / "int8.onnx"
-        quantise(self._model, path, images.numpy().astype(np.float32), float_layers, self._batch or 1)
+        quantise_optimised(self._model, path, images.numpy(), float_layers, self._batch or 1)
         return path

@@ -26,7 +26,7 @@ from nestify.evaluation.bench import (
     this_machine,
     torch_threads,
 )
-from nestify.evaluation.runtimes import RUNTIMES, Call, Images, optimise, quantise
+from nestify.evaluation.runtimes import RUNTIMES, Call, Images, quantise
 from nestify.exports.draft import quiet
 from nestify.exports.onnx import translate
 from nestify.exports.target import ExportFacts
@@ -214,8 +214,7 @@ def _dense(
     paths = {FLOAT32: folder / "float32.onnx"}
     paths[FLOAT32].write_bytes(model.SerializeToString())
     try:
-        optimise(paths[FLOAT32], folder / "optimised.onnx")
-        quantise(folder / "optimised.onnx", folder / "int8.onnx", _calibration_images(file, data))
+        quantise(paths[FLOAT32], folder / "int8.onnx", _calibration_images(file, data))
         paths[INT8] = folder / "int8.onnx"
     except SetupError as error:
         skipped.append(f"int8: {error}.")

@@ -46,17 +46,33 @@ def optimise(path: Path, output: Path) -> None:
         shapes.quant_pre_process(str(path), str(output), skip_symbolic_shape=True)
 
 
-def quantise(
-    path: Path, output: Path, images: Images, float_nodes: Sequence[str] = (), batch: int = 1
-) -> None:
+def quantise(path: Path, output: Path, images: Images) -> None:
     """Quantise an ONNX model to int8: weights per channel, activations by calibration, as QDQ nodes.
 
     Args:
-        path: the float32 model, as `optimise` writes it.
+        path: the float32 model.
+        output: path of the int8 model.
+        images: calibration images (B, C, H, W).
+
+    Raises:
+        SetupError: if onnxruntime cannot do it.
+    """
+    optimised = output.with_name("optimised.onnx")
+    optimise(path, optimised)
+    quantise_optimised(optimised, output, images)
+
+
+def quantise_optimised(
+    path: Path, output: Path, images: Images, float_nodes: Sequence[str] = (), batch: int = 1
+) -> None:
+    """Quantise a model that `optimise` wrote.
+
+    Args:
+        path: the float32 model.
         output: path of the int8 model.
         images: calibration images (B, C, H, W).
         float_nodes: names of the nodes that stay in float32.
-        batch: number of images per call that the model takes; any model for any number takes 1.
+        batch: number of images per call that the model takes; a model for any number takes 1.
 
     Raises:
         SetupError: if onnxruntime cannot do it.

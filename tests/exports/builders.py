@@ -39,8 +39,9 @@ def facts_of(model: nn.Module, side: int | None = None, **changes: Any) -> Expor
 
 
 def target_in(folder: Path, format: str) -> Target:
-    """A file `model` with the suffix of the format."""
-    return Target(folder / f"model{ExportFormat(format).suffix}", ExportFormat(format))
+    """A file or folder `model` with the suffix of the format."""
+    chosen = ExportFormat(format)
+    return Target(folder / f"model{chosen.suffix}", chosen, folder=chosen.is_folder)
 
 
 def alive(name: str, **kwargs: Any) -> nn.Module:
