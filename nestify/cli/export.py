@@ -9,7 +9,7 @@ import typer
 
 from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
 from nestify.errors import RecipeError
-from nestify.exports.target import ExportFormat
+from nestify.exports.target import ExportFormat, PackedType
 
 if TYPE_CHECKING:
     from nestify.exports.write import Exported
@@ -55,8 +55,8 @@ def export(
         str | None,
         typer.Option(
             "--dtype",
-            help="Type that weights are stored as: float32 or float16 for openvino; float16, float32 or int8 "
-            "for coreml.",
+            help="Type that weights are stored as: float32 or float16 for openvino and --sparse; float16, "
+            "float32 or int8 for coreml.",
             show_default="the first of these",
         ),
     ] = None,
@@ -158,7 +158,9 @@ def export(
         elif sparse:
             from nestify.engine.export import export_sparse
 
-            done = export_sparse(file, level, output, batch=batch, opset=opset)
+            done = export_sparse(
+                file, level, output, batch=batch, opset=opset, dtype=PackedType(dtype or "float32")
+            )
         else:
             from nestify.exports.export import export as run
 
@@ -191,8 +193,10 @@ def _check_options(
         problems.append(f"--sparse applies to --format onnx, not to {format}; leave one of them out")
     if sparse and with_preprocessing:
         problems.append("--with-preprocessing does not combine with --sparse; leave one of them out")
-    if dtype is not None and (sparse or int8):
-        problems.append(f"--dtype {dtype} has no use with {'--int8' if int8 else '--sparse'}; leave it out")
+    if dtype is not None and int8:
+        problems.append(f"--dtype {dtype} has no use with --int8; leave it out")
+    elif dtype is not None and sparse and dtype not in list(PackedType):
+        problems.append(f"--dtype {dtype} is not a type of --sparse; give {' or '.join(PackedType)}")
     if int8 and for_int8["--data"] is None:
         problems.append("--int8 needs images to calibrate and evaluate on; give --data FOLDER")
     if not int8:

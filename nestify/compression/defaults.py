@@ -8,6 +8,7 @@ from pathlib import Path
 from nestify.data.dataset import Images
 from nestify.data.source import locate_split
 from nestify.errors import DataError, RecipeError
+from nestify.recipe.level_options import LONG_RUN_RAMP, LONG_RUN_STEPS
 from nestify.recipe.options import LEAST_FINETUNE_EPOCHS, USUAL_HOLDOUT, DataOptions
 from nestify.recipe.recipe import Recipe
 from nestify.training.observer import Observer
@@ -81,6 +82,21 @@ def with_new_head(recipe: Recipe, replaced: bool, steps_per_epoch: int, observer
         )
     recipe = _with(recipe, "model", new_head=replaced)
     return _with(recipe, "finetune", epochs=epochs or 0)
+
+
+def with_ramp(recipe: Recipe, steps: int) -> Recipe:
+    """Set `schedule.ramp` by the length of the training.
+
+    While sparsity increases, a level trains weights that it will lose. A short training has no steps to spare
+    for that.
+
+    Args:
+        recipe: the recipe.
+        steps: number of steps that train each level.
+    """
+    if recipe.schedule.ramp is not None:
+        return recipe
+    return _with(recipe, "schedule", ramp=LONG_RUN_RAMP if steps >= LONG_RUN_STEPS else 0.0)
 
 
 def _names_validation(data: DataOptions) -> bool:

@@ -1,6 +1,7 @@
 """Budgets of latency: the times that they are predicted from, and the measurement at the end of a run."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
@@ -15,27 +16,42 @@ from nestify.training.distributed import World
 from nestify.training.observer import Observer
 
 
-def times_of_layers(
-    network: nn.Module, spec: ModelSpec, recipe: Recipe, observer: Observer, world: World
-) -> LayerTimes | None:
-    """Return the times of a network's layers on rank 0's machine; None if no level has a budget of latency.
+@dataclass
+class LayerTimer:
+    """Measures a model's layers on rank 0's machine, once in a run.
 
-    Args:
-        network: a timm model, not changed.
-        spec: its description.
+    Attributes:
+        spec: description of the model.
         recipe: the recipe with the levels.
-        observer: notified of the stage.
         world: the processes of the run, which all get the same times.
-
-    Raises:
-        NestifyError: if the model does not run on the sparse engine.
+        times: the times; None before they are measured.
     """
-    if not _latency_budgets(recipe.levels):
-        return None
-    from nestify.engine.profile import layer_times  # needs onnx, which not every installation has
 
-    observer.stage("measuring the layers on the sparse engine")
-    return world.broadcast_object(layer_times(network, spec) if world.is_main else None)
+    spec: ModelSpec
+    recipe: Recipe
+    world: World
+    times: LayerTimes | None = None
+
+    def measure(self, observer: Observer, networks: Sequence[nn.Module]) -> LayerTimes:
+        """Return the times of the layers.
+
+        Args:
+            observer: notified of the stage.
+            networks: the model at several widths, the narrowest first and the full one last; not changed.
+
+        Raises:
+            NestifyError: if the model does not run on the sparse engine.
+        """
+        if self.times is None:
+            from nestify.engine.profile import layer_times  # needs onnx, which not every installation has
+
+            observer.stage("measuring the layers on the sparse engine")
+            recipe = self.recipe
+            masked = recipe.schedule.kind == "weight" or any(level.sparsity for level in recipe.levels)
+            found = layer_times(networks, self.spec, packed=masked) if self.world.is_main else None
+            self.times = self.world.broadcast_object(found)
+        assert self.times is not None
+        return self.times
 
 
 def _latency_budgets(levels: Sequence[Level]) -> dict[int, Budget]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from timm.utils import random_seed
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
+from nestify.compression.defaults import with_ramp
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
-from nestify.compression.latency import times_of_layers
+from nestify.compression.latency import LayerTimer
+from nestify.compression.untrained import Untrained
 from nestify.data.dataset import Images
 from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
@@ -94,7 +97,11 @@ class Run:
             rank=world.rank,
             world_size=world.size,
         )
+        self._epoch_steps = steps_per_epoch(self.train_batches, recipe.train.accumulate)
+        self._stage_steps = total_steps(recipe.train.epochs, self._epoch_steps)
+        self.recipe = recipe = with_ramp(recipe, self._stage_steps)
         self._removable: Removable | None = None
+        self._timer = LayerTimer(self.spec, recipe, world)
         self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
         network, teacher = self.inputs.pretrained.model, self.inputs.teacher
         self.checkpoints = Checkpoints(
@@ -112,25 +119,21 @@ class Run:
         Args:
             estimate: whether to run one small step to estimate the time and memory of training.
         """
-        network = self.inputs.pretrained.model
-        design = self._nest(deepcopy(network).cpu())
+        design = self._nest(deepcopy(self.inputs.pretrained.model).cpu())
         nested, levels, removable = design.nested, design.levels, design.removable
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         count = design.solver.count
         costs = level_costs(nested, count)
-        empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels, self.inputs.held_out_record)
         told = nested.classes, self.labels.class_sets(len(levels)), design.solver.latencies(nested)
-        accumulate = self.recipe.train.accumulate
-        epoch_steps = steps_per_epoch(self.train_batches, accumulate)
-        stage_steps = total_steps(self.recipe.train.epochs, epoch_steps)
-        finetune_steps = (self.recipe.finetune.epochs or 0) * epoch_steps
         seconds = memory = None
+        finetune_steps = (self.recipe.finetune.epochs or 0) * self._epoch_steps
         if estimate:
             everything = Stage(self.frozen, nested.n_levels)  # a step of all stages costs about as much
             task = self._phases().make_task(nested.to(self.device), None, everything)
             step_seconds, memory = estimate_step(task, self.inputs.batch_size)
-            seconds = step_seconds * accumulate * (stage_steps + finetune_steps / nested.n_levels)
+            steps = self._stage_steps + finetune_steps / nested.n_levels
+            seconds = step_seconds * self.recipe.train.accumulate * steps
         narrower, shallower = (
             any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
         )
@@ -142,13 +145,12 @@ class Run:
             train_images=len(self.inputs.train_images),
             val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
-            steps=stage_steps * len(self.stages),
-            uncounted=count.uncounted
-            if removable is None
-            else {**removable.layers.uncounted, **count.uncounted},
+            steps=self._stage_steps * len(self.stages),
+            ramp=self.recipe.schedule.ramp or 0.0,
+            uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,
             blocks=len(removable.ranking) if removable and shallower else 0,
-            warnings=empty,
+            warnings=check_empty(nested),
             without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,
             memory_bytes=memory,
@@ -178,8 +180,10 @@ class Run:
         design = self._nest(network)
         nested, levels = design.nested, design.levels
         numbers = range(self.frozen + 1, nested.n_levels + 1)
-        if not checkpoints.is_in_train_phase:
+        if recipe.train.epochs and not checkpoints.is_in_train_phase:
             self._recalibrate_levels(nested, [k for k in numbers if nested.is_smaller(k)])
+        if not recipe.train.epochs:
+            self._make_untrained(nested, levels)
         before = checkpoints.early_results.before
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
@@ -188,14 +192,11 @@ class Run:
         # Train the levels. Sparsities that depend on a budget are solved again when the masks are frozen.
         if recipe.train.epochs:
             nested, levels = self._train_levels(design, teacher)
-        else:
-            choose_weights(nested, levels, recipe.schedule.score, self.frozen)
 
         # Evaluate what the file will hold: rounded weights, and batch norm statistics that fit them.
         round_to_stored(nested, recipe)
-        if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
-            stale = [k for k in numbers if recipe.train.epochs or nested.is_reduced(k)]
-            self._recalibrate_levels(nested, stale)
+        if recipe.train.bn == "recalibrate" and recipe.train.epochs:
+            self._recalibrate_levels(nested, numbers)
         observer.stage("evaluating the levels")
         after = self._evaluate_levels(nested)
         observer.evaluated("after", int(recipe.train.epochs), after)
@@ -280,33 +281,30 @@ class Run:
     def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
-        images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
         given = None if self.base is None else self.base.sizes
-        times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
-        made = design_levels(
-            network, self.spec, self.recipe, self.labels, images, self._removable, given, times
-        )
+        times = partial(self._timer.measure, self.observer)
+        images, known, warn = Pictures(self._shuffled()), self._removable, self.observer.warned
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, known, given, times, warn)
         self._removable = made.removable
         if self.base is not None:
             self.base.install(made.nested)
         return made
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
-        """Evaluate the levels without training: the best weights kept, batch norm recalibrated."""
-        dense = nested.entry_levels
-        kept = {name: entry.clone() for name, entry in dense.tensors.items()}
-        choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
-        plain = {}
+        """Evaluate the levels without training; a model that is to be trained is restored."""
+        state = deepcopy(nested.state_dict())
+        if self.recipe.train.epochs:
+            self._make_untrained(nested, levels)
         self.observer.stage("evaluating the levels before training")
-        for level in range(self.frozen + 1, nested.n_levels + 1):
-            model = nested.at_level(level)
-            if nested.is_reduced(level) and not nested.is_smaller(level):  # those are recalibrated already
-                self._recalibrate_plain(model)
-            plain[level] = model
-        before = self._evaluate_plain(plain, self.labels.parents)
-        nested.set_entry_levels(replace(dense, tensors=kept))
+        before = self._evaluate_levels(nested)
+        nested.load_state_dict(state)
         self.observer.evaluated("before", 0, before)
         return before
+
+    def _make_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
+        """Choose the weights of all levels, and make the levels as good as they can be without training."""
+        parents, frozen = self.labels.parents, self.frozen
+        Untrained(self.recipe, self._shuffled, self.observer, parents, frozen).make(nested, levels)
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
         """Measure the private statistics of levels on training images."""
@@ -314,12 +312,11 @@ class Run:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
             plain = nested.at_level(level)
-            self._recalibrate_plain(plain)
+            recalibrate(plain, Pictures(self._shuffled()), self.recipe.train.recalibrate_batches)
             nested.load_own(level, plain)
 
-    def _recalibrate_plain(self, model: nn.Module) -> None:
-        loader = self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
-        recalibrate(model, Pictures(loader), self.recipe.train.recalibrate_batches)
+    def _shuffled(self) -> Loader:
+        return self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
 
     def _evaluate_plain(
         self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS

@@ -123,6 +123,11 @@ class _QuantisedGraph(ModelGraph):
         node = self.producer(name, "DequantizeLinear")
         return None if node is None else self.activations(node, node.input[0])
 
+    def is_pooled(self, name: str) -> bool:
+        """Return whether a MaxPool reads a tensor, dequantised."""
+        readers = [node for source in self.consumers[name] for node in self.consumers[source.output[0]]]
+        return any(node.op_type == "MaxPool" for node in readers)
+
 
 def _plan(graph: _QuantisedGraph) -> tuple[list[Int8Layer], list[Choice]]:
     layers: list[Int8Layer] = []
@@ -141,28 +146,34 @@ def _plan(graph: _QuantisedGraph) -> tuple[list[Int8Layer], list[Choice]]:
         shape = graph.shape(node.output[0])
         macs = None if shape is None else prod(shape[2:]) * weight.size
         layer = _read(graph, node, source, quads)
-        if options.get("auto_pad", b"NOTSET") != b"NOTSET":
-            reason = "it uses auto_pad"
-        elif groups > 1 and weight.shape[1] == 1:
-            reason = "it is depthwise"
-        elif quads.density > HIGHEST_DENSITY:
-            reason = "it is not sparse enough"
-        elif macs is None:
-            reason = "the size of its output is not known"
-        elif macs < LEAST_MACS:
-            reason = "it is too small"
-        elif layer is None:
-            reason = "it is not quantised as the engine needs"
-        elif (_multipliers(layer)[np.diff(quads.starts) > 0] > LARGEST_MULTIPLIER).any():
-            reason = "the range of its output is too small"
-        else:
-            reason = ""
+        reason = _why_dense(graph, node, quads, macs, layer)
         choices.append(Choice(source.input[0], "Conv", round(quads.density, 6), macs, reason))
         if layer and not reason:
             _take_residual(graph, layer, taken)
             taken.update(id(fused) for fused in layer.fused)
             layers.append(layer)
     return layers, choices
+
+
+def _why_dense(
+    graph: _QuantisedGraph, node: Any, weight: QuadWeight, macs: int | None, layer: Int8Layer | None
+) -> str:
+    """Return why a layer stays dense, or an empty string."""
+    _, inputs, groups, _, _ = weight.shape
+    used = np.diff(weight.starts) > 0
+    reasons = {
+        "it uses auto_pad": attributes(node).get("auto_pad", b"NOTSET") != b"NOTSET",
+        "it is depthwise": groups > 1 and inputs == 1,
+        "it is not sparse enough": weight.density > HIGHEST_DENSITY,
+        "the size of its output is not known": macs is None,
+        "it is too small": macs is not None and macs < LEAST_MACS,
+        "it is not quantised as the engine needs": layer is None,
+        # ONNX Runtime pools uint8 fast only in the layout that its own convolutions have.
+        "its output is pooled": layer is not None and graph.is_pooled(layer.output.name),
+        "the range of its output is too small": layer is not None
+        and bool((_multipliers(layer)[used] > LARGEST_MULTIPLIER).any()),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), "")
 
 
 def _read(graph: _QuantisedGraph, node: Any, source: Any, weight: QuadWeight) -> Int8Layer | None:

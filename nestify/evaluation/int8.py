@@ -183,7 +183,7 @@ def _within_limit(
         draft, run = quantiser.draft(layers, pictures)
         found = _predict(run, images, advance)
         result = Int8(
-            float_top1=_percent(level.right),
+            float32_top1=_percent(level.right),
             top1=_percent(found.right),
             agreement=_percent(level.classes == found.classes),
             images=len(level.classes),
@@ -195,7 +195,7 @@ def _within_limit(
         kept_float = max(1, 2 * kept_float)
         if kept_float > len(quantiser.layers) // 2:
             raise GateFailed(
-                f"int8 takes {quantiser.title} from {result.float_top1:.2f} % to {result.top1:.2f} % top-1 "
+                f"int8 takes {quantiser.title} from {result.float32_top1:.2f} % to {result.top1:.2f} % top-1 "
                 f"({result.images} images; {len(layers)} of {len(quantiser.layers)} layers in float32), more "
                 f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a "
                 "larger --max-drop"

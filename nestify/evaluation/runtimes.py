@@ -53,6 +53,7 @@ def quantise(path: Path, output: Path, images: Images) -> None:
         path: the float32 model.
         output: path of the int8 model.
         images: calibration images (B, C, H, W).
+        batch: images per call of the model; the images are a multiple of it.
 
     Raises:
         SetupError: if onnxruntime cannot do it.
@@ -114,13 +115,13 @@ def on_onnxruntime(path: Path, images: Images, threads: int) -> Call:
     return lambda: session.run(None, {"images": images})
 
 
-def on_openvino(path: Path, images: Images, threads: int) -> Call:
-    """Load an ONNX model with OpenVINO, for this batch size and without bfloat16."""
+def on_openvino(path: Path, images: Images, threads: int, precision: str = "f32") -> Call:
+    """Load an ONNX model with OpenVINO, for this batch size; it may use bfloat16 if `precision` is bf16."""
     options: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
     with _fenced("openvino", path):
         core = import_module("openvino").Core()

@@ -2,14 +2,14 @@
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
-from torch.export import ExportedProgram
 
 from nestify.errors import RecipeError, UnsupportedModelError
 from nestify.exports import preprocessing
@@ -87,17 +87,67 @@ def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: in
         RecipeError: if a package is missing, or there is no such opset.
         UnsupportedModelError: if torch cannot trace the model, ONNX lacks an operator, or it is too large.
     """
-    packages = import_packages()
     opset = DEFAULT_OPSET if opset is None else opset
-    newest = packages["onnx"].defs.onnx_opset_version()
+    graph = trace(plain, facts, batch, opset)
+    optimise(graph, facts, opset)
+    model = serialise(graph, facts)
+    _check_size(model.ByteSize(), facts)
+    return model
+
+
+def trace(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int) -> Any:
+    """Translate a level to a graph that is not optimised yet, in which weights have their state-dict names.
+
+    The values of weights do not change the graph, and it shares their memory.
+
+    Returns:
+        The graph, an `onnx_ir.Model`.
+
+    Raises:
+        NestifyError: as `translate`.
+    """
+    newest = import_packages()["onnx"].defs.onnx_opset_version()
     if not 1 <= opset <= newest:
         raise RecipeError(
             f"opset {opset} is not a version of ONNX; give --opset 1 to {newest}, such as {DEFAULT_OPSET}"
         )
     _check_size(sum(t.numel() * t.element_size() for t in plain.state_dict().values()), facts)
-    model = _translated(capture(plain, facts, batch), facts, batch, opset)
-    packages["onnx"].helper.set_model_props(model, facts.metadata())
-    _check_size(model.ByteSize(), facts)
+    program = capture(plain, facts, batch)
+    with _translating(facts):
+        translated = torch.onnx.export(
+            program,
+            dynamo=True,
+            opset_version=opset,
+            optimize=False,
+            input_names=["images"],
+            output_names=["logits"],
+            dynamic_shapes=None if batch else ({0: "batch"},),  # only its name; the program has the rest
+            verbose=False,
+        )
+        assert translated is not None
+        return translated.model
+
+
+def optimise(graph: Any, facts: ExportFacts, opset: int = DEFAULT_OPSET) -> None:
+    """Optimise a graph of `trace` in place, as torch's exporter does: batch norm is folded, constants too.
+
+    Raises:
+        UnsupportedModelError: if it cannot be written in this version of ONNX's operators.
+    """
+    with _translating(facts):
+        torch.onnx.ONNXProgram(graph, None).optimize()
+        # The nodes' metadata names modules of torch and timm, and is as large as a small model.
+        import_module("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(graph)
+    if (reached := graph.opset_imports.get("")) != opset:
+        raise UnsupportedModelError(
+            f"{facts.title} cannot be written in opset {opset}; give --opset {reached}, or leave it out"
+        )
+
+
+def serialise(graph: Any, facts: ExportFacts) -> Any:
+    """Return a graph as a protobuf message with the level's facts."""
+    model = import_module("onnx_ir").to_proto(graph)
+    import_packages()["onnx"].helper.set_model_props(model, facts.metadata())
     return model
 
 
@@ -127,33 +177,15 @@ def _check_size(size: int, facts: ExportFacts) -> None:
         )
 
 
-def _translated(program: ExportedProgram, facts: ExportFacts, batch: int | None, opset: int) -> Any:
-    """Translate a level, and return the ONNX model as a protobuf message."""
+@contextmanager
+def _translating(facts: ExportFacts) -> Iterator[None]:
+    """Turn what the block raises into an error about the model."""
     try:
         # With gradients enabled, attention would be decomposed in another memory layout than the traced one.
         with quiet(), torch.no_grad():
-            translated = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=opset,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_shapes=None
-                if batch
-                else ({0: "batch"},),  # only its name is needed; the program has the rest
-                verbose=False,
-            )
-            assert translated is not None
-            # The nodes' metadata names modules of torch and timm, and is as large as a small model.
-            import_module("onnx_ir.passes.common").ClearMetadataAndDocStringPass()(translated.model)
-            model: Any = translated.model_proto
+            yield
     except Exception as error:  # any exception of the translation is about this model
         raise UnsupportedModelError(_why(error, facts)) from error
-    if (reached := opset_of(model)) != opset:
-        raise UnsupportedModelError(
-            f"{facts.title} cannot be written in opset {opset}; give --opset {reached}, or leave it out"
-        )
-    return model
 
 
 def _why(error: BaseException, facts: ExportFacts) -> str:

@@ -135,6 +135,13 @@ _DTYPES = {
 }
 
 
+class PackedType(StrEnum):
+    """Type in which the weights of packed layers are stored; the kernels compute in float32."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
 @dataclass(frozen=True)
 class Target:
     """Path and format of an export.

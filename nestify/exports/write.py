@@ -26,7 +26,7 @@ class Int8:
     """Accuracy of an int8 model next to that of its level, on the same images.
 
     Attributes:
-        float_top1: top-1 accuracy of the level in percent.
+        float32_top1: top-1 accuracy of the level in percent.
         top1: top-1 accuracy of the int8 model in percent.
         agreement: share of the images for which both predict the same class, in percent.
         images: number of these images.
@@ -34,7 +34,7 @@ class Int8:
         float_layers: names of the layers that stayed in float32.
     """
 
-    float_top1: float
+    float32_top1: float
     top1: float
     agreement: float
     images: int
@@ -44,7 +44,7 @@ class Int8:
     @property
     def drop(self) -> float:
         """What int8 loses, in points of top-1 accuracy."""
-        return self.float_top1 - self.top1
+        return self.float32_top1 - self.top1
 
 
 @dataclass(frozen=True, repr=False)
@@ -75,7 +75,7 @@ class Exported(Shown):
     facts: ExportFacts
     bytes: int
     max_difference: float
-    tolerance: float | None
+    tolerance: float
     batch: int | None
     opset: int | None
     load_line: str

@@ -162,6 +162,8 @@ def exported_notes(done: "Exported") -> list[str]:
         lines.append("It takes upright pictures, uint8 (batch, height, width, channels), of any size.")
     if done.int8 is not None:
         lines.extend(_int8_notes(done.int8))
+    if done.int8 is not None and done.packed_layers == 0:
+        lines.append("No layer is packed: in int8 the engine runs levels that are made with --pattern 1x4.")
     elif done.packed_layers is not None:
         lines.append(
             f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "
@@ -184,7 +186,7 @@ def exported_notes(done: "Exported") -> list[str]:
 
 def _int8_notes(int8: "Int8") -> list[str]:
     lines = [
-        f"Top-1 {int8.top1:.2f} % in int8, {int8.float_top1:.2f} % in float32, on {int8.images:,} images; "
+        f"Top-1 {int8.top1:.2f} % in int8, {int8.float32_top1:.2f} % in float32, on {int8.images:,} images; "
         f"both predict the same class for {int8.agreement:.2f} %.",
         f"Ranges of activations are those of {int8.calibration_images} training images.",
     ]

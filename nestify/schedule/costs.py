@@ -194,6 +194,7 @@ class Plan(Shown):
         val_images: number of validation images, fewer if some cannot be read.
         finetune_steps: training steps before nesting.
         steps: training steps of the nested training.
+        ramp: share of these steps during which sparsity increases.
         uncounted: operators that the MAC counts leave out -> how often they run.
         channel_groups: number of groups of coupled channels; 0 if no level is narrower.
         blocks: number of blocks that can be skipped; 0 if no level is shallower.
@@ -212,6 +213,7 @@ class Plan(Shown):
     finetune_steps: int
     steps: int
     uncounted: Mapping[str, int]
+    ramp: float = 0.0
     channel_groups: int = 0
     blocks: int = 0
     without_rule: Sequence[str] = ()

@@ -119,7 +119,7 @@ class Phases:
             "training the levels" if len(numbers) == nested.n_levels else f"training levels: {names}"
         )
         steps = total_steps(recipe.train.epochs, steps_per_epoch(self.batches, recipe.train.accumulate))
-        ramp_steps = round(recipe.schedule.ramp * steps)
+        ramp_steps = round((recipe.schedule.ramp or 0.0) * steps)
         ramp = Ramp(levels, ramp_steps, recipe.schedule.reselect, settle, stage.frozen)
         task = self.make_task(nested, teacher, stage, compiled=True)
 

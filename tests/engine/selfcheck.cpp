@@ -41,10 +41,10 @@ Packed make(const int64_t shape[5], double density) {
     starts.push_back(int64_t(columns.size()));
   }
   int64_t block = 0;
-  const char* problem = nestify_packed_size(shape, starts.data(), columns.data(), &block, &made.size);
+  const char* problem = nestify_packed_size(shape, starts.data(), columns.data(), 32, &block, &made.size);
   made.bytes.resize(size_t(made.size / 8 + 1));
   if (!problem)
-    problem = nestify_pack(shape, starts.data(), columns.data(), values.data(), made.bias.data(), block,
+    problem = nestify_pack(shape, starts.data(), columns.data(), values.data(), 32, made.bias.data(), block,
                            made.bytes.data(), made.size);
   if (problem) std::printf("%s\n", problem), std::exit(2);
   return made;

@@ -53,7 +53,7 @@ def test_the_accuracy_is_that_of_what_was_written(digits: Path, tmp_path: Path) 
     assert done.int8.images == len(right)
     assert done.int8.top1 == pytest.approx(100 * float((found == right).mean()), abs=1e-6)
     level = nestify.evaluate(digits, DIGITS, level=2)
-    assert done.int8.float_top1 == pytest.approx(level.levels[0].top1, abs=1e-4)
+    assert done.int8.float32_top1 == pytest.approx(level.levels[0].top1, abs=1e-4)
     assert done.int8.drop <= 100
     assert done.dtype == "int8"
 

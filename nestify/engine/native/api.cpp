@@ -9,7 +9,7 @@ namespace {
 
 using nestify::Geometry;
 
-constexpr int32_t kInterface = 2;
+constexpr int32_t kInterface = 3;
 
 const char* answer(std::string problem) {
   static thread_local std::string kept;
@@ -18,6 +18,8 @@ const char* answer(std::string problem) {
 }
 
 Geometry geometry_of(const int64_t shape[5]) { return Geometry{shape[0], shape[1], shape[2], shape[3], shape[4]}; }
+
+nestify::Format format_of(int32_t value_bits) { return value_bits == 16 ? nestify::kFloat16 : nestify::kFloat32; }
 
 // Runs a function that returns an empty string or a problem; no exception leaves this library.
 template <class Function>
@@ -86,20 +88,20 @@ const char* nestify_engine_isa(const char** name) {
 }
 
 const char* nestify_packed_size(const int64_t shape[5], const int64_t* starts, const int32_t* columns,
-                                int64_t* block_rows, int64_t* size) {
+                                int32_t value_bits, int64_t* block_rows, int64_t* size) {
   return guarded([&] {
     uint64_t bytes = 0;
-    const nestify::SparseRows rows{starts, columns, nullptr, nullptr};
+    const nestify::SparseRows rows{starts, columns, nullptr, nullptr, format_of(value_bits)};
     std::string problem = nestify::packed_size(geometry_of(shape), rows, *block_rows, bytes);
     *size = int64_t(bytes);
     return problem;
   });
 }
 
-const char* nestify_pack(const int64_t shape[5], const int64_t* starts, const int32_t* columns, const float* values,
-                         const float* bias, int64_t block_rows, void* bytes, int64_t size) {
+const char* nestify_pack(const int64_t shape[5], const int64_t* starts, const int32_t* columns, const void* values,
+                         int32_t value_bits, const float* bias, int64_t block_rows, void* bytes, int64_t size) {
   return guarded([&] {
-    const nestify::SparseRows rows{starts, columns, values, bias};
+    const nestify::SparseRows rows{starts, columns, values, bias, format_of(value_bits)};
     return nestify::pack(geometry_of(shape), rows, block_rows, bytes, uint64_t(size));
   });
 }
@@ -109,7 +111,7 @@ const char* nestify_packed_int8_size(const int64_t shape[5], const int64_t* star
   return guarded([&] {
     if (std::string problem = check_channels(shape[1]); !problem.empty()) return problem;
     uint64_t bytes = 0;
-    const nestify::SparseRows rows{starts, columns, nullptr, nullptr, nullptr, shape[1]};
+    const nestify::SparseRows rows{starts, columns, nullptr, nullptr, nestify::kInt8, nullptr, shape[1]};
     std::string problem = nestify::packed_size(quads_of(shape), rows, *block_rows, bytes);
     *size = int64_t(bytes);
     return problem;
@@ -121,7 +123,7 @@ const char* nestify_pack_int8(const int64_t shape[5], const int64_t* starts, con
                               void* bytes, int64_t size) {
   return guarded([&] {
     if (std::string problem = check_channels(shape[1]); !problem.empty()) return problem;
-    const nestify::SparseRows rows{starts, columns, quads, bias, multipliers, shape[1]};
+    const nestify::SparseRows rows{starts, columns, quads, bias, nestify::kInt8, multipliers, shape[1]};
     return nestify::pack(quads_of(shape), rows, block_rows, bytes, uint64_t(size));
   });
 }

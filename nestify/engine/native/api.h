@@ -21,13 +21,14 @@ NESTIFY_EXPORT const char* nestify_engine_isa(const char** name);
 //   shape: outputs and inputs per group, groups, kernel height and width
 //   starts, columns, values: rows of weights, one per output of all groups; columns ascend in a row
 //   block_rows: columns of one block; 0 to choose it by density
+//   value_bits: 32 for float32 values, 16 for float16
 NESTIFY_EXPORT const char* nestify_packed_size(const int64_t shape[5], const int64_t* starts, const int32_t* columns,
-                                               int64_t* block_rows, int64_t* size);
+                                               int32_t value_bits, int64_t* block_rows, int64_t* size);
 
 // Packs a layer into `size` bytes. bias: one number per output of all groups, or null.
 NESTIFY_EXPORT const char* nestify_pack(const int64_t shape[5], const int64_t* starts, const int32_t* columns,
-                                        const float* values, const float* bias, int64_t block_rows, void* bytes,
-                                        int64_t size);
+                                        const void* values, int32_t value_bits, const float* bias,
+                                        int64_t block_rows, void* bytes, int64_t size);
 
 // The same for an int8 layer: columns are quads of inputs in the flattened (quads, kernel height, kernel width), and
 // values four int8 each. A sum times its output's multiplier is in units of the output; bias: in units of the sums.
