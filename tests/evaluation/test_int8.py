@@ -1,5 +1,6 @@
 """int8 exports: calibrated on training images, evaluated on the others, kept within the limit."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 import nestify
 from nestify.data.dataset import open_images
@@ -14,9 +16,10 @@ from nestify.data.loaders import eval_loader
 from nestify.errors import GateFailed, RecipeError
 from nestify.evaluation.int8 import export_int8
 from nestify.evaluation.quantiser import Quantiser
-from nestify.exports.target import ExportFacts, ExportFormat
+from nestify.exports.target import ExportFormat
 from nestify.file.loading import load_level
 from nestify.file.reader import open_nested_file
+from tests.exports.builders import facts_of
 
 DIGITS = "embedded/digits"
 
@@ -105,32 +108,43 @@ def test_a_drop_above_the_limit_keeps_nothing(
     assert tried[1:] == [2**power for power in range(len(tried) - 1)]
 
 
-def test_the_costliest_layer_is_the_one_with_the_widest_range(digits: Path, tmp_path: Path) -> None:
-    """One huge weight in each channel makes the steps so large that the others are lost."""
-    file = open_nested_file(digits)
-    plain = load_level(file, 2)
-    facts = ExportFacts.for_level(file.manifest, 2)
-    images = torch.randn(8, *facts.input_size)
+class TwoBranches(nn.Module):
+    """Logits that are the sum of two linear layers of the same inputs.
+
+    Both use the same 8-bit inputs. The weights of `exact` are 8-bit numbers themselves. Each channel of
+    `rounded` has one large weight, for an input that is always 0, beside which the others become 0.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.exact, self.rounded = nn.Linear(192, 10, bias=False), nn.Linear(192, 10, bias=False)
+        with torch.no_grad():
+            self.exact.weight.copy_(torch.randint(-127, 128, (10, 192)) / 127)
+            self.exact.weight[:, 1] = 1.0
+            self.rounded.weight[:, 0] = 1000.0
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        pixels = images.flatten(1)
+        exact: torch.Tensor = self.exact(pixels)
+        return exact + self.rounded(pixels)
+
+
+def test_the_costliest_layer_comes_first(make_model: Callable[..., nn.Module], tmp_path: Path) -> None:
+    plain = TwoBranches().eval()
+    images = torch.rand(16, 3, 8, 8)
+    images[:, 0, 0, 0] = 0
+    facts = facts_of(make_model("test_resnet"), 8)
     quantiser = Quantiser(plain, facts, images, tmp_path, ExportFormat.onnx, None, None)
+    [worst, best] = quantiser.costliest(2)
     graph = onnx.load(tmp_path / "optimised.onnx").graph
-    victim = quantiser.layers[len(quantiser.layers) // 2]
-    [weights] = [
-        tensor
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    largest = {
+        node.name: max(float(np.abs(tensors[name]).max()) for name in node.input if name in tensors)
         for node in graph.node
-        if node.name == victim
-        for tensor in graph.initializer
-        if tensor.name == node.input[1]
-    ]
-    model = onnx.load(tmp_path / "optimised.onnx")
-    values = onnx.numpy_helper.to_array(weights).copy()
-    values.reshape(len(values), -1)[:, 0] = 100 * np.abs(values).max()
-    for tensor in model.graph.initializer:
-        if tensor.name == weights.name:
-            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
-    onnx.save(model, tmp_path / "optimised.onnx")
-    session = onnxruntime.InferenceSession(str(tmp_path / "optimised.onnx"))
-    quantiser._plain = lambda given: torch.from_numpy(session.run(None, {"images": given.numpy()})[0])
-    assert quantiser.costliest(1) == [victim]
+        if node.name in (worst, best)
+    }
+    assert largest[worst] == 1000
+    assert largest[best] == 1
 
 
 @pytest.mark.parametrize("batch", [1, 4])
