@@ -1,15 +1,10 @@
-"""This machine: its processor, its compute device, and the number of processes that load images.
-
-Only `pick_device` imports torch.
-"""
+"""This machine: its processor, its memory, and the number of processes that load images."""
 
 import os
 import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from nestify.errors import RecipeError, foreign_code
 
 if TYPE_CHECKING:
     import torch
@@ -47,27 +42,6 @@ def printable_line(text: str) -> str:
     """Reduce a name that the system reports to one printable line of at most 200 characters."""
     printable = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
     return " ".join(printable.split())[:200]
-
-
-def pick_device(name: str) -> "torch.device":
-    """Return the device that a recipe names.
-
-    Args:
-        name: a torch device such as `cpu` or `cuda:1`, or `auto`: CUDA if available, otherwise the CPU.
-
-    Raises:
-        RecipeError: if the device is not available on this machine.
-    """
-    import torch
-
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    with foreign_code(
-        lambda reason: RecipeError(f"device = {name!r} is not available here; give auto or cpu")
-    ):
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # fails on "meta", which creates tensors but computes nothing
-    return device
 
 
 def pick_workers(requested: int | None, device: "torch.device") -> int:

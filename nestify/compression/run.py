@@ -9,9 +9,10 @@ import torch
 from timm.utils import random_seed
 from torch import Tensor, nn
 
+from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
-from nestify.compression.defaults import with_ramp
+from nestify.compression.defaults import with_fast_computing, with_ramp
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
 from nestify.compression.latency import LayerTimer
 from nestify.compression.untrained import Untrained
@@ -20,7 +21,7 @@ from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
-from nestify.machine import pick_device, pick_workers, workers_warning
+from nestify.machine import pick_workers, workers_warning
 from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.level_options import Stage, training_stages
@@ -40,7 +41,7 @@ from nestify.training.identity import run_identity
 from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
-from nestify.training.precision import Precision
+from nestify.training.precision import Precision, describe_computing
 from nestify.training.resume import Checkpoints
 
 
@@ -72,6 +73,7 @@ class Run:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
         self.observer, self.world = observer, world
         self.device = device or pick_device(recipe.device)
+        recipe = with_fast_computing(recipe, self.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.base = base
         self.inputs = open_inputs(recipe, observer, world.size)
@@ -134,9 +136,8 @@ class Run:
             step_seconds, memory = estimate_step(task, self.inputs.batch_size)
             steps = self._stage_steps + finetune_steps / nested.n_levels
             seconds = step_seconds * self.recipe.train.accumulate * steps
-        narrower, shallower = (
-            any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
-        )
+        narrower = any(level.width < 1 for level in levels)
+        shallower = any(level.depth < 1 for level in levels)
         return Plan(
             spec=self.spec,
             levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
@@ -154,6 +155,7 @@ class Run:
             without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,
             memory_bytes=memory,
+            computing=describe_computing(self.recipe.train, self.device),
         )
 
     def execute(self) -> Compressed:

@@ -14,6 +14,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nestify.accelerator import is_gpu
 from nestify.data.dataset import Images
 from nestify.data.order import Order
 from nestify.data.samples import Batch, Fault, Prepare, QuietLoader, Samples, Stream, collate, init_worker
@@ -271,7 +272,7 @@ def _torch_loader(
         sampler=order,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=device.type == "cuda",
+        pin_memory=is_gpu(device),
         drop_last=drop_last,
         worker_init_fn=init_worker,
         persistent_workers=workers > 0,

@@ -3,7 +3,6 @@
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nestify.accelerator import clock_of, device_model, pick_device
 from nestify.engine.export import engine_device, engine_network, engine_runtime
 from nestify.errors import BadFileError, RecipeError
 from nestify.file.loading import load_level
@@ -27,7 +27,7 @@ from nestify.file.measurements import (
 )
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import Report, make_report
-from nestify.machine import cores, pick_device, printable_line, processor_name
+from nestify.machine import cores, printable_line, processor_name
 from nestify.shown import Shown
 
 
@@ -38,7 +38,7 @@ def this_machine(device: torch.device) -> Machine:
         cpu=cpu,
         cores=cores(),
         device=device.type,
-        device_name=printable_line(torch.cuda.get_device_name(device)) if device.type == "cuda" else cpu,
+        device_name=printable_line(device_model(device)) or cpu,
         system=printable_line(f"{platform.system()} {platform.machine()}"),
         torch=printable_line(torch.__version__),
     )
@@ -292,18 +292,6 @@ def _measure_networks(
             for number, latency in found.items()
         ],
     )
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    """Return a clock in seconds that waits for the device to finish its work."""
-    if device.type == "cpu":
-        return time.perf_counter
-
-    def clock() -> float:
-        torch.accelerator.synchronize(device)
-        return time.perf_counter()
-
-    return clock
 
 
 @contextmanager

@@ -219,7 +219,7 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
             f"{file.name}: level {level} ({entry.name}) does not accept images of {size} ({reason})"
         )
 
-    with foreign_code(describe), torch.random.fork_rng():
+    with foreign_code(describe), torch.random.fork_rng([]):
         off = fingerprint_error(network, input_size, entry.fingerprint)
     if not off <= TOLERANCE:
         raise BadFileError(

@@ -40,6 +40,8 @@ def plan_screen(plan: "Plan") -> Screen:
             f"estimate: {plan.seconds / 60:.1f} min of training steps on this machine, without loading and "
             f"validation; {mebibytes(plan.memory_bytes)} MiB of memory for a step"
         )
+    if plan.computing:
+        notes.append(f"computing: {', '.join(plan.computing)}")
     if plan.dense_layers:
         notes.append(
             f"the pattern does not divide these weights, which stay dense: {', '.join(plan.dense_layers)}"
@@ -88,6 +90,7 @@ def plan_document(plan: "Plan") -> dict[str, Any]:
         "memory_bytes": plan.memory_bytes,
         "uncounted": dict(plan.uncounted),
         "warnings": list(plan.warnings),
+        **({"computing": list(plan.computing)} if plan.computing else {}),
         "levels": [
             {
                 "level": k,

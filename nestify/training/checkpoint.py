@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from nestify.accelerator import random_state, set_random_state
 from nestify.errors import CheckpointError, OutputError, foreign_code
 from nestify.evaluation.accuracy import Accuracy
 from nestify.files import atomic_file
@@ -91,19 +92,23 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
 
 
-def random_states() -> dict[str, Any]:
-    """Return the states of all random number generators that training uses, for `set_random_states`."""
+def random_states(device: torch.device) -> dict[str, Any]:
+    """Return the states of all random number generators that training uses, for `set_random_states`.
+
+    Args:
+        device: the device that trains.
+    """
     _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
         "python": _random_state(random),
         "numpy": (torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(cached)),
         "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        "device": random_state(device),
     }
 
 
-def set_random_states(states: Mapping[str, Any]) -> None:
-    """Restore the generators to the states that `random_states` returned.
+def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
+    """Restore the generators to the states that `random_states` returned for a device of the same kind.
 
     Raises:
         ValueError, TypeError, RuntimeError: if a state is not valid.
@@ -114,8 +119,8 @@ def set_random_states(states: Mapping[str, Any]) -> None:
         raise ValueError("the state of NumPy's generator is not valid")
     np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["device"] is not None:
+        set_random_state(device, states["device"])
 
 
 def _random_state(source: Any) -> tuple[Any, ...]:

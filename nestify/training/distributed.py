@@ -17,6 +17,7 @@ import torch
 from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, distributed, nn
 
+from nestify.accelerator import gpu_count, is_gpu
 from nestify.errors import ProcessError, RecipeError
 from nestify.model.nested_model import NestedModel
 
@@ -129,7 +130,7 @@ def join_process_group(device: torch.device) -> Iterator[tuple[World, torch.devi
     Without torchrun the run has a single process, and no process group is made.
 
     Args:
-        device: the recipe's device; for `cuda`, each of several processes gets a GPU of its own.
+        device: the recipe's device; for GPUs, each of several processes gets a GPU of its own.
 
     Yields:
         The processes of the run, and the device of this process.
@@ -141,10 +142,9 @@ def join_process_group(device: torch.device) -> Iterator[tuple[World, torch.devi
         yield World(), device
         return
     local = int(os.environ.get("LOCAL_RANK", "0"))
-    if device.type == "cuda" and local >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    if is_gpu(device) and local >= (count := gpu_count()):
         raise RecipeError(
-            f"device = cuda: there are {count} GPUs for {local + 1} or more processes; use torchrun "
+            f"device = {device.type}: there are {count} GPUs for {local + 1} or more processes; use torchrun "
             f"--nproc-per-node {count} or fewer"
         )
     with _collective():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil
 from typing import Any
 
 import torch
@@ -22,44 +22,11 @@ from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, random_states, restore_optimizer, set_random_states
 from nestify.training.distributed import SINGLE, World
 from nestify.training.frozen import FrozenLevels
+from nestify.training.gradients import LevelGradients
 from nestify.training.health import RampWatch
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
 from nestify.training.task import NestedTask
-
-
-class LevelGradients:
-    """Scales each weight's gradient, according to the levels that use the weight.
-
-    The gradient becomes the weighted mean over these m levels, times sqrt(m).
-
-    Args:
-        nested: the nested model.
-        level_weights: a_k by level, core first; a level with weight 0 is not trained and does not count.
-    """
-
-    def __init__(self, nested: NestedModel, level_weights: Sequence[float]) -> None:
-        self._nested = nested
-        users = [[a for a in level_weights[level:] if a] for level in range(nested.n_levels)]
-        factors = [sqrt(len(weights)) / sum(weights) if weights else 1.0 for weights in users]
-        device = next(nested.parameters()).device
-        # Index 0 is unused, because entry levels count from 1; entry level n + 1 means that no level uses it.
-        self._factors = torch.tensor([1.0, *factors, 1.0], device=device)
-        shared = {
-            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.own_names
-        }
-        level_sizes = nested.level_sizes
-        fixed = {} if level_sizes is None else level_sizes.entry_levels(shared)
-        self._fixed = {name: entry.to(device) for name, entry in fixed.items()}
-
-    def apply(self) -> None:
-        """Scale the gradients, which are the sums over all levels."""
-        for name, entry in (self._fixed | dict(self._nested.entry.items())).items():
-            gradient = self._nested.shared_tensor(name).grad
-            if gradient is not None:
-                factors = self._factors.to(gradient.dtype)
-                # index_select is four times as fast as factors[entry.int()]
-                gradient.mul_(factors.index_select(0, entry.flatten().int()).view(entry.shape))
 
 
 @dataclass
@@ -245,7 +212,7 @@ class Stepper:
             "problems": self.problems,
             "settled": None if self._ramp is None else self._ramp.final_sparsities(),
             "progress": self._progress.state(),
-            "random": random_states(),
+            "random": random_states(self.task.device),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -267,7 +234,7 @@ class Stepper:
         self._watch.last_changes, self.problems = state["watch"], state["problems"]
         self._progress.update_sparsity(self.nested)
         self._progress.restore(state["progress"])
-        set_random_states(state["random"])
+        set_random_states(state["random"], self.task.device)
 
 
 def _make_optimizer(

@@ -128,6 +128,9 @@ bool linear(const LinearCall& call);
 namespace avx512_vnni {
 bool conv_int8(const Int8Call& call);
 }  // namespace avx512_vnni
+namespace neon_dot {
+bool conv_int8(const Int8Call& call);
+}  // namespace neon_dot
 namespace generic_int8 {
 bool conv_int8(const Int8Call& call);
 }  // namespace generic_int8

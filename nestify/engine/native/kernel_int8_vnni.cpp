@@ -13,12 +13,13 @@ namespace nestify {
 namespace avx512_vnni {
 #include "panels.inc"
 
-typedef int32_t Sums __attribute__((vector_size(64), may_alias));
+typedef uint32_t Sums __attribute__((vector_size(64), may_alias));
+constexpr uint32_t kFlip = 0;
 
 static INLINE Sums broadcast(int32_t x) { return Sums(_mm512_set1_epi32(x)); }
 
-static INLINE Sums dot(Sums sum, const uint32_t* positions, Sums weight) {
-  return Sums(_mm512_dpbusd_epi32(__m512i(sum), _mm512_load_si512(positions), __m512i(weight)));
+static INLINE Sums dot(Sums sum, Sums words, Sums weight) {
+  return Sums(_mm512_dpbusd_epi32(__m512i(sum), __m512i(words), __m512i(weight)));
 }
 
 // Loads bytes 0, step, 2 * step, ... of a row; only the first `count` of 16 are read.

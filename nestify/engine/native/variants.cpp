@@ -3,6 +3,11 @@
 #include <cstring>
 #include <new>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "kernel.h"
 
 namespace nestify {
@@ -18,6 +23,20 @@ bool has_avx512_vnni() {
 }
 bool has_avx512_alone() { return has_avx512() && !has_avx512_vnni(); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_only_plain_int8() { return true; }
+#elif defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__APPLE__)
+  return true;  // every processor of Apple that runs macOS
+#elif defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return false;
+#endif
+}
+bool has_only_plain_int8() { return !has_dot_products(); }
+#else
+bool has_only_plain_int8() { return true; }
 #endif
 
 // Variants from the fastest to the one that every processor runs. Two of one name exclude each other.
@@ -30,8 +49,10 @@ const Entry kVariants[] = {
     {{"avx512", avx512::conv, avx512::linear, avx512_vnni::conv_int8}, has_avx512_vnni},
     {{"avx512", avx512::conv, avx512::linear, generic_int8::conv_int8}, has_avx512_alone},
     {{"avx2", avx2::conv, avx2::linear, generic_int8::conv_int8}, has_avx2},
+#elif defined(__aarch64__)
+    {{"generic", generic::conv, generic::linear, neon_dot::conv_int8}, has_dot_products},
 #endif
-    {{"generic", generic::conv, generic::linear, generic_int8::conv_int8}, [] { return true; }},
+    {{"generic", generic::conv, generic::linear, generic_int8::conv_int8}, has_only_plain_int8},
 };
 
 const Variant* choose(const char* name, std::string& problem) {

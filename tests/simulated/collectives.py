@@ -1,0 +1,73 @@
+"""A stand-in for NCCL, which takes contiguous tensors of the process's own device alone."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from tests.simulated import NAME
+
+BACKEND = "simccl"
+
+
+class SimulatedCollectives(distributed.ProcessGroup):
+    """Gloo on the memory of the simulated devices.
+
+    Args:
+        store, rank, size, timeout: as torch.distributed passes them to a backend.
+    """
+
+    def __init__(self, store: Any, rank: int, size: int, timeout: timedelta) -> None:
+        super().__init__(rank, size)
+        self._gloo = distributed.ProcessGroupGloo(store, rank, size, timeout)
+
+    def _on_cpu(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        own = torch.device(NAME, torch.ops.simulated.current_device())
+        objects = (torch.uint8, torch.int64)  # torch moves pickled objects to the device for NCCL alone
+        for tensor in tensors:
+            if tensor.is_cpu and tensor.dtype in objects:
+                continue
+            if tensor.device != own:
+                raise RuntimeError(f"{BACKEND}: a tensor is on {tensor.device}, and the process on {own}")
+            if not tensor.is_contiguous():
+                raise RuntimeError(f"{BACKEND}: a tensor is not contiguous")
+        return [torch.ops.simulated.cpu_alias(tensor.detach()) for tensor in tensors]
+
+    def allreduce(self, tensors: list[Tensor], *options: Any) -> Any:
+        return self._gloo.allreduce(self._on_cpu(tensors), *options)
+
+    def broadcast(self, tensors: list[Tensor], *options: Any) -> Any:
+        return self._gloo.broadcast(self._on_cpu(tensors), *options)
+
+    def allgather(self, found: list[list[Tensor]], tensors: list[Tensor], *options: Any) -> Any:
+        return self._gloo.allgather([self._on_cpu(each) for each in found], self._on_cpu(tensors), *options)
+
+    def barrier(self, *options: Any) -> Any:
+        return self._gloo.barrier()
+
+    def size(self) -> int:
+        return self._gloo.size()
+
+    def rank(self) -> int:
+        return self._gloo.rank()
+
+    def getBackendName(self) -> str:
+        return BACKEND
+
+    def shutdown(self) -> None:
+        pass
+
+
+def register_backend() -> None:
+    """Let `init_process_group` use this backend, and give each process a device of its own."""
+    distributed.Backend.register_backend(BACKEND, SimulatedCollectives, devices=[NAME])
+    original = distributed.init_process_group
+
+    def init_process_group(*_: Any, **options: Any) -> None:
+        options["backend"] = BACKEND
+        original(**{key: value for key, value in options.items() if key != "device_id"})
+        torch.ops.simulated.set_device(distributed.get_rank())
+
+    distributed.init_process_group = init_process_group
