@@ -12,12 +12,12 @@ from nestify.engine.export import as_network, packed_load_line, reopen_packed
 from nestify.engine.graph_int8 import make_sparse_int8
 from nestify.engine.library import load_library
 from nestify.engine.session import Session
-from nestify.errors import UnsupportedModelError, foreign_code
 from nestify.evaluation.runtimes import optimise, quantise_optimised
-from nestify.exports.draft import Draft, FolderDraft, Runner, quiet
+from nestify.exports.draft import Draft, FolderDraft, Runner
 from nestify.exports.onnx import load_line, model_draft, pictures_draft, reopen, translate
 from nestify.exports.openvino import model_draft as openvino_draft
 from nestify.exports.openvino import run_model
+from nestify.exports.openvino import translate as to_openvino
 from nestify.exports.packages import import_package
 from nestify.exports.target import ExportFacts, ExportFormat
 
@@ -108,16 +108,7 @@ class Quantiser:
             return pictures_draft(model, self._facts, LOGIT_TOLERANCE, "int8"), self._padded(reopen(path))
         if self._format is ExportFormat.onnx:
             return model_draft(model, reopen, load_line, LOGIT_TOLERANCE, "int8"), self._padded(reopen(path))
-        openvino = import_package("openvino", "openvino", "openvino")
-
-        def refusal(reason: str) -> UnsupportedModelError:
-            return UnsupportedModelError(
-                f"OpenVINO cannot translate {self.title} in int8 ({reason}); give --format onnx"
-            )
-
-        with foreign_code(refusal), quiet():
-            translated = openvino.convert_model(path)
-            translated.reshape([self._batch or -1, *self._facts.input_size])
+        translated = to_openvino(path, self._facts, self._batch)
         draft = openvino_draft(translated, self._facts, "int8", LOGIT_TOLERANCE)
         return draft, self._padded(run_model(translated))
 

@@ -1,6 +1,7 @@
 """A level as an OpenVINO model: a folder with `openvino_model.xml` and `openvino_model.bin`."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +31,36 @@ def openvino_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, dtyp
         RecipeError: if the package is missing.
         UnsupportedModelError: if torch cannot trace the model, or OpenVINO cannot translate it.
     """
+    model = translate(capture(plain, facts, batch), facts, batch)
+    return model_draft(model, facts, dtype, FLOAT16_TOLERANCE if dtype == "float16" else FLOAT32_TOLERANCE)
+
+
+def translate(program: Any, facts: ExportFacts, batch: int | None) -> Any:
+    """Translate a program of `torch.export`, or the ONNX model at a path, to an OpenVINO model.
+
+    Args:
+        program: the program or path.
+        facts: what the export states about itself.
+        batch: number of images per call; None for any number.
+
+    Raises:
+        RecipeError: if the package is missing.
+        UnsupportedModelError: if OpenVINO cannot translate it, with the operator that it lacks.
+    """
     openvino = _package()
-    program = capture(plain, facts, batch)
 
     def refusal(reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"OpenVINO cannot translate {facts.title} ({reason}); export it as onnx")
 
     with foreign_code(refusal), quiet():
-        model = openvino.convert_model(program)
+        try:
+            model = openvino.convert_model(program)
+        except Exception as error:
+            if missing := re.search(r"No conversion rule found for operations: ([\w., ]+)", str(error)):
+                raise refusal(f"it lacks {missing[1]}") from error
+            raise
         model.reshape([batch or -1, *facts.input_size])
-    return model_draft(model, facts, dtype, FLOAT16_TOLERANCE if dtype == "float16" else FLOAT32_TOLERANCE)
+    return model
 
 
 def model_draft(model: Any, facts: ExportFacts, dtype: str, tolerance: float) -> FolderDraft:

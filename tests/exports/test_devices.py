@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from nestify.errors import NestifyError, OutputError, RecipeError
+from nestify.errors import NestifyError, OutputError, RecipeError, UnsupportedModelError
 from nestify.exports import openvino as openvino_export
 from nestify.exports import packages
 from nestify.exports.draft import quiet
@@ -20,7 +20,8 @@ from tests.exports.builders import NAMES, facts_of, target_in
 
 Make = Callable[..., nn.Module]
 SIDE = 64
-MODELS = {"test_resnet": {}, "test_vit": {"img_size": SIDE}, "test_efficientnet": {}, "test_convnext": {}}
+VIT = {"img_size": SIDE, "embed_dim": 48, "depth": 2, "num_heads": 3}
+MODELS = {"test_resnet": {}, "vit_tiny_patch16_224": VIT, "test_efficientnet": {}, "test_convnext": {}}
 
 
 def imported(name: str) -> Any:
@@ -58,6 +59,14 @@ def test_openvino(make_model: Make, tmp_path: Path, name: str, dtype: str, toler
     assert done.bytes == sum(path.stat().st_size for path in done.path.iterdir())
 
 
+def test_an_operator_that_openvino_lacks_is_named(make_model: Make, tmp_path: Path) -> None:
+    """This model resizes its position embedding in every pass, as its images are smaller than usual."""
+    imported("openvino")
+    plain = make_model("test_vit", img_size=SIDE).eval()
+    with pytest.raises(UnsupportedModelError, match="_upsample_bicubic2d_aa"):
+        export_level(plain, facts_of(plain, SIDE), target_in(tmp_path, "openvino"))
+
+
 def test_half_precision_halves_the_file(make_model: Make, tmp_path: Path) -> None:
     imported("openvino")
     plain = make_model("test_resnet").eval()
@@ -71,7 +80,7 @@ def test_half_precision_halves_the_file(make_model: Make, tmp_path: Path) -> Non
 
 def test_a_batch_of_one_size(make_model: Make, tmp_path: Path) -> None:
     openvino = imported("openvino")
-    plain = make_model("test_vit", img_size=SIDE).eval()
+    plain = make_model("vit_tiny_patch16_224", **VIT).eval()
     done = export_level(plain, facts_of(plain, SIDE), target_in(tmp_path, "openvino"), batch=2)
     model = openvino.Core().read_model(done.path / "openvino_model.xml")
     assert str(model.input("images").partial_shape) == f"[2,3,{SIDE},{SIDE}]"
@@ -122,7 +131,7 @@ def test_coreml(make_model: Make, tmp_path: Path, dtype: str, bits: int) -> None
         if value.shape == wanted.shape
     )
     step = {16: 2**-11, 32: 1e-7, 8: 1 / 254}[bits] * float(np.abs(wanted).max())
-    assert nearest <= 1.01 * step
+    assert nearest <= 1.2 * step  # scales are rounded too
     parameters = sum(parameter.numel() for parameter in plain.parameters())
     assert done.bytes > parameters * bits / 8
     assert done.bytes < 1.25 * parameters * bits / 8 + 50_000
