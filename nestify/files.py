@@ -91,9 +91,10 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
     try:
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         check(temporary)
         os.replace(temporary, target)
     except OSError as error:

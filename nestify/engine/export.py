@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from nestify.exports.draft import Draft, Runner
     from nestify.exports.write import Exported
 
-HALF_TOLERANCE = 3e-2
-"""Largest difference of a logit with float16 weights, which have three digits."""
-
 
 def export_sparse(
     path: str | os.PathLike[str],
@@ -131,19 +128,22 @@ def _pack_traced(
 
 
 def _draft(model: "ModelProto", dtype: PackedType) -> "Draft":
+    from nestify.exports.draft import FLOAT16_TOLERANCE, FLOAT32_TOLERANCE
     from nestify.exports.onnx import model_draft
 
-    draft = model_draft(model, _reopen, _load_line)
-    return replace(draft, tolerance=HALF_TOLERANCE) if dtype is PackedType.float16 else draft
+    tolerance = FLOAT16_TOLERANCE if dtype is PackedType.float16 else FLOAT32_TOLERANCE
+    return model_draft(model, reopen_packed, packed_load_line, tolerance, str(dtype))
 
 
-def _reopen(path: Path) -> "Runner":
+def reopen_packed(path: Path) -> "Runner":
+    """Load an ONNX model with packed layers on the engine."""
     import torch
 
     return as_network(Session(path, torch.get_num_threads()))
 
 
-def _load_line(path: Path) -> str:
+def packed_load_line(path: Path) -> str:
+    """Return one line of Python that runs the ONNX model with packed layers at a path."""
     return f"nestify.engine.open({str(path)!r})(images)"
 
 

@@ -1,198 +1,225 @@
-"""A level as an int8 ONNX model with packed layers, which is kept only if it is accurate enough."""
+"""A level in int8: quantised on training images, and kept only if its accuracy is near that of the level."""
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from nestify.data.dataset import Images as DataImages
-from nestify.data.dataset import open_images
-from nestify.data.hierarchy import stored_class_levels
+from nestify.data.hierarchy import coarse_target, stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
-from nestify.data.validation import open_evaluation_images
-from nestify.engine.export import as_network
-from nestify.engine.graph_int8 import make_sparse_int8
-from nestify.engine.library import load_library
-from nestify.engine.session import Session
-from nestify.errors import GateFailed, RecipeError
-from nestify.evaluation.accuracy import evaluate
-from nestify.evaluation.runtimes import Images, quantise
+from nestify.data.validation import open_calibration_images, open_evaluation_images
+from nestify.errors import DataError, GateFailed, RecipeError
+from nestify.evaluation.quantiser import AnyDraft, Quantiser
 from nestify.exports.draft import Runner, probes
-from nestify.exports.onnx import import_packages, opset_of, translate
+from nestify.exports.preprocessing import picture_probes
 from nestify.exports.target import ExportFacts, ExportFormat, check_options, choose_target
-from nestify.exports.write import Exported, Int8Accuracy
+from nestify.exports.write import Exported, Int8, keep
 from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.source import LocalFile
-from nestify.files import atomic_file
+from nestify.terminal import Progress, shown_progress
 
-FLOAT32, INT8 = 1, 2
-SEED = 0
-BATCH = 16
+CALIBRATION_IMAGES = 100
+"""Default number of training images from which the ranges of activations are taken."""
 
-
-@dataclass(frozen=True)
-class Int8Options:
-    """How a level is quantised, and what is accepted.
-
-    Attributes:
-        data: images, as for `compress`; training images calibrate, and validation images check.
-        calibrate_images: number of training images that the ranges of activations are taken from.
-        max_drop: largest loss of top-1 against the level in float32, in points.
-        max_images: largest number of validation images; None for all.
-    """
-
-    data: str
-    calibrate_images: int = 100
-    max_drop: float = 1.0
-    max_images: int | None = None
+MAX_DROP = 1.0
+"""Default limit for the loss of top-1 accuracy, in points."""
 
 
 def export_int8(
     path: str | os.PathLike[str],
     level: int | str,
-    options: Int8Options,
+    data: str | os.PathLike[str],
+    format: str | None = None,
     output: str | os.PathLike[str] | None = None,
     *,
+    calibrate_images: int = CALIBRATION_IMAGES,
+    max_drop: float = MAX_DROP,
+    split: str | None = None,
+    data_root: str | None = None,
+    max_images: int | None = None,
     batch: int | None = None,
     opset: int | None = None,
+    with_preprocessing: bool = False,
+    sparse: bool = False,
+    progress: Progress | None = None,
 ) -> Exported:
-    """Write one level as an int8 ONNX model with packed layers.
+    """Write one level as an int8 model for ONNX Runtime or OpenVINO, if its accuracy is near the level's.
 
-    Weights are quantised per channel, activations by the range that they have on training images. It runs
-    where ONNX Runtime and the engine's library are; layers that are not packed are ONNX Runtime's int8.
+    Weights are signed, with a scale for each output channel. Activations are unsigned; their ranges come from
+    training images. The model is evaluated before it is kept. If it loses more than `max_drop` points, the
+    layers that cost most stay in float32: first one, then 2, 4, ... up to half of them.
 
     Args:
         path: a nested file, or its address.
         level: number or name of the level.
-        options: images, and the accuracy that is required.
-        output: an .onnx file; by default next to the nested file.
+        data: images, as for `compress`: training images to calibrate on, and validation images. If there are
+            no splits, the same images serve for both.
+        format: onnx or openvino; by default the one that the suffix of `output` names, or onnx.
+        output: an .onnx file, or a new folder for openvino; by default next to the nested file.
+        calibrate_images: number of training images to calibrate on, balanced over the classes.
+        max_drop: largest loss of top-1 accuracy that is allowed, in points.
+        split: name of the split to evaluate on; None for `validation`.
+        data_root: folder of a named data set.
+        max_images: maximum number of images to evaluate on, balanced over the classes.
         batch: number of images per call; by default any number.
         opset: version of ONNX's operators.
+        with_preprocessing: as for `nestify.export`.
+        sparse: whether sparse layers are packed for the sparse engine, for onnx.
+        progress: called after each batch with the images that were evaluated, and their total; None shows a
+            bar at a terminal and in a notebook.
 
     Raises:
-        NestifyError: as `nestify.engine.export_sparse`; DataError if the images are not right, and GateFailed
-            if the int8 model loses more accuracy than is accepted: then it is not kept.
+        NestifyError: as `nestify.export` and `nestify.evaluate`.
+        GateFailed: if the loss of accuracy is above the limit also with half of the layers in float32.
     """
-    load_library()
-    for option, value in (
-        ("--calibrate-images", options.calibrate_images),
-        ("--max-images", options.max_images),
-    ):
-        if value is not None and value < 1:
-            raise RecipeError(f"{option} {value} is less than 1; give 1 or more")
+    _check_numbers(calibrate_images, max_drop)
     file = open_nested_file(path, truncated=True)
     file.check_whole(number := file.level_index(str(level)))
     facts = ExportFacts.for_level(file.manifest, number)
     source = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
-    target = choose_target(source, facts, str(ExportFormat.onnx), output)
-    check_options(target.format, batch, opset)
-    calibration = _calibration_images(file, options)
-    validation, _ = open_evaluation_images(
-        options.data,
-        None,
-        file.manifest.held_out,
-        class_names=file.manifest.model.class_names,
-        num_classes=file.manifest.model.num_classes,
-        max_images=options.max_images,
-        seed=SEED,
-    )
+    target = choose_target(source, facts, format or (None if output else "onnx"), output, mark="int8")
+    if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
+        raise RecipeError(f"--int8 applies to --format onnx and openvino, not to {target.format}")
+    if sparse and target.format is not ExportFormat.onnx:
+        raise RecipeError(f"--sparse applies to --format onnx, not to {target.format}; leave it out")
+    check_options(target.format, batch, opset, None, with_preprocessing)
+    images = _Images.open(file, number, os.fspath(data), calibrate_images, split, data_root, max_images)
     plain = load_level(file, number)
-    [*_, probe] = probes(plain, facts, batch)
-    model, packed = _int8_model(translate(plain, facts, batch, opset), calibration, facts, batch or 1)
-    results: list[tuple[Int8Accuracy, float]] = []
-
-    def check(written: Path) -> None:
-        int8 = as_network(Session(written, torch.get_num_threads()))
-        accuracy = _compare(file, number, plain, int8, _loader(file, validation), batch)
-        difference = (int8(probe.images) - probe.logits).abs().max() / probe.logits.abs().max().clamp_min(
-            1e-6
+    make_probes = picture_probes if with_preprocessing else probes
+    expected = make_probes(plain, facts, batch)
+    with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
+        quantiser = Quantiser(
+            plain, facts, images.calibration, Path(folder), target.format, batch, opset, sparse
         )
-        results.append((accuracy, float(difference)))
-        if not accuracy.drop <= options.max_drop:
+        with shown_progress(progress, "images") as advance:
+            draft, result = _within_limit(quantiser, images, plain, max_drop, advance, with_preprocessing)
+        done = keep(draft, expected, facts, target, batch)
+        return replace(done, int8=result, packed_layers=quantiser.packed_layers)
+
+
+def _check_numbers(calibrate_images: int, max_drop: float) -> None:
+    problems = []
+    if calibrate_images < 1:
+        problems.append(f"--calibrate-images {calibrate_images} is not a number of images; give 1 or more")
+    if not 0 <= max_drop <= 100:
+        problems.append(
+            f"--max-drop {max_drop:g} is not in points of top-1 accuracy; give 0 to 100, as in 1.0"
+        )
+    if problems:
+        raise RecipeError(problems)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of an export.
+
+    Attributes:
+        calibration: preprocessed training images (B, C, H, W).
+        loader: the images to evaluate on, in a fixed order.
+        parents: int64 (classes of the data,): the level's class of each; None if they are the same.
+        count: number of images to evaluate on; 0 if it is not known.
+    """
+
+    calibration: Tensor
+    loader: Loader
+    parents: Tensor | None
+    count: int
+
+    @classmethod
+    def open(
+        cls,
+        file: NestedFile,
+        level: int,
+        data: str,
+        calibrate_images: int,
+        split: str | None,
+        data_root: str | None,
+        max_images: int | None,
+    ) -> "_Images":
+        """Open the images, and read those to calibrate on."""
+        model = file.manifest.model
+        training = open_calibration_images(
+            data,
+            file.manifest.held_out,
+            calibrate_images,
+            data_root=data_root,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+        )
+        used, _ = open_evaluation_images(
+            data,
+            split,
+            file.manifest.held_out,
+            data_root=data_root,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+            max_images=max_images,
+        )
+        preprocessing = model.preprocessing.model_dump()
+        calibration = [images for images, _ in eval_loader(training, preprocessing, batch_size=32)]
+        loader = eval_loader(used, preprocessing, batch_size=32)
+        parents = stored_class_levels(file.manifest).parents.get(level)
+        return cls(torch.cat(calibration)[:calibrate_images], loader, parents, len(used))
+
+
+@torch.no_grad()
+def _within_limit(
+    quantiser: Quantiser,
+    images: _Images,
+    plain: Runner,
+    max_drop: float,
+    advance: Progress,
+    pictures: bool,
+) -> tuple[AnyDraft, Int8]:
+    """Return the int8 model with the fewest layers in float32 that was found to be within the limit."""
+    level = _predict(plain, images, advance)
+    kept_float = 0
+    while True:
+        layers = quantiser.costliest(kept_float) if kept_float else []
+        draft, run = quantiser.draft(layers, pictures)
+        found = _predict(run, images, advance)
+        result = Int8(
+            float32_top1=_percent(level.right),
+            top1=_percent(found.right),
+            agreement=_percent(level.classes == found.classes),
+            images=len(level.classes),
+            calibration_images=len(images.calibration),
+            float_layers=tuple(layers),
+        )
+        if result.drop <= max_drop:
+            return draft, result
+        kept_float = max(1, 2 * kept_float)
+        if kept_float > len(quantiser.layers) // 2:
             raise GateFailed(
-                f"{target.path}: in int8, {facts.title} has top-1 {accuracy.top1:.2f} %, which is "
-                f"{accuracy.drop:.2f} points below float32, above --max-drop {options.max_drop:g}, so it was "
-                "not kept; give more --calibrate-images, a level with less sparsity, or leave --int8 out"
+                f"int8 takes {quantiser.title} from {result.float32_top1:.2f} % to {result.top1:.2f} % top-1 "
+                f"({result.images} images; {len(layers)} of {len(quantiser.layers)} layers in float32), more "
+                f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a "
+                "larger --max-drop"
             )
 
-    with atomic_file(target.path, check) as written:
-        written.write(model.SerializeToString())
-    accuracy, difference = results[0]
-    return Exported(
-        path=target.path,
-        format=target.format,
-        facts=facts,
-        bytes=target.path.stat().st_size,
-        max_difference=difference,
-        tolerance=None,
-        batch=batch,
-        opset=opset_of(model),
-        load_line=f"nestify.engine.open({str(target.path)!r})(images)",
-        packed_layers=packed,
-        int8=accuracy,
-    )
+
+@dataclass(frozen=True)
+class _Predictions:
+    """Predicted classes (images,), and whether each is right."""
+
+    classes: Tensor
+    right: Tensor
 
 
-def _calibration_images(file: NestedFile, options: Int8Options) -> Images:
-    """Return preprocessed training images (B, C, H, W), balanced over the classes."""
-    model, held_out = file.manifest.model, file.manifest.held_out
-    split = "train" if held_out is None else held_out.split
-    found = open_images(options.data, split, class_names=model.class_names, num_classes=model.num_classes)
-    if held_out is not None:
-        found, _ = found.hold_out(held_out.share, held_out.seed)
-    loader = _loader(file, found.at_most(options.calibrate_images, SEED))
-    return torch.cat([images for images, _ in loader]).numpy()
+def _predict(run: Runner, images: _Images, advance: Progress) -> _Predictions:
+    classes, right, done = [], [], 0
+    for batch, target in images.loader:
+        classes.append(run(batch).argmax(-1))
+        right.append(classes[-1] == coarse_target(target, images.parents))
+        advance(done := done + len(batch), images.count)
+    if not classes:
+        raise DataError(f"{images.loader.images.source}: no images to evaluate on")
+    return _Predictions(torch.cat(classes), torch.cat(right))
 
 
-def _loader(file: NestedFile, images: DataImages) -> Loader:
-    return eval_loader(images, file.manifest.model.preprocessing.model_dump(), batch_size=BATCH)
-
-
-def _int8_model(model: Any, images: Images, facts: ExportFacts, batch: int) -> tuple[Any, int]:
-    """Return an ONNX model in int8 with packed layers, and their number."""
-    images = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))  # repeats the first
-    onnx = import_packages()["onnx"]
-    with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
-        plain, int8 = Path(folder) / "plain.onnx", Path(folder) / "int8.onnx"
-        plain.write_bytes(model.SerializeToString())
-        quantise(plain, int8, images, batch)
-        quantised = onnx.load(int8)
-    onnx.helper.set_model_props(quantised, facts.metadata())
-    choices = make_sparse_int8(quantised)
-    return quantised, sum(choice.is_sparse for choice in choices)
-
-
-def _compare(
-    file: NestedFile, number: int, plain: Runner, int8: Runner, loader: Loader, batch: int | None
-) -> Int8Accuracy:
-    """Evaluate a level in float32 and in int8 on the same images."""
-    agreed: list[Tensor] = []
-    predicted: list[Tensor] = []
-
-    def in_float32(images: Tensor) -> Tensor:
-        logits = plain(images)
-        predicted.append(logits.argmax(1))
-        return logits
-
-    def in_int8(images: Tensor) -> Tensor:
-        count = len(images)
-        filler = images[-1:].expand(-count % (batch or 1), -1, -1, -1)
-        logits = int8(torch.cat([images, filler]))[:count]
-        agreed.append(logits.argmax(1) == predicted.pop())
-        return logits
-
-    own = stored_class_levels(file.manifest).parents
-    parents = {key: own[number] for key in (FLOAT32, INT8) if number in own}
-    float32, quantised = evaluate({FLOAT32: in_float32, INT8: in_int8}, loader, parents=parents)
-    return Int8Accuracy(
-        images=quantised.images,
-        float32_top1=float32.top1,
-        top1=quantised.top1,
-        agreement=100 * float(torch.cat(agreed).double().mean()),
-    )
+def _percent(which: Tensor) -> float:
+    return 100 * float(which.double().mean())

@@ -20,16 +20,23 @@ def export(
     *,
     batch: int | None = None,
     opset: int | None = None,
+    dtype: str | None = None,
+    with_preprocessing: bool = False,
 ) -> "Exported":
     """Write one level as a plain model that works without nestify, checked against the level's logits.
 
     Args:
         path: a nested file, or its address; nothing is read after the level's prefix.
         level: number or name of the level.
-        format: timm, onnx or pt2; by default the one that the suffix of `output` names.
-        output: a file, or a new folder for timm; by default next to the nested file.
-        batch: number of images per call that onnx and pt2 are fixed to; by default any number.
+        format: timm, onnx, pt2, openvino, coreml or executorch; by default the one that the suffix of
+            `output` names.
+        output: a file, or a new folder for timm, openvino and coreml; by default next to the nested file.
+        batch: number of images per call that the export is fixed to; by default any number, for coreml 1.
         opset: version of ONNX's operators.
+        dtype: type that weights are stored as: for openvino float32 or float16, for coreml float16, float32
+            or int8; by default the first of these.
+        with_preprocessing: whether the export, in ONNX, takes decoded upright pictures, uint8
+            (B, height, width, C) of any size, and resizes, crops and normalises them.
 
     Raises:
         RecipeError: if there is no such level or format, or an option does not fit the format.
@@ -42,8 +49,16 @@ def export(
     facts = ExportFacts.for_level(file.manifest, number)
     source = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
     target = choose_target(source, facts, format, output)
-    check_options(target.format, batch, opset)
+    check_options(target.format, batch, opset, dtype, with_preprocessing)
     from nestify.exports.write import export_level
     from nestify.file.loading import load_level
 
-    return export_level(load_level(file, number), facts, target, batch=batch, opset=opset)
+    return export_level(
+        load_level(file, number),
+        facts,
+        target,
+        batch=batch,
+        opset=opset,
+        dtype=dtype,
+        pictures=with_preprocessing,
+    )

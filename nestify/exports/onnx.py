@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from nestify.errors import RecipeError, UnsupportedModelError
-from nestify.exports.draft import Draft, Runner, first_line, quiet
+from nestify.exports import preprocessing
+from nestify.exports.draft import FLOAT32_TOLERANCE, Draft, Runner, first_line, quiet
+from nestify.exports.packages import import_package
+from nestify.exports.preprocessing import prepend_preprocessing
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
-
-TOLERANCE = 1e-3
-"""Other kernels add in another order, and batch norm is folded into convolutions; float32 keeps about
-seven digits, and a deep network loses some of them."""
 
 DEFAULT_OPSET = 18
 """The version that torch's translations are written in, so that nothing has to be converted; ONNX Runtime
@@ -28,24 +27,52 @@ MAX_BYTES = 2**31 - 1
 """Largest size of an ONNX file, which is one protobuf message."""
 
 
-def onnx_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Draft:
-    """Translate a level to ONNX; see `translate` for the arguments and errors."""
-    return model_draft(translate(plain, facts, batch, opset), _reopen, _load_line)
+def onnx_draft(
+    plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None, pictures: bool = False
+) -> Draft:
+    """Translate a level to ONNX; see `translate` for the other arguments and errors.
+
+    Args:
+        pictures: whether the model takes pictures and preprocesses them; see `prepend_preprocessing`.
+    """
+    model = translate(plain, facts, batch, opset)
+    return pictures_draft(model, facts) if pictures else model_draft(model, reopen, load_line)
 
 
-def model_draft(model: Any, reopen: Callable[[Path], Runner], load_line: Callable[[Path], str]) -> Draft:
+def pictures_draft(model: Any, facts: ExportFacts, tolerance: float = 0.0, dtype: str = "float32") -> Draft:
+    """Return the draft of an ONNX model with the preprocessing put before it.
+
+    Args:
+        model: the model as a protobuf message, which takes preprocessed images.
+        facts: what the export states about itself.
+        tolerance: see `Draft`; at least that of the preprocessing.
+        dtype: see `Draft`.
+    """
+    joined = prepend_preprocessing(model, facts)
+    return model_draft(
+        joined, reopen, _load_line_for_pictures, max(tolerance, preprocessing.TOLERANCE), dtype
+    )
+
+
+def model_draft(
+    model: Any,
+    reopen: Callable[[Path], Runner],
+    load_line: Callable[[Path], str],
+    tolerance: float = FLOAT32_TOLERANCE,
+    dtype: str = "float32",
+) -> Draft:
     """Return the draft of an ONNX model.
 
     Args:
         model: the model as a protobuf message.
-        reopen: see `Draft`.
-        load_line: see `Draft`.
+        reopen: see `Draft`, as the other arguments.
     """
 
     def write(file: BinaryIO) -> None:
         file.write(model.SerializeToString())
 
-    return Draft(write, reopen, load_line, TOLERANCE, opset_of(model))
+    runtime = f"onnxruntime {_package('onnxruntime').__version__}"
+    return Draft(write, reopen, load_line, tolerance, runtime, opset_of(model), dtype)
 
 
 def translate(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int | None) -> Any:
@@ -139,11 +166,7 @@ def import_packages() -> dict[str, Any]:
 
 
 def _package(name: str) -> Any:
-    try:
-        with quiet():
-            return import_module(name)
-    except ImportError as error:
-        raise RecipeError(f"format onnx needs the package {name}; pip install 'nestify[onnx]'") from error
+    return import_package(name, "onnx", "onnx")
 
 
 def _check_size(size: int, facts: ExportFacts) -> None:
@@ -175,19 +198,26 @@ def _why(error: BaseException, facts: ExportFacts) -> str:
     return f"torch cannot translate {facts.title} to ONNX ({first_line(cause)}); export it as pt2 or timm"
 
 
-def _reopen(path: Path) -> Runner:
+def reopen(path: Path) -> Runner:
+    """Check an ONNX model, and load it with onnxruntime."""
     import_module("onnx").checker.check_model(os.fspath(path), full_check=True)
     runtime = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.log_severity_level = 3  # errors
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
+        return torch.from_numpy(session.run(["logits"], {name: images.numpy()})[0])
 
     return run
 
 
-def _load_line(path: Path) -> str:
+def load_line(path: Path) -> str:
+    """Return one line of Python that runs the ONNX model at a path."""
     return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'images': images}})"
+
+
+def _load_line_for_pictures(path: Path) -> str:
+    return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'pictures': pictures}})"

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from nestify.evaluation.evaluate import Evaluation
     from nestify.evaluation.pick import Pick
     from nestify.evaluation.verify import Verification
-    from nestify.exports.write import Exported
+    from nestify.exports.write import Exported, Int8
     from nestify.file.reader import NestedFile
     from nestify.file.slicing import Sliced
     from nestify.file.summary import Report
@@ -147,27 +147,29 @@ def sliced_lines(done: "Sliced") -> list[str]:
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
-    form = f"int8 {form}" if done.int8 is not None else form
-    batches = f"{done.batch} images per call" if done.batch else "any number of images per call"
+    number = "any number of images" if done.batch is None else "1 image"
+    batches = f"{number if done.batch in (None, 1) else f'{done.batch} images'} per call"
     lines = [
-        f"as {form}, {mebibytes(done.bytes)} MiB, {batches}",
-        f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest one.",
+        f"as {form}, {done.dtype}, {mebibytes(done.bytes)} MiB, {batches}",
+        f"Loaded again by {done.checked_by}, its logits differ from the level's by "
+        f"{done.max_difference:.1e} of the largest one."
+        if done.checked_by
+        else "Its logits were not compared, because nothing on this machine runs it. Its stored weights "
+        f"differ from the level's by {done.max_difference:.1e} of the largest of each tensor.",
         f"Load it with: {done.load_line}",
     ]
+    if done.with_preprocessing:
+        lines.append("It takes upright pictures, uint8 (batch, height, width, channels), of any size.")
     if done.int8 is not None:
-        lines.insert(
-            1,
-            f"On {done.int8.images} validation images its top-1 is {done.int8.top1:.2f} %, in float32 "
-            f"{done.int8.float32_top1:.2f} %; both predict the same class for {done.int8.agreement:.2f} %.",
-        )
-    if done.int8 is not None and not done.packed_layers:
+        lines.extend(_int8_notes(done.int8))
+    if done.int8 is not None and done.packed_layers == 0:
         lines.append("No layer is packed: in int8 the engine runs levels that are made with --pattern 1x4.")
     elif done.packed_layers is not None:
         lines.append(
             f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "
             "library, whose path `nestify engine --library` prints."
         )
-    elif done.facts.sparsity > 0:
+    elif done.facts.sparsity > 0 and done.format != "coreml":  # which stores them sparse
         zeros = f"{done.facts.sparsity:.1%} of the maskable weights"
         lines.append(
             f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as the full level; "
@@ -179,6 +181,18 @@ def exported_notes(done: "Exported") -> list[str]:
         lines.append(
             f"It was written by torch {version}; torch does not guarantee that other versions can read it."
         )
+    return lines
+
+
+def _int8_notes(int8: "Int8") -> list[str]:
+    lines = [
+        f"Top-1 {int8.top1:.2f} % in int8, {int8.float32_top1:.2f} % in float32, on {int8.images:,} images; "
+        f"both predict the same class for {int8.agreement:.2f} %.",
+        f"Ranges of activations are those of {int8.calibration_images} training images.",
+    ]
+    if int8.float_layers:
+        names = ", ".join(int8.float_layers)
+        lines.append(f"Layers in float32, because they cost most in int8: {names}.")
     return lines
 
 

@@ -89,13 +89,13 @@ def test_what_it_says(quads_file: Path) -> None:
     ]
     done = run("export", quads_file, *ONE, *words, "-o", "phone.onnx")
     assert done.code == 0, done.err
-    assert "int8 onnx" in done.out
-    assert "20 validation images" in done.out
+    assert "as onnx, opset 18, int8" in done.out
+    assert "on 20 images" in done.out
     assert nestify.engine.open("phone.onnx", threads=1).metadata["level_name"] == "level1"
 
 
 def test_too_large_a_drop_is_not_kept(quads_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from nestify.evaluation import int8
+    from nestify.evaluation import quantiser
 
     class Wrong:
         """A session whose classes are all wrong by one."""
@@ -106,7 +106,7 @@ def test_too_large_a_drop_is_not_kept(quads_file: Path, monkeypatch: pytest.Monk
         def __call__(self, images: np.ndarray) -> np.ndarray:
             return np.roll(self._session(images), 1, axis=1)
 
-    monkeypatch.setattr(int8, "Session", Wrong)
+    monkeypatch.setattr(quantiser, "Session", Wrong)
     words = ["--data", "embedded/digits", "--max-images", "40", "-o", "phone.onnx"]
     done = run("export", quads_file, *ONE, *words, "--max-drop", "2.5")
     assert done.code == 1
@@ -118,16 +118,16 @@ def test_calibration_uses_training_images(
     quads_file: Path, digits_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All of them here, and none of those that check."""
-    from nestify.evaluation import int8
+    from nestify.evaluation import quantiser
 
     seen: list[np.ndarray] = []
-    quantise = int8.quantise
+    quantise = quantiser.quantise_optimised
 
-    def record(path: Path, output: Path, images: np.ndarray, batch: int) -> None:
+    def record(path: Path, output: Path, images: np.ndarray, *rest: object) -> None:
         seen.append(images)
-        quantise(path, output, images, batch)
+        quantise(path, output, images, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(int8, "quantise", record)
+    monkeypatch.setattr(quantiser, "quantise_optimised", record)
     words = ["--data", digits_folder, "--calibrate-images", "1000", "--max-drop", "100", "-o", "phone.onnx"]
     assert run("export", quads_file, *ONE, *words).code == 0
     assert [images.shape for images in seen] == [(200, 3, 32, 32)]
@@ -143,7 +143,7 @@ def test_levels_without_packed_layers_are_told(quads_file: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["--int8", "--data", "photos"], ["--int8", "--sparse"]),
+        (["--int8", "--data", "photos", "--format", "timm"], ["--int8", "timm"]),
         (["--sparse", "--int8"], ["--int8", "--data"]),
         (["--sparse", "--data", "photos"], ["--data", "--int8"]),
         (["--sparse", "--max-drop", "1"], ["--max-drop", "--int8"]),
