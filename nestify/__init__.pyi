@@ -26,6 +26,8 @@ from nestify.file.slicing import slice_file as slice_file
 from nestify.file.slicing import upgrade_slice as upgrade_slice
 from nestify.file.summary import open_report as open_report
 from nestify.file.summary import read_report as read_report
+from nestify.hub.folder import Card as Card
+from nestify.hub.folder import write_card as write_card
 from nestify.model.nested_model import NestedModel as NestedModel
 from nestify.recipe.gates import load_gates as load_gates
 from nestify.recipe.recipe import Recipe as Recipe

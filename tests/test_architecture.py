@@ -18,6 +18,7 @@ ROOMS = (
     "cli",
     "compression",
     "training",
+    "hub",
     "report",
     "schedule",
     "evaluation",

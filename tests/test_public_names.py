@@ -21,7 +21,19 @@ NAMES = {
         "load_recipe",
     ),
     *("open_report", "pick", "plan", "read_report", "run_batch", "slice_file", "upgrade_slice", "verify"),
-    *("BatchResult", "Bench", "Evaluation", "Exported", "Limit", "NestedModel", "Observer", "Pick", "Recipe"),
+    "write_card",
+    *(
+        "BatchResult",
+        "Bench",
+        "Card",
+        "Evaluation",
+        "Exported",
+        "Limit",
+        "NestedModel",
+        "Observer",
+        "Pick",
+        "Recipe",
+    ),
     *("NestifyError", "NestifyWarning", "Result", "Sliced", "Verification", "__version__"),
 }
 

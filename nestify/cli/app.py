@@ -13,6 +13,7 @@ import typer
 from nestify.cli.arguments import Command, Group
 from nestify.cli.batch import batch
 from nestify.cli.bench import bench
+from nestify.cli.card import card
 from nestify.cli.compress import compress
 from nestify.cli.doctor import doctor
 from nestify.cli.engine import engine
@@ -48,6 +49,7 @@ app = typer.Typer(
 )
 app.command("batch", cls=Command)(batch)
 app.command("bench", cls=Command)(bench)
+app.command("card", cls=Command)(card)
 app.command("compress", cls=Command)(compress)
 app.command("doctor", cls=Command)(doctor)
 app.command("engine", cls=Command)(engine)

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from nestify.file.reader import NestedFile
     from nestify.file.slicing import Sliced
     from nestify.file.summary import Report
+    from nestify.hub.folder import Card
     from nestify.model.nested_model import NestedModel
 
 USUAL_SIZE = (100, 40)
@@ -144,6 +145,18 @@ def sliced_lines(done: "Sliced") -> list[str]:
     return [f"{done.path}: levels {levels}", f"{mebibytes(done.bytes_written)} MiB written, {read}"]
 
 
+def card_lines(done: "Card") -> list[str]:
+    """Return what the folder of a repository holds, in lines."""
+    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
+    lines = [
+        f"{done.folder}: README.md, config.json and {done.file} ({mebibytes(done.bytes)} MiB)",
+        f"levels {levels}",
+    ]
+    if done.options.license is None:
+        lines.append("The card states no licence; --license apache-2.0 states one.")
+    return lines
+
+
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
@@ -178,6 +191,11 @@ def _sliced(done: "Sliced") -> Screen:
     return Screen(title, (), notes)
 
 
+def _card(done: "Card") -> Screen:
+    title, *notes = card_lines(done)
+    return Screen(title, (), notes)
+
+
 def _exported(done: "Exported") -> Screen:
     return Screen(f"{done.path}: {done.facts.title}", (), exported_notes(done))
 
@@ -191,6 +209,7 @@ def _comparison(comparison: Comparison) -> Screen:
 SCREENS: dict[str, Callable[[Any], Screen]] = {
     "BatchResult": batch_screen,
     "Bench": _bench,
+    "Card": _card,
     "Comparison": _comparison,
     "Evaluation": _evaluation,
     "Exported": _exported,
