@@ -28,6 +28,8 @@ from nestify.file.summary import open_report as open_report
 from nestify.file.summary import read_report as read_report
 from nestify.hub.folder import Card as Card
 from nestify.hub.folder import write_card as write_card
+from nestify.hub.push import Pushed as Pushed
+from nestify.hub.push import push as push
 from nestify.model.nested_model import NestedModel as NestedModel
 from nestify.recipe.gates import load_gates as load_gates
 from nestify.recipe.recipe import Recipe as Recipe

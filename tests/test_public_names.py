@@ -21,7 +21,7 @@ NAMES = {
         "load_recipe",
     ),
     *("open_report", "pick", "plan", "read_report", "run_batch", "slice_file", "upgrade_slice", "verify"),
-    "write_card",
+    *("push", "write_card"),
     *(
         "BatchResult",
         "Bench",
@@ -32,6 +32,7 @@ NAMES = {
         "NestedModel",
         "Observer",
         "Pick",
+        "Pushed",
         "Recipe",
     ),
     *("NestifyError", "NestifyWarning", "Result", "Sliced", "Verification", "__version__"),

@@ -23,6 +23,7 @@ from nestify.cli.extend import extend
 from nestify.cli.guide import guide
 from nestify.cli.output import printable_warnings, take_verbosity, write_result
 from nestify.cli.pick import pick
+from nestify.cli.push import push
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
 from nestify.cli.streams import guard_streams
@@ -58,6 +59,7 @@ app.command("export", cls=Command)(export)
 app.command("extend", cls=Command)(extend)
 app.command("guide", cls=Command)(guide)
 app.command("pick", cls=Command)(pick)
+app.command("push", cls=Command)(push)
 app.command("report", cls=Command)(report)
 app.command("slice", cls=Command)(slice_levels)
 app.command("verify", cls=Command)(verify)

@@ -14,12 +14,12 @@ from typing import Any
 from nestify.errors import RecipeError
 from nestify.file.class_accuracy import read_class_accuracy
 from nestify.file.reader import NestedFile
-from nestify.file.summary import LevelReport, Report
+from nestify.file.summary import Report
 from nestify.hub.markdown import fenced, literal
 from nestify.report.bench import bench_sheets, noise_notes
 from nestify.report.html.by_class import worst_classes
 from nestify.report.sheet import Column, Sheet, settings
-from nestify.report.table import report_notes, report_table
+from nestify.report.table import level_word, report_notes, report_table
 from nestify.text import printable
 
 PLACEHOLDER = "OWNER/REPO"
@@ -176,23 +176,18 @@ def _levels(file: NestedFile, report: Report) -> str:
 
 def _use(report: Report, name: str, options: CardOptions) -> str:
     address = f"hf://{options.repo or PLACEHOLDER}/{name}"
-    core, full = report.levels[0], report.levels[-1]
+    core, full = (level_word(level.level, level.name) for level in (report.levels[0], report.levels[-1]))
     shell = ["pip install nestify", ""]
-    shell.append(f"nestify slice {shlex.quote(address)} --level {_word(core)} -o {_word(core)}.safetensors")
-    if full is not core:
-        upgrade = f"--level {_word(full)} --upgrade {_word(core)}.safetensors"
+    shell.append(f"nestify slice {shlex.quote(address)} --level {core} -o {core}.safetensors")
+    if len(report.levels) > 1:
+        upgrade = f"--level {full} --upgrade {core}.safetensors"
         shell += [
             "# later, only the bytes that are missing:",
             f"nestify slice {shlex.quote(address)} {upgrade}",
         ]
-    shell.append(f"nestify export {shlex.quote(address)} --level {_word(core)} -o {_word(core)}.onnx")
-    load = f'model = nestify.load("{address}", level="{_word(core)}")  # an ordinary torch module'
+    shell.append(f"nestify export {shlex.quote(address)} --level {core} -o {core}.onnx")
+    load = f'model = nestify.load("{address}", level="{core}")  # an ordinary torch module'
     return "\n\n".join([fenced("bash", "\n".join(shell)), fenced("python", f"import nestify\n\n{load}")])
-
-
-def _word(level: LevelReport) -> str:
-    """Return how commands name a level: its name if that is a plain word, and else its number."""
-    return level.name if re.fullmatch(r"[A-Za-z]\w{0,63}", level.name, re.ASCII) else f"level{level.level}"
 
 
 def _preprocessing(file: NestedFile) -> str:

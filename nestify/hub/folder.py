@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -79,18 +79,27 @@ def write_card(
     """
     options = CardOptions(repo, license, base_model, dataset)
     file = open_nested_file(path)
-    name = repo_file_name(file)
-    folder = Path(output)
-    check_new_folder(folder)
+    repo_file_name(file)
+    check_new_folder(folder := Path(output))
     with atomic_folder(folder, lambda _: None) as temporary:
-        slice_file(path, file.n_levels, temporary / name, progress=progress)
-        copy = open_nested_file(temporary / name)
-        sha256 = file_sha256(copy)
-        report = read_report(path)
-        text = card_text(file, report, name, sha256, options)
-        (temporary / CARD).write_text(text, encoding="utf-8")
-        config = config_document(file, report, name, sha256)
-        (temporary / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        card = fill_folder(temporary, path, options, progress)
+    return replace(card, folder=folder)
+
+
+def fill_folder(
+    folder: Path, path: str | os.PathLike[str], options: CardOptions, progress: Progress | None
+) -> Card:
+    """Write the files of a repository into an empty folder; see `write_card` for arguments and errors."""
+    file = open_nested_file(path)
+    name = repo_file_name(file)
+    slice_file(path, file.n_levels, folder / name, progress=progress)
+    copy = open_nested_file(folder / name)
+    sha256 = file_sha256(copy)
+    report = read_report(path)
+    text = card_text(file, report, name, sha256, options)
+    (folder / CARD).write_text(text, encoding="utf-8")
+    config = config_document(file, report, name, sha256)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     levels = tuple(level.name for level in report.levels)
     return Card(file.name, folder, name, copy.source.size, sha256, levels, options)
 

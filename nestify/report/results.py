@@ -14,6 +14,7 @@ from nestify.report.evaluation import evaluation_notes, evaluation_sheets, gates
 from nestify.report.plan import plan_screen
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import (
+    level_word,
     mebibytes,
     quantity,
     report_notes,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from nestify.file.slicing import Sliced
     from nestify.file.summary import Report
     from nestify.hub.folder import Card
+    from nestify.hub.push import Pushed
     from nestify.model.nested_model import NestedModel
 
 USUAL_SIZE = (100, 40)
@@ -157,6 +159,17 @@ def card_lines(done: "Card") -> list[str]:
     return lines
 
 
+def pushed_lines(done: "Pushed") -> list[str]:
+    """Return what was uploaded, and how to use it, in lines."""
+    visible = "private" if done.private else "public"
+    return [
+        f"{done.repo} ({visible}): README.md, config.json and {done.file}, commit {done.commit[:12]}",
+        done.url,
+        "Next:",
+        f"  nestify slice {done.address} --level {level_word(1, done.levels[0])} -o slice.safetensors",
+    ]
+
+
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
@@ -196,6 +209,11 @@ def _card(done: "Card") -> Screen:
     return Screen(title, (), notes)
 
 
+def _pushed(done: "Pushed") -> Screen:
+    title, *notes = pushed_lines(done)
+    return Screen(title, (), notes)
+
+
 def _exported(done: "Exported") -> Screen:
     return Screen(f"{done.path}: {done.facts.title}", (), exported_notes(done))
 
@@ -217,6 +235,7 @@ SCREENS: dict[str, Callable[[Any], Screen]] = {
     "NestedModel": _model,
     "Pick": _pick,
     "Plan": plan_screen,
+    "Pushed": _pushed,
     "Report": _report,
     "Result": _compress_result,
     "Sliced": _sliced,
