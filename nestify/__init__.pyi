@@ -6,6 +6,8 @@ from nestify.compression.compress import Result as Result
 from nestify.compression.compress import compress as compress
 from nestify.compression.compress import plan as plan
 from nestify.compression.extend import extend as extend
+from nestify.demo.write import Demo as Demo
+from nestify.demo.write import write_demo as write_demo
 from nestify.errors import NestifyError as NestifyError
 from nestify.errors import NestifyWarning as NestifyWarning
 from nestify.evaluation.bench import Bench as Bench

@@ -23,6 +23,7 @@ ROOMS = (
     "schedule",
     "evaluation",
     "data",
+    "demo",
     "engine",
     "exports",
     "file",

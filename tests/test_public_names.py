@@ -21,11 +21,12 @@ NAMES = {
         "load_recipe",
     ),
     *("open_report", "pick", "plan", "read_report", "run_batch", "slice_file", "upgrade_slice", "verify"),
-    *("push", "write_card"),
+    *("push", "write_card", "write_demo"),
     *(
         "BatchResult",
         "Bench",
         "Card",
+        "Demo",
         "Evaluation",
         "Exported",
         "Limit",

@@ -15,6 +15,7 @@ from nestify.cli.batch import batch
 from nestify.cli.bench import bench
 from nestify.cli.card import card
 from nestify.cli.compress import compress
+from nestify.cli.demo import demo
 from nestify.cli.doctor import doctor
 from nestify.cli.engine import engine
 from nestify.cli.eval import evaluate
@@ -52,6 +53,7 @@ app.command("batch", cls=Command)(batch)
 app.command("bench", cls=Command)(bench)
 app.command("card", cls=Command)(card)
 app.command("compress", cls=Command)(compress)
+app.command("demo", cls=Command)(demo)
 app.command("doctor", cls=Command)(doctor)
 app.command("engine", cls=Command)(engine)
 app.command("eval", cls=Command)(evaluate)

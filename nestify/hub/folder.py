@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from nestify.errors import OutputError, RecipeError
+from nestify.errors import RecipeError
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.slicing import slice_file
 from nestify.file.source import LocalFile, pieces
 from nestify.file.summary import Report, read_report
-from nestify.files import atomic_folder
+from nestify.files import atomic_folder, check_new_folder
 from nestify.hub.card import CardOptions, card_text
 from nestify.shown import Shown
 from nestify.terminal import Progress
@@ -102,25 +102,6 @@ def fill_folder(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     levels = tuple(level.name for level in report.levels)
     return Card(file.name, folder, name, copy.source.size, sha256, levels, options)
-
-
-def check_new_folder(folder: Path) -> None:
-    """Refuse a folder that has files in it, and a path whose parent does not exist.
-
-    Raises:
-        OutputError: if it does, or cannot be looked at.
-    """
-    try:
-        os.path.lexists(folder)  # ValueError for a NUL, which the methods of Path hide
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise OutputError(f"{folder}: is not an empty folder; give a new one")
-        if not folder.absolute().parent.is_dir():
-            raise OutputError(
-                f"{folder}: its parent folder does not exist; create it, or choose another path"
-            )
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise OutputError(f"{folder}: cannot be accessed ({reason}); choose another path") from error
 
 
 def repo_file_name(file: NestedFile) -> str:

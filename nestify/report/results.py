@@ -3,6 +3,7 @@
 The screens are found by the name of the result's class, because importing the classes would import torch.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from nestify.report.text import Screen, render
 
 if TYPE_CHECKING:
     from nestify.compression.compress import Result
+    from nestify.demo.write import Demo
     from nestify.evaluation.bench import Bench
     from nestify.evaluation.evaluate import Evaluation
     from nestify.evaluation.pick import Pick
@@ -170,6 +172,18 @@ def pushed_lines(done: "Pushed") -> list[str]:
     ]
 
 
+def demo_lines(done: "Demo") -> list[str]:
+    """Return what a page fetches, and how to view it, in lines."""
+    pairs = zip(done.levels, done.level_bytes, strict=True)
+    fetched = ", ".join(f"{name} {mebibytes(size)} MiB" for name, size in pairs)
+    return [
+        f"{done.folder}: the page and its files, {mebibytes(done.bytes)} MiB",
+        f"A browser fetches for each level, besides ONNX Runtime: {fetched}",
+        "Next:",
+        f"  nestify demo {shlex.quote(str(done.folder))} --serve 8000",
+    ]
+
+
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
@@ -209,6 +223,11 @@ def _card(done: "Card") -> Screen:
     return Screen(title, (), notes)
 
 
+def _demo(done: "Demo") -> Screen:
+    title, *notes = demo_lines(done)
+    return Screen(title, (), notes)
+
+
 def _pushed(done: "Pushed") -> Screen:
     title, *notes = pushed_lines(done)
     return Screen(title, (), notes)
@@ -229,6 +248,7 @@ SCREENS: dict[str, Callable[[Any], Screen]] = {
     "Bench": _bench,
     "Card": _card,
     "Comparison": _comparison,
+    "Demo": _demo,
     "Evaluation": _evaluation,
     "Exported": _exported,
     "NestedFile": _file,
