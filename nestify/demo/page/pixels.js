@@ -1,9 +1,11 @@
 /**
  * A picture as the input of a network, prepared as the nested file says: resized, cropped and normalised.
  *
- * Browsers resize pictures each in its own way, so this is done here, as Pillow and timm do it: with a filter that
- * is as wide as the reduction, first along rows, then along columns, rounded to 8 bits after each.
+ * Browsers resize pictures each in its own way, so this is done here, as Pillow does it: with a filter that is as wide
+ * as the reduction, first along rows, then along columns, with weights of 22 bits, rounded to 8 bits after each.
  */
+
+const ONE = 2 ** 22;
 
 const FILTERS = {
   nearest: undefined,
@@ -68,32 +70,44 @@ export function resize(pixels, width, height, interpolation) {
 function resizeRows({ width, height, channels, data }, target, filter) {
   if (target === width) return { width, height, channels, data };
   const found = new Uint8ClampedArray(target * height * channels);
-  const taps = Array.from({ length: target }, (_, x) => tapsOf(x, width / target, width, filter));
+  const taps = filter ? filterTaps(width, target, filter) : nearestTaps(width, target);
   for (let y = 0, j = 0; y < height; y++) {
     for (const { begin, weights } of taps) {
       for (let channel = 0; channel < channels; channel++) {
-        let sum = 0.5;
+        let sum = ONE / 2;
         for (let k = 0, i = (y * width + begin) * channels + channel; k < weights.length; k++, i += channels) {
           sum += weights[k] * data[i];
         }
-        found[j++] = Math.floor(sum); // clamped to [0, 255] by the array
+        found[j++] = Math.floor(sum / ONE); // clamped to [0, 255] by the array
       }
     }
   }
   return { width: target, height, channels, data: found };
 }
 
-/** Return the first source pixel of a resized pixel, and the weights of the pixels from there on. */
-function tapsOf(x, scale, width, filter) {
-  const center = (x + 0.5) * scale;
-  if (!filter) return { begin: Math.floor(center), weights: [1] };
+/** Return for each resized pixel the first pixel that it is made of, and the weights of the pixels from there on. */
+function filterTaps(width, target, { support, weight }) {
+  const scale = width / target;
   const stretch = Math.max(scale, 1);
-  const begin = Math.max(0, Math.floor(center - filter.support * stretch + 0.5));
-  const end = Math.min(width, Math.floor(center + filter.support * stretch + 0.5));
-  const weights = [];
-  for (let i = begin; i < end; i++) weights.push(filter.weight((i - center + 0.5) / stretch));
-  const total = weights.reduce((left, right) => left + right, 0);
-  return { begin, weights: weights.map((weight) => weight / total) };
+  return Array.from({ length: target }, (_, x) => {
+    const center = (x + 0.5) * scale;
+    const begin = Math.max(0, Math.floor(center - support * stretch + 0.5));
+    const end = Math.min(width, Math.floor(center + support * stretch + 0.5));
+    const weights = [];
+    for (let i = begin; i < end; i++) weights.push(weight((i - center + 0.5) / stretch));
+    const total = weights.reduce((left, right) => left + right, 0);
+    return { begin, weights: weights.map((each) => Math.sign(each) * Math.floor(Math.abs(each / total) * ONE + 0.5)) };
+  });
+}
+
+/** Return the same for the nearest pixel; positions are summed up as Pillow does, which rounds some differently. */
+function nearestTaps(width, target) {
+  const scale = width / target;
+  const taps = [];
+  for (let x = 0, place = scale / 2; x < target; x++, place += scale) {
+    taps.push({ begin: Math.min(width - 1, Math.floor(place)), weights: [ONE] });
+  }
+  return taps;
 }
 
 function transpose({ width, height, channels, data }) {
