@@ -1,7 +1,6 @@
 """The page's decoder of nested files gives the tensors that were written, at every level."""
 
 import base64
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from nestify.demo.serve import make_server
 from nestify.file.reader import open_nested_file
 from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
 from tests.demo.node import PAGE, needs_node, run_node
+from tests.demo.serving import serving
 from tests.file.builders import at_level, axes_description, axes_state, description, entry_levels, small_state
 
 pytestmark = needs_node
@@ -97,12 +96,8 @@ def test_densities_and_values(dtype: torch.dtype, tmp_path: Path) -> None:
 @pytest.fixture
 def served(tmp_path: Path) -> Iterator[str]:
     write_nested_file(tmp_path / "net.safetensors", small_state(), description(3))
-    with make_server(tmp_path, "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/net.safetensors"
-        server.shutdown()
-        thread.join()
+    with serving(tmp_path) as address:
+        yield f"{address}/net.safetensors"
 
 
 def test_a_level_fetches_what_is_missing(served: str, tmp_path: Path) -> None:

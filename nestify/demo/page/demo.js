@@ -44,8 +44,9 @@ class Level {
     this.query(".bytes").textContent = mebibytes(bytes);
     const missing = this.page.file.missingBytes(this.number);
     const cost = missing ? `fetch ${mebibytes(missing)}` : "nothing to fetch";
-    this.button.textContent = this.session ? "Ready" : `Use this level: ${cost}`;
-    this.button.disabled = Boolean(this.session) || this.page.busy;
+    this.button.textContent = `Use this level: ${cost}`;
+    this.button.hidden = Boolean(this.session);
+    this.button.disabled = this.page.busy;
   }
 
   /** Fetch what is missing, and make the network. */
@@ -112,6 +113,7 @@ class Page {
     this.segments = file.levels.map((level) => this.addSegment(level));
     this.levels = about.levels.map((level, index) => new Level(this, index + 1, level));
     find("file").setAttribute("aria-label", `The bytes of the levels: ${file.levels.map(sizeOf).join(", ")}`);
+    find("sparse").hidden = !file.levels.some((level) => level.achieved_sparsity > 0);
     this.showFetched(0);
     this.update();
   }
