@@ -1,8 +1,9 @@
 """A level as an ONNX graph without its weights, which the page takes from the nested file's bytes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from nestify.errors import NestifyError, OutputError, UnsupportedModelError, foreign_code
-from nestify.exports.draft import probes, prove, quiet
+from nestify.exports.draft import Probe, Runner, probes, prove, quiet
 from nestify.exports.onnx import DEFAULT_OPSET, TOLERANCE, import_packages
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
@@ -151,14 +152,16 @@ def _take_out(
     return placed, bytes(weights)
 
 
-def _check(runtime: Any, graph: LevelGraph, weights: bytes, facts: ExportFacts, expected: Any) -> None:
+def _check(
+    runtime: Any, graph: LevelGraph, weights: bytes, facts: ExportFacts, expected: Sequence[Probe]
+) -> None:
     """Run a graph as the page does, and compare its logits with the level's.
 
     Raises:
         OutputError: if they differ.
     """
 
-    def reopen(_: object) -> Any:
+    def reopen(_: Path) -> Runner:
         options = runtime.SessionOptions()
         options.log_severity_level = 3  # errors
         options.intra_op_num_threads = torch.get_num_threads()
@@ -167,6 +170,9 @@ def _check(runtime: Any, graph: LevelGraph, weights: bytes, facts: ExportFacts, 
         return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
     try:
-        prove(reopen, import_module("pathlib").Path(), expected, TOLERANCE, facts.title)
+        prove(reopen, Path(), expected, TOLERANCE, facts.title)
     except OutputError as error:
-        raise OutputError(f"{facts.title}: its graph for the page does not fit it ({error})") from error
+        raise OutputError(
+            f"{facts.title} gives other logits in ONNX Runtime than in torch, so no page was written; see "
+            "what nestify export --format onnx says about it"
+        ) from error

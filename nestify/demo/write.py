@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -89,7 +89,8 @@ def write_demo(
 
     with atomic_folder(folder, lambda _: None) as temporary:
         slice_file(path, file.n_levels, temporary / MODEL, progress=lambda done, total: None)
-        graphs = [level_graph(file, number) for number in range(1, file.n_levels + 1)]
+        copy = replace(open_nested_file(temporary / MODEL), name=file.name)
+        graphs = [level_graph(copy, number) for number in range(1, file.n_levels + 1)]
         for number, graph in enumerate(graphs, start=1):
             (temporary / _graph_name(number)).write_bytes(graph.model)
         shown = [

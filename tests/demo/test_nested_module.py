@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from nestify.file.reader import open_nested_file
+from nestify.file.tensors import TORCH_DTYPES
 from nestify.file.writer import write_nested_file
 from nestify.model.entry_levels import EntryLevels, NestedState
 from tests.demo.node import PAGE, needs_node, run_node
@@ -45,10 +46,10 @@ def dense_state(dtype: torch.dtype) -> NestedState:
 
 
 STATES = {
-    "small": (small_state(), description(3)),
-    "axes": (axes_state(), axes_description(3)),
-    "float16": (as_dtype(small_state(), torch.float16), description(3)),
-    "bfloat16": (as_dtype(axes_state(), torch.bfloat16), axes_description(3)),
+    "small": (small_state(), description(3), torch.float32),
+    "axes": (axes_state(), axes_description(3), torch.float32),
+    "float16": (as_dtype(small_state(), torch.float16), description(3), torch.float16),
+    "bfloat16": (as_dtype(axes_state(), torch.bfloat16), axes_description(3), torch.bfloat16),
 }
 
 
@@ -79,15 +80,16 @@ def check(lines: list[dict[str, object]], state: NestedState) -> None:
 
 @pytest.mark.parametrize("name", STATES)
 def test_tensors_of_every_level(name: str, tmp_path: Path) -> None:
-    state, about = STATES[name]
-    write_nested_file(path := tmp_path / "net.safetensors", state, about)
+    state, about, dtype = STATES[name]
+    write_nested_file(path := tmp_path / "net.safetensors", state, about, dtype)
+    assert dtype in {TORCH_DTYPES[entry.dtype] for entry in open_nested_file(path).manifest.parameters}
     check(run_node("decode.mjs", "nested.js", path), state)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_densities_and_values(dtype: torch.dtype, tmp_path: Path) -> None:
     state = dense_state(dtype)
-    write_nested_file(path := tmp_path / "net.safetensors", state, description(3))
+    write_nested_file(path := tmp_path / "net.safetensors", state, description(3), dtype)
     codings = {coding for entry in open_nested_file(path).manifest.parameters for coding in entry.coding}
     assert codings == {"all", "bits", "elias-fano", "none"}
     check(run_node("decode.mjs", "nested.js", path), state)

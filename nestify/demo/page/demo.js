@@ -53,9 +53,12 @@ class Level {
   async open() {
     if (this.session) return;
     const { file } = this.page;
-    const before = file.ends[file.fetchedLevels - 1] ?? 0;
-    await file.fetchLevel(this.number, (bytes) => this.page.showFetched(before + bytes));
-    this.page.showFetched(file.ends[file.fetchedLevels - 1]);
+    const before = file.fetchedBytes;
+    try {
+      await file.fetchLevel(this.number, (bytes) => this.page.showFetched(before + bytes));
+    } finally {
+      this.page.showFetched(file.fetchedBytes);
+    }
     const graph = await fetchWhole(this.about.graph);
     this.session = await ort.InferenceSession.create(graph, {
       executionProviders: ["wasm"],
@@ -142,7 +145,9 @@ class Page {
       segment.classList.toggle("whole", share === 1);
       begin += size;
     }
-    find("fetched").textContent = `Fetched ${mebibytes(this.file.headerBytes + bytes)} of ${mebibytes(whole)}.`;
+    const fetched = `Fetched ${mebibytes(this.file.headerBytes + bytes)} of ${mebibytes(whole)}.`;
+    const unchecked = " Hashes are not checked, because browsers do so only on https:// and localhost.";
+    find("fetched").textContent = fetched + (globalThis.crypto?.subtle ? "" : unchecked);
   }
 
   update() {

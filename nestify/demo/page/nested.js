@@ -72,9 +72,14 @@ export class NestedFile {
     return this.chunks.length;
   }
 
+  /** Number of data bytes that have been fetched. */
+  get fetchedBytes() {
+    return this.ends[this.fetchedLevels - 1] ?? 0;
+  }
+
   /** Number of data bytes that a level still needs. */
   missingBytes(level) {
-    return Math.max(0, this.ends[level - 1] - (this.ends[this.fetchedLevels - 1] ?? 0));
+    return Math.max(0, this.ends[level - 1] - this.fetchedBytes);
   }
 
   /**
@@ -87,8 +92,7 @@ export class NestedFile {
   async fetchLevel(level, progress) {
     const missing = this.missingBytes(level);
     if (!missing) return 0;
-    const begin = this.ends[this.fetchedLevels - 1] ?? 0;
-    const first = this.headerBytes + begin;
+    const first = this.headerBytes + this.fetchedBytes;
     await this.addBytes(await fetchRange(this.url, first, first + missing, progress));
     return missing;
   }
