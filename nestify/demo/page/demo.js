@@ -116,7 +116,7 @@ class Page {
     this.segments = file.levels.map((level) => this.addSegment(level));
     this.levels = about.levels.map((level, index) => new Level(this, index + 1, level));
     find("file").setAttribute("aria-label", `The bytes of the levels: ${file.levels.map(sizeOf).join(", ")}`);
-    find("sparse").hidden = !file.levels.some((level) => level.achieved_sparsity > 0);
+    find("sparse").hidden = !file.levels.some(isOnlySparse);
     this.showFetched(0);
     this.update();
   }
@@ -277,6 +277,11 @@ function factsOf({ achieved_sparsity: sparsity, width = 1, depth = 1 }) {
   if (depth < 1) facts.push(`depth ${percent(100 * depth)}`);
   if (sparsity > 0) facts.push(`sparsity ${percent(100 * sparsity)}`);
   return facts.join(", ") || "full";
+}
+
+/** Whether a level differs from the full one by zeros alone. */
+function isOnlySparse({ achieved_sparsity: sparsity, width = 1, depth = 1 }) {
+  return sparsity > 0 && width === 1 && depth === 1;
 }
 
 const count = (number, one, many = `${one}s`) => `${number} ${number === 1 ? one : many}`;
