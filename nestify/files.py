@@ -106,6 +106,25 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
         shutil.rmtree(temporary, ignore_errors=True)  # gone after the rename
 
 
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that has files in it, and a path whose parent does not exist.
+
+    Raises:
+        OutputError: if it does, or cannot be looked at.
+    """
+    try:
+        os.path.lexists(folder)  # ValueError for a NUL, which the methods of Path hide
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: is not an empty folder; give a new one")
+        if not folder.absolute().parent.is_dir():
+            raise OutputError(
+                f"{folder}: its parent folder does not exist; create it, or choose another path"
+            )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder}: cannot be accessed ({reason}); choose another path") from error
+
+
 @contextmanager
 def lock_output(output: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Keep other runs from writing the same output and logs until the end of the block.

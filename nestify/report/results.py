@@ -3,6 +3,7 @@
 The screens are found by the name of the result's class, because importing the classes would import torch.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from nestify.report.evaluation import evaluation_notes, evaluation_sheets, gates
 from nestify.report.plan import plan_screen
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import (
+    level_word,
     mebibytes,
     quantity,
     report_notes,
@@ -26,6 +28,7 @@ from nestify.report.text import Screen, render
 
 if TYPE_CHECKING:
     from nestify.compression.compress import Result
+    from nestify.demo.write import Demo
     from nestify.evaluation.bench import Bench
     from nestify.evaluation.evaluate import Evaluation
     from nestify.evaluation.pick import Pick
@@ -34,6 +37,8 @@ if TYPE_CHECKING:
     from nestify.file.reader import NestedFile
     from nestify.file.slicing import Sliced
     from nestify.file.summary import Report
+    from nestify.hub.folder import Card
+    from nestify.hub.push import Pushed
     from nestify.model.nested_model import NestedModel
 
 USUAL_SIZE = (100, 40)
@@ -144,6 +149,41 @@ def sliced_lines(done: "Sliced") -> list[str]:
     return [f"{done.path}: levels {levels}", f"{mebibytes(done.bytes_written)} MiB written, {read}"]
 
 
+def card_lines(done: "Card") -> list[str]:
+    """Return what the folder of a repository holds, in lines."""
+    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
+    lines = [
+        f"{done.folder}: README.md, config.json and {done.file} ({mebibytes(done.bytes)} MiB)",
+        f"levels {levels}",
+    ]
+    if done.options.license is None:
+        lines.append("The card states no licence; --license apache-2.0 states one.")
+    return lines
+
+
+def pushed_lines(done: "Pushed") -> list[str]:
+    """Return what was uploaded, and how to use it, in lines."""
+    visible = "private" if done.private else "public"
+    return [
+        f"{done.repo} ({visible}): README.md, config.json and {done.file}, commit {done.commit[:12]}",
+        done.url,
+        "Next:",
+        f"  nestify slice {done.address} --level {level_word(1, done.levels[0])} -o slice.safetensors",
+    ]
+
+
+def demo_lines(done: "Demo") -> list[str]:
+    """Return what a page fetches, and how to view it, in lines."""
+    pairs = zip(done.levels, done.level_bytes, strict=True)
+    fetched = ", ".join(f"{name} {mebibytes(size)} MiB" for name, size in pairs)
+    return [
+        f"{done.folder}: the page and its files, {mebibytes(done.bytes)} MiB",
+        f"A browser fetches for each level, besides ONNX Runtime: {fetched}",
+        "Next:",
+        f"  nestify demo {shlex.quote(str(done.folder))} --serve 8000",
+    ]
+
+
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
@@ -201,6 +241,21 @@ def _sliced(done: "Sliced") -> Screen:
     return Screen(title, (), notes)
 
 
+def _card(done: "Card") -> Screen:
+    title, *notes = card_lines(done)
+    return Screen(title, (), notes)
+
+
+def _demo(done: "Demo") -> Screen:
+    title, *notes = demo_lines(done)
+    return Screen(title, (), notes)
+
+
+def _pushed(done: "Pushed") -> Screen:
+    title, *notes = pushed_lines(done)
+    return Screen(title, (), notes)
+
+
 def _exported(done: "Exported") -> Screen:
     return Screen(f"{done.path}: {done.facts.title}", (), exported_notes(done))
 
@@ -214,13 +269,16 @@ def _comparison(comparison: Comparison) -> Screen:
 SCREENS: dict[str, Callable[[Any], Screen]] = {
     "BatchResult": batch_screen,
     "Bench": _bench,
+    "Card": _card,
     "Comparison": _comparison,
+    "Demo": _demo,
     "Evaluation": _evaluation,
     "Exported": _exported,
     "NestedFile": _file,
     "NestedModel": _model,
     "Pick": _pick,
     "Plan": plan_screen,
+    "Pushed": _pushed,
     "Report": _report,
     "Result": _compress_result,
     "Sliced": _sliced,
