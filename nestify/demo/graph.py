@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from nestify.errors import NestifyError, OutputError, UnsupportedModelError, foreign_code
 from nestify.exports.draft import Probe, Runner, probes, prove, quiet
-from nestify.exports.onnx import DEFAULT_OPSET, TOLERANCE, import_packages
+from nestify.exports.onnx import DEFAULT_OPSET, FLOAT32_TOLERANCE, import_packages
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
 from nestify.file.loading import load_level
@@ -170,7 +170,7 @@ def _check(
         return lambda images: torch.from_numpy(session.run(["logits"], {"images": images.numpy()})[0])
 
     try:
-        prove(reopen, Path(), expected, TOLERANCE, facts.title)
+        prove(reopen, Path(), expected, FLOAT32_TOLERANCE, facts.title)
     except OutputError as error:
         raise OutputError(
             f"{facts.title} gives other logits in ONNX Runtime than in torch, so no page was written; see "
