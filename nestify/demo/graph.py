@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 
 from nestify.errors import NestifyError, OutputError, UnsupportedModelError, foreign_code
-from nestify.exports.draft import Probe, Runner, probes, prove, quiet
-from nestify.exports.onnx import DEFAULT_OPSET, FLOAT32_TOLERANCE, import_packages
+from nestify.exports.draft import FLOAT32_TOLERANCE, Probe, Runner, probes, prove, quiet
+from nestify.exports.onnx import DEFAULT_OPSET, import_packages
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
 from nestify.file.loading import load_level
