@@ -27,7 +27,7 @@ from torch.nn.utils import prune
 import nestify
 from nestify.compression.inputs import Inputs, augmentation, frozen_teacher, open_inputs
 from nestify.data.loaders import Loader, eval_loader, train_loader
-from nestify.machine import pick_device, pick_workers
+from nestify.machine import pick_workers
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan, count_macs, effective_macs
 from nestify.training.loop import steps_per_epoch, total_steps
@@ -106,6 +106,8 @@ class Contest:
         self._overrides = {
             "train.eval_before": False,
             "train.eval_every": 1_000_000,
+            "train.amp": False,  # which a GPU may use by default, and the rivals do not have
+            "train.compile": False,
             "train.checkpoint_minutes": 0.0,  # a run that was killed starts again, so that it is recorded
             **overrides,
         }
@@ -136,7 +138,9 @@ class Contest:
     @cached_property
     def device(self) -> torch.device:
         """The device that trains."""
-        return pick_device(self.recipe.device)
+        if self.recipe.device != "auto":
+            return torch.device(self.recipe.device)
+        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
     @property
     def workers(self) -> int:
