@@ -211,6 +211,8 @@ def check_options(
     Raises:
         RecipeError: naming the option.
     """
+    if dtype == "float16" and format is ExportFormat.onnx:
+        raise RecipeError("--dtype float16 applies to packed layers in ONNX; add --sparse, or leave it out")
     if dtype is not None and dtype not in format.dtypes:
         raise RecipeError(
             f"--dtype {dtype} is not one of the types of --format {format}; give {' or '.join(format.dtypes)}"

@@ -15,7 +15,6 @@ from nestify.file.source import LocalFile, pieces
 from nestify.file.summary import Report, read_report
 from nestify.files import atomic_folder, check_new_folder
 from nestify.hub.card import CardOptions, card_text
-from nestify.shown import Shown
 from nestify.terminal import Progress
 
 SCHEMA_VERSION = 1
@@ -24,8 +23,8 @@ CARD = "README.md"
 CONFIG = "config.json"
 
 
-@dataclass(frozen=True, repr=False)
-class Card(Shown):
+@dataclass(frozen=True)
+class Card:
     """A folder that was written.
 
     Attributes:

@@ -204,7 +204,8 @@ def test_a_missing_package_is_one_sentence(
 @pytest.mark.parametrize(
     ("format", "options", "said"),
     [
-        ("onnx", {"dtype": "float16"}, "--dtype float16 is not one of the types of --format onnx"),
+        ("onnx", {"dtype": "float16"}, "--dtype float16 applies to packed layers in ONNX; add --sparse"),
+        ("pt2", {"dtype": "int8"}, "--dtype int8 is not one of the types of --format pt2"),
         ("openvino", {"dtype": "int8"}, "give float32 or float16"),
         ("coreml", {"opset": 18}, "--opset 18 applies to --format onnx"),
         ("pt2", {"pictures": True}, "--with-preprocessing applies to --format onnx"),
