@@ -13,6 +13,7 @@ from nestify.errors import DataError, RecipeError, UnsupportedModelError
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.slicing import slice_file
 from nestify.files import atomic_folder, check_new_folder
+from nestify.shown import Shown
 from nestify.terminal import Progress
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".avif")
 """Endings of pictures that browsers show."""
 
 
-@dataclass(frozen=True)
-class Demo:
+@dataclass(frozen=True, repr=False)
+class Demo(Shown):
     """A page that was written.
 
     Attributes:

@@ -15,6 +15,7 @@ from nestify.file.source import LocalFile, pieces
 from nestify.file.summary import Report, read_report
 from nestify.files import atomic_folder, check_new_folder
 from nestify.hub.card import CardOptions, card_text
+from nestify.shown import Shown
 from nestify.terminal import Progress
 
 SCHEMA_VERSION = 1
@@ -23,8 +24,8 @@ CARD = "README.md"
 CONFIG = "config.json"
 
 
-@dataclass(frozen=True)
-class Card:
+@dataclass(frozen=True, repr=False)
+class Card(Shown):
     """A folder that was written.
 
     Attributes:

@@ -15,13 +15,14 @@ from nestify.errors import BadFileError, NestifyError, OutputError, RecipeError,
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.hub.card import CardOptions, repo_problems
 from nestify.hub.folder import CARD, CONFIG, fill_folder, repo_file_name
+from nestify.shown import Shown
 from nestify.version import __version__
 
 LOGIN = "log in with `hf auth login`, or set HF_TOKEN to a token that may write to it"
 
 
-@dataclass(frozen=True)
-class Pushed:
+@dataclass(frozen=True, repr=False)
+class Pushed(Shown):
     """What was uploaded.
 
     Attributes:

@@ -8,7 +8,7 @@ import torch
 from nestify import accelerator
 from tests import simulated
 
-# torch's autograd sees only the devices that are there when it first runs, which other tests have done by then.
+# torch's autograd knows the devices that are there when it first runs, and other tests have run it by then.
 # So these run in a process of their own, which test_simulated.py starts.
 collect_ignore_glob = [] if os.environ.get("NESTIFY_SIMULATED") else ["test_*.py"]
 
