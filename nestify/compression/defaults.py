@@ -90,8 +90,8 @@ def with_new_head(recipe: Recipe, replaced: bool, steps_per_epoch: int, observer
 def with_ramp(recipe: Recipe, steps: int) -> Recipe:
     """Set `schedule.ramp` by the length of the training.
 
-    While sparsity increases, a level trains weights that it will lose. A short training has no steps to spare
-    for that.
+    While sparsity increases, a level trains weights that it will lose, which a short training has little time
+    to make up for.
 
     Args:
         recipe: the recipe.
