@@ -134,10 +134,10 @@ def export(
         "--max-images": max_images,
     }
     _check_options(format, sparse, int8, dtype, with_preprocessing, for_int8)
-    with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
-        if int8:
-            from nestify.evaluation.int8 import CALIBRATION_IMAGES, MAX_DROP, export_int8
+    if int8:
+        from nestify.evaluation.int8 import CALIBRATION_IMAGES, MAX_DROP, export_int8
 
+        with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
             done = export_int8(
                 file,
                 level,
@@ -155,25 +155,25 @@ def export(
                 sparse=sparse,
                 progress=progress,
             )
-        elif sparse:
-            from nestify.engine.export import export_sparse
+    elif sparse:
+        from nestify.engine.export import export_sparse
 
-            done = export_sparse(
-                file, level, output, batch=batch, opset=opset, dtype=PackedType(dtype or "float32")
-            )
-        else:
-            from nestify.exports.export import export as run
+        done = export_sparse(
+            file, level, output, batch=batch, opset=opset, dtype=PackedType(dtype or "float32")
+        )
+    else:
+        from nestify.exports.export import export as run
 
-            done = run(
-                file,
-                level,
-                format,
-                output,
-                batch=batch,
-                opset=opset,
-                dtype=dtype,
-                with_preprocessing=with_preprocessing,
-            )
+        done = run(
+            file,
+            level,
+            format,
+            output,
+            batch=batch,
+            opset=opset,
+            dtype=dtype,
+            with_preprocessing=with_preprocessing,
+        )
     lines = [f"{file}: {done.facts.title}", *exported_notes(done), f"Written: {done.path}"]
     text = json.dumps(_document(file, done), indent=2) if as_json else "\n".join(map(printable, lines))
     write_result(text + "\n", None)

@@ -102,7 +102,9 @@ class Untrained:
             with torch.no_grad():
                 for name, tensor in before.items():
                     nested.shared_tensor(name).copy_(tensor)
-        self._accuracies(nested, original, measured)  # measures batch norm with the original weights
+        for level in range(1, nested.n_levels + 1):
+            if not nested.is_reduced(level):  # the batch norm of reduced levels is measured later
+                nested.load_own(level, original)
         tell = self.observer.stage if self.recipe.train.epochs else self.observer.warned
         tell(
             f"the weights of levels without training were not refitted, because level {worst} would lose "

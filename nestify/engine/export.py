@@ -5,13 +5,14 @@ import json
 import os
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestify.engine.build import sources_digest
 from nestify.engine.library import cache_folder, load_library
 from nestify.engine.session import Session, import_runtime
 from nestify.errors import OutputError, RecipeError, UnsupportedModelError
+from nestify.exports.export import open_level
 from nestify.exports.target import (
     ExportFacts,
     ExportFormat,
@@ -21,8 +22,7 @@ from nestify.exports.target import (
     choose_target,
 )
 from nestify.file.measurements import ENGINE
-from nestify.file.reader import NestedFile, open_nested_file
-from nestify.file.source import LocalFile
+from nestify.file.reader import NestedFile
 from nestify.version import __version__
 
 if TYPE_CHECKING:
@@ -59,14 +59,10 @@ def export_sparse(
     """
     load_library()
     stored = packed_type(dtype)
-    file = open_nested_file(path, truncated=True)
-    file.check_whole(number := file.level_index(str(level)))
-    facts = ExportFacts.for_level(file.manifest, number)
-    source = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
-    format = ExportFormat.onnx
-    target = choose_target(source, facts, str(format), output)
-    check_options(format, batch, opset)
-    return _export(file, number, facts, target, stored, batch, opset)
+    opened = open_level(path, level)
+    target = choose_target(opened.source, opened.facts, str(ExportFormat.onnx), output)
+    check_options(ExportFormat.onnx, batch, opset)
+    return _export(opened.file, opened.number, opened.facts, target, stored, batch, opset)
 
 
 def packed_type(name: str) -> PackedType:

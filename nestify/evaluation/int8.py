@@ -3,7 +3,7 @@
 import os
 import tempfile
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,14 +12,14 @@ from nestify.data.hierarchy import coarse_target, stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import open_calibration_images, open_evaluation_images
 from nestify.errors import DataError, GateFailed, RecipeError
-from nestify.evaluation.quantiser import AnyDraft, Quantiser
+from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
 from nestify.exports.draft import Runner, probes
+from nestify.exports.export import open_level
 from nestify.exports.preprocessing import picture_probes
-from nestify.exports.target import ExportFacts, ExportFormat, check_options, choose_target
+from nestify.exports.target import ExportFormat, check_options, choose_target
 from nestify.exports.write import Exported, Int8, keep
 from nestify.file.loading import load_level
-from nestify.file.reader import NestedFile, open_nested_file
-from nestify.file.source import LocalFile
+from nestify.file.reader import NestedFile
 from nestify.terminal import Progress, shown_progress
 
 CALIBRATION_IMAGES = 100
@@ -77,13 +77,13 @@ def export_int8(
         GateFailed: if the loss of accuracy is above the limit also with half of the layers in float32.
     """
     _check_numbers(calibrate_images, max_drop)
-    file = open_nested_file(path, truncated=True)
-    file.check_whole(number := file.level_index(str(level)))
-    facts = ExportFacts.for_level(file.manifest, number)
-    source = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
-    target = choose_target(source, facts, format or (None if output else "onnx"), output, mark="int8")
+    opened = open_level(path, level)
+    file, number, facts = opened.file, opened.number, opened.facts
+    target = choose_target(opened.source, facts, format or (None if output else "onnx"), output, mark="int8")
     if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
-        raise RecipeError(f"--int8 applies to --format onnx and openvino, not to {target.format}")
+        raise RecipeError(
+            f"--int8 applies to --format onnx and openvino, not to {target.format}; leave one of them out"
+        )
     if sparse and target.format is not ExportFormat.onnx:
         raise RecipeError(f"--sparse applies to --format onnx, not to {target.format}; leave it out")
     check_options(target.format, batch, opset, None, with_preprocessing)
@@ -92,13 +92,12 @@ def export_int8(
     make_probes = picture_probes if with_preprocessing else probes
     expected = make_probes(plain, facts, batch)
     with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
-        quantiser = Quantiser(
-            plain, facts, images.calibration, Path(folder), target.format, batch, opset, sparse
-        )
+        kind = Kind(target.format, batch, opset, sparse=sparse, pictures=with_preprocessing)
+        quantiser = Quantiser(plain, facts, images.calibration, Path(folder), kind)
         with shown_progress(progress, "images") as advance:
-            draft, result = _within_limit(quantiser, images, plain, max_drop, advance, with_preprocessing)
-        done = keep(draft, expected, facts, target, batch)
-        return replace(done, int8=result, packed_layers=quantiser.packed_layers)
+            made, result = _within_limit(quantiser, images, plain, max_drop, advance)
+        done = keep(made.draft, expected, facts, target, batch)
+        return replace(done, int8=result, packed_layers=made.packed_layers)
 
 
 def _check_numbers(calibrate_images: int, max_drop: float) -> None:
@@ -168,20 +167,15 @@ class _Images:
 
 @torch.no_grad()
 def _within_limit(
-    quantiser: Quantiser,
-    images: _Images,
-    plain: Runner,
-    max_drop: float,
-    advance: Progress,
-    pictures: bool,
-) -> tuple[AnyDraft, Int8]:
+    quantiser: Quantiser, images: _Images, plain: Runner, max_drop: float, advance: Progress
+) -> tuple[Quantised, Int8]:
     """Return the int8 model with the fewest layers in float32 that was found to be within the limit."""
     level = _predict(plain, images, advance)
     kept_float = 0
     while True:
         layers = quantiser.costliest(kept_float) if kept_float else []
-        draft, run = quantiser.draft(layers, pictures)
-        found = _predict(run, images, advance)
+        made = quantiser.make(layers)
+        found = _predict(made.run, images, advance)
         result = Int8(
             float32_top1=_percent(level.right),
             top1=_percent(found.right),
@@ -191,7 +185,7 @@ def _within_limit(
             float_layers=tuple(layers),
         )
         if result.drop <= max_drop:
-            return draft, result
+            return made, result
         kept_float = max(1, 2 * kept_float)
         if kept_float > len(quantiser.layers) // 2:
             raise GateFailed(

@@ -48,7 +48,7 @@ def pictures_draft(model: Any, facts: ExportFacts, tolerance: float = 0.0, dtype
         tolerance: see `Draft`; at least that of the preprocessing.
         dtype: see `Draft`.
     """
-    joined = prepend_preprocessing(model, facts)
+    joined = prepend_preprocessing(model, facts, opset_of(model))
     return model_draft(
         joined, reopen, _load_line_for_pictures, max(tolerance, preprocessing.TOLERANCE), dtype
     )

@@ -47,7 +47,7 @@ def translate(program: Any, facts: ExportFacts, batch: int | None) -> Any:
         RecipeError: if the package is missing.
         UnsupportedModelError: if OpenVINO cannot translate it, with the operator that it lacks.
     """
-    openvino = _package()
+    openvino = import_openvino()
 
     def refusal(reason: str) -> UnsupportedModelError:
         return UnsupportedModelError(f"OpenVINO cannot translate {facts.title} ({reason}); export it as onnx")
@@ -72,7 +72,7 @@ def model_draft(model: Any, facts: ExportFacts, dtype: str, tolerance: float) ->
         dtype: type that weights are stored as: float32, float16 or int8.
         tolerance: largest allowed difference of a logit, relative to the largest logit.
     """
-    openvino = _package()
+    openvino = import_openvino()
     [images], [logits] = model.inputs, model.outputs
     images.get_tensor().set_names({"images"})
     logits.get_tensor().set_names({"logits"})
@@ -94,7 +94,12 @@ def model_draft(model: Any, facts: ExportFacts, dtype: str, tolerance: float) ->
     )
 
 
-def _package() -> Any:
+def import_openvino() -> Any:
+    """Import OpenVINO.
+
+    Raises:
+        RecipeError: if it is missing.
+    """
     return import_package("openvino", "openvino", "openvino", "about 180 MB")
 
 
@@ -105,7 +110,7 @@ def _reopen(folder: Path) -> Runner:
 def run_model(model: Any) -> Runner:
     """Compile an OpenVINO model, or the one at a path, for the CPU, and return what runs it."""
     # By default the CPU plugin may compute in bfloat16, which differs by a hundred times more.
-    compiled = _package().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = import_openvino().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(compiled(images.numpy())[0].copy())

@@ -25,12 +25,13 @@ PICTURES = ((37, 53), (64, 48), (301, 257))
 """Height and width of the pictures that an export is checked with, relative to none of the model's sizes."""
 
 
-def prepend_preprocessing(model: Any, facts: ExportFacts) -> Any:
+def prepend_preprocessing(model: Any, facts: ExportFacts, opset: int) -> Any:
     """Return an ONNX model that takes pictures: uint8 (B, height, width, C), upright, of any size.
 
     Args:
         model: an ONNX model with an input `images`, float32 (B, C, H, W).
         facts: what the export states about itself, with the preprocessing.
+        opset: version of ONNX's operators that the model uses.
 
     Raises:
         UnsupportedModelError: if ONNX has no such interpolation or crop.
@@ -41,7 +42,6 @@ def prepend_preprocessing(model: Any, facts: ExportFacts) -> Any:
     options = transform_options(facts.preprocessing)
     if options["interpolation"] not in RESIZES:
         raise _refusal(facts, f"an interpolation {options['interpolation']}")
-    opset = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     if opset < 18:
         raise UnsupportedModelError(
             f"--with-preprocessing needs opset 18 or newer, not {opset}; leave --opset out"

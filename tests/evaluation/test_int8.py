@@ -15,7 +15,7 @@ from nestify.data.dataset import open_images
 from nestify.data.loaders import eval_loader
 from nestify.errors import GateFailed, RecipeError
 from nestify.evaluation.int8 import export_int8
-from nestify.evaluation.quantiser import Quantiser
+from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
 from nestify.exports.target import ExportFormat
 from nestify.file.loading import load_level
 from nestify.file.reader import open_nested_file
@@ -96,11 +96,11 @@ def test_a_drop_above_the_limit_keeps_nothing(
 ) -> None:
     tried = []
 
-    def useless(self: Quantiser, layers: list[str], pictures: bool = False) -> object:
+    def useless(self: Quantiser, layers: list[str]) -> object:
         tried.append(len(layers))
-        return None, lambda images: torch.zeros(len(images), 10)
+        return Quantised(None, lambda images: torch.zeros(len(images), 10))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(Quantiser, "draft", useless)
+    monkeypatch.setattr(Quantiser, "make", useless)
     with pytest.raises(GateFailed, match=r"--max-drop 0\.5"):
         export_int8(digits, 2, DIGITS, output=tmp_path / "a.onnx", max_drop=0.5, calibrate_images=4)
     assert list(tmp_path.iterdir()) == []
@@ -134,7 +134,7 @@ def test_the_costliest_layer_comes_first(make_model: Callable[..., nn.Module], t
     images = torch.rand(16, 3, 8, 8)
     images[:, 0, 0, 0] = 0
     facts = facts_of(make_model("test_resnet"), 8)
-    quantiser = Quantiser(plain, facts, images, tmp_path, ExportFormat.onnx, None, None)
+    quantiser = Quantiser(plain, facts, images, tmp_path, Kind(ExportFormat.onnx))
     [worst, best] = quantiser.costliest(2)
     graph = onnx.load(tmp_path / "optimised.onnx").graph
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}

@@ -45,7 +45,7 @@ def pass_through(height: int, width: int, **preprocessing: Any) -> Any:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     facts = ExportFacts("x", {}, 10, None, preprocessing, 1, "phone", 0.0, {})
-    joined = prepend_preprocessing(model, facts)
+    joined = prepend_preprocessing(model, facts, 18)
     onnx.checker.check_model(joined, full_check=True)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
