@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nestify.errors import NestifyError, SetupError, foreign_code
 from nestify.exports.draft import quiet
+from nestify.exports.openvino import openvino_core
 
 Images = NDArray[np.float32]
 Call = Callable[[], object]
@@ -124,7 +125,7 @@ def on_openvino(path: Path, images: Images, threads: int, precision: str = "f32"
         "INFERENCE_PRECISION_HINT": precision,
     }
     with _fenced("openvino", path):
-        core = import_module("openvino").Core()
+        core = openvino_core()
         model = core.read_model(str(path))
         model.reshape(list(images.shape))
         request = core.compile_model(model, "CPU", options).create_infer_request()

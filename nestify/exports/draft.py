@@ -22,15 +22,22 @@ MAX_REASON = 200
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Discard prints, warnings and log lines of the block; exceptions pass through."""
-    level = logging.root.manager.disable
+    """Discard prints, warnings and log lines of the block; exceptions pass through.
+
+    The root logger is afterwards as it was: some of the packages that formats need set its level, or add
+    filters or handlers, which would silence or double what the rest of the process logs.
+    """
+    root, disabled = logging.root, logging.root.manager.disable
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
     logging.disable(logging.CRITICAL)
     try:
         with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(level)
+        logging.disable(disabled)
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def first_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
 """A level as an OpenVINO model: a folder with `openvino_model.xml` and `openvino_model.bin`."""
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -103,6 +104,21 @@ def import_openvino() -> Any:
     return import_package("openvino", "openvino", "openvino", "about 180 MB")
 
 
+@functools.cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process, which lives as long as the process.
+
+    On processors with AMX the CPU plugin of a Core gives the process a stack for signal handlers, and at the
+    end of the Core puts the earlier one back. If two Cores do not end in the reverse order, that is memory
+    which is no longer there, and the next signal with a Python handler, such as the SIGCHLD of a worker
+    process of `torch.utils.data.DataLoader`, ends the process.
+
+    Raises:
+        RecipeError: if OpenVINO is missing.
+    """
+    return import_openvino().Core()
+
+
 def _reopen(folder: Path) -> Runner:
     return run_model(folder / FILE)
 
@@ -110,7 +126,7 @@ def _reopen(folder: Path) -> Runner:
 def run_model(model: Any) -> Runner:
     """Compile an OpenVINO model, or the one at a path, for the CPU, and return what runs it."""
     # By default the CPU plugin may compute in bfloat16, which differs by a hundred times more.
-    compiled = import_openvino().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
     def run(images: Tensor) -> Tensor:
         return torch.from_numpy(compiled(images.numpy())[0].copy())

@@ -1,6 +1,10 @@
 """Levels as OpenVINO models, Core ML packages and ExecuTorch programs, run by their own runtimes."""
 
+import ctypes
+import gc
 import json
+import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,9 +60,10 @@ def test_openvino(make_model: Make, tmp_path: Path, name: str, dtype: str, toler
     plain = make_model(name, **MODELS[name]).eval()
     done = export_level(plain, facts_of(plain, SIDE), target_in(tmp_path, "openvino"), dtype=dtype)
     assert sorted(path.name for path in done.path.iterdir()) == ["openvino_model.bin", "openvino_model.xml"]
-    model = openvino.Core().read_model(done.path / "openvino_model.xml")
+    core = openvino_export.openvino_core()
+    model = core.read_model(done.path / "openvino_model.xml")
     assert str(model.input("images").partial_shape) == f"[?,3,{SIDE},{SIDE}]"
-    compiled = openvino.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     images = torch.randn(5, 3, SIDE, SIDE)
     assert off(compiled(images.numpy())["logits"], expected(plain, images)) < tolerance
     facts = {key: model.get_rt_info(["nestify", key]).astype(str) for key in ("level_name", "classes")}
@@ -72,8 +77,13 @@ def test_an_operator_that_openvino_lacks_is_named(make_model: Make, tmp_path: Pa
     """This model resizes its position embedding in every pass, as its images are smaller than usual."""
     imported("openvino")
     plain = make_model("test_vit", img_size=SIDE).eval()
+    root = logging.root
+    before = root.level, root.filters[:], root.handlers[:]
     with pytest.raises(UnsupportedModelError, match="_upsample_bicubic2d_aa"):
         export_level(plain, facts_of(plain, SIDE), target_in(tmp_path, "openvino"))
+    assert (root.level, root.filters, root.handlers) == before, (
+        "OpenVINO leaves its own settings after an error"
+    )
 
 
 def test_half_precision_halves_the_file(make_model: Make, tmp_path: Path) -> None:
@@ -88,11 +98,31 @@ def test_half_precision_halves_the_file(make_model: Make, tmp_path: Path) -> Non
 
 
 def test_a_batch_of_one_size(make_model: Make, tmp_path: Path) -> None:
-    openvino = imported("openvino")
+    imported("openvino")
     plain = make_model("vit_tiny_patch16_224", **VIT).eval()
     done = export_level(plain, facts_of(plain, SIDE), target_in(tmp_path, "openvino"), batch=2)
-    model = openvino.Core().read_model(done.path / "openvino_model.xml")
+    model = openvino_export.openvino_core().read_model(done.path / "openvino_model.xml")
     assert str(model.input("images").partial_shape) == f"[2,3,{SIDE},{SIDE}]"
+
+
+class _SignalStack(ctypes.Structure):
+    _fields_ = (("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/maps is Linux's")
+def test_signal_handlers_can_run_afterwards(make_model: Make, tmp_path: Path) -> None:
+    """The stack that Python's signal handlers run on is still mapped when models are gone, in any order."""
+    imported("openvino")
+    plain = make_model("test_resnet").eval()
+    path = export_level(plain, facts_of(plain, SIDE), target_in(tmp_path, "openvino")).path
+    runners = [openvino_export.run_model(path / openvino_export.FILE) for _ in range(3)]
+    del runners[0], runners[0], runners
+    gc.collect()
+    stack = _SignalStack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    if stack.start is not None:
+        ranges = [line.split()[0].split("-") for line in Path("/proc/self/maps").read_text().splitlines()]
+        assert any(int(start, 16) <= stack.start < int(end, 16) for start, end in ranges)
 
 
 def test_other_weights_are_not_kept(
