@@ -4,28 +4,23 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 
 from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
-from nestify.compression.compressed import Compressed
-from nestify.compression.inputs import stored_dtype
 from nestify.compression.latency import missed_latencies
 from nestify.compression.preflight import check_recipe
 from nestify.compression.run import Run
-from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
+from nestify.compression.write import write_compressed
+from nestify.errors import BudgetError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
-from nestify.file.loading import load
-from nestify.file.manifest import HeldOut, Manifest
+from nestify.file.manifest import Manifest
 from nestify.file.summary import Report, open_report, read_report
-from nestify.file.writer import write_nested_file
 from nestify.files import lock_output, metrics_path
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
-from nestify.schedule.description import block_units, describe
 from nestify.shown import Shown
 from nestify.training.display import usual_observer
 from nestify.training.distributed import World, join_process_group
@@ -177,7 +172,7 @@ def _run_and_write(
             done = run.execute()
         watcher.stage(f"writing {output}")
         manifest = world.broadcast_object(
-            _write(run.recipe, done, run.inputs.held_out_record, base) if world.is_main else None
+            write_compressed(run.recipe, done, run.inputs.held_out_record, base) if world.is_main else None
         )
     assert manifest is not None
     if world.is_main:
@@ -211,28 +206,6 @@ def _baseline(recipe: Recipe) -> Report | None:
     return None if recipe.gates.baseline is None else open_report(recipe.gates.baseline)
 
 
-def _write(recipe: Recipe, done: Compressed, held_out: HeldOut | None, base: BaseFile | None) -> Manifest:
-    output = recipe.output_path
-    state = done.nested.nested_state(block_units(done.nested, done.levels))
-    description = describe(
-        recipe,
-        done.levels,
-        done.nested,
-        done.costs,
-        labels=done.labels,
-        source_sha256=done.pretrained.source_sha256,
-        original=done.original,
-        before=done.before,
-        after=done.after,
-        calibration=done.calibration,
-        held_out=held_out,
-    )
-    if base is not None:
-        description, state = base.merge(description, state)
-    check = partial(_check_written, output, base)
-    return write_nested_file(output, state, description, stored_dtype(recipe), check)
-
-
 def _recipe(recipe: Recipe | str | os.PathLike[str], overrides: Mapping[str, object] | None) -> Recipe:
     if isinstance(recipe, Recipe):
         if overrides:
@@ -242,15 +215,3 @@ def _recipe(recipe: Recipe | str | os.PathLike[str], overrides: Mapping[str, obj
             )
         return recipe
     return load_recipe(recipe, overrides)
-
-
-def _check_written(output: Path, base: BaseFile | None, written: Path) -> None:
-    """Refuse a file that cannot be loaded again, or changes the levels of the file that it extends."""
-    if base is not None:
-        base.check_written(written)
-    try:
-        load(written)
-    except BadFileError as error:
-        raise OutputError(
-            f"{output}: the written file cannot be loaded again, so it was not kept: {error}"
-        ) from error

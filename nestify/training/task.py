@@ -143,7 +143,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     def __init__(
         self,
         nested: NestedModel,
-        criterion: nn.Module,
+        criterion: Callable[[Tensor, Tensor], Tensor],
         *,
         weights: Sequence[float],
         distill: Sequence[float],
@@ -256,7 +256,11 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         return distilled if share == 1 else (1 - share) * self.criterion(logits, target) + share * distilled
 
     def backward(
-        self, images: Tensor, target: Tensor, scale: Callable[[Tensor], Tensor] = lambda loss: loss
+        self,
+        images: Tensor,
+        target: Tensor,
+        scale: Callable[[Tensor], Tensor] = lambda loss: loss,
+        run: Callable[[Tensor], object] = Tensor.backward,
     ) -> list[LevelResult]:
         """Run forward and backward of every level in turn, so that only one level's graph is in memory.
 
@@ -267,6 +271,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             images: (B, C, H, W).
             target: (B,) class indices, or (B, classes) soft targets.
             scale: applied to a loss before its backward pass, for gradient scaling.
+            run: runs a backward pass from the scaled loss, 0-d.
 
         Returns:
             The results of the levels that ran, full level first.
@@ -277,7 +282,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             own = self.trainable_module.own_tensors(result.level).values()
             adding = nullcontext() if held is None else held.adding_gradients()
             with unweighted_gradients([t for t in own if t.requires_grad], result.weight), adding:
-                scale(loss).backward()
+                run(scale(loss))
             results.append(result)
 
         with self._recomputing():

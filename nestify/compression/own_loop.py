@@ -1,0 +1,120 @@
+"""A nested model for a training loop of the user's own: `nest`."""
+
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from typing import Literal
+
+from torch import nn
+
+from nestify.compression.latency import LayerTimer
+from nestify.compression.trainable import OWN_LOOP, Batch, TrainableNestedModel, pictures_of
+from nestify.data.hierarchy import ClassLevels
+from nestify.errors import NestifyWarning, RecipeError
+from nestify.model.spec import describe_model
+from nestify.recipe.level_options import Kind, Score
+from nestify.recipe.recipe import Recipe, checked_recipe
+from nestify.schedule.budgets import design_levels
+from nestify.training.distributed import SINGLE
+from nestify.training.observer import Observer
+
+OPTIONS = ("schedule", "level", "train.bn", "train.distill", "train.temperature", "train.sandwich", "dtype")
+"""Recipe keys, or sections, that `nest` takes as options."""
+
+ARGUMENTS = {"schedule.kind": "schedule", "schedule.score": "score", "schedule.ramp": "ramp_steps"}
+"""Recipe keys that are arguments of `nest`, and their names."""
+
+
+def nest(
+    model: nn.Module,
+    levels: str | Sequence[object] | None = None,
+    schedule: Kind = "weight",
+    score: Score = "lamp",
+    *,
+    options: Mapping[str, object] | None = None,
+    ramp_steps: int = 0,
+    teacher: nn.Module | Literal["self"] | None = None,
+    images: Iterable[Batch] | None = None,
+    input_size: tuple[int, int, int] | None = None,
+    seed: int = 42,
+) -> TrainableNestedModel:
+    """Make a nested model of a timm model, to be trained in a loop of your own.
+
+    Args:
+        model: a model from `timm.create_model`, on the device that trains; used as it is, not copied. If
+            levels are narrower, its channels are sorted by importance, which does not change its logits.
+        levels: the levels, core first, as in `--levels`: `"0.95,0.8,0"` or a list of such values, which are
+            sparsities, widths or depths, or budgets such as `"macs=0.5"`. None: the schedule's default.
+        schedule: what levels leave out: weight, channel, layer or combined.
+        score: how weights are ranked.
+        options: further keys of a recipe: those of `[schedule]` and `level[k]`, `train.bn`, `train.distill`,
+            `train.temperature`, `train.sandwich` and `dtype`.
+        ramp_steps: number of training steps during which sparsity increases; `update` must then be called
+            before each step.
+        teacher: a frozen model whose predictions are a share `train.distill` of each level's loss, or `self`:
+            the full level. None: each level learns from the loss function alone.
+        images: batches of training images (B, C, H, W), preprocessed, or sequences that start with them.
+            Smaller levels get their batch-norm statistics from them, and `schedule.rank = "loss"` needs them.
+        input_size: (channels, height, width) of the images in pixels; None: the model's default.
+        seed: seed of the random choices of levels, with more than four levels or `train.sandwich`.
+
+    Raises:
+        RecipeError: if the levels or options are not right, or a budget cannot be met.
+        UnsupportedModelError: if nestify cannot handle the model.
+    """
+    recipe = _recipe(model, levels, schedule, score, options, seed)
+    spec = describe_model(model, input_size)
+    if recipe.schedule.rank == "loss" and images is None:
+        raise RecipeError('schedule.rank = "loss" is measured on images; give images=')
+    timer = partial(LayerTimer(spec, recipe, SINGLE).measure, Observer())
+    was_training = model.training
+    pictures = pictures_of(images or (), next(model.parameters()).device)
+    design = design_levels(model.eval(), spec, recipe, ClassLevels(), pictures, layer_times=timer, warn=_warn)
+    nested = TrainableNestedModel(design, recipe, ramp_steps, teacher)
+    if images is not None:
+        smaller = [level for level in range(1, nested.n_levels + 1) if nested.is_smaller(level)]
+        nested.recalibrate(images, smaller)
+    nested.update(0)
+    nested.train(was_training)
+    return nested
+
+
+def _recipe(
+    model: nn.Module,
+    levels: str | Sequence[object] | None,
+    schedule: str,
+    score: str,
+    options: Mapping[str, object] | None,
+    seed: int,
+) -> Recipe:
+    """Check the arguments of `nest` as a recipe."""
+    options = dict(options or {})
+    unknown = [key for key in options if not _is_taken(key)]
+    if unknown:
+        raise RecipeError(
+            f"options of nest are {', '.join(OPTIONS)}, and not {', '.join(unknown)}; the rest of a training "
+            "is up to your loop"
+        )
+    architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
+    table = {"model": {"name": architecture or type(model).__name__}, "data": {"path": OWN_LOOP}}
+    given = {"levels": levels, "schedule.kind": schedule, "schedule.score": score, "seed": seed, **options}
+    recipe = checked_recipe(table, "", given)
+    for k, level in enumerate(recipe.level, start=1):
+        if level.freeze or level.classes is not None:
+            key = "freeze" if level.freeze else "classes"
+            raise RecipeError(f"level[{k}].{key} needs nestify.compress; leave it out of the options of nest")
+    return recipe
+
+
+def _is_taken(key: str) -> bool:
+    section = re.split(r"[.\[]", key)[0]
+    return (key in OPTIONS or section in OPTIONS) and key not in (
+        "schedule.kind",
+        "schedule.score",
+        "schedule.ramp",
+    )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, NestifyWarning, stacklevel=3)

@@ -1,0 +1,318 @@
+"""The model that `nest` makes, with the steps of a training loop."""
+
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
+from functools import partial
+from math import isnan, nan
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from nestify.compression.compressed import Compressed
+from nestify.compression.inputs import round_to_stored
+from nestify.compression.write import write_compressed
+from nestify.data.hierarchy import ClassLevels
+from nestify.errors import BudgetError, NestifyWarning, RecipeError
+from nestify.files import lock_output
+from nestify.model.batch_norm import recalibrate
+from nestify.model.entry_levels import EntryLevels
+from nestify.model.nested_model import NestedModel
+from nestify.model.pretrained import PretrainedModel
+from nestify.recipe.level_options import level_weights
+from nestify.recipe.recipe import Recipe
+from nestify.schedule.budgets import NestedDesign
+from nestify.schedule.costs import count_macs, level_costs
+from nestify.schedule.nest import choose_weights
+from nestify.schedule.ramp import Ramp
+from nestify.training.gradients import LevelGradients, add_gradients
+from nestify.training.task import LevelResult, NestedTask, Teacher
+
+OWN_LOOP = "own training loop"
+"""What the recipe in the nested file says about the images."""
+
+Batch = Tensor | Sequence[Any]
+"""Images (B, C, H, W), or a sequence that starts with them."""
+
+LossFunction = Callable[[Tensor, Any], "Tensor | Mapping[str, Any]"]
+"""A function of a level's logits (B, classes) and the target, which returns the loss: a tensor of one
+element, or a mapping that has it as `loss`."""
+
+
+def pictures_of(batches: Iterable[Batch], device: torch.device) -> Iterator[Tensor]:
+    """Yield the images of batches on a device."""
+    for batch in batches:
+        yield (batch if isinstance(batch, Tensor) else batch[0]).to(device)
+
+
+class TrainableNestedModel(NestedModel):
+    """A nested model with the steps of a training loop: `update`, `backward`, `recalibrate` and `save`.
+
+    `nest` makes it. Optimizers take its `parameters()`, and `state_dict()` holds all of its state.
+    """
+
+    def __init__(
+        self,
+        design: NestedDesign,
+        recipe: Recipe,
+        ramp_steps: int,
+        teacher: nn.Module | Literal["self"] | None,
+    ) -> None:
+        made = design.nested
+        super().__init__(
+            made.network,
+            made.spec,
+            made.level_names,
+            entry=made.entry_levels,
+            bn=made.bn,
+            level_sizes=made.level_sizes,
+        )
+        self.macs = made.macs
+        self._loop = _Loop(self, design, recipe, ramp_steps, teacher)
+
+    def update(self, step: int) -> None:
+        """Choose the weights of all levels again if that is due before a training step.
+
+        Args:
+            step: number of finished steps.
+        """
+        self._loop.update(self, step)
+
+    def backward(
+        self,
+        images: Tensor,
+        target: Any,
+        loss_fn: LossFunction = nn.functional.cross_entropy,
+        *,
+        backward: Callable[[Tensor], object] = Tensor.backward,
+    ) -> list[LevelResult]:
+        """Run forward and backward of every level in turn, from the full level to the core level.
+
+        Only one level's graph is in memory at a time. The gradients are added to those of earlier calls. Each
+        shared weight gets the weighted mean of the gradients of the m levels that use it, times sqrt(m), so
+        that the learning rate of a single network fits; a level's own tensors get the gradient of its own
+        loss.
+
+        Args:
+            images: (B, C, H, W), preprocessed, on the model's device.
+            target: passed to the loss function as it is.
+            loss_fn: computes the loss of a level.
+            backward: runs a backward pass from a loss of one element, such as `fabric.backward` or
+                `accelerator.backward`.
+
+        Returns:
+            The results of the levels, full level first: `level`, `loss`, `logits`, `weight`.
+
+        Raises:
+            RecipeError: if the loss function does not return one number.
+        """
+        return self._loop.backward(self, images, target, loss_fn, backward)
+
+    @torch.no_grad()
+    def recalibrate(self, images: Iterable[Batch], levels: Sequence[int] | None = None) -> None:
+        """Measure the batch-norm statistics of levels on images, at most `train.recalibrate_batches` batches.
+
+        Args:
+            images: batches of training images, preprocessed.
+            levels: the levels, counted from 1; None: all.
+        """
+        device = next(self.parameters()).device
+        for level in range(1, self.n_levels + 1) if levels is None else levels:
+            plain = self.at_level(level)
+            recalibrate(plain, pictures_of(images, device), self._loop.recipe.train.recalibrate_batches)
+            self.load_own(level, plain)
+
+    def save(self, path: str | os.PathLike[str], class_names: Sequence[str] = ()) -> Path:
+        """Write the nested file, which `nestify.load` and all commands read; the model is not changed.
+
+        Args:
+            path: where to write.
+            class_names: names of the classes, in the order of the logits; empty if they have none.
+
+        Returns:
+            The path.
+
+        Raises:
+            RecipeError: if sparsity is still increasing, or the number of names is not that of classes.
+            BudgetError: if a level missed its budget; the file is still written.
+            OutputError: if the file cannot be written, or cannot be loaded again.
+        """
+        return self._loop.save(self, Path(path), class_names)
+
+    def get_extra_state(self) -> Tensor:
+        """Return the state of `update`, which becomes a part of `state_dict()`."""
+        return torch.tensor(self._loop.state(), dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Restore what `get_extra_state` returned."""
+        self._loop.restore(state.tolist())
+
+
+class _Loop:
+    """What a loop needs besides the model; not a module, because its task contains the model."""
+
+    def __init__(
+        self,
+        nested: TrainableNestedModel,
+        design: NestedDesign,
+        recipe: Recipe,
+        ramp_steps: int,
+        teacher: nn.Module | Literal["self"] | None,
+    ) -> None:
+        self.recipe, self._design = recipe, design
+        solved = recipe.schedule.kind == "weight" and any(level.budget for level in design.levels)
+        settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
+        self._ramp = Ramp(design.levels, ramp_steps, recipe.schedule.reselect, settle)
+        self._step = -1
+        self._teacher = teacher
+        self._task: NestedTask | None = None
+        self._gradients: LevelGradients | None = None
+
+    def update(self, nested: NestedModel, step: int) -> None:
+        if step >= self._ramp.steps > self._step or (step != self._step and self._ramp.is_due(step)):
+            choose_weights(nested, self._ramp.levels_at(step), self.recipe.schedule.score)
+        self._step = step
+
+    def backward(
+        self,
+        nested: NestedModel,
+        images: Tensor,
+        target: Any,
+        loss_fn: LossFunction,
+        run: Callable[[Tensor], object],
+    ) -> list[LevelResult]:
+        if self._task is None:
+            self._task = self._make_task(nested, images.device)
+            self._gradients = LevelGradients(nested, self._task.level_weights)
+        assert self._gradients is not None
+        self._task.step = max(0, self._step)
+        self._task.criterion = partial(_checked_loss, loss_fn)
+        parameters = [parameter for parameter in nested.parameters() if parameter.requires_grad]
+        earlier = [parameter.grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.grad = None
+        results = self._task.backward(images, target, run=run)
+        self._gradients.apply()
+        add_gradients(parameters, earlier)
+        return results
+
+    def _make_task(self, nested: NestedModel, device: torch.device) -> NestedTask:
+        options, levels = self.recipe.train, self.recipe.level
+        mean, std = (tuple(nested.spec.preprocessing[key]) for key in ("mean", "std"))
+        frozen = self._teacher if isinstance(self._teacher, nn.Module) else None
+        kind: Literal["none", "self", "other"] = "none" if self._teacher is None else "self"
+        teacher = Teacher(
+            "other" if frozen is not None else kind,
+            frozen,
+            mean=mean,
+            std=std,
+            temperature=options.temperature,
+        )
+        return NestedTask(
+            nested,
+            partial(_checked_loss, nn.functional.cross_entropy),
+            weights=level_weights(levels),
+            distill=[options.distill if level.distill is None else level.distill for level in levels],
+            teacher=teacher.to(device),
+            sandwich=options.sandwich or (None if len(levels) <= 4 else 4),
+            device=device,
+            seed=self.recipe.seed,
+        )
+
+    def state(self) -> list[float]:
+        """Return the last step of `update`, and the final sparsities, which are NaN until they are known."""
+        unknown = [nan] * len(self._ramp.levels)
+        return [float(self._step), *(self._ramp.final_sparsities() or unknown)]
+
+    def restore(self, state: Sequence[float]) -> None:
+        step, *sparsities = state
+        self._step = int(step)
+        if not any(map(isnan, sparsities)):
+            self._ramp.set_final_sparsities(sparsities)
+
+    def save(self, nested: NestedModel, path: Path, class_names: Sequence[str]) -> Path:
+        if self._step < self._ramp.steps:
+            raise RecipeError(
+                f"sparsity increases until step {self._ramp.steps}, and update was last called with step "
+                f"{self._step}; call update(step) before each step and once after the last one"
+            )
+        if class_names and len(class_names) != nested.spec.num_classes:
+            raise RecipeError(
+                f"{len(class_names)} class names were given for a model of {nested.spec.num_classes} classes"
+            )
+        levels = list(self._ramp.levels)
+        copied = _copy_on_cpu(nested)
+        count = count_macs(copied.network, copied.spec.input_size)
+        missed = replace(self._design.solver, count=count).check(copied, levels)
+        done = Compressed(
+            nested=copied,
+            levels=levels,
+            pretrained=PretrainedModel(copied.network, copied.spec, source_sha256=None, new_head=False),
+            costs=level_costs(copied, count),
+            missed=missed,
+            labels=ClassLevels(class_names=tuple(class_names) or None),
+            original=None,
+            before=(),
+            after=(),
+            calibration=None,
+        )
+        recipe = self.recipe.model_copy(update={"output": os.fspath(path)})
+        round_to_stored(copied, recipe)
+        with lock_output(path, _warn):
+            write_compressed(recipe, done, record=_record(recipe))
+        if missed:
+            raise BudgetError(f"{'; '.join(missed)}; {path} was written")
+        return path
+
+
+def _copy_on_cpu(nested: NestedModel) -> NestedModel:
+    """Return a copy of a nested model in eval mode on the CPU, without gradients and without a loop."""
+    network = deepcopy(nested.network)
+    for parameter in network.parameters():
+        parameter.grad = None
+    copied = NestedModel(
+        network.cpu(),
+        nested.spec,
+        nested.level_names,
+        entry=EntryLevels(nested.n_levels, {name: entry.cpu() for name, entry in nested.entry.items()}),
+        bn=nested.bn,
+        level_sizes=nested.level_sizes,
+    )
+    state = nested.state_dict()
+    state.pop("_extra_state", None)
+    copied.load_state_dict(state)
+    return copied.to(memory_format=torch.contiguous_format).eval()
+
+
+def _record(recipe: Recipe) -> dict[str, Any]:
+    """Return the part of the recipe that describes the levels, for the nested file."""
+    everything = recipe.to_dict()
+    kept = {key: everything[key] for key in ("dtype", "seed", "model", "schedule", "level")}
+    train = {key: everything["train"][key] for key in ("bn", "distill", "temperature", "sandwich")}
+    return {**kept, "data": {"path": recipe.data.path}, "train": train}
+
+
+def _checked_loss(loss_fn: LossFunction, logits: Tensor, target: Any) -> Tensor:
+    """Compute a loss with a function of the user.
+
+    Raises:
+        RecipeError: if it does not return one number.
+    """
+    result = loss_fn(logits, target)
+    loss = result.get("loss") if isinstance(result, Mapping) else result
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        found = (
+            f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
+        )
+        raise RecipeError(
+            f"loss_fn returns {found}; return a tensor of one element, or a mapping that has one as 'loss'"
+        )
+    return loss.squeeze()
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, NestifyWarning, stacklevel=3)
