@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestify.errors import RecipeError, foreign_code
+from nestify.launcher import Launch, read_launch
 
 if TYPE_CHECKING:
     import torch
@@ -30,9 +31,14 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def cores() -> int:
     """Return the number of logical processors that this process may use."""
+    return len(processors())
+
+
+def processors() -> tuple[int, ...]:
+    """Return the numbers of the logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def memory_bytes() -> int | None:
@@ -54,6 +60,7 @@ def pick_device(name: str) -> "torch.device":
 
     Args:
         name: a torch device such as `cpu` or `cuda:1`, or `auto`: CUDA if available, otherwise the CPU.
+            Each of several processes gets a GPU of its own, whatever the number.
 
     Raises:
         RecipeError: if the device is not available on this machine.
@@ -61,7 +68,11 @@ def pick_device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        if name == "cpu" or read_launch().size == 1:
+            return torch.device(name)
+    if name.partition(":")[0] == "cuda" and (launch := read_launch()).size > 1:
+        name = f"cuda:{_gpu_number(launch, torch.cuda.device_count())}"
     with foreign_code(
         lambda reason: RecipeError(f"device = {name!r} is not available here; give auto or cpu")
     ):
@@ -70,24 +81,57 @@ def pick_device(name: str) -> "torch.device":
     return device
 
 
-def pick_workers(requested: int | None, device: "torch.device") -> int:
-    """Return the number of worker processes that load images.
+def _gpu_number(launch: Launch, gpus: int) -> int:
+    """Return the number of the GPU of one of several processes.
+
+    Args:
+        launch: the process.
+        gpus: number of GPUs that this process sees; a launcher may show each process only its own.
+
+    Raises:
+        RecipeError: if this node has fewer GPUs than processes.
+    """
+    if launch.local_rank < gpus:
+        return launch.local_rank
+    if gpus == 1 and launch.launcher != "torchrun":
+        return 0
+    count = launch.local_size or f"{launch.local_rank + 1} or more"
+    raise RecipeError(
+        f"device = cuda: this node has {gpus} GPU{'s' * (gpus != 1)} for {count} processes; start as many "
+        f"processes as GPUs (torchrun --nproc-per-node {max(gpus, 1)}), or use --device cpu"
+    )
+
+
+def pick_workers(requested: int | None, device: "torch.device", sharing: int = 1) -> int:
+    """Return the number of worker processes that load images for one process.
 
     Args:
         requested: the user's number; None chooses one per processor, at most 8, and 0 if the CPU trains,
             because workers would compete with the training for its processors.
         device: the device that trains.
+        sharing: number of training processes that use the same processors.
     """
     if requested is not None:
         return requested
-    return 0 if device.type == "cpu" else min(8, cores())
+    return 0 if device.type == "cpu" else min(8, max(1, cores() // sharing))
 
 
-def workers_warning(workers: int) -> str | None:
-    """Return a sentence if there are more worker processes than processors; None otherwise."""
+def workers_warning(workers: int, sharing: int = 1) -> str | None:
+    """Return a sentence if there are more worker processes than processors; None otherwise.
+
+    Args:
+        workers: number of worker processes of one training process.
+        sharing: number of training processes that use the same processors.
+    """
     available = cores()
-    if workers <= available:
+    if workers * sharing <= available:
         return None
+    if sharing > 1:
+        return (
+            f"data.workers = {workers} for each of {sharing} processes is more than the processors that they "
+            f"share ({available}), so the workers compete for them; use --workers {available // sharing} or "
+            "fewer"
+        )
     return (
         f"data.workers = {workers} is more than the processors that this process may use ({available}), so "
         f"the workers compete for them; use --workers {available} or fewer"

@@ -28,6 +28,7 @@ ROOMS = (
     "model",
     "recipe",
     "machine",
+    "launcher",
     "files",
     "terminal",
     "signals",

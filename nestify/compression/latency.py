@@ -35,7 +35,7 @@ def times_of_layers(
     from nestify.engine.profile import layer_times  # needs onnx, which not every installation has
 
     observer.stage("measuring the layers on the sparse engine")
-    return world.broadcast_object(layer_times(network, spec) if world.is_main else None)
+    return world.on_main(lambda: layer_times(network, spec))
 
 
 def _latency_budgets(levels: Sequence[Level]) -> dict[int, Budget]:

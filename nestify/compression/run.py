@@ -79,8 +79,8 @@ class Run:
         self.labels = self.inputs.labels
         self.frozen = 0 if base is None else base.count
         self.stages = [stage for stage in training_stages(recipe.level) if stage.frozen >= self.frozen]
-        self.workers = pick_workers(recipe.data.workers, self.device)
-        if problem := workers_warning(self.workers):
+        self.workers = pick_workers(recipe.data.workers, self.device, world.sharing)
+        if problem := workers_warning(self.workers, world.sharing):
             observer.warned(problem)
         self.train_batches = train_loader(
             self.inputs.train_images,
@@ -102,8 +102,8 @@ class Run:
             run_identity(recipe, self.device, network, teacher, self._images, self.labels, world.size)
             | ({} if base is None else base.identity()),
             recipe.train.checkpoint_minutes,
-            skipped={split: images.skipped for split, images in self._images.items()},
-            world=world,
+            {split: images.skipped for split, images in self._images.items()},
+            world,
         )
 
     def plan(self, *, estimate: bool = False) -> Plan:
@@ -209,6 +209,8 @@ class Run:
             batches = self._eval_batches(self.inputs.held_out)
             calibration = calibrate_levels(nested, batches, self.precision.autocast, self.labels.parents)
         for split, images in self._images.items():
+            for reasons in self.world.all_gather(images.skipped):
+                images.skipped.update(reasons)
             observer.skipped(split, images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
         count = count_macs(nested.network, self.spec.input_size)
@@ -326,12 +328,12 @@ class Run:
     ) -> list[Accuracy]:
         for model in models.values():
             model.eval()
-        return evaluate(models, self._val_batches(), self.precision.autocast, parents, self.world.size > 1)
+        return evaluate(models, self._val_batches(), self.precision.autocast, parents, self.world.all_reduce)
 
     def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
-        numbers, parents = range(self.frozen + 1, nested.n_levels + 1), self.labels.parents
-        shared = self.world.size > 1
-        return evaluate_levels(nested, self._val_batches(), numbers, self.precision.autocast, parents, shared)
+        numbers, batches = range(self.frozen + 1, nested.n_levels + 1), self._val_batches()
+        autocast, parents, total = self.precision.autocast, self.labels.parents, self.world.all_reduce
+        return evaluate_levels(nested, batches, numbers, autocast, parents, total)
 
     def _val_batches(self) -> Loader:
         return self._eval_batches(self.inputs.val_images, world=self.world)

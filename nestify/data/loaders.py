@@ -30,6 +30,16 @@ class Loader:
     Skipped images make a batch smaller. A pass raises `DataError` when an image cannot be read and the
     images say `refuse`, when none can be read, and when a worker process dies.
 
+    Args:
+        images: what is loaded.
+        loader: torch's loader of it.
+        device: where batches are put.
+        order: order of the images; None for a stream.
+        whole_stream: whether this process reads each image of a stream once.
+        min_images: a batch with fewer readable images is left out.
+        keeps_empty: whether an empty batch takes the place of one that is left out, so that several
+            processes have the same number of batches.
+
     Attributes:
         place: number of batches of the pass that are done, including those before `first_batch` and those
             that are left out.
@@ -44,11 +54,13 @@ class Loader:
         order: Order | None,
         whole_stream: bool = False,
         min_images: int = 1,
+        keeps_empty: bool = False,
     ) -> None:
         self.images = images
         self.place = 0
         self.left_out = 0
         self._min_images = min_images
+        self._keeps_empty = keeps_empty
         self._whole_stream = whole_stream
         self._loader = loader
         self.device = device
@@ -85,12 +97,12 @@ class Loader:
             for batch, faults in batches:
                 self._record_faults(faults)
                 self.place += 1
-                if batch is None:
-                    continue
-                images, targets = batch
+                images, targets = batch or (torch.empty(0), torch.empty(0, dtype=torch.long))
                 count += len(targets)
                 if len(targets) < self._min_images:
-                    self.left_out += self.place > first_batch
+                    self.left_out += batch is not None and self.place > first_batch
+                    if self._keeps_empty and self.place > first_batch:
+                        yield images[:0].to(self.device), targets[:0].to(self.device)
                 elif self.place > first_batch:
                     yield (
                         images.to(self.device, non_blocking=True),
@@ -198,7 +210,7 @@ def train_loader(
     samples = _samples(images, prepare, batch_size, workers, seed=seed, training=True)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device, seed=seed, drop_last=True)
-    return Loader(images, loader, device, order, min_images=min_images)
+    return Loader(images, loader, device, order, min_images=min_images, keeps_empty=world_size > 1)
 
 
 def eval_loader(

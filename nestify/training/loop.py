@@ -49,6 +49,11 @@ class CheckpointHook:
         """Whether a signal asked this process to stop."""
         return False
 
+    @property
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due."""
+        return False
+
     def resume(self, training: Stepper) -> None:
         """Restore the state of a training that is about to start, if a checkpoint has one."""
 
@@ -187,7 +192,7 @@ def _train_epoch(
                 if batches.place % accumulate and batches.place < end:
                     continue
                 with defer_child_signals():
-                    training.step(step_batches, hook.stop_requested)
+                    training.step(step_batches, hook.stop_requested, hook.save_due)
                     step_batches.clear()
                     position.batch = batches.place
                 if position.batch >= end:

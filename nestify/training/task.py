@@ -131,6 +131,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
     Attributes:
         step: number of the training step.
+        seed: as given.
         highest: the highest level that is trained.
         levels: callable that returns the logits of a level: the nested model, or its compiled levels.
     """
@@ -168,7 +169,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
         self.step = 0
         self.levels: Callable[..., Tensor] = CompiledLevels(nested) if compiled else nested
-        self._seed = seed
+        self.seed = seed
         self._recompute = recompute
         # Not for compiled levels, because their programs take the level's tensors as inputs.
         self._holds_tensors = recompute and not compiled
@@ -181,7 +182,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         middle = list(range(2, self.n_levels))
         drawn = self.sandwich - 2
         if drawn < len(middle):
-            draw = torch.Generator().manual_seed((self._seed * 1_000_003 + self.step) % 2**63)
+            draw = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
             order = torch.randperm(len(middle), generator=draw)[:drawn].tolist()
             raised = len(middle) / drawn if drawn else 0.0
             chosen = {middle[i]: weights[middle[i] - 1] * raised for i in order}
