@@ -1,24 +1,23 @@
 """One run of `compress`, from a recipe to a nested file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 
 import torch
 from timm.utils import random_seed
-from torch import Tensor, nn
+from torch import nn
 
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
 from nestify.compression.latency import times_of_layers
-from nestify.data.dataset import Images
-from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
-from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.compression.passes import Passes
+from nestify.data.loaders import train_loader
+from nestify.evaluation.accuracy import Accuracy, check_finite
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
 from nestify.machine import pick_device, pick_workers, workers_warning
-from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.level_options import Stage, training_stages
 from nestify.recipe.levels import Level
@@ -94,6 +93,7 @@ class Run:
             rank=world.rank,
             world_size=world.size,
         )
+        self.passes = Passes(self.inputs, self.workers, self.device, self.precision, world)
         self._removable: Removable | None = None
         self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
         network, teacher = self.inputs.pretrained.model, self.inputs.teacher
@@ -197,7 +197,7 @@ class Run:
             stale = [k for k in numbers if recipe.train.epochs or nested.is_reduced(k)]
             self._recalibrate_levels(nested, stale)
         observer.stage("evaluating the levels")
-        after = self._evaluate_levels(nested)
+        after = self.passes.evaluate_levels(nested, numbers)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
         self._check_health(nested, original, after)
@@ -206,7 +206,7 @@ class Run:
         calibration = None
         if self.inputs.held_out is not None:
             observer.stage("fitting temperatures and consensus")
-            batches = self._eval_batches(self.inputs.held_out)
+            batches = self.passes.images(self.inputs.held_out)
             calibration = calibrate_levels(nested, batches, self.precision.autocast, self.labels.parents)
         for split, images in self._images.items():
             for reasons in self.world.all_gather(images.skipped):
@@ -251,7 +251,7 @@ class Run:
             self.spec,
             self.labels,
             self.train_batches,
-            self._val_batches,
+            self.passes.validation,
             self.device,
             self.observer,
             self.checkpoints,
@@ -274,7 +274,7 @@ class Run:
     def _original(self, network: nn.Module) -> Accuracy:
         """Evaluate the dense model."""
         self.observer.stage("evaluating the original model")
-        [original] = self._evaluate_plain({0: network})
+        [original] = self.passes.evaluate({0: network})
         self.observer.evaluated("original", 0, [original])
         check_finite([original], "finetune.lr")
         return original
@@ -282,7 +282,7 @@ class Run:
     def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
-        images = Pictures(self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed))
+        images = self.passes.sample(combined=True)
         given = None if self.base is None else self.base.sizes
         times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
         made = design_levels(
@@ -303,9 +303,9 @@ class Run:
         for level in range(self.frozen + 1, nested.n_levels + 1):
             model = nested.at_level(level)
             if nested.is_reduced(level) and not nested.is_smaller(level):  # those are recalibrated already
-                self._recalibrate_plain(model)
+                self.passes.recalibrate(model)
             plain[level] = model
-        before = self._evaluate_plain(plain, self.labels.parents)
+        before = self.passes.evaluate(plain, self.labels.parents)
         nested.set_entry_levels(replace(dense, tensors=kept))
         self.observer.evaluated("before", 0, before)
         return before
@@ -316,36 +316,5 @@ class Run:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
             plain = nested.at_level(level)
-            self._recalibrate_plain(plain)
+            self.passes.recalibrate(plain)
             nested.load_own(level, plain)
-
-    def _recalibrate_plain(self, model: nn.Module) -> None:
-        loader = self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
-        recalibrate(model, Pictures(loader), self.recipe.train.recalibrate_batches)
-
-    def _evaluate_plain(
-        self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS
-    ) -> list[Accuracy]:
-        for model in models.values():
-            model.eval()
-        return evaluate(models, self._val_batches(), self.precision.autocast, parents, self.world.all_reduce)
-
-    def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
-        numbers, batches = range(self.frozen + 1, nested.n_levels + 1), self._val_batches()
-        autocast, parents, total = self.precision.autocast, self.labels.parents, self.world.all_reduce
-        return evaluate_levels(nested, batches, numbers, autocast, parents, total)
-
-    def _val_batches(self) -> Loader:
-        return self._eval_batches(self.inputs.val_images, world=self.world)
-
-    def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = SINGLE) -> Loader:
-        return eval_loader(
-            images,
-            self.spec.preprocessing,
-            batch_size=self.inputs.batch_size,
-            workers=self.workers,
-            device=self.device,
-            shuffle_seed=shuffle_seed,
-            rank=world.rank,
-            world_size=world.size,
-        )
