@@ -102,36 +102,35 @@ def _gpu_number(launch: Launch, gpus: int) -> int:
     )
 
 
-def pick_workers(requested: int | None, device: "torch.device", sharing: int = 1) -> int:
+def pick_workers(requested: int | None, device: "torch.device", available: int | None = None) -> int:
     """Return the number of worker processes that load images for one process.
 
     Args:
         requested: the user's number; None chooses one per processor, at most 8, and 0 if the CPU trains,
             because workers would compete with the training for its processors.
         device: the device that trains.
-        sharing: number of training processes that use the same processors.
+        available: number of processors for this process, if it shares them with other processes.
     """
     if requested is not None:
         return requested
-    return 0 if device.type == "cpu" else min(8, max(1, cores() // sharing))
+    return 0 if device.type == "cpu" else min(8, available or cores())
 
 
-def workers_warning(workers: int, sharing: int = 1) -> str | None:
+def workers_warning(workers: int, available: int | None = None) -> str | None:
     """Return a sentence if there are more worker processes than processors; None otherwise.
 
     Args:
-        workers: number of worker processes of one training process.
-        sharing: number of training processes that use the same processors.
+        workers: number of worker processes of one process.
+        available: number of processors for this process, if it shares them with other processes.
     """
-    available = cores()
-    if workers * sharing <= available:
-        return None
-    if sharing > 1:
+    if available is not None and workers > available:
         return (
-            f"data.workers = {workers} for each of {sharing} processes is more than the processors that they "
-            f"share ({available}), so the workers compete for them; use --workers {available // sharing} or "
-            "fewer"
+            f"data.workers = {workers} for each process is more than its share of the processors "
+            f"({available}), so the workers compete for them; use --workers {available} or fewer"
         )
+    available = cores()
+    if workers <= available:
+        return None
     return (
         f"data.workers = {workers} is more than the processors that this process may use ({available}), so "
         f"the workers compete for them; use --workers {available} or fewer"

@@ -80,9 +80,22 @@ class Passes:
         """Evaluate plain models, by level, on the validation images."""
         for model in models.values():
             model.eval()
-        return evaluate(models, self.validation(), self.precision.autocast, parents, self.world.all_reduce)
+        autocast, total = self.precision.autocast, self.world.all_reduce
+        return self._checked(evaluate(models, self.validation(), autocast, parents, total))
 
     def evaluate_levels(self, nested: NestedModel, levels: Sequence[int]) -> list[Accuracy]:
         """Evaluate levels of a nested model, by their numbers, on the validation images."""
         autocast, parents = self.precision.autocast, self.inputs.labels.parents
-        return evaluate_levels(nested, self.validation(), levels, autocast, parents, self.world.all_reduce)
+        total = self.world.all_reduce
+        return self._checked(evaluate_levels(nested, self.validation(), levels, autocast, parents, total))
+
+    def _checked(self, results: list[Accuracy]) -> list[Accuracy]:
+        """Check that several processes together evaluated all images of a stream.
+
+        Raises:
+            DataError: if images are missing, and the recipe does not skip bad ones.
+        """
+        images = self.inputs.val_images
+        if self.world.size > 1 and images.source.is_stream:
+            images.check_delivered(results[0].images if results else 0)
+        return results

@@ -78,8 +78,8 @@ class Run:
         self.labels = self.inputs.labels
         self.frozen = 0 if base is None else base.count
         self.stages = [stage for stage in training_stages(recipe.level) if stage.frozen >= self.frozen]
-        self.workers = pick_workers(recipe.data.workers, self.device, world.sharing)
-        if problem := workers_warning(self.workers, world.sharing):
+        self.workers = pick_workers(recipe.data.workers, self.device, world.processors)
+        if problem := workers_warning(self.workers, world.processors):
             observer.warned(problem)
         self.train_batches = train_loader(
             self.inputs.train_images,

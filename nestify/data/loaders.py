@@ -116,15 +116,8 @@ class Loader:
         source = self.images.source
         if not count:
             raise DataError(f"{source}: none of its images could be read")
-        # webdataset passes bad images over; a training stream repeats images to fill its batches
-        missing = len(self.images) - count if self._whole_stream else 0
-        if missing > 0 and self.images.on_bad_image == "refuse":
-            raise DataError(
-                f"{source}: {missing} of {len(self.images)} images were not delivered; some may be "
-                "damaged, so replace them, or pass --on-bad-image skip"
-            )
-        if missing > 0:
-            self.images.skipped[str(source)] = f"{missing} images were not delivered"
+        if self._whole_stream:
+            self.images.check_delivered(count)
 
     def _batches(self) -> Generator[Batch]:
         batches, whole = iter(self._loader), False
@@ -207,7 +200,10 @@ def train_loader(
     order = None
     if not images.source.is_stream:
         order = Order(len(images), seed, rank, world_size, even=True)
-    samples = _samples(images, prepare, batch_size, workers, seed=seed, training=True)
+    share = {"rank": rank, "world_size": world_size}
+    samples = _samples(images, prepare, batch_size, workers, **share, seed=seed, training=True)
+    if isinstance(samples, Stream):
+        _check_shards(images, samples.dataset, workers, world_size)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device, seed=seed, drop_last=True)
     return Loader(images, loader, device, order, min_images=min_images, keeps_empty=world_size > 1)
@@ -230,7 +226,7 @@ def eval_loader(
         shuffle_seed: shuffles the order, for batch statistics, which images sorted by class would distort.
             None for the stored order.
         rank, world_size: the process reads every `world_size`-th image, starting with its rank; no image is
-            repeated. (A stream divides itself, and may repeat images.)
+            repeated.
 
     The other arguments and errors are those of `train_loader`.
     """
@@ -238,7 +234,7 @@ def eval_loader(
     order = None
     if not images.source.is_stream:
         order = Order(len(images), shuffle_seed, rank, world_size, even=False)
-    samples = _samples(images, prepare, batch_size, workers)
+    samples = _samples(images, prepare, batch_size, workers, rank=rank, world_size=world_size)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device)
     return Loader(images, loader, device, order, whole_stream=order is None and world_size == 1)
@@ -250,6 +246,8 @@ def _samples(
     batch_size: int,
     workers: int,
     *,
+    rank: int,
+    world_size: int,
     seed: int = 0,
     training: bool = False,
 ) -> Samples | Stream:
@@ -265,8 +263,24 @@ def _samples(
     }
     dataset = open_split(images.source, **options)
     dataset.transform = prepare
+    stream = Stream(images, dataset, rank, world_size, training)
     dataset.set_loader_cfg(num_workers=workers)
-    return Stream(images, dataset)
+    return stream
+
+
+def _check_shards(images: Images, dataset: Any, workers: int, world_size: int) -> None:
+    """Refuse a webdataset with fewer shards than processes that read it, some of which would get no images.
+
+    Raises:
+        DataError: if there are fewer.
+    """
+    shards = getattr(getattr(dataset.reader, "split_info", None), "filenames", None)
+    readers = max(1, workers)
+    if world_size > 1 and shards is not None and len(shards) < world_size * readers:
+        raise DataError(
+            f"{images.source}: {len(shards)} shards are too few for {world_size} processes with {readers} "
+            "readers each; use a smaller --workers, fewer processes, or more shards"
+        )
 
 
 def _torch_loader(

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
@@ -112,18 +113,39 @@ class Samples(Dataset[Sample]):
 class Stream(IterableDataset[Sample]):
     """Images as tensors (C, H, W) with their class index, from a data set that is read sequentially.
 
+    timm divides a training stream among processes so that each gets the same number of images, some of them
+    repeatedly. For an evaluation each image must come once: each worker of each process reads shards of its
+    own of a webdataset; of other streams a process reads all images, and uses every `world_size`-th.
+
     Args:
         images: images of a stream, for the classes.
         dataset: timm's data set, opened for the loader's batch size and with its transform.
+        rank, world_size: rank of this process, and number of processes that share the images.
+        training: whether the images are trained on.
     """
 
-    def __init__(self, images: Images, dataset: Any) -> None:
+    def __init__(
+        self, images: Images, dataset: Any, rank: int = 0, world_size: int = 1, training: bool = True
+    ) -> None:
         self._images = images
         self.dataset = dataset
+        reader = dataset.reader
+        self._own_shards = not training and world_size > 1 and images.source.kind == "wds"
+        # timm takes them from the process group, also where every process needs all images
+        self._share = slice(None) if training or self._own_shards else slice(rank, None, world_size)
+        own = self._share == slice(None)
+        reader.dist_rank, reader.dist_num_replicas = (rank, world_size) if own else (0, 1)
 
     def __iter__(self) -> Iterator[Sample]:
+        share = self._share
+        yield from islice(self._read(), share.start, share.stop, share.step)
+
+    def _read(self) -> Iterator[Sample]:
         name = str(self._images.source)
         try:
+            if self._own_shards:
+                self.dataset.reader._lazy_init()
+                self.dataset.reader.dist_num_replicas = 1  # or it would cut and repeat the shards
             images = iter(self.dataset)
             while True:
                 with no_ghostscript():

@@ -42,13 +42,14 @@ class World:
     Attributes:
         rank: rank of this process, counted from 0.
         size: number of processes (torch.distributed's world size).
-        sharing: number of processes of the run that use the same processors as this one, itself included.
+        processors: number of processors for each process, the least of all nodes; None if there is only
+            one process.
         exchange: number type in which gradients are exchanged.
     """
 
     rank: int = 0
     size: int = 1
-    sharing: int = 1
+    processors: int | None = None
     exchange: torch.dtype = torch.float32
 
     @property

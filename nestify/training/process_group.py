@@ -98,4 +98,5 @@ def _meet(launch: Launch, device: torch.device, exchange: torch.dtype) -> World:
     world.all_reduce(torch.zeros(1, device=device))
     mine = set(processors())
     sharing = sum(name == host and bool(mine & set(used)) for name, used, _ in met)
-    return World(launch.rank, launch.size, max(1, sharing), exchange)
+    each = min(world.all_gather(max(1, len(mine) // sharing)))  # the same everywhere: streams depend on it
+    return World(launch.rank, launch.size, each, exchange)
