@@ -31,6 +31,9 @@ from nestify.model.nested_model import NestedModel
 
 T = TypeVar("T")
 
+STATISTICS = ("running_mean", "running_var")
+"""Endings of the names of buffers that hold statistics of the images."""
+
 SAVE = 2**16
 """What a request for a checkpoint adds to the number of processes that were asked to stop."""
 
@@ -75,16 +78,16 @@ class World:
         if self.size == 1:
             return stop, save
         gradients = [parameter.grad for parameter in nested.parameters() if parameter.grad is not None]
-        statistics = [
-            b for name, b in nested.named_buffers() if name.endswith(("running_mean", "running_var"))
-        ]
+        statistics = [b for name, b in nested.named_buffers() if name.endswith(STATISTICS)]
         # After the all-reduce: the number of images, and what the processes ask for.
         counts = torch.tensor([float(images), float(stop + SAVE * save)], device=gradients[0].device)
         if self.exchange == torch.float32:
             totals = self._sum([*gradients, *statistics], images, counts)
         else:
             totals = self._sum(statistics, images, counts)
-            self._sum(gradients, images / totals[0], None, self.exchange)
+            self._sum(gradients, images / max(1.0, totals[0]), None, self.exchange)
+        if not totals[0]:
+            torch._foreach_zero_(gradients)
         asked = int(totals[1])
         return asked % SAVE > 0, asked >= SAVE
 
@@ -113,6 +116,8 @@ class World:
         with collective():
             distributed.all_reduce(flat)
         totals = flat[len(means) :].tolist()
+        if counts is not None and not totals[0]:
+            return totals  # no process has images
         if counts is not None:
             means /= flat[len(means)]
         for tensor, mean in zip(tensors, means.split([t.numel() for t in tensors]), strict=True):

@@ -18,7 +18,7 @@ from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, restore_optimizer
-from nestify.training.distributed import SINGLE, World
+from nestify.training.distributed import SINGLE, STATISTICS, World
 from nestify.training.frozen import FrozenLevels
 from nestify.training.health import RampWatch
 from nestify.training.mixing import make_mixup
@@ -198,7 +198,11 @@ class Stepper:
         target = torch.zeros(2, dtype=torch.long, device=self.task.device)
         if self._mixup is not None:
             images, target = self._mixup(images, target)
+        statistics = [b for name, b in self.nested.named_buffers() if name.endswith(STATISTICS)]
+        before = [tensor.clone() for tensor in statistics]
         self.task.backward(images, target, self._scaler.scale)
+        for tensor, values in zip(statistics, before, strict=True):
+            tensor.copy_(values)
 
     def _seed(self, rank: int) -> None:
         """Seed the generators of one of several processes for this step; a single process keeps its own."""

@@ -1,16 +1,17 @@
-"""Runs of several processes, forked from this one, which is faster than starting Python again for each."""
+"""Runs of several processes, forked from a server that has imported nestify already."""
 
+import multiprocessing
 import os
 import pickle
-import signal
 import socket
-import sys
 import tempfile
-import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["nestify.compression.compress", "tests.training.test_processes"])
 
 
 def free_port() -> int:
@@ -24,43 +25,22 @@ class Processes:
 
     Args:
         size: their number.
-        function: what each calls with its rank.
-        environment: further variables.
+        function: what each calls with its rank and the arguments; a function of a module.
+        arguments: further arguments.
     """
 
-    def __init__(
-        self, size: int, function: Callable[[int], Any], environment: Mapping[str, str] = {}
-    ) -> None:
+    def __init__(self, size: int, function: Callable[..., Any], *arguments: Any) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        port, self.ids = free_port(), []
-        for rank in range(size):
-            sys.stdout.flush()
-            sys.stderr.flush()
-            child = os.fork()
-            if child:
-                self.ids.append(child)
-                continue
-            os.environ.update(
-                SLURM_PROCID=str(rank),
-                SLURM_LOCALID=str(rank),
-                SLURM_STEP_NUM_TASKS=str(size),
-                MASTER_ADDR="127.0.0.1",
-                MASTER_PORT=str(port),
-                **environment,
-            )
-            code = 0
-            try:
-                result: Any = function(rank)
-            except BaseException as error:
-                traceback.print_exc()
-                result, code = error, 1
-            partial = self.folder / f"{rank}.tmp"
-            try:
-                partial.write_bytes(pickle.dumps(result))
-            except Exception:
-                partial.write_bytes(pickle.dumps(repr(result)))
-            partial.rename(self.folder / str(rank))
-            os._exit(code)
+        environment = {
+            "SLURM_STEP_NUM_TASKS": str(size),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            "OMP_NUM_THREADS": "1",
+        }
+        given = (environment, Path.cwd(), self.folder, function, arguments)
+        self.processes = [_CONTEXT.Process(target=_call, args=(rank, *given)) for rank in range(size)]
+        for process in self.processes:
+            process.start()
 
     def join(self, seconds: float = 240) -> list[Any]:
         """Wait, and return what each process returned or raised; None for one that was killed.
@@ -68,14 +48,31 @@ class Processes:
         Raises:
             TimeoutError: if a process does not end; all are killed then.
         """
-        waiting, end = set(self.ids), time.monotonic() + seconds
-        while waiting:
-            waiting -= {child for child in waiting if os.waitpid(child, os.WNOHANG)[0]}
-            if waiting and time.monotonic() > end:
-                for child in waiting:
-                    os.kill(child, signal.SIGKILL)
-                    os.waitpid(child, 0)
-                raise TimeoutError(f"{len(waiting)} of {len(self.ids)} processes did not end")
-            time.sleep(0.05)
-        files = [self.folder / str(rank) for rank in range(len(self.ids))]
+        for process in self.processes:
+            process.join(seconds)
+        if late := [process for process in self.processes if process.is_alive()]:
+            for process in late:
+                process.kill()
+            raise TimeoutError(f"{len(late)} of {len(self.processes)} processes did not end")
+        files = [self.folder / str(rank) for rank in range(len(self.processes))]
         return [pickle.loads(file.read_bytes()) if file.exists() else None for file in files]
+
+
+def _call(
+    rank: int,
+    environment: dict[str, str],
+    folder: Path,
+    results: Path,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.update(environment, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+    os.chdir(folder)
+    try:
+        result = function(rank, *arguments)
+    except Exception as error:
+        traceback.print_exc()
+        result = error
+    partial = results / f"{rank}.tmp"
+    partial.write_bytes(pickle.dumps(result))
+    partial.rename(results / str(rank))

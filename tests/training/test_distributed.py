@@ -187,7 +187,6 @@ def test_a_signal_stops_all_processes_after_the_same_step() -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--on-bad-image", "skip"), "would let processes have different numbers of steps with 2 processes"),
         (("--max-val", "1"), "1 validation images are too few with 2 processes"),
     ],
 )
