@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 from timm.utils import random_seed
-from torch import nn
+from torch import Tensor, nn
 
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
@@ -19,6 +19,7 @@ from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
 from nestify.machine import pick_device, pick_workers, workers_warning
 from nestify.model.nested_model import NestedModel
+from nestify.model.spec import state_tensors
 from nestify.recipe.level_options import Stage, training_stages
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
@@ -113,7 +114,9 @@ class Run:
             estimate: whether to run one small step to estimate the time and memory of training.
         """
         network = self.inputs.pretrained.model
-        design = self._nest(deepcopy(network).cpu())
+        if estimate or self.recipe.schedule.kind != "weight" or self.base is not None:
+            network = deepcopy(network)  # these change it
+        design = self._nest(network.cpu())
         nested, levels, removable = design.nested, design.levels, design.removable
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         count = design.solver.count
@@ -298,14 +301,16 @@ class Run:
         dense = nested.entry_levels
         kept = {name: entry.clone() for name, entry in dense.tensors.items()}
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
-        plain = {}
+        own: dict[int, dict[str, Tensor]] = {}
         self.observer.stage("evaluating the levels before training")
-        for level in range(self.frozen + 1, nested.n_levels + 1):
-            model = nested.at_level(level)
+        numbers = range(self.frozen + 1, nested.n_levels + 1)
+        for level in numbers:
             if nested.is_reduced(level) and not nested.is_smaller(level):  # those are recalibrated already
-                self.passes.recalibrate(model)
-            plain[level] = model
-        before = self.passes.evaluate(plain, self.labels.parents)
+                own[level] = {name: t.detach().clone() for name, t in nested.own_tensors(level).items()}
+                self._recalibrate_level(nested, level)
+        before = self.passes.evaluate_levels(nested, numbers)
+        for level, tensors in own.items():
+            nested.load_own(level, tensors)
         nested.set_entry_levels(replace(dense, tensors=kept))
         self.observer.evaluated("before", 0, before)
         return before
@@ -315,6 +320,9 @@ class Run:
         if levels:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
-            plain = nested.at_level(level)
-            self.passes.recalibrate(plain)
-            nested.load_own(level, plain)
+            self._recalibrate_level(nested, level)
+
+    def _recalibrate_level(self, nested: NestedModel, level: int) -> None:
+        plain = nested.at_level(level)
+        self.passes.recalibrate(plain)
+        nested.load_own(level, state_tensors(plain))
