@@ -1,7 +1,7 @@
 """Passes of a run over images without training: evaluation, recalibration and samples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class Passes:
         device: where batches are put.
         precision: the precision of forward passes.
         world: the processes of the run, which share the validation images.
+
+    Attributes:
+        loaders: the loaders in use, whose worker processes last for the whole run.
     """
 
     inputs: Inputs
@@ -36,6 +39,7 @@ class Passes:
     device: torch.device
     precision: Precision
     world: World
+    loaders: dict[tuple[object, ...], Loader] = field(default_factory=dict)
 
     def images(
         self, images: Images, seed: int | None = None, world: World = SINGLE, count: int = 1
@@ -49,16 +53,20 @@ class Passes:
             count: number of the recipe's batches that make one batch here.
         """
         size = self.inputs.batch_size
-        return eval_loader(
-            images,
-            self.inputs.pretrained.spec.preprocessing,
-            batch_size=max(size, min(MOST_COMBINED, count * size)),
-            workers=self.workers,
-            device=self.device,
-            shuffle_seed=seed,
-            rank=world.rank,
-            world_size=world.size,
-        )
+        size = max(size, min(MOST_COMBINED, count * size))
+        key = id(images), seed, world, size
+        if key not in self.loaders:
+            self.loaders[key] = eval_loader(
+                images,
+                self.inputs.pretrained.spec.preprocessing,
+                batch_size=size,
+                workers=self.workers,
+                device=self.device,
+                shuffle_seed=seed,
+                rank=world.rank,
+                world_size=world.size,
+            )
+        return self.loaders[key]
 
     def validation(self) -> Loader:
         """Return this process's share of the validation images."""

@@ -20,7 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from nestify.data.dataset import Images
+from nestify.data.normalise import Normalise
 from nestify.data.pixels import no_ghostscript, open_image, to_mode
+from nestify.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,15 @@ class Prepare:
     Attributes:
         mode: Pillow's mode, such as `RGB`, to which every image is converted.
         upright: whether to apply the EXIF orientation.
-        transform: converts such an image to a tensor.
+        transform: converts such an image to a tensor: uint8 (H, W, C) if it is normalised later.
+        normalise: turns a batch of such tensors into float32 (B, C, H, W), on its device; None if `transform`
+            returns that of one image.
     """
 
     mode: str
     upright: bool
     transform: Callable[[Image.Image], Tensor]
+    normalise: Normalise | None = None
 
     def pixels(self, image: Image.Image) -> Image.Image:
         """Return the image in the model's mode, with every pixel decoded."""
@@ -135,6 +140,20 @@ class Stream(IterableDataset[Sample]):
         self._share = slice(None) if training or self._own_shards else slice(rank, None, world_size)
         own = self._share == slice(None)
         reader.dist_rank, reader.dist_num_replicas = (rank, world_size) if own else (0, 1)
+
+    def check_shards(self, workers: int, world_size: int) -> None:
+        """Refuse a webdataset with fewer shards than readers, some of which would get no images.
+
+        Raises:
+            DataError: if several processes read it, and there are fewer.
+        """
+        shards = getattr(getattr(self.dataset.reader, "split_info", None), "filenames", None)
+        readers = max(1, workers)
+        if world_size > 1 and shards is not None and len(shards) < world_size * readers:
+            raise DataError(
+                f"{self._images.source}: {len(shards)} shards are too few for {world_size} processes with "
+                f"{readers} readers each; use a smaller --workers, fewer processes, or more shards"
+            )
 
     def __iter__(self) -> Iterator[Sample]:
         share = self._share

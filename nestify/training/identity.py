@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import timm
@@ -90,6 +91,7 @@ def _hash_of_weights(network: nn.Module) -> str:
 
 def _hash(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{text}\0".encode(errors="surrogateescape"))
+    remaining = iter(texts)
+    while part := list(islice(remaining, 10_000)):  # many at once, for millions of names
+        digest.update(("\0".join(part) + "\0").encode(errors="surrogateescape"))
     return digest.hexdigest()
