@@ -1,6 +1,6 @@
 """Processor time of loading images, and of opening a large folder, next to timm in one run.
 
-    python tests/benchmarks/reading.py                 # 128 JPEGs of 500 x 375, evaluation and training
+    python tests/benchmarks/reading.py                 # 64 JPEGs of 500 x 375, evaluation and training
     python tests/benchmarks/reading.py --folder 128000 # that many links to one small image, in 1000 classes
 
 Everything runs on one thread of one process, in turns; the 25th percentile of the turns is printed.
@@ -22,7 +22,7 @@ from nestify.data.dataset import open_images
 from nestify.data.loaders import eval_loader, train_loader
 from nestify.training.identity import _hash
 
-TURNS = 5
+TURNS = 3
 PREPROCESSING = {
     "input_size": (3, 224, 224),
     "mean": (0.485, 0.456, 0.406),
@@ -31,7 +31,7 @@ PREPROCESSING = {
     "crop_pct": 0.875,
     "crop_mode": "center",
 }
-IMAGES, BATCH = 128, 32
+IMAGES, BATCH = 64, 32
 
 
 def in_turns(actions: dict[str, Callable[[], object]]) -> dict[str, float]:
