@@ -6,6 +6,8 @@ from nestify.compression.compress import Result as Result
 from nestify.compression.compress import compress as compress
 from nestify.compression.compress import plan as plan
 from nestify.compression.extend import extend as extend
+from nestify.demo.write import Demo as Demo
+from nestify.demo.write import write_demo as write_demo
 from nestify.errors import NestifyError as NestifyError
 from nestify.errors import NestifyWarning as NestifyWarning
 from nestify.evaluation.bench import Bench as Bench
@@ -26,6 +28,10 @@ from nestify.file.slicing import slice_file as slice_file
 from nestify.file.slicing import upgrade_slice as upgrade_slice
 from nestify.file.summary import open_report as open_report
 from nestify.file.summary import read_report as read_report
+from nestify.hub.folder import Card as Card
+from nestify.hub.folder import write_card as write_card
+from nestify.hub.push import Pushed as Pushed
+from nestify.hub.push import push as push
 from nestify.model.nested_model import NestedModel as NestedModel
 from nestify.recipe.gates import load_gates as load_gates
 from nestify.recipe.recipe import Recipe as Recipe

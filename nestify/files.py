@@ -91,9 +91,10 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
     try:
         temporary.mkdir()
         yield temporary
-        for file in temporary.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as handle:
+                    os.fsync(handle.fileno())
         check(temporary)
         os.replace(temporary, target)
     except OSError as error:
@@ -103,6 +104,25 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone after the rename
+
+
+def check_new_folder(folder: Path) -> None:
+    """Refuse a folder that has files in it, and a path whose parent does not exist.
+
+    Raises:
+        OutputError: if it does, or cannot be looked at.
+    """
+    try:
+        os.path.lexists(folder)  # ValueError for a NUL, which the methods of Path hide
+        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+            raise OutputError(f"{folder}: is not an empty folder; give a new one")
+        if not folder.absolute().parent.is_dir():
+            raise OutputError(
+                f"{folder}: its parent folder does not exist; create it, or choose another path"
+            )
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OutputError(f"{folder}: cannot be accessed ({reason}); choose another path") from error
 
 
 @contextmanager

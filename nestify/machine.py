@@ -1,16 +1,10 @@
-"""This machine: its processor, its compute device, and the number of processes that load images.
-
-Only `pick_device` imports torch.
-"""
+"""This machine: its processor, its memory, and the number of processes that load images."""
 
 import os
 import platform
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-from nestify.errors import RecipeError, foreign_code
-from nestify.launcher import Launch, read_launch
 
 if TYPE_CHECKING:
     import torch
@@ -53,53 +47,6 @@ def printable_line(text: str) -> str:
     """Reduce a name that the system reports to one printable line of at most 200 characters."""
     printable = "".join(letter for letter in text if letter.isprintable() or letter.isspace())
     return " ".join(printable.split())[:200]
-
-
-def pick_device(name: str) -> "torch.device":
-    """Return the device that a recipe names.
-
-    Args:
-        name: a torch device such as `cpu` or `cuda:1`, or `auto`: CUDA if available, otherwise the CPU.
-            Each of several processes gets a GPU of its own, whatever the number.
-
-    Raises:
-        RecipeError: if the device is not available on this machine.
-    """
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-        if name == "cpu" or read_launch().size == 1:
-            return torch.device(name)
-    if name.partition(":")[0] == "cuda" and (launch := read_launch()).size > 1:
-        name = f"cuda:{_gpu_number(launch, torch.cuda.device_count())}"
-    with foreign_code(
-        lambda reason: RecipeError(f"device = {name!r} is not available here; give auto or cpu")
-    ):
-        device = torch.device(name)
-        torch.zeros(1, device=device).item()  # fails on "meta", which creates tensors but computes nothing
-    return device
-
-
-def _gpu_number(launch: Launch, gpus: int) -> int:
-    """Return the number of the GPU of one of several processes.
-
-    Args:
-        launch: the process.
-        gpus: number of GPUs that this process sees; a launcher may show each process only its own.
-
-    Raises:
-        RecipeError: if this node has fewer GPUs than processes.
-    """
-    if launch.local_rank < gpus:
-        return launch.local_rank
-    if gpus == 1 and launch.launcher != "torchrun":
-        return 0
-    count = launch.local_size or f"{launch.local_rank + 1} or more"
-    raise RecipeError(
-        f"device = cuda: this node has {gpus} GPU{'s' * (gpus != 1)} for {count} processes; start as many "
-        f"processes as GPUs (torchrun --nproc-per-node {max(gpus, 1)}), or use --device cpu"
-    )
 
 
 def pick_workers(requested: int | None, device: "torch.device", available: int | None = None) -> int:

@@ -18,16 +18,19 @@ ROOMS = (
     "cli",
     "compression",
     "training",
+    "hub",
     "report",
     "schedule",
     "evaluation",
     "data",
+    "demo",
     "engine",
     "exports",
     "file",
     "model",
     "recipe",
     "machine",
+    "accelerator",
     "launcher",
     "files",
     "terminal",
@@ -118,6 +121,12 @@ def test_files_hold_one_idea(path: Path) -> None:
 def test_light_modules_do_not_import_torch(module: str) -> None:
     code = f"import sys, {module}; sys.exit('torch' in sys.modules or 'timm' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_one_module_names_the_kind_of_gpu() -> None:
+    """So that a simulated device can take its place."""
+    code = {path.name: path.read_text() for path in FILES}
+    assert [name for name, text in code.items() if re.search(r"(?<!_)\bcuda\b", text)] == ["accelerator.py"]
 
 
 def test_package_reads_nothing_outside_itself() -> None:

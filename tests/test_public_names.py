@@ -21,7 +21,21 @@ NAMES = {
         "load_recipe",
     ),
     *("open_report", "pick", "plan", "read_report", "run_batch", "slice_file", "upgrade_slice", "verify"),
-    *("BatchResult", "Bench", "Evaluation", "Exported", "Limit", "NestedModel", "Observer", "Pick", "Recipe"),
+    *("push", "write_card", "write_demo"),
+    *(
+        "BatchResult",
+        "Bench",
+        "Card",
+        "Demo",
+        "Evaluation",
+        "Exported",
+        "Limit",
+        "NestedModel",
+        "Observer",
+        "Pick",
+        "Pushed",
+        "Recipe",
+    ),
     *("NestifyError", "NestifyWarning", "Result", "Sliced", "Verification", "__version__"),
 }
 

@@ -13,7 +13,9 @@ import typer
 from nestify.cli.arguments import Command, Group
 from nestify.cli.batch import batch
 from nestify.cli.bench import bench
+from nestify.cli.card import card
 from nestify.cli.compress import compress
+from nestify.cli.demo import demo
 from nestify.cli.doctor import doctor
 from nestify.cli.engine import engine
 from nestify.cli.eval import evaluate
@@ -22,6 +24,7 @@ from nestify.cli.extend import extend
 from nestify.cli.guide import guide
 from nestify.cli.output import printable_warnings, take_verbosity, write_result
 from nestify.cli.pick import pick
+from nestify.cli.push import push
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
 from nestify.cli.streams import guard_streams
@@ -48,7 +51,9 @@ app = typer.Typer(
 )
 app.command("batch", cls=Command)(batch)
 app.command("bench", cls=Command)(bench)
+app.command("card", cls=Command)(card)
 app.command("compress", cls=Command)(compress)
+app.command("demo", cls=Command)(demo)
 app.command("doctor", cls=Command)(doctor)
 app.command("engine", cls=Command)(engine)
 app.command("eval", cls=Command)(evaluate)
@@ -56,6 +61,7 @@ app.command("export", cls=Command)(export)
 app.command("extend", cls=Command)(extend)
 app.command("guide", cls=Command)(guide)
 app.command("pick", cls=Command)(pick)
+app.command("push", cls=Command)(push)
 app.command("report", cls=Command)(report)
 app.command("slice", cls=Command)(slice_levels)
 app.command("verify", cls=Command)(verify)

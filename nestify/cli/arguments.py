@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from nestify.accelerator import DEVICE_EXAMPLES, DEVICES
 from nestify.errors import RecipeError
 from nestify.recipe.amounts import did_you_mean, percent_meant
-from nestify.recipe.options import DEVICES
 from nestify.recipe.sources import builtin_recipes
 
 
@@ -98,7 +98,7 @@ Device = Annotated[
     str,
     typer.Option(
         "--device",
-        help="Device to run on: auto, cpu, cuda, cuda:1 or mps.",
+        help=f"Device to run on: {DEVICE_EXAMPLES}.",
         autocompletion=completer(DEVICES),
     ),
 ]

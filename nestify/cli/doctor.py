@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from packaging.requirements import Requirement
 
+from nestify.accelerator import gpu_build, gpu_count, list_gpus
 from nestify.cli.arguments import AsJson
 from nestify.errors import SetupError
 from nestify.machine import cores, memory_bytes, processor_name
@@ -62,7 +63,7 @@ class Device:
     """A device that torch can compute on.
 
     Attributes:
-        name: value for --device, such as `cuda:0`.
+        name: value for --device.
         model: name of the processor or GPU.
         memory_bytes: size of its memory in bytes; None if not known.
         bfloat16: whether mixed precision uses bfloat16 on it.
@@ -199,10 +200,7 @@ def _devices() -> list[Device]:
     threads = torch.get_num_threads()
     model = f"{processor_name()}, {cores()} cores, {threads} thread{'s' * (threads != 1)}"
     devices = [Device("cpu", model, memory_bytes(), bfloat16("cpu"))]
-    for number in range(torch.cuda.device_count()):
-        facts = torch.cuda.get_device_properties(number)
-        name = f"cuda:{number}"
-        devices.append(Device(name, facts.name, facts.total_memory, bfloat16(name)))
+    devices += [Device(gpu.name, gpu.model, gpu.memory, bfloat16(gpu.name)) for gpu in list_gpus()]
     if torch.backends.mps.is_available():
         devices.append(Device("mps", platform.machine(), None, bfloat16("mps")))
     return devices
@@ -224,8 +222,7 @@ def _engine() -> Engine:
 def _advice() -> list[str]:
     import torch
 
-    kind = "CUDA" if torch.version.cuda else "ROCm" if torch.version.hip else ""
-    return gpu_build_advice(torch.__version__, kind, torch.cuda.device_count(), os.environ)
+    return gpu_build_advice(torch.__version__, gpu_build(), gpu_count(), os.environ)
 
 
 def gpu_build_advice(version: str, kind: str, gpus: int, environment: Mapping[str, str]) -> list[str]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import stored_dtype
@@ -22,7 +23,6 @@ from nestify.file.manifest import HeldOut, Manifest
 from nestify.file.summary import Report, open_report, read_report
 from nestify.file.writer import write_nested_file
 from nestify.files import lock_output, metrics_path
-from nestify.machine import pick_device
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
@@ -31,6 +31,7 @@ from nestify.training.display import usual_observer
 from nestify.training.distributed import World
 from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
+from nestify.training.precision import chosen_kernels
 from nestify.training.process_group import join_process_group
 
 
@@ -69,7 +70,9 @@ def plan(
     """
     recipe = _recipe(recipe, overrides)
     check_recipe(recipe)
-    return Run(recipe, observer or usual_observer(quiet=True)).plan(estimate=estimate)
+    run = Run(recipe, observer or usual_observer(quiet=True))
+    with chosen_kernels(run.recipe.train, run.device):
+        return run.plan(estimate=estimate)
 
 
 def compress(
@@ -166,7 +169,7 @@ def _run_and_write(
     world.everywhere(lambda: opened.append(Run(recipe, watcher, world, device, base)))
     [run] = opened
     run.checkpoints.find(resume)
-    with run.checkpoints.noting_resume_point():
+    with run.checkpoints.noting_resume_point(), chosen_kernels(run.recipe.train, device):
         watcher.planned(plan := run.plan())
         log_offsets = run.checkpoints.log_offsets
         with ExitStack() as open_files:

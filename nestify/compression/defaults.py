@@ -5,9 +5,13 @@ The nested file stores the recipe with these values, so that the run can be repe
 
 from pathlib import Path
 
+import torch
+
+from nestify.accelerator import has_tf32, is_gpu
 from nestify.data.dataset import Images
 from nestify.data.source import locate_split
 from nestify.errors import DataError, RecipeError
+from nestify.recipe.level_options import LONG_RUN_RAMP, LONG_RUN_STEPS
 from nestify.recipe.options import LEAST_FINETUNE_EPOCHS, USUAL_HOLDOUT, DataOptions
 from nestify.recipe.recipe import Recipe
 from nestify.training.observer import Observer
@@ -81,6 +85,37 @@ def with_new_head(recipe: Recipe, replaced: bool, steps_per_epoch: int, observer
         )
     recipe = _with(recipe, "model", new_head=replaced)
     return _with(recipe, "finetune", epochs=epochs or 0)
+
+
+def with_ramp(recipe: Recipe, steps: int) -> Recipe:
+    """Set `schedule.ramp` by the length of the training.
+
+    While sparsity increases, a level trains weights that it will lose, which a short training has little time
+    to make up for.
+
+    Args:
+        recipe: the recipe.
+        steps: number of steps that train each level.
+    """
+    if recipe.schedule.ramp is not None:
+        return recipe
+    return _with(recipe, "schedule", ramp=LONG_RUN_RAMP if steps >= LONG_RUN_STEPS else 0.0)
+
+
+def with_fast_computing(recipe: Recipe, device: torch.device) -> Recipe:
+    """Choose the options of speed that a recipe leaves open: on a GPU they are on, if it supports them.
+
+    Args:
+        recipe: the recipe.
+        device: the device that computes.
+    """
+    train, gpu = recipe.train, is_gpu(device)
+    chosen: dict[str, bool] = {key: gpu for key in ("amp", "channels_last") if getattr(train, key) is None}
+    if gpu and train.tf32 is None:
+        chosen["tf32"] = has_tf32(device)
+    if gpu and train.cudnn_benchmark is None:
+        chosen["cudnn_benchmark"] = True
+    return _with(recipe, "train", **chosen)
 
 
 def _names_validation(data: DataOptions) -> bool:

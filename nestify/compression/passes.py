@@ -72,15 +72,22 @@ class Passes:
         """Return this process's share of the validation images."""
         return self.images(self.inputs.val_images, world=self.world)
 
-    def sample(self, *, combined: bool) -> Pictures:
+    def shuffled(self, *, combined: bool) -> Loader:
         """Return the training images in random order; if combined, in the batches of all processes."""
         count = self.world.size if combined else 1
-        return Pictures(self.images(self.inputs.train_images, self.inputs.recipe.seed, count=count))
+        return self.images(self.inputs.train_images, self.inputs.recipe.seed, count=count)
+
+    def sample(self, *, combined: bool) -> Pictures:
+        """Return the images of `shuffled` without their labels."""
+        return Pictures(self.shuffled(combined=combined))
+
+    def to_recalibrate(self) -> Loader:
+        """Return the training images in the batches over which batch norm is measured."""
+        return self.shuffled(combined=self.inputs.recipe.train.sync_batch_norm)
 
     def recalibrate(self, model: nn.Module) -> None:
         """Measure the batch-norm statistics of a plain model on training images."""
-        options = self.inputs.recipe.train
-        recalibrate(model, self.sample(combined=options.sync_batch_norm), options.recalibrate_batches)
+        recalibrate(model, Pictures(self.to_recalibrate()), self.inputs.recipe.train.recalibrate_batches)
 
     def evaluate(
         self, models: Mapping[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS

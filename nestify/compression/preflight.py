@@ -10,12 +10,12 @@ from tempfile import TemporaryFile
 from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
+from nestify.accelerator import pick_device
 from nestify.data.source import locate_split
 from nestify.engine.library import load_library
 from nestify.errors import DataError, NestifyError, OutputError, RecipeError, foreign_code, joined
 from nestify.exports.onnx import import_packages
 from nestify.files import checkpoint_path, metrics_path, sibling
-from nestify.machine import pick_device
 from nestify.model.pretrained import check_name
 from nestify.model.weights_file import check_is_file
 from nestify.recipe.options import TEACHERS

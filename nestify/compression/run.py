@@ -3,21 +3,25 @@
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from timm.utils import random_seed
-from torch import Tensor, nn
+from torch import nn
 
+from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
+from nestify.compression.defaults import with_fast_computing, with_ramp
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
-from nestify.compression.latency import times_of_layers
+from nestify.compression.latency import LayerTimer
 from nestify.compression.passes import Passes
+from nestify.compression.untrained import Untrained
 from nestify.data.loaders import train_loader
 from nestify.evaluation.accuracy import Accuracy, check_finite
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
-from nestify.machine import pick_device, pick_workers, workers_warning
+from nestify.machine import pick_workers, workers_warning
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import state_tensors
 from nestify.recipe.level_options import Stage, training_stages
@@ -37,7 +41,7 @@ from nestify.training.identity import run_identity
 from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
-from nestify.training.precision import Precision
+from nestify.training.precision import Precision, describe_computing
 from nestify.training.resume import Checkpoints
 
 
@@ -69,6 +73,7 @@ class Run:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
         self.observer, self.world = observer, world
         self.device = device or pick_device(recipe.device)
+        recipe = with_fast_computing(recipe, self.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.base = base
         self.inputs = open_inputs(recipe, observer, world.size)
@@ -95,7 +100,11 @@ class Run:
             world_size=world.size,
         )
         self.passes = Passes(self.inputs, self.workers, self.device, self.precision, world)
+        self._epoch_steps = steps_per_epoch(self.train_batches, recipe.train.accumulate)
+        self._stage_steps = total_steps(recipe.train.epochs, self._epoch_steps)
+        self.recipe = recipe = with_ramp(recipe, self._stage_steps)
         self._removable: Removable | None = None
+        self._timer = LayerTimer(self.spec, recipe, world)
         self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
         network, teacher = self.inputs.pretrained.model, self.inputs.teacher
         self.checkpoints = Checkpoints(
@@ -121,22 +130,18 @@ class Run:
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         count = design.solver.count
         costs = level_costs(nested, count)
-        empty = check_empty(nested)
         sizes = prefix_bytes(self.recipe, levels, nested, costs, self.labels, self.inputs.held_out_record)
         told = nested.classes, self.labels.class_sets(len(levels)), design.solver.latencies(nested)
-        accumulate = self.recipe.train.accumulate
-        epoch_steps = steps_per_epoch(self.train_batches, accumulate)
-        stage_steps = total_steps(self.recipe.train.epochs, epoch_steps)
-        finetune_steps = (self.recipe.finetune.epochs or 0) * epoch_steps
         seconds = memory = None
+        finetune_steps = (self.recipe.finetune.epochs or 0) * self._epoch_steps
         if estimate:
             everything = Stage(self.frozen, nested.n_levels)  # a step of all stages costs about as much
             task = self._phases().make_task(nested.to(self.device), None, everything)
             step_seconds, memory = estimate_step(task, self.inputs.batch_size)
-            seconds = step_seconds * accumulate * (stage_steps + finetune_steps / nested.n_levels)
-        narrower, shallower = (
-            any(getattr(level, axis) < 1 for level in levels) for axis in ("width", "depth")
-        )
+            steps = self._stage_steps + finetune_steps / nested.n_levels
+            seconds = step_seconds * self.recipe.train.accumulate * steps
+        narrower = any(level.width < 1 for level in levels)
+        shallower = any(level.depth < 1 for level in levels)
         return Plan(
             spec=self.spec,
             levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
@@ -145,16 +150,16 @@ class Run:
             train_images=len(self.inputs.train_images),
             val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
-            steps=stage_steps * len(self.stages),
-            uncounted=count.uncounted
-            if removable is None
-            else {**removable.layers.uncounted, **count.uncounted},
+            steps=self._stage_steps * len(self.stages),
+            ramp=self.recipe.schedule.ramp or 0.0,
+            uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,
             blocks=len(removable.ranking) if removable and shallower else 0,
-            warnings=empty,
+            warnings=check_empty(nested),
             without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,
             memory_bytes=memory,
+            computing=describe_computing(self.recipe.train, self.device),
         )
 
     def execute(self) -> Compressed:
@@ -181,8 +186,10 @@ class Run:
         design = self._nest(network)
         nested, levels = design.nested, design.levels
         numbers = range(self.frozen + 1, nested.n_levels + 1)
-        if not checkpoints.is_in_train_phase:
+        if recipe.train.epochs and not checkpoints.is_in_train_phase:
             self._recalibrate_levels(nested, [k for k in numbers if nested.is_smaller(k)])
+        if not recipe.train.epochs:
+            self._make_untrained(nested, levels)
         before = checkpoints.early_results.before
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
@@ -191,14 +198,11 @@ class Run:
         # Train the levels. Sparsities that depend on a budget are solved again when the masks are frozen.
         if recipe.train.epochs:
             nested, levels = self._train_levels(design, teacher)
-        else:
-            choose_weights(nested, levels, recipe.schedule.score, self.frozen)
 
         # Evaluate what the file will hold: rounded weights, and batch norm statistics that fit them.
         round_to_stored(nested, recipe)
-        if recipe.train.bn == "recalibrate" or not recipe.train.epochs:
-            stale = [k for k in numbers if recipe.train.epochs or nested.is_reduced(k)]
-            self._recalibrate_levels(nested, stale)
+        if recipe.train.bn == "recalibrate" and recipe.train.epochs:
+            self._recalibrate_levels(nested, numbers)
         observer.stage("evaluating the levels")
         after = self.passes.evaluate_levels(nested, numbers)
         observer.evaluated("after", int(recipe.train.epochs), after)
@@ -285,44 +289,41 @@ class Run:
     def _nest(self, network: nn.Module) -> NestedDesign:
         if self.recipe.schedule.kind != "weight":
             self.observer.stage("finding what can be left out")
-        images = self.passes.sample(combined=True)
         given = None if self.base is None else self.base.sizes
-        times = times_of_layers(network, self.spec, self.recipe, self.observer, self.world)
-        made = design_levels(
-            network, self.spec, self.recipe, self.labels, images, self._removable, given, times
-        )
+        times = partial(self._timer.measure, self.observer)
+        images, known, warn = self.passes.sample(combined=True), self._removable, self.observer.warned
+        made = design_levels(network, self.spec, self.recipe, self.labels, images, known, given, times, warn)
         self._removable = made.removable
         if self.base is not None:
             self.base.install(made.nested)
         return made
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
-        """Evaluate the levels without training: the best weights kept, batch norm recalibrated."""
-        dense = nested.entry_levels
-        kept = {name: entry.clone() for name, entry in dense.tensors.items()}
-        choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
-        own: dict[int, dict[str, Tensor]] = {}
+        """Evaluate the levels without training; a model that is to be trained is restored."""
+        trains = self.recipe.train.epochs > 0
+        state = deepcopy(nested.state_dict()) if trains else None
+        if trains:
+            self._make_untrained(nested, levels)
         self.observer.stage("evaluating the levels before training")
-        numbers = range(self.frozen + 1, nested.n_levels + 1)
-        for level in numbers:
-            if nested.is_reduced(level) and not nested.is_smaller(level):  # those are recalibrated already
-                own[level] = {name: t.detach().clone() for name, t in nested.own_tensors(level).items()}
-                self._recalibrate_level(nested, level)
-        before = self.passes.evaluate_levels(nested, numbers)
-        for level, tensors in own.items():
-            nested.load_own(level, tensors)
-        nested.set_entry_levels(replace(dense, tensors=kept))
+        before = self.passes.evaluate_levels(nested, range(self.frozen + 1, nested.n_levels + 1))
+        if state is not None:
+            nested.load_state_dict(state)
         self.observer.evaluated("before", 0, before)
         return before
+
+    def _make_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
+        """Choose the weights of all levels, and make the levels as good as they can be without training."""
+        batches, parents = self.passes.to_recalibrate, self.labels.parents
+        Untrained(self.recipe, batches, self.observer, parents, self.frozen).make(nested, levels)
+        self.world.broadcast(
+            nested
+        )  # what is refitted depends on accuracies, which machines round differently
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
         """Measure the private statistics of levels on training images."""
         if levels:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
-            self._recalibrate_level(nested, level)
-
-    def _recalibrate_level(self, nested: NestedModel, level: int) -> None:
-        plain = nested.at_level(level)
-        self.passes.recalibrate(plain)
-        nested.load_own(level, state_tensors(plain))
+            plain = nested.at_level(level)
+            self.passes.recalibrate(plain)
+            nested.load_own(level, state_tensors(plain))

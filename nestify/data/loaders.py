@@ -10,19 +10,18 @@ from contextlib import closing
 from typing import Any
 
 import torch
-from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from nestify.accelerator import is_gpu
 from nestify.data.dataset import Images
 from nestify.data.normalise import Normalise, split_normalisation
 from nestify.data.order import Order
 from nestify.data.samples import Batch, Fault, Prepare, QuietLoader, Samples, Stream, collate, init_worker
 from nestify.data.source import open_split
-from nestify.errors import DataError, RecipeError, UnsupportedModelError, foreign_code
-
-_MODES = {1: "L", 3: "RGB"}
+from nestify.errors import DataError, RecipeError, foreign_code
+from nestify.model.preprocessing import MODES, evaluation_transform, transform_options
 
 
 class Loader:
@@ -288,7 +287,7 @@ def _torch_loader(
         sampler=order,
         num_workers=workers,
         collate_fn=collate,
-        pin_memory=device.type == "cuda",
+        pin_memory=is_gpu(device),
         drop_last=drop_last,
         worker_init_fn=init_worker,
         persistent_workers=workers > 0,
@@ -298,34 +297,15 @@ def _torch_loader(
 
 def _prepare(preprocessing: Mapping[str, Any], *, training: bool, augment: Mapping[str, Any]) -> Prepare:
     """Return how images become the model's input: timm's transform, in the mode of the model's channels."""
-    channels = preprocessing["input_size"][0]
-    if channels not in _MODES:
-        raise UnsupportedModelError(
-            f"the model takes {channels} input channels; images can be read for 1 (grey) or 3 (RGB)"
-        )
-    options = {
-        "input_size": tuple(preprocessing["input_size"]),
-        "mean": _per_channel(preprocessing["mean"], channels),
-        "std": _per_channel(preprocessing["std"], channels),
-        "interpolation": preprocessing["interpolation"],
-    }
-    crop = {key: preprocessing[key] for key in ("crop_pct", "crop_mode")}
-    refused = f"timm does not accept the model's preprocessing {dict(preprocessing)}"
-    with foreign_code(lambda reason: UnsupportedModelError(f"{refused}: {reason}")):
-        plain = create_transform(**options, **crop)
-        plain(Image.new(_MODES[channels], options["input_size"][:0:-1]))
+    mode = MODES[transform_options(preprocessing)["input_size"][0]]
+    plain = evaluation_transform(preprocessing)
     upright = bool(preprocessing.get("exif_orientation", False))
     if not training:
-        return Prepare(_MODES[channels], upright, *split_normalisation(plain))
+        return Prepare(mode, upright, *split_normalisation(plain))
     refused = f"timm does not accept the augmentation {dict(augment)}"
     with foreign_code(lambda reason: RecipeError(f"{refused}: {reason}")):
-        augmented = create_transform(**{**options, **augment}, is_training=True)
-    return Prepare(_MODES[channels], upright, *split_normalisation(augmented))
-
-
-def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:
-    """Return the statistics per channel; for a grey model the mean of those of RGB, as timm does."""
-    return tuple(values) if len(values) == channels else (sum(values) / len(values),) * channels
+        augmented = create_transform(**{**transform_options(preprocessing), **augment}, is_training=True)
+    return Prepare(mode, upright, *split_normalisation(augmented))
 
 
 class Pictures:

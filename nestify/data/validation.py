@@ -117,6 +117,37 @@ def open_evaluation_images(
     )
 
 
+def open_calibration_images(
+    data: str,
+    held_out: HeldOut | None,
+    count: int,
+    *,
+    data_root: str | None = None,
+    class_names: Sequence[str] | None = None,
+    num_classes: int | None = None,
+    seed: int = 0,
+) -> Images:
+    """Open training images, without those that a nested file's validation images were held out of them.
+
+    Args:
+        data: images, as for `open_images`; all of them if there are no splits.
+        held_out: the file's record of how its validation images were held out; None if it has none.
+        count: number of images, balanced over the classes.
+
+    The other arguments and errors are those of `open_images`.
+    """
+    images = open_images(
+        data,
+        "train" if held_out is None else held_out.split,
+        data_root=data_root,
+        class_names=class_names,
+        num_classes=num_classes,
+    )
+    if held_out is not None and not images.source.is_stream and _hash_of_split(images) == held_out.sha256:
+        images = images.hold_out(held_out.share, held_out.seed)[0]
+    return images.at_most(count, seed)
+
+
 def _locate(data: str, split: str | None, held_out: HeldOut | None, data_root: str | None) -> Split:
     """Locate the split to evaluate on."""
     try:

@@ -6,14 +6,47 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 NATIVE = Path(__file__).parent / "native"
 
-LIBRARY_NAME = {"win32": "nestify_engine.dll", "darwin": "libnestify_engine.dylib"}.get(
-    sys.platform, "libnestify_engine.so"
-)
+TARGET_VARIABLE = "NESTIFY_ENGINE_TARGET"
+"""Environment variable by which `setup.py` makes a wheel for another platform; see `Target`."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """A platform that a wheel is made for.
+
+    Attributes:
+        system: its name in `sys.platform`.
+        triple: what zig calls it, with the oldest version of its C library or system; "" for this machine.
+        wheel_tag: platform tag of its wheels; "" for that of this machine.
+    """
+
+    system: str
+    triple: str = ""
+    wheel_tag: str = ""
+
+    @property
+    def library_name(self) -> str:
+        """File name of the library."""
+        names = {"win32": "nestify_engine.dll", "darwin": "libnestify_engine.dylib"}
+        return names.get(self.system, "libnestify_engine.so")
+
+
+TARGETS = {
+    "native": Target(sys.platform),
+    "linux-x86_64": Target("linux", "x86_64-linux-gnu.2.28", "manylinux_2_28_x86_64"),
+    "linux-aarch64": Target("linux", "aarch64-linux-gnu.2.28", "manylinux_2_28_aarch64"),
+    "macos-arm64": Target("darwin", "aarch64-macos.11.0", "macosx_11_0_arm64"),
+    "windows-x86_64": Target("win32", "x86_64-windows-gnu", "win_amd64"),
+}
+"""Platforms of wheels, by the values of NESTIFY_ENGINE_TARGET. All but native need ziglang."""
+
+LIBRARY_NAME = TARGETS["native"].library_name
 
 FLAGS = (
     *("-std=c++17", "-O3", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden"),
@@ -41,6 +74,18 @@ def sources_digest() -> str:
     return digest.hexdigest()[:16]
 
 
+def chosen_target() -> Target:
+    """Return the platform that NESTIFY_ENGINE_TARGET names; this machine if it is not set.
+
+    Raises:
+        BuildError: if there is no such platform.
+    """
+    name = os.environ.get(TARGET_VARIABLE) or "native"
+    if name not in TARGETS:
+        raise BuildError(f"{TARGET_VARIABLE}={name} is not one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
 def find_compiler() -> list[str]:
     """Return the command of a C++ compiler: that of the variable CXX, the system's, or ziglang's.
 
@@ -57,17 +102,25 @@ def find_compiler() -> list[str]:
     raise BuildError(f"there is no C++ compiler; {HINT}")
 
 
-def compile_library(output: Path) -> None:
+def _cross_compiler(target: Target) -> list[str]:
+    if not find_spec("ziglang"):
+        raise BuildError(f"ziglang is needed to compile for {target.triple}; pip install ziglang")
+    # Without debugging symbols, which zig adds for Windows as a second file.
+    return [sys.executable, "-m", "ziglang", "c++", "-target", target.triple, "-s"]
+
+
+def compile_library(output: Path, target: Target = TARGETS["native"]) -> None:
     """Compile the library, and move it to its place only if that succeeds.
 
     Args:
         output: path of the library; its folder is created.
+        target: the platform.
 
     Raises:
         BuildError: if there is no compiler, it fails, or the library cannot be written.
     """
-    compiler = find_compiler()
-    position = () if sys.platform == "win32" else ("-fPIC",)
+    compiler = _cross_compiler(target) if target.triple else find_compiler()
+    position = () if target.system == "win32" else ("-fPIC",)
     temporary = output.with_name(f".{os.getpid()}.{output.name}")
     command = [*compiler, *FLAGS, *position, *map(str, sources()), "-o", str(temporary)]
     try:

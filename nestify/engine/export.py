@@ -3,24 +3,33 @@
 import hashlib
 import json
 import os
+from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from nestify.engine.build import sources_digest
 from nestify.engine.library import cache_folder, load_library
 from nestify.engine.session import Session, import_runtime
-from nestify.errors import OutputError, RecipeError
-from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options, choose_target
+from nestify.errors import OutputError, RecipeError, UnsupportedModelError
+from nestify.exports.export import open_level
+from nestify.exports.target import (
+    ExportFacts,
+    ExportFormat,
+    PackedType,
+    Target,
+    check_options,
+    choose_target,
+)
 from nestify.file.measurements import ENGINE
-from nestify.file.reader import NestedFile, open_nested_file
-from nestify.file.source import LocalFile
+from nestify.file.reader import NestedFile
 from nestify.version import __version__
 
 if TYPE_CHECKING:
+    from onnx import ModelProto
     from torch import Tensor
 
-    from nestify.exports.draft import Runner
+    from nestify.exports.draft import Draft, Runner
     from nestify.exports.write import Exported
 
 
@@ -31,6 +40,7 @@ def export_sparse(
     *,
     batch: int | None = None,
     opset: int | None = None,
+    dtype: PackedType | str = PackedType.float32,
 ) -> "Exported":
     """Write one level as an ONNX model with packed layers, checked against the level's logits.
 
@@ -42,49 +52,103 @@ def export_sparse(
         output: an .onnx file; by default next to the nested file.
         batch: number of images per call; by default any number.
         opset: version of ONNX's operators.
+        dtype: type in which packed weights are stored, float32 or float16.
 
     Raises:
         NestifyError: as `nestify.export`; SetupError if the engine's library is missing.
     """
     load_library()
-    file = open_nested_file(path, truncated=True)
-    file.check_whole(number := file.level_index(str(level)))
-    facts = ExportFacts.for_level(file.manifest, number)
-    source = Path(file.name) if isinstance(file.source, LocalFile) else Path(PurePosixPath(file.name).name)
-    format = ExportFormat.onnx
-    target = choose_target(source, facts, str(format), output)
-    check_options(format, batch, opset)
-    return _export(file, number, facts, target, batch, opset)
+    stored = packed_type(dtype)
+    opened = open_level(path, level)
+    target = choose_target(opened.source, opened.facts, str(ExportFormat.onnx), output)
+    check_options(ExportFormat.onnx, batch, opset)
+    return _export(opened.file, opened.number, opened.facts, target, stored, batch, opset)
+
+
+def packed_type(name: str) -> PackedType:
+    """Return the type of packed weights with a name.
+
+    Raises:
+        RecipeError: if there is none.
+    """
+    if name not in list(PackedType):
+        raise RecipeError(f"dtype {name!r} of packed weights is not one of {', '.join(PackedType)}")
+    return PackedType(name)
 
 
 def _export(
-    file: NestedFile, number: int, facts: ExportFacts, target: Target, batch: int | None, opset: int | None
+    file: NestedFile,
+    number: int,
+    facts: ExportFacts,
+    target: Target,
+    dtype: PackedType = PackedType.float32,
+    batch: int | None = None,
+    opset: int | None = None,
 ) -> "Exported":
     from nestify.engine.graph import make_sparse
     from nestify.exports.draft import probes
-    from nestify.exports.onnx import model_draft, translate
+    from nestify.exports.onnx import translate
     from nestify.exports.write import keep
     from nestify.file.loading import load_level
 
     plain = load_level(file, number)
     expected = probes(plain, facts, batch)
     model = translate(plain, facts, batch, opset)
-    packed = sum(choice.is_sparse for choice in make_sparse(model))
-    done = keep(model_draft(model, _reopen, _load_line), expected, facts, target, batch)
+    packed = sum(choice.is_sparse for choice in make_sparse(model, dtype))
+    done = keep(_draft(model, dtype), expected, facts, target, batch)
     return replace(done, packed_layers=packed)
 
 
-def _reopen(path: Path) -> "Runner":
+def _pack_traced(
+    file: NestedFile, number: int, facts: ExportFacts, target: Target, dtype: PackedType
+) -> None:
+    """Write a level's packed model from its cached graph, checked against the logits that the file stores.
+
+    Raises:
+        UnsupportedModelError: if the graph does not fit the level.
+        OutputError: if the logits differ, or the file cannot be written.
+    """
+    import torch
+
+    from nestify.engine.graph import make_sparse
+    from nestify.engine.traced import fill_constants, traced_level
+    from nestify.exports.draft import Probe
+    from nestify.exports.write import keep
+    from nestify.model.spec import synthetic_input
+
+    model, constants = traced_level(file, number, target.path.parent)
+    make_sparse(model, dtype, constants)
+    fill_constants(model, constants)
+    stored = torch.tensor([file.manifest.levels[number - 1].fingerprint])
+    keep(_draft(model, dtype), [Probe(synthetic_input(facts.input_size), stored)], facts, target, None)
+
+
+def _draft(model: "ModelProto", dtype: PackedType) -> "Draft":
+    from nestify.exports.draft import FLOAT16_TOLERANCE, FLOAT32_TOLERANCE
+    from nestify.exports.onnx import model_draft
+
+    tolerance = FLOAT16_TOLERANCE if dtype is PackedType.float16 else FLOAT32_TOLERANCE
+    return model_draft(model, reopen_packed, packed_load_line, tolerance, str(dtype))
+
+
+def reopen_packed(path: Path) -> "Runner":
+    """Load an ONNX model with packed layers on the engine."""
     import torch
 
     return as_network(Session(path, torch.get_num_threads()))
 
 
-def _load_line(path: Path) -> str:
+def packed_load_line(path: Path) -> str:
+    """Return one line of Python that runs the ONNX model with packed layers at a path."""
     return f"nestify.engine.open({str(path)!r})(images)"
 
 
-def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | None = None) -> Path:
+def packed_model(
+    file: NestedFile,
+    number: int,
+    cache: str | os.PathLike[str] | None = None,
+    dtype: PackedType = PackedType.float32,
+) -> Path:
     """Return the path of a level's packed model in a cache folder; it is made if it is not there.
 
     Its name holds a hash of the level's bytes and of the versions that made it, so that it is never stale.
@@ -93,6 +157,7 @@ def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | 
         file: the nested file.
         number: number of the level.
         cache: the folder; None for the user's cache folder.
+        dtype: type in which packed weights are stored.
 
     Raises:
         NestifyError: as `export_sparse`.
@@ -101,7 +166,7 @@ def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | 
     folder = cache_folder() / "models" if cache is None else Path(cache)
     entries = file.manifest.levels[:number]
     identity = [number, *(entry.sha256 for entry in entries), file.manifest.model.model_dump_json()]
-    made_by = [__version__, sources_digest()]
+    made_by = [__version__, sources_digest(), dtype]
     key = hashlib.sha256(json.dumps([identity, made_by]).encode()).hexdigest()[:20]
     target = Target(folder / f"{key}.onnx", ExportFormat.onnx)
     if not target.path.is_file():
@@ -111,8 +176,23 @@ def packed_model(file: NestedFile, number: int, cache: str | os.PathLike[str] | 
             raise OutputError(
                 f"{folder}: cannot be created ({error.strerror or error}); give another folder as cache"
             ) from error
-        _export(file, number, ExportFacts.for_level(file.manifest, number), target, None, None)
+        facts = ExportFacts.for_level(file.manifest, number)
+        if _has_one_graph(file):
+            # Where this machine rounds otherwise than the one that wrote the file, torch is asked instead.
+            with suppress(UnsupportedModelError, OutputError):
+                _pack_traced(file, number, facts, target, dtype)
+                return target.path
+        _export(file, number, facts, target, dtype)
     return target.path
+
+
+def _has_one_graph(file: NestedFile) -> bool:
+    """Return whether all levels of a file are the same network with other weights."""
+    manifest = file.manifest
+    return not (
+        any(level.skipped for level in manifest.levels)
+        or any(parameter.axes for parameter in manifest.parameters)
+    )
 
 
 def as_network(session: Session) -> "Runner":

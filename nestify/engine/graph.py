@@ -1,22 +1,28 @@
 """Rewriting an ONNX model: layers whose weight is sparse become the engine's operators."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
+from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from nestify.engine.model_graph import ModelGraph, attributes, names_in_subgraphs
 from nestify.engine.pack import pack
 from nestify.engine.plan import Choice, SparseLayer, plan_layers
+from nestify.exports.target import PackedType
 
 DOMAIN = "nestify"
 METADATA_KEY = "nestify_engine"
 FORMAT = 1
 
 
-def make_sparse(model: onnx.ModelProto) -> list[Choice]:
+def make_sparse(
+    model: onnx.ModelProto,
+    dtype: PackedType = PackedType.float32,
+    constants: Mapping[str, NDArray[Any]] | None = None,
+) -> list[Choice]:
     """Replace, in place, layers that the engine runs faster than ONNX Runtime.
 
     A layer is replaced if at most 45 % of its weights are not zero, and it has at least half a million dense
@@ -25,6 +31,9 @@ def make_sparse(model: onnx.ModelProto) -> list[Choice]:
 
     Args:
         model: a model with float32 weights; its batch size may be open.
+        dtype: type in which packed weights are stored; biases and dense layers stay float32.
+        constants: values of initializers that the model has without their data, by name; those of dense
+            layers are still missing afterwards.
 
     Returns:
         One entry per layer with a constant weight.
@@ -33,9 +42,9 @@ def make_sparse(model: onnx.ModelProto) -> list[Choice]:
         UnsupportedModelError: if a layer cannot be packed.
         SetupError: if the engine's library is missing.
     """
-    graph = ModelGraph(model)
+    graph = ModelGraph(model, constants)
     layers, choices = plan_layers(graph)
-    _rewrite(model, graph, layers)
+    _rewrite(model, graph, layers, dtype)
     document = {"format": FORMAT, "layers": [vars(choice) for choice in choices]}
     helper.set_model_props(
         model,
@@ -44,7 +53,9 @@ def make_sparse(model: onnx.ModelProto) -> list[Choice]:
     return choices
 
 
-def _rewrite(model: onnx.ModelProto, graph: ModelGraph, layers: Sequence[SparseLayer]) -> None:
+def _rewrite(
+    model: onnx.ModelProto, graph: ModelGraph, layers: Sequence[SparseLayer], dtype: PackedType
+) -> None:
     replacements: dict[int, Any] = {}  # by the id of the last node that is replaced
     dropped: set[int] = set()
     packed: dict[tuple[str, ...], str] = {}  # layers that share a weight and a bias share the packed layer
@@ -60,7 +71,7 @@ def _rewrite(model: onnx.ModelProto, graph: ModelGraph, layers: Sequence[SparseL
         if key not in packed:
             packed[key] = f"{layer.node.input[1]}.packed{len(packed)}"
             model.graph.initializer.append(
-                numpy_helper.from_array(pack(layer.weight, layer.bias), packed[key])
+                numpy_helper.from_array(pack(layer.weight, layer.bias, dtype=dtype), packed[key])
             )
         replacements[id(replaced[-1])] = _operator(layer, packed[key])
     nodes = [
@@ -70,7 +81,7 @@ def _rewrite(model: onnx.ModelProto, graph: ModelGraph, layers: Sequence[SparseL
     ]
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-    _drop_unused(model)
+    drop_unused(model)
     if layers:
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
@@ -100,7 +111,7 @@ def _operator(layer: SparseLayer, packed: str) -> Any:
     )
 
 
-def _drop_unused(model: onnx.ModelProto) -> None:
+def drop_unused(model: onnx.ModelProto) -> None:
     """Remove initializers and descriptions of tensors that no node has any more."""
     used = {name for node in model.graph.node for name in (*node.input, *node.output)}
     used.update(names_in_subgraphs(model.graph))

@@ -10,7 +10,7 @@ from typing import Any
 from nestify.engine.build import LIBRARY_NAME, BuildError, compile_library, sources_digest
 from nestify.errors import SetupError
 
-INTERFACE = 1
+INTERFACE = 3
 """What `nestify_engine_interface` returns; see native/api.cpp."""
 
 VARIABLE = "NESTIFY_ENGINE_LIBRARY"
@@ -42,7 +42,9 @@ def build() -> Path:
 
 
 def find_library() -> Path:
-    """Return the path of the library: NESTIFY_ENGINE_LIBRARY's, that of the package, or the one in the cache.
+    """Return the path of the library: NESTIFY_ENGINE_LIBRARY's, the one in the cache, or the package's.
+
+    The one in the cache was built from these very sources; the package's may be older than they are.
 
     Raises:
         SetupError: if there is none; the message says how to get it.
@@ -51,7 +53,7 @@ def find_library() -> Path:
         if not os.path.isfile(given):
             raise SetupError(f"{VARIABLE}={given}: there is no such file; correct the path or unset it")
         return Path(given)
-    for path in (Path(__file__).parent / LIBRARY_NAME, built_path()):
+    for path in (built_path(), Path(__file__).parent / LIBRARY_NAME):
         if path.is_file():
             return path
     raise SetupError(

@@ -1,16 +1,23 @@
 """Look-ups in an ONNX graph: constants, consumers, and shapes for one image."""
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import onnx
 from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
+LEAST_BYTES = 4096
+"""Smaller constants may be shapes, which the shapes of other tensors are computed from."""
+
 
 class ModelGraph:
     """The graph of a model, for look-ups; later changes of the model are not seen.
+
+    Args:
+        model: the model.
+        data: values of the initializers that the model has without their data, by name.
 
     Attributes:
         nodes: the nodes, in the order in which they run.
@@ -20,7 +27,8 @@ class ModelGraph:
         inner: names of tensors that graphs inside of nodes read.
     """
 
-    def __init__(self, model: onnx.ModelProto) -> None:
+    def __init__(self, model: onnx.ModelProto, data: Mapping[str, NDArray[Any]] | None = None) -> None:
+        self._data = data or {}
         self.nodes = list(model.graph.node)
         self.initializers = {tensor.name: tensor for tensor in model.graph.initializer}
         self.outputs = {value.name for value in model.graph.output}
@@ -33,6 +41,8 @@ class ModelGraph:
 
     def constant(self, name: str) -> NDArray[Any] | None:
         """Return the value of an initializer; None for anything else."""
+        if name in self._data:
+            return self._data[name]
         tensor = self.initializers.get(name)
         return None if tensor is None else numpy_helper.to_array(tensor)
 
@@ -65,9 +75,16 @@ def names_in_subgraphs(graph: Any) -> Iterator[str]:
 
 def _shapes_of_one_image(model: onnx.ModelProto) -> dict[str, tuple[int, ...]]:
     """Infer the shapes of all tensors for a batch of one image; shapes that are not known are left out."""
-    single = onnx.ModelProto()
-    single.CopyFrom(model)
-    del single.graph.value_info[:]
+    single = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    single.functions.extend(model.functions)
+    for field in ("node", "input", "output"):
+        getattr(single.graph, field).extend(getattr(model.graph, field))
+    for tensor in model.graph.initializer:  # without weights, which are copied twice otherwise
+        single.graph.initializer.append(
+            tensor
+            if len(tensor.raw_data) < LEAST_BYTES
+            else onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+        )
     for value in (*single.graph.input, *single.graph.output):
         for dim in value.type.tensor_type.shape.dim[:1]:
             dim.dim_value = 1

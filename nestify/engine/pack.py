@@ -9,9 +9,13 @@ from numpy.typing import NDArray
 
 from nestify.engine.library import Library, load_library
 from nestify.errors import UnsupportedModelError
+from nestify.exports.target import PackedType
 
 Floats = NDArray[np.float32]
 Bytes = NDArray[np.uint8]
+
+LARGEST_HALF = 65504
+"""Largest number that float16 holds."""
 
 HIGHEST_DENSITY = 0.45
 """Largest share of non-zero weights at which a packed layer is faster than a dense one."""
@@ -59,7 +63,12 @@ class SparseWeight:
         return len(self.values) / max(1, outputs * inputs * groups * height * width)
 
 
-def pack(weight: SparseWeight, bias: Floats | None = None, block_rows: int = 0) -> Bytes:
+def pack(
+    weight: SparseWeight,
+    bias: Floats | None = None,
+    block_rows: int = 0,
+    dtype: PackedType = PackedType.float32,
+) -> Bytes:
     """Pack a layer.
 
     Args:
@@ -67,9 +76,11 @@ def pack(weight: SparseWeight, bias: Floats | None = None, block_rows: int = 0) 
         bias: float32 (outputs of all groups,); None for zeros.
         block_rows: columns of one block of the reduction, a multiple of the kernel's size; 0 to choose it by
             density.
+        dtype: type in which the weights are stored; the bias is float32 always.
 
     Raises:
-        UnsupportedModelError: if the packed format cannot hold the layer.
+        UnsupportedModelError: if the packed format cannot hold the layer, such as weights above 65504 in
+            float16.
         SetupError: if the library is missing.
     """
     library = load_library()
@@ -77,36 +88,53 @@ def pack(weight: SparseWeight, bias: Floats | None = None, block_rows: int = 0) 
     starts, columns, values = (
         np.ascontiguousarray(weight.starts, np.int64),
         np.ascontiguousarray(weight.columns, np.int32),
-        np.ascontiguousarray(weight.values, np.float32),
+        _as_stored(weight.values, dtype),
     )
+    value_bits = ctypes.c_int32(8 * values.itemsize)
     assert len(starts) == weight.shape[0] * weight.shape[2] + 1
     assert len(columns) == len(values) == starts[-1]
     if bias is not None:
         bias = np.ascontiguousarray(bias, np.float32)
         assert bias.shape == (len(starts) - 1,)
     rows, size = ctypes.c_int64(block_rows), ctypes.c_int64()
-    _check(
+    check(
         library.call(
             "nestify_packed_size",
             shape,
             pointer(starts),
             pointer(columns),
+            value_bits,
             ctypes.byref(rows),
             ctypes.byref(size),
         )
     )
     packed = np.zeros(size.value, np.uint8)
-    _check(
+    check(
         library.call(
             "nestify_pack",
             shape,
-            *map(pointer, (starts, columns, values, bias)),
+            pointer(starts),
+            pointer(columns),
+            pointer(values),
+            value_bits,
+            pointer(bias),
             rows,
             pointer(packed),
             size,
         )
     )
     return packed
+
+
+def _as_stored(values: Floats, dtype: PackedType) -> NDArray[Any]:
+    if dtype is PackedType.float32:
+        return np.ascontiguousarray(values, np.float32)
+    largest = float(np.abs(values).max(initial=0))
+    if not largest <= LARGEST_HALF:
+        raise UnsupportedModelError(
+            f"a layer has the weight {largest:.6g}, and float16 ends at {LARGEST_HALF}; use --dtype float32"
+        )
+    return np.ascontiguousarray(values, np.float16)
 
 
 def check_packed(packed: Bytes, library: Library | None = None) -> str | None:
@@ -120,6 +148,7 @@ def pointer(array: NDArray[Any] | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if array is None else array.ctypes.data)
 
 
-def _check(problem: str | None) -> None:
+def check(problem: str | None) -> None:
+    """Raise an UnsupportedModelError if there is a problem with packing a layer."""
     if problem:
         raise UnsupportedModelError(f"a layer cannot be packed: {problem}; leave it dense")

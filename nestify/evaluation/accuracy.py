@@ -1,6 +1,5 @@
 """Accuracy of levels on labelled images."""
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from timm.task.evaluator import ClassificationEvaluator
 from torch import Tensor
 
+from nestify.accelerator import clock_of
 from nestify.data.hierarchy import coarse_target
 from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
@@ -143,7 +143,7 @@ class _Timer:
     """Measures seconds of forward passes; the first one, which warms up, is kept apart."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self._clock = clock_of(device)
         self.passes: list[tuple[int, float]] = []
         self._start = 0.0
         self._images = 0
@@ -153,16 +153,10 @@ class _Timer:
         return self
 
     def __enter__(self) -> None:
-        self._synchronize()
-        self._start = time.perf_counter()
+        self._start = self._clock()
 
     def __exit__(self, *_: object) -> None:
-        self._synchronize()
-        self.passes.append((self._images, time.perf_counter() - self._start))
-
-    def _synchronize(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+        self.passes.append((self._images, self._clock() - self._start))
 
     @property
     def images_per_second(self) -> float:

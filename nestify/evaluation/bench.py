@@ -3,7 +3,6 @@
 import os
 import platform
 import statistics
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from nestify.accelerator import clock_of, device_model, pick_device
 from nestify.engine.export import engine_device, engine_network, engine_runtime
 from nestify.errors import BadFileError, RecipeError
 from nestify.file.loading import load_level
@@ -27,7 +27,7 @@ from nestify.file.measurements import (
 )
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import Report, make_report
-from nestify.machine import cores, pick_device, printable_line, processor_name
+from nestify.machine import cores, printable_line, processor_name
 from nestify.shown import Shown
 
 
@@ -38,7 +38,7 @@ def this_machine(device: torch.device) -> Machine:
         cpu=cpu,
         cores=cores(),
         device=device.type,
-        device_name=printable_line(torch.cuda.get_device_name(device)) if device.type == "cuda" else cpu,
+        device_name=printable_line(device_model(device)) or cpu,
         system=printable_line(f"{platform.system()} {platform.machine()}"),
         torch=printable_line(torch.__version__),
     )
@@ -186,6 +186,7 @@ def bench(
     rounds: int | None = None,
     save: bool = False,
     engine: bool = False,
+    clock: Clock | None = None,
 ) -> Bench:
     """Measure the latency of levels for one batch of synthetic images, in turns with the full level.
 
@@ -201,6 +202,7 @@ def bench(
         save: whether to save the measurements next to the file, as `resnet.bench.json`; earlier ones with
             the same machine, device, threads, batch size and dtype are replaced.
         engine: whether the sparse engine runs all levels, the full one too, on the CPU, in place of torch.
+        clock: returns seconds since a fixed moment; None for wall time.
 
     Raises:
         NestifyError: if the file is not right, there is no such level or device, an option is out of its
@@ -229,7 +231,9 @@ def bench(
             for batch_size in dict.fromkeys(batch_sizes):
                 generator = torch.Generator().manual_seed(SEED)
                 images = torch.randn(batch_size, *input_size, generator=generator).to(where)
-                measurements.append(_measure_networks(networks, names, images, machine, effort, runtime))
+                measurements.append(
+                    _measure_networks(networks, names, images, machine, effort, runtime, clock)
+                )
     saved = save_measured(file, measurements) if save else None
     return Bench(file.name, make_report(file), measurements, saved)
 
@@ -266,12 +270,13 @@ def _measure_networks(
     machine: Machine,
     effort: Effort,
     runtime: str,
+    clock: Clock | None,
 ) -> Measurement:
     """Measure networks, by level, for one batch (B, C, H, W) on their device."""
     full = max(networks)
     calls = {number: partial(network, images) for number, network in networks.items()}
     with torch.inference_mode():
-        found = measure(calls, full, effort, clock_of(images.device))
+        found = measure(calls, full, effort, clock or clock_of(images.device))
     return Measurement(
         machine=machine,
         threads=torch.get_num_threads(),
@@ -292,18 +297,6 @@ def _measure_networks(
             for number, latency in found.items()
         ],
     )
-
-
-def clock_of(device: torch.device) -> Callable[[], float]:
-    """Return a clock in seconds that waits for the device to finish its work."""
-    if device.type == "cpu":
-        return time.perf_counter
-
-    def clock() -> float:
-        torch.accelerator.synchronize(device)
-        return time.perf_counter()
-
-    return clock
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import get_args
 
 from torch import Tensor
 
+from nestify.accelerator import pick_device
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import UsedImages, open_evaluation_images
@@ -22,7 +23,7 @@ from nestify.file.class_accuracy import LevelClasses, check_evaluation_savable, 
 from nestify.file.loading import load_level
 from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
-from nestify.machine import pick_device, pick_workers, workers_warning
+from nestify.machine import pick_workers, workers_warning
 from nestify.recipe.amounts import Budget, did_you_mean, parse_budget, share_meant
 from nestify.recipe.options import ConsensusKind, OnBadImage
 from nestify.shown import Shown

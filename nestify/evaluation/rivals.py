@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from nestify.accelerator import clock_of, pick_device
 from nestify.data.loaders import eval_loader
 from nestify.data.validation import open_evaluation_images
 from nestify.engine.export import engine_network, engine_runtime
@@ -21,7 +22,6 @@ from nestify.evaluation.bench import (
     Effort,
     Times,
     check_options,
-    clock_of,
     interleave,
     this_machine,
     torch_threads,
@@ -34,7 +34,6 @@ from nestify.file.loading import load_level
 from nestify.file.measurements import Machine
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.summary import Report, make_report
-from nestify.machine import pick_device
 
 SEED = 0
 CALIBRATION_IMAGES = 16

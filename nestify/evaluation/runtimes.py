@@ -1,6 +1,6 @@
 """Other runtimes for an ONNX model on the CPU, in float32 and in int8, as fast as each of them is."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -11,22 +11,40 @@ from numpy.typing import NDArray
 
 from nestify.errors import NestifyError, SetupError, foreign_code
 from nestify.exports.draft import quiet
+from nestify.exports.openvino import openvino_core
 
 Images = NDArray[np.float32]
 Call = Callable[[], object]
 
 
 class _Reader:
-    """The calibration images, one by one, as onnxruntime's quantiser asks for them."""
+    """The calibration images in batches of one size, as onnxruntime's quantiser asks for them."""
 
-    def __init__(self, images: Images) -> None:
+    def __init__(self, images: Images, batch: int) -> None:
+        # The last batch is filled with the first images, which are repeated if there are too few.
+        whole = np.resize(images, (-(-len(images) // batch) * batch, *images.shape[1:]))
         self._batches: Iterator[dict[str, Images]] = iter(
-            [{"images": images[i : i + 1]} for i in range(len(images))]
+            [{"images": whole[i : i + batch]} for i in range(0, len(whole), batch)]
         )
 
     def get_next(self) -> dict[str, Images] | None:
-        """Return the next image, or None."""
+        """Return the next batch, or None."""
         return next(self._batches, None)
+
+
+def optimise(path: Path, output: Path) -> None:
+    """Fold batch norm and infer shapes, as the quantiser of onnxruntime expects.
+
+    Args:
+        path: an ONNX model.
+        output: path of the same model, prepared.
+
+    Raises:
+        SetupError: if onnxruntime cannot do it.
+    """
+    with _quantisation():
+        shapes = import_module("onnxruntime.quantization.shape_inference")
+        shapes.quant_pre_process(str(path), str(output), skip_symbolic_shape=True)
 
 
 def quantise(path: Path, output: Path, images: Images) -> None:
@@ -36,27 +54,52 @@ def quantise(path: Path, output: Path, images: Images) -> None:
         path: the float32 model.
         output: path of the int8 model.
         images: calibration images (B, C, H, W).
+        batch: images per call of the model; the images are a multiple of it.
 
     Raises:
         SetupError: if onnxruntime cannot do it.
     """
-    with (
-        foreign_code(lambda reason: SetupError(f"onnxruntime cannot quantise this model ({reason})")),
-        quiet(),
-    ):
+    optimised = output.with_name("optimised.onnx")
+    optimise(path, optimised)
+    quantise_optimised(optimised, output, images)
+
+
+def quantise_optimised(
+    path: Path, output: Path, images: Images, float_nodes: Sequence[str] = (), batch: int = 1
+) -> None:
+    """Quantise a model that `optimise` wrote.
+
+    Args:
+        path: the float32 model.
+        output: path of the int8 model.
+        images: calibration images (B, C, H, W).
+        float_nodes: names of the nodes that stay in float32.
+        batch: number of images per call that the model takes; a model for any number takes 1.
+
+    Raises:
+        SetupError: if onnxruntime cannot do it.
+    """
+    with _quantisation():
         quantization = import_module("onnxruntime.quantization")
-        shapes = import_module("onnxruntime.quantization.shape_inference")
-        prepared = output.with_name("prepared.onnx")
-        shapes.quant_pre_process(str(path), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
-            str(prepared),
+            str(path),
             str(output),
-            _Reader(images),
+            _Reader(images, batch),
             quant_format=quantization.QuantFormat.QDQ,
             per_channel=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
+            nodes_to_exclude=list(float_nodes),
         )
+
+
+@contextmanager
+def _quantisation() -> Iterator[None]:
+    def error(reason: str) -> NestifyError:
+        return SetupError(f"onnxruntime cannot quantise this model ({reason})")
+
+    with foreign_code(error), quiet():
+        yield
 
 
 def on_onnxruntime(path: Path, images: Images, threads: int) -> Call:
@@ -73,16 +116,16 @@ def on_onnxruntime(path: Path, images: Images, threads: int) -> Call:
     return lambda: session.run(None, {"images": images})
 
 
-def on_openvino(path: Path, images: Images, threads: int) -> Call:
-    """Load an ONNX model with OpenVINO, for this batch size and without bfloat16."""
+def on_openvino(path: Path, images: Images, threads: int, precision: str = "f32") -> Call:
+    """Load an ONNX model with OpenVINO, for this batch size; it may use bfloat16 if `precision` is bf16."""
     options: dict[str, Any] = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
     with _fenced("openvino", path):
-        core = import_module("openvino").Core()
+        core = openvino_core()
         model = core.read_model(str(path))
         model.reshape(list(images.shape))
         request = core.compile_model(model, "CPU", options).create_infer_request()

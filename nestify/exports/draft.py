@@ -5,7 +5,7 @@ import logging
 import re
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -13,7 +13,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor, nn
 
-from nestify.errors import NestifyError, OutputError
+from nestify.errors import NestifyError, OutputError, foreign_code
 from nestify.exports.target import ExportFacts
 from nestify.model.spec import synthetic_input
 
@@ -22,15 +22,22 @@ MAX_REASON = 200
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Discard prints, warnings and log lines of the block; exceptions pass through."""
-    level = logging.root.manager.disable
+    """Discard prints, warnings and log lines of the block; exceptions pass through.
+
+    The root logger is afterwards as it was: some of the packages that formats need set its level, or add
+    filters or handlers, which would silence or double what the rest of the process logs.
+    """
+    root, disabled = logging.root, logging.root.manager.disable
+    level, filters, handlers = root.level, root.filters[:], root.handlers[:]
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings(), redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(level)
+        logging.disable(disabled)
+        root.setLevel(level)
+        root.filters[:], root.handlers[:] = filters, handlers
 
 
 def first_line(error: BaseException) -> str:
@@ -44,6 +51,14 @@ Runner = Callable[[Tensor], Tensor]
 """Images (B, C, H, W) to logits (B, num_classes)."""
 
 
+FLOAT32_TOLERANCE = 1e-4
+"""Largest difference of a logit in float32, relative to the largest logit. Other kernels add in another
+order, and batch norm is folded into convolutions."""
+
+FLOAT16_TOLERANCE = 3e-2
+"""The same for weights or activations in float16, which keeps about three digits."""
+
+
 @dataclass(frozen=True)
 class Draft:
     """A level in one format, before it is written.
@@ -53,14 +68,42 @@ class Draft:
         reopen: loads such a file as a user would, without nestify's own code.
         load_line: returns one line of Python that loads the file at a path.
         tolerance: largest allowed difference of a logit, relative to the largest logit.
+        runtime: what runs it when it is loaded again, with the version.
         opset: version of ONNX's operators; None for other formats.
+        dtype: type that its weights are stored as.
     """
 
     write: Callable[[BinaryIO], None]
     reopen: Callable[[Path], Runner]
     load_line: Callable[[Path], str]
     tolerance: float
+    runtime: str
     opset: int | None = None
+    dtype: str = "float32"
+
+
+@dataclass(frozen=True)
+class FolderDraft:
+    """A level in a format whose exports are folders, before it is written.
+
+    Attributes:
+        fill: writes it into an empty folder.
+        reopen: loads such a folder as a user would; None if nothing on this machine can run it.
+        compare: if `reopen` is None, returns the largest difference of a stored weight from the level's,
+            relative to the largest weight of its tensor.
+        load_line: returns one line of Python that loads the folder at a path.
+        tolerance: largest allowed difference of a logit or weight.
+        runtime: what runs it when it is loaded again, with the version.
+        dtype: type that its weights are stored as.
+    """
+
+    fill: Callable[[Path], None]
+    reopen: Callable[[Path], Runner] | None
+    load_line: Callable[[Path], str]
+    tolerance: float
+    runtime: str
+    compare: Callable[[Path], float] | None = None
+    dtype: str = "float32"
 
 
 @dataclass(frozen=True)
@@ -114,6 +157,38 @@ def prove(
         raise OutputError(
             f"{name}: the export's logits differ from the level's (by {off:.2g} of the largest, "
             f"allowed is {tolerance:.0e}), so it was not kept; choose another --format"
+        )
+    return off
+
+
+def prove_weights(compare: Callable[[Path], float], path: Path, tolerance: float, name: str) -> float:
+    """Compare the weights that an export stores with the level's, where nothing can run it.
+
+    Args:
+        compare: returns the largest difference of a weight; see `FolderDraft`.
+        path: the export.
+        tolerance: largest allowed difference.
+        name: what messages call the export.
+
+    Returns:
+        The largest difference.
+
+    Raises:
+        OutputError: if it cannot be read again, or its weights differ.
+    """
+    with (
+        foreign_code(
+            lambda reason: OutputError(
+                f"{name}: the export cannot be read again ({reason}), so it was not kept"
+            )
+        ),
+        quiet(),
+    ):
+        off = compare(path)
+    if not off <= tolerance:
+        raise OutputError(
+            f"{name}: the export's weights differ from the level's (by {off:.2g} of the largest, allowed is "
+            f"{tolerance:.0e}), so it was not kept; choose another --format or --dtype"
         )
     return off
 

@@ -18,12 +18,15 @@ TRACED_BATCH = 2
 """Torch takes a dimension of size 1 for a constant."""
 
 
-def capture(plain: nn.Module, facts: ExportFacts, batch: int | None) -> ExportedProgram:
+def capture(
+    plain: nn.Module, facts: ExportFacts, batch: int | None, largest: int | None = None
+) -> ExportedProgram:
     """Trace a model for images of its input size.
 
     Args:
         plain: the level, in eval mode on the CPU.
         batch: number of images per call; None for any number.
+        largest: largest number of images per call, if any number is allowed; None for no limit.
 
     Returns:
         A program without the source locations of its nodes.
@@ -32,7 +35,7 @@ def capture(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Exported
         UnsupportedModelError: if torch cannot trace the model.
     """
     images = synthetic_input(facts.input_size, batch or TRACED_BATCH)
-    shapes = None if batch else ({0: Dim("batch")},)
+    shapes = None if batch else ({0: Dim("batch", max=largest)},)
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(plain, (images,), dynamic_shapes=shapes, strict=False)
@@ -67,7 +70,7 @@ def pt2_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Draft:
             torch.export.save(program, buffer, extra_files={FACTS_FILE: json.dumps(facts.document())})
         file.write(buffer.getbuffer())
 
-    return Draft(write, _reopen, _load_line, TOLERANCE)
+    return Draft(write, _reopen, _load_line, TOLERANCE, f"torch {torch.__version__}")
 
 
 def _reopen(path: Path) -> Runner:

@@ -98,16 +98,48 @@ NESTED_SUFFIXES = (".safetensors", ".nested")
 
 
 class ExportFormat(StrEnum):
-    """Format of an export: weights for timm, an ONNX model, or a `torch.export` program."""
+    """Format of an export, named after what loads it."""
 
     timm = "timm"
     onnx = "onnx"
     pt2 = "pt2"
+    openvino = "openvino"
+    coreml = "coreml"
+    executorch = "executorch"
 
     @property
     def suffix(self) -> str:
-        """Suffix of its files, by which timm and other programs recognise the format."""
-        return ".safetensors" if self is ExportFormat.timm else f".{self.value}"
+        """Suffix of its file or folder, by which other programs recognise most of the formats."""
+        return _SUFFIXES.get(self, f".{self.value}")
+
+    @property
+    def is_folder(self) -> bool:
+        """Whether an export in this format is always a folder."""
+        return self in (ExportFormat.openvino, ExportFormat.coreml)
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The types that weights can be stored as, the default first."""
+        return _DTYPES.get(self, ("float32",))
+
+
+_SUFFIXES = {
+    ExportFormat.timm: ".safetensors",
+    ExportFormat.coreml: ".mlpackage",
+    ExportFormat.executorch: ".pte",
+}
+
+_DTYPES = {
+    ExportFormat.openvino: ("float32", "float16"),
+    ExportFormat.coreml: ("float16", "float32", "int8"),
+}
+
+
+class PackedType(StrEnum):
+    """Type in which the weights of packed layers are stored; the kernels compute in float32."""
+
+    float32 = "float32"
+    float16 = "float16"
 
 
 @dataclass(frozen=True)
@@ -117,7 +149,7 @@ class Target:
     Attributes:
         path: file or folder to write.
         format: format of the export.
-        folder: whether `path` is a folder that timm loads as `local-dir:`.
+        folder: whether `path` is a folder: for timm, one that it loads as `local-dir:`.
     """
 
     path: Path
@@ -130,15 +162,17 @@ def choose_target(
     facts: "ExportFacts",
     format: str | None = None,
     output: str | os.PathLike[str] | None = None,
+    mark: str = "",
 ) -> Target:
     """Choose the format and the path of an export from what the user gave.
 
     Args:
         source: the nested file.
         facts: the level to export.
-        format: timm, onnx or pt2; None to use the suffix of `output`.
-        output: a file, or for timm a folder (it exists, or ends with a slash); None for a file next to the
-            nested file, such as `digits.level1.onnx`.
+        format: name of the format; None to use the suffix of `output`.
+        output: a file, or a new folder for coreml and openvino, and for timm if it ends with a slash or
+            exists; None for a path next to the nested file, such as `digits.level1.onnx`.
+        mark: what the name of a file next to the nested file says besides, such as `int8`.
 
     Raises:
         RecipeError: if the format is unknown, or not given.
@@ -146,9 +180,10 @@ def choose_target(
     """
     if output is None:
         if format is None:
-            raise RecipeError("the format of the export is not given; add --format timm, onnx or pt2")
+            raise RecipeError(f"the format of the export is not given; add --format {_ANY_FORMAT}")
         chosen = _format(format)
-        return Target(_beside(source, facts, chosen), chosen)
+        path = _beside(source, facts, chosen, mark)
+        return _folder(path, chosen) if chosen.is_folder else Target(path, chosen)
     try:
         return _place(source, format, output)
     except (OSError, ValueError) as error:
@@ -157,12 +192,36 @@ def choose_target(
         ) from error
 
 
-def check_options(format: ExportFormat, batch: int | None, opset: int | None) -> None:
+def check_options(
+    format: ExportFormat,
+    batch: int | None,
+    opset: int | None,
+    dtype: str | None = None,
+    pictures: bool = False,
+) -> None:
     """Refuse options that do not apply to a format.
+
+    Args:
+        format: the format.
+        batch: number of images per call; None for the format's default.
+        opset: version of ONNX's operators; None for the default.
+        dtype: type that weights are stored as; None for the format's default.
+        pictures: whether the preprocessing is part of the export.
 
     Raises:
         RecipeError: naming the option.
     """
+    if dtype == "float16" and format is ExportFormat.onnx:
+        raise RecipeError("--dtype float16 applies to packed layers in ONNX; add --sparse, or leave it out")
+    if dtype is not None and dtype not in format.dtypes:
+        raise RecipeError(
+            f"--dtype {dtype} is not one of the types of --format {format}; give {' or '.join(format.dtypes)}"
+        )
+    if pictures and format is not ExportFormat.onnx:
+        raise RecipeError(
+            f"--with-preprocessing applies to --format onnx, not to {format}; leave it out, and preprocess "
+            "images as the metadata says"
+        )
     if opset is not None and format is not ExportFormat.onnx:
         raise RecipeError(f"--opset {opset} applies to --format onnx, not to {format}; leave it out")
     if batch is not None and format is ExportFormat.timm:
@@ -181,15 +240,23 @@ def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> 
     with suppress(FileNotFoundError):
         os.stat(path)  # ValueError for a NUL, which the methods of Path hide
     if path.is_dir() or os.fspath(output).endswith(("/", os.sep)):
-        return _folder(path, _format(format or ExportFormat.timm))
+        named = next((each for each in ExportFormat if each.is_folder and _has_suffix(path, each)), "timm")
+        return _folder(path, _format(format or named))
     chosen = _format(format) if format else _guess(path)
-    if path.suffix.lower() != chosen.suffix:
+    if not _has_suffix(path, chosen):
         raise OutputError(f"{path}: does not end with {chosen.suffix}; --format {chosen} writes such files")
     if path.exists() and source.exists() and path.samefile(source):
         raise OutputError(f"{path}: is the nested file itself; choose another path")
     if not path.parent.is_dir():
         raise OutputError(f"{path}: its folder does not exist; create it, or choose another path")
-    return Target(path, chosen)
+    return _folder(path, chosen) if chosen.is_folder else Target(path, chosen)
+
+
+_ANY_FORMAT = ", ".join(list(ExportFormat)[:-1]) + f" or {list(ExportFormat)[-1]}"
+
+
+def _has_suffix(path: Path, format: ExportFormat) -> bool:
+    return path.suffix.lower() == format.suffix
 
 
 def _format(name: str) -> ExportFormat:
@@ -200,25 +267,28 @@ def _format(name: str) -> ExportFormat:
 
 def _guess(path: Path) -> ExportFormat:
     for format in ExportFormat:
-        if path.suffix.lower() == format.suffix:
+        if _has_suffix(path, format):
             return format
     suffixes = ", ".join(format.suffix for format in ExportFormat)
-    raise RecipeError(f"{path}: does not end with one of {suffixes}; add --format timm, onnx or pt2")
+    raise RecipeError(f"{path}: does not end with one of {suffixes}; add --format {_ANY_FORMAT}")
 
 
 def _folder(path: Path, format: ExportFormat) -> Target:
-    if format is not ExportFormat.timm:
+    if not format.is_folder and format is not ExportFormat.timm:
         raise OutputError(f"{path}: is a folder; give the path of a {format.suffix} file in it")
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise OutputError(f"{path}: is not an empty folder; give a new one, or a .safetensors file in it")
+        in_it = "" if format.is_folder else f", or a {format.suffix} file in it"
+        raise OutputError(f"{path}: is not an empty folder; give a new one{in_it}")
+    if format is ExportFormat.coreml and not _has_suffix(path, format):
+        raise OutputError(f"{path}: does not end with {format.suffix}; --format {format} writes such folders")
     return Target(path, format, folder=True)
 
 
-def _beside(source: Path, facts: "ExportFacts", format: ExportFormat) -> Path:
+def _beside(source: Path, facts: "ExportFacts", format: ExportFormat, mark: str) -> Path:
     name = source.name
     for suffix in NESTED_SUFFIXES:
         name = name.removesuffix(suffix)
     # A name from an untrusted file must not lead into another folder.
     plain = re.fullmatch(r"\w[\w.-]{0,63}", facts.level_name)
     level = facts.level_name if plain else f"level{facts.level}"
-    return source.with_name(f"{name}.{level}{format.suffix}")
+    return source.with_name(f"{name}.{level}{mark and f'.{mark}'}{format.suffix}")

@@ -12,7 +12,7 @@ from timm.models._hub import save_config_for_hf
 from torch import Tensor, fx, nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.exports.draft import Draft, Runner
+from nestify.exports.draft import Draft, FolderDraft, Runner
 from nestify.exports.rebuild.arguments import without_weights
 from nestify.exports.rebuild.rebuilt import rebuild
 from nestify.exports.target import ExportFacts
@@ -20,6 +20,8 @@ from nestify.model.spec import build_model
 
 TOLERANCE = 1e-5
 """Largest difference of a logit. The modules are the same; rounding depends on the memory layout."""
+
+RUNTIME = f"timm {timm.__version__}"
 
 
 def as_timm(plain: nn.Module, facts: ExportFacts) -> tuple[nn.Module, ExportFacts]:
@@ -65,25 +67,30 @@ def timm_draft(plain: nn.Module, facts: ExportFacts) -> Draft:
         words = [repr(facts.architecture), *(f"{key}={value!r}" for key, value in kwargs.items())]
         return f"timm.create_model({', '.join(words)}, checkpoint_path={str(path)!r}).eval()"
 
-    return Draft(write, reopen, load_line, TOLERANCE)
+    return Draft(write, reopen, load_line, TOLERANCE, RUNTIME)
 
 
-def write_local_dir(folder: Path, plain: nn.Module, facts: ExportFacts) -> None:
-    """Write `config.json` and `model.safetensors` as timm's `local-dir:` reads them.
+def local_dir_draft(plain: nn.Module, facts: ExportFacts) -> FolderDraft:
+    """Return a folder with `config.json` and `model.safetensors`, as timm's `local-dir:` reads them.
 
     Args:
-        folder: an empty folder.
         plain: the level, as `as_timm` returns it.
         facts: its facts, as `as_timm` returns them.
     """
     labels = {} if facts.class_names is None else {"label_names": list(facts.class_names)}
     known_to_timm = {key: value for key, value in facts.preprocessing.items() if key != "exif_orientation"}
-    save_config_for_hf(plain, str(folder / "config.json"), model_config=labels, data_config=known_to_timm)
-    (folder / "model.safetensors").write_bytes(_saved(plain, facts))
+
+    def fill(folder: Path) -> None:
+        save_config_for_hf(plain, str(folder / "config.json"), model_config=labels, data_config=known_to_timm)
+        (folder / "model.safetensors").write_bytes(_saved(plain, facts))
+
+    def load_line(folder: Path) -> str:
+        return f"timm.create_model({f'local-dir:{folder}'!r}, pretrained=True).eval()"
+
+    return FolderDraft(fill, _reopen_local_dir, load_line, TOLERANCE, RUNTIME)
 
 
-def reopen_local_dir(folder: Path) -> Runner:
-    """Load such a folder as a user would."""
+def _reopen_local_dir(folder: Path) -> Runner:
     model: nn.Module = timm.create_model(f"local-dir:{folder}", pretrained=True)
     return model.eval()
 

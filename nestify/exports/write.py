@@ -4,15 +4,47 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
+from nestify.errors import OutputError, foreign_code
 from nestify.exports import timm
-from nestify.exports.draft import Draft, Probe, probes, prove
+from nestify.exports.coreml import coreml_draft
+from nestify.exports.draft import Draft, FolderDraft, Probe, probes, prove, prove_weights, quiet
+from nestify.exports.executorch import executorch_draft
 from nestify.exports.onnx import onnx_draft
+from nestify.exports.openvino import openvino_draft
+from nestify.exports.preprocessing import picture_probes
 from nestify.exports.pt2 import pt2_draft
 from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options
 from nestify.files import atomic_file, atomic_folder
 from nestify.shown import Shown
+
+
+@dataclass(frozen=True)
+class Int8:
+    """Accuracy of an int8 model next to that of its level, on the same images.
+
+    Attributes:
+        float32_top1: top-1 accuracy of the level in percent.
+        top1: top-1 accuracy of the int8 model in percent.
+        agreement: share of the images for which both predict the same class, in percent.
+        images: number of these images.
+        calibration_images: number of images that the ranges of activations come from.
+        float_layers: names of the layers that stayed in float32.
+    """
+
+    float32_top1: float
+    top1: float
+    agreement: float
+    images: int
+    calibration_images: int
+    float_layers: Sequence[str]
+
+    @property
+    def drop(self) -> float:
+        """What int8 loses, in points of top-1 accuracy."""
+        return self.float32_top1 - self.top1
 
 
 @dataclass(frozen=True, repr=False)
@@ -25,12 +57,17 @@ class Exported(Shown):
         facts: facts of the level, as stored in the export.
         bytes: size of the file, or of all files of the folder.
         max_difference: largest difference of a logit between the level and the export when loaded again,
-            relative to the largest logit.
+            relative to the largest logit; if nothing on this machine runs it, of a weight.
         tolerance: largest difference that was allowed.
         batch: number of images per call; None for any number.
         opset: version of ONNX's operators; None for other formats.
         load_line: one line of Python that loads it.
         packed_layers: number of layers that are packed for the sparse engine; None if it does not need it.
+        dtype: type that weights are stored as.
+        checked_by: what ran it to compare its logits, with the version; None if only its stored weights were
+            compared.
+        int8: accuracy of an int8 model; None for other types.
+        with_preprocessing: whether it takes pictures, and preprocesses them.
     """
 
     path: Path
@@ -43,6 +80,10 @@ class Exported(Shown):
     opset: int | None
     load_line: str
     packed_layers: int | None = None
+    dtype: str = "float32"
+    checked_by: str | None = None
+    int8: Int8 | None = None
+    with_preprocessing: bool = False
 
 
 def export_level(
@@ -52,6 +93,8 @@ def export_level(
     *,
     batch: int | None = None,
     opset: int | None = None,
+    dtype: str | None = None,
+    pictures: bool = False,
 ) -> Exported:
     """Write a level as a plain model, load it again, compare logits, and only then keep it.
 
@@ -60,8 +103,10 @@ def export_level(
             timm its tensors have timm's names, or some of them.
         facts: what the export states about itself.
         target: path and format; see `choose_target`.
-        batch: number of images per call that onnx and pt2 are fixed to; None for any number.
+        batch: number of images per call that the export is fixed to; None for any number, or 1 for coreml.
         opset: version of ONNX's operators; None for one that most runtimes read.
+        dtype: type that weights are stored as; None for the format's default.
+        pictures: whether the export takes pictures and preprocesses them, for onnx.
 
     Raises:
         RecipeError: if an option does not apply to the format, or a package is missing.
@@ -69,18 +114,22 @@ def export_level(
         OutputError: if it cannot be written there, or its logits differ from the level's; an older file is
             then unchanged.
     """
-    check_options(target.format, batch, opset)
+    check_options(target.format, batch, opset, dtype, pictures)
+    if batch is None and target.format is ExportFormat.coreml:
+        batch = 1  # Core ML's fast paths want a fixed shape
     # Before tracing, because a model that caches tensors would keep those of the trace.
-    expected = probes(plain, facts, batch)
+    expected = picture_probes(plain, facts, batch) if pictures else probes(plain, facts, batch)
     if target.format is ExportFormat.timm:
         plain, facts = timm.as_timm(plain, facts)
-    if target.folder:
-        return _export_folder(plain, facts, target, expected)
-    return keep(_draft(plain, facts, target.format, batch, opset), expected, facts, target, batch)
+    return keep(_draft(plain, facts, target, batch, opset, dtype, pictures), expected, facts, target, batch)
 
 
 def keep(
-    draft: Draft, expected: Sequence[Probe], facts: ExportFacts, target: Target, batch: int | None
+    draft: Draft | FolderDraft,
+    expected: Sequence[Probe],
+    facts: ExportFacts,
+    target: Target,
+    batch: int | None,
 ) -> Exported:
     """Write a draft to its path if, loaded again, it gives the level's logits.
 
@@ -98,51 +147,61 @@ def keep(
     differences: list[float] = []
 
     def check(path: Path) -> None:
-        differences.append(prove(draft.reopen, path, expected, draft.tolerance, str(target.path)))
+        name = str(target.path)
+        if draft.reopen is not None:
+            differences.append(prove(draft.reopen, path, expected, draft.tolerance, name))
+        elif isinstance(draft, FolderDraft) and draft.compare is not None:
+            differences.append(prove_weights(draft.compare, path, draft.tolerance, name))
 
-    with atomic_file(target.path, check) as file:
-        draft.write(file)
+    def refusal(reason: str) -> OutputError:
+        return OutputError(
+            f"{target.path}: cannot be written ({reason}); make room, or choose another folder"
+        )
+
+    if isinstance(draft, FolderDraft):
+        with atomic_folder(target.path, check) as folder, foreign_code(refusal), quiet():
+            draft.fill(folder)
+        size = sum(file.stat().st_size for file in target.path.rglob("*") if file.is_file())
+    else:
+        with atomic_file(target.path, check) as file:
+            draft.write(file)
+        size = target.path.stat().st_size
     return Exported(
         path=target.path,
         format=target.format,
         facts=facts,
-        bytes=target.path.stat().st_size,
+        bytes=size,
         max_difference=differences[0],
         tolerance=draft.tolerance,
         batch=batch,
-        opset=draft.opset,
+        opset=draft.opset if isinstance(draft, Draft) else None,
         load_line=draft.load_line(target.path),
+        dtype=draft.dtype,
+        with_preprocessing=expected[0].images.dtype == torch.uint8,
+        checked_by=None if draft.reopen is None else draft.runtime,
     )
 
 
 def _draft(
-    plain: nn.Module, facts: ExportFacts, format: ExportFormat, batch: int | None, opset: int | None
-) -> Draft:
-    if format is ExportFormat.timm:
-        return timm.timm_draft(plain, facts)
-    if format is ExportFormat.onnx:
-        return onnx_draft(plain, facts, batch, opset)
-    return pt2_draft(plain, facts, batch)
-
-
-def _export_folder(
-    plain: nn.Module, facts: ExportFacts, target: Target, expected: Sequence[Probe]
-) -> Exported:
-    differences: list[float] = []
-
-    def check(path: Path) -> None:
-        differences.append(prove(timm.reopen_local_dir, path, expected, timm.TOLERANCE, str(target.path)))
-
-    with atomic_folder(target.path, check) as folder:
-        timm.write_local_dir(folder, plain, facts)
-    return Exported(
-        path=target.path,
-        format=target.format,
-        facts=facts,
-        bytes=sum(file.stat().st_size for file in target.path.iterdir()),
-        max_difference=differences[0],
-        tolerance=timm.TOLERANCE,
-        batch=None,
-        opset=None,
-        load_line=f"timm.create_model({f'local-dir:{target.path}'!r}, pretrained=True).eval()",
-    )
+    plain: nn.Module,
+    facts: ExportFacts,
+    target: Target,
+    batch: int | None,
+    opset: int | None,
+    dtype: str | None,
+    pictures: bool,
+) -> Draft | FolderDraft:
+    dtype = dtype or target.format.dtypes[0]
+    match target.format:
+        case ExportFormat.timm:
+            return timm.local_dir_draft(plain, facts) if target.folder else timm.timm_draft(plain, facts)
+        case ExportFormat.onnx:
+            return onnx_draft(plain, facts, batch, opset, pictures)
+        case ExportFormat.pt2:
+            return pt2_draft(plain, facts, batch)
+        case ExportFormat.openvino:
+            return openvino_draft(plain, facts, batch, dtype)
+        case ExportFormat.coreml:
+            return coreml_draft(plain, facts, batch, dtype)
+        case ExportFormat.executorch:
+            return executorch_draft(plain, facts, batch)

@@ -167,7 +167,7 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
     Raises:
         BadFileError: if the file is damaged, or does not make the model that it names.
     """
-    network, spec = _build(file, file.n_levels)
+    network, spec = build_network(file, file.n_levels)
     with torch.no_grad():
         state = file.state(into=state_tensors(network))
     names = [level.name for level in file.manifest.levels]
@@ -191,7 +191,7 @@ def load_level(file: NestedFile, level: int, *, check: bool = True) -> nn.Module
         RecipeError: if there is no such level.
         BadFileError: if the file is damaged, or does not make the model that it names.
     """
-    network, spec = _build(file, level)
+    network, spec = build_network(file, level)
     skips = any(entry.skipped for entry in file.manifest.levels)
     if skips or any(parameter.axes for parameter in file.manifest.parameters):
         network = _smaller_level(file, network, spec, level)
@@ -230,7 +230,7 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
             f"{file.name}: level {level} ({entry.name}) does not accept images of {size} ({reason})"
         )
 
-    with foreign_code(describe), torch.random.fork_rng():
+    with foreign_code(describe), torch.random.fork_rng([]):
         off = fingerprint_error(network, input_size, entry.fingerprint)
     if not off <= TOLERANCE:
         raise BadFileError(
@@ -246,8 +246,12 @@ def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
     return [manifest.num_classes(k) for k in range(1, n_levels + 1)] if manifest.hierarchy else None
 
 
-def _build(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
-    """Build the network that a file names, for the classes of a level, without its weights."""
+def build_network(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:
+    """Build the network that a file names, for the classes of a level, without its weights.
+
+    Raises:
+        BadFileError: if it cannot be built.
+    """
     model, classes = file.manifest.model, file.manifest.num_classes(level)
     kwargs = model.kwargs if classes == model.num_classes else {**model.kwargs, "num_classes": classes}
 

@@ -5,7 +5,7 @@ differently at each sparsity. The private tensors are small, and nested training
 """
 
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, repeat
 from typing import Any
@@ -114,6 +114,51 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], n_batches: int) -> 
         return len(layers)
     except ValueError as error:  # torch: "Expected more than 1 value per channel when training"
         raise DataError(f"batch norm needs two readable training images or more ({error})") from error
+
+
+Statistics = Mapping[str, Tensor]
+"""Running means and variances, by state-dict name."""
+
+
+def running_statistics(model: nn.Module) -> Statistics:
+    """Return the running means and variances of a model, not copied."""
+    ends = (".running_mean", ".running_var")
+    return {name: tensor for name, tensor in model.state_dict().items() if name.endswith(ends)}
+
+
+@torch.no_grad()
+def relate_statistics(model: nn.Module, measured: Statistics, original: Statistics) -> None:
+    """Correct a level's measured statistics by what the same measurement does to the original network.
+
+    The statistics of a pretrained network come from more images than a measurement has, and from
+    augmented ones. Per channel, with m, v measured and m', v' original statistics of the original network,
+    and m_k, v_k measured of the level:
+
+        mean = m_k + sqrt(v_k) * (m' - m) / sqrt(v)        variance = v_k * v' / v
+
+    So the level moves by as many standard deviations as the original network does, and the original
+    network, measured in this way, keeps its statistics exactly.
+
+    Args:
+        model: a recalibrated level, changed in place.
+        measured: statistics of the original network, measured on the images of the level; the part that
+            the level has.
+        original: statistics that the original network came with; the same part.
+    """
+    tensors = running_statistics(model)
+    for name, variance in tensors.items():
+        norm, _, kind = name.rpartition(".")
+        if kind != "running_var" or name not in original:
+            continue
+        mean_name = f"{norm}.running_mean"
+        deviations = (original[mean_name] - measured[mean_name]) / (measured[name] + TINY_VARIANCE).sqrt()
+        tensors[mean_name].add_(deviations * (variance + TINY_VARIANCE).sqrt())
+        ratio = (original[name] + TINY_VARIANCE) / (measured[name] + TINY_VARIANCE)
+        variance.add_(TINY_VARIANCE).mul_(ratio).sub_(TINY_VARIANCE).clamp_min_(0)
+
+
+TINY_VARIANCE = 1e-5
+"""Added to variances before they are divided, for channels that are constant."""
 
 
 def join_single_images(batches: Iterable[Tensor]) -> Iterator[Tensor]:

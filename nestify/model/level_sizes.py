@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from nestify.model.entry_levels import box_levels
-from nestify.model.graph.axes import Axes, take_indices
+from nestify.model.graph.axes import Axes, Indices, take_indices
 from nestify.model.graph.block_map import BlockMap
 from nestify.model.graph.channel_map import ChannelMap
 from nestify.model.heads import set_classes
@@ -44,6 +44,10 @@ class LevelSizes:
     _axes: list[Axes] = field(init=False, repr=False, compare=False)
     _missing: list[frozenset[str]] = field(init=False, repr=False, compare=False)
     _skeletons: dict[tuple[int, bool, torch.device], fx.GraphModule] = field(
+        init=False, repr=False, compare=False, default_factory=dict
+    )
+
+    _copies: dict[tuple[int, torch.device], Tensor] = field(
         init=False, repr=False, compare=False, default_factory=dict
     )
 
@@ -90,7 +94,14 @@ class LevelSizes:
 
     def cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
         """Cut a level's part out of a tensor of the full network; differentiable."""
-        return take_indices(tensor, self.axes(level).get(name, {}))
+        return take_indices(tensor, self.axes(level).get(name, {}), self._indices_on)
+
+    def _indices_on(self, kept: Indices, device: torch.device) -> Tensor:
+        """Return the indices of a level's axes on a device, copied once; the axes never change."""
+        key = (id(kept), device)
+        if key not in self._copies:
+            self._copies[key] = torch.as_tensor(kept, device=device)
+        return self._copies[key]
 
     def skeleton(self, level: int, *, training: bool, device: torch.device) -> fx.GraphModule:
         """Return a level's network without weights, for `torch.func.functional_call` with its tensors."""

@@ -5,14 +5,12 @@ the products of all layers in between would cost a copy of the weights. Computin
 backward pass costs one multiplication per weight, which is little compared with the operator that uses it.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
-
-from nestify.model.entry_levels import entry_mask
 
 
 class NamedTensors(nn.Module):
@@ -57,12 +55,22 @@ class _Mask(torch.autograd.Function):
     def forward(ctx: Any, weight: Tensor, entry: Tensor, level: int) -> Tensor:
         ctx.save_for_backward(entry)
         ctx.level = level
-        return weight * entry_mask(entry, level)
+        return _times_mask(weight, entry, level)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (entry,) = ctx.saved_tensors
-        return grads[0] * entry_mask(entry, ctx.level), None, None
+        return _times_mask(grads[0], entry, ctx.level), None, None
+
+
+def _times_mask(tensor: Tensor, entry: Tensor, level: int) -> Tensor:
+    """Return tensor * (entry <= level).
+
+    The mask is made as bytes, then copied to the tensor's type, and becomes the product. On a CPU this takes
+    less than a third of the time of a product with a bool mask, which torch neither makes nor reads as fast.
+    """
+    mask = torch.le(entry, level, out=torch.empty_like(entry))
+    return torch.empty_like(tensor).copy_(mask).mul_(tensor)
 
 
 def masked_weight(weight: Tensor, entry: Tensor, level: int) -> Tensor:
@@ -153,26 +161,67 @@ def _unpack(saved: Tensor | _SavedProduct) -> Tensor:
 
 
 class UnmaskedWeights:
-    """A cached lookup of the weights that a level uses in full, so that they need no mask.
+    """A cached lookup of the weights of which a level masks nothing.
 
     The lookup is repeated whenever an entry tensor has changed, however it was changed: a model average,
     for example, writes into the buffers directly.
+
+    Args:
+        entry: the entry levels of the masked weights.
+        cut: cuts a level's part out of a tensor, by level, name and tensor; None if the level lacks it.
     """
 
-    def __init__(self, entry: NamedTensors, n_levels: int) -> None:
-        self._entry, self._n_levels = entry, n_levels
-        self._cached: tuple[object, tuple[frozenset[str], ...]] | None = None
+    def __init__(self, entry: NamedTensors, cut: Callable[[int, str, Tensor], Tensor | None]) -> None:
+        self._entry, self._cut = entry, cut
+        self._versions: object = None
+        self._found: dict[int, frozenset[str]] = {}
 
     def for_level(self, level: int) -> frozenset[str]:
-        """Return the names of the weights that a level uses in full."""
+        """Return the names of the weights of which a level masks nothing."""
         versions = tensor_versions(tensor for _, tensor in self._entry.items())
-        if self._cached is None or self._cached[0] != versions:
-            highest = {name: int(entry.max()) if entry.numel() else 1 for name, entry in self._entry.items()}
-            unmasked = (
-                frozenset(n for n, top in highest.items() if top <= k + 1) for k in range(self._n_levels)
-            )
-            self._cached = (versions, tuple(unmasked))
-        return self._cached[1][level - 1]
+        if self._versions != versions:
+            self._versions, self._found = versions, {}
+        if level not in self._found:
+            parts = {name: self._cut(level, name, entry) for name, entry in self._entry.items()}
+            used = {name: part for name, part in parts.items() if part is not None and part.numel()}
+            # One tensor, because a GPU is waited for at each number that is read.
+            highest = torch.stack([part.max() for part in used.values()]).tolist() if used else []
+            above = {name for name, top in zip(used, highest, strict=True) if top > level}
+            self._found[level] = frozenset(parts.keys() - above)
+        return self._found[level]
+
+
+class FlatEntry:
+    """Entry levels of several weights in one tensor, so that a GPU makes all masks in one launch.
+
+    Args:
+        weights: the weights, or tensors of their shapes and memory layouts.
+        entry: their entry levels, uint8 in the same shapes.
+    """
+
+    def __init__(self, weights: Sequence[Tensor], entry: Sequence[Tensor]) -> None:
+        dense = [
+            torch.empty_like(weight, dtype=torch.uint8).copy_(levels)
+            for weight, levels in zip(weights, entry, strict=True)
+        ]
+        self._layouts = [(levels.size(), levels.stride()) for levels in dense]
+        self._flat = torch.cat([levels.as_strided((levels.numel(),), (1,)) for levels in dense])
+
+    def masks(self, level: int, dtype: torch.dtype) -> list[Tensor]:
+        """Return a level's masks: 1 where it uses a weight, 0 elsewhere, in the layouts of the weights."""
+        return self._split(torch.le(self._flat, level, out=torch.empty_like(self._flat, dtype=dtype)))
+
+    def look_up(self, values: Tensor) -> list[Tensor]:
+        """Return the value of each weight's entry level, in the layouts of the weights.
+
+        Args:
+            values: (n + 2,), by entry level.
+        """
+        return self._split(values.index_select(0, self._flat.int()))
+
+    def _split(self, flat: Tensor) -> list[Tensor]:
+        pieces = flat.split([size.numel() for size, _ in self._layouts])
+        return [p.as_strided(*layout) for p, layout in zip(pieces, self._layouts, strict=True)]
 
 
 def tensor_versions(tensors: Iterable[Tensor]) -> tuple[tuple[int, int], ...]:

@@ -1,6 +1,6 @@
 """The nested model: one set of weights that can be run at any level."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 
 import torch
@@ -13,6 +13,7 @@ from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.heads import head_names, resize_rows, set_classes
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.masking import MaskedWeight, NamedTensors, UnmaskedWeights, masked_weight, tensor_versions
+from nestify.model.projection import own_projection, shared_parts
 from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
 from nestify.recipe.options import BatchNormMode
 from nestify.shown import Shown
@@ -83,7 +84,7 @@ class NestedModel(Shown, nn.Module):
             )
             for level in range(1, self.n_levels + self.is_smaller(self.n_levels))
         )
-        self._unmasked = UnmaskedWeights(self.entry, self.n_levels)
+        self.unmasked = UnmaskedWeights(self.entry, self._cut_if_used)
         self._cached: tuple[object, dict[str, Tensor]] | None = None
         assert entry is None or entry.n_levels == self.n_levels
 
@@ -162,6 +163,10 @@ class NestedModel(Shown, nn.Module):
         """Cut a level's channels out of a shared tensor."""
         return tensor if self.level_sizes is None else self.level_sizes.cut(level, name, tensor)
 
+    def _cut_if_used(self, level: int, name: str, tensor: Tensor) -> Tensor | None:
+        has = self.level_sizes is None or self.level_sizes.has_tensor(level, name)
+        return self.cut(level, name, tensor) if has else None
+
     def projection(self, level: int, *, lazy: bool = False) -> dict[str, Tensor]:
         """Return the tensors in which a level differs from `network`, by state-dict name; differentiable.
 
@@ -172,25 +177,10 @@ class NestedModel(Shown, nn.Module):
             lazy: return masked weights that are computed only when they are used, to save memory.
         """
         mask = MaskedWeight if lazy else masked_weight
-        if self.level_sizes and self.is_smaller(level):
-            own = self.own_tensors(level)
-            names = self.level_sizes.names(level)
-            return {name: own[name] if name in own else self._mask(level, name, mask) for name in names}
-        unmasked = self._unmasked.for_level(level)
-        masked = {
-            name: mask(self.shared_tensor(name), entry, level)
-            for name, entry in self.entry.items()
-            if name not in unmasked
+        return own_projection(self, level) | {
+            name: part.weight if part.entry is None else mask(part.weight, part.entry, level)
+            for name, part in shared_parts(self, level).items()
         }
-        return masked | self.own_tensors(level, shared_too=False)
-
-    def _mask(self, level: int, name: str, mask: Callable[[Tensor, Tensor, int], Tensor]) -> Tensor:
-        """Return a smaller level's part of a shared tensor, masked if the level has a mask there."""
-        weight = self.cut(level, name, self.shared_tensor(name))
-        if name not in self.entry:
-            return weight
-        entry = self.cut(level, name, self.entry[name])
-        return weight if int(entry.max()) <= level else mask(weight, entry, level)
 
     def own_tensors(self, level: int, *, shared_too: bool = True) -> dict[str, Tensor]:
         """Return the tensors that a level owns, by state-dict name.
@@ -232,7 +222,10 @@ class NestedModel(Shown, nn.Module):
             RecipeError: if the model has no such level.
         """
         number = self.n_levels if level is None else self.level_number(level)
-        module, tensors = self.view(number, images.device, torch.is_grad_enabled())
+        return self.run(*self.view(number, images.device, torch.is_grad_enabled()), images)
+
+    def run(self, module: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+        """Run a module with the tensors that `view` returned with it; see `forward`."""
         output = functional_call(module, tensors, (images,), tie_weights=False) if tensors else module(images)
         if not isinstance(output, Tensor):
             raise UnsupportedModelError(
@@ -249,7 +242,12 @@ class NestedModel(Shown, nn.Module):
             device: device of the images.
             lazy: as for `projection`.
         """
-        changed = self._current_projection(level, lazy)
+        return self.view_with(level, device, self._current_projection(level, lazy))
+
+    def view_with(
+        self, level: int, device: torch.device, changed: dict[str, Tensor]
+    ) -> tuple[nn.Module, dict[str, Tensor]]:
+        """Return what `view` returns, with given tensors in place of the projection."""
         if self.level_sizes is not None and self.is_smaller(level):
             return self.level_sizes.skeleton(level, training=self.training, device=device), changed
         # A module that is registered under several names must be passed under one of them, but a tensor
@@ -262,7 +260,7 @@ class NestedModel(Shown, nn.Module):
         if lazy or self.training or torch.is_grad_enabled():
             self._cached = None
             return self.projection(level, lazy=lazy)
-        state = (level, self._unmasked.for_level(level), tensor_versions(self.parameters()))
+        state = (level, self.unmasked.for_level(level), tensor_versions(self.parameters()))
         if self._cached is None or self._cached[0] != state:
             self._cached = None  # free the old level's copy before making the new one
             self._cached = (state, self.projection(level))

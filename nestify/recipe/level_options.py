@@ -19,6 +19,12 @@ Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
 Kind = Literal["weight", "channel", "layer", "combined"]
 Rank = Literal["evenly", "loss"]
 
+LONG_RUN_RAMP = 0.5
+"""Share of a long training during which sparsity increases, unless the recipe says otherwise."""
+
+LONG_RUN_STEPS = 600
+"""Steps of nested training from which on sparsity increases gradually; a shorter one starts at its target."""
+
 
 def _pattern(text: str) -> str:
     try:
@@ -78,9 +84,24 @@ class ScheduleOptions(Section):
         description="weights that stay dense in every level: names or wildcards of modules or parameters, "
         "or first, classifier, depthwise",
     )
-    ramp: Share = Field(default=0.5, description="share of the training during which sparsity increases")
+    ramp: Share | None = Field(
+        default=None,
+        description="share of the training during which sparsity increases; by default "
+        f"{LONG_RUN_RAMP:g}, or 0 for fewer than {LONG_RUN_STEPS} steps of nested training",
+    )
     reselect: int = Field(
         default=40, ge=1, description="number of times that weights are selected again during the ramp"
+    )
+    fit: bool = Field(
+        default=True,
+        description="whether the weights of levels without training are refitted by least squares, to bring "
+        "each layer's outputs back to the original network's; training starts from the original weights",
+    )
+    fit_images: int = Field(
+        default=256,
+        ge=2,
+        description="number of training images that the weights are refitted on; fewer if they are larger "
+        "than 181 x 181 pixels",
     )
 
 
@@ -304,12 +325,6 @@ def _of_other_kind(k: int, options: LevelOptions, level: Level | None, kind: Kin
                     f'"{kind}" a level has a {own}, as in --levels {example}',
                 )
             )
-    if level.budget is not None and level.budget.quantity == "latency" and kind != "weight":
-        text = (
-            f'level[{k}].budget = {options.budget} needs schedule.kind = "weight"; levels of kind '
-            f'"{kind}" take about as long as their MACs, so give macs={level.budget.amount:g}'
-        )
-        problems.append(Problem(f"level[{k}].budget", text))
     free = solved_axis(kind)
     if options.budget is not None and not math.isnan(getattr(level, free)):
         text = f"level[{k}].budget = {options.budget} is to decide level[{k}].{free}; give one of the two"

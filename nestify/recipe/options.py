@@ -31,8 +31,6 @@ OnBadImage = Literal["refuse", "skip"]
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
 TEACHERS = ("original", "self", "both", "none")
 """Teachers that come from the run itself; anything else is the name of a timm model."""
-DEVICES = ("auto", "cpu", "cuda", "mps")
-"""Devices that shells complete; others, such as cuda:1, are valid too."""
 
 USUAL_HOLDOUT = 0.1
 """Share of the training images to validate on where the data has no validation split."""
@@ -223,9 +221,10 @@ class TrainOptions(Section):
     accumulate: int = Field(
         default=1, ge=1, description="batches whose gradients are accumulated for one training step"
     )
-    amp: Annotated[bool, Flag(Panel.training, "--amp/--no-amp")] = Field(
-        default=False,
-        description="whether to compute in mixed precision if the device supports 16-bit numbers",
+    amp: Annotated[bool | None, Flag(Panel.training, "--amp/--no-amp")] = Field(
+        default=None,
+        description="whether to compute in mixed precision if the device supports 16-bit numbers; by default "
+        "on a GPU",
     )
     amp_dtype: AmpDtype = Field(
         default="auto",
@@ -239,9 +238,22 @@ class TrainOptions(Section):
         default=False,
         description="whether blocks recompute their activations in the backward pass, to save memory",
     )
-    channels_last: bool = Field(
-        default=False,
-        description="whether to store weights in channels-last order, in which depthwise networks run faster",
+    channels_last: bool | None = Field(
+        default=None,
+        description="whether to store weights in channels-last order, in which depthwise networks run "
+        "faster; by default on a GPU",
+    )
+    tf32: bool | None = Field(
+        default=None,
+        description="whether a GPU may round the factors of float32 products to TF32; by default if it "
+        "has TF32",
+        exclude_if=lambda value: value is None,
+    )
+    cudnn_benchmark: bool | None = Field(
+        default=None,
+        description="whether a GPU times several algorithms for each convolution and takes the fastest; by "
+        "default it does",
+        exclude_if=lambda value: value is None,
     )
     ema_decay: float = Field(
         default=0.0, ge=0, lt=1, description="decay per step of the averaged weights; 0 disables averaging"

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationError
 
+from nestify.accelerator import DEVICE_EXAMPLES, DEVICES
 from nestify.errors import RecipeError
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.flags import Flag, Panel
@@ -28,7 +29,6 @@ from nestify.recipe.level_options import (
 )
 from nestify.recipe.levels import Level
 from nestify.recipe.options import (
-    DEVICES,
     TEACHERS,
     DataOptions,
     Dtype,
@@ -59,7 +59,7 @@ __all__ = [
 
 def _device(text: str) -> str:
     if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", text):
-        raise ValueError("is not a device; give auto, cpu, cuda, cuda:1 or mps")
+        raise ValueError(f"is not a device; give {DEVICE_EXAMPLES}")
     return text
 
 
@@ -77,7 +77,7 @@ class Recipe(Section):
         default=42, ge=0, lt=2**32, description="seed of every random choice"
     )
     device: Annotated[str, AfterValidator(_device), Flag(Panel.training, suggestions=DEVICES)] = Field(
-        default="auto", description="device to compute on: auto, cpu, cuda, cuda:1, mps"
+        default="auto", description=f"device to compute on: {DEVICE_EXAMPLES}"
     )
     model: ModelOptions
     data: DataOptions

@@ -29,11 +29,19 @@ def plan_screen(plan: "Plan") -> Screen:
         f"images: {plan.train_images} to train on, {plan.val_images} to validate on",
         f"steps: {plan.finetune_steps} of fine-tuning, {plan.steps} of nested training",
     ]
+    if plan.maskable and plan.steps:
+        notes.append(
+            f"sparsity: increases during the first {plan.ramp:.0%} of the nested training"
+            if plan.ramp
+            else "sparsity: at its target from the first step (schedule.ramp = 0)"
+        )
     if plan.seconds is not None and plan.memory_bytes is not None:
         notes.append(
             f"estimate: {plan.seconds / 60:.1f} min of training steps on this machine, without loading and "
             f"validation; {mebibytes(plan.memory_bytes)} MiB of memory for a step"
         )
+    if plan.computing:
+        notes.append(f"computing: {', '.join(plan.computing)}")
     if plan.dense_layers:
         notes.append(
             f"the pattern does not divide these weights, which stay dense: {', '.join(plan.dense_layers)}"
@@ -77,10 +85,12 @@ def plan_document(plan: "Plan") -> dict[str, Any]:
         "val_images": plan.val_images,
         "finetune_steps": plan.finetune_steps,
         "steps": plan.steps,
+        "ramp": plan.ramp,
         "seconds": plan.seconds,
         "memory_bytes": plan.memory_bytes,
         "uncounted": dict(plan.uncounted),
         "warnings": list(plan.warnings),
+        **({"computing": list(plan.computing)} if plan.computing else {}),
         "levels": [
             {
                 "level": k,

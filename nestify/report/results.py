@@ -3,6 +3,7 @@
 The screens are found by the name of the result's class, because importing the classes would import torch.
 """
 
+import shlex
 import shutil
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from nestify.report.evaluation import evaluation_notes, evaluation_sheets, gates
 from nestify.report.plan import plan_screen
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import (
+    level_word,
     mebibytes,
     quantity,
     report_notes,
@@ -26,14 +28,17 @@ from nestify.report.text import Screen, render
 
 if TYPE_CHECKING:
     from nestify.compression.compress import Result
+    from nestify.demo.write import Demo
     from nestify.evaluation.bench import Bench
     from nestify.evaluation.evaluate import Evaluation
     from nestify.evaluation.pick import Pick
     from nestify.evaluation.verify import Verification
-    from nestify.exports.write import Exported
+    from nestify.exports.write import Exported, Int8
     from nestify.file.reader import NestedFile
     from nestify.file.slicing import Sliced
     from nestify.file.summary import Report
+    from nestify.hub.folder import Card
+    from nestify.hub.push import Pushed
     from nestify.model.nested_model import NestedModel
 
 USUAL_SIZE = (100, 40)
@@ -144,21 +149,67 @@ def sliced_lines(done: "Sliced") -> list[str]:
     return [f"{done.path}: levels {levels}", f"{mebibytes(done.bytes_written)} MiB written, {read}"]
 
 
+def card_lines(done: "Card") -> list[str]:
+    """Return what the folder of a repository holds, in lines."""
+    levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
+    lines = [
+        f"{done.folder}: README.md, config.json and {done.file} ({mebibytes(done.bytes)} MiB)",
+        f"levels {levels}",
+    ]
+    if done.options.license is None:
+        lines.append("The card states no licence; --license apache-2.0 states one.")
+    return lines
+
+
+def pushed_lines(done: "Pushed") -> list[str]:
+    """Return what was uploaded, and how to use it, in lines."""
+    visible = "private" if done.private else "public"
+    return [
+        f"{done.repo} ({visible}): README.md, config.json and {done.file}, commit {done.commit[:12]}",
+        done.url,
+        "Next:",
+        f"  nestify slice {done.address} --level {level_word(1, done.levels[0])} -o slice.safetensors",
+    ]
+
+
+def demo_lines(done: "Demo") -> list[str]:
+    """Return what a page fetches, and how to view it, in lines."""
+    pairs = zip(done.levels, done.level_bytes, strict=True)
+    fetched = ", ".join(f"{name} {mebibytes(size)} MiB" for name, size in pairs)
+    return [
+        f"{done.folder}: the page and its files, {mebibytes(done.bytes)} MiB",
+        f"A browser fetches for each level, besides ONNX Runtime: {fetched}",
+        "Next:",
+        f"  nestify demo {shlex.quote(str(done.folder))} --serve 8000",
+    ]
+
+
 def exported_notes(done: "Exported") -> list[str]:
     """Return what was exported, how exact it is, and how to load it, in lines."""
     form = f"{done.format}, opset {done.opset}" if done.opset else str(done.format)
-    batches = f"{done.batch} images per call" if done.batch else "any number of images per call"
+    number = "any number of images" if done.batch is None else "1 image"
+    batches = f"{number if done.batch in (None, 1) else f'{done.batch} images'} per call"
     lines = [
-        f"as {form}, {mebibytes(done.bytes)} MiB, {batches}",
-        f"Loaded again, its logits differ from the level's by {done.max_difference:.1e} of the largest one.",
+        f"as {form}, {done.dtype}, {mebibytes(done.bytes)} MiB, {batches}",
+        f"Loaded again by {done.checked_by}, its logits differ from the level's by "
+        f"{done.max_difference:.1e} of the largest one."
+        if done.checked_by
+        else "Its logits were not compared, because nothing on this machine runs it. Its stored weights "
+        f"differ from the level's by {done.max_difference:.1e} of the largest of each tensor.",
         f"Load it with: {done.load_line}",
     ]
-    if done.packed_layers is not None:
+    if done.with_preprocessing:
+        lines.append("It takes upright pictures, uint8 (batch, height, width, channels), of any size.")
+    if done.int8 is not None:
+        lines.extend(_int8_notes(done.int8))
+    if done.int8 is not None and done.packed_layers == 0:
+        lines.append("No layer is packed: in int8 the engine runs levels that are made with --pattern 1x4.")
+    elif done.packed_layers is not None:
         lines.append(
             f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "
             "library, whose path `nestify engine --library` prints."
         )
-    elif done.facts.sparsity > 0:
+    elif done.facts.sparsity > 0 and done.format != "coreml":  # which stores them sparse
         zeros = f"{done.facts.sparsity:.1%} of the maskable weights"
         lines.append(
             f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as the full level; "
@@ -173,8 +224,35 @@ def exported_notes(done: "Exported") -> list[str]:
     return lines
 
 
+def _int8_notes(int8: "Int8") -> list[str]:
+    lines = [
+        f"Top-1 {int8.top1:.2f} % in int8, {int8.float32_top1:.2f} % in float32, on {int8.images:,} images; "
+        f"both predict the same class for {int8.agreement:.2f} %.",
+        f"Ranges of activations are those of {int8.calibration_images} training images.",
+    ]
+    if int8.float_layers:
+        names = ", ".join(int8.float_layers)
+        lines.append(f"Layers in float32, because they cost most in int8: {names}.")
+    return lines
+
+
 def _sliced(done: "Sliced") -> Screen:
     title, *notes = sliced_lines(done)
+    return Screen(title, (), notes)
+
+
+def _card(done: "Card") -> Screen:
+    title, *notes = card_lines(done)
+    return Screen(title, (), notes)
+
+
+def _demo(done: "Demo") -> Screen:
+    title, *notes = demo_lines(done)
+    return Screen(title, (), notes)
+
+
+def _pushed(done: "Pushed") -> Screen:
+    title, *notes = pushed_lines(done)
     return Screen(title, (), notes)
 
 
@@ -191,13 +269,16 @@ def _comparison(comparison: Comparison) -> Screen:
 SCREENS: dict[str, Callable[[Any], Screen]] = {
     "BatchResult": batch_screen,
     "Bench": _bench,
+    "Card": _card,
     "Comparison": _comparison,
+    "Demo": _demo,
     "Evaluation": _evaluation,
     "Exported": _exported,
     "NestedFile": _file,
     "NestedModel": _model,
     "Pick": _pick,
     "Plan": plan_screen,
+    "Pushed": _pushed,
     "Report": _report,
     "Result": _compress_result,
     "Sliced": _sliced,

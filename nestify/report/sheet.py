@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,18 +96,23 @@ class Sheet:
             left_out.append(least.title.replace("\n", " "))
         return _table(columns), left_out
 
-    def markdown(self) -> str:
-        """Return title and table as Markdown, with every column."""
+    def markdown(self, escape: Callable[[str], str] | None = None) -> str:
+        """Return title and table as Markdown, with every column.
+
+        Args:
+            escape: escapes the text of the title and of each cell; None for `escape_markdown`.
+        """
+        escape = escape or escape_markdown
         columns = []
         for column in self.columns:
-            cells = [escape_markdown(text) for text in (column.title, *column.cells)]
+            cells = [escape(text) for text in (column.title, *column.cells)]
             longest = max(map(cell_len, cells))
             pad = str.ljust if column.is_text else str.rjust
             rule = "-" * (longest - 1)
             head, *rest = (pad(cell, longest) for cell in cells)
             columns.append([head, f":{rule}" if column.is_text else f"{rule}:", *rest])
         table = "\n".join(f"| {' | '.join(row)} |" for row in zip(*columns, strict=True))
-        return f"{escape_markdown(printable(self.title))}\n\n{table}" if self.title else table
+        return f"{escape(printable(self.title))}\n\n{table}" if self.title else table
 
 
 def escape_markdown(text: str) -> str:

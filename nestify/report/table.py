@@ -1,6 +1,7 @@
 """Tables and notes of reports, plans and verifications. No torch here."""
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
@@ -219,6 +220,11 @@ def _interval(top1: float | None, images: int | None) -> str:
 
 def _is_patterned(pattern: str) -> bool:
     return pattern != "unstructured"
+
+
+def level_word(number: int, name: str) -> str:
+    """Return how commands name a level: its name if that is a plain word, and else its number (`level2`)."""
+    return name if re.fullmatch(r"[A-Za-z]\w{0,63}", name, re.ASCII) else f"level{number}"
 
 
 def quantity(value: int | None) -> str:

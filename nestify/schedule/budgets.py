@@ -9,16 +9,18 @@ from torch import Tensor, nn
 from nestify.data.hierarchy import ClassLevels
 from nestify.engine.layer_times import LayerTimes
 from nestify.errors import RecipeError
+from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
-from nestify.model.spec import ModelSpec
+from nestify.model.spec import ModelSpec, state_tensors
 from nestify.recipe.amounts import TOLERANCE, Budget, share_meant
 from nestify.recipe.level_options import solved_axis
 from nestify.recipe.levels import Level, Pattern, check_levels
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable, find_removable
-from nestify.schedule.channels import channel_path
+from nestify.schedule.channels import channel_counts, channel_path
 from nestify.schedule.costs import MacCount, count_macs, level_cost, level_costs
 from nestify.schedule.description import prefix_bytes
+from nestify.schedule.likeness import group_channels
 from nestify.schedule.nest import (
     LevelSize,
     check_distinct,
@@ -56,13 +58,15 @@ def design_levels(
     calibration: Iterable[Tensor],
     known: Removable | None = None,
     given: Callable[[Sequence[Level], Removable | None], Sequence[LevelSize]] | None = None,
-    times: LayerTimes | None = None,
+    layer_times: Callable[[Sequence[nn.Module]], LayerTimes] | None = None,
+    warn: Callable[[str], None] = lambda text: None,
 ) -> NestedDesign:
     """Find what can be left out of a network, solve the budgets, and make the nested model.
 
     Args:
         network: a timm model, which the nested model uses without a copy. If levels are narrower, its
-            channels are sorted by importance, which does not change the logits.
+            channels are sorted by importance, and if a block of their pattern has several inputs, like
+            channels are moved together; neither changes the logits.
         spec: its description.
         recipe: the levels and the schedule.
         labels: the classes that each level predicts.
@@ -72,7 +76,9 @@ def design_levels(
             None: the network is searched.
         given: returns the sizes of the first levels, which exist already, for the levels of the recipe and
             what can be left out; None if there are none.
-        times: times of the network's layers on this machine; None if no level has a budget of latency.
+        layer_times: returns the times of a model's layers on this machine, for networks of several widths,
+            the narrowest first and the full one last. It is called if a level has a budget of latency.
+        warn: called with a sentence if the channels cannot be followed, so that they stay in their order.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
@@ -84,12 +90,38 @@ def design_levels(
         removable = find_removable(network, spec, calibration if measure else None, known)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
+    if given is None and (problem := group_channels(network, spec, recipe.levels, removable)):
+        warn(problem)
     sizes = () if given is None else tuple(given(recipe.levels, removable))
     count = count_macs(network, spec.input_size)
+    times = None
+    if any(level.budget is not None and level.budget.quantity == "latency" for level in recipe.levels):
+        assert layer_times is not None
+        times = layer_times([*_narrower_networks(network, recipe, removable), network])
     solver = Solver(network, spec, recipe, removable, count, labels, sizes, times)
     solved = solver.sizes()
     nested = nest(network, spec, recipe, removable, solved, labels, count.by_weight)
     return NestedDesign(nested, tuple(size.level for size in solved), removable, solver)
+
+
+MEASURED_WIDTHS = (0.25, 0.5, 0.75)
+"""Widths at which layers are measured for budgets of latency, besides the narrowest and the full one."""
+
+
+def _narrower_networks(network: nn.Module, recipe: Recipe, removable: Removable | None) -> list[nn.Module]:
+    """Return the narrower networks whose layers are measured, the narrowest first; none if no level is."""
+    if removable is None or all(level.width == 1 for level in recipe.levels):
+        return []
+    groups, divisor = removable.channels.groups, recipe.schedule.divisor
+    levels = [Level(f"{width:g}", 0.0, width=width) for width in MEASURED_WIDTHS]
+    (_, narrowest), *_ = channel_path(groups, divisor)
+    counts = (narrowest, *channel_counts(groups, levels, divisor))
+    sizes = LevelSizes(removable.channels, removable.layers, counts, (frozenset(),) * len(counts))
+    tensors = state_tensors(network)
+    return [
+        sizes.make_network(k, {name: sizes.cut(k, name, tensor) for name, tensor in tensors.items()})
+        for k in range(1, len(counts) + 1)
+    ]
 
 
 SPARSITY_STEPS = 10_000
@@ -167,10 +199,16 @@ class Solver:
         if self.times is None:
             return [None] * nested.n_levels
         entry = nested.entry_levels
-        return [
-            self.times.share({name: entry.count_kept(k, name) / entry[name].numel() for name in entry})
-            for k in range(1, nested.n_levels + 1)
-        ]
+        shares: list[float | None] = []
+        for k in range(1, nested.n_levels + 1):
+            has = {name: nested.elements(k, name) for name in self.spec.maskable}
+            densities = {name: entry.count_kept(k, name) / has[name] for name in entry if has[name]}
+            shapes = {
+                name: tuple(nested.cut(k, name, nested.shared_tensor(name)).shape) if count else None
+                for name, count in has.items()
+            }
+            shares.append(self.times.share(densities, shapes))
+        return shares
 
     def _solve(self, lower: Sequence[LevelSize], k: int, level: Level) -> LevelSize:
         """Find the size of level `k` by bisection over all its possible sizes."""

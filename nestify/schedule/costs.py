@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from nestify.accelerator import fork_random_states
 from nestify.errors import UnsupportedModelError
 from nestify.file.manifest import LayerEntry
 from nestify.model.nested_model import NestedModel
@@ -59,7 +60,7 @@ def count_macs(model: nn.Module, input_size: tuple[int, int, int]) -> MacCount:
     first = next(model.parameters(), torch.empty(0))
     image = torch.zeros(1, *input_size, device=first.device, dtype=first.dtype)
     try:
-        with torch.no_grad(), torch.random.fork_rng([first.device] if first.is_cuda else []):
+        with torch.no_grad(), fork_random_states(first.device):
             analysis = _analysis(copy.deepcopy(model).eval(), image)
             reads = analysis.by_operator()
     except Exception as error:  # the model's own code may raise anything
@@ -194,6 +195,7 @@ class Plan(Shown):
         val_images: number of validation images, fewer if some cannot be read.
         finetune_steps: training steps before nesting.
         steps: training steps of the nested training.
+        ramp: share of these steps during which sparsity increases.
         uncounted: operators that the MAC counts leave out -> how often they run.
         channel_groups: number of groups of coupled channels; 0 if no level is narrower.
         blocks: number of blocks that can be skipped; 0 if no level is shallower.
@@ -201,6 +203,7 @@ class Plan(Shown):
         warnings: messages about levels that would be empty.
         seconds: rough time of all steps on this machine, without image loading; None if not estimated.
         memory_bytes: rough peak memory of a training step, without the libraries; None if not estimated.
+        computing: the GPU, and the options of speed that are on; empty for other devices.
     """
 
     spec: ModelSpec
@@ -212,12 +215,14 @@ class Plan(Shown):
     finetune_steps: int
     steps: int
     uncounted: Mapping[str, int]
+    ramp: float = 0.0
     channel_groups: int = 0
     blocks: int = 0
     without_rule: Sequence[str] = ()
     warnings: Sequence[str] = ()
     seconds: float | None = None
     memory_bytes: int | None = None
+    computing: Sequence[str] = ()
 
 
 def level_costs(nested: NestedModel, count: MacCount) -> list[LevelCost]:

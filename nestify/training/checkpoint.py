@@ -20,7 +20,7 @@ from nestify.evaluation.accuracy import Accuracy
 from nestify.files import atomic_file
 from nestify.training.distributed import World
 from nestify.training.observer import Phase
-from nestify.training.random_states import random_state, set_random_state
+from nestify.training.random_states import generator_state, set_generator_state
 
 Tensors = dict[str, Tensor]
 
@@ -113,7 +113,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
             for group in optimizer.param_groups  # others, such as a dtype, are set on construction
         ],
         "generators": {
-            name: random_state(value)
+            name: generator_state(value)
             for name, value in vars(optimizer).items()
             if isinstance(value, random.Random)
         },
@@ -133,7 +133,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
         group.update({key: value for key, value in values.items() if key != "params"})
     for name, words in state["generators"].items():
-        set_random_state(getattr(optimizer, name), words)
+        set_generator_state(getattr(optimizer, name), words)
     optimizer.state.clear()
     for index, values in state["parameters"].items():
         parameter = parameters[index]

@@ -1,6 +1,5 @@
 """Estimate the time and memory of a training step from one small step on synthetic images."""
 
-import time
 from copy import deepcopy
 
 import torch
@@ -8,6 +7,7 @@ from timm.loss import SoftTargetCrossEntropy
 from torch import Tensor
 from torch.nn.functional import one_hot
 
+from nestify.accelerator import clock_of
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import synthetic_input
 from nestify.training.task import NestedTask
@@ -24,8 +24,8 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
 
     Returns:
         Seconds of the forward and backward passes of all levels at `batch_size`, and bytes of weights,
-        gradients, one masked copy, two optimizer slots, the teacher, and the activations that autograd
-        stores for one level.
+        gradients, one masked copy, two optimizer slots, the teacher, the activations that autograd stores for
+        one level, and on other devices than the CPU a level's own gradients.
     """
     trial = deepcopy(task)
     nested = trial.get_trainable_module()
@@ -38,14 +38,14 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
         target = one_hot(target, nested.spec.num_classes).float()
     activations = _activation_bytes(nested, images)
     trial.backward(images, target)  # warms up
-    _synchronize(task.device)
-    start = time.perf_counter()
+    clock = clock_of(task.device)
+    start = clock()
     trial.backward(images, target)
-    _synchronize(task.device)
-    seconds = (time.perf_counter() - start) * batch_size / batch
+    seconds = (clock() - start) * batch_size / batch
     weights = sum(tensor.numel() * tensor.element_size() for tensor in nested.network.parameters())
     teacher = sum(tensor.numel() * tensor.element_size() for tensor in trial.teacher.parameters())
-    return seconds, round(activations * batch_size / batch) + 5 * weights + teacher
+    copies = 5 if task.device.type == "cpu" else 6
+    return seconds, round(activations * batch_size / batch) + copies * weights + teacher
 
 
 def _activation_bytes(nested: NestedModel, images: Tensor) -> int:
@@ -62,8 +62,3 @@ def _activation_bytes(nested: NestedModel, images: Tensor) -> int:
         logits = nested(images)
     del logits
     return sum(size for pointer, size in seen.items() if pointer not in own)
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

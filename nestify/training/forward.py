@@ -44,24 +44,20 @@ def recompute_activations(nested: NestedModel) -> Iterator[None]:
 
 
 def forward_and_use(
-    nested: NestedModel,
+    module: nn.Module,
+    tensors: Mapping[str, Tensor],
     images: Tensor,
-    level: int,
     use: Callable[[Tensor], None],
     autocast: Callable[[], AbstractContextManager[object]],
 ) -> None:
     """Run a level, and pass its logits to a function while the network still holds the level's tensors.
 
-    The masked weights are computed once, and are freed when the function has returned.
-
     Args:
-        nested: the nested model.
+        module, tensors: the level, as `NestedModel.view` returns it.
         images: (B, C, H, W).
-        level: the level to run, counted from 1.
         use: receives the logits, (B, classes), and may run the backward pass.
         autocast: makes the context of the forward pass; `use` runs outside it.
     """
-    module, tensors = nested.view(level, images.device, lazy=False)
     held = {f"module.{name}": tensor for name, tensor in tensors.items()}
     functional_call(_ForwardAndUse(module, use, autocast), held, (images,), tie_weights=False)
 
@@ -92,14 +88,18 @@ class CompiledLevels:
     its backward pass. A level is compiled again when the set of weights that it uses without a mask changes.
     """
 
-    def __init__(self, nested: NestedModel) -> None:
-        self._nested = nested
+    def __init__(self) -> None:
         self._programs: dict[int, Callable[[Mapping[str, Tensor], Tensor], Tensor]] = {}
         self._graphs_before = _count_graphs()
 
-    def __call__(self, images: Tensor, level: int) -> Tensor:
-        """Return the logits (B, classes of the level) for images (B, C, H, W)."""
-        module, tensors = self._nested.view(level, images.device, lazy=False)
+    def run(self, level: int, module: nn.Module, tensors: Mapping[str, Tensor], images: Tensor) -> Tensor:
+        """Return the logits (B, classes of the level) for images (B, C, H, W).
+
+        Args:
+            level: the level to run, counted from 1.
+            module, tensors: the level, as `NestedModel.view` returns it.
+            images: (B, C, H, W).
+        """
         if level not in self._programs:
             self._programs[level] = torch.compile(_make_forward(module, level))
         return self._programs[level](tensors, images)

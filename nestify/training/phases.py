@@ -23,7 +23,6 @@ from nestify.recipe.options import TEACHERS
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import World
-from nestify.training.forward import CompiledLevels
 from nestify.training.loop import steps_per_epoch, total_steps, train
 from nestify.training.observer import Observer
 from nestify.training.precision import Precision
@@ -120,7 +119,7 @@ class Phases:
             "training the levels" if len(numbers) == nested.n_levels else f"training levels: {names}"
         )
         steps = total_steps(recipe.train.epochs, steps_per_epoch(self.batches, recipe.train.accumulate))
-        ramp_steps = round(recipe.schedule.ramp * steps)
+        ramp_steps = round((recipe.schedule.ramp or 0.0) * steps)
         ramp = Ramp(levels, ramp_steps, recipe.schedule.reselect, settle, stage.frozen)
         task = self.make_task(nested, teacher, stage, compiled=True)
 
@@ -161,8 +160,8 @@ class Phases:
                 world=self.world,
             )
         self._report_left_out()
-        if isinstance(task.levels, CompiledLevels):
-            graphs = task.levels.count_graphs()
+        if task.compiled is not None:
+            graphs = task.compiled.count_graphs()
             self.observer.stage(f"torch.compile made {graphs} programs for {nested.n_levels} levels")
         return trained, ramp.levels
 

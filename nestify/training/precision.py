@@ -1,12 +1,13 @@
-"""The floating-point type of the forward passes."""
+"""How a device computes: the floating-point type of the forward passes, and the kernels of a GPU."""
 
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 
+from nestify.accelerator import device_model, fast_kernels, has_bfloat16, is_gpu
 from nestify.errors import RecipeError
-from nestify.recipe.options import AmpDtype
+from nestify.recipe.options import AmpDtype, TrainOptions
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Precision:
 
     Args:
         device: the device that computes.
-        amp: whether to use a 16-bit type, if the device supports one.
+        amp: whether to use a 16-bit type, if the device supports one; None does not.
         requested: the 16-bit type; `auto` chooses bfloat16 if the device supports it, otherwise float16 on a
             CUDA GPU and float32 on other devices.
 
@@ -24,7 +25,7 @@ class Precision:
     """
 
     device: torch.device
-    amp: bool
+    amp: bool | None
     requested: AmpDtype = "auto"
 
     def __post_init__(self) -> None:
@@ -38,9 +39,9 @@ class Precision:
             return torch.float32
         if self.requested != "auto":
             return torch.bfloat16 if self.requested == "bfloat16" else torch.float16
-        if self.device.type == "cuda":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.bfloat16 if self.device.type == "cpu" and _cpu_has_bfloat16() else torch.float32
+        if has_bfloat16(self.device):
+            return torch.bfloat16
+        return torch.float16 if is_gpu(self.device) else torch.float32
 
     def autocast(self) -> AbstractContextManager[object]:
         """Return a new context for one forward pass."""
@@ -53,10 +54,25 @@ class Precision:
         return torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
 
 
-def _cpu_has_bfloat16() -> bool:
-    """Return whether this CPU has bfloat16 instructions; False if torch is too old to report that.
+def chosen_kernels(options: TrainOptions, device: torch.device) -> AbstractContextManager[None]:
+    """Return a context in which a GPU uses the kernels that a recipe allows."""
+    return fast_kernels(device, tf32=bool(options.tf32), benchmark=bool(options.cudnn_benchmark))
 
-    Without these instructions bfloat16 is slower than float32.
+
+def describe_computing(options: TrainOptions, device: torch.device) -> list[str]:
+    """Describe how a GPU computes, each option with its key; an empty list for other devices.
+
+    Args:
+        options: the options, of which none is open any more.
+        device: the device that computes.
     """
-    has: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return bool(has.get("avx512_bf16") or has.get("amx_bf16") or has.get("bf16"))
+    if not is_gpu(device):
+        return []
+    dtype = str(Precision(device, options.amp, options.amp_dtype).dtype).removeprefix("torch.")
+    used = {
+        f"{dtype} (train.amp)": options.amp,
+        "channels last (train.channels_last)": options.channels_last,
+        "TF32 (train.tf32)": options.tf32,
+        "the fastest of cuDNN's algorithms (train.cudnn_benchmark)": options.cudnn_benchmark,
+    }
+    return [device_model(device), *(text for text, on in used.items() if on)]

@@ -9,6 +9,7 @@ from datetime import timedelta
 import torch
 from torch import distributed
 
+from nestify.accelerator import claim_gpu, gpu_count
 from nestify.errors import NestifyError, ProcessError, RecipeError
 from nestify.launcher import Launch, read_launch, rendezvous
 from nestify.machine import processors
@@ -39,11 +40,10 @@ def join_process_group(
     if launch.size == 1:
         yield World(), device
         return
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    gpu = claim_gpu(device)
     _start(launch, device, minutes)
     try:
-        world = _meet(launch, device, exchange)
+        world = _meet(launch, device, gpu, exchange)
         yield world, device
     except NestifyError:
         raise
@@ -81,19 +81,23 @@ def _start(launch: Launch, device: torch.device, minutes: float) -> None:
         ) from error
 
 
-def _meet(launch: Launch, device: torch.device, exchange: torch.dtype) -> World:
-    """Exchange what the processes must know of each other; each backend is used, so that it starts here."""
+def _meet(launch: Launch, device: torch.device, gpu: str, exchange: torch.dtype) -> World:
+    """Exchange what the processes must know of each other; each backend is used, so that it starts here.
+
+    Args:
+        launch: this process.
+        device: its device.
+        gpu: what `claim_gpu` returned for the device.
+        exchange: number type in which gradients are exchanged.
+    """
     world = World(launch.rank, launch.size, exchange=exchange)
     host = socket.gethostname()
-    gpu = None
-    if device.type == "cuda":
-        gpu = str(torch.cuda.get_device_properties(device).uuid)
     met = world.all_gather((host, processors(), gpu))
     for rank, (_, _, other) in enumerate(met):
-        if gpu is not None and other == gpu and rank != launch.rank:
+        if gpu and other == gpu and rank != launch.rank:
             raise RecipeError(
                 f"ranks {min(rank, launch.rank)} and {max(rank, launch.rank)} have the same GPU ({host}, "
-                f"{device}); start one process per GPU: torchrun --nproc-per-node {torch.cuda.device_count()}"
+                f"{device}); start one process per GPU: torchrun --nproc-per-node {gpu_count()}"
             )
     world.all_reduce(torch.zeros(1, device=device))
     mine = set(processors())

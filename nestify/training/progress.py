@@ -46,7 +46,8 @@ class Progress:
     """Sums of losses and correct predictions over an epoch, kept on the device until they are logged."""
 
     def __init__(self, nested: NestedModel, device: torch.device) -> None:
-        self.sums = torch.zeros(nested.n_levels, 3, device=device)  # loss, correct, images
+        self._sums = torch.zeros(nested.n_levels, 2, device=device)  # loss, correct
+        self._counts = [0] * nested.n_levels  # images
         self.images = 0
         self.update_sparsity(nested)
 
@@ -60,13 +61,20 @@ class Progress:
         Args:
             results: result of each level that ran, and the labels of the images in the level's classes, (B,).
         """
-        for result, labels in results:
-            correct = (result.logits.argmax(-1) == labels).sum()
-            row = torch.stack(
-                [result.loss.float() * len(labels), correct.float(), correct.new_tensor(len(labels))]
-            )
-            self.sums[result.level - 1] += row
-        self.images += len(results[0][1])
+        count = len(results[0][1])
+        predicted = torch.stack([result.logits.argmax(-1) for result, _ in results])
+        correct = (predicted == torch.stack([labels for _, labels in results])).sum(1).float()
+        losses = torch.stack([result.loss for result, _ in results]).float() * count
+        rows = torch.stack([losses, correct], 1)
+        torch._foreach_add_([self._sums[result.level - 1] for result, _ in results], list(rows.unbind()))
+        for result, _ in results:
+            self._counts[result.level - 1] += count
+        self.images += count
+
+    def _sums_and_counts(self) -> Tensor:
+        """Return the sum of losses, of correct predictions and of images of each level, (n, 3)."""
+        counts = torch.tensor(self._counts, dtype=self._sums.dtype, device=self._sums.device)
+        return torch.cat([self._sums, counts[:, None]], 1)
 
     def check_finite(self, step: int, total: int) -> None:
         """Check that the losses of this process are finite.
@@ -78,7 +86,7 @@ class Progress:
         Raises:
             DivergedError: if a loss is not finite; the message names the level.
         """
-        self._check_sums(self.sums, step, total)
+        self._check_sums(self._sums_and_counts(), step, total)
 
     def _check_sums(self, sums: Tensor, step: int, total: int) -> None:
         for k, (loss, _, images) in enumerate(sums.tolist(), start=1):
@@ -102,7 +110,7 @@ class Progress:
         Raises:
             DivergedError: if a loss is not finite.
         """
-        sums = world.all_reduce(self.sums)
+        sums = world.all_reduce(self._sums_and_counts())
         self._check_sums(sums, step, total)
         images = int(world.all_reduce(torch.tensor(self.images, device=sums.device)))
         rows = sums.tolist()
@@ -118,15 +126,17 @@ class Progress:
             epoch_ended=ended,
         )
         if ended:
-            self.sums.zero_()
+            self._sums.zero_()
+            self._counts = [0] * len(self._counts)
             self.images = 0
         return log
 
     def state(self) -> dict[str, Any]:
         """Return the state, for `restore`."""
-        return {"sums": self.sums, "images": self.images}
+        return {"sums": self._sums_and_counts(), "images": self.images}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state; call `update_sparsity` for the sparsities, which the state does not contain."""
-        self.sums.copy_(state["sums"])
+        self._sums.copy_(state["sums"][:, :2])
+        self._counts = [int(count) for count in state["sums"][:, 2].tolist()]
         self.images = int(state["images"])

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import ceil, sqrt
+from math import ceil
 from typing import Any
 
 import torch
@@ -20,46 +20,13 @@ from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, restore_optimizer
 from nestify.training.distributed import SINGLE, STATISTICS, World
 from nestify.training.frozen import FrozenLevels
+from nestify.training.gradients import LevelGradients
 from nestify.training.health import RampWatch
 from nestify.training.mixing import make_mixup
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
 from nestify.training.random_states import random_states, seed_random_states, set_random_states
 from nestify.training.task import NestedTask
-
-
-class LevelGradients:
-    """Scales each weight's gradient, according to the levels that use the weight.
-
-    The gradient becomes the weighted mean over these m levels, times sqrt(m).
-
-    Args:
-        nested: the nested model.
-        level_weights: a_k by level, core first; a level with weight 0 is not trained and does not count.
-    """
-
-    def __init__(self, nested: NestedModel, level_weights: Sequence[float]) -> None:
-        self._nested = nested
-        users = [[a for a in level_weights[level:] if a] for level in range(nested.n_levels)]
-        factors = [sqrt(len(weights)) / sum(weights) if weights else 1.0 for weights in users]
-        device = next(nested.parameters()).device
-        # Index 0 is unused, because entry levels count from 1; entry level n + 1 means that no level uses it.
-        self._factors = torch.tensor([1.0, *factors, 1.0], device=device)
-        shared = {
-            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.own_names
-        }
-        level_sizes = nested.level_sizes
-        fixed = {} if level_sizes is None else level_sizes.entry_levels(shared)
-        self._fixed = {name: entry.to(device) for name, entry in fixed.items()}
-
-    def apply(self) -> None:
-        """Scale the gradients, which are the sums over all levels."""
-        for name, entry in (self._fixed | dict(self._nested.entry.items())).items():
-            gradient = self._nested.shared_tensor(name).grad
-            if gradient is not None:
-                factors = self._factors.to(gradient.dtype)
-                # index_select is four times as fast as factors[entry.int()]
-                gradient.mul_(factors.index_select(0, entry.flatten().int()).view(entry.shape))
 
 
 @dataclass
@@ -207,7 +174,7 @@ class Stepper:
     def _seed(self, rank: int) -> None:
         """Seed the generators of one of several processes for this step; a single process keeps its own."""
         if self._world.size > 1:
-            seed_random_states(self.task.seed, self.position.step, rank)
+            seed_random_states(self.task.device, self.task.seed, self.position.step, rank)
 
     def check_finite(self) -> None:
         """Check that the losses and weights are finite, so that the state is worth saving.
@@ -284,7 +251,7 @@ class Stepper:
             "problems": self.problems,
             "settled": None if self._ramp is None else self._ramp.final_sparsities(),
             "progress": progress,
-            "random": random_states(),
+            "random": random_states(self.task.device),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -307,7 +274,7 @@ class Stepper:
         self._progress.update_sparsity(self.nested)
         if self._world.is_main:  # the sums over all processes
             self._progress.restore(state["progress"])
-        set_random_states(state["random"])
+        set_random_states(state["random"], self.task.device)
 
 
 def _make_optimizer(

@@ -1,7 +1,7 @@
 """The joint loss of all levels, as a timm training task."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal
@@ -16,6 +16,7 @@ from nestify.data.hierarchy import coarse_target
 from nestify.evaluation.accuracy import NO_PARENTS
 from nestify.model.nested_model import NestedModel
 from nestify.training.forward import CompiledLevels, forward_and_use, recompute_activations
+from nestify.training.gradients import FlatEntryCache, LevelTensors, unweighted_gradients
 
 TeacherKind = Literal["none", "original", "self", "both", "other"]
 
@@ -52,6 +53,9 @@ class Teacher(nn.Module):
         self.frozen = None if frozen is None else DistillationTeacher(frozen).requires_grad_(False)
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self._normalizes = self.frozen is not None and not (
+            torch.equal(self.mean, self.frozen.mean_kd) and torch.equal(self.std, self.frozen.std_kd)
+        )
 
     def train(self, mode: bool = True) -> "Teacher":
         """Stay in eval mode, whatever `mode` is."""
@@ -71,8 +75,9 @@ class Teacher(nn.Module):
         """
         if self.frozen is None:
             return None
-        logits = self.frozen(self.frozen.normalize_input(images, self.mean, self.std))
-        return self.soften(logits)
+        if self._normalizes:  # timm's normalize_input compares on the device, and waits for it
+            images = (images * self.std + self.mean - self.frozen.mean_kd) / self.frozen.std_kd
+        return self.soften(self.frozen(images))
 
     def soften(self, logits: Tensor) -> Tensor:
         """Return the probabilities of logits (B, classes) at temperature T, in float32, without gradient."""
@@ -133,7 +138,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         step: number of the training step.
         seed: as given.
         highest: the highest level that is trained.
-        levels: callable that returns the logits of a level: the nested model, or its compiled levels.
+        compiled: the compiled levels; None if the levels are not compiled.
     """
 
     def __init__(
@@ -168,11 +173,12 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             self.distill[self.highest - 1] = 0.0
         self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
         self.step = 0
-        self.levels: Callable[..., Tensor] = CompiledLevels(nested) if compiled else nested
+        self.compiled = CompiledLevels() if compiled else None
         self.seed = seed
         self._recompute = recompute
         # Not for compiled levels, because their programs take the level's tensors as inputs.
         self._holds_tensors = recompute and not compiled
+        self._flat = FlatEntryCache()
         with self._recomputing():
             pass  # raise now rather than at the first step if timm does not support it
 
@@ -192,36 +198,50 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         return sorted(((level, weight) for level, weight in chosen.items() if weight), reverse=True)
 
     def for_each_level(
-        self, images: Tensor, target: Tensor, use: Callable[[Tensor, LevelResult], None]
+        self,
+        images: Tensor,
+        target: Tensor,
+        use: Callable[[Tensor, LevelResult, LevelTensors | None], None],
+        *,
+        separate: bool = False,
     ) -> None:
         """Run the levels of the current step in turn, and pass each loss and result to a function.
 
         Args:
             images: (B, C, H, W).
             target: (B,) class indices, or (B, classes) soft targets.
-            use: receives the weighted loss and the result of a level, and may run the backward pass.
+            use: receives the weighted loss, the result and the tensors of a level, and may run the backward
+                pass.
+            separate: whether the levels compute with `LevelTensors`, so that `use` must add their gradients.
         """
         with self.autocast():
             soft_target = self.teacher.predict(images) if any(self.distill) else None
 
-        def use_logits(level: int, weight: float, logits: Tensor) -> None:
+        nested = self.trainable_module
+
+        def use_logits(level: int, weight: float, held: LevelTensors | None, logits: Tensor) -> None:
             nonlocal soft_target
             logits = logits.float()
             level_soft_target = None if soft_target is None else self.to_level_classes(level, soft_target)
             loss = self._level_loss(level, logits, self.to_level_classes(level, target), level_soft_target)
-            use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight))
+            use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight), held)
             if level == self.highest and self.teacher.uses_full_level:
                 own = self.teacher.soften(logits)
                 soft_target = own if soft_target is None else (soft_target + own) / 2
 
         for level, weight in self.draw_levels():
+            held = LevelTensors(nested, level, images.device, self._flat) if separate else None
+            lazy = not self._holds_tensors and self.compiled is None
+            view = nested.view(level, images.device, lazy) if held is None else held.view
             if self._holds_tensors:
-                use_level_logits = partial(use_logits, level, weight)
-                forward_and_use(self.trainable_module, images, level, use_level_logits, self.autocast)
+                forward_and_use(*view, images, partial(use_logits, level, weight, held), self.autocast)
                 continue
             with self.autocast():
-                logits = self.levels(images, level=level)
-            use_logits(level, weight, logits)
+                if self.compiled is None:
+                    logits = nested.run(*view, images)
+                else:
+                    logits = self.compiled.run(level, *view, images)
+            use_logits(level, weight, held, logits)
 
     def to_level_classes(self, level: int, target: Tensor) -> Tensor:
         """Convert a target or soft target, (B,) or (B, classes), to the classes of a level."""
@@ -254,33 +274,19 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         """
         results = []
 
-        def run_backward(loss: Tensor, result: LevelResult) -> None:
-            with self._unweighted_own_gradients(result):
+        def run_backward(loss: Tensor, result: LevelResult, held: LevelTensors | None) -> None:
+            own = self.trainable_module.own_tensors(result.level).values()
+            adding = nullcontext() if held is None else held.adding_gradients()
+            with unweighted_gradients([t for t in own if t.requires_grad], result.weight), adding:
                 scale(loss).backward()
             results.append(result)
 
         with self._recomputing():
-            self.for_each_level(images, target, run_backward)
+            self.for_each_level(images, target, run_backward, separate=images.device.type != "cpu")
         return results
 
     def _recomputing(self) -> AbstractContextManager[None]:
         return recompute_activations(self.trainable_module) if self._recompute else nullcontext()
-
-    @contextmanager
-    def _unweighted_own_gradients(self, result: LevelResult) -> Iterator[None]:
-        """Divide the gradients that the block adds to a level's own tensors by the level's weight."""
-        own = [t for t in self.trainable_module.own_tensors(result.level).values() if t.requires_grad]
-        before = [parameter.grad for parameter in own]
-        for parameter in own:
-            parameter.grad = None
-        yield
-        for parameter, gradient in zip(own, before, strict=True):
-            if parameter.grad is None:
-                parameter.grad = gradient
-            else:
-                parameter.grad.div_(result.weight)
-                if gradient is not None:
-                    parameter.grad.add_(gradient)
 
     def forward(self, input: Tensor, target: Tensor) -> dict[str, Tensor]:
         """Return the weighted loss of all levels in one graph, as timm's training loops expect.
@@ -296,7 +302,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         losses: list[Tensor] = []
         results: list[LevelResult] = []
 
-        def collect(loss: Tensor, result: LevelResult) -> None:
+        def collect(loss: Tensor, result: LevelResult, held: LevelTensors | None) -> None:
             losses.append(loss)
             results.append(result)
 

@@ -1,10 +1,13 @@
-"""Measures sparse models on the engine next to dense ones on ONNX Runtime and OpenVINO, in float32 and int8.
+"""Measures sparse models on the engine next to dense ones on ONNX Runtime, OpenVINO and torch.
+
+ONNX Runtime and OpenVINO run float32 and int8, OpenVINO also with its bfloat16 hint; torch runs eagerly and
+compiled.
 
 Masks are random and uniform: the same share of each convolution and linear layer, depthwise ones excepted.
 All take turns, so that other load slows all of them alike; times are 25th percentiles: of processor time with
 one thread, and of wall time with more.
 
-Run: OMP_NUM_THREADS=1 python tests/benchmarks/engine.py [--models NAME ...] [--threads 1 2] [--seconds 10]
+Run: OMP_NUM_THREADS=1 python tests/benchmarks/engine.py [--models NAME ...] [--sparsities 80 90 95]
 """
 
 import argparse
@@ -12,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -25,21 +29,22 @@ from nestify.engine.graph import make_sparse
 from nestify.engine.model_graph import attributes
 from nestify.engine.session import Session
 from nestify.evaluation.bench import Effort, interleave
-from nestify.evaluation.runtimes import RUNTIMES, Call, Images, quantise
+from nestify.evaluation.runtimes import RUNTIMES, Call, Images, on_openvino, quantise
 
 MODELS = ("resnet18", "resnet50", "vit_small_patch16_224", "mobilenetv2_100", "tf_efficientnet_lite0")
 SPARSITIES = (50, 70, 80, 90, 95)
 SEED = 0
 
 
-def export(name: str, path: Path) -> None:
-    """Write a model with random weights as ONNX, for any number of images."""
+def export(name: str, path: Path, pickled: Path) -> None:
+    """Write a model with random weights as ONNX, for any number of images, and as torch saves it."""
     torch.manual_seed(SEED)
     model = timm.create_model(name, pretrained=False, exportable=True).eval()
     for module in model.modules():
         # ResNets start with batch norms of weight 0, which would make the convolutions before them empty.
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)
+    torch.save(model, pickled)
     torch.onnx.export(
         model,
         (torch.zeros(2, 3, 224, 224),),
@@ -74,7 +79,28 @@ def on_engine(path: Path, images: Images, threads: int) -> Call:
     return partial(Session(path, threads), images)
 
 
-LOADERS = {**RUNTIMES, "engine": on_engine}
+def on_torch(path: Path, images: Images, threads: int, compiled: bool = False) -> Call:
+    """Load a model that torch saved; the number of threads holds for all such models of the process."""
+    torch.set_num_threads(threads)
+    network = torch.load(path, weights_only=False)
+    network = torch.compile(network) if compiled else network
+    batch = torch.from_numpy(images)
+
+    def call() -> object:
+        with torch.inference_mode():
+            return network(batch)
+
+    call()
+    return call
+
+
+LOADERS: dict[str, Callable[[Path, Images, int], Call]] = {
+    **RUNTIMES,
+    "openvino bf16": partial(on_openvino, precision="bf16"),
+    "torch": on_torch,
+    "torch.compile": partial(on_torch, compiled=True),
+    "engine": on_engine,
+}
 
 
 def run_alone(runtime: str, path: Path) -> tuple[float, float]:
@@ -102,7 +128,8 @@ def print_memory_and_time(runtime: str, path: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
         tiny = Path(folder) / "tiny.onnx"
         onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=9), tiny)
-        LOADERS[runtime](tiny, images, 1)()  # the runtime itself, and its libraries
+        if not runtime.startswith("torch"):  # which this process has loaded already
+            LOADERS[runtime](tiny, images, 1)()  # the runtime itself, and its libraries
     before, start = resident(), time.perf_counter()
     call = LOADERS[runtime](path, images, 1)
     call()
@@ -117,19 +144,21 @@ def resident() -> float:
     return int(line.split()[1]) / 1024
 
 
-def make_models(name: str, folder: Path) -> dict[tuple[str, str], Path]:
+def make_models(name: str, folder: Path, sparsities: Sequence[int]) -> dict[tuple[str, str], Path]:
     """Return the models to measure, by runtime and variant."""
     images = np.random.default_rng(SEED).standard_normal((4, 3, 224, 224), np.float32)
     dense = folder / "dense.onnx"
-    export(name, dense)
+    export(name, dense, folder / "dense.pt")
     quantise(dense, folder / "int8.onnx", images)
     found = {
         (runtime, dtype): path
         for runtime in RUNTIMES
         for dtype, path in (("float32", dense), ("int8", folder / "int8.onnx"))
     }
+    found["openvino bf16", "float32"] = dense
+    found["torch", "float32"] = found["torch.compile", "float32"] = folder / "dense.pt"
     model = onnx.load(dense)
-    for sparsity in SPARSITIES:
+    for sparsity in sparsities:
         sparse = mask(model, sparsity / 100)
         onnx.save(sparse, folder / "masked.onnx")
         make_sparse(sparse)
@@ -140,11 +169,13 @@ def make_models(name: str, folder: Path) -> dict[tuple[str, str], Path]:
     return found
 
 
-def measure(name: str, threads: list[int], seconds: float, memory: bool) -> None:
+def measure(
+    name: str, sparsities: Sequence[int], threads: Sequence[int], seconds: float, memory: bool
+) -> None:
     """Print one row of ratios per number of threads, and one of memory and load time."""
     images = np.random.default_rng(SEED).standard_normal((1, 3, 224, 224), np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        models = make_models(name, Path(folder))
+        models = make_models(name, Path(folder), sparsities)
         for count in threads:
             calls = {
                 number: LOADERS[runtime](path, images, count)
@@ -160,14 +191,13 @@ def measure(name: str, threads: list[int], seconds: float, memory: bool) -> None
                 min(first[runtime, dtype] for runtime in RUNTIMES) for dtype in ("float32", "int8")
             )
             cells = [f"{first[runtime, dtype] / best:.2f}" for runtime, dtype in models]
-            over8 = [f"{first['engine', f'{sparsity} %'] / best8:.2f}" for sparsity in (80, 90, 95)]
+            over8 = [f"{first['engine', f'{sparsity} %'] / best8:.2f}" for sparsity in sparsities]
             spread = np.median(quartiles[1] / quartiles[0])
             row = [name, str(count), f"{1000 * best:.1f}", *cells, " / ".join(over8), f"{spread:.2f}"]
             print(f"| {' | '.join(row)} |", flush=True)
         if memory:
-            wanted = [key for key in models if key[1] in ("float32", "int8", "80 %", "90 %", "95 %")]
-            alone = [run_alone(key[0], models[key]) for key in wanted]
-            sizes = [f"{models[key].stat().st_size / 1e6:.1f}" for key in wanted]
+            alone = [run_alone(runtime, path) for (runtime, _), path in models.items()]
+            sizes = [f"{path.stat().st_size / 1e6:.1f}" for path in models.values()]
             cells = [
                 f"{mib:.0f} MiB, {1000 * load:.0f} ms, {size} MB"
                 for (mib, load), size in zip(alone, sizes, strict=True)
@@ -180,6 +210,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--sparsities", nargs="+", type=int, default=SPARSITIES, metavar="PERCENT")
     parser.add_argument("--seconds", type=float, default=10.0)
     parser.add_argument("--no-memory", action="store_true")
     parser.add_argument("--load", nargs=2, metavar=("RUNTIME", "PATH"), help=argparse.SUPPRESS)
@@ -189,10 +220,16 @@ def main() -> None:
         return
     titles = ["model", "threads", "best dense ms"]
     titles += [f"{runtime} {dtype}" for runtime in RUNTIMES for dtype in ("float32", "int8")]
-    titles += [*(f"{sparsity} %" for sparsity in SPARSITIES), "80 / 90 / 95 % over int8", "spread"]
+    titles += [
+        "openvino bf16",
+        "torch",
+        "torch.compile",
+        *(f"{sparsity} %" for sparsity in options.sparsities),
+    ]
+    titles += ["sparse over int8", "spread"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
     for name in options.models:
-        measure(name, options.threads, options.seconds, not options.no_memory)
+        measure(name, options.sparsities, options.threads, options.seconds, not options.no_memory)
 
 
 if __name__ == "__main__":

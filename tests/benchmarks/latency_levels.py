@@ -81,7 +81,7 @@ def main(architecture: str, checkpoint: str | None = None, seconds: float = 10.0
     if checkpoint:
         network.load_state_dict(load_file(checkpoint))
     spec: ModelSpec = describe_model(network)
-    count, times = count_macs(network, spec.input_size), layer_times(network, spec)
+    count, times = count_macs(network, spec.input_size), layer_times([network], spec, packed=True)
     weights = {
         name: network.get_parameter(name).detach() for name in spec.maskable if name not in spec.depthwise
     }

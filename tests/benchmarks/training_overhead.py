@@ -8,7 +8,13 @@ the median of the ratios of all pairs is printed. Memory is the peak of the resi
 set before the model was created, with each variant in its own process; the plain variant trains one level
 with the same optimizer. `--with amp,compile,channels_last` applies to both sides: bfloat16, torch.compile
 (the compilation is part of the first round, which is not counted), memory layout; `recompute` is gradient
-checkpointing.
+checkpointing. On a CPU the time is processor time, so run it with OMP_NUM_THREADS=1.
+
+    python tests/benchmarks/training_overhead.py --launches --models resnet50 --size 64
+
+counts instead what a GPU would launch for the nested step and for the plain steps, and how often the host
+would wait, on the simulated device of the tests (a list of tensors counts as one launch if their layouts
+agree). The environment variable BATCH changes the number of images.
 """
 
 import argparse
@@ -23,10 +29,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 SPARSITIES = (0.95, 0.8, 0.0)
-BATCH = 64
+BATCH = int(os.environ.get("BATCH", "64"))
 
 
-def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -> Callable[[], None]:
+def nested_step(
+    name: str, size: int, optimizer: str, settings: Sequence[str], device: str = "cpu"
+) -> Callable[[], None]:
     """Return a training step of all levels with nestify, without a teacher."""
     import timm
     import torch
@@ -36,7 +44,7 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
     from nestify.model.spec import describe_model
     from nestify.recipe.levels import Level
     from nestify.schedule.weights import select_entry_levels
-    from nestify.training.stepper import LevelGradients
+    from nestify.training.gradients import LevelGradients
     from nestify.training.task import NestedTask, Teacher
 
     torch.manual_seed(0)
@@ -47,18 +55,20 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
     levels = [Level(n, sparsity) for n, sparsity in zip(names, SPARSITIES, strict=True)]
     weights = {n: nested.shared_tensor(n) for n in nested.entry}
     nested.set_entry_levels(select_entry_levels(weights, levels))
+    nested = nested.to(device)
     task = NestedTask(
         nested,
         torch.nn.CrossEntropyLoss(),
         weights=[1] * 3,
         distill=[0] * 3,
         teacher=Teacher("none"),
-        autocast=lambda: autocast(settings),
+        autocast=lambda: autocast(settings, device),
         compiled="compile" in settings,
         recompute="recompute" in settings,
+        device=torch.device(device),
     )
     chosen = create_optimizer_v2(nested, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
-    images, target = batch(size)
+    images, target = (tensor.to(device) for tensor in batch(size))
     images = images.to(memory_format=layout)
     nested.train()
     gradients = LevelGradients(nested, task.level_weights)
@@ -73,7 +83,7 @@ def nested_step(name: str, size: int, optimizer: str, settings: Sequence[str]) -
 
 
 def plain_step(
-    name: str, size: int, optimizer: str, settings: Sequence[str], sparsity: float
+    name: str, size: int, optimizer: str, settings: Sequence[str], sparsity: float, device: str = "cpu"
 ) -> Callable[[], None]:
     """Return a training step of one plain timm model whose smallest weights are zero."""
     import timm
@@ -83,7 +93,7 @@ def plain_step(
     torch.manual_seed(0)
     layout = memory_format(settings)
     model = timm.create_model(name, num_classes=100, **size_argument(name, size)).train()
-    model = model.to(memory_format=layout)
+    model = model.to(device, memory_format=layout)
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim >= 2 and sparsity:
@@ -94,14 +104,14 @@ def plain_step(
     if "recompute" in settings:
         model.set_grad_checkpointing(True)
     chosen = create_optimizer_v2(model, opt=optimizer, lr=1e-4, weight_decay=1e-4, momentum=0.9)
-    images, target = batch(size)
+    images, target = (tensor.to(device) for tensor in batch(size))
     images = images.to(memory_format=layout)
     criterion = torch.nn.CrossEntropyLoss()
     forward = torch.compile(model) if "compile" in settings else model
 
     def step() -> None:
         chosen.zero_grad(set_to_none=True)
-        with autocast(settings):
+        with autocast(settings, device):
             logits = forward(images)
         criterion(logits.float(), target).backward()
         chosen.step()
@@ -109,11 +119,11 @@ def plain_step(
     return step
 
 
-def autocast(settings: Sequence[str]) -> "AbstractContextManager[object]":
+def autocast(settings: Sequence[str], device: str) -> "AbstractContextManager[object]":
     """Return the autocast context of a forward pass."""
     import torch
 
-    return torch.autocast("cpu", torch.bfloat16) if "amp" in settings else nullcontext()
+    return torch.autocast(device, torch.bfloat16) if "amp" in settings else nullcontext()
 
 
 def memory_format(settings: Sequence[str]) -> "torch.memory_format":  # noqa: F821
@@ -145,17 +155,42 @@ def measure_time(
     plain = [plain_step(name, size, optimizer, settings, sparsity) for sparsity in SPARSITIES]
     pairs = []
     for _ in range(rounds + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         nested()
-        middle = time.perf_counter()
+        middle = time.process_time()
         for step in plain:
             step()
-        pairs.append((middle - start, time.perf_counter() - middle))
+        pairs.append((middle - start, time.process_time() - middle))
     pairs = pairs[1:]  # the first round warms up
     return {
         "nested_s": statistics.median(a for a, _ in pairs),
         "plain_s": statistics.median(b for _, b in pairs),
         "ratio": statistics.median(a / b for a, b in pairs),
+    }
+
+
+def count_launches(name: str, size: int, optimizer: str, settings: Sequence[str]) -> dict[str, float]:
+    """Count launches and waits of a step of both sides, after two steps that warm up."""
+    from tests import simulated
+
+    if problem := simulated.load_device():
+        raise SystemExit(problem)
+
+    def count(step: Callable[[], None]) -> simulated.Work:
+        for _ in range(3):
+            simulated.reset_work()
+            step()
+        return simulated.work()
+
+    nested = count(nested_step(name, size, optimizer, settings, simulated.NAME))
+    plain = [
+        count(plain_step(name, size, optimizer, settings, sparsity, simulated.NAME))
+        for sparsity in SPARSITIES
+    ]
+    return {
+        "nested": nested.launches.total(),
+        "plain": sum(work.launches.total() for work in plain),
+        "waits": nested.waits.total(),
     }
 
 
@@ -201,6 +236,7 @@ def main() -> None:
     parser.add_argument(
         "--with", dest="settings", default="", help="any of amp, compile, channels_last, recompute"
     )
+    parser.add_argument("--launches", action="store_true", help="count launches on a simulated GPU")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child:
@@ -208,6 +244,16 @@ def main() -> None:
         print(json.dumps(measure_time(*rest) if kind == "time" else measure_memory(kind, *rest)))
         return
     settings = options.settings.split(",") if options.settings else []
+    if options.launches:
+        for name in options.models.split(","):
+            for size in map(int, options.size.split(",")):
+                found = count_launches(name, size, options.opt, settings)
+                ratio = found["nested"] / found["plain"]
+                print(
+                    f"{name} at {size}: {found['nested']} launches, {found['plain']} of plain steps, "
+                    f"ratio {ratio:.3f}, {found['waits']} waits"
+                )
+        return
     print(f"{BATCH} images, levels {SPARSITIES}, {options.opt} {options.settings}; ratios are nested / plain")
     print(
         f"{'model':<24}{'pixels':>7}{'nested s':>10}{'plain s':>10}{'time ratio':>12}"

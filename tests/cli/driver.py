@@ -22,6 +22,7 @@ from nestify.file.reader import open_nested_file
 UNTRAINED = (
     *("--epochs", "0", "--max-train", "200", "--max-val", "100"),
     *("--set", "train.recalibrate_batches=2", "--set", "train.eval_before=false"),
+    *("--set", "schedule.fit=false"),
 )
 """Options of a run without training, which takes about a second."""
 

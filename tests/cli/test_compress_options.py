@@ -78,7 +78,7 @@ def test_skipped_layers_are_not_masked() -> None:
 def test_scores_distribute_the_weights_differently() -> None:
     shares = {}
     for score in ("lamp", "magnitude", "per_mac", "uniform", "erk"):
-        core = compressed("--score", score)[0]
+        core = compressed("--score", score, "--set", "schedule.fit=false")[0]
         shares[score] = tuple(layer["kept"] for layer in core["layers"])
         assert core["sparsity"] == pytest.approx(0.95, abs=1e-3)
         assert stored_recipe(OUTPUT)["schedule"]["score"] == score
@@ -133,8 +133,8 @@ def test_a_fraction_of_an_epoch_is_rounded_up_to_steps() -> None:
         assert nestify(*words, "--epochs", str(epochs)).document["steps"] == ceil(epochs * 6), epochs
 
 
-def test_no_training_keeps_the_pretrained_weights() -> None:
-    compressed()
+def test_without_fit_and_training_the_weights_are_the_pretrained_ones() -> None:
+    compressed("--set", "schedule.fit=false")
     pretrained = load_file(CHECKPOINT)
     for name, tensor in weights(3).items():
         assert torch.equal(tensor, pretrained[name]), name
@@ -186,7 +186,7 @@ def test_mixup_of_odd_batches() -> None:
 
 def test_a_fresh_classifier() -> None:
     words = ("--new-head", "--finetune-epochs", "1", "--set", "finetune.save=dense.safetensors")
-    compressed(*words, "--checkpoint", CHECKPOINT)
+    compressed(*words, "--checkpoint", CHECKPOINT, "--set", "schedule.fit=false")
     assert events(LOG, "finetune")[0]["total_steps"] == 200 // 64
     fresh, old = load_file("dense.safetensors"), load_file(CHECKPOINT)
     assert not torch.equal(fresh["fc.weight"], old["fc.weight"])

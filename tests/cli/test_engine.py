@@ -9,6 +9,7 @@ import pytest
 
 import nestify.engine
 from nestify.engine.library import VARIABLE, load_library
+from nestify.errors import RecipeError
 from nestify.file.reader import open_nested_file
 from nestify.model.spec import synthetic_input
 from tests.cli.driver import nestify as run
@@ -55,6 +56,31 @@ def test_a_packed_export(digits_file: Path) -> None:
     assert document["max_logit_difference"] < 1e-4
 
 
+def test_a_packed_export_in_float16(digits_file: Path, tmp_path: Path) -> None:
+    single = run("export", digits_file, "--level", "1", "--sparse", "--json", "-o", "one.onnx").document
+    words = ["export", digits_file, "--level", "1", "--sparse", "--dtype", "float16", "-o", "two.onnx"]
+    half = run(*words, "--json").document
+    assert half["bytes"] < single["bytes"]
+    assert half["packed_layers"] == single["packed_layers"]
+    assert single["max_logit_difference"] < half["max_logit_difference"] < half["tolerance"] == 3e-2
+    images = synthetic_input(SHAPE).numpy()
+    logits = nestify.engine.open("two.onnx", threads=1)(images)
+    opened = nestify.engine.open(digits_file, level=1, threads=1, cache=tmp_path, dtype="float16")
+    np.testing.assert_array_equal(opened(images), logits)
+    other = nestify.engine.open(digits_file, level=1, threads=1, cache=tmp_path)(images)
+    assert (other != logits).any()
+
+
+def test_refused_types(digits_file: Path) -> None:
+    done = run("export", digits_file, "--level", "1", "--format", "onnx", "--dtype", "float16")
+    assert done.code == 2
+    assert "add --sparse" in done.message
+    with pytest.raises(RecipeError, match=r"'int4'.*float16"):
+        nestify.engine.open(digits_file, level=1, dtype="int4")
+    with pytest.raises(RecipeError, match="leave dtype='float16' out"):
+        nestify.engine.open("phone.onnx", dtype="float16")
+
+
 @pytest.mark.parametrize("format", ["timm", "pt2"])
 def test_only_onnx_is_packed(digits_file: Path, format: str) -> None:
     done = run("export", digits_file, "--level", "1", "--sparse", "--format", format)
@@ -80,8 +106,9 @@ def test_accuracy_and_latency_of_what_ships(digits_file: Path, tmp_path: Path) -
     for found, expected in zip(ours["levels"], torchs["levels"], strict=True):
         assert found["top1"] == expected["top1"]
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-4)
-    models = sorted((tmp_path / "cache" / "nestify" / "engine" / "models").iterdir())
-    assert len(models) == 3
+    cached = sorted((tmp_path / "cache" / "nestify" / "engine" / "models").iterdir())
+    models = [path for path in cached if not path.name.endswith(".graph.onnx")]
+    assert (len(models), len(cached)) == (3, 4)  # all three from one graph
     times = [path.stat().st_mtime_ns for path in models]
     words = [
         "bench",

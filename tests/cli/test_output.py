@@ -261,7 +261,7 @@ def test_a_reader_that_closes_the_pipe(digits_file: Path) -> None:
     for words, code in (
         (("report", digits_file, "--layers", "--json"), 0),
         (("compress", "--help"), 0),
-        (("eval", digits_file, "--data", DIGITS, "--max-images", "20", "--min-top1", "100"), 1),
+        (("eval", digits_file, "--data", DIGITS, "--max-images", "300", "--min-top1", "100"), 1),
     ):
         reader, writer = os.pipe()
         process = spawn(*words, stdout=writer)

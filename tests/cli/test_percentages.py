@@ -33,7 +33,7 @@ def test_the_likely_value_is_suggested(
 
 @pytest.mark.parametrize(("limit", "code"), [("70%", 0), ("0.7%", 0), ("100.0 %", 1), ("0", 0)])
 def test_percent_signs_of_a_gate(limit: str, code: int, digits_file: Path) -> None:
-    words = ("--data", "embedded/digits", "--max-images", "20", "--level", "1")
+    words = ("--data", "embedded/digits", "--max-images", "300", "--level", "1")
     assert nestify("eval", digits_file, *words, "--min-top1", limit).code == code
 
 

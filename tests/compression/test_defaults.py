@@ -132,3 +132,34 @@ def test_the_backbone_is_that_of_the_checkpoint(tmp_path: Path, checkpoint: str)
     same = {name for name, old in before.items() if old.dim() == 4 and torch.equal(old, after[name])}
     assert same == {name for name, old in before.items() if old.dim() == 4}
     assert after["fc.weight"].shape == (3, 16)
+
+
+@pytest.mark.parametrize(("epochs", "ramp"), [(599, 0.0), (600, 0.5)])
+def test_short_runs_start_at_their_sparsities(
+    tmp_path: Path, checkpoint: str, epochs: int, ramp: float
+) -> None:
+    """A step per epoch: three images in one batch."""
+    data = make_folder(tmp_path / "photos", {"a": 2, "b": 2, "c": 2})
+    options = {
+        **KWARGS,
+        "data.path": str(data),
+        "data.holdout": 0.5,
+        "train.batch_size": 3,
+        "model.checkpoint": checkpoint,
+        "levels": "0.5,0",
+        "train.epochs": epochs,
+    }
+    found = plan("test_resnet", options, observer=Observer())
+    assert (found.steps, found.ramp) == (epochs, ramp)
+    assert plan("test_resnet", {**options, "schedule.ramp": 0.25}, observer=Observer()).ramp == 0.25
+
+
+def test_the_chosen_ramp_is_stored(tmp_path: Path, checkpoint: str) -> None:
+    data = make_folder(tmp_path / "photos", {"a": 10, "b": 10, "c": 10})
+    options = {"train.epochs": 1, "data.holdout": 0.1, "train.batch_size": 9, "finetune.epochs": 1}
+    chosen, recipe, _ = run(data, checkpoint, str(tmp_path / "open" / "x.safetensors"), options)
+    given, _, _ = run(
+        data, checkpoint, str(tmp_path / "given" / "x.safetensors"), {**options, "schedule.ramp": 0}
+    )
+    assert recipe["schedule"]["ramp"] == 0  # type: ignore[index]
+    assert chosen == given

@@ -69,6 +69,41 @@ def test_a_compiler_that_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         build()
 
 
+@pytest.mark.parametrize(
+    ("name", "triple", "library"),
+    [
+        ("linux-aarch64", "aarch64-linux-gnu.2.28", "libnestify_engine.so"),
+        ("macos-arm64", "aarch64-macos.11.0", "libnestify_engine.dylib"),
+        ("windows-x86_64", "x86_64-windows-gnu", "nestify_engine.dll"),
+    ],
+)
+def test_other_platforms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, triple: str, library: str
+) -> None:
+    """They are compiled by ziglang, here one that writes down its arguments."""
+    (tmp_path / "ziglang.py").write_text("import sys; open(sys.argv[-1], 'w').write(' '.join(sys.argv[1:]))")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(building, "find_spec", lambda name: name == "ziglang")
+    monkeypatch.setenv("CXX", "none")
+    monkeypatch.setenv(building.TARGET_VARIABLE, name)
+    target = building.chosen_target()
+    compile_library(tmp_path / target.library_name, target)
+    command = (tmp_path / library).read_text().split()
+    assert command[:3] == ["c++", "-target", triple]
+    assert ("-fPIC" in command) == (name != "windows-x86_64")
+    monkeypatch.setattr(building, "find_spec", lambda name: None)
+    with pytest.raises(BuildError, match=f"{triple}; pip install ziglang"):
+        compile_library(tmp_path / "other", target)
+
+
+def test_an_unknown_platform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(building.TARGET_VARIABLE, "plan9")
+    with pytest.raises(BuildError, match=r"NESTIFY_ENGINE_TARGET=plan9.*linux-aarch64"):
+        building.chosen_target()
+    monkeypatch.setenv(building.TARGET_VARIABLE, "")
+    assert building.chosen_target() == building.TARGETS["native"]
+
+
 def test_other_libraries_are_refused(tmp_path: Path) -> None:
     (tmp_path / "text.so").write_text("no library")
     with pytest.raises(SetupError, match=r"text\.so.*nestify engine --build"):

@@ -25,6 +25,9 @@ def test_neon(tmp_path: Path) -> None:
         ["aarch64-linux-gnu-objdump", "-d", program], capture_output=True, text=True, check=True
     ).stdout
     assert "fmla" in assembly  # NEON's multiply-add of vectors
-    done = subprocess.run([EMULATOR, program], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert done.stdout.startswith("generic ")
+    assert "sdot" in assembly
+    for processor in ("max", "cortex-a53"):  # with and without dot products
+        command = [EMULATOR, "-cpu", processor, program]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (processor, done.stdout)
+        assert done.stdout.startswith("generic ")

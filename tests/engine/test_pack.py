@@ -8,6 +8,8 @@ import pytest
 from nestify.engine.library import Library
 from nestify.engine.pack import Bytes, Floats, SparseWeight, check_packed, pack, pointer
 from nestify.errors import UnsupportedModelError
+from nestify.exports.target import PackedType
+from tests.engine.oracle import run_linear
 
 HEADER = np.dtype(
     [
@@ -27,25 +29,24 @@ def unpack(packed: Bytes) -> tuple[Floats, Floats]:
     outputs, groups, block, weights = (int(head[name]) for name in ("outputs", "groups", "block", "weights"))
     reduction = int(head["inputs"]) * int(head["kernel_h"]) * int(head["kernel_w"])
     blocks = -(-reduction // block)
-    rows, place, arrays = groups * blocks * outputs, 64, []
-    for dtype, count in (
-        ("<i4", rows + 1),
-        ("<f4", weights),
-        ("<f4", groups * outputs),
-        ("<u2", weights),
-        ("<u2", rows),
-    ):
+    rows, place = groups * blocks * outputs, 64
+    values, bias = ("values", "<f4", weights), ("bias", "<f4", groups * outputs)
+    if head["format"] == 2:
+        values, bias = bias, ("values", "<f2", weights)
+    layout = (("starts", "<i4", rows + 1), values, bias, ("columns", "<u2", weights), ("order", "<u2", rows))
+    found = {}
+    for name, dtype, count in layout:
         size = np.dtype(dtype).itemsize * count
-        arrays.append(packed[place : place + size].view(dtype))
+        found[name] = packed[place : place + size].view(dtype)
         place += size
     assert place == len(packed)
-    starts, values, bias, columns, order = arrays
     dense = np.zeros((groups * outputs, reduction), np.float32)
     for row in range(rows):
         group, number = divmod(row // outputs, blocks)
-        for i in range(starts[row], starts[row + 1]):
-            dense[group * outputs + order[row], number * block + columns[i]] = values[i]
-    return dense, bias
+        for i in range(found["starts"][row], found["starts"][row + 1]):
+            column = number * block + found["columns"][i]
+            dense[group * outputs + found["order"][row], column] = found["values"][i]
+    return dense, found["bias"]
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,46 @@ def test_the_bytes_hold_the_weights(
     np.testing.assert_array_equal(dense, weight.reshape(shape[0], -1))
     np.testing.assert_array_equal(found_bias, bias)
     assert (unpack(pack(SparseWeight.from_dense(weight, groups)))[1] == 0).all()
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_float16_weights(library: Library, groups: int) -> None:
+    """Weights are rounded as NumPy rounds them, and biases are not."""
+    rng = np.random.default_rng(2)
+    weight = (rng.standard_normal((6, 5, 3, 3)) * 10.0 ** rng.integers(-9, 4, (6, 5, 3, 3))).astype(
+        np.float32
+    )
+    weight *= rng.random(weight.shape) < 0.4
+    weight[0, 0, 0] = [65504, -65504, 2.0**-24]
+    bias = rng.standard_normal(6).astype(np.float32)
+    packed = pack(SparseWeight.from_dense(weight, groups), bias, dtype=PackedType.float16)
+    assert check_packed(packed) is None
+    dense, found_bias = unpack(packed)
+    np.testing.assert_array_equal(dense, weight.reshape(6, -1).astype(np.float16))
+    np.testing.assert_array_equal(found_bias, bias)
+    kept = np.count_nonzero(weight)
+    assert pack(SparseWeight.from_dense(weight, groups), bias).nbytes - packed.nbytes == 2 * kept
+
+
+def test_every_float16_number_becomes_itself(library: Library) -> None:
+    """Subnormal numbers too: one weight per output, times 1."""
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    halves = halves[np.isfinite(halves)]
+    count = len(halves)
+    weight = SparseWeight(
+        (count, 1, 1, 1, 1), np.arange(count + 1), np.zeros(count, np.int32), halves.astype(np.float32)
+    )
+    found = np.zeros((1, count), np.float32)
+    packed = pack(weight, dtype=PackedType.float16)
+    assert run_linear(packed, np.ones((1, 1), np.float32), found, None, -np.inf, np.inf) is None
+    np.testing.assert_array_equal(found[0], halves.astype(np.float32))
+
+
+@pytest.mark.parametrize("value", [65505, -7e4, np.inf, np.nan])
+def test_weights_that_float16_cannot_hold(library: Library, value: float) -> None:
+    weight = SparseWeight.from_dense(np.full((2, 3), value, np.float32))
+    with pytest.raises(UnsupportedModelError, match=r"65504.*--dtype float32"):
+        pack(weight, dtype=PackedType.float16)
 
 
 def test_a_packed_layer_is_small(library: Library) -> None:
@@ -106,6 +147,7 @@ def test_rows_that_are_wrong_are_refused(
         (ctypes.c_int64 * 5)(2, 5, 1, 1, 1),
         pointer(np.array(starts, np.int64)),
         pointer(np.array(columns, np.int32)),
+        ctypes.c_int32(32),
         ctypes.byref(block),
         ctypes.byref(size),
     )

@@ -11,14 +11,15 @@ from nestify.engine.library import Library
 from nestify.engine.pack import Bytes, SparseWeight, check_packed, pack
 from nestify.engine.session import Session
 from nestify.errors import BadFileError
+from nestify.exports.target import PackedType
 from tests.engine.oracle import Convolution, random_floats, run_conv
 
 
-def small_layer() -> Bytes:
+def small_layer(dtype: PackedType = PackedType.float32) -> Bytes:
     """Two groups of 3 outputs and 4 inputs, kernels of 3x2, blocks of two channels."""
     rng = np.random.default_rng(0)
     weight = random_floats(rng, 6, 4, 3, 2) * (rng.random((6, 4, 3, 2)) < 0.5)
-    return pack(SparseWeight.from_dense(weight, 2), random_floats(rng, 6), 12)
+    return pack(SparseWeight.from_dense(weight, 2), random_floats(rng, 6), 12, dtype)
 
 
 def places(packed: Bytes) -> dict[str, int]:
@@ -34,7 +35,10 @@ def places(packed: Bytes) -> dict[str, int]:
     ("place", "dtype", "value", "word"),
     [
         (0, "<u4", 1, "not a packed layer"),
-        (4, "<u4", 2, "format 2"),
+        (4, "<u4", 0, "format 0"),
+        (4, "<u4", 2, "size"),
+        (4, "<u4", 3, "channels"),
+        (4, "<u4", 4, "format 4"),
         (8, "<u4", 0, "outputs"),
         (8, "<u4", 2**31, "outputs"),
         (12, "<u4", 2**31, "inputs"),
@@ -45,6 +49,7 @@ def places(packed: Bytes) -> dict[str, int]:
         (28, "<u4", 13, "blocks"),
         (32, "<u8", 2**63, "too many weights"),
         (32, "<u8", 1, "size"),
+        (40, "<u4", 4, "channels"),
         (60, "<u4", 1, "reserved"),
         ("starts", "<i4", 1, "start"),
         ("starts", "<i4", -1, "start"),
@@ -84,9 +89,9 @@ def test_other_lengths_are_refused(library: Library, size: int) -> None:
     assert check_packed(np.concatenate([packed, packed[:4]])) is not None
 
 
-def fuzz(seed: int, count: int) -> int:
+def fuzz(seed: int, count: int, dtype: PackedType) -> int:
     """Damage layers at random; run those that are accepted. Returns how many were."""
-    rng, sound = np.random.default_rng(seed), small_layer()
+    rng, sound = np.random.default_rng(seed), small_layer(dtype)
     images = random_floats(rng, 1, 8, 7, 6)
     case, accepted = Convolution(1, 2, 4, 3, (7, 6), (3, 2), (2, 1), (1, 0, 1, 1)), 0
     for _ in range(count):
@@ -118,13 +123,23 @@ def fuzz(seed: int, count: int) -> int:
     return accepted
 
 
-def test_damaged_layers_are_refused_or_harmless(library: Library) -> None:
-    assert 0 < fuzz(0, 3000) < 2500
+@pytest.mark.parametrize("dtype", PackedType)
+def test_damaged_layers_are_refused_or_harmless(library: Library, dtype: PackedType) -> None:
+    assert 0 < fuzz(0, 3000, dtype) < 2500
 
 
 @pytest.mark.long
-def test_many_damaged_layers(library: Library) -> None:
-    assert fuzz(1, 200_000) > 0
+@pytest.mark.parametrize("dtype", PackedType)
+def test_many_damaged_layers(library: Library, dtype: PackedType) -> None:
+    assert fuzz(1, 200_000, dtype) > 0
+
+
+@pytest.mark.parametrize("bits", [0x7C00, 0xFC00, 0x7E00, 0xFFFF])
+def test_float16_weights_are_finite(library: Library, bits: int) -> None:
+    packed = small_layer(PackedType.float16)
+    first = 64 + 4 * (2 * 2 * 3 + 1) + 4 * 6
+    packed[first : first + 2].view("<u2")[0] = bits
+    assert "not finite" in (check_packed(packed) or "")
 
 
 def model_of(packed: Bytes, operator: str = "SparseConv", **options: object) -> onnx.ModelProto:

@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from nestify.accelerator import clock_of
 from nestify.errors import BadFileError, RecipeError
 from nestify.evaluation import bench as benching
-from nestify.evaluation.bench import bench, clock_of, saved_measurement
+from nestify.evaluation.bench import bench, saved_measurement
 from nestify.file.reader import NestedFile
 from nestify.file.summary import read_report
 from nestify.file.writer import write_nested_file

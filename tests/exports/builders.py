@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Sequence
 from copy import deepcopy
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,15 @@ def facts_of(model: nn.Module, side: int | None = None, **changes: Any) -> Expor
 
 
 def target_in(folder: Path, format: str) -> Target:
-    """A file `model` with the suffix of the format."""
-    return Target(folder / f"model{ExportFormat(format).suffix}", ExportFormat(format))
+    """A file or folder `model` with the suffix of the format."""
+    chosen = ExportFormat(format)
+    return Target(folder / f"model{chosen.suffix}", chosen, folder=chosen.is_folder)
+
+
+def installed_formats() -> list[ExportFormat]:
+    """The formats whose packages are installed here."""
+    packages = {"openvino": "openvino", "coreml": "coremltools", "executorch": "executorch"}
+    return [format for format in ExportFormat if format not in packages or find_spec(packages[format])]
 
 
 def alive(name: str, **kwargs: Any) -> nn.Module:

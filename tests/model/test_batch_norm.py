@@ -2,12 +2,19 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from nestify.errors import DataError
-from nestify.model.batch_norm import join_single_images, norms_over_images, own_names, recalibrate
+from nestify.model.batch_norm import (
+    join_single_images,
+    norms_over_images,
+    own_names,
+    recalibrate,
+    relate_statistics,
+)
 
 MakeModel = Callable[..., nn.Module]
 
@@ -112,3 +119,29 @@ def test_statistics_behind_the_pooling_need_no_full_batch(count: int, size: int)
 def test_one_image_is_too_few() -> None:
     with pytest.raises(DataError, match="two readable training images"):
         recalibrate(Pooled(), [torch.randn(1, 3, 4, 4)], 100)
+
+
+def test_related_statistics_undo_what_the_measurement_does_to_the_original() -> None:
+    """The level moves by as many standard deviations as the original network; a constant channel stays."""
+    rng = np.random.default_rng(0)
+    mean, variance, mean0, variance0, level_mean, level_variance = rng.uniform(0.5, 2, (6, 4))
+
+    def statistics(means: np.ndarray, variances: np.ndarray) -> dict[str, torch.Tensor]:
+        return {"0.running_mean": torch.tensor(means), "0.running_var": torch.tensor(variances)}
+
+    model = nn.Sequential(nn.BatchNorm2d(4)).double()
+    model.load_state_dict(statistics(level_mean, level_variance), strict=False)
+    relate_statistics(model, statistics(mean, variance), statistics(mean0, variance0))
+    moved = (mean0 - mean) * np.sqrt(level_variance / variance)
+    norm = model[0]
+    np.testing.assert_allclose(norm.running_mean, level_mean + moved, rtol=1e-4)
+    np.testing.assert_allclose(norm.running_var, level_variance * variance0 / variance, rtol=1e-4)
+
+    model.load_state_dict(statistics(mean, variance), strict=False)
+    relate_statistics(model, statistics(mean, variance), statistics(mean0, variance0))
+    np.testing.assert_allclose(norm.running_mean, mean0, rtol=1e-4)
+    np.testing.assert_allclose(norm.running_var, variance0, rtol=1e-4)
+
+    model.load_state_dict(statistics(level_mean, np.zeros(4)), strict=False)
+    relate_statistics(model, statistics(mean, variance), statistics(mean0, variance0))
+    np.testing.assert_allclose(norm.running_mean, level_mean, atol=0.02)

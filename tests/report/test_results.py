@@ -64,6 +64,17 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         nestify.export(done.path, 1, "timm", folder / "level1.safetensors"),
         nestify.BatchResult(folder, Shard(), (job,)),
         open_nested_file(done.path),
+        nestify.write_card(done.path, folder / "card"),
+        nestify.Demo("net.nested.safetensors", folder / "page", ("level1",), (1000,), (100,), 20_000_000),
+        nestify.Pushed(
+            "net.nested.safetensors",
+            repo="me/net",
+            url="https://huggingface.co/me/net",
+            commit="0" * 40,
+            private=False,
+            file="net.nested.safetensors",
+            levels=("level1",),
+        ),
     ]
     return {type(result).__name__: result for result in made}
 

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from nestify.training.checkpoint import (
     optimizer_state,
     pack,
-    random_states,
     restore_optimizer,
-    set_random_states,
     unpack,
 )
+from nestify.training.random_states import random_states, set_random_states
 
+CPU = torch.device("cpu")
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text()
 keys = st.text() | st.integers()
 values = st.recursive(
@@ -86,14 +86,14 @@ def draws() -> list[float]:
 
 def test_random_numbers_continue() -> None:
     draws()
-    states = round_trip(random_states())
+    states = round_trip(random_states(CPU))
     expected = draws()
     draws()
-    set_random_states(states)
+    set_random_states(states, CPU)
     assert draws() == expected
     invalid = {**states, "numpy": (states["numpy"][0], 10**6, 0, 0.0)}
     with pytest.raises(ValueError, match="NumPy"):
-        set_random_states(invalid)
+        set_random_states(invalid, CPU)
 
 
 def network() -> nn.Sequential:

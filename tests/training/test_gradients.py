@@ -10,7 +10,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.schedule.weights import select_entry_levels
-from nestify.training.stepper import LevelGradients
+from nestify.training.gradients import LevelGradients
 from nestify.training.task import NestedTask, Teacher
 from tests.model.test_level_sizes import narrow_model
 

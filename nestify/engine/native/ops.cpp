@@ -1,8 +1,8 @@
-// The custom operators nestify::SparseConv and nestify::SparseLinear of ONNX Runtime.
+// The custom operators nestify::SparseConv, nestify::SparseLinear and nestify::SparseConvInt8 of ONNX Runtime.
 //
 // Inputs: activations (float32), a packed layer (uint8 constant), optionally a residual of the output's shape.
 // Attributes: low and high, between which the result is clamped; for SparseConv also strides, pads and dilations
-// as for ONNX's Conv. A layer is checked when a session is created, so that a damaged model is refused then.
+// as for ONNX's Conv. SparseConvInt8 has activations, residual and output in uint8, and the attributes of Int8Epilogue. A layer is checked when a session is created, so that a damaged model is refused then.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -95,15 +95,29 @@ float number(const OrtKernelInfo* info, const char* name) {
   return found;
 }
 
+// An attribute that is a whole number from 0 to 255.
+int32_t byte(const OrtKernelInfo* info, const char* name) {
+  int64_t found = 0;
+  check(g_api->KernelInfoGetAttribute_int64(info, name, &found));
+  if (found < 0 || found > 255) throw Refusal(std::string(name) + " is not from 0 to 255");
+  return int32_t(found);
+}
+
+ConvGeometry geometry_of(const OrtKernelInfo* info) {
+  const std::vector<int64_t> strides = numbers(info, "strides", 2), pads = numbers(info, "pads", 4),
+                             dilations = numbers(info, "dilations", 2);
+  const ConvGeometry geometry{strides[0], strides[1], pads[0], pads[1], pads[2], pads[3], dilations[0], dilations[1]};
+  check(check_geometry(geometry));
+  return geometry;
+}
+
 // A layer of a session.
 struct Kernel {
   PackedLayer layer;
   std::unique_ptr<float[]> copy;  // of a layer whose bytes are not aligned in the session
-  float low, high;
   int64_t threads;
 
-  Kernel(const OrtKernelInfo* info, int64_t n_threads)
-      : low(number(info, "low")), high(number(info, "high")), threads(n_threads) {
+  Kernel(const OrtKernelInfo* info, int64_t n_threads, bool is_int8) : threads(n_threads) {
     int is_constant = 0;
     const OrtValue* tensor = nullptr;
     check(g_api->KernelInfoGetConstantInput_tensor(info, 1, &is_constant, &tensor));
@@ -118,6 +132,7 @@ struct Kernel {
     }
     if (std::string problem = open_packed(bytes, size, layer); !problem.empty())
       throw Refusal("a packed layer is damaged: " + problem);
+    if ((layer.channels != 0) != is_int8) throw Refusal("a packed layer is not of the type that its operator takes");
   }
   virtual ~Kernel() = default;
   virtual void compute(OrtKernelContext* context) const = 0;
@@ -129,19 +144,36 @@ struct Kernel {
     return value;
   }
 
-  static float* output(OrtKernelContext* context, const std::vector<int64_t>& shape) {
+  template <class T>
+  static T* output(OrtKernelContext* context, const std::vector<int64_t>& shape) {
     OrtValue* value = nullptr;
     check(g_api->KernelContext_GetOutput(context, 0, shape.data(), shape.size(), &value));
-    return data_of<float>(value);
+    return data_of<T>(value);
   }
 
-  Epilogue epilogue(OrtKernelContext* context, const std::vector<int64_t>& shape) const {
+  // The residual of an output of this shape; null if there is none.
+  template <class T>
+  static const T* residual(OrtKernelContext* context, const std::vector<int64_t>& shape) {
     size_t count = 0;
     check(g_api->KernelContext_GetInputCount(context, &count));
-    const OrtValue* residual = count > 2 ? input(context, 2) : nullptr;
-    if (!residual) return Epilogue{nullptr, low, high};
-    if (shape_of(residual) != shape) throw Refusal("the residual does not have the shape of the output");
-    return Epilogue{data_of<float>(residual), low, high};
+    const OrtValue* found = count > 2 ? input(context, 2) : nullptr;
+    if (found && shape_of(found) != shape) throw Refusal("the residual does not have the shape of the output");
+    return found ? data_of<T>(found) : nullptr;
+  }
+
+  // Fills the sizes of a convolution from its input, and returns the shape of its output.
+  std::vector<int64_t> measure(ConvSizes& call, const ConvGeometry& geometry, const OrtValue* images,
+                               int64_t channels) const {
+    const std::vector<int64_t> shape = shape_of(images);
+    if (shape.size() != 4 || shape[1] != layer.shape.groups * channels)
+      throw Refusal("a sparse convolution got an input that does not have its channels");
+    call.layer = &layer;
+    call.geometry = geometry;
+    call.batch = shape[0];
+    call.height = shape[2];
+    call.width = shape[3];
+    check(output_size(layer.shape, geometry, call.height, call.width, call.out_h, call.out_w));
+    return {shape[0], layer.shape.groups * layer.shape.outputs, call.out_h, call.out_w};
   }
 
   Parallel parallel(OrtKernelContext* context) const {
@@ -152,39 +184,40 @@ struct Kernel {
   }
 };
 
-struct ConvKernel final : Kernel {
+// A layer that computes in float32.
+struct FloatKernel : Kernel {
+  static constexpr ONNXTensorElementDataType kType = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+  float low, high;
+
+  FloatKernel(const OrtKernelInfo* info, int64_t n_threads)
+      : Kernel(info, n_threads, false), low(number(info, "low")), high(number(info, "high")) {}
+
+ protected:
+  Epilogue epilogue(OrtKernelContext* context, const std::vector<int64_t>& shape) const {
+    return Epilogue{residual<float>(context, shape), low, high};
+  }
+};
+
+struct ConvKernel final : FloatKernel {
   ConvGeometry geometry;
 
-  ConvKernel(const OrtKernelInfo* info, int64_t n_threads) : Kernel(info, n_threads) {
-    const std::vector<int64_t> strides = numbers(info, "strides", 2), pads = numbers(info, "pads", 4),
-                               dilations = numbers(info, "dilations", 2);
-    geometry = ConvGeometry{strides[0], strides[1], pads[0], pads[1], pads[2], pads[3], dilations[0], dilations[1]};
-    check(check_geometry(geometry));
-  }
+  ConvKernel(const OrtKernelInfo* info, int64_t n_threads)
+      : FloatKernel(info, n_threads), geometry(geometry_of(info)) {}
 
   void compute(OrtKernelContext* context) const override {
     const OrtValue* images = input(context, 0);
-    const std::vector<int64_t> shape = shape_of(images);
-    if (shape.size() != 4 || shape[1] != layer.shape.groups * layer.shape.inputs)
-      throw Refusal("SparseConv got an input that does not have its channels");
     ConvCall call{};
-    call.layer = &layer;
-    call.geometry = geometry;
+    const std::vector<int64_t> result = measure(call, geometry, images, layer.shape.inputs);
     call.input = data_of<float>(images);
-    call.batch = shape[0];
-    call.height = shape[2];
-    call.width = shape[3];
-    check(output_size(layer.shape, geometry, call.height, call.width, call.out_h, call.out_w));
-    const std::vector<int64_t> result{shape[0], layer.shape.groups * layer.shape.outputs, call.out_h, call.out_w};
     call.epilogue = epilogue(context, result);
-    call.output = output(context, result);
+    call.output = output<float>(context, result);
     call.parallel = parallel(context);
     if (!run_conv(call)) throw std::bad_alloc();
   }
 };
 
-struct LinearKernel final : Kernel {
-  LinearKernel(const OrtKernelInfo* info, int64_t n_threads) : Kernel(info, n_threads) {
+struct LinearKernel final : FloatKernel {
+  LinearKernel(const OrtKernelInfo* info, int64_t n_threads) : FloatKernel(info, n_threads) {
     if (layer.shape.groups != 1 || layer.shape.taps() != 1) throw Refusal("the layer of a SparseLinear is not linear");
   }
 
@@ -200,9 +233,38 @@ struct LinearKernel final : Kernel {
     for (size_t i = 0; i + 1 < shape.size(); i++) call.tokens *= shape[i];
     shape.back() = layer.shape.outputs;
     call.epilogue = epilogue(context, shape);
-    call.output = output(context, shape);
+    call.output = output<float>(context, shape);
     call.parallel = parallel(context);
     if (!run_linear(call)) throw std::bad_alloc();
+  }
+};
+
+struct ConvInt8Kernel final : Kernel {
+  static constexpr ONNXTensorElementDataType kType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
+  ConvGeometry geometry;
+  Int8Epilogue epilogue;
+
+  ConvInt8Kernel(const OrtKernelInfo* info, int64_t n_threads)
+      : Kernel(info, n_threads, true), geometry(geometry_of(info)) {
+    epilogue.input_zero = byte(info, "input_zero");
+    epilogue.output_zero = byte(info, "output_zero");
+    epilogue.low = byte(info, "low");
+    epilogue.high = byte(info, "high");
+    epilogue.residual_zero = byte(info, "residual_zero");
+    epilogue.residual_scale = number(info, "residual_scale");
+    check(check_epilogue(epilogue));
+  }
+
+  void compute(OrtKernelContext* context) const override {
+    const OrtValue* images = input(context, 0);
+    Int8Call call{};
+    const std::vector<int64_t> result = measure(call, geometry, images, layer.channels);
+    call.input = data_of<uint8_t>(images);
+    call.epilogue = epilogue;
+    call.epilogue.residual = residual<uint8_t>(context, result);
+    call.output = output<uint8_t>(context, result);
+    call.parallel = parallel(context);
+    if (!run_conv_int8(call)) throw std::bad_alloc();
   }
 };
 
@@ -217,14 +279,14 @@ struct Operator : OrtCustomOp {
     GetExecutionProviderType = [](const OrtCustomOp*) -> const char* { return nullptr; };  // the CPU's
     GetInputTypeCount = [](const OrtCustomOp*) -> size_t { return 3; };
     GetInputType = [](const OrtCustomOp*, size_t index) {
-      return index == 1 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+      return index == 1 ? ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8 : K::kType;
     };
     GetInputCharacteristic = [](const OrtCustomOp*, size_t index) {
       return index == 2 ? INPUT_OUTPUT_OPTIONAL : INPUT_OUTPUT_REQUIRED;
     };
     GetInputMemoryType = [](const OrtCustomOp*, size_t) { return OrtMemTypeDefault; };
     GetOutputTypeCount = [](const OrtCustomOp*) -> size_t { return 1; };
-    GetOutputType = [](const OrtCustomOp*, size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
+    GetOutputType = [](const OrtCustomOp*, size_t) { return K::kType; };
     GetOutputCharacteristic = [](const OrtCustomOp*, size_t) { return INPUT_OUTPUT_REQUIRED; };
     GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
     GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
@@ -249,14 +311,17 @@ struct Operator : OrtCustomOp {
 struct Domain {
   Operator<ConvKernel> conv;
   Operator<LinearKernel> linear;
+  Operator<ConvInt8Kernel> conv_int8;
   OrtCustomOpDomain* handle = nullptr;
 
   explicit Domain(int64_t threads)
       : conv([](const OrtCustomOp*) { return "SparseConv"; }, threads),
-        linear([](const OrtCustomOp*) { return "SparseLinear"; }, threads) {
+        linear([](const OrtCustomOp*) { return "SparseLinear"; }, threads),
+        conv_int8([](const OrtCustomOp*) { return "SparseConvInt8"; }, threads) {
     check(g_api->CreateCustomOpDomain(kDomain, &handle));
     check(g_api->CustomOpDomain_Add(handle, &conv));
     check(g_api->CustomOpDomain_Add(handle, &linear));
+    check(g_api->CustomOpDomain_Add(handle, &conv_int8));
   }
 };
 

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <numeric>
+#include <utility>
 #include <vector>
 
 namespace nestify {
@@ -12,7 +13,7 @@ constexpr uint64_t kMostWeights = INT32_MAX;
 
 // Offsets of the arrays of a packed layer.
 struct Layout {
-  uint64_t starts, values, bias, columns, order, end;
+  uint64_t starts, values, bias, multipliers, columns, order, end;  // the values are before or after the bias
 };
 
 std::string check_shape(const Geometry& g) {
@@ -34,16 +35,22 @@ bool advance(uint64_t& offset, uint64_t count, uint64_t size) {
   return !__builtin_mul_overflow(count, size, &bytes) && !__builtin_add_overflow(offset, bytes, &offset);
 }
 
-bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, Layout& layout) {
+bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, uint32_t format, Layout& layout) {
   const uint64_t outputs = static_cast<uint64_t>(g.groups * g.outputs);
   uint64_t rows;
   if (__builtin_mul_overflow(outputs, static_cast<uint64_t>(block_count(g, block_rows)), &rows)) return false;
   uint64_t offset = layout.starts = sizeof(PackedHeader);
   if (!advance(offset, rows + 1, sizeof(int32_t))) return false;
   layout.values = offset;
-  if (!advance(offset, weights, sizeof(float))) return false;
+  if (format != kFloat16 && !advance(offset, weights, sizeof(float))) return false;
   layout.bias = offset;
   if (!advance(offset, outputs, sizeof(float))) return false;
+  if (format == kFloat16) {
+    layout.values = offset;
+    if (!advance(offset, weights, sizeof(uint16_t))) return false;
+  }
+  layout.multipliers = offset;
+  if (format == kInt8 && !advance(offset, outputs, sizeof(float))) return false;
   layout.columns = offset;
   if (!advance(offset, weights, sizeof(uint16_t))) return false;
   layout.order = offset;
@@ -55,6 +62,24 @@ bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, Layout
 template <class T>
 const T* at(const void* bytes, uint64_t offset) {
   return reinterpret_cast<const T*>(static_cast<const char*>(bytes) + offset);
+}
+
+// Converts float16 numbers; returns false if one is not finite. Integers are used, because a thread may be set to
+// take subnormal numbers for 0.
+bool from_halves(const uint16_t* from, uint64_t count, float* to) {
+  bool is_finite = true;
+  for (uint64_t i = 0; i < count; i++) {
+    const int32_t magnitude = from[i] & 0x7fff;
+    const int32_t normal = (magnitude << 13) + ((127 - 15) << 23);
+    const float subnormal = float(magnitude) * 0x1p-24f;
+    int32_t bits;
+    std::memcpy(&bits, &subnormal, sizeof bits);
+    if (magnitude >= 0x400) bits = normal;
+    bits = int32_t(uint32_t(bits) | uint32_t(from[i] & 0x8000) << 16);
+    std::memcpy(to + i, &bits, sizeof bits);
+    is_finite &= magnitude < 0x7c00;
+  }
+  return is_finite;
 }
 
 // Blocks of the sizes below were the fastest of those that were tried at these densities.
@@ -91,24 +116,44 @@ std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer) {
   if (reinterpret_cast<uintptr_t>(bytes) % alignof(float)) return "it is not aligned";
   std::memcpy(&header, bytes, sizeof header);
   if (header.magic != kMagic) return "it is not a packed layer of this byte order";
-  if (header.format != kFormat) return "it has format " + std::to_string(header.format) + ", not 1";
+  if (header.format != kFloat32 && header.format != kFloat16 && header.format != kInt8)
+    return "it has format " + std::to_string(header.format) + ", not 1, 2 or 3";
+  const bool is_int8 = header.format == kInt8;
   for (uint32_t word : header.reserved)
     if (word) return "a reserved word of its header is not 0";
   Geometry g{header.outputs, header.inputs, header.groups, header.kernel_h, header.kernel_w};
   if (std::string problem = check_shape(g); !problem.empty()) return problem;
+  if (is_int8 ? (header.channels + uint64_t(3)) / 4 != header.inputs : header.channels != 0)
+    return "its number of channels is not that of its quads";
   const int64_t block_rows = header.block_rows;
   if (block_rows < 1 || block_rows > kMostBlockRows || block_rows % g.taps()) return "its blocks have no valid size";
   if (header.weights > kMostWeights) return "it has too many weights";
   Layout layout;
-  if (!make_layout(g, block_rows, header.weights, layout) || layout.end != size)
+  if (!make_layout(g, block_rows, header.weights, header.format, layout) || layout.end != size)
     return "its size is not what its header says";
   PackedLayer found;
   found.shape = g;
   found.block_rows = block_rows;
   found.blocks = block_count(g, block_rows);
   found.starts = at<int32_t>(bytes, layout.starts);
-  found.values = at<float>(bytes, layout.values);
-  found.bias = at<float>(bytes, layout.bias);
+  if (is_int8) {
+    found.channels = header.channels;
+    found.quads = at<int32_t>(bytes, layout.values);
+    found.sums = at<int32_t>(bytes, layout.bias);
+    found.multipliers = at<float>(bytes, layout.multipliers);
+    for (int64_t o = 0; o < g.groups * g.outputs; o++)
+      if (!(found.multipliers[o] >= 0 && found.multipliers[o] <= kLargestMultiplier))
+        return "a multiplier is out of range";
+  } else if (header.format == kFloat16) {
+    found.converted.reset(new float[header.weights]);
+    if (!from_halves(at<uint16_t>(bytes, layout.values), header.weights, found.converted.get()))
+      return "a float16 weight is not finite";
+    found.values = found.converted.get();
+    found.bias = at<float>(bytes, layout.bias);
+  } else {
+    found.values = at<float>(bytes, layout.values);
+    found.bias = at<float>(bytes, layout.bias);
+  }
   found.columns = at<uint16_t>(bytes, layout.columns);
   found.order = at<uint16_t>(bytes, layout.order);
 
@@ -129,7 +174,7 @@ std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer) {
     }
   }
   if (uint64_t(*start) != header.weights) return "its rows do not hold all of its weights";
-  layer = found;
+  layer = std::move(found);
   return "";
 }
 
@@ -141,7 +186,7 @@ std::string packed_size(const Geometry& g, const SparseRows& rows, int64_t& bloc
   if (block_rows < 1 || block_rows > kMostBlockRows || block_rows % g.taps())
     return "the rows of a block are not a multiple of the kernel's size";
   Layout layout;
-  if (!make_layout(g, block_rows, weights, layout)) return "the layer is too large";
+  if (!make_layout(g, block_rows, weights, rows.format, layout)) return "the layer is too large";
   size = layout.end;
   return "";
 }
@@ -152,10 +197,11 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
   if (due != size) return "the buffer does not have the layer's size";
   const int64_t outputs = g.groups * g.outputs, weights = rows.starts[outputs];
   Layout layout;
-  make_layout(g, block_rows, weights, layout);
+  make_layout(g, block_rows, weights, rows.format, layout);
   PackedHeader header{};
   header.magic = kMagic;
-  header.format = kFormat;
+  header.format = rows.format;
+  header.channels = uint32_t(rows.channels);
   header.outputs = uint32_t(g.outputs);
   header.inputs = uint32_t(g.inputs);
   header.groups = uint32_t(g.groups);
@@ -165,11 +211,17 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
   header.weights = uint64_t(weights);
   std::memcpy(bytes, &header, sizeof header);
   auto* starts = const_cast<int32_t*>(at<int32_t>(bytes, layout.starts));
-  auto* values = const_cast<float*>(at<float>(bytes, layout.values));
-  auto* bias = const_cast<float*>(at<float>(bytes, layout.bias));
+  const size_t value_size = rows.format == kFloat16 ? sizeof(uint16_t) : sizeof(uint32_t);
+  auto* values = const_cast<char*>(at<char>(bytes, layout.values));
+  auto* bias = const_cast<char*>(at<char>(bytes, layout.bias));
   auto* columns = const_cast<uint16_t*>(at<uint16_t>(bytes, layout.columns));
   auto* order = const_cast<uint16_t*>(at<uint16_t>(bytes, layout.order));
-  for (int64_t o = 0; o < outputs; o++) bias[o] = rows.bias ? rows.bias[o] : 0.0f;
+  if (rows.bias)
+    std::memcpy(bias, rows.bias, size_t(outputs) * 4);
+  else
+    std::memset(bias, 0, size_t(outputs) * 4);
+  if (rows.channels)
+    std::memcpy(static_cast<char*>(bytes) + layout.multipliers, rows.multipliers, size_t(outputs) * sizeof(float));
 
   std::vector<int64_t> next(rows.starts, rows.starts + outputs);  // first weight that is not packed yet
   std::vector<int64_t> count(g.outputs);
@@ -192,7 +244,7 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
         *starts++ = int32_t(packed);
         int64_t& i = next[group * g.outputs + o];
         for (int64_t end_of_row = i + count[o]; i < end_of_row; i++, packed++) {
-          values[packed] = rows.values[i];
+          std::memcpy(values + packed * value_size, static_cast<const char*>(rows.values) + i * value_size, value_size);
           columns[packed] = uint16_t(rows.columns[i] - first);
         }
       }

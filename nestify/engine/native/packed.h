@@ -7,20 +7,27 @@
 // Bytes, little-endian, without gaps:
 //   header   64 bytes, struct PackedHeader
 //   starts   int32   [groups * blocks * outputs + 1]   first weight of each row of each block
-//   values   float32 [weights]
+//   values   float32 [weights]                          in format 1
 //   bias     float32 [groups * outputs]
+//   halves   float16 [weights]                          in format 2, in place of the values; all are finite
 //   columns  uint16  [weights]                          column inside the block
 //   order    uint16  [groups * blocks * outputs]        output that a row computes
+//
+// An int8 layer (format 3) multiplies quads: four input channels of one tap. Its header counts quads as inputs and
+// weights, and has the number of channels of a group as `channels`. Its values are quads of int8, its bias is int32,
+// and multipliers, float32 [groups * outputs], follow the bias: a sum times its multiplier is in units of the output.
 #pragma once
 #include <cstdint>
+#include <memory>
 #include <string>
 
 namespace nestify {
 
 constexpr uint32_t kMagic = 0x4b50534e;  // "NSPK"
-constexpr uint32_t kFormat = 1;
+enum Format : uint32_t { kFloat32 = 1, kFloat16 = 2, kInt8 = 3 };  // by the type of the weights
 constexpr int64_t kMostOutputs = 65536;    // of one group: an output is stored as uint16
 constexpr int64_t kMostBlockRows = 65536;  // likewise a column inside its block
+constexpr float kLargestMultiplier = 0.5f, kLargestScale = 1e6f;  // int8 results stay in the range of int32
 constexpr int64_t kMostSide = 32767;       // of kernels, strides, paddings and dilations
 
 struct PackedHeader {
@@ -29,7 +36,8 @@ struct PackedHeader {
   uint32_t kernel_h, kernel_w;
   uint32_t block_rows;  // columns of one block; a multiple of kernel_h * kernel_w
   uint64_t weights;
-  uint32_t reserved[6];
+  uint32_t channels;  // of an int8 layer; 0 of others
+  uint32_t reserved[5];
 };
 static_assert(sizeof(PackedHeader) == 64, "the header has a fixed size");
 
@@ -40,23 +48,32 @@ struct Geometry {
   int64_t reduction() const { return inputs * taps(); }
 };
 
-// A checked layer. It points into bytes that it does not own.
+// A checked layer. It points into bytes that it does not own, except for float16 weights: converting them once
+// costs memory, and converting them in the kernels took 3 to 5 % of their time.
 struct PackedLayer {
   Geometry shape;
   int64_t block_rows = 0, blocks = 0;
   const int32_t* starts = nullptr;
   const float* values = nullptr;
   const float* bias = nullptr;
+  int64_t channels = 0;  // of a group of an int8 layer, which has what follows in place of values and bias
+  const int32_t* quads = nullptr;
+  const int32_t* sums = nullptr;
+  const float* multipliers = nullptr;
   const uint16_t* columns = nullptr;
   const uint16_t* order = nullptr;
+  std::unique_ptr<float[]> converted;
 };
 
 // Weights as rows of (column, value) pairs: one row per output of all groups.
 struct SparseRows {
   const int64_t* starts;   // [groups * outputs + 1]
   const int32_t* columns;  // ascending in a row, below the reduction
-  const float* values;
-  const float* bias;  // [groups * outputs], or null for zeros
+  const void* values;      // float32, float16, or quads of int8, as the format says
+  const void* bias;        // [groups * outputs] float32, or int32 for an int8 layer; null for zeros
+  Format format;
+  const float* multipliers = nullptr;  // [groups * outputs] of an int8 layer; null for others
+  int64_t channels = 0;                // of a group of an int8 layer; 0 for others
 };
 
 // Each of these returns an empty string, or what is wrong.

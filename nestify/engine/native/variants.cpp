@@ -3,6 +3,11 @@
 #include <cstring>
 #include <new>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+
 #include "kernel.h"
 
 namespace nestify {
@@ -13,20 +18,41 @@ bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
 }
+bool has_avx512_vnni() {
+  return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2");
+}
+bool has_avx512_alone() { return has_avx512() && !has_avx512_vnni(); }
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+bool has_only_plain_int8() { return true; }
+#elif defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__APPLE__)
+  return true;  // every processor of Apple that runs macOS
+#elif defined(__linux__)
+  return getauxval(AT_HWCAP) & HWCAP_ASIMDDP;
+#else
+  return false;
+#endif
+}
+bool has_only_plain_int8() { return !has_dot_products(); }
+#else
+bool has_only_plain_int8() { return true; }
 #endif
 
-// Variants from the fastest to the one that every processor runs.
+// Variants from the fastest to the one that every processor runs. Two of one name exclude each other.
 struct Entry {
   Variant variant;
   bool (*is_supported)();
 };
 const Entry kVariants[] = {
 #if defined(__x86_64__)
-    {{"avx512", avx512::conv, avx512::linear}, has_avx512},
-    {{"avx2", avx2::conv, avx2::linear}, has_avx2},
+    {{"avx512", avx512::conv, avx512::linear, avx512_vnni::conv_int8}, has_avx512_vnni},
+    {{"avx512", avx512::conv, avx512::linear, generic_int8::conv_int8}, has_avx512_alone},
+    {{"avx2", avx2::conv, avx2::linear, generic_int8::conv_int8}, has_avx2},
+#elif defined(__aarch64__)
+    {{"generic", generic::conv, generic::linear, neon_dot::conv_int8}, has_dot_products},
 #endif
-    {{"generic", generic::conv, generic::linear}, [] { return true; }},
+    {{"generic", generic::conv, generic::linear, generic_int8::conv_int8}, has_only_plain_int8},
 };
 
 const Variant* choose(const char* name, std::string& problem) {
@@ -69,12 +95,24 @@ bool run_linear(const LinearCall& call) {
   return variant(problem)->linear(call);
 }
 
+bool run_conv_int8(const Int8Call& call) {
+  std::string problem;
+  return variant(problem)->conv_int8(call);
+}
+
 std::string check_geometry(const ConvGeometry& g) {
   for (int64_t pad : {g.pad_top, g.pad_left, g.pad_bottom, g.pad_right})
     if (pad < 0 || pad > kMostSide) return "a padding is out of range";
   for (int64_t step : {g.stride_h, g.stride_w, g.dilation_h, g.dilation_w})
     if (step < 1 || step > kMostSide) return "a stride or dilation is out of range";
   return "";
+}
+
+std::string check_epilogue(const Int8Epilogue& e) {
+  for (int32_t number : {e.input_zero, e.output_zero, e.low, e.high, e.residual_zero})
+    if (number < 0 || number > 255) return "a zero point or a limit is not from 0 to 255";
+  if (e.low > e.high) return "the lower limit is above the upper one";
+  return e.residual_scale >= 0 && e.residual_scale <= kLargestScale ? "" : "the residual's scale is out of range";
 }
 
 std::string output_size(const Geometry& shape, const ConvGeometry& g, int64_t height, int64_t width, int64_t& out_h,

@@ -1,6 +1,6 @@
 """The indices of each tensor that a level keeps, and how a tensor is cut to them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -20,12 +20,22 @@ Axes = Mapping[str, Mapping[int, Indices]]
 """Name of a tensor -> dimension -> indices that are kept; an absent dimension is kept in full."""
 
 
-def take_indices(tensor: Tensor, axes: Mapping[int, Indices]) -> Tensor:
+def _as_tensor(kept: Indices, device: torch.device) -> Tensor:
+    return torch.as_tensor(kept, device=device)
+
+
+def take_indices(
+    tensor: Tensor,
+    axes: Mapping[int, Indices],
+    to_tensor: Callable[[Indices, torch.device], Tensor] = _as_tensor,
+) -> Tensor:
     """Cut a tensor to the kept indices of its dimensions; differentiable.
 
     Args:
         tensor: the full tensor.
         axes: maps each dimension to its kept indices; an absent dimension is kept in full.
+        to_tensor: copies indices to a device; a caller that cuts often keeps the copies, because a GPU is
+            waited for at each copy.
 
     Returns:
         A view if the kept indices of every dimension are consecutive, a copy otherwise.
@@ -34,7 +44,7 @@ def take_indices(tensor: Tensor, axes: Mapping[int, Indices]) -> Tensor:
         if len(kept) and int(kept[-1]) - int(kept[0]) == len(kept) - 1:
             tensor = tensor.narrow(dim, int(kept[0]), len(kept))
         else:
-            tensor = tensor.index_select(dim, torch.as_tensor(kept, device=tensor.device))
+            tensor = tensor.index_select(dim, to_tensor(kept, tensor.device))
     return tensor
 
 

@@ -1,0 +1,219 @@
+"""A level in int8: quantised on training images, and kept only if its accuracy is near that of the level."""
+
+import os
+import tempfile
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from nestify.data.hierarchy import coarse_target, stored_class_levels
+from nestify.data.loaders import Loader, eval_loader
+from nestify.data.validation import open_calibration_images, open_evaluation_images
+from nestify.errors import DataError, GateFailed, RecipeError
+from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
+from nestify.exports.draft import Runner, probes
+from nestify.exports.export import open_level
+from nestify.exports.preprocessing import picture_probes
+from nestify.exports.target import ExportFormat, check_options, choose_target
+from nestify.exports.write import Exported, Int8, keep
+from nestify.file.loading import load_level
+from nestify.file.reader import NestedFile
+from nestify.terminal import Progress, shown_progress
+
+CALIBRATION_IMAGES = 100
+"""Default number of training images from which the ranges of activations are taken."""
+
+MAX_DROP = 1.0
+"""Default limit for the loss of top-1 accuracy, in points."""
+
+
+def export_int8(
+    path: str | os.PathLike[str],
+    level: int | str,
+    data: str | os.PathLike[str],
+    format: str | None = None,
+    output: str | os.PathLike[str] | None = None,
+    *,
+    calibrate_images: int = CALIBRATION_IMAGES,
+    max_drop: float = MAX_DROP,
+    split: str | None = None,
+    data_root: str | None = None,
+    max_images: int | None = None,
+    batch: int | None = None,
+    opset: int | None = None,
+    with_preprocessing: bool = False,
+    sparse: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write one level as an int8 model for ONNX Runtime or OpenVINO, if its accuracy is near the level's.
+
+    Weights are signed, with a scale for each output channel. Activations are unsigned; their ranges come from
+    training images. The model is evaluated before it is kept. If it loses more than `max_drop` points, the
+    layers that cost most stay in float32: first one, then 2, 4, ... up to half of them.
+
+    Args:
+        path: a nested file, or its address.
+        level: number or name of the level.
+        data: images, as for `compress`: training images to calibrate on, and validation images. If there are
+            no splits, the same images serve for both.
+        format: onnx or openvino; by default the one that the suffix of `output` names, or onnx.
+        output: an .onnx file, or a new folder for openvino; by default next to the nested file.
+        calibrate_images: number of training images to calibrate on, balanced over the classes.
+        max_drop: largest loss of top-1 accuracy that is allowed, in points.
+        split: name of the split to evaluate on; None for `validation`.
+        data_root: folder of a named data set.
+        max_images: maximum number of images to evaluate on, balanced over the classes.
+        batch: number of images per call; by default any number.
+        opset: version of ONNX's operators.
+        with_preprocessing: as for `nestify.export`.
+        sparse: whether sparse layers are packed for the sparse engine, for onnx.
+        progress: called after each batch with the images that were evaluated, and their total; None shows a
+            bar at a terminal and in a notebook.
+
+    Raises:
+        NestifyError: as `nestify.export` and `nestify.evaluate`.
+        GateFailed: if the loss of accuracy is above the limit also with half of the layers in float32.
+    """
+    _check_numbers(calibrate_images, max_drop)
+    opened = open_level(path, level)
+    file, number, facts = opened.file, opened.number, opened.facts
+    target = choose_target(opened.source, facts, format or (None if output else "onnx"), output, mark="int8")
+    if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
+        raise RecipeError(
+            f"--int8 applies to --format onnx and openvino, not to {target.format}; leave one of them out"
+        )
+    if sparse and target.format is not ExportFormat.onnx:
+        raise RecipeError(f"--sparse applies to --format onnx, not to {target.format}; leave it out")
+    check_options(target.format, batch, opset, None, with_preprocessing)
+    images = _Images.open(file, number, os.fspath(data), calibrate_images, split, data_root, max_images)
+    plain = load_level(file, number)
+    make_probes = picture_probes if with_preprocessing else probes
+    expected = make_probes(plain, facts, batch)
+    with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
+        kind = Kind(target.format, batch, opset, sparse=sparse, pictures=with_preprocessing)
+        quantiser = Quantiser(plain, facts, images.calibration, Path(folder), kind)
+        with shown_progress(progress, "images") as advance:
+            made, result = _within_limit(quantiser, images, plain, max_drop, advance)
+        done = keep(made.draft, expected, facts, target, batch)
+        return replace(done, int8=result, packed_layers=made.packed_layers)
+
+
+def _check_numbers(calibrate_images: int, max_drop: float) -> None:
+    problems = []
+    if calibrate_images < 1:
+        problems.append(f"--calibrate-images {calibrate_images} is not a number of images; give 1 or more")
+    if not 0 <= max_drop <= 100:
+        problems.append(
+            f"--max-drop {max_drop:g} is not in points of top-1 accuracy; give 0 to 100, as in 1.0"
+        )
+    if problems:
+        raise RecipeError(problems)
+
+
+@dataclass(frozen=True)
+class _Images:
+    """The images of an export.
+
+    Attributes:
+        calibration: preprocessed training images (B, C, H, W).
+        loader: the images to evaluate on, in a fixed order.
+        parents: int64 (classes of the data,): the level's class of each; None if they are the same.
+        count: number of images to evaluate on; 0 if it is not known.
+    """
+
+    calibration: Tensor
+    loader: Loader
+    parents: Tensor | None
+    count: int
+
+    @classmethod
+    def open(
+        cls,
+        file: NestedFile,
+        level: int,
+        data: str,
+        calibrate_images: int,
+        split: str | None,
+        data_root: str | None,
+        max_images: int | None,
+    ) -> "_Images":
+        """Open the images, and read those to calibrate on."""
+        model = file.manifest.model
+        training = open_calibration_images(
+            data,
+            file.manifest.held_out,
+            calibrate_images,
+            data_root=data_root,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+        )
+        used, _ = open_evaluation_images(
+            data,
+            split,
+            file.manifest.held_out,
+            data_root=data_root,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+            max_images=max_images,
+        )
+        preprocessing = model.preprocessing.model_dump()
+        calibration = [images for images, _ in eval_loader(training, preprocessing, batch_size=32)]
+        loader = eval_loader(used, preprocessing, batch_size=32)
+        parents = stored_class_levels(file.manifest).parents.get(level)
+        return cls(torch.cat(calibration)[:calibrate_images], loader, parents, len(used))
+
+
+@torch.no_grad()
+def _within_limit(
+    quantiser: Quantiser, images: _Images, plain: Runner, max_drop: float, advance: Progress
+) -> tuple[Quantised, Int8]:
+    """Return the int8 model with the fewest layers in float32 that was found to be within the limit."""
+    level = _predict(plain, images, advance)
+    kept_float = 0
+    while True:
+        layers = quantiser.costliest(kept_float) if kept_float else []
+        made = quantiser.make(layers)
+        found = _predict(made.run, images, advance)
+        result = Int8(
+            float32_top1=_percent(level.right),
+            top1=_percent(found.right),
+            agreement=_percent(level.classes == found.classes),
+            images=len(level.classes),
+            calibration_images=len(images.calibration),
+            float_layers=tuple(layers),
+        )
+        if result.drop <= max_drop:
+            return made, result
+        kept_float = max(1, 2 * kept_float)
+        if kept_float > len(quantiser.layers) // 2:
+            raise GateFailed(
+                f"int8 takes {quantiser.title} from {result.float32_top1:.2f} % to {result.top1:.2f} % top-1 "
+                f"({result.images} images; {len(layers)} of {len(quantiser.layers)} layers in float32), more "
+                f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a "
+                "larger --max-drop"
+            )
+
+
+@dataclass(frozen=True)
+class _Predictions:
+    """Predicted classes (images,), and whether each is right."""
+
+    classes: Tensor
+    right: Tensor
+
+
+def _predict(run: Runner, images: _Images, advance: Progress) -> _Predictions:
+    classes, right, done = [], [], 0
+    for batch, target in images.loader:
+        classes.append(run(batch).argmax(-1))
+        right.append(classes[-1] == coarse_target(target, images.parents))
+        advance(done := done + len(batch), images.count)
+    if not classes:
+        raise DataError(f"{images.loader.images.source}: no images to evaluate on")
+    return _Predictions(torch.cat(classes), torch.cat(right))
+
+
+def _percent(which: Tensor) -> float:
+    return 100 * float(which.double().mean())

@@ -1,0 +1,138 @@
+"""A level as an OpenVINO model: a folder with `openvino_model.xml` and `openvino_model.bin`."""
+
+import functools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nestify.errors import UnsupportedModelError, foreign_code
+from nestify.exports.draft import FLOAT16_TOLERANCE, FLOAT32_TOLERANCE, FolderDraft, Runner, quiet
+from nestify.exports.packages import import_package
+from nestify.exports.pt2 import capture
+from nestify.exports.target import ExportFacts
+
+FILE = "openvino_model.xml"
+"""Name of the file that OpenVINO reads, as in the folders of other programs; the weights are next to it."""
+
+
+def openvino_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, dtype: str) -> FolderDraft:
+    """Translate a level to OpenVINO.
+
+    Args:
+        plain: the level, in eval mode on the CPU.
+        facts: what the export states about itself.
+        batch: number of images per call; None for any number.
+        dtype: type that weights are stored as: float32 or float16.
+
+    Raises:
+        RecipeError: if the package is missing.
+        UnsupportedModelError: if torch cannot trace the model, or OpenVINO cannot translate it.
+    """
+    model = translate(capture(plain, facts, batch), facts, batch)
+    return model_draft(model, facts, dtype, FLOAT16_TOLERANCE if dtype == "float16" else FLOAT32_TOLERANCE)
+
+
+def translate(program: Any, facts: ExportFacts, batch: int | None) -> Any:
+    """Translate a program of `torch.export`, or the ONNX model at a path, to an OpenVINO model.
+
+    Args:
+        program: the program or path.
+        facts: what the export states about itself.
+        batch: number of images per call; None for any number.
+
+    Raises:
+        RecipeError: if the package is missing.
+        UnsupportedModelError: if OpenVINO cannot translate it, with the operator that it lacks.
+    """
+    openvino = import_openvino()
+
+    def refusal(reason: str) -> UnsupportedModelError:
+        return UnsupportedModelError(f"OpenVINO cannot translate {facts.title} ({reason}); export it as onnx")
+
+    with foreign_code(refusal), quiet():
+        try:
+            model = openvino.convert_model(program)
+        except Exception as error:
+            if missing := re.search(r"No conversion rule found for operations: ([\w., ]+)", str(error)):
+                raise refusal(f"it lacks {missing[1]}") from error
+            raise
+        model.reshape([batch or -1, *facts.input_size])
+    return model
+
+
+def model_draft(model: Any, facts: ExportFacts, dtype: str, tolerance: float) -> FolderDraft:
+    """Return the draft of an OpenVINO model with one input and one output.
+
+    Args:
+        model: the model; its input and output get the names `images` and `logits`.
+        facts: what the export states about itself.
+        dtype: type that weights are stored as: float32, float16 or int8.
+        tolerance: largest allowed difference of a logit, relative to the largest logit.
+    """
+    openvino = import_openvino()
+    [images], [logits] = model.inputs, model.outputs
+    images.get_tensor().set_names({"images"})
+    logits.get_tensor().set_names({"logits"})
+    for key, value in facts.metadata().items():
+        model.set_rt_info(value, ["nestify", key])
+    if facts.class_names is not None:  # where OpenVINO's own programs look for them
+        model.set_rt_info(json.dumps(list(facts.class_names), ensure_ascii=False), ["model_info", "labels"])
+
+    def fill(folder: Path) -> None:
+        openvino.save_model(model, folder / FILE, compress_to_fp16=dtype == "float16")
+
+    return FolderDraft(
+        fill=fill,
+        reopen=_reopen,
+        load_line=_load_line,
+        tolerance=tolerance,
+        runtime=f"openvino {str(openvino.__version__).partition('-')[0]}",
+        dtype=dtype,
+    )
+
+
+def import_openvino() -> Any:
+    """Import OpenVINO.
+
+    Raises:
+        RecipeError: if it is missing.
+    """
+    return import_package("openvino", "openvino", "openvino", "about 180 MB")
+
+
+@functools.cache
+def openvino_core() -> Any:
+    """Return the one `openvino.Core` of this process, which lives as long as the process.
+
+    On processors with AMX the CPU plugin of a Core gives the process a stack for signal handlers, and at the
+    end of the Core puts the earlier one back. If two Cores do not end in the reverse order, that is memory
+    which is no longer there, and the next signal with a Python handler, such as the SIGCHLD of a worker
+    process of `torch.utils.data.DataLoader`, ends the process.
+
+    Raises:
+        RecipeError: if OpenVINO is missing.
+    """
+    return import_openvino().Core()
+
+
+def _reopen(folder: Path) -> Runner:
+    return run_model(folder / FILE)
+
+
+def run_model(model: Any) -> Runner:
+    """Compile an OpenVINO model, or the one at a path, for the CPU, and return what runs it."""
+    # By default the CPU plugin may compute in bfloat16, which differs by a hundred times more.
+    compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(images: Tensor) -> Tensor:
+        return torch.from_numpy(compiled(images.numpy())[0].copy())
+
+    return run
+
+
+def _load_line(folder: Path) -> str:
+    return f"openvino.compile_model({str(folder / FILE)!r}, 'CPU')(images)['logits']"

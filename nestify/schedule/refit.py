@@ -1,0 +1,217 @@
+"""Weights of untrained levels, refitted so that each layer's outputs are again those of the original network.
+
+A level that leaves out weights or channels has other outputs than the network that it comes from. Its
+remaining weights can make up for much of that without training: layer by layer, least squares finds the
+weights W_k of level k for which
+
+    || W_k X_k - W X ||^2
+
+is smallest. W and X are the weights and the inputs of the layer in the original network, X_k the inputs that
+the layer has in the level when all layers before it have been refitted, on some training images. (Layerwise
+reconstruction with the inputs of the pruned network: He, Zhang and Sun, "Channel Pruning for Accelerating
+Very Deep Neural Networks", 2017, section 3.1 and equation 5.)
+
+Levels nest, so the core level's weights are found first, and each higher level's own ones around them. A
+lower level's gain then costs the higher levels. To limit that, the squared error of the full level counts as
+well, with the higher levels' weights free to make up for the change:
+
+    minimise over W_k and W_n:  || W_k X_k - W X ||^2 + protect * || W_n X - W X ||^2
+
+Only the weights whose entry level is k are kept from the solution. A layer that no higher level has own
+weights in stays as it is.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from nestify.model.nested_model import NestedModel
+from nestify.schedule.layer_calls import LayerCall, layer_calls
+from nestify.schedule.least_squares import Equations, solve
+
+POSITIONS = 64
+"""Positions of a feature map that are used of each image."""
+
+MOST_NUMBERS = 2**24
+"""Numbers in the columns of one network that are in memory at a time."""
+
+ITERATIONS = 20
+
+RIDGE = 0.1
+"""Pull towards the original weights: this times the mean squared input, for each weight of an output channel.
+
+So it grows where there are few positions for many weights.
+"""
+
+PROTECT = 30.0
+"""Weight of the full level's error while lower levels are fitted."""
+
+
+@dataclass(frozen=True)
+class Refitted:
+    """What `refit` did.
+
+    Attributes:
+        fitted: names of the weights that were fitted, in the order of execution.
+        left: names of the other weights that some level lacks a part of.
+    """
+
+    fitted: Sequence[str]
+    left: Sequence[str]
+
+
+@torch.no_grad()
+def refit(nested: NestedModel, images: Tensor, protect: float = PROTECT) -> Refitted:
+    """Refit the shared weights of a nested model that was not trained, in place.
+
+    Convolutions over images and linear layers are refitted; other layers, biases and private tensors stay.
+
+    Args:
+        nested: the model with its entry levels chosen.
+        images: training images (B, C, H, W) on the model's device. All of them run through two networks at
+            once, which takes their activations of the largest layers.
+        protect: weight of the full level's squared error while lower levels are fitted.
+    """
+    original = deepcopy(nested.network).eval()
+    state = nested.nested_state()
+    shared = nested.shared_tensors()
+    entry = {name: e.to(images.device) for name, e in state.entry.tensors.items() if name in state.shared}
+    for name, tensor in shared.items():
+        if name in state.shared and name not in entry:
+            entry[name] = torch.ones_like(tensor, dtype=torch.uint8)
+    fitted: dict[str, None] = {}
+    for level in range(1, nested.n_levels + 1):
+        fit = _LevelFit(nested, level, original, entry, protect if level < nested.n_levels else 0.0)
+        for name, weight in fit.run(images):
+            shared[name].copy_(weight)
+            fitted[name] = None
+    reduced = [name for name, e in entry.items() if name in nested.spec.maskable and bool((e > 1).any())]
+    return Refitted(list(fitted), [name for name in reduced if name not in fitted])
+
+
+class _LevelFit:
+    """Fits the own weights of one level.
+
+    Args:
+        nested: the nested model.
+        level: the level, 1-based.
+        original: the network before anything was fitted.
+        entry: entry levels of the shared weights.
+        protect: weight of the full level's squared error.
+    """
+
+    def __init__(
+        self,
+        nested: NestedModel,
+        level: int,
+        original: nn.Module,
+        entry: dict[str, Tensor],
+        protect: float,
+    ) -> None:
+        self.nested, self.level, self.entry, self.protect = nested, level, entry, protect
+        self.original = original
+        self.plain = nested.at_level(level)
+
+    def run(self, images: Tensor) -> list[tuple[str, Tensor]]:
+        """Fit the layers one after the other, and return their full weights by name."""
+        fitted: dict[str, Tensor] = {}
+        targets = layer_calls(self.original, images, batch_statistics=False)
+        calls = layer_calls(self.plain, images, batch_statistics=self.nested.is_reduced(self.level))
+        with closing(targets), closing(calls):
+            for call in calls:
+                own = self.entry.get(call.name)
+                if own is None or call.name in fitted or not self._can_fit(own):
+                    continue
+                target = next((other for other in targets if other.name == call.name), None)
+                if target is None:  # the level's layers come in another order
+                    break
+                solution = self._fit(call, target, seed=len(fitted))
+                if bool(solution.isfinite().all()):  # 32-bit sums of very large inputs may overflow
+                    used, places = solution * (own <= self.level), self._places(call.name, solution)
+                    call.weight.copy_(used if places is None else used[places])
+                    fitted[call.name] = solution
+        return list(fitted.items())
+
+    def _can_fit(self, entry: Tensor) -> bool:
+        """Whether the level has own weights in a layer, and higher levels can make up for their change."""
+        higher = (entry > self.level) & (entry <= self.nested.n_levels)
+        return bool((entry == self.level).any()) and (not self.protect or bool(higher.any()))
+
+    def _fit(self, call: LayerCall, target: LayerCall, seed: int) -> Tensor:
+        """Fit one layer, and return its full weight."""
+        entry, name, n = self.entry[call.name], call.name, self.nested.n_levels
+        places = self._places(name, target.weight)
+        wanted = _by_group(target.weight, target.groups).transpose(1, 2)  # (g, c, o)
+        rows, own_sums, sums = 0, _Sums(), _Sums()
+        for inputs, own_inputs in _pieces(target, call, seed):  # (g, R, c), (g', R, c')
+            rows += inputs.shape[1]
+            outputs = (inputs @ wanted).transpose(1, 2)  # (g, o, R)
+            if self.protect:
+                sums.add(inputs, outputs)
+            if places is not None:
+                outputs = outputs.flatten(0, 1)[places[0].flatten()].unflatten(0, (call.groups, -1))
+            own_sums.add(own_inputs, outputs)  # (g', o', R)
+        own = Equations(own_sums.gram, own_sums.products, places, entry <= self.level)
+        equations, free, pull = [own], entry == self.level, own.diagonal()
+        if self.protect:
+            full = Equations(sums.gram, sums.products, None, entry <= n, self.protect)
+            equations.append(full)
+            free = (entry >= self.level) & (entry <= n)
+            pull = torch.where(entry == self.level, pull, self.protect * full.diagonal())
+        pull = pull * RIDGE * own.gram.shape[2] / rows
+        start = self.nested.shared_tensor(name).detach()
+        solution = solve(start, free, equations, ITERATIONS, pull)
+        return torch.where(entry == self.level, solution, start)
+
+    def _places(self, name: str, weight: Tensor) -> tuple[Tensor, ...] | None:
+        """Return the part of a weight that the level has; None for all of it."""
+        sizes = self.nested.level_sizes
+        axes = {} if sizes is None else sizes.axes(self.level).get(name, {})
+        if not axes:
+            return None
+        return _mesh(
+            [
+                torch.as_tensor(axes[dim] if dim in axes else range(size), device=weight.device)
+                for dim, size in enumerate(weight.shape)
+            ]
+        )
+
+
+class _Sums:
+    """Sums over positions of X^T X and Z X, for inputs X (g, R, c) and outputs Z (g, o, R)."""
+
+    def __init__(self) -> None:
+        self.gram = self.products = torch.zeros(())
+
+    def add(self, inputs: Tensor, outputs: Tensor) -> None:
+        """Add the sums of some positions."""
+        gram, products = inputs.transpose(1, 2) @ inputs, outputs @ inputs
+        self.gram = gram if self.gram.ndim == 0 else self.gram.add_(gram)
+        self.products = products if self.products.ndim == 0 else self.products.add_(products)
+
+
+def _pieces(target: LayerCall, call: LayerCall, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the columns of both calls at the same positions, of as many images as fit in memory together."""
+    each = POSITIONS * target.weight[0].numel() * target.groups
+    size = max(1, MOST_NUMBERS // each)
+    for start in range(0, len(target.inputs), size):
+        parts = (replace(c, inputs=c.inputs[start : start + size]) for c in (target, call))
+        inputs, own_inputs = (part.columns(POSITIONS, seed + start) for part in parts)
+        yield inputs, own_inputs
+
+
+def _by_group(weight: Tensor, groups: int) -> Tensor:
+    """Reshape a weight (groups * o, in, *kernel) to (groups, o, c)."""
+    return weight.reshape(groups, len(weight) // groups, -1)
+
+
+def _mesh(indices: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Return indices of the dimensions of a tensor that broadcast together."""
+    return tuple(
+        index.view([-1 if dim == place else 1 for place in range(len(indices))])
+        for dim, index in enumerate(indices)
+    )
