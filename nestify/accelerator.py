@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nestify.errors import RecipeError, foreign_code
+from nestify.launcher import Launch, read_launch
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +73,7 @@ def pick_device(name: str) -> "torch.device":
 
     Args:
         name: a torch device such as `cpu` or `cuda:1`, or `auto`: a GPU if available, otherwise the CPU.
+            Each of several processes gets a GPU of its own, whatever the number.
 
     Raises:
         RecipeError: if the device is not available on this machine.
@@ -79,13 +81,54 @@ def pick_device(name: str) -> "torch.device":
     import torch
 
     if name == "auto":
-        return torch.device(GPU if torch.get_device_module(GPU).is_available() else "cpu")
+        name = GPU if torch.get_device_module(GPU).is_available() else "cpu"
+        if name == "cpu" or read_launch().size == 1:
+            return torch.device(name)
+    if name.partition(":")[0] == GPU and (launch := read_launch()).size > 1:
+        name = f"{GPU}:{_gpu_number(launch, gpu_count())}"
     with foreign_code(
         lambda reason: RecipeError(f"device = {name!r} is not available here; give auto or cpu")
     ):
         device = torch.device(name)
         torch.zeros(1, device=device).item()  # fails on "meta", which creates tensors but computes nothing
     return device
+
+
+def _gpu_number(launch: Launch, gpus: int) -> int:
+    """Return the number of the GPU of one of several processes.
+
+    Args:
+        launch: the process.
+        gpus: number of GPUs that this process sees; a launcher may show each process only its own.
+
+    Raises:
+        RecipeError: if this node has fewer GPUs than processes.
+    """
+    if launch.local_rank < gpus:
+        return launch.local_rank
+    if gpus == 1 and launch.launcher != "torchrun":
+        return 0
+    count = launch.local_size or f"{launch.local_rank + 1} or more"
+    raise RecipeError(
+        f"device = {GPU}: this node has {gpus} GPU{'s' * (gpus != 1)} for {count} processes; start as many "
+        f"processes as GPUs (torchrun --nproc-per-node {max(gpus, 1)}), or use --device cpu"
+    )
+
+
+def claim_gpu(device: "torch.device") -> str:
+    """Make a GPU the current one of this process.
+
+    Returns:
+        A name of the hardware that differs from those of the other GPUs of this machine; an empty text for
+        other devices.
+    """
+    import torch
+
+    if not is_gpu(device):
+        return ""
+    module = torch.get_device_module(GPU)
+    module.set_device(device)
+    return str(module.get_device_properties(device).uuid)
 
 
 def device_model(device: "torch.device") -> str:
@@ -180,6 +223,14 @@ def set_random_state(device: "torch.device", state: "torch.Tensor") -> None:
     import torch
 
     torch.get_device_module(device).set_rng_state(state, *_only_one(device))
+
+
+def seed_device(device: "torch.device", seed: int) -> None:
+    """Seed a device's own random number generator; a CPU has none of its own."""
+    import torch
+
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _only_one(device: "torch.device") -> list["torch.device"]:

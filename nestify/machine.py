@@ -25,9 +25,14 @@ def processor_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 def cores() -> int:
     """Return the number of logical processors that this process may use."""
+    return len(processors())
+
+
+def processors() -> tuple[int, ...]:
+    """Return the numbers of the logical processors that this process may use."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return tuple(range(os.cpu_count() or 1))
 
 
 def memory_bytes() -> int | None:
@@ -44,21 +49,32 @@ def printable_line(text: str) -> str:
     return " ".join(printable.split())[:200]
 
 
-def pick_workers(requested: int | None, device: "torch.device") -> int:
-    """Return the number of worker processes that load images.
+def pick_workers(requested: int | None, device: "torch.device", available: int | None = None) -> int:
+    """Return the number of worker processes that load images for one process.
 
     Args:
         requested: the user's number; None chooses one per processor, at most 8, and 0 if the CPU trains,
             because workers would compete with the training for its processors.
         device: the device that trains.
+        available: number of processors for this process, if it shares them with other processes.
     """
     if requested is not None:
         return requested
-    return 0 if device.type == "cpu" else min(8, cores())
+    return 0 if device.type == "cpu" else min(8, available or cores())
 
 
-def workers_warning(workers: int) -> str | None:
-    """Return a sentence if there are more worker processes than processors; None otherwise."""
+def workers_warning(workers: int, available: int | None = None) -> str | None:
+    """Return a sentence if there are more worker processes than processors; None otherwise.
+
+    Args:
+        workers: number of worker processes of one process.
+        available: number of processors for this process, if it shares them with other processes.
+    """
+    if available is not None and workers > available:
+        return (
+            f"data.workers = {workers} for each process is more than its share of the processors "
+            f"({available}), so the workers compete for them; use --workers {available} or fewer"
+        )
     available = cores()
     if workers <= available:
         return None

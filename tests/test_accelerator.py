@@ -6,6 +6,7 @@ import torch
 from nestify import accelerator
 from nestify.accelerator import clock_of, fast_kernels, fork_random_states, has_tf32, pick_device
 from nestify.compression.defaults import with_fast_computing
+from nestify.errors import RecipeError
 from nestify.recipe.recipe import load_recipe
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -72,6 +73,18 @@ def test_auto_takes_a_gpu_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> No
     for available, expected in ((True, "cuda"), (False, "cpu")):
         monkeypatch.setattr(torch.cuda, "is_available", lambda found=available: found)
         assert pick_device("auto").type == expected
+
+
+def test_processes_need_a_gpu_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    variables = {"RANK": "6", "WORLD_SIZE": "8", "LOCAL_RANK": "2", "LOCAL_WORLD_SIZE": "4"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    for device in ("auto", "cuda", "cuda:0"):
+        with pytest.raises(RecipeError, match=r"2 GPUs for 4 processes.*--nproc-per-node 2"):
+            pick_device(device)
+    assert pick_device("cpu") == CPU
 
 
 def test_random_states_of_the_cpu_are_restored() -> None:

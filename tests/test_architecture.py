@@ -31,6 +31,7 @@ ROOMS = (
     "recipe",
     "machine",
     "accelerator",
+    "launcher",
     "files",
     "terminal",
     "signals",

@@ -1,7 +1,6 @@
 """`nestify compress`: make a nested file from a pretrained model."""
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -13,6 +12,7 @@ import typer
 from nestify.cli.arguments import Settings, complete_recipe
 from nestify.cli.flags import with_recipe_flags
 from nestify.files import sibling
+from nestify.launcher import read_launch
 from nestify.recipe.flags import Panel
 from nestify.recipe.sources import parse_setting
 
@@ -140,7 +140,7 @@ def show_run(start: "Callable[[Observer | None], Result]", as_json: bool) -> Non
     from nestify.report.text import render
     from nestify.training.display import Display
 
-    if os.environ.get("RANK", "0") != "0":  # one of several processes; only rank 0 prints
+    if read_launch().rank:  # one of several processes; only rank 0 prints
         start(None)
         return
     level = verbosity()

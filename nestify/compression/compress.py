@@ -23,10 +23,11 @@ from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import Plan
 from nestify.shown import Shown
 from nestify.training.display import usual_observer
-from nestify.training.distributed import World, join_process_group
+from nestify.training.distributed import World
 from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
 from nestify.training.precision import chosen_kernels
+from nestify.training.process_group import join_process_group
 
 
 @dataclass(frozen=True, repr=False)
@@ -78,7 +79,7 @@ def compress(
 ) -> Result:
     """Turn a pretrained model into a nested file, with `metrics.jsonl` next to it.
 
-    Each of the processes that torchrun starts trains on a share of the images; rank 0 writes.
+    Each of the processes that torchrun, srun or mpirun starts trains on a share of the images; rank 0 writes.
 
     During training a checkpoint, NAME.resume.safetensors, is also stored there. The same call resumes from it
     after an interruption, to the same bytes on a CPU. It is removed when the nested file is written.
@@ -114,7 +115,9 @@ def run_compress(
         resume: as in `compress`.
         base: the file that the run extends; None without one.
     """
-    with join_process_group(pick_device(recipe.device)) as (world, device):
+    exchange = getattr(torch, recipe.train.exchange)
+    minutes = recipe.train.timeout_minutes
+    with join_process_group(pick_device(recipe.device), minutes, exchange) as (world, device):
         if observer is not None or not world.is_main:
             return _compress(recipe, observer or Observer(), resume, world, device, base)
         with usual_observer() as display:
@@ -157,7 +160,9 @@ def _run_and_write(
 ) -> tuple[Manifest, Sequence[str]]:
     """Do the work of `compress`; return the manifest, and a sentence per missed budget."""
     output = recipe.output_path
-    run = Run(recipe, watcher, world, device, base)
+    opened: list[Run] = []
+    world.everywhere(lambda: opened.append(Run(recipe, watcher, world, device, base)))
+    [run] = opened
     run.checkpoints.find(resume)
     with run.checkpoints.noting_resume_point(), chosen_kernels(run.recipe.train, device):
         watcher.planned(plan := run.plan())
@@ -171,10 +176,9 @@ def _run_and_write(
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
         watcher.stage(f"writing {output}")
-        manifest = world.broadcast_object(
-            write_compressed(run.recipe, done, run.inputs.held_out_record, base) if world.is_main else None
+        manifest = world.on_main(
+            lambda: write_compressed(run.recipe, done, run.inputs.held_out_record, base)
         )
-    assert manifest is not None
     if world.is_main:
         run.checkpoints.remove()
     slow = missed_latencies(output, done.levels, watcher) if world.is_main else []
@@ -189,15 +193,7 @@ def _locked(output: Path, watcher: Observer, world: World) -> Iterator[None]:
         RecipeError: in all processes, if another run writes this output.
     """
     with ExitStack() as lock:
-        refusal: str | None = None
-        if world.is_main:
-            try:
-                lock.enter_context(lock_output(output, watcher.warned))
-            except RecipeError as error:
-                refusal = str(error)
-        refusal = world.broadcast_object(refusal)
-        if refusal is not None:
-            raise RecipeError(refusal)
+        world.on_main(lambda: lock.enter_context(lock_output(output, watcher.warned)))
         yield
 
 

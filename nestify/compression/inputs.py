@@ -74,7 +74,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     held_out = None
     if recipe.data.calibrate is not None:
         train_images, held_out = train_images.hold_out(recipe.data.calibrate, recipe.seed)
-    check_shares(train_images, val_images, processes)
+    check_shares(val_images, processes)
     recipe = with_batch_size(recipe, train_images, processes, observer)
     if single := train_images.single_image_classes():
         few = ", ".join(single[:5]) + (", ..." if len(single) > 5 else "")
@@ -169,24 +169,16 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
     )
 
 
-def check_shares(train: Images, validation: Images, processes: int) -> None:
-    """Refuse images that would give several processes different numbers of steps.
+def check_shares(validation: Images, processes: int) -> None:
+    """Refuse too few validation images for the processes of a run.
 
     Raises:
-        RecipeError: if they would.
+        RecipeError: if a process would have none.
     """
-    if processes == 1:
-        return
-    where = f"with {processes} processes"
-    if train.source.is_stream or validation.source.is_stream:
-        raise RecipeError(f"{train.source}: a stream cannot be divided evenly {where}; use a folder or a tar")
-    if train.on_bad_image != "refuse":
+    if len(validation) < processes and not validation.source.is_stream:
         raise RecipeError(
-            f"data.on_bad_image = {train.on_bad_image!r} would let processes have different numbers of steps "
-            f"{where}; set it to refuse"
+            f"{len(validation)} validation images are too few with {processes} processes; use more"
         )
-    if len(validation) < processes:
-        raise RecipeError(f"{len(validation)} validation images are too few {where}; use more")
 
 
 def open_recipe_model(recipe: Recipe, images: Images, observer: Observer) -> tuple[PretrainedModel, bool]:

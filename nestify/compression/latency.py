@@ -50,9 +50,7 @@ class LayerTimer:
             observer.stage("measuring the layers on the sparse engine")
             recipe = self.recipe
             masked = recipe.schedule.kind == "weight" or any(level.sparsity for level in recipe.levels)
-            found = layer_times(networks, self.spec, packed=masked) if self.world.is_main else None
-            self.times = self.world.broadcast_object(found)
-        assert self.times is not None
+            self.times = self.world.on_main(lambda: layer_times(networks, self.spec, packed=masked))
         return self.times
 
 

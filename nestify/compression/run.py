@@ -1,13 +1,13 @@
 """One run of `compress`, from a recipe to a nested file."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 
 import torch
 from timm.utils import random_seed
-from torch import Tensor, nn
+from torch import nn
 
 from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
@@ -15,15 +15,15 @@ from nestify.compression.compressed import Compressed
 from nestify.compression.defaults import with_fast_computing, with_ramp
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
 from nestify.compression.latency import LayerTimer
+from nestify.compression.passes import Passes
 from nestify.compression.untrained import Untrained
-from nestify.data.dataset import Images
-from nestify.data.loaders import Loader, Pictures, eval_loader, train_loader
-from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, check_finite, evaluate, evaluate_levels
+from nestify.data.loaders import train_loader
+from nestify.evaluation.accuracy import Accuracy, check_finite
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
 from nestify.machine import pick_workers, workers_warning
-from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
+from nestify.model.spec import state_tensors
 from nestify.recipe.level_options import Stage, training_stages
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
@@ -84,8 +84,8 @@ class Run:
         self.labels = self.inputs.labels
         self.frozen = 0 if base is None else base.count
         self.stages = [stage for stage in training_stages(recipe.level) if stage.frozen >= self.frozen]
-        self.workers = pick_workers(recipe.data.workers, self.device)
-        if problem := workers_warning(self.workers):
+        self.workers = pick_workers(recipe.data.workers, self.device, world.processors)
+        if problem := workers_warning(self.workers, world.processors):
             observer.warned(problem)
         self.train_batches = train_loader(
             self.inputs.train_images,
@@ -99,6 +99,7 @@ class Run:
             rank=world.rank,
             world_size=world.size,
         )
+        self.passes = Passes(self.inputs, self.workers, self.device, self.precision, world)
         self._epoch_steps = steps_per_epoch(self.train_batches, recipe.train.accumulate)
         self._stage_steps = total_steps(recipe.train.epochs, self._epoch_steps)
         self.recipe = recipe = with_ramp(recipe, self._stage_steps)
@@ -111,8 +112,8 @@ class Run:
             run_identity(recipe, self.device, network, teacher, self._images, self.labels, world.size)
             | ({} if base is None else base.identity()),
             recipe.train.checkpoint_minutes,
-            skipped={split: images.skipped for split, images in self._images.items()},
-            world=world,
+            {split: images.skipped for split, images in self._images.items()},
+            world,
         )
 
     def plan(self, *, estimate: bool = False) -> Plan:
@@ -121,7 +122,10 @@ class Run:
         Args:
             estimate: whether to run one small step to estimate the time and memory of training.
         """
-        design = self._nest(deepcopy(self.inputs.pretrained.model).cpu())
+        network = self.inputs.pretrained.model
+        if estimate or self.recipe.schedule.kind != "weight" or self.base is not None:
+            network = deepcopy(network)  # these change it
+        design = self._nest(network.cpu())
         nested, levels, removable = design.nested, design.levels, design.removable
         choose_weights(nested, levels, self.recipe.schedule.score, self.frozen)
         count = design.solver.count
@@ -200,7 +204,7 @@ class Run:
         if recipe.train.bn == "recalibrate" and recipe.train.epochs:
             self._recalibrate_levels(nested, numbers)
         observer.stage("evaluating the levels")
-        after = self._evaluate_levels(nested)
+        after = self.passes.evaluate_levels(nested, numbers)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
         self._check_health(nested, original, after)
@@ -209,9 +213,11 @@ class Run:
         calibration = None
         if self.inputs.held_out is not None:
             observer.stage("fitting temperatures and consensus")
-            batches = self._eval_batches(self.inputs.held_out)
+            batches = self.passes.images(self.inputs.held_out)
             calibration = calibrate_levels(nested, batches, self.precision.autocast, self.labels.parents)
         for split, images in self._images.items():
+            for reasons in self.world.all_gather(images.skipped):
+                images.skipped.update(reasons)
             observer.skipped(split, images.skipped)
         nested = nested.cpu().to(memory_format=torch.contiguous_format).eval()
         count = count_macs(nested.network, self.spec.input_size)
@@ -252,7 +258,7 @@ class Run:
             self.spec,
             self.labels,
             self.train_batches,
-            self._val_batches,
+            self.passes.validation,
             self.device,
             self.observer,
             self.checkpoints,
@@ -275,7 +281,7 @@ class Run:
     def _original(self, network: nn.Module) -> Accuracy:
         """Evaluate the dense model."""
         self.observer.stage("evaluating the original model")
-        [original] = self._evaluate_plain({0: network})
+        [original] = self.passes.evaluate({0: network})
         self.observer.evaluated("original", 0, [original])
         check_finite([original], "finetune.lr")
         return original
@@ -285,7 +291,7 @@ class Run:
             self.observer.stage("finding what can be left out")
         given = None if self.base is None else self.base.sizes
         times = partial(self._timer.measure, self.observer)
-        images, known, warn = Pictures(self._shuffled()), self._removable, self.observer.warned
+        images, known, warn = self.passes.sample(combined=True), self._removable, self.observer.warned
         made = design_levels(network, self.spec, self.recipe, self.labels, images, known, given, times, warn)
         self._removable = made.removable
         if self.base is not None:
@@ -294,19 +300,24 @@ class Run:
 
     def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
         """Evaluate the levels without training; a model that is to be trained is restored."""
-        state = deepcopy(nested.state_dict())
-        if self.recipe.train.epochs:
+        trains = self.recipe.train.epochs > 0
+        state = deepcopy(nested.state_dict()) if trains else None
+        if trains:
             self._make_untrained(nested, levels)
         self.observer.stage("evaluating the levels before training")
-        before = self._evaluate_levels(nested)
-        nested.load_state_dict(state)
+        before = self.passes.evaluate_levels(nested, range(self.frozen + 1, nested.n_levels + 1))
+        if state is not None:
+            nested.load_state_dict(state)
         self.observer.evaluated("before", 0, before)
         return before
 
     def _make_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
         """Choose the weights of all levels, and make the levels as good as they can be without training."""
-        parents, frozen = self.labels.parents, self.frozen
-        Untrained(self.recipe, self._shuffled, self.observer, parents, frozen).make(nested, levels)
+        batches, parents = self.passes.to_recalibrate, self.labels.parents
+        Untrained(self.recipe, batches, self.observer, parents, self.frozen).make(nested, levels)
+        self.world.broadcast(
+            nested
+        )  # what is refitted depends on accuracies, which machines round differently
 
     def _recalibrate_levels(self, nested: NestedModel, levels: Sequence[int]) -> None:
         """Measure the private statistics of levels on training images."""
@@ -314,35 +325,5 @@ class Run:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
             plain = nested.at_level(level)
-            recalibrate(plain, Pictures(self._shuffled()), self.recipe.train.recalibrate_batches)
-            nested.load_own(level, plain)
-
-    def _shuffled(self) -> Loader:
-        return self._eval_batches(self.inputs.train_images, shuffle_seed=self.recipe.seed)
-
-    def _evaluate_plain(
-        self, models: dict[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS
-    ) -> list[Accuracy]:
-        for model in models.values():
-            model.eval()
-        return evaluate(models, self._val_batches(), self.precision.autocast, parents, self.world.size > 1)
-
-    def _evaluate_levels(self, nested: NestedModel) -> list[Accuracy]:
-        numbers, parents = range(self.frozen + 1, nested.n_levels + 1), self.labels.parents
-        shared = self.world.size > 1
-        return evaluate_levels(nested, self._val_batches(), numbers, self.precision.autocast, parents, shared)
-
-    def _val_batches(self) -> Loader:
-        return self._eval_batches(self.inputs.val_images, world=self.world)
-
-    def _eval_batches(self, images: Images, shuffle_seed: int | None = None, world: World = SINGLE) -> Loader:
-        return eval_loader(
-            images,
-            self.spec.preprocessing,
-            batch_size=self.inputs.batch_size,
-            workers=self.workers,
-            device=self.device,
-            shuffle_seed=shuffle_seed,
-            rank=world.rank,
-            world_size=world.size,
-        )
+            self.passes.recalibrate(plain)
+            nested.load_own(level, state_tensors(plain))

@@ -13,6 +13,7 @@ from nestify.data.loaders import Loader, Pictures
 from nestify.evaluation.accuracy import NO_PARENTS, evaluate
 from nestify.model.batch_norm import Statistics, recalibrate, relate_statistics, running_statistics
 from nestify.model.nested_model import NestedModel
+from nestify.model.spec import state_tensors
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.nest import choose_weights
@@ -104,7 +105,7 @@ class Untrained:
                     nested.shared_tensor(name).copy_(tensor)
         for level in range(1, nested.n_levels + 1):
             if not nested.is_reduced(level):  # the batch norm of reduced levels is measured later
-                nested.load_own(level, original)
+                nested.load_own(level, state_tensors(original))
         tell = self.observer.stage if self.recipe.train.epochs else self.observer.warned
         tell(
             f"the weights of levels without training were not refitted, because level {worst} would lose "
@@ -121,7 +122,7 @@ class Untrained:
             if nested.is_reduced(level) or not _same_tensors(nested.at_level(level), original):
                 self._measure(nested, level, original, measured)
             else:
-                nested.load_own(level, original)
+                nested.load_own(level, state_tensors(original))
             found[level] = self._top1(nested.at_level(level), self.parents.get(level))
         return found
 
@@ -167,7 +168,7 @@ class Untrained:
         if measured is not None:
             parts = (_part(nested, level, running_statistics(each)) for each in (measured, original))
             relate_statistics(plain, *parts)
-        nested.load_own(level, plain)
+        nested.load_own(level, state_tensors(plain))
 
     def _top1(self, network: nn.Module, parents: Tensor | None = None) -> float:
         """Return the top-1 accuracy of a network on training images, in percent.

@@ -63,6 +63,26 @@ class Images:
             return []
         return [str(self.dataset.reader.filename(int(index))) for index in self.indices]
 
+    def check_delivered(self, count: int) -> None:
+        """Check that a pass over a stream delivered all images; webdataset passes bad ones over.
+
+        A training stream repeats images to fill its batches, and is not checked.
+
+        Args:
+            count: number of images that were delivered.
+
+        Raises:
+            DataError: if images are missing and the images say `refuse`; otherwise they count as skipped.
+        """
+        missing = len(self) - count
+        if missing > 0 and self.on_bad_image == "refuse":
+            raise DataError(
+                f"{self.source}: {missing} of {len(self)} images were not delivered; some may be damaged, so "
+                "replace them, or pass --on-bad-image skip"
+            )
+        if missing > 0:
+            self.skipped[str(self.source)] = f"{missing} images were not delivered"
+
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences about files that were left out, and about how classes were found."""

@@ -10,6 +10,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -64,7 +65,9 @@ class Listing:
 
     def add(self, image: ImageFile) -> None:
         """Add a regular file: to the images if its name ends like one, otherwise to the ignored files."""
-        ending = os.path.splitext(image.name)[1].lower()
+        base = image.name.rpartition("/")[2]
+        dot = base.rfind(".")
+        ending = base[dot:].lower() if dot > 0 else ""
         if ending in image_endings():
             self.images.append(image)
         else:
@@ -136,8 +139,25 @@ def list_folder(root: Path) -> Listing:
                         found.add(ImageFile(inner, entry.path))
     except OSError as error:
         raise DataError(f"{error.filename or root}: cannot be read: {error.strerror or error}") from error
-    found.images.sort(key=lambda image: natural_key(image.name))
+    found.images = _in_natural_order(found.images)
     return found
+
+
+def _in_natural_order(images: list[ImageFile]) -> list[ImageFile]:
+    """Return images in the order of `natural_key`; folder by folder if that gives the same order."""
+    folders: dict[str, list[ImageFile]] = {}
+    for image in images:
+        folders.setdefault(image.name.rpartition("/")[0], []).append(image)
+    keys = {folder: natural_key(f"{folder}/")[:-1] for folder in folders}
+    ordered = sorted(folders, key=keys.__getitem__)
+    # Images of folders that differ in case or leading zeros alone are mixed, like those of inner folders.
+    alike = any(keys[a] == keys[b] for a, b in pairwise(ordered))
+    if alike or len({folder.count("/") for folder in folders}) > 1 or "" in folders:
+        return sorted(images, key=lambda image: natural_key(image.name))
+    for folder in ordered:
+        start = len(folder) + 1
+        folders[folder].sort(key=lambda image: natural_key(image.name[start:]))
+    return [image for folder in ordered for image in folders[folder]]
 
 
 def _identity(path: str | Path) -> Identity:
@@ -147,9 +167,12 @@ def _identity(path: str | Path) -> Identity:
 
 def _kind(entry: "os.DirEntry[str]") -> str:
     """Return `folder`, `file` or `special` of what an entry is, or links to."""
-    if entry.is_dir(follow_symlinks=False):
-        return "folder"
-    if entry.is_file(follow_symlinks=False):
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+    except OSError:  # such as a link to itself
         return "file"
     try:
         mode = os.stat(entry.path).st_mode

@@ -1,8 +1,8 @@
 """Batches for training and evaluation: timm's transforms, in an order given by seed and epoch.
 
 The loaders are torch's, with timm's `create_transform`, because timm's `create_loader` takes neither a
-sampler nor a seed, and pads a distributed validation with repeated images. Images are normalised on the CPU,
-by the workers: timm's prefetcher was not faster on a CPU, and would make pixels depend on the device.
+sampler nor a seed, and pads a distributed validation with repeated images. Workers send 8-bit pixels, a
+quarter of the bytes, which are normalised on the device that uses them.
 """
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 
 from nestify.accelerator import is_gpu
 from nestify.data.dataset import Images
+from nestify.data.normalise import Normalise, split_normalisation
 from nestify.data.order import Order
 from nestify.data.samples import Batch, Fault, Prepare, QuietLoader, Samples, Stream, collate, init_worker
 from nestify.data.source import open_split
@@ -28,6 +29,17 @@ class Loader:
 
     Skipped images make a batch smaller. A pass raises `DataError` when an image cannot be read and the
     images say `refuse`, when none can be read, and when a worker process dies.
+
+    Args:
+        images: what is loaded.
+        loader: torch's loader of it.
+        device: where batches are put.
+        order: order of the images; None for a stream.
+        whole_stream: whether this process reads each image of a stream once.
+        min_images: a batch with fewer readable images is left out.
+        normalise: turns images into the model's input on the device; None if they are that already.
+        keeps_empty: whether an empty batch takes the place of one that is left out, so that several
+            processes have the same number of batches.
 
     Attributes:
         place: number of batches of the pass that are done, including those before `first_batch` and those
@@ -43,11 +55,15 @@ class Loader:
         order: Order | None,
         whole_stream: bool = False,
         min_images: int = 1,
+        keeps_empty: bool = False,
+        normalise: Normalise | None = None,
     ) -> None:
         self.images = images
         self.place = 0
         self.left_out = 0
         self._min_images = min_images
+        self._keeps_empty = keeps_empty
+        self._normalise = normalise
         self._whole_stream = whole_stream
         self._loader = loader
         self.device = device
@@ -84,17 +100,16 @@ class Loader:
             for batch, faults in batches:
                 self._record_faults(faults)
                 self.place += 1
-                if batch is None:
-                    continue
-                images, targets = batch
+                images, targets = batch or (torch.empty(0), torch.empty(0, dtype=torch.long))
                 count += len(targets)
                 if len(targets) < self._min_images:
-                    self.left_out += self.place > first_batch
+                    self.left_out += batch is not None and self.place > first_batch
+                    if self._keeps_empty and self.place > first_batch:
+                        yield images[:0].to(self.device), targets[:0].to(self.device)
                 elif self.place > first_batch:
-                    yield (
-                        images.to(self.device, non_blocking=True),
-                        targets.to(self.device, non_blocking=True),
-                    )
+                    images = images.to(self.device, non_blocking=True)
+                    images = self._normalise(images) if self._normalise else images
+                    yield images, targets.to(self.device, non_blocking=True)
         if not first_batch:
             self._check_count(count)
 
@@ -103,15 +118,8 @@ class Loader:
         source = self.images.source
         if not count:
             raise DataError(f"{source}: none of its images could be read")
-        # webdataset passes bad images over; a training stream repeats images to fill its batches
-        missing = len(self.images) - count if self._whole_stream else 0
-        if missing > 0 and self.images.on_bad_image == "refuse":
-            raise DataError(
-                f"{source}: {missing} of {len(self.images)} images were not delivered; some may be "
-                "damaged, so replace them, or pass --on-bad-image skip"
-            )
-        if missing > 0:
-            self.images.skipped[str(source)] = f"{missing} images were not delivered"
+        if self._whole_stream:
+            self.images.check_delivered(count)
 
     def _batches(self) -> Generator[Batch]:
         batches, whole = iter(self._loader), False
@@ -194,10 +202,13 @@ def train_loader(
     order = None
     if not images.source.is_stream:
         order = Order(len(images), seed, rank, world_size, even=True)
-    samples = _samples(images, prepare, batch_size, workers, seed=seed, training=True)
+    share = {"rank": rank, "world_size": world_size}
+    samples = _samples(images, prepare, batch_size, workers, **share, seed=seed, training=True)
+    if isinstance(samples, Stream):
+        samples.check_shards(workers, world_size)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device, seed=seed, drop_last=True)
-    return Loader(images, loader, device, order, min_images=min_images)
+    return Loader(images, loader, device, order, False, min_images, world_size > 1, prepare.normalise)
 
 
 def eval_loader(
@@ -217,7 +228,7 @@ def eval_loader(
         shuffle_seed: shuffles the order, for batch statistics, which images sorted by class would distort.
             None for the stored order.
         rank, world_size: the process reads every `world_size`-th image, starting with its rank; no image is
-            repeated. (A stream divides itself, and may repeat images.)
+            repeated.
 
     The other arguments and errors are those of `train_loader`.
     """
@@ -225,10 +236,11 @@ def eval_loader(
     order = None
     if not images.source.is_stream:
         order = Order(len(images), shuffle_seed, rank, world_size, even=False)
-    samples = _samples(images, prepare, batch_size, workers)
+    samples = _samples(images, prepare, batch_size, workers, rank=rank, world_size=world_size)
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device)
-    return Loader(images, loader, device, order, whole_stream=order is None and world_size == 1)
+    whole_stream = order is None and world_size == 1
+    return Loader(images, loader, device, order, whole_stream, normalise=prepare.normalise)
 
 
 def _samples(
@@ -237,6 +249,8 @@ def _samples(
     batch_size: int,
     workers: int,
     *,
+    rank: int,
+    world_size: int,
     seed: int = 0,
     training: bool = False,
 ) -> Samples | Stream:
@@ -252,8 +266,9 @@ def _samples(
     }
     dataset = open_split(images.source, **options)
     dataset.transform = prepare
+    stream = Stream(images, dataset, rank, world_size, training)
     dataset.set_loader_cfg(num_workers=workers)
-    return Stream(images, dataset)
+    return stream
 
 
 def _torch_loader(
@@ -286,11 +301,11 @@ def _prepare(preprocessing: Mapping[str, Any], *, training: bool, augment: Mappi
     plain = evaluation_transform(preprocessing)
     upright = bool(preprocessing.get("exif_orientation", False))
     if not training:
-        return Prepare(mode, upright, plain)
+        return Prepare(mode, upright, *split_normalisation(plain))
     refused = f"timm does not accept the augmentation {dict(augment)}"
     with foreign_code(lambda reason: RecipeError(f"{refused}: {reason}")):
         augmented = create_transform(**{**transform_options(preprocessing), **augment}, is_training=True)
-    return Prepare(mode, upright, augmented)
+    return Prepare(mode, upright, *split_normalisation(augmented))
 
 
 class Pictures:

@@ -9,6 +9,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Integral
 from typing import Any
 
@@ -19,7 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, default_collate
 
 from nestify.data.dataset import Images
+from nestify.data.normalise import Normalise
 from nestify.data.pixels import no_ghostscript, open_image, to_mode
+from nestify.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,15 @@ class Prepare:
     Attributes:
         mode: Pillow's mode, such as `RGB`, to which every image is converted.
         upright: whether to apply the EXIF orientation.
-        transform: converts such an image to a tensor.
+        transform: converts such an image to a tensor: uint8 (H, W, C) if it is normalised later.
+        normalise: turns a batch of such tensors into float32 (B, C, H, W), on its device; None if `transform`
+            returns that of one image.
     """
 
     mode: str
     upright: bool
     transform: Callable[[Image.Image], Tensor]
+    normalise: Normalise | None = None
 
     def pixels(self, image: Image.Image) -> Image.Image:
         """Return the image in the model's mode, with every pixel decoded."""
@@ -112,18 +118,53 @@ class Samples(Dataset[Sample]):
 class Stream(IterableDataset[Sample]):
     """Images as tensors (C, H, W) with their class index, from a data set that is read sequentially.
 
+    timm divides a training stream among processes so that each gets the same number of images, some of them
+    repeatedly. For an evaluation each image must come once: each worker of each process reads shards of its
+    own of a webdataset; of other streams a process reads all images, and uses every `world_size`-th.
+
     Args:
         images: images of a stream, for the classes.
         dataset: timm's data set, opened for the loader's batch size and with its transform.
+        rank, world_size: rank of this process, and number of processes that share the images.
+        training: whether the images are trained on.
     """
 
-    def __init__(self, images: Images, dataset: Any) -> None:
+    def __init__(
+        self, images: Images, dataset: Any, rank: int = 0, world_size: int = 1, training: bool = True
+    ) -> None:
         self._images = images
         self.dataset = dataset
+        reader = dataset.reader
+        self._own_shards = not training and world_size > 1 and images.source.kind == "wds"
+        # timm takes them from the process group, also where every process needs all images
+        self._share = slice(None) if training or self._own_shards else slice(rank, None, world_size)
+        own = self._share == slice(None)
+        reader.dist_rank, reader.dist_num_replicas = (rank, world_size) if own else (0, 1)
+
+    def check_shards(self, workers: int, world_size: int) -> None:
+        """Refuse a webdataset with fewer shards than readers, some of which would get no images.
+
+        Raises:
+            DataError: if several processes read it, and there are fewer.
+        """
+        shards = getattr(getattr(self.dataset.reader, "split_info", None), "filenames", None)
+        readers = max(1, workers)
+        if world_size > 1 and shards is not None and len(shards) < world_size * readers:
+            raise DataError(
+                f"{self._images.source}: {len(shards)} shards are too few for {world_size} processes with "
+                f"{readers} readers each; use a smaller --workers, fewer processes, or more shards"
+            )
 
     def __iter__(self) -> Iterator[Sample]:
+        share = self._share
+        yield from islice(self._read(), share.start, share.stop, share.step)
+
+    def _read(self) -> Iterator[Sample]:
         name = str(self._images.source)
         try:
+            if self._own_shards:
+                self.dataset.reader._lazy_init()
+                self.dataset.reader.dist_num_replicas = 1  # or it would cut and repeat the shards
             images = iter(self.dataset)
             while True:
                 with no_ghostscript():

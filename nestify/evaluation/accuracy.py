@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
-from torch import Tensor, distributed
+from torch import Tensor
 
 from nestify.accelerator import clock_of
 from nestify.data.hierarchy import coarse_target
@@ -48,7 +48,7 @@ def evaluate_levels(
     levels: Sequence[int],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     parents: Mapping[int, Tensor] = NO_PARENTS,
-    shared: bool = False,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> list[Accuracy]:
     """Evaluate levels of a nested model in one pass over the images.
 
@@ -59,13 +59,13 @@ def evaluate_levels(
         autocast: returns the context of a forward pass, for reduced precision.
         parents: by level, int64 (classes,): the level's class of each of the data's classes; levels that
             predict the data's own classes are left out.
-        shared: whether each rank evaluates a share of the images, so that the sums are all-reduced.
+        total: returns the sum of a tensor over the processes that each evaluate a share of the images.
     """
     was_training = nested.training
     nested.eval()
     try:
         return evaluate(
-            {level: partial(nested, level=level) for level in levels}, batches, autocast, parents, shared
+            {level: partial(nested, level=level) for level in levels}, batches, autocast, parents, total
         )
     finally:
         nested.train(was_training)
@@ -77,14 +77,14 @@ def evaluate(
     batches: Iterable[tuple[Tensor, Tensor]],
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     parents: Mapping[int, Tensor] = NO_PARENTS,
-    shared: bool = False,
+    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
 ) -> list[Accuracy]:
     """Evaluate networks from images (B, C, H, W) to logits (B, classes), by level number.
 
     Args:
         parents: by level, int64 (classes,): the level's class of each of the data's classes; levels that
             predict the data's own classes are left out.
-        shared: whether each rank evaluates a share of the images, so that the sums are all-reduced.
+        total: returns the sum of a tensor over the processes that each evaluate a share of the images.
     """
     evaluators: dict[int, ClassificationEvaluator] = {}
     timers: dict[int, _Timer] = {}
@@ -95,9 +95,8 @@ def evaluate(
                 logits = model(images)
             evaluator = evaluators.setdefault(level, ClassificationEvaluator(images.device))
             evaluator.update(logits, coarse_target(target, parents.get(level)))
-    return [
-        _summary(level, evaluators[level], timers[level], shared) for level in models if level in evaluators
-    ]
+    summaries = [_summary(level, evaluators.get(level), timers.get(level), total) for level in models]
+    return [summary for summary in summaries if summary.images]
 
 
 def check_finite(results: Sequence[Accuracy], option: str) -> None:
@@ -118,18 +117,25 @@ def check_finite(results: Sequence[Accuracy], option: str) -> None:
             )
 
 
-def _summary(level: int, evaluator: ClassificationEvaluator, timer: "_Timer", shared: bool) -> Accuracy:
-    measured = evaluator.compute(distributed=shared)
-    images = evaluator.counts[0].clone()
-    if shared:
-        distributed.all_reduce(images)
+def _summary(
+    level: int,
+    evaluator: ClassificationEvaluator | None,
+    timer: "_Timer | None",
+    total: Callable[[Tensor], Tensor],
+) -> Accuracy:
+    """Return the accuracy over the images of all processes; None is a process whose share had no images."""
+    evaluator = evaluator or ClassificationEvaluator("cpu")
+    # On the CPU, because a process without images does not know the device of the others.
+    evaluator.loss_sum = total(evaluator.loss_sum.cpu().double())
+    evaluator.counts = total(evaluator.counts.cpu())
+    measured = evaluator.summary()
     return Accuracy(
         level=level,
         top1=measured["top1"],
         top5=measured["top5"],
         loss=measured["loss"],
-        images=int(images),
-        images_per_second=timer.images_per_second,
+        images=int(evaluator.counts[0]),
+        images_per_second=timer.images_per_second if timer is not None else 0.0,
     )
 
 

@@ -15,7 +15,7 @@ from nestify.file.checks import units_left
 from nestify.file.entry_codec import Entering, U8Array, decode, expand_units, unit_grid
 from nestify.file.layout import Slot, entry_name, private_name, values_name
 from nestify.file.manifest import Manifest, ParameterEntry
-from nestify.file.source import map_range
+from nestify.file.source import map_range, piece_ranges, release
 from nestify.file.tensors import TORCH_DTYPES, elements, from_bytes
 from nestify.file.untrusted import GET_ANOTHER, quoted
 from nestify.model.entry_levels import EntryLevels, NestedState, box_levels
@@ -43,14 +43,27 @@ class Chunk:
         self.file_name = file.source.name
         self._slots = {slot.spec.name: slot for slot in file.layout.chunks[level - 1]}
         self._begin, end = (0, *file.layout.ends)[level - 1 : level + 1]
-        data = map_range(file.source, file.header_bytes + self._begin, end - self._begin)
-        self._data: U8Array = np.frombuffer(data, np.uint8)
+        self._mapped = map_range(file.source, file.header_bytes + self._begin, end - self._begin)
+        self._data: U8Array = np.frombuffer(self._mapped, np.uint8)
         entry = file.manifest.levels[level - 1]
-        if verify and hashlib.sha256(data).hexdigest() != entry.sha256:
+        if verify and self._sha256() != entry.sha256:
             raise BadFileError(
                 f"{self.file_name}: the bytes of level {level} ({entry.name}) do not match their SHA-256; "
                 f"{GET_ANOTHER}"
             )
+
+    def _sha256(self) -> str:
+        digest = hashlib.sha256()
+        for begin, length in piece_ranges(0, self._data.size):
+            digest.update(self._data[begin : begin + length].data)
+            release(self._mapped, begin, begin + length)
+        return digest.hexdigest()
+
+    def release(self, parameter: str) -> None:
+        """Free the memory of a parameter's bytes, which were used."""
+        for name in (entry_name(self.level, parameter), values_name(self.level, parameter)):
+            if slot := self._slots.get(name):
+                release(self._mapped, slot.begin - self._begin, slot.end - self._begin)
 
     def bytes_of(self, name: str) -> U8Array:
         """Return the bytes of a tensor; empty if it is not stored, such as positions that need no bytes."""
@@ -88,6 +101,8 @@ def read_state(file: "NestedFile", level: int, verify: bool, into: Mapping[str, 
             entry[parameter.name] = torch.from_numpy(levels)
         else:
             shared[parameter.name] = _whole(parameter, chunks[0], found)
+        for chunk in chunks:
+            chunk.release(parameter.name)
     return NestedState(
         shared=shared,
         entry=EntryLevels(level, entry),
@@ -114,6 +129,8 @@ def read_level(file: "NestedFile", level: int, verify: bool, into: Mapping[str, 
             tensor = _maskable(parameter, chunks, found)[0]
         else:
             tensor = _whole(parameter, chunks[0], found)
+        for chunk in chunks:
+            chunk.release(parameter.name)
         tensors |= dict.fromkeys((parameter.name, *parameter.aliases), tensor)
     return tensors | _private(file, chunks[-1])
 

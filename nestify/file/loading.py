@@ -5,12 +5,12 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import overload
 
 import timm
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from nestify.errors import BadFileError, UnsupportedModelError, foreign_code
 from nestify.file.reader import NestedFile, open_nested_file
@@ -53,6 +53,17 @@ def logit_fingerprint(network: Network, input_size: tuple[int, int, int]) -> lis
     with torch.no_grad():
         logits = network(synthetic_input(input_size))[0]
     return [float(f"{value:.{DIGITS}g}") for value in logits.tolist()]
+
+
+def lazy_level(nested: NestedModel, level: int) -> Network:
+    """Return a level as a function that computes each masked weight when it is used, to save memory."""
+
+    def run(images: Tensor) -> Tensor:
+        module, tensors = nested.view(level, images.device, lazy=True)
+        logits: Tensor = functional_call(module, tensors, (images,), tie_weights=False)
+        return logits
+
+    return run
 
 
 def fingerprint_error(network: Network, input_size: tuple[int, int, int], expected: Sequence[float]) -> float:
@@ -164,7 +175,7 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
         nested = restore(network, spec, state, names, _classes(file, file.n_levels))
     if check:
         for level in range(1, nested.n_levels + 1):
-            check_fingerprint(file, partial(nested, level=level), level)
+            check_fingerprint(file, lazy_level(nested, level), level)
     return nested
 
 

@@ -117,6 +117,19 @@ def map_range(source: ByteSource, offset: int, length: int) -> Mapped:
         ) from None
 
 
+def release(data: Mapped, begin: int, end: int) -> None:
+    """Free the memory of bytes that were used; they are read again if they are needed again.
+
+    Args:
+        data: what `map_range` returned, and nothing has written to.
+        begin, end: the bytes.
+    """
+    if isinstance(data, memoryview) and isinstance(data.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        offset = len(data.obj) - len(data)
+        first = (offset + begin) // mmap.PAGESIZE * mmap.PAGESIZE
+        data.obj.madvise(mmap.MADV_DONTNEED, first, offset + end - first)
+
+
 def _map(file: IO[bytes], offset: int, length: int) -> memoryview:
     # A private copy on write, because torch warns about read-only memory.
     memory = mmap.mmap(file.fileno(), offset + length, access=mmap.ACCESS_COPY)

@@ -256,8 +256,8 @@ class NestedModel(Shown, nn.Module):
         return self.network, changed | tied
 
     def _current_projection(self, level: int, lazy: bool) -> dict[str, Tensor]:
-        """Return the projection; in eval mode without gradients that of the last level used is cached."""
-        if self.training or torch.is_grad_enabled():
+        """Return the projection; in eval mode without gradients that of the last level used is kept."""
+        if lazy or self.training or torch.is_grad_enabled():
             self._cached = None
             return self.projection(level, lazy=lazy)
         state = (level, self.unmasked.for_level(level), tensor_versions(self.parameters()))
@@ -286,12 +286,11 @@ class NestedModel(Shown, nn.Module):
         return plain
 
     @torch.no_grad()
-    def load_own(self, level: int, plain: nn.Module) -> None:
-        """Copy a level's private tensors from a plain model, such as a recalibrated one."""
-        loaded = state_tensors(plain)
+    def load_own(self, level: int, tensors: Mapping[str, Tensor]) -> None:
+        """Copy values, by state-dict name, to a level's private tensors; the others are left unchanged."""
         for name, tensor in self.own_tensors(level).items():
-            if name in loaded:  # a smaller level has no num_batches_tracked
-                tensor.copy_(loaded[name])
+            if name in tensors:  # a smaller level has no num_batches_tracked
+                tensor.copy_(tensors[name])
 
     @torch.no_grad()
     def round_to(self, dtype: torch.dtype) -> None:

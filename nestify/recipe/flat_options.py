@@ -12,6 +12,7 @@ FREE = {
     "data.hierarchy",  # the class map in it is compared instead
     "data.on_bad_image",  # a run that refuses such images has met none
     "train.checkpoint_minutes",
+    "train.timeout_minutes",
     "train.log",
     "model.checkpoint",  # its contents are compared instead
     "train.teacher_checkpoint",

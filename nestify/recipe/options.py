@@ -293,6 +293,23 @@ class TrainOptions(Section):
         default=(),
         description="logs in addition to metrics.jsonl: csv (a row per epoch), tensorboard",
     )
+    sync_batch_norm: bool = Field(
+        default=False,
+        description="whether batch norm normalises by the images of all processes in training, and not only "
+        "by those of its own process",
+        exclude_if=lambda value: not value,
+    )
+    exchange: Literal["float32", "bfloat16"] = Field(
+        default="float32",
+        description="number type in which several processes exchange gradients; bfloat16 halves the bytes",
+        exclude_if=lambda value: value == "float32",
+    )
+    timeout_minutes: float = Field(
+        default=30.0,
+        gt=0,
+        description="minutes that one of several processes waits for the others before the run ends",
+        exclude_if=lambda value: value == 30.0,
+    )
     checkpoint_minutes: float = Field(
         default=10.0,
         ge=0,

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Sequence
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from nestify.addresses import hide_passwords_in
 from nestify.data.hierarchy import ClassLevels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
-from nestify.file.loading import logit_fingerprint
+from nestify.file.loading import lazy_level, logit_fingerprint
 from nestify.file.manifest import Description, HeldOut, LevelDescription, Metrics, ModelEntry, Preprocessing
 from nestify.file.writer import planned_bytes
 from nestify.model.nested_model import NestedModel
@@ -181,7 +180,7 @@ def _level(
 ) -> LevelDescription:
     logits = [0.0] * nested.classes[k - 1]
     if fingerprints:
-        logits = logit_fingerprint(partial(nested, level=k), nested.spec.input_size)
+        logits = logit_fingerprint(lazy_level(nested, k), nested.spec.input_size)
     return LevelDescription(
         name=level.name,
         sparsity=level.sparsity,

@@ -16,7 +16,6 @@ class Units:
         shape: the weight's shape.
         rows: output channels of a block; 1 if units are single weights.
         cols: input channels of a block; 1 if units are single weights.
-        energy: mean squared weight of each unit, float32 (units,).
         sizes: number of weights of each unit, int64 (units,), smaller for blocks cut off at the edges. None:
             units are single weights.
         available: the lowest level that can use each unit, uint8 (units,). None: level 1 can use all.
@@ -25,15 +24,20 @@ class Units:
     def __init__(self, weight: Tensor, pattern: Pattern, available: Tensor | None = None) -> None:
         self.shape = weight.shape
         self.rows, self.cols = pattern.rows, pattern.cols
-        squared = weight.detach().float().square()
+        self._weight = weight.detach()
         self.sizes: Tensor | None = None
         if pattern.kind == "block":
-            self.sizes = self._reduce(torch.ones_like(squared)).long().flatten()
-            squared = self._reduce(squared).flatten() / self.sizes
-        self.energy = squared.flatten()
+            self.sizes = self._reduce(torch.ones_like(self._weight).float()).long().flatten()
         self.available = None if available is None else available.flatten()
         if available is not None and self.sizes is not None:
             self.available = (self._reduce(available.long()).flatten() // self.sizes).to(torch.uint8)
+
+    def energy(self) -> Tensor:
+        """Compute the mean squared weight of each unit, float32 (units,)."""
+        squared = self._weight.float().square()
+        if self.sizes is not None:
+            squared = self._reduce(squared).flatten() / self.sizes
+        return squared.flatten()
 
     def _reduce(self, tensor: Tensor) -> Tensor:
         """Sum over blocks: (out, in, *kernel) -> (ceil(out / rows), ceil(in / cols), prod(kernel))."""

@@ -14,6 +14,7 @@ from torch.nn import functional
 from nestify.model.entry_levels import EntryLevels
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern
+from nestify.schedule.ranking import enter_best
 from nestify.schedule.units import Units
 
 GLOBAL_SCORES = ("lamp", "magnitude", "per_mac")
@@ -60,26 +61,25 @@ def select_entry_levels(
     }
     if score in GLOBAL_SCORES:
         assert score != "per_mac" or macs is not None
-        kept = _keep_by_global_rank(units, levels, _scores(units, score, macs or {}))
+        entries = _enter_by_global_rank(units, levels, score, macs or {})
     else:
-        kept = _keep_by_budget(units, levels, score)
-    n = len(levels)
-    entries = _entries_from_masks(units, kept, n)
-    return EntryLevels(n, {name: units[name].expand(entry) for name, entry in entries.items()})
+        entries = _enter_by_budget(units, levels, score)
+    return EntryLevels(
+        len(levels), {name: units[name].expand(entry) for name, entry in zip(units, entries, strict=True)}
+    )
 
 
-def _scores(units: Mapping[str, Units], score: Score, macs: Mapping[str, int]) -> list[Tensor]:
-    """Return the scores of the units of each weight, which are compared across layers."""
+def _score_units(name: str, units: Units, score: Score, macs: Mapping[str, int]) -> Tensor:
+    """Return the scores of the units of one weight, which are compared across layers."""
     if score == "magnitude":
-        return [unit.energy for unit in units.values()]
-    scores = [_lamp(unit.energy) for unit in units.values()]
+        return units.energy()
+    importance = _lamp(units.energy())
     if score == "lamp":
-        return scores
+        return importance
     # The Lagrangian of "most importance within a number of MACs" keeps a weight if its importance exceeds the
     # multiplier times its MACs. So the ratio of the two ranks the weights for every number of MACs at once.
     # A weight without MACs counts as one that multiplies once, as all weights of a classifier do.
-    costs = [max(1.0, macs[name] / prod(unit.shape)) for name, unit in units.items()]
-    return [importance / cost for importance, cost in zip(scores, costs, strict=True)]
+    return importance / max(1.0, macs[name] / prod(units.shape))
 
 
 def _lamp(energy: Tensor) -> Tensor:
@@ -93,34 +93,36 @@ def _lamp(energy: Tensor) -> Tensor:
     return torch.empty_like(energy).scatter_(0, index, (ordered / not_smaller).float())
 
 
-def _keep_by_global_rank(
-    units: Mapping[str, Units], levels: Sequence[Level], scores_by_weight: Sequence[Tensor]
-) -> list[dict[str, Tensor]]:
-    """Return per level a bool mask over the units of each weight, from one ranking over all layers."""
-    scores = torch.cat(list(scores_by_weight))
-    lengths = [unit.energy.numel() for unit in units.values()]
+def _enter_by_global_rank(
+    units: Mapping[str, Units], levels: Sequence[Level], score: Score, macs: Mapping[str, int]
+) -> list[Tensor]:
+    """Return the entry levels of the units of each weight, from one ranking over all layers."""
+    scores = [_score_units(name, unit, score, macs) for name, unit in units.items()]
     targets = [
         kept_weights(sum(unit.count_usable(k) for unit in units.values()), level.sparsity)
         for k, level in enumerate(levels, start=1)
     ]
+    available = [unit.available for unit in units.values()]
     sizes = _concatenate([unit.sizes for unit in units.values()])
-    available = _concatenate([unit.available for unit in units.values()])
-    kept = _select_best(targets, scores, sizes, available)
-    return [dict(zip(units, mask.split(lengths), strict=True)) for mask in kept]
+    if sizes is None:
+        return enter_best(targets, scores, available)
+    lengths = [len(each) for each in scores]
+    entries = _enter_blocks(targets, torch.cat(scores), sizes, _concatenate(available))
+    return list(entries.split(lengths))
 
 
-def _keep_by_budget(
-    units: Mapping[str, Units], levels: Sequence[Level], score: Score
-) -> list[dict[str, Tensor]]:
-    """Return per level a bool mask over the units of each weight, from a budget for each layer."""
+def _enter_by_budget(units: Mapping[str, Units], levels: Sequence[Level], score: Score) -> list[Tensor]:
+    """Return the entry levels of the units of each weight, from a budget for each layer."""
     usable = {name: [unit.count_usable(k) for k in range(1, len(levels) + 1)] for name, unit in units.items()}
     budgets = layer_budgets({name: tuple(unit.shape) for name, unit in units.items()}, levels, score, usable)
-    kept: list[dict[str, Tensor]] = [{} for _ in levels]
+    entries = []
     for name, unit in units.items():
         targets = [budget[name] for budget in budgets]
-        for level, mask in enumerate(_select_best(targets, unit.energy, unit.sizes, unit.available)):
-            kept[level][name] = mask
-    return kept
+        if unit.sizes is None:
+            entries += enter_best(targets, [unit.energy()], [unit.available])
+        else:
+            entries.append(_enter_blocks(targets, unit.energy(), unit.sizes, unit.available))
+    return entries
 
 
 def _concatenate(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -128,23 +130,20 @@ def _concatenate(tensors: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(found) if found else None
 
 
-def _select_best(
-    targets: Sequence[int], scores: Tensor, sizes: Tensor | None, available: Tensor | None
-) -> list[Tensor]:
-    """Select per level the units with the best scores; the first of equal units is preferred.
+def _enter_blocks(targets: Sequence[int], scores: Tensor, sizes: Tensor, available: Tensor | None) -> Tensor:
+    """Choose per level the blocks with the best scores; the first of equal blocks is preferred.
 
-    If units are single weights, the number of weights is exactly the target. With blocks it is the nearest
-    number that complete blocks reach. If some units are not available at level 1, a level keeps the units of
-    the level below and adds the best of the remaining ones.
+    The number of weights is the nearest one to the target that complete blocks reach. If some blocks are not
+    available at level 1, a level keeps the blocks of the level below and adds the best of the remaining ones.
 
     Args:
         targets: per level, core first, the number of weights to keep.
         scores: (units,)
-        sizes: number of weights of each unit, int64 (units,); None: units are single weights.
-        available: the lowest level that can use each unit, uint8 (units,); None: level 1 can use all.
+        sizes: number of weights of each block, int64 (units,).
+        available: the lowest level that can use each block, uint8 (units,); None: level 1 can use all.
 
     Returns:
-        Per level a bool mask (units,).
+        Entry levels, uint8 (units,).
     """
     masks: list[Tensor] = []
     for level, target in enumerate(targets, start=1):
@@ -153,8 +152,11 @@ def _select_best(
             usable = scores.masked_fill(available > level, -torch.inf)
             if masks:
                 usable = usable.masked_fill(masks[-1], torch.inf)
-        masks.append(_top(usable, target) if sizes is None else _top_blocks(usable, target, sizes))
-    return masks
+        masks.append(_top_blocks(usable, target, sizes))
+    entry = torch.full_like(scores, len(targets) + 1, dtype=torch.uint8)
+    for level in range(len(targets), 0, -1):
+        entry[masks[level - 1]] = level
+    return entry
 
 
 def _top_blocks(scores: Tensor, target: int, sizes: Tensor) -> Tensor:
@@ -165,32 +167,6 @@ def _top_blocks(scores: Tensor, target: int, sizes: Tensor) -> Tensor:
     mask = torch.zeros_like(scores, dtype=torch.bool)
     mask[order[: int((reached - target).abs().argmin())]] = True
     return mask
-
-
-def _top(scores: Tensor, count: int) -> Tensor:
-    """Return the mask of exactly `count` best scores; the first of equal scores, so that masks nest."""
-    if count >= scores.numel():
-        return torch.ones_like(scores, dtype=torch.bool)
-    if count <= 0:
-        return torch.zeros_like(scores, dtype=torch.bool)
-    threshold = scores.kthvalue(scores.numel() - count + 1).values
-    mask = scores > threshold
-    ties = torch.nonzero(scores == threshold).flatten()
-    mask[ties[: count - int(mask.sum())]] = True
-    return mask
-
-
-def _entries_from_masks(
-    units: Mapping[str, Units], kept: Sequence[Mapping[str, Tensor]], n: int
-) -> dict[str, Tensor]:
-    """Return the entry levels of the units from the masks of the levels, core first."""
-    entry = {}
-    for name, unit in units.items():
-        levels = torch.full_like(unit.energy, n + 1, dtype=torch.uint8)
-        for level in range(n, 0, -1):
-            levels[kept[level - 1][name]] = level
-        entry[name] = levels
-    return entry
 
 
 def kept_weights(total: int, sparsity: float) -> int:

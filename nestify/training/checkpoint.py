@@ -9,22 +9,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from nestify.accelerator import random_state, set_random_state
 from nestify.errors import CheckpointError, OutputError, foreign_code
 from nestify.evaluation.accuracy import Accuracy
 from nestify.files import atomic_file
+from nestify.training.distributed import World
 from nestify.training.observer import Phase
+from nestify.training.random_states import generator_state, set_generator_state
 
 Tensors = dict[str, Tensor]
 
-_NUMPY_WORDS = 624
 _PLAIN = (type(None), bool, int, float, str, Tensor, list, tuple)
 
 
@@ -92,48 +91,6 @@ def _is_channels_last(tensor: Tensor) -> bool:
     return tensor.ndim == 4 and tensor.is_contiguous(memory_format=last) and not tensor.is_contiguous()
 
 
-def random_states(device: torch.device) -> dict[str, Any]:
-    """Return the states of all random number generators that training uses, for `set_random_states`.
-
-    Args:
-        device: the device that trains.
-    """
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "python": _random_state(random),
-        "numpy": (torch.from_numpy(np.asarray(keys, np.int64)), int(position), int(has_gauss), float(cached)),
-        "torch": torch.get_rng_state(),
-        "device": random_state(device),
-    }
-
-
-def set_random_states(states: Mapping[str, Any], device: torch.device) -> None:
-    """Restore the generators to the states that `random_states` returned for a device of the same kind.
-
-    Raises:
-        ValueError, TypeError, RuntimeError: if a state is not valid.
-    """
-    _set_random_state(random, states["python"])
-    keys, position, has_gauss, cached = states["numpy"]
-    if keys.shape != (_NUMPY_WORDS,) or not 0 <= position <= _NUMPY_WORDS:  # NumPy does not check
-        raise ValueError("the state of NumPy's generator is not valid")
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-    torch.set_rng_state(states["torch"])
-    if states["device"] is not None:
-        set_random_state(device, states["device"])
-
-
-def _random_state(source: Any) -> tuple[Any, ...]:
-    """Return the state of the `random` module, or of a `random.Random`, with its words as a tensor."""
-    version, words, gauss = source.getstate()
-    return version, torch.tensor(words), gauss
-
-
-def _set_random_state(source: Any, state: tuple[Any, ...]) -> None:
-    version, words, gauss = state
-    source.setstate((version, tuple(words.tolist()), gauss))
-
-
 def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """Return the state of an optimizer, for `restore_optimizer`.
 
@@ -156,7 +113,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
             for group in optimizer.param_groups  # others, such as a dtype, are set on construction
         ],
         "generators": {
-            name: _random_state(value)
+            name: generator_state(value)
             for name, value in vars(optimizer).items()
             if isinstance(value, random.Random)
         },
@@ -176,7 +133,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     for group, values in zip(optimizer.param_groups, state["groups"], strict=True):
         group.update({key: value for key, value in values.items() if key != "params"})
     for name, words in state["generators"].items():
-        _set_random_state(getattr(optimizer, name), words)
+        set_generator_state(getattr(optimizer, name), words)
     optimizer.state.clear()
     for index, values in state["parameters"].items():
         parameter = parameters[index]
@@ -297,6 +254,35 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if not (isinstance(training, dict) and isinstance(dense, dict)):
             raise ValueError("the state of the training is missing")
     return Checkpoint(info, training, dense)
+
+
+def share_checkpoint(checkpoint: Checkpoint | None, world: World) -> Checkpoint | None:
+    """Return rank 0's checkpoint in all processes; None if it has none.
+
+    Args:
+        checkpoint: rank 0's checkpoint; the other processes' is ignored.
+        world: the processes.
+    """
+    if world.size == 1:
+        return checkpoint
+    tensors: dict[str, Tensor] = {}
+    told = None
+    if checkpoint is not None and world.is_main:
+        packed = [pack(part, tensors, name) for part, name in _parts(checkpoint)]
+        told = checkpoint.info, packed, {name: (t.shape, t.dtype) for name, t in tensors.items()}
+    told = world.broadcast_object(told)
+    if told is None:
+        return None
+    info, packed, shapes = told
+    if not world.is_main:
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, (shape, dtype) in shapes.items()}
+    world.broadcast_tensors(list(tensors.values()))
+    training, dense = (unpack(part, tensors) for part in packed)
+    return Checkpoint(info, training, dense)
+
+
+def _parts(checkpoint: Checkpoint) -> tuple[tuple[Mapping[str, Any], str], ...]:
+    return (checkpoint.training, _TRAINING), (checkpoint.dense, _DENSE)
 
 
 def damaged_error(path: Path, reason: str) -> CheckpointError:

@@ -1,27 +1,41 @@
-"""Training in several processes, one per device, started by torchrun.
+"""Collective operations of a run in several processes, one per device.
 
 Every process runs the same program on its share of the images; after each step all processes hold the same
-weights. Gradients are averaged once per step, after the backward passes of all levels. torch's
-DistributedDataParallel is not used: it averages during the backward pass, and expects one backward pass per
-step that reaches every parameter, but here each level has its own.
+weights. A step runs one backward pass per level, and the gradients of all levels meet in the shared weights;
+then one all-reduce averages them, however many levels there are. PyTorch's wrappers do not fit that:
+
+- DistributedDataParallel averages during the backward pass, and expects one backward pass per step that
+  reaches every parameter, but here each level has its own, and private tensors get a gradient only from
+  theirs. It counts all processes alike, however many images each had. With gradient checkpointing the levels
+  run outside its `forward`, so it exchanges no gradients and reports no error. It would also broadcast all
+  buffers before each step, entry levels included.
+- FSDP2 replaces the parameters of a block when the block runs, and so overwrites the tensors of the level
+  that `functional_call` has put there: the logits are those of another network, again without an error.
+
+The exchange is one flat tensor rather than buckets that overlap with the backward pass. Narrower levels cut
+their tensors from the shared ones before their forward pass, so autograd accumulates the shared gradients at
+the very end of a backward pass, and buckets would find nothing to overlap with.
 """
 
 import hashlib
-import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from timm.utils.distributed import init_distributed_device_so
 from torch import Tensor, distributed, nn
 
-from nestify.accelerator import gpu_count, is_gpu
-from nestify.errors import ProcessError, RecipeError
+from nestify.errors import NestifyError, ProcessError
 from nestify.model.nested_model import NestedModel
 
 T = TypeVar("T")
+
+STATISTICS = ("running_mean", "running_var")
+"""Endings of the names of buffers that hold statistics of the images."""
+
+SAVE = 2**16
+"""What a request for a checkpoint adds to the number of processes that were asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -31,47 +45,96 @@ class World:
     Attributes:
         rank: rank of this process, counted from 0.
         size: number of processes (torch.distributed's world size).
+        processors: number of processors for each process, the least of all nodes; None if there is only
+            one process.
+        exchange: number type in which gradients are exchanged.
     """
 
     rank: int = 0
     size: int = 1
+    processors: int | None = None
+    exchange: torch.dtype = torch.float32
 
     @property
     def is_main(self) -> bool:
         """Whether this process has rank 0, which writes files and reports progress."""
         return self.rank == 0
 
-    def average(self, nested: nn.Module, images: int, stop: bool) -> bool:
+    def average(self, nested: nn.Module, images: int, stop: bool, save: bool = False) -> tuple[bool, bool]:
         """Average gradients and running statistics over the images of all processes, in one all-reduce.
+
+        If gradients are exchanged in 16 bits, the statistics and counts are exchanged apart, in 32 bits.
 
         Args:
             nested: the model; its gradients are those of the mean loss over this process's images.
-            images: number of these images, the weight of this process in the average.
+            images: number of these images, the weight of this process in the average; 0 if none could be
+                read, and the gradients then do not count.
             stop: whether this process was asked to stop.
+            save: whether a checkpoint is due; only rank 0 asks for one.
 
         Returns:
-            Whether any process was asked to stop.
+            Whether any process was asked to stop, and whether a checkpoint is due.
         """
         if self.size == 1:
-            return stop
-        shared = [parameter.grad for parameter in nested.parameters() if parameter.grad is not None]
-        shared += [b for name, b in nested.named_buffers() if name.endswith(("running_mean", "running_var"))]
-        # After the all-reduce: the number of images, and the number of processes that were asked to stop.
-        counts = torch.tensor([1.0, float(stop) / images], device=shared[0].device)
-        flat = torch.cat([*(tensor.detach().reshape(-1).float() for tensor in shared), counts]).mul_(images)
-        with _collective():
+            return stop, save
+        gradients = [parameter.grad for parameter in nested.parameters() if parameter.grad is not None]
+        statistics = [b for name, b in nested.named_buffers() if name.endswith(STATISTICS)]
+        # After the all-reduce: the number of images, and what the processes ask for.
+        counts = torch.tensor([float(images), float(stop + SAVE * save)], device=gradients[0].device)
+        if self.exchange == torch.float32:
+            totals = self._sum([*gradients, *statistics], images, counts)
+        else:
+            totals = self._sum(statistics, images, counts)
+            self._sum(gradients, images / max(1.0, totals[0]), None, self.exchange)
+        if not totals[0]:
+            torch._foreach_zero_(gradients)
+        asked = int(totals[1])
+        return asked % SAVE > 0, asked >= SAVE
+
+    def _sum(
+        self,
+        tensors: Sequence[Tensor],
+        weight: float,
+        counts: Tensor | None,
+        dtype: torch.dtype = torch.float32,
+    ) -> list[float]:
+        """Replace tensors by their weighted sums over all processes, divided by the first count, if any.
+
+        Args:
+            tensors: are overwritten.
+            weight: weight of this process; with 0 its tensors may hold any values, NaN included.
+            counts: are summed over all processes without the weight; None for none.
+            dtype: number type of the exchange.
+
+        Returns:
+            The sums of the counts.
+        """
+        ending = [] if counts is None else [counts]
+        flat = torch.cat([*(tensor.detach().reshape(-1).to(dtype) for tensor in tensors), *ending])
+        means = flat[: len(flat) - sum(map(len, ending))]
+        means.mul_(weight) if weight else means.zero_()
+        with collective():
             distributed.all_reduce(flat)
-        flat[:-2] /= flat[-2]
-        for tensor, mean in zip(shared, flat.split([*(t.numel() for t in shared), 2]), strict=False):
+        totals = flat[len(means) :].tolist()
+        if counts is not None and not totals[0]:
+            return totals  # no process has images
+        if counts is not None:
+            means /= flat[len(means)]
+        for tensor, mean in zip(tensors, means.split([t.numel() for t in tensors]), strict=True):
             tensor.detach().copy_(mean.view_as(tensor))
-        return bool(flat[-1] > 0)
+        return totals
 
     def broadcast(self, module: nn.Module) -> None:
         """Copy the parameters and buffers of rank 0 to all processes."""
+        self.broadcast_tensors(list(module.state_dict().values()))
+
+    def broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
+        """Copy tensors of rank 0 to those of the same shapes in all processes."""
         if self.size > 1:
-            with _collective():
-                for tensor in module.state_dict().values():
-                    distributed.broadcast(tensor, 0)
+            with collective():
+                for tensor in tensors:
+                    if tensor.numel():
+                        distributed.broadcast(tensor, 0)
 
     def sync_entry_levels(self, nested: NestedModel) -> None:
         """Broadcast the entry levels of rank 0, and check that all processes then hold the same ones.
@@ -95,7 +158,7 @@ class World:
         """Return the value that rank 0 passes, in all processes; the value must be small and picklable."""
         values: list[Any] = [value]
         if self.size > 1:
-            with _collective():
+            with collective():
                 distributed.broadcast_object_list(values, 0)
         found: T = values[0]
         return found
@@ -105,7 +168,7 @@ class World:
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
-        with _collective():
+        with collective():
             distributed.all_gather_object(values, value)
         return values
 
@@ -114,9 +177,49 @@ class World:
         if self.size == 1:
             return tensor
         total = tensor.clone()
-        with _collective():
+        with collective():
             distributed.all_reduce(total)
         return total
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Run a function on rank 0 and return its small, picklable result in all processes.
+
+        Raises:
+            NestifyError: what the function raises, in all processes.
+            ProcessError: if rank 0 fails in another way.
+        """
+        return self.everywhere(lambda: action() if self.is_main else None)[0]  # type: ignore[return-value]
+
+    def everywhere(self, action: Callable[[], T]) -> list[T]:
+        """Run a function in all processes, and return their small, picklable results by rank.
+
+        No process waits for one whose function has failed.
+
+        Raises:
+            NestifyError: what the function raises; in all processes, the one of the lowest rank.
+            ProcessError: if another process fails in another way.
+        """
+        if self.size == 1:
+            return [action()]
+        result: T | None = None
+        failure: Exception | None = None
+        try:
+            result = action()
+        except Exception as error:
+            failure = error
+        told = failure
+        if failure is not None and not isinstance(failure, NestifyError):
+            first = str(failure).strip().partition("\n")[0]
+            told = ProcessError(
+                f"rank {self.rank} has failed ({type(failure).__name__}: {first}); read its output"
+            )
+        answers: list[tuple[Any, Exception | None]] = self.all_gather((result, told))
+        if failure is not None:
+            raise failure
+        for _, other in answers:
+            if other is not None:
+                raise other
+        return [value for value, _ in answers]
 
 
 SINGLE = World()
@@ -124,39 +227,7 @@ SINGLE = World()
 
 
 @contextmanager
-def join_process_group(device: torch.device) -> Iterator[tuple[World, torch.device]]:
-    """Join the process group of the processes that torchrun started, until the end of the block.
-
-    Without torchrun the run has a single process, and no process group is made.
-
-    Args:
-        device: the recipe's device; for GPUs, each of several processes gets a GPU of its own.
-
-    Yields:
-        The processes of the run, and the device of this process.
-
-    Raises:
-        RecipeError: if there are more processes than GPUs.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield World(), device
-        return
-    local = int(os.environ.get("LOCAL_RANK", "0"))
-    if is_gpu(device) and local >= (count := gpu_count()):
-        raise RecipeError(
-            f"device = {device.type}: there are {count} GPUs for {local + 1} or more processes; use torchrun "
-            f"--nproc-per-node {count} or fewer"
-        )
-    with _collective():
-        found = init_distributed_device_so(device.type)
-    try:
-        yield World(found["global_rank"], found["world_size"]), torch.device(found["device"])
-    finally:
-        distributed.destroy_process_group()
-
-
-@contextmanager
-def _collective() -> Iterator[None]:
+def collective() -> Iterator[None]:
     """Run a collective operation, which fails if another process has ended.
 
     Raises:
@@ -165,7 +236,33 @@ def _collective() -> Iterator[None]:
     try:
         yield
     except (distributed.DistError, RuntimeError) as error:
-        first = str(error).strip().partition("\n")[0]
-        raise ProcessError(
-            f"another process of this run has ended ({first}); read its output, and start the run again"
-        ) from error
+        if isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise peer_error(error) from error
+
+
+def is_peer_error(error: BaseException) -> bool:
+    """Return whether an exception comes from a collective operation, such as one inside a forward pass."""
+    if isinstance(error, distributed.DistError):
+        return True
+    text = str(error).lower()
+    return isinstance(error, RuntimeError) and any(word in text for word in ("gloo", "nccl", "by peer"))
+
+
+def peer_error(error: BaseException) -> ProcessError:
+    """Return an error that says in one sentence why processes could not exchange data."""
+    text = str(error).strip()
+    first = text.partition("\n")[0]
+    if "out of memory" in text.lower():
+        return ProcessError(
+            f"a device has no memory left for the exchange between processes ({first}); use a smaller "
+            "--batch-size, and check that no other program or process uses the same GPU"
+        )
+    if "timed out" in text.lower() or "timeout" in text.lower():
+        return ProcessError(
+            f"another process of this run has not answered in time ({first}); read its output, and if it "
+            "only needs longer, set a larger train.timeout_minutes"
+        )
+    return ProcessError(
+        f"another process of this run has ended ({first}); read its output, and start the run again"
+    )

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from typing import Any
 
 import timm
@@ -57,13 +58,21 @@ def run_identity(
     return identity
 
 
-def find_difference(old: Identity, new: Identity) -> str | None:
-    """Return the first difference between two runs as a main clause, or None if there is no difference."""
+def find_difference(
+    old: Identity,
+    new: Identity,
+    sentence: str = "{key} is {new} now and was {old} when the run began",
+) -> str | None:
+    """Return the first difference between two runs as a main clause, or None if there is no difference.
+
+    Args:
+        old: identity of one run.
+        new: identity of another run.
+        sentence: the clause, with {key}, {old} and {new}.
+    """
     for key in [*new, *(key for key in old if key not in new)]:
         if old.get(key) != new.get(key):
-            return (
-                f"{key} is {_shorten(new.get(key))} now and was {_shorten(old.get(key))} when the run began"
-            )
+            return sentence.format(key=key, old=_shorten(old.get(key)), new=_shorten(new.get(key)))
     return None
 
 
@@ -82,6 +91,7 @@ def _hash_of_weights(network: nn.Module) -> str:
 
 def _hash(texts: Iterable[str]) -> str:
     digest = hashlib.sha256()
-    for text in texts:
-        digest.update(f"{text}\0".encode(errors="surrogateescape"))
+    remaining = iter(texts)
+    while part := list(islice(remaining, 10_000)):  # many at once, for millions of names
+        digest.update(("\0".join(part) + "\0").encode(errors="surrogateescape"))
     return digest.hexdigest()

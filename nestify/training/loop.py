@@ -1,7 +1,7 @@
 """The training loop: runs the steps of all epochs, logs them, and saves checkpoints through a hook."""
 
 from collections.abc import Callable, Generator, Sized
-from contextlib import closing
+from contextlib import closing, nullcontext
 from math import ceil
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from nestify.signals import defer_child_signals
 from nestify.training.distributed import SINGLE, World
 from nestify.training.progress import StepLog
 from nestify.training.stepper import Stepper
+from nestify.training.sync_norm import synced_batch_norm
 from nestify.training.task import NestedTask
 
 LOG_EVERY = 10  # steps between two logs of the loss, each of which waits for the device
@@ -47,6 +48,11 @@ class CheckpointHook:
     @property
     def stop_requested(self) -> bool:
         """Whether a signal asked this process to stop."""
+        return False
+
+    @property
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due."""
         return False
 
     def resume(self, training: Stepper) -> None:
@@ -119,16 +125,10 @@ def train(
         world=world,
     )
     hook.resume(training)
+    norms = synced_batch_norm(training.nested, world) if options.sync_batch_norm else nullcontext()
     try:
-        while training.position.epoch * epoch_steps < total:
-            _train_epoch(
-                training,
-                batches,
-                min(epoch_steps, total - training.position.epoch * epoch_steps),
-                options.accumulate,
-                on_log,
-                hook,
-            )
+        with norms:
+            _train_epochs(training, batches, options.accumulate, on_log, hook)
     except DivergedError:
         raise
     except Exception:
@@ -153,6 +153,19 @@ def steps_per_epoch(batches: Sized, accumulate: int) -> int:
 def total_steps(epochs: float, steps_per_epoch: int) -> int:
     """Return the number of training steps; a fraction of a step is rounded up."""
     return ceil(epochs * steps_per_epoch)
+
+
+def _train_epochs(
+    training: Stepper,
+    batches: Batches,
+    accumulate: int,
+    on_log: Callable[[StepLog], None],
+    hook: CheckpointHook,
+) -> None:
+    """Train from the current position to the end; see `_train_epoch`."""
+    epoch_steps = steps_per_epoch(batches, accumulate)
+    while (first := training.position.epoch * epoch_steps) < training.total:
+        _train_epoch(training, batches, min(epoch_steps, training.total - first), accumulate, on_log, hook)
 
 
 def _train_epoch(
@@ -187,7 +200,7 @@ def _train_epoch(
                 if batches.place % accumulate and batches.place < end:
                     continue
                 with defer_child_signals():
-                    training.step(step_batches, hook.stop_requested)
+                    training.step(step_batches, hook.stop_requested, hook.save_due)
                     step_batches.clear()
                     position.batch = batches.place
                 if position.batch >= end:

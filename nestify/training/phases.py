@@ -75,6 +75,7 @@ class Phases:
             weights=[1.0],
             distill=[0.0],
             teacher=Teacher("none"),
+            seed=recipe.seed,
             recompute=recipe.train.grad_checkpointing,
             autocast=self._precision.autocast,
             device=self.device,
@@ -134,7 +135,12 @@ class Phases:
                 model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
                 images = self.checkpoints.interruptible(self.val_batches())
                 results = evaluate_levels(
-                    model, images, numbers, self._precision.autocast, self.labels.parents, self.world.size > 1
+                    model,
+                    images,
+                    numbers,
+                    self._precision.autocast,
+                    self.labels.parents,
+                    self.world.all_reduce,
                 )
                 self.observer.evaluated("epoch", log.epoch, results)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from nestify.data.loaders import Loader
-from nestify.errors import DivergedError, OutputError, RecipeError, foreign_code
+from nestify.errors import DivergedError, OutputError, ProcessError, RecipeError, foreign_code
 from nestify.signals import DeferredSignals, defer_signals
 from nestify.training.checkpoint import (
     Checkpoint,
@@ -18,6 +18,7 @@ from nestify.training.checkpoint import (
     EarlyResults,
     damaged_error,
     read_checkpoint,
+    share_checkpoint,
     write_checkpoint,
 )
 from nestify.training.distributed import SINGLE, World
@@ -40,7 +41,8 @@ class Checkpoints(CheckpointHook):
         minutes: time between two checkpoints; 0 saves none, and signals then end the run at once.
         skipped: reason why an image could not be read, by split and file name; saved in the checkpoint, and
             updated from it when the run resumes.
-        world: the processes of the run. Rank 0 saves the checkpoint; all processes stop after the same step.
+        world: the processes of the run. Rank 0 saves the checkpoint; all processes save and stop after the
+            same step, and all end if rank 0 fails.
 
     Attributes:
         observer: notified where the run resumes; its log offsets are saved in the checkpoint.
@@ -77,6 +79,8 @@ class Checkpoints(CheckpointHook):
     def find(self, wanted: bool | None) -> None:
         """Read the checkpoint of this run, if there is one.
 
+        Rank 0 reads it for all processes, which need not see its folder.
+
         Args:
             wanted: True: a checkpoint must exist. False: an existing checkpoint is removed. None: the run
                 resumes if a checkpoint exists.
@@ -84,28 +88,57 @@ class Checkpoints(CheckpointHook):
         Raises:
             RecipeError: if the checkpoint must exist and does not, or belongs to a different run.
             CheckpointError: if the checkpoint is damaged.
+            ProcessError: if the processes have different models, images or packages.
         """
-        if wanted is False:
-            self.remove()
+        self._check_same_run()
+        found: list[Checkpoint | None] = [None]
+
+        def look() -> None:
+            found[0] = self._read(wanted)
+
+        self._world.on_main(look)
+        checkpoint = share_checkpoint(found[0], self._world)
+        if checkpoint is None:
             return
-        if not self.path.exists():
-            if wanted:
-                raise RecipeError(
-                    f"--resume: there is no checkpoint {self.path}; leave out --resume to start a new run"
-                )
-            return
-        checkpoint = read_checkpoint(self.path)
         info = checkpoint.info
-        if difference := find_difference(info.run, self._run):
-            raise RecipeError(
-                f"{self.path} belongs to a different run: {difference}; change it back, or use --restart to "
-                "start from scratch"
-            )
         self._found, self._dense = checkpoint, checkpoint.dense
         self.early_results, self.log_offsets = info.findings, info.marks
         self._saved = info.phase, info.step, info.total
         for split, reasons in info.findings.skipped.items():
             self._skipped[split].update(reasons)
+
+    def _check_same_run(self) -> None:
+        """Refuse processes that would train different runs, because their nodes differ.
+
+        Raises:
+            ProcessError: naming the first difference.
+        """
+        first, *others = self._world.all_gather(self._run)
+        for rank, other in enumerate(others, start=1):
+            sentence = f"{{key}} is {{new}} on rank {rank} and {{old}} on rank 0"
+            if difference := find_difference(first, other, sentence):
+                raise ProcessError(
+                    f"{difference}; give all nodes the same files and the same packages, or a shared folder"
+                )
+
+    def _read(self, wanted: bool | None) -> Checkpoint | None:
+        """Do the work of `find` on rank 0, and return the checkpoint."""
+        if wanted is False:
+            self.remove()
+            return None
+        if not self.path.exists():
+            if wanted:
+                raise RecipeError(
+                    f"--resume: there is no checkpoint {self.path}; leave out --resume to start a new run"
+                )
+            return None
+        checkpoint = read_checkpoint(self.path)
+        if difference := find_difference(checkpoint.info.run, self._run):
+            raise RecipeError(
+                f"{self.path} belongs to a different run: {difference}; change it back, or use --restart to "
+                "start from scratch"
+            )
+        return checkpoint
 
     @property
     def is_in_train_phase(self) -> bool:
@@ -202,6 +235,12 @@ class Checkpoints(CheckpointHook):
         """Whether a signal asked this process to stop."""
         return self._signals.pending is not None
 
+    @property
+    def save_due(self) -> bool:
+        """Whether a checkpoint is due by rank 0's clock."""
+        late = self._minutes > 0 and time.monotonic() - self._time >= 60 * self._minutes
+        return late and self._world.is_main
+
     def resume(self, training: Stepper) -> None:
         """Restore the state of the training, if the checkpoint is from this phase.
 
@@ -224,10 +263,12 @@ class Checkpoints(CheckpointHook):
         """
         if not self._minutes:
             return
-        due = time.monotonic() - self._time >= 60 * self._minutes
-        stopping = training.should_stop if self._world.size > 1 else self.stop_requested
+        alone = self._world.size == 1  # several processes agree during a step
+        due = self.save_due if alone else training.should_save
+        stopping = self.stop_requested if alone else training.should_stop
         if epoch_ended or due or stopping:
-            self._save(training)
+            self._save(training, self._world)
+            training.should_save = False
         if stopping:
             self._signals.pending = self._signals.pending or signal.SIGTERM
             self._signals.deliver()
@@ -236,30 +277,48 @@ class Checkpoints(CheckpointHook):
         """Save a checkpoint, unless the exception came in the middle of a step, and deliver a signal."""
         if self._minutes and not training.interrupted:
             with suppress(DivergedError):
-                self._save(training)
+                if self._world.is_main:
+                    self._save(training, SINGLE)  # the other processes may have ended
             self._signals.deliver()
 
-    def _save(self, training: Stepper) -> None:
-        """Save a checkpoint of this step, if there is none yet; the run continues if it cannot be written."""
+    def _save(self, training: Stepper, world: World) -> None:
+        """Save a checkpoint of this step, if there is none yet; the run continues if it cannot be written.
+
+        Args:
+            training: the training.
+            world: the processes that call this together.
+        """
         step = self._earlier + training.position.step
         position = self._phase, step, self._earlier + training.total + self._later
-        if position == self._saved or not training.position.step or not self._world.is_main:
+        if position == self._saved or not training.position.step:
             return
-        training.check_finite()
-        skipped = {split: dict(reasons) for split, reasons in self._skipped.items()}
+        for split in self._skipped:
+            for reasons in world.all_gather(self._skipped[split]):
+                self._skipped[split].update(reasons)
+        state = training.state(world)
         info = CheckpointInfo(
             run=self._run,
             phase=self._phase,
             step=step,
             total=position[2],
-            findings=self.early_results.model_copy(update={"skipped": skipped}),
+            findings=self.early_results.model_copy(
+                update={"skipped": {split: dict(reasons) for split, reasons in self._skipped.items()}}
+            ),
             marks=self.observer.log_offsets(),
         )
-        try:
-            write_checkpoint(self.path, Checkpoint(info, training.state(), self._dense))
+
+        def write() -> bool:
+            training.check_finite()
+            try:
+                if self._world.is_main:
+                    write_checkpoint(self.path, Checkpoint(info, state, self._dense))
+            except OutputError as error:
+                self.observer.warned(f"the checkpoint was not saved, and will be tried again: {error}")
+                return False
+            return True
+
+        if world.everywhere(write)[0]:
             self._saved = position
-        except OutputError as error:
-            self.observer.warned(f"the checkpoint was not saved, and will be tried again: {error}")
         self._time = time.monotonic()
 
     def _saved_position(self) -> str:

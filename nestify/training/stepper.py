@@ -1,13 +1,11 @@
 """A training in progress: its state, and how it performs one step."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
 import torch
-from timm.data import Mixup
-from timm.data.mixup import mixup_target
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
@@ -19,13 +17,15 @@ from nestify.recipe.level_options import Score
 from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
-from nestify.training.checkpoint import optimizer_state, random_states, restore_optimizer, set_random_states
-from nestify.training.distributed import SINGLE, World
+from nestify.training.checkpoint import optimizer_state, restore_optimizer
+from nestify.training.distributed import SINGLE, STATISTICS, World
 from nestify.training.frozen import FrozenLevels
 from nestify.training.gradients import LevelGradients
 from nestify.training.health import RampWatch
+from nestify.training.mixing import make_mixup
 from nestify.training.precision import Precision
 from nestify.training.progress import Progress, StepLog
+from nestify.training.random_states import random_states, seed_random_states, set_random_states
 from nestify.training.task import NestedTask
 
 
@@ -64,6 +64,7 @@ class Stepper:
         total: number of steps of the complete training.
         position: number of finished steps, epochs and batches.
         should_stop: whether any process of the run was asked to stop.
+        should_save: whether a checkpoint is due.
         interrupted: whether a step began and did not finish, so that the state must not be saved.
         problems: a sentence for each level whose masks stopped changing; empty until the ramp has ended.
     """
@@ -86,7 +87,7 @@ class Stepper:
         self.task, self.nested, self.total = task, nested, total
         self.position = Position()
         self.interrupted = False
-        self.should_stop = False
+        self.should_stop = self.should_save = False
         self._world = world
         self.problems: list[str] = []
         self._watch = RampWatch()
@@ -94,7 +95,7 @@ class Stepper:
         self._ramp, self._score = ramp, score
         self._optimizer, self._scheduler = _make_optimizer(nested, options, epoch_steps, total)
         self._scaler = Precision(task.device, options.amp, options.amp_dtype).scaler()
-        self._mixup = _make_mixup(augment, nested.spec.num_classes)
+        self._mixup = make_mixup(augment, nested.spec.num_classes)
         if options.ema_decay:
             task.setup_ema(decay=options.ema_decay, use_warmup=True)
         world.broadcast(nested)
@@ -103,12 +104,17 @@ class Stepper:
         nested.train()
         self._progress = Progress(nested, task.device)
 
-    def step(self, batches: Sequence[tuple[Tensor, Tensor]], stop: bool = False) -> None:
+    def step(self, batches: Sequence[tuple[Tensor, Tensor]], stop: bool = False, save: bool = False) -> None:
         """Perform one step.
+
+        Each of several processes draws random numbers of its own, such as those of dropout and mixup. They
+        are determined by seed, step and rank, so that a run that resumes draws the same ones.
 
         Args:
             batches: batches whose gradients are accumulated: images (B, C, H, W) and class indices (B,).
+                Only in one of several processes may all be empty.
             stop: whether this process was asked to stop.
+            save: whether a checkpoint is due, which rank 0 decides.
         """
         self.interrupted = True
         task, step = self.task, self.position.step
@@ -117,9 +123,14 @@ class Stepper:
         self._optimizer.zero_grad(set_to_none=True)
         task.step = step
         images = sum(len(target) for _, target in batches)
+        self._seed(self._world.rank)
         for batch in batches:
-            self._accumulate(*batch, share=len(batch[1]) / images)
-        self.should_stop = self._world.average(self.nested, images, stop)
+            if len(batch[1]):
+                self._accumulate(*batch, share=len(batch[1]) / images)
+        if not images:
+            self._accumulate_nothing()
+        self.should_stop, self.should_save = self._world.average(self.nested, images, stop, save)
+        self._seed(self._world.size)  # the same in all processes, for optimizers that draw
         self._gradients.apply()
         self._frozen.drop_gradients()
         if self._clip_grad is not None:
@@ -143,6 +154,27 @@ class Stepper:
             images, target = self._mixup(images, target)
         results = task.backward(images, target, lambda loss: self._scaler.scale(share * loss))
         self._progress.add([(result, task.to_level_classes(result.level, labels)) for result in results])
+
+    def _accumulate_nothing(self) -> None:
+        """Make gradients for a step without images, which get the weight 0.
+
+        All processes must exchange the same tensors. Random images stand in for those that could not be read.
+        """
+        draw = torch.Generator().manual_seed(self.position.step)
+        images = torch.randn(2, *self.nested.spec.input_size, generator=draw).to(self.task.device)
+        target = torch.zeros(2, dtype=torch.long, device=self.task.device)
+        if self._mixup is not None:
+            images, target = self._mixup(images, target)
+        statistics = [b for name, b in self.nested.named_buffers() if name.endswith(STATISTICS)]
+        before = [tensor.clone() for tensor in statistics]
+        self.task.backward(images, target, self._scaler.scale)
+        for tensor, values in zip(statistics, before, strict=True):
+            tensor.copy_(values)
+
+    def _seed(self, rank: int) -> None:
+        """Seed the generators of one of several processes for this step; a single process keeps its own."""
+        if self._world.size > 1:
+            seed_random_states(self.task.device, self.task.seed, self.position.step, rank)
 
     def check_finite(self) -> None:
         """Check that the losses and weights are finite, so that the state is worth saving.
@@ -199,8 +231,15 @@ class Stepper:
         assert isinstance(averaged, NestedModel)
         return averaged
 
-    def state(self) -> dict[str, Any]:
-        """Return everything that the next step depends on, except the images, for `restore`."""
+    def state(self, world: World = SINGLE) -> dict[str, Any]:
+        """Return everything that the next step depends on, except the images, for `restore`.
+
+        Args:
+            world: the processes over which the progress is summed up; all of them must call this together.
+        """
+        progress = self._progress.state()
+        if world.size > 1:
+            progress = {name: world.all_reduce(torch.as_tensor(value)) for name, value in progress.items()}
         return {
             "place": vars(self.position),
             "frozen": self._frozen.count,
@@ -211,7 +250,7 @@ class Stepper:
             "watch": self._watch.last_changes,
             "problems": self.problems,
             "settled": None if self._ramp is None else self._ramp.final_sparsities(),
-            "progress": self._progress.state(),
+            "progress": progress,
             "random": random_states(self.task.device),
         }
 
@@ -233,7 +272,8 @@ class Stepper:
             self._ramp.set_final_sparsities(state["settled"])
         self._watch.last_changes, self.problems = state["watch"], state["problems"]
         self._progress.update_sparsity(self.nested)
-        self._progress.restore(state["progress"])
+        if self._world.is_main:  # the sums over all processes
+            self._progress.restore(state["progress"])
         set_random_states(state["random"], self.task.device)
 
 
@@ -261,28 +301,3 @@ def _make_optimizer(
         updates_per_epoch=1,
     )
     return optimizer, scheduler
-
-
-def _make_mixup(
-    augment: AugmentOptions, num_classes: int
-) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
-    """Return a function that mixes images (B, C, H, W) and class indices (B,), or None if mixing is off.
-
-    The function returns the mixed images and soft targets (B, classes).
-    """
-    if not (augment.mixup or augment.cutmix):
-        return None
-    mix: Callable[[Tensor, Tensor], Any] = Mixup(
-        mixup_alpha=augment.mixup,
-        cutmix_alpha=augment.cutmix,
-        label_smoothing=augment.smoothing,
-        num_classes=num_classes,
-    )
-
-    def mix_batch(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-        if len(images) % 2:  # timm mixes pairs of images, but the loss needs soft targets in any case
-            return images, mixup_target(target, num_classes, smoothing=augment.smoothing)
-        mixed: tuple[Tensor, Tensor] = mix(images, target)
-        return mixed
-
-    return mix_batch

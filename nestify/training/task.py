@@ -136,6 +136,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
     Attributes:
         step: number of the training step.
+        seed: as given.
         highest: the highest level that is trained.
         compiled: the compiled levels; None if the levels are not compiled.
     """
@@ -173,7 +174,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
         self.step = 0
         self.compiled = CompiledLevels() if compiled else None
-        self._seed = seed
+        self.seed = seed
         self._recompute = recompute
         # Not for compiled levels, because their programs take the level's tensors as inputs.
         self._holds_tensors = recompute and not compiled
@@ -187,7 +188,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         middle = list(range(2, self.n_levels))
         drawn = self.sandwich - 2
         if drawn < len(middle):
-            draw = torch.Generator().manual_seed((self._seed * 1_000_003 + self.step) % 2**63)
+            draw = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
             order = torch.randperm(len(middle), generator=draw)[:drawn].tolist()
             raised = len(middle) / drawn if drawn else 0.0
             chosen = {middle[i]: weights[middle[i] - 1] * raised for i in order}

@@ -6,9 +6,11 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from nestify.data.dataset import Images, open_images, open_splits
-from nestify.data.listing import MAX_DEPTH, natural_key
+from nestify.data.listing import MAX_DEPTH, ImageFile, _in_natural_order, natural_key
 from nestify.data.loaders import eval_loader
 from nestify.errors import DataError
 from tests.data.builders import PREPROCESSING, grey, make_folder, png
@@ -310,3 +312,17 @@ def test_damage_in_the_middle_of_a_tar(tmp_path: Path) -> None:
     path.write_bytes(intact + intact)
     with pytest.raises(DataError, match=r"another archive appended"):
         open_images(str(path))
+
+
+@given(
+    st.dictionaries(
+        st.lists(st.text("aAbB0129-. _", min_size=1, max_size=3), min_size=1, max_size=2).map("/".join),
+        st.lists(st.text("aAb0129-._", min_size=1, max_size=4), min_size=1, max_size=4),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_order_by_folder_is_that_of_all_names(folders: dict[str, list[str]]) -> None:
+    names = {f"{folder}/{name}" for folder, inside in folders.items() for name in inside}
+    images = [ImageFile(name, name) for name in names]
+    assert [image.name for image in _in_natural_order(images)] == sorted(names, key=natural_key)

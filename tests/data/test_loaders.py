@@ -16,6 +16,7 @@ import pytest
 import timm.data
 import torch
 from PIL import Image
+from torchvision import transforms
 from torchvision.transforms.functional import pil_to_tensor
 
 from nestify.data.dataset import open_images
@@ -332,3 +333,37 @@ def test_batches_on_a_gpu(folder: Path) -> None:
     (images, targets), *_ = eval_loader(open_images(str(folder)), PREPROCESSING, batch_size=21, device="cuda")
     assert images.device.type == targets.device.type == "cuda"
     assert greys([(images, targets)]) == ALL
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("training", [False, True])
+def test_images_are_normalised_as_timm_does_to_the_last_bit(
+    channels: int, training: bool, tmp_path: Path
+) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (32, 32, 3), generator=generator, dtype=torch.uint8)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.fromarray(pixels.numpy()).save(tmp_path / name / "1.png")
+    preprocessing = {
+        **PREPROCESSING,
+        "input_size": (channels, 32, 32),
+        "mean": (0.485, 0.456, 0.406)[:channels],
+        "std": (0.229, 0.224, 0.225)[:channels],
+        "crop_pct": 1.0,
+    }
+    images = open_images(str(tmp_path), ".")
+    options = {"batch_size": 2}
+    loader = (
+        train_loader(images, preprocessing, augment={"no_aug": True}, **options)
+        if training
+        else eval_loader(images, preprocessing, **options)
+    )
+    [(batch, _)] = list(loader)
+    image = Image.fromarray(pixels.numpy()).convert("L" if channels == 1 else "RGB")
+    steps = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize(preprocessing["mean"], preprocessing["std"])]
+    )
+    expected = torch.stack([steps(image)] * 2)
+    assert torch.equal(batch, expected)
+    assert batch.is_contiguous()

@@ -214,7 +214,7 @@ def test_a_narrow_level_is_recalibrated_like_a_plain_network(sizes: tuple[int, .
     expected = dict(plain.named_buffers())
     for name, buffer in graph.named_buffers():
         torch.testing.assert_close(buffer, expected[name], rtol=1e-3, atol=1e-4)
-    nested.load_own(1, graph)
+    nested.load_own(1, graph.state_dict())
     with torch.no_grad():
         inputs = images()
         torch.testing.assert_close(nested(inputs, level=1), plain(inputs), rtol=1e-3, atol=1e-4)

@@ -114,7 +114,7 @@ def _module() -> types.ModuleType:
         "get_device_name": lambda device=None: "Simulated GPU",
         "get_device_capability": lambda device=None: (8, 0),
         "get_device_properties": lambda device=None: types.SimpleNamespace(
-            name="Simulated GPU", total_memory=2**34
+            name="Simulated GPU", total_memory=2**34, uuid=f"simulated-{_index(device)}"
         ),
         "empty_cache": lambda: None,
         "current_stream": lambda device=None: torch.Stream(device=f"{NAME}:{_index(device)}"),

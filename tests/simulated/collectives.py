@@ -1,4 +1,7 @@
-"""A stand-in for NCCL, which takes contiguous tensors of the process's own device alone."""
+"""A stand-in for gloo and NCCL in one process group.
+
+It takes tensors on the CPU, and of GPUs contiguous tensors of the process's own device alone.
+"""
 
 from collections.abc import Sequence
 from datetime import timedelta
@@ -25,15 +28,14 @@ class SimulatedCollectives(distributed.ProcessGroup):
 
     def _on_cpu(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         own = torch.device(NAME, torch.ops.simulated.current_device())
-        objects = (torch.uint8, torch.int64)  # torch moves pickled objects to the device for NCCL alone
         for tensor in tensors:
-            if tensor.is_cpu and tensor.dtype in objects:
+            if tensor.is_cpu:
                 continue
             if tensor.device != own:
                 raise RuntimeError(f"{BACKEND}: a tensor is on {tensor.device}, and the process on {own}")
             if not tensor.is_contiguous():
                 raise RuntimeError(f"{BACKEND}: a tensor is not contiguous")
-        return [torch.ops.simulated.cpu_alias(tensor.detach()) for tensor in tensors]
+        return [t if t.is_cpu else torch.ops.simulated.cpu_alias(t.detach()) for t in tensors]
 
     def allreduce(self, tensors: list[Tensor], *options: Any) -> Any:
         return self._gloo.allreduce(self._on_cpu(tensors), *options)
@@ -61,13 +63,12 @@ class SimulatedCollectives(distributed.ProcessGroup):
 
 
 def register_backend() -> None:
-    """Let `init_process_group` use this backend, and give each process a device of its own."""
+    """Let `init_process_group` use this backend for all tensors."""
     distributed.Backend.register_backend(BACKEND, SimulatedCollectives, devices=[NAME])
     original = distributed.init_process_group
 
     def init_process_group(*_: Any, **options: Any) -> None:
         options["backend"] = BACKEND
         original(**{key: value for key, value in options.items() if key != "device_id"})
-        torch.ops.simulated.set_device(distributed.get_rank())
 
     distributed.init_process_group = init_process_group

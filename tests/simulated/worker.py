@@ -12,7 +12,7 @@ with warnings.catch_warnings():
 
 from nestify import accelerator
 from nestify.errors import ProcessError
-from nestify.training.distributed import join_process_group
+from nestify.training.process_group import join_process_group
 from tests import simulated
 from tests.simulated.collectives import register_backend
 from tests.simulated.steps import all_tensors, make_batch, make_stepper
@@ -27,14 +27,15 @@ def main(path: str) -> None:
     assert simulated.load_device() == ""
     accelerator.GPU = simulated.NAME
     register_backend()
-    with join_process_group(torch.device(simulated.NAME)) as (world, device):
+    with join_process_group(accelerator.pick_device("auto")) as (world, device):
+        assert str(device) == f"{simulated.NAME}:{world.rank}"
         training = make_stepper("weight", device, world=world)
         for step in range(2):
             training.step([make_batch(device, 2 * step + world.rank)])
         statistics = world.all_gather(float(world.all_reduce(torch.ones(1, device=device))))
         assert statistics == [2.0, 2.0]
-        with pytest.raises(ProcessError, match="simccl: a tensor is on cpu"):
-            world.all_reduce(torch.ones(1))
+        with pytest.raises(ProcessError, match=f"simccl: a tensor is on {simulated.NAME}"):
+            world.all_reduce(torch.ones(1, device=f"{simulated.NAME}:{1 - world.rank}"))
         save_file(all_tensors(training), path)
 
 

@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from nestify.training.checkpoint import (
     optimizer_state,
     pack,
-    random_states,
     restore_optimizer,
-    set_random_states,
     unpack,
 )
+from nestify.training.random_states import random_states, set_random_states
 
 CPU = torch.device("cpu")
 plain = st.none() | st.booleans() | st.integers(-(2**63), 2**63) | st.floats() | st.text()

@@ -28,6 +28,7 @@ from nestify.compression.batch.results import (
 )
 from nestify.errors import OutputError
 from nestify.files import atomic_file, checkpoint_path
+from nestify.launcher import without_launcher
 from nestify.machine import cores
 from nestify.signals import defer_signals
 
@@ -235,7 +236,7 @@ class Runner:
         self._changed()
 
     def _environment(self) -> dict[str, str]:
-        environment = {**os.environ, PARENT_PIPE: "1"}
+        environment = without_launcher(os.environ) | {PARENT_PIPE: "1"}
         if self._max_parallel > 1:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, cores() // self._max_parallel)))
         return environment

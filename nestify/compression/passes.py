@@ -1,0 +1,116 @@
+"""Passes of a run over images without training: evaluation, recalibration and samples."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from nestify.compression.inputs import Inputs
+from nestify.data.dataset import Images
+from nestify.data.loaders import Loader, Pictures, eval_loader
+from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, evaluate, evaluate_levels
+from nestify.model.batch_norm import recalibrate
+from nestify.model.nested_model import NestedModel
+from nestify.training.distributed import SINGLE, World
+from nestify.training.precision import Precision
+
+MOST_COMBINED = 512
+"""Largest batch that one process takes of the images of several, to bound its memory."""
+
+
+@dataclass(frozen=True)
+class Passes:
+    """Passes of one run over its images, with the model's evaluation preprocessing.
+
+    Args:
+        inputs: the images and the model.
+        workers: number of processes that load images.
+        device: where batches are put.
+        precision: the precision of forward passes.
+        world: the processes of the run, which share the validation images.
+
+    Attributes:
+        loaders: the loaders in use, whose worker processes last for the whole run.
+    """
+
+    inputs: Inputs
+    workers: int
+    device: torch.device
+    precision: Precision
+    world: World
+    loaders: dict[tuple[object, ...], Loader] = field(default_factory=dict)
+
+    def images(
+        self, images: Images, seed: int | None = None, world: World = SINGLE, count: int = 1
+    ) -> Loader:
+        """Return the batches of some images.
+
+        Args:
+            images: the images.
+            seed: shuffles them; None for the stored order.
+            world: the processes that share them.
+            count: number of the recipe's batches that make one batch here.
+        """
+        size = self.inputs.batch_size
+        size = max(size, min(MOST_COMBINED, count * size))
+        key = id(images), seed, world, size
+        if key not in self.loaders:
+            self.loaders[key] = eval_loader(
+                images,
+                self.inputs.pretrained.spec.preprocessing,
+                batch_size=size,
+                workers=self.workers,
+                device=self.device,
+                shuffle_seed=seed,
+                rank=world.rank,
+                world_size=world.size,
+            )
+        return self.loaders[key]
+
+    def validation(self) -> Loader:
+        """Return this process's share of the validation images."""
+        return self.images(self.inputs.val_images, world=self.world)
+
+    def shuffled(self, *, combined: bool) -> Loader:
+        """Return the training images in random order; if combined, in the batches of all processes."""
+        count = self.world.size if combined else 1
+        return self.images(self.inputs.train_images, self.inputs.recipe.seed, count=count)
+
+    def sample(self, *, combined: bool) -> Pictures:
+        """Return the images of `shuffled` without their labels."""
+        return Pictures(self.shuffled(combined=combined))
+
+    def to_recalibrate(self) -> Loader:
+        """Return the training images in the batches over which batch norm is measured."""
+        return self.shuffled(combined=self.inputs.recipe.train.sync_batch_norm)
+
+    def recalibrate(self, model: nn.Module) -> None:
+        """Measure the batch-norm statistics of a plain model on training images."""
+        recalibrate(model, Pictures(self.to_recalibrate()), self.inputs.recipe.train.recalibrate_batches)
+
+    def evaluate(
+        self, models: Mapping[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS
+    ) -> list[Accuracy]:
+        """Evaluate plain models, by level, on the validation images."""
+        for model in models.values():
+            model.eval()
+        autocast, total = self.precision.autocast, self.world.all_reduce
+        return self._checked(evaluate(models, self.validation(), autocast, parents, total))
+
+    def evaluate_levels(self, nested: NestedModel, levels: Sequence[int]) -> list[Accuracy]:
+        """Evaluate levels of a nested model, by their numbers, on the validation images."""
+        autocast, parents = self.precision.autocast, self.inputs.labels.parents
+        total = self.world.all_reduce
+        return self._checked(evaluate_levels(nested, self.validation(), levels, autocast, parents, total))
+
+    def _checked(self, results: list[Accuracy]) -> list[Accuracy]:
+        """Check that several processes together evaluated all images of a stream.
+
+        Raises:
+            DataError: if images are missing, and the recipe does not skip bad ones.
+        """
+        images = self.inputs.val_images
+        if self.world.size > 1 and images.source.is_stream:
+            images.check_delivered(results[0].images if results else 0)
+        return results
