@@ -176,9 +176,7 @@ def _run_and_write(
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
         watcher.stage(f"writing {output}")
-        manifest = world.on_main(
-            lambda: write_compressed(run.recipe, done, run.inputs.held_out_record, base)
-        )
+        manifest = world.on_main(lambda: write_compressed(run.recipe, done, run.inputs.held_out_record, base))
     if world.is_main:
         run.checkpoints.remove()
     slow = missed_latencies(output, done.levels, watcher) if world.is_main else []

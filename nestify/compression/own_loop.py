@@ -19,7 +19,12 @@ from nestify.schedule.budgets import design_levels
 from nestify.training.distributed import SINGLE
 from nestify.training.observer import Observer
 
-OPTIONS = ("schedule", "level", "train.bn", "train.distill", "train.temperature", "train.sandwich", "dtype")
+OPTIONS = (
+    "schedule",
+    "level",
+    "dtype",
+    *(f"train.{key}" for key in ("bn", "distill", "recalibrate_batches", "sandwich", "temperature")),
+)
 """Recipe keys, or sections, that `nest` takes as options."""
 
 ARGUMENTS = {"schedule.kind": "schedule", "schedule.score": "score", "schedule.ramp": "ramp_steps"}
@@ -48,8 +53,8 @@ def nest(
             sparsities, widths or depths, or budgets such as `"macs=0.5"`. None: the schedule's default.
         schedule: what levels leave out: weight, channel, layer or combined.
         score: how weights are ranked.
-        options: further keys of a recipe: those of `[schedule]` and `level[k]`, `train.bn`, `train.distill`,
-            `train.temperature`, `train.sandwich` and `dtype`.
+        options: further keys of a recipe and their values: those of `[schedule]` and `level[k]`, `dtype`, and
+            bn, distill, recalibrate_batches, sandwich and temperature of `[train]`.
         ramp_steps: number of training steps during which sparsity increases; `update` must then be called
             before each step.
         teacher: a frozen model whose predictions are a share `train.distill` of each level's loss, or `self`:
@@ -63,6 +68,10 @@ def nest(
         RecipeError: if the levels or options are not right, or a budget cannot be met.
         UnsupportedModelError: if nestify cannot handle the model.
     """
+    if ramp_steps < 0:
+        raise RecipeError(f"ramp_steps = {ramp_steps} is negative; give a number of steps, or 0")
+    if not (teacher is None or teacher == "self" or isinstance(teacher, nn.Module)):
+        raise RecipeError(f"teacher = {teacher!r} is no model; give a torch module, 'self' or None")
     recipe = _recipe(model, levels, schedule, score, options, seed)
     spec = describe_model(model, input_size)
     if recipe.schedule.rank == "loss" and images is None:
@@ -90,12 +99,13 @@ def _recipe(
 ) -> Recipe:
     """Check the arguments of `nest` as a recipe."""
     options = dict(options or {})
-    unknown = [key for key in options if not _is_taken(key)]
-    if unknown:
-        raise RecipeError(
-            f"options of nest are {', '.join(OPTIONS)}, and not {', '.join(unknown)}; the rest of a training "
-            "is up to your loop"
-        )
+    for key in options:
+        if key in ARGUMENTS:
+            raise RecipeError(f"options: {key} is an argument of nest; give {ARGUMENTS[key]}=")
+        if key not in OPTIONS and re.split(r"[.\[]", key)[0] not in OPTIONS:
+            raise RecipeError(
+                f"options: {key} is not one of {', '.join(OPTIONS)}; the rest of the training is your loop's"
+            )
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     table = {"model": {"name": architecture or type(model).__name__}, "data": {"path": OWN_LOOP}}
     given = {"levels": levels, "schedule.kind": schedule, "schedule.score": score, "seed": seed, **options}
@@ -105,15 +115,6 @@ def _recipe(
             key = "freeze" if level.freeze else "classes"
             raise RecipeError(f"level[{k}].{key} needs nestify.compress; leave it out of the options of nest")
     return recipe
-
-
-def _is_taken(key: str) -> bool:
-    section = re.split(r"[.\[]", key)[0]
-    return (key in OPTIONS or section in OPTIONS) and key not in (
-        "schedule.kind",
-        "schedule.score",
-        "schedule.ramp",
-    )
 
 
 def _warn(text: str) -> None:

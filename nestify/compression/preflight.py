@@ -85,12 +85,12 @@ def _problems(recipe: Recipe, broken: Sequence[str]) -> list[NestifyError]:
 
 def _check_outputs(recipe: Recipe) -> None:
     output = recipe.output_path
-    _check_output(recipe, "output", output)
-    _check_output(recipe, "the checkpoint next to the output", checkpoint_path(output))
-    _check_output(recipe, "the log next to the output", metrics_path(output))
+    check_output(recipe, "output", output)
+    check_output(recipe, "the checkpoint next to the output", checkpoint_path(output))
+    check_output(recipe, "the log next to the output", metrics_path(output))
     if "csv" in recipe.train.log:
-        _check_output(recipe, "the table next to the output", sibling(output, ".csv"))
-        _check_output(recipe, "the table of the fine-tuning", sibling(output, ".finetune.csv"))
+        check_output(recipe, "the table next to the output", sibling(output, ".csv"))
+        check_output(recipe, "the table of the fine-tuning", sibling(output, ".finetune.csv"))
 
 
 def _check_engine(recipe: Recipe) -> None:
@@ -130,7 +130,7 @@ def _check_table(path: Path) -> None:
         raise DataError(f"data.hierarchy = {path} is not a file; give the path of a CSV table")
 
 
-def _check_output(recipe: Recipe, option: str, path: Path) -> None:
+def check_output(recipe: Recipe, option: str, path: Path) -> None:
     """Check that a result can be written, and that it replaces no input of the run."""
     inputs = [other for other in (recipe.model.checkpoint, recipe.train.teacher_checkpoint) if other]
     try:

@@ -6,15 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from nestify.compression.compressed import Compressed
 from nestify.compression.inputs import round_to_stored
+from nestify.compression.preflight import check_output
 from nestify.compression.write import write_compressed
 from nestify.data.hierarchy import ClassLevels
 from nestify.errors import BudgetError, NestifyWarning, RecipeError
@@ -23,12 +25,14 @@ from nestify.model.batch_norm import recalibrate
 from nestify.model.entry_levels import EntryLevels
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel
+from nestify.model.spec import state_tensors
 from nestify.recipe.level_options import level_weights
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.budgets import NestedDesign
 from nestify.schedule.costs import count_macs, level_costs
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
+from nestify.training.distributed import SINGLE, World
 from nestify.training.gradients import LevelGradients, add_gradients
 from nestify.training.task import LevelResult, NestedTask, Teacher
 
@@ -95,7 +99,8 @@ class TrainableNestedModel(NestedModel):
         Only one level's graph is in memory at a time. The gradients are added to those of earlier calls. Each
         shared weight gets the weighted mean of the gradients of the m levels that use it, times sqrt(m), so
         that the learning rate of a single network fits; a level's own tensors get the gradient of its own
-        loss.
+        loss. In a process group of `torch.distributed` the gradients are averaged over the images of all
+        processes here, so that neither DistributedDataParallel nor FSDP must wrap the model.
 
         Args:
             images: (B, C, H, W), preprocessed, on the model's device.
@@ -120,11 +125,13 @@ class TrainableNestedModel(NestedModel):
             images: batches of training images, preprocessed.
             levels: the levels, counted from 1; None: all.
         """
-        device = next(self.parameters()).device
+        device, most = next(self.parameters()).device, self._loop.recipe.train.recalibrate_batches
+        if iter(images) is images:  # an iterator, which can be read once, and each level reads it
+            images = list(islice(images, most))
         for level in range(1, self.n_levels + 1) if levels is None else levels:
             plain = self.at_level(level)
-            recalibrate(plain, pictures_of(images, device), self._loop.recipe.train.recalibrate_batches)
-            self.load_own(level, plain)
+            recalibrate(plain, pictures_of(images, device), most)
+            self.load_own(level, state_tensors(plain))
 
     def save(self, path: str | os.PathLike[str], class_names: Sequence[str] = ()) -> Path:
         """Write the nested file, which `nestify.load` and all commands read; the model is not changed.
@@ -175,6 +182,7 @@ class _Loop:
     def update(self, nested: NestedModel, step: int) -> None:
         if step >= self._ramp.steps > self._step or (step != self._step and self._ramp.is_due(step)):
             choose_weights(nested, self._ramp.levels_at(step), self.recipe.schedule.score)
+            _world().sync_entry_levels(nested)
         self._step = step
 
     def backward(
@@ -185,8 +193,10 @@ class _Loop:
         loss_fn: LossFunction,
         run: Callable[[Tensor], object],
     ) -> list[LevelResult]:
+        world = _world()
         if self._task is None:
             self._task = self._make_task(nested, images.device)
+            world.broadcast(nested)
             self._gradients = LevelGradients(nested, self._task.level_weights)
         assert self._gradients is not None
         self._task.step = max(0, self._step)
@@ -196,6 +206,7 @@ class _Loop:
         for parameter in parameters:
             parameter.grad = None
         results = self._task.backward(images, target, run=run)
+        world.average(nested, len(images), stop=False)
         self._gradients.apply()
         add_gradients(parameters, earlier)
         return results
@@ -244,6 +255,8 @@ class _Loop:
             raise RecipeError(
                 f"{len(class_names)} class names were given for a model of {nested.spec.num_classes} classes"
             )
+        recipe = self.recipe.model_copy(update={"output": os.fspath(path)})
+        check_output(recipe, "path", path)
         levels = list(self._ramp.levels)
         copied = _copy_on_cpu(nested)
         count = count_macs(copied.network, copied.spec.input_size)
@@ -260,13 +273,19 @@ class _Loop:
             after=(),
             calibration=None,
         )
-        recipe = self.recipe.model_copy(update={"output": os.fspath(path)})
         round_to_stored(copied, recipe)
         with lock_output(path, _warn):
             write_compressed(recipe, done, record=_record(recipe))
         if missed:
             raise BudgetError(f"{'; '.join(missed)}; {path} was written")
         return path
+
+
+def _world() -> World:
+    """Return the processes of the process group that the loop has started, if any."""
+    if distributed.is_available() and distributed.is_initialized():
+        return World(distributed.get_rank(), distributed.get_world_size())
+    return SINGLE
 
 
 def _copy_on_cpu(nested: NestedModel) -> NestedModel:

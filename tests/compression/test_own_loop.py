@@ -1,7 +1,8 @@
 """Nested models that are trained in a loop of the user's own."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch.nn import functional
 import nestify
 from nestify.compression.inputs import augmentation, open_recipe_images
 from nestify.compression.trainable import TrainableNestedModel
-from nestify.data.loaders import train_loader
+from nestify.data.loaders import eval_loader, train_loader
 from nestify.errors import BudgetError, NestifyError, RecipeError
 from tests.cli.driver import CHECKPOINT
 
@@ -41,11 +42,13 @@ def digits_model() -> nn.Module:
     return model
 
 
-def digits_batches(recipe: nestify.Recipe) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches that `compress` trains on."""
+def digits_batches(recipe: nestify.Recipe, *, shuffled: bool = False) -> Any:
+    """The batches that `compress` trains on, or those on which it measures statistics."""
     images, _ = open_recipe_images(recipe)
     preprocessing = timm.data.resolve_model_data_config(digits_model(), args={"input_size": SHAPE})
     preprocessing["exif_orientation"] = recipe.data.exif_orientation
+    if shuffled:
+        return eval_loader(images, preprocessing, batch_size=32, workers=0, shuffle_seed=recipe.seed)
     loader = train_loader(
         images,
         preprocessing,
@@ -56,8 +59,7 @@ def digits_batches(recipe: nestify.Recipe) -> Iterator[tuple[Tensor, Tensor]]:
         seed=recipe.seed,
         device=torch.device("cpu"),
     )
-    for epoch in range(2):
-        yield from loader.epoch(epoch)
+    return chain.from_iterable(loader.epoch(epoch) for epoch in range(2))
 
 
 def same_tensors(one: nn.Module, other: nn.Module) -> bool:
@@ -88,7 +90,7 @@ def test_the_same_weights_as_compress(
         options={"train.distill": 0.5, "train.recalibrate_batches": 2},
         ramp_steps=round(STEPS * more.get("schedule.ramp", 0)),  # type: ignore[operator]
         teacher=teachers[str(more["train.teacher"])],
-        images=None if schedule == "weight" else _calibration(recipe),
+        images=None if schedule == "weight" else digits_batches(recipe, shuffled=True),
         input_size=SHAPE,
     )
     optimizer = create_optimizer_v2(nested, "sgd", lr=0.02, weight_decay=1e-4, momentum=0.9)
@@ -100,4 +102,200 @@ def test_the_same_weights_as_compress(
     nested.update(STEPS)
     nested.save(tmp_path / "own.safetensors")
 
-    assert same_tensors(nestify.load(tmp_path / "compress.safetensors"), nestify.load(tmp_path / "own.safetensors"))
+    assert same_tensors(
+        nestify.load(tmp_path / "compress.safetensors"), nestify.load(tmp_path / "own.safetensors")
+    )
+
+
+def loop(levels: Any = "0.9,0.5,0", schedule: Any = "weight", **options: Any) -> TrainableNestedModel:
+    torch.manual_seed(0)
+    model = timm.create_model("test_resnet", num_classes=10)
+    return nestify.nest(model, levels, schedule, input_size=SHAPE, **options)
+
+
+def batch(count: int = 8) -> tuple[Tensor, Tensor]:
+    draw = torch.Generator().manual_seed(1)
+    return torch.randn(count, *SHAPE, generator=draw), torch.randint(0, 10, (count,), generator=draw)
+
+
+def gradients(nested: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in nested.named_parameters() if p.grad is not None}
+
+
+def test_gradients_by_the_definition() -> None:
+    """Those of the weighted mean over the levels that use a weight, times the root of their number."""
+    nested = loop().eval()  # without the noise of batch statistics
+    images, target = batch()
+    nested.backward(images, target)
+    found = gradients(nested)
+    weights = [2.0, 1.5, 1.0]
+    losses = [functional.cross_entropy(nested(images, level), target) for level in (1, 2, 3)]
+    shared = nested.shared_tensor("layer2.0.conv1.weight")
+    each = [torch.autograd.grad(loss, shared, retain_graph=True)[0] for loss in losses]
+    entry = nested.entry["layer2.0.conv1.weight"]
+    for level in (1, 2, 3):
+        users = range(level, 4)
+        mean = sum(weights[k - 1] * each[k - 1] for k in users) / sum(weights[k - 1] for k in users)
+        expected = mean * len(users) ** 0.5
+        where = entry == level
+        torch.testing.assert_close(
+            found["network.layer2.0.conv1.weight"][where], expected[where], atol=1e-6, rtol=1e-4
+        )
+
+
+def test_gradients_add_up() -> None:
+    nested = loop("0.5,1", "channel")
+    images, target = batch()
+    nested.eval()
+    nested.backward(images, target)
+    once = gradients(nested)
+    nested.backward(images, target, lambda logits, labels: 2 * functional.cross_entropy(logits, labels))
+    for name, gradient in gradients(nested).items():
+        torch.testing.assert_close(gradient, 3 * once[name])
+
+
+def test_the_loss_function_gets_the_target_as_it_is() -> None:
+    nested = loop("0.9,0")
+    images, target = batch()
+    seen: list[Any] = []
+
+    def loss_fn(logits: Tensor, pair: Any) -> Mapping[str, Any]:
+        seen.append(pair)
+        return {"loss": functional.cross_entropy(logits, pair[0], reduction="mean").reshape(1), "other": 1}
+
+    results = nested.backward(images, (target, "extra"), loss_fn)
+    assert [result.level for result in results] == [2, 1]
+    assert all(pair[1] == "extra" for pair in seen)
+    assert results[0].logits.shape == (8, 10)
+    plain = functional.cross_entropy(nested(images, 2), target)
+    torch.testing.assert_close(results[0].loss, plain.detach())
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "words"),
+    [
+        (lambda logits, target: functional.cross_entropy(logits, target, reduction="none"), r"\(8,\)"),
+        (lambda logits, target: 1.0, "float"),
+        (lambda logits, target: {"total": logits.sum()}, "'loss'"),
+    ],
+)
+def test_a_loss_that_is_not_one_number(loss_fn: Any, words: str) -> None:
+    with pytest.raises(RecipeError, match=f"loss_fn.*{words}"):
+        loop("0.9,0").backward(*batch(), loss_fn)
+
+
+def test_a_backward_pass_of_another_library() -> None:
+    scaled, plain = loop(), loop()
+    scaled.backward(*batch(), backward=lambda loss: (8 * loss).backward())
+    plain.backward(*batch())
+    for name, gradient in gradients(scaled).items():
+        torch.testing.assert_close(gradient, 8 * gradients(plain)[name])
+
+
+def test_sparsity_increases_and_is_saved_at_its_target(tmp_path: Path) -> None:
+    nested = loop("0.9,0", ramp_steps=10)
+    found = []
+    for step in range(0, 11, 5):
+        nested.update(step)
+        found.append(nested.sparsity(1))
+    # s(t) = 0.9 (1 - (1 - t / T)^3)
+    assert found == pytest.approx([0, 0.9 * (1 - 0.5**3), 0.9], abs=1e-3)
+    nested.save(tmp_path / "a.safetensors")
+    assert nestify.load(tmp_path / "a.safetensors").sparsity(1) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_an_update_that_comes_late_still_ends_the_ramp() -> None:
+    nested = loop("0.9,0", ramp_steps=10)
+    nested.update(17)
+    assert nested.sparsity(1) == pytest.approx(0.9, abs=1e-3)
+
+
+def test_a_loop_resumes_from_its_state_dict(tmp_path: Path) -> None:
+    """After the ramp, the weights of the levels are those of the state, whatever the weights are by then."""
+    nested = loop("macs=0.4,1", ramp_steps=2)
+    for step in range(3):
+        nested.update(step)
+    with torch.no_grad():
+        for parameter in nested.parameters():
+            parameter.add_(torch.randn_like(parameter))
+    torch.save(nested.state_dict(), tmp_path / "state.pt")
+    other = loop("macs=0.4,1", ramp_steps=2)
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    for resumed in (nested, other):
+        resumed.update(3)
+    assert same_tensors(nested, other)
+    assert same_tensors(
+        nestify.load(nested.save(tmp_path / "one.safetensors")),
+        nestify.load(other.save(tmp_path / "other.safetensors")),
+    )
+
+
+def test_saving_changes_nothing(tmp_path: Path) -> None:
+    nested = loop(options={"dtype": "float16"}).train()
+    before = deepcopy(nested.state_dict())
+    nested.save(tmp_path / "a.safetensors", [f"class {k}" for k in range(10)])
+    assert nested.training
+    assert all(torch.equal(before[name], tensor) for name, tensor in nested.state_dict().items())
+    report = nestify.read_report(tmp_path / "a.safetensors")
+    assert report.class_names == [f"class {k}" for k in range(10)]
+    assert nestify.verify(tmp_path / "a.safetensors").passed
+
+
+def test_a_copy_is_a_loop_of_its_own() -> None:
+    """As timm's running average (ModelEmaV3) makes one."""
+    nested = loop()
+    copy = deepcopy(nested)
+    copy.backward(*batch())
+    assert gradients(copy)
+    assert not gradients(nested)
+
+
+def test_images_of_an_iterator_serve_all_levels() -> None:
+    """A generator ends when the first level has read it."""
+    images = [batch(16)] * 3
+    lists = loop("0.25,0.5,1", "channel", images=images)
+    generators = loop("0.25,0.5,1", "channel", images=iter(images))
+    assert same_tensors(lists, generators)
+    assert not same_tensors(lists, loop("0.25,0.5,1", "channel"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"levels": "0.5,0.9,0"}, "level"),
+        ({"options": {"train.lr": 0.1}}, "train.lr"),
+        ({"options": {"schedule.ramp": 0.1}}, "ramp_steps="),
+        ({"options": {"schedule.score": "erk"}}, "score="),
+        ({"options": {"level[1].freeze": True}}, "freeze"),
+        ({"levels": "0.5,1", "schedule": "layer", "options": {"schedule.rank": "loss"}}, "images="),
+        ({"schedule": "wide"}, "wide"),
+        ({"ramp_steps": -1}, "ramp_steps"),
+        ({"teacher": "original"}, "teacher"),
+    ],
+)
+def test_refusals(arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(NestifyError, match=words):
+        nestify.nest(timm.create_model("test_resnet", num_classes=10), input_size=SHAPE, **arguments)
+
+
+def test_what_cannot_be_saved(tmp_path: Path) -> None:
+    nested = loop(ramp_steps=4)
+    with pytest.raises(RecipeError, match="step 4"):
+        nested.save(tmp_path / "a.safetensors")
+    nested.update(4)
+    with pytest.raises(RecipeError, match="3 class names"):
+        nested.save(tmp_path / "a.safetensors", ["a", "b", "c"])
+    (tmp_path / "file").touch()
+    with pytest.raises(NestifyError, match="file"):
+        nested.save(tmp_path / "file" / "a.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_missed_budget_is_an_error_after_the_file_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nested = loop("macs=0.4,1")
+    monkeypatch.setattr("nestify.schedule.budgets.Solver.check", lambda *_: ["level1 costs too much"])
+    with pytest.raises(BudgetError, match=r"level1 costs too much.*was written"):
+        nested.save(tmp_path / "a.safetensors")
+    assert nestify.verify(tmp_path / "a.safetensors").passed
