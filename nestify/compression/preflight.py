@@ -71,7 +71,7 @@ def _problems(recipe: Recipe, broken: Sequence[str]) -> list[NestifyError]:
         checks.append(("data.hierarchy", partial(_check_table, Path(data.hierarchy))))
     if recipe.finetune.save is not None:
         path = Path(recipe.finetune.save)
-        checks.append(("finetune.save", partial(_check_output, recipe, "finetune.save", path)))
+        checks.append(("finetune.save", partial(check_output, recipe, "finetune.save", path)))
     problems: list[NestifyError] = []
     for key, check in checks:
         try:

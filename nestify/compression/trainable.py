@@ -3,44 +3,39 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from copy import deepcopy
-from dataclasses import replace
 from functools import partial
 from itertools import islice
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
 
-from nestify.compression.compressed import Compressed
-from nestify.compression.inputs import round_to_stored
 from nestify.compression.preflight import check_output
-from nestify.compression.write import write_compressed
-from nestify.data.hierarchy import ClassLevels
-from nestify.errors import BudgetError, NestifyWarning, RecipeError
+from nestify.compression.write import write_model
+from nestify.errors import NestifyWarning, RecipeError
 from nestify.files import lock_output
 from nestify.model.batch_norm import recalibrate
-from nestify.model.entry_levels import EntryLevels
 from nestify.model.nested_model import NestedModel
-from nestify.model.pretrained import PretrainedModel
 from nestify.model.spec import state_tensors
 from nestify.recipe.level_options import level_weights
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.budgets import NestedDesign
-from nestify.schedule.costs import count_macs, level_costs
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import SINGLE, World
 from nestify.training.gradients import LevelGradients, add_gradients
-from nestify.training.task import LevelResult, NestedTask, Teacher
+from nestify.training.joint_task import JointTask
+from nestify.training.task import LevelResult, NestedTask, Teacher, TeacherKind
 
 OWN_LOOP = "own training loop"
 """What the recipe in the nested file says about the images."""
 
 Batch = Tensor | Sequence[Any]
 """Images (B, C, H, W), or a sequence that starts with them."""
+
+Task = TypeVar("Task", bound=NestedTask)
 
 LossFunction = Callable[[Tensor, Any], "Tensor | Mapping[str, Any]"]
 """A function of a level's logits (B, classes) and the target, which returns the loss: a tensor of one
@@ -117,6 +112,18 @@ class TrainableNestedModel(NestedModel):
         """
         return self._loop.backward(self, images, target, loss_fn, backward)
 
+    def task(self, loss_fn: LossFunction = nn.functional.cross_entropy) -> JointTask:
+        """Return a training task of timm, for loops that call it and run the backward pass themselves.
+
+        Called with images and a target, it returns a dictionary with the joint `loss` and the full level's
+        logits as `output`. The graphs of all levels are in memory at the same time. It takes the place of
+        `backward`, in a single process.
+
+        Args:
+            loss_fn: computes the loss of a level, as in `backward`.
+        """
+        return self._loop.joint_task(self, loss_fn)
+
     @torch.no_grad()
     def recalibrate(self, images: Iterable[Batch], levels: Sequence[int] | None = None) -> None:
         """Measure the batch-norm statistics of levels on images, at most `train.recalibrate_batches` batches.
@@ -184,6 +191,8 @@ class _Loop:
             choose_weights(nested, self._ramp.levels_at(step), self.recipe.schedule.score)
             _world().sync_entry_levels(nested)
         self._step = step
+        if self._task is not None:
+            self._task.step = step
 
     def backward(
         self,
@@ -193,13 +202,16 @@ class _Loop:
         loss_fn: LossFunction,
         run: Callable[[Tensor], object],
     ) -> list[LevelResult]:
+        if isinstance(self._task, JointTask):
+            raise RecipeError(
+                "this model was given to task(), whose loss has a backward pass of its own; use one"
+            )
         world = _world()
         if self._task is None:
-            self._task = self._make_task(nested, images.device)
+            self._task = self._make_task(nested, images.device, NestedTask)
             world.broadcast(nested)
             self._gradients = LevelGradients(nested, self._task.level_weights)
         assert self._gradients is not None
-        self._task.step = max(0, self._step)
         self._task.criterion = partial(_checked_loss, loss_fn)
         parameters = [parameter for parameter in nested.parameters() if parameter.requires_grad]
         earlier = [parameter.grad for parameter in parameters]
@@ -211,19 +223,19 @@ class _Loop:
         add_gradients(parameters, earlier)
         return results
 
-    def _make_task(self, nested: NestedModel, device: torch.device) -> NestedTask:
+    def joint_task(self, nested: NestedModel, loss_fn: LossFunction) -> JointTask:
+        if not isinstance(self._task, JointTask):
+            self._task = self._make_task(nested, next(nested.parameters()).device, JointTask)
+        self._task.criterion = partial(_checked_loss, loss_fn)
+        return self._task
+
+    def _make_task(self, nested: NestedModel, device: torch.device, kind: type[Task]) -> Task:
         options, levels = self.recipe.train, self.recipe.level
         mean, std = (tuple(nested.spec.preprocessing[key]) for key in ("mean", "std"))
         frozen = self._teacher if isinstance(self._teacher, nn.Module) else None
-        kind: Literal["none", "self", "other"] = "none" if self._teacher is None else "self"
-        teacher = Teacher(
-            "other" if frozen is not None else kind,
-            frozen,
-            mean=mean,
-            std=std,
-            temperature=options.temperature,
-        )
-        return NestedTask(
+        source: TeacherKind = "none" if self._teacher is None else "self" if frozen is None else "other"
+        teacher = Teacher(source, frozen, mean=mean, std=std, temperature=options.temperature)
+        return kind(
             nested,
             partial(_checked_loss, nn.functional.cross_entropy),
             weights=level_weights(levels),
@@ -251,33 +263,11 @@ class _Loop:
                 f"sparsity increases until step {self._ramp.steps}, and update was last called with step "
                 f"{self._step}; call update(step) before each step and once after the last one"
             )
-        if class_names and len(class_names) != nested.spec.num_classes:
-            raise RecipeError(
-                f"{len(class_names)} class names were given for a model of {nested.spec.num_classes} classes"
-            )
         recipe = self.recipe.model_copy(update={"output": os.fspath(path)})
         check_output(recipe, "path", path)
-        levels = list(self._ramp.levels)
-        copied = _copy_on_cpu(nested)
-        count = count_macs(copied.network, copied.spec.input_size)
-        missed = replace(self._design.solver, count=count).check(copied, levels)
-        done = Compressed(
-            nested=copied,
-            levels=levels,
-            pretrained=PretrainedModel(copied.network, copied.spec, source_sha256=None, new_head=False),
-            costs=level_costs(copied, count),
-            missed=missed,
-            labels=ClassLevels(class_names=tuple(class_names) or None),
-            original=None,
-            before=(),
-            after=(),
-            calibration=None,
-        )
-        round_to_stored(copied, recipe)
+        levels, solver = list(self._ramp.levels), self._design.solver
         with lock_output(path, _warn):
-            write_compressed(recipe, done, record=_record(recipe))
-        if missed:
-            raise BudgetError(f"{'; '.join(missed)}; {path} was written")
+            write_model(nested, recipe, levels, solver, class_names, record=_record(recipe))
         return path
 
 
@@ -286,25 +276,6 @@ def _world() -> World:
     if distributed.is_available() and distributed.is_initialized():
         return World(distributed.get_rank(), distributed.get_world_size())
     return SINGLE
-
-
-def _copy_on_cpu(nested: NestedModel) -> NestedModel:
-    """Return a copy of a nested model in eval mode on the CPU, without gradients and without a loop."""
-    network = deepcopy(nested.network)
-    for parameter in network.parameters():
-        parameter.grad = None
-    copied = NestedModel(
-        network.cpu(),
-        nested.spec,
-        nested.level_names,
-        entry=EntryLevels(nested.n_levels, {name: entry.cpu() for name, entry in nested.entry.items()}),
-        bn=nested.bn,
-        level_sizes=nested.level_sizes,
-    )
-    state = nested.state_dict()
-    state.pop("_extra_state", None)
-    copied.load_state_dict(state)
-    return copied.to(memory_format=torch.contiguous_format).eval()
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:

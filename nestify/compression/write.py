@@ -1,18 +1,29 @@
 """Writing the result of a run, and checking the written file."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
-from nestify.compression.inputs import stored_dtype
-from nestify.errors import BadFileError, OutputError
+from nestify.compression.inputs import round_to_stored, stored_dtype
+from nestify.data.hierarchy import ClassLevels
+from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
 from nestify.file.loading import load
 from nestify.file.manifest import HeldOut, Manifest
 from nestify.file.writer import write_nested_file
+from nestify.model.entry_levels import EntryLevels
+from nestify.model.nested_model import NestedModel
+from nestify.model.pretrained import PretrainedModel
+from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
+from nestify.schedule.budgets import Solver
+from nestify.schedule.costs import count_macs, level_costs
 from nestify.schedule.description import block_units, describe
 
 
@@ -68,3 +79,70 @@ def _check_written(output: Path, base: BaseFile | None, written: Path) -> None:
         raise OutputError(
             f"{output}: the written file cannot be loaded again, so it was not kept: {error}"
         ) from error
+
+
+def write_model(
+    nested: NestedModel,
+    recipe: Recipe,
+    levels: Sequence[Level],
+    solver: Solver,
+    class_names: Sequence[str],
+    record: Mapping[str, Any],
+) -> None:
+    """Write a nested model that is still being trained; the model is not changed.
+
+    Args:
+        nested: the model, on any device.
+        recipe: names the output and the stored type.
+        levels: its levels, core first, with their budgets solved.
+        solver: the solver of the budgets.
+        class_names: names of the classes; empty if they have none.
+        record: what the file stores as its recipe.
+
+    Raises:
+        RecipeError: if the number of names is not that of classes.
+        BudgetError: if a level missed its budget; the file is still written.
+        OutputError: if the file cannot be written, or cannot be loaded again.
+    """
+    if class_names and len(class_names) != nested.spec.num_classes:
+        raise RecipeError(
+            f"{len(class_names)} class names were given for a model of {nested.spec.num_classes} classes"
+        )
+    copied = _copy_on_cpu(nested)
+    count = count_macs(copied.network, copied.spec.input_size)
+    missed = replace(solver, count=count).check(copied, levels)
+    done = Compressed(
+        nested=copied,
+        levels=levels,
+        pretrained=PretrainedModel(copied.network, copied.spec, source_sha256=None, new_head=False),
+        costs=level_costs(copied, count),
+        missed=missed,
+        labels=ClassLevels(class_names=tuple(class_names) or None),
+        original=None,
+        before=(),
+        after=(),
+        calibration=None,
+    )
+    round_to_stored(copied, recipe)
+    write_compressed(recipe, done, record=record)
+    if missed:
+        raise BudgetError(f"{'; '.join(missed)}; {recipe.output_path} was written")
+
+
+def _copy_on_cpu(nested: NestedModel) -> NestedModel:
+    """Return a copy of a nested model in eval mode on the CPU, without gradients and without a loop."""
+    network = deepcopy(nested.network)
+    for parameter in network.parameters():
+        parameter.grad = None
+    copied = NestedModel(
+        network.cpu(),
+        nested.spec,
+        nested.level_names,
+        entry=EntryLevels(nested.n_levels, {name: entry.cpu() for name, entry in nested.entry.items()}),
+        bn=nested.bn,
+        level_sizes=nested.level_sizes,
+    )
+    state = nested.state_dict()
+    state.pop("_extra_state", None)
+    copied.load_state_dict(state)
+    return copied.to(memory_format=torch.contiguous_format).eval()

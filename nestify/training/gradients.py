@@ -51,9 +51,17 @@ class LevelGradients:
             torch._foreach_mul_(weights, self._flat.find(0, weights, levels).look_up(self._factors))
             return
         for name, gradient in found.items():
-            factors = self._factors.to(gradient.dtype)
-            # index_select is four times as fast as factors[entry.int()]
-            gradient.mul_(factors.index_select(0, entry[name].flatten().int()).view(entry[name].shape))
+            gradient.mul_(self._factors_of(entry[name], gradient))
+
+    def scaled(self, name: str, gradient: Tensor) -> Tensor:
+        """Return the scaled gradient of a shared tensor; one that all levels share alike is not scaled."""
+        entry = self._nested.entry[name] if name in self._nested.entry else self._fixed.get(name)
+        return gradient if entry is None else gradient * self._factors_of(entry, gradient)
+
+    def _factors_of(self, entry: Tensor, gradient: Tensor) -> Tensor:
+        factors = self._factors.to(gradient.dtype)
+        # index_select is four times as fast as factors[entry.int()]
+        return factors.index_select(0, entry.flatten().int()).view(entry.shape)
 
 
 class FlatEntryCache:

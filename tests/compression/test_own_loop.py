@@ -184,6 +184,22 @@ def test_a_loss_that_is_not_one_number(loss_fn: Any, words: str) -> None:
         loop("0.9,0").backward(*batch(), loss_fn)
 
 
+@pytest.mark.parametrize(("levels", "schedule"), [("0.9,0.5,0", "weight"), ("0.25,0.5,1", "channel")])
+def test_a_task_of_timm_has_the_same_gradients(levels: str, schedule: Any) -> None:
+    images, target = batch()
+    nested, other = loop(levels, schedule), loop(levels, schedule)
+    nested.backward(images, target)
+    result = other.task()(images, target)
+    result["loss"].backward()
+    assert result["output"].shape == (8, 10)
+    expected = gradients(nested)
+    assert gradients(other).keys() == expected.keys()
+    for name, gradient in gradients(other).items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6)
+    with pytest.raises(RecipeError, match=r"task\(\)"):
+        other.backward(images, target)
+
+
 def test_a_backward_pass_of_another_library() -> None:
     scaled, plain = loop(), loop()
     scaled.backward(*batch(), backward=lambda loss: (8 * loss).backward())
