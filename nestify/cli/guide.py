@@ -13,7 +13,17 @@ _PAGE_LINK = re.compile(r"\[([^\]]+)\]\(([\w-]+)\.md(?:#[\w-]*)?\)")
 _ANCHOR_LINK = re.compile(r"\[([^\]]+)\]\(#[\w-]+\)")
 
 ORDER = (
-    *("first-model", "levels", "classes", "recipes", "recipe-reference", "images", "training", "resuming"),
+    *(
+        "first-model",
+        "levels",
+        "classes",
+        "recipes",
+        "recipe-reference",
+        "images",
+        "training",
+        "own-loop",
+        "resuming",
+    ),
     *("evaluating", "shipping", "engine", "ci", "clusters", "python", "numbers", "formats"),
 )
 """Topics in the order in which a new user needs them."""

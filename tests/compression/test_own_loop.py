@@ -1,6 +1,6 @@
 """Nested models that are trained in a loop of the user's own."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -20,7 +20,11 @@ from nestify.data.loaders import eval_loader, train_loader
 from nestify.errors import BudgetError, NestifyError, RecipeError
 from tests.cli.driver import CHECKPOINT
 
-Make = Callable[..., nn.Module]
+
+@pytest.fixture(autouse=True)
+def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
 
 SETTINGS = {
     "train.epochs": 2,
@@ -315,3 +319,39 @@ def test_a_missed_budget_is_an_error_after_the_file_is_written(
     with pytest.raises(BudgetError, match=r"level1 costs too much.*was written"):
         nested.save(tmp_path / "a.safetensors")
     assert nestify.verify(tmp_path / "a.safetensors").passed
+
+
+GUIDE = (Path(nestify.__file__).parent / "guide" / "own-loop.md").read_text(encoding="utf-8")
+EXAMPLES = [block.removeprefix("python\n") for block in GUIDE.split("```") if block.startswith("python\n")]
+
+
+def test_the_first_example_of_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
+    """Run as it is printed, with a smaller model and few steps."""
+    text = EXAMPLES[0].replace('timm.create_model("resnet50", pretrained=True)', "small_model")
+    text = text.replace("ramp_steps=500", "ramp_steps=2, input_size=(3, 32, 32)")
+    exec(text, {"loader": [batch()] * 2, "epochs": 1, "small_model": digits_model()})
+    assert "1: " in capsys.readouterr().out
+    assert nestify.verify("resnet50.nested.safetensors").passed
+
+
+@pytest.mark.parametrize("number", [1, 2, 3, 4], ids=["channels", "fabric", "accelerate", "timm"])
+def test_the_other_examples_of_the_guide(number: int) -> None:
+    text = EXAMPLES[number]
+    for package in ("lightning_fabric", "accelerate"):
+        if package in text:
+            pytest.importorskip(package, reason=f"{package} is tried by hand")
+    nested = loop("0.9,0")
+    before = deepcopy(nested.state_dict())
+    given = {
+        "model": timm.create_model("resnet18", num_classes=10),
+        "loader": [batch()] * 2,
+        "nested": nested,
+        "optimizer": torch.optim.SGD(nested.parameters(), lr=0.1),
+        "loss_fn": nn.CrossEntropyLoss(),
+    }
+    exec(text, given)
+    if "nestify.nest(" in text:
+        assert given["nested"].sparsity(1) == 0
+        assert given["nested"].level_sizes is not None
+    else:
+        assert not torch.equal(before["network.fc.weight"], nested.state_dict()["network.fc.weight"])
