@@ -1,9 +1,9 @@
 """Levels without training: their weights are selected, refitted, and their batch norm measured."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor, nn
@@ -68,27 +68,37 @@ class Untrained:
         if not reduced:
             return
         original = deepcopy(nested.network).eval()
-        measured = deepcopy(original)
+        measured: Statistics = {}
         if not self.frozen:  # else the weights are partly those of the frozen levels: nothing to compare with
-            recalibrate(measured, Pictures(self.batches()), self.recipe.train.recalibrate_batches)
+            measured = self._measured_statistics(original)
             if self.recipe.schedule.fit:
                 self._refit(nested, original, measured)
         round_to_stored(nested, self.recipe)
         if running_statistics(original):
             self._recalibrate(nested, reduced, original, measured)
 
-    def _refit(self, nested: NestedModel, original: nn.Module, measured: nn.Module) -> None:
+    @torch.no_grad()
+    def _measured_statistics(self, network: nn.Module) -> Statistics:
+        """Return the batch norm of a network, measured on training images; the network keeps its own."""
+        before = {name: tensor.clone() for name, tensor in network.named_buffers()}
+        recalibrate(network, Pictures(self.batches()), self.recipe.train.recalibrate_batches)
+        measured = {name: tensor.clone() for name, tensor in running_statistics(network).items()}
+        for name, tensor in network.named_buffers():
+            tensor.copy_(before[name])
+        return measured
+
+    def _refit(self, nested: NestedModel, original: nn.Module, measured: Statistics) -> None:
         """Refit the weights, with as much protection as the levels need; else keep the original ones.
 
         A full level's batch norm then follows its new weights, related to that of the original network.
         """
         images = self._images_to_fit(nested)
         unfitted = self._accuracies(nested, original, measured)
-        before = {name: tensor.detach().clone() for name, tensor in nested.shared_tensors().items()}
+        before = state_tensors(original)
         worst, lost = nested.n_levels, 0.0
         for protect in PROTECTIONS:
             self.observer.stage(f"refitting the weights of each level on {len(images)} images")
-            done = refit(nested, images, protect)
+            done = refit(nested, images, protect, original)
             if done.left:
                 self.observer.stage(
                     f"{_some(done.left)} {'was' if len(done.left) == 1 else 'were'} not refitted"
@@ -101,18 +111,18 @@ class Untrained:
             if lost <= MOST_POINTS_BY_FIT:
                 return
             with torch.no_grad():
-                for name, tensor in before.items():
-                    nested.shared_tensor(name).copy_(tensor)
+                for name, tensor in nested.shared_tensors().items():
+                    tensor.copy_(before[name])
         for level in range(1, nested.n_levels + 1):
             if not nested.is_reduced(level):  # the batch norm of reduced levels is measured later
-                nested.load_own(level, state_tensors(original))
+                nested.load_own(level, before)
         tell = self.observer.stage if self.recipe.train.epochs else self.observer.warned
         tell(
             f"the weights of levels without training were not refitted, because level {worst} would lose "
             f"{lost:.2f} points; train the levels (train.epochs), or give schedule.fit_images more images"
         )
 
-    def _accuracies(self, nested: NestedModel, original: nn.Module, measured: nn.Module) -> dict[int, float]:
+    def _accuracies(self, nested: NestedModel, original: nn.Module, measured: Statistics) -> dict[int, float]:
         """Measure the batch norm of each level, and return its top-1 accuracy on training images.
 
         The batch norm of a full level is measured only if its weights were changed, and else the original's.
@@ -132,7 +142,7 @@ class Untrained:
         return take_images(Pictures(self.batches()), count)
 
     def _recalibrate(
-        self, nested: NestedModel, levels: Sequence[int], original: nn.Module, measured: nn.Module
+        self, nested: NestedModel, levels: Sequence[int], original: nn.Module, measured: Statistics
     ) -> None:
         """Measure the batch norm of reduced levels.
 
@@ -142,7 +152,9 @@ class Untrained:
         self.observer.stage("recalibrating batch norm")
         related = False
         if not self.frozen:
-            lost = self._top1(original) - self._top1(measured)
+            lost = self._top1(original)
+            with _using_statistics(original, measured):
+                lost -= self._top1(original)
             related = lost > MOST_POINTS_BY_STATISTICS
             self.observer.stage(
                 f"the original model loses {max(lost, 0):.2f} points with batch norm of the training images"
@@ -152,7 +164,7 @@ class Untrained:
             self._measure(nested, level, original, measured if related else None)
 
     def _measure(
-        self, nested: NestedModel, level: int, original: nn.Module, measured: nn.Module | None
+        self, nested: NestedModel, level: int, original: nn.Module, measured: Statistics | None
     ) -> None:
         """Measure the batch norm of one level.
 
@@ -160,13 +172,13 @@ class Untrained:
             nested: the nested model.
             level: 1-based.
             original: the original network.
-            measured: the same, recalibrated on the same images, to relate the statistics to the original
+            measured: its batch norm, measured on the same images, to relate the statistics to the original
                 ones; None leaves them as they are measured.
         """
         plain = nested.at_level(level)
         recalibrate(plain, Pictures(self.batches()), self.recipe.train.recalibrate_batches)
         if measured is not None:
-            parts = (_part(nested, level, running_statistics(each)) for each in (measured, original))
+            parts = (_part(nested, level, each) for each in (measured, running_statistics(original)))
             relate_statistics(plain, *parts)
         nested.load_own(level, state_tensors(plain))
 
@@ -177,10 +189,23 @@ class Untrained:
             network: the network.
             parents: the coarse class of each class, if the network predicts coarser ones.
         """
-        count = -(-IMAGES_TO_COMPARE // self.recipe.train.batch_size)
         coarse = NO_PARENTS if parents is None else {0: parents}
-        [result] = evaluate({0: network}, islice(self.batches(), count), parents=coarse)
+        [result] = evaluate({0: network}, _first(self.batches(), IMAGES_TO_COMPARE), parents=coarse)
         return result.top1
+
+
+@contextmanager
+def _using_statistics(network: nn.Module, statistics: Statistics) -> Iterator[None]:
+    """Give a network other running means and variances until the end of the block."""
+    tensors = running_statistics(network)
+    before = {name: tensor.clone() for name, tensor in tensors.items()}
+    try:
+        for name, tensor in tensors.items():
+            tensor.copy_(statistics[name])
+        yield
+    finally:
+        for name, tensor in tensors.items():
+            tensor.copy_(before[name])
 
 
 def _same_tensors(one: nn.Module, other: nn.Module) -> bool:
@@ -197,6 +222,15 @@ def _part(nested: NestedModel, level: int, tensors: Statistics) -> Statistics:
 
 def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+def _first(batches: Iterable[tuple[Tensor, Tensor]], count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the first batches that together have a number of images, or all if there are fewer."""
+    for images, labels in batches:
+        yield images, labels
+        count -= len(labels)
+        if count <= 0:
+            return
 
 
 def take_images(batches: Iterable[Tensor], count: int) -> Tensor:

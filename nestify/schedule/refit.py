@@ -21,7 +21,7 @@ Only the weights whose entry level is k are kept from the solution. A layer that
 weights in stays as it is.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -65,7 +65,9 @@ class Refitted:
 
 
 @torch.no_grad()
-def refit(nested: NestedModel, images: Tensor, protect: float = PROTECT) -> Refitted:
+def refit(
+    nested: NestedModel, images: Tensor, protect: float = PROTECT, original: nn.Module | None = None
+) -> Refitted:
     """Refit the shared weights of a nested model that was not trained, in place.
 
     Convolutions over images and linear layers are refitted; other layers, biases and private tensors stay.
@@ -75,8 +77,10 @@ def refit(nested: NestedModel, images: Tensor, protect: float = PROTECT) -> Refi
         images: training images (B, C, H, W) on the model's device. All of them run through two networks at
             once, which takes their activations of the largest layers.
         protect: weight of the full level's squared error while lower levels are fitted.
+        original: the network whose outputs the levels get back, in eval mode; a copy of the model's network
+            by default.
     """
-    original = deepcopy(nested.network).eval()
+    original = deepcopy(nested.network).eval() if original is None else original
     state = nested.nested_state()
     shared = nested.shared_tensors()
     entry = {name: e.to(images.device) for name, e in state.entry.tensors.items() if name in state.shared}
@@ -86,9 +90,10 @@ def refit(nested: NestedModel, images: Tensor, protect: float = PROTECT) -> Refi
     fitted: dict[str, None] = {}
     for level in range(1, nested.n_levels + 1):
         fit = _LevelFit(nested, level, original, entry, protect if level < nested.n_levels else 0.0)
-        for name, weight in fit.run(images):
-            shared[name].copy_(weight)
-            fitted[name] = None
+        with closing(fit.run(images)) as weights:
+            for name, weight in weights:
+                shared[name].copy_(weight)
+                fitted[name] = None
     reduced = [name for name, e in entry.items() if name in nested.spec.maskable and bool((e > 1).any())]
     return Refitted(list(fitted), [name for name in reduced if name not in fitted])
 
@@ -116,9 +121,9 @@ class _LevelFit:
         self.original = original
         self.plain = nested.at_level(level)
 
-    def run(self, images: Tensor) -> list[tuple[str, Tensor]]:
-        """Fit the layers one after the other, and return their full weights by name."""
-        fitted: dict[str, Tensor] = {}
+    def run(self, images: Tensor) -> Generator[tuple[str, Tensor], None, None]:
+        """Fit the layers one after the other, and yield the name and the full weight of each."""
+        fitted: set[str] = set()
         targets = layer_calls(self.original, images, batch_statistics=False)
         calls = layer_calls(self.plain, images, batch_statistics=self.nested.is_reduced(self.level))
         with closing(targets), closing(calls):
@@ -133,8 +138,8 @@ class _LevelFit:
                 if bool(solution.isfinite().all()):  # 32-bit sums of very large inputs may overflow
                     used, places = solution * (own <= self.level), self._places(call.name, solution)
                     call.weight.copy_(used if places is None else used[places])
-                    fitted[call.name] = solution
-        return list(fitted.items())
+                    fitted.add(call.name)
+                    yield call.name, solution
 
     def _can_fit(self, entry: Tensor) -> bool:
         """Whether the level has own weights in a layer, and higher levels can make up for their change."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import nestify
 from nestify.compression import untrained
@@ -113,9 +113,9 @@ def test_a_full_level_that_loses_too_much_gets_more_protection(
     """In the end, the weights stay those of the checkpoint, with a warning."""
     used: list[float] = []
 
-    def noted_refit(nested: NestedModel, images: Tensor, protect: float) -> Refitted:
+    def noted_refit(nested: NestedModel, images: Tensor, protect: float, original: nn.Module) -> Refitted:
         used.append(protect)
-        return refit(nested, images, protect)
+        return refit(nested, images, protect, original)
 
     monkeypatch.setattr(untrained, "refit", noted_refit)
     monkeypatch.setattr(untrained, "MOST_POINTS_BY_FIT", -101)  # more than it can gain
@@ -125,6 +125,21 @@ def test_a_full_level_that_loses_too_much_gets_more_protection(
     assert any("level 2" in text and "schedule.fit_images" in text for text in notes.warnings)
     original, nested = load_file(CHECKPOINT), nestify.load(tmp_path / "a")
     assert all(torch.equal(tensor, original[name]) for name, tensor in nested.shared_tensors().items())
+
+
+def test_levels_are_refitted_to_the_original_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the full level is sparse, so that its batch norm is not the original network's."""
+    expected, differing = load_file(CHECKPOINT), []
+
+    def noted_refit(nested: NestedModel, images: Tensor, protect: float, original: nn.Module) -> Refitted:
+        found = original.state_dict()
+        differing.append([name for name, tensor in expected.items() if not torch.equal(found[name], tensor)])
+        return refit(nested, images, protect, original)
+
+    monkeypatch.setattr(untrained, "refit", noted_refit)
+    monkeypatch.setattr(untrained, "MOST_POINTS_BY_FIT", -101)
+    noted(tmp_path / "a", levels="0.97,0.5")
+    assert differing == [[], [], []]
 
 
 def test_fit_images_are_limited_by_their_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

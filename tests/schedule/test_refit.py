@@ -1,6 +1,6 @@
 """Refitted levels: a layer alone equals NumPy's least squares, and models keep what they must keep."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from copy import deepcopy
 from itertools import pairwise
 
@@ -185,7 +185,7 @@ def test_each_level_changes_its_own_weights_only(seed: int, groups: int, protect
     weight, entry = nested.shared_tensor("0.weight"), nested.entry["0.weight"].clone()
     fit_level, states = _LevelFit.run, [weight.detach().clone()]
 
-    def run(self: _LevelFit, images: Tensor) -> list[tuple[str, Tensor]]:
+    def run(self: _LevelFit, images: Tensor) -> Generator[tuple[str, Tensor], None, None]:
         if self.level > 1:
             states.append(weight.detach().clone())
         return fit_level(self, images)
@@ -211,7 +211,7 @@ def test_lower_levels_compute_the_same_after_later_fits(
     nested, images = make(make_model("test_resnet"), sizes), torch.randn(8, 3, 64, 64)
     fit_level, logits = _LevelFit.run, {}
 
-    def run(self: _LevelFit, batch: Tensor) -> list[tuple[str, Tensor]]:
+    def run(self: _LevelFit, batch: Tensor) -> Generator[tuple[str, Tensor], None, None]:
         if self.level > 1:
             logits[self.level - 1] = nested.at_level(self.level - 1)(images)
         return fit_level(self, batch)

@@ -89,6 +89,16 @@ def test_synced_batch_norm_trains_like_one_process_with_the_combined_batches(
     assert any(not torch.allclose(different[name], tensor, atol=1e-3) for name, tensor in one.items())
 
 
+def test_levels_without_training_are_those_of_one_process() -> None:
+    """Each process refits them on all images."""
+    options = {"train.epochs": 0, "schedule.kind": "channel", "levels": "0.5,1"}
+    for size in (1, 2):
+        together(size, {**options, "output": f"{size}.safetensors"})
+    one, two = (weights(Path(f"{size}.safetensors")) for size in (1, 2))
+    assert one.keys() == two.keys()
+    assert all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
 RANDOM = {"augment.mixup": 0.3, "model.kwargs.drop_rate": 0.3, "train.teacher": "none", "train.batch_size": 8}
 
 
