@@ -1,6 +1,6 @@
 """The candidates of `scan`: networks that lack one part each, fitted and compared with the original one."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
@@ -8,13 +8,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional
 
-from nestify.model.batch_norm import recalibrate
+from nestify.model.batch_norm import recalibrate, relate_statistics, running_statistics
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
-from nestify.model.spec import ModelSpec
+from nestify.model.spec import ModelSpec, state_tensors
 from nestify.recipe.levels import Level
 from nestify.schedule.blocks import Removable
 from nestify.schedule.channels import channel_counts
@@ -23,6 +22,7 @@ from nestify.schedule.layer_calls import layer_calls
 from nestify.schedule.refit import fit_alone, refit
 
 Kind = Literal["weight", "channel", "layer"]
+Cut = Callable[[str, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -76,18 +76,34 @@ class Probe:
     def __init__(self, network: nn.Module, fitting: Tensor, measuring: Tensor, target: Tensor) -> None:
         self.network, self.fitting = network, fitting
         self._images, self._target = measuring, target
+        self.statistics = running_statistics(network)
+        measured = deepcopy(network)
+        recalibrate(measured, [fitting], 1)
+        self._measured_statistics = running_statistics(measured)
         with torch.no_grad():
             self._expected = network(measuring).float()
 
-    @torch.no_grad()
-    def measure(self, network: nn.Module, tensors: Mapping[str, Tensor] | None = None) -> Measured:
-        """Compare a network with the original one.
+    def recalibrate(self, network: nn.Module, cut: Cut = lambda name, tensor: tensor) -> None:
+        """Measure a network's batch norm, less what the same measurement does to the original network.
 
         Args:
-            network: the network, in eval mode.
-            tensors: tensors that take the place of its own, by state-dict name.
+            network: a network that lacks a part, changed in place.
+            cut: returns the network's part of a tensor of the original one.
         """
-        logits = functional_call(network, dict(tensors or {}), (self._images,)).float()
+        if not self.statistics:
+            return
+        recalibrate(network, [self.fitting], 1)
+        own = running_statistics(network)
+        parts = [
+            {name: cut(name, tensor) for name, tensor in statistics.items() if name in own}
+            for statistics in (self._measured_statistics, self.statistics)
+        ]
+        relate_statistics(network, *parts)
+
+    @torch.no_grad()
+    def measure(self, network: nn.Module) -> Measured:
+        """Compare a network, in eval mode, with the original one."""
+        logits = network(self._images).float()
         divergence = functional.kl_div(
             logits.log_softmax(-1), self._expected.log_softmax(-1), reduction="batchmean", log_target=True
         )
@@ -115,85 +131,124 @@ def sparse_layers(
         count: MACs of the network.
     """
     copied = deepcopy(probe.network)  # because the original is in the middle of a pass
+    state = state_tensors(copied)
+
+    def measure(name: str, weight: Tensor, mask: Tensor, sparsity: float) -> Change:
+        before = {name: state[name].clone(), **{key: state[key].clone() for key in probe.statistics}}
+        with torch.no_grad():
+            state[name].copy_(weight)
+            probe.recalibrate(copied)
+            change = _sparse_change(name, mask, sparsity, probe.measure(copied), count)
+            for key, tensor in before.items():
+                state[key].copy_(tensor)
+        return change
+
     due = dict.fromkeys(names)
     with closing(layer_calls(probe.network, probe.fitting, batch_statistics=False)) as calls:
         for call in calls:
             if call.name not in due:
                 continue
             del due[call.name]
-            for sparsity, mask in _masks(call.weight, sparsities):
-                weight = fit_alone(call, mask)
-                yield _sparse_change(call.name, weight, mask, sparsity, probe.measure(copied, {call.name: weight}), count)
-    state = copied.state_dict()
+            masks = _masks(call.weight, sparsities)
+            for sparsity, mask, weight in zip(sparsities, masks, fit_alone(call, masks), strict=True):
+                yield measure(call.name, weight, mask, sparsity)
     for name in due:
-        for sparsity, mask in _masks(state[name], sparsities):
-            measured = probe.measure(copied, {name: state[name] * mask})
-            yield _sparse_change(name, state[name], mask, sparsity, measured, count)
+        for sparsity, mask in zip(sparsities, _masks(state[name], sparsities), strict=True):
+            yield measure(name, state[name] * mask, mask, sparsity)
 
 
-def _masks(weight: Tensor, sparsities: Sequence[float]) -> Iterator[tuple[float, Tensor]]:
+def _masks(weight: Tensor, sparsities: Sequence[float]) -> list[Tensor]:
+    """Return where the largest weights are, for each sparsity."""
     order = weight.detach().abs().flatten().argsort()
+    masks = []
     for sparsity in sparsities:
         mask = torch.ones(weight.numel(), dtype=torch.bool, device=weight.device)
         mask[order[: round(sparsity * weight.numel())]] = False
-        yield sparsity, mask.view(weight.shape)
+        masks.append(mask.view(weight.shape))
+    return masks
 
 
-def _sparse_change(
-    name: str, weight: Tensor, mask: Tensor, sparsity: float, measured: Measured, count: MacCount
-) -> Change:
+def _sparse_change(name: str, mask: Tensor, sparsity: float, measured: Measured, count: MacCount) -> Change:
     removed = int((~mask).sum())
     skippable = name not in count.not_skippable
-    macs = round(count.by_weight.get(name, 0) * removed / weight.numel()) if skippable else 0
+    macs = round(count.by_weight.get(name, 0) * removed / mask.numel()) if skippable else 0
     return Change("weight", name, sparsity, macs, removed, measured)
 
 
-def smaller_networks(
-    probe: Probe,
-    spec: ModelSpec,
-    removable: Removable,
-    widths: Sequence[float],
-    divisor: int,
-    count: MacCount,
-    kinds: Sequence[Kind],
-) -> list[tuple[Kind, str, float, LevelSizes]]:
-    """Return the networks that have fewer channels of one group, or skip one block.
+@dataclass(frozen=True)
+class Smaller:
+    """A network that has fewer channels of one group, or skips one block.
+
+    Attributes:
+        kind: channel or layer.
+        name: name of the group's first weight, or of the block.
+        amount: the width; 0 for a block.
+        sizes: its channels and blocks, as those of one level.
+        readers: names of the weights that read the missing channels, which are fitted.
+    """
+
+    kind: Kind
+    name: str
+    amount: float
+    sizes: LevelSizes
+    readers: frozenset[str] = frozenset()
+
+    def measure(self, probe: Probe, spec: ModelSpec, count: MacCount) -> Change:
+        """Fit the network, and compare it with the original one.
+
+        Args:
+            probe: the images, and the original network.
+            spec: its description.
+            count: its MACs.
+        """
+        nested = NestedModel(deepcopy(probe.network), spec, ["smaller"], masked=(), level_sizes=self.sizes)
+        cost = level_cost(nested, 1, count)
+        if self.readers:
+            refit(nested, probe.fitting, original=probe.network, only=self.readers)
+        plain = nested.at_level(1)
+        probe.recalibrate(plain, lambda name, tensor: nested.cut(1, name, tensor))
+        all_parameters = sum(parameter.numel() for parameter in probe.network.parameters())
+        return Change(
+            self.kind,
+            self.name,
+            self.amount,
+            count.total - cost.dense_macs,
+            all_parameters - cost.parameters,
+            probe.measure(plain),
+        )
+
+
+def narrower_networks(removable: Removable, widths: Sequence[float], divisor: int) -> list[Smaller]:
+    """Return the networks that have fewer channels of one group.
 
     Args:
-        probe: the images.
-        spec: description of the model.
-        removable: channels and blocks of the network that can be left out; its channels are sorted by
-            importance.
+        removable: channels of the network that can be left out, sorted by importance.
         widths: shares of each group's channels.
         divisor: the number that channel counts are multiples of.
-        count: MACs of the network.
-        kinds: what to leave out.
     """
-    groups, full = removable.channels.groups, tuple(group.units for group in removable.channels.groups)
-    found: list[tuple[Kind, str, float, LevelSizes]] = []
-    for width in sorted(widths, reverse=True) if "channel" in kinds else ():
-        [counts] = channel_counts(groups, [Level("narrow", 0.0, width=width)], divisor)
+    groups = removable.channels.groups
+    full = tuple(group.units for group in groups)
+    found = []
+    for width in sorted(widths, reverse=True):
+        [counts] = channel_counts(groups, [Level("narrower", 0.0, width=width)], divisor)
         for index, group in enumerate(groups):
             if counts[index] < full[index]:
-                narrow = (*full[:index], counts[index], *full[index + 1 :])
-                sizes = LevelSizes(removable.channels, removable.layers, (narrow,), (frozenset(),))
-                found.append(("channel", group.members[0].name, width, sizes))
-    for block in removable.layers.blocks if "layer" in kinds else ():
-        skip = (frozenset({block.name}),)
-        found.append(("layer", block.name, 0.0, LevelSizes(removable.channels, removable.layers, (full,), skip)))
+                narrower = (*full[:index], counts[index], *full[index + 1 :])
+                sizes = LevelSizes(removable.channels, removable.layers, (narrower,), (frozenset(),))
+                readers = frozenset(member.name for member in group.members if member.dim == 1)
+                found.append(Smaller("channel", group.members[0].name, width, sizes, readers))
     return found
 
 
-def smaller_network(
-    probe: Probe, spec: ModelSpec, kind: Kind, name: str, amount: float, sizes: LevelSizes, count: MacCount
-) -> Change:
-    """Fit and measure a network that lacks channels of one group, or a block."""
-    nested = NestedModel(deepcopy(probe.network), spec, ["candidate"], masked=(), level_sizes=sizes)
-    cost = level_cost(nested, 1, count)
-    refit(nested, probe.fitting)
-    plain = nested.at_level(1)
-    recalibrate(plain, [probe.fitting], 1)
-    parameters = sum(parameter.numel() for parameter in probe.network.parameters())
-    return Change(
-        kind, name, amount, count.total - cost.dense_macs, parameters - cost.parameters, probe.measure(plain)
-    )
+def shallower_networks(removable: Removable) -> list[Smaller]:
+    """Return the networks that skip one block."""
+    full = tuple(group.units for group in removable.channels.groups)
+    return [
+        Smaller(
+            "layer",
+            block.name,
+            0.0,
+            LevelSizes(removable.channels, removable.layers, (full,), (frozenset({block.name}),)),
+        )
+        for block in removable.layers.blocks
+    ]

@@ -7,81 +7,38 @@ is still that of the original network.
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import Literal
+from itertools import islice
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn import functional
+from torch import Tensor
 
+from nestify.compression.candidates import (
+    Change,
+    Kind,
+    Measured,
+    Probe,
+    narrower_networks,
+    shallower_networks,
+    sparse_layers,
+)
 from nestify.compression.inputs import Inputs, open_inputs
-from nestify.compression.suggestion import Suggestion, suggest
 from nestify.data.loaders import eval_loader
-from nestify.errors import DataError, UnsupportedModelError
-from nestify.machine import pick_workers
-from nestify.model.batch_norm import recalibrate
-from nestify.model.level_sizes import LevelSizes
-from nestify.model.nested_model import NestedModel
+from nestify.errors import DataError, RecipeError, UnsupportedModelError
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.blocks import Removable, find_removable
-from nestify.schedule.channels import units_at
-from nestify.schedule.costs import MacCount, count_macs, level_cost
-from nestify.schedule.layer_calls import LayerCall, layer_calls
+from nestify.schedule.costs import count_macs
 from nestify.schedule.nest import masked_names, order_channels
-from nestify.schedule.refit import fit_alone, refit
 from nestify.shown import Shown
 from nestify.training.observer import Observer
-
-Kind = Literal["weight", "channel", "layer"]
 
 USUAL_IMAGES = 64
 """Training images that candidates are fitted on; as many others measure them."""
 
 USUAL_SPARSITIES = (0.5, 0.75, 0.9)
-USUAL_WIDTHS = (0.5, 0.75)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """How a network's predictions compare with those of the original one.
-
-    Attributes:
-        agreement: share of the images with the same prediction, in percent.
-        divergence: KL divergence of the predictions from the original ones, in nats, averaged over images.
-        top1: accuracy in percent; None if the images have no labels that fit.
-    """
-
-    agreement: float
-    divergence: float
-    top1: float | None
-
-
-@dataclass(frozen=True)
-class Change(Measured):
-    """What it costs to leave out a part of the network, and what it saves.
-
-    Attributes:
-        kind: weight (a layer is sparse), channel (a group of channels is narrower) or layer (a block is
-            skipped).
-        name: name of the weight, of the group's first weight, or of the block.
-        amount: the sparsity or the width; 0 for a block.
-        macs: multiply-accumulates that it saves per image: those of dense kernels, but in theory for a sparse
-            layer.
-        parameters: parameters that it saves.
-        fitted: whether weights could be fitted.
-    """
-
-    kind: Kind
-    name: str
-    amount: float
-    macs: int
-    parameters: int
-    fitted: bool
+USUAL_WIDTHS = (0.75, 0.5)
+KINDS: tuple[Kind, ...] = ("weight", "channel", "layer")
 
 
 @dataclass(frozen=True, repr=False)
@@ -90,34 +47,31 @@ class Scan(Shown):
 
     Attributes:
         model: name of the model.
-        images: number of images that candidates were measured on, and fitted on.
-        top1: accuracy of the original network on them, in percent; None if they have no labels that fit.
+        images: number of images that candidates were measured on; as many others were fitted on.
+        original: the original network's own accuracy on them.
         macs: multiply-accumulates per image of the original network.
         parameters: its number of parameters.
-        changes: the measured candidates: layers, groups of channels, blocks, each in the order of execution.
+        changes: what was measured: layers, groups of channels and blocks, each in the order of execution.
         notes: sentences about what could not be measured.
-        suggestion: levels for a budget; None if none was given.
     """
 
     model: str
     images: int
-    top1: float | None
+    original: Measured
     macs: int
     parameters: int
     changes: Sequence[Change]
     notes: Sequence[str]
-    suggestion: Suggestion | None = None
 
 
 def scan(
     recipe: Recipe | str | os.PathLike[str],
     overrides: Mapping[str, object] | None = None,
     *,
-    kinds: Sequence[Kind] = ("weight", "channel", "layer"),
+    kinds: Sequence[Kind] = KINDS,
     images: int = USUAL_IMAGES,
     sparsities: Sequence[float] = USUAL_SPARSITIES,
     widths: Sequence[float] = USUAL_WIDTHS,
-    budget: str | None = None,
     observer: Observer | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Scan:
@@ -126,46 +80,98 @@ def scan(
     Args:
         recipe: a recipe, or what `load_recipe` takes. Its levels are not used.
         overrides: options that replace the recipe's, if `recipe` is not a `Recipe`.
-        kinds: what to measure.
+        kinds: what to measure: weight (sparse layers), channel (narrower groups), layer (skipped blocks).
         images: number of training images to fit on; as many others measure.
         sparsities: sparsities of each layer, in (0, 1).
         widths: shares of each group's channels, in (0, 1).
-        budget: a budget of the core level, such as `macs=0.5`, for which levels are suggested.
         observer: notified of stages and warnings.
         progress: called with the numbers of measured and of all candidates.
 
     Raises:
         NestifyError: if the recipe, the checkpoint or the images are not right.
     """
+    _check_shares("--sparsities", sparsities)
+    _check_shares("--widths", widths)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     observer = observer or Observer()
     inputs = open_inputs(recipe, observer, 1)
-    work = _Work(inputs, images, recipe)
-    counted = count_macs(work.network, inputs.pretrained.spec.input_size)
+    if inputs.pretrained.new_head:
+        raise RecipeError(
+            f"the classifier of {recipe.model.name} is new, so its predictions say nothing; scan a model that "
+            "was trained on these classes, such as the one that compress --set finetune.save=FILE writes"
+        )
+    network, spec = inputs.pretrained.model, inputs.pretrained.spec
     notes: list[str] = []
-    removable = None
-    if {"channel", "layer"} & set(kinds):
-        observer.stage("finding what can be left out")
-        try:
-            removable = find_removable(work.network, inputs.pretrained.spec)
-        except UnsupportedModelError as error:
-            notes.append(f"channels and blocks were not measured: {error}")
+    removable = _find_removable(inputs, kinds, observer, notes)
+    probe = _probe(inputs, images)
+    count = count_macs(network, spec.input_size)
     observer.stage(f"measuring on {images} images")
-    candidates = work.candidates(kinds, sparsities, widths, removable, counted)
-    changes = []
-    for number, measure in enumerate(candidates, start=1):
-        progress(number - 1, len(candidates))
-        changes += measure()
-    progress(len(candidates), len(candidates))
-    order = {"weight": 0, "channel": 1, "layer": 2}
-    changes.sort(key=lambda change: order[change.kind])
+    names = masked_names(spec, recipe.schedule.skip) if "weight" in kinds else ()
+    smaller = []
+    if removable is not None and "channel" in kinds:
+        smaller += narrower_networks(removable, widths, recipe.schedule.divisor)
+    if removable is not None and "layer" in kinds:
+        smaller += shallower_networks(removable)
+    total = len(names) * len(sparsities) + len(smaller)
+    changes: list[Change] = []
+    for change in sparse_layers(probe, names, sparsities, count) if names else ():
+        changes.append(change)
+        progress(len(changes), total)
+    for candidate in smaller:
+        changes.append(candidate.measure(probe, spec, count))
+        progress(len(changes), total)
     return Scan(
         model=recipe.model.name,
-        images=len(work.measured_on),
-        top1=work.measure(work.network).top1,
-        macs=counted.total,
-        parameters=sum(parameter.numel() for parameter in work.network.parameters()),
+        images=images,
+        original=probe.measure(network),
+        macs=count.total,
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
         changes=changes,
         notes=notes,
-        suggestion=None if budget is None else suggest(inputs, budget, changes, work.measure, observer),
     )
+
+
+def _check_shares(option: str, shares: Sequence[float]) -> None:
+    for share in shares:
+        if not 0 < share < 1:
+            raise RecipeError(f"{option} has {share:g}; give numbers between 0 and 1")
+
+
+def _find_removable(
+    inputs: Inputs, kinds: Sequence[Kind], observer: Observer, notes: list[str]
+) -> Removable | None:
+    """Find channels and blocks, and sort the channels by importance; a note says if that is not possible."""
+    if not {"channel", "layer"} & set(kinds):
+        return None
+    network, spec = inputs.pretrained.model, inputs.pretrained.spec
+    observer.stage("finding what can be left out")
+    try:
+        removable = find_removable(network, spec)
+    except UnsupportedModelError as error:
+        notes.append(f"Channels and blocks were not measured: {error}.")
+        return None
+    order_channels(network, removable)
+    if "channel" in kinds and not removable.channels.groups:
+        notes.append(f"{spec.architecture} has no channels that can be left out.")
+    if "layer" in kinds and not removable.layers.blocks:
+        notes.append(f"{spec.architecture} has no residual blocks that can be skipped.")
+    return removable
+
+
+def _probe(inputs: Inputs, images: int) -> Probe:
+    """Read the images to fit and to measure on, in a random order that the recipe's seed determines."""
+    loader = eval_loader(
+        inputs.train_images,
+        inputs.pretrained.spec.preprocessing,
+        batch_size=images,
+        shuffle_seed=inputs.recipe.seed,
+    )
+    batches: list[tuple[Tensor, Tensor]] = [(x, y) for x, y in islice(loader, 2)]
+    if len(batches) < 2 or len(batches[1][1]) < images:
+        raise DataError(
+            f"{inputs.train_images.source} has fewer than {2 * images} training images; use a smaller "
+            "--images"
+        )
+    (fitting, _), (measuring, target) = batches
+    with torch.no_grad():
+        return Probe(inputs.pretrained.model.eval(), fitting, measuring, target)

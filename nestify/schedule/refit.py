@@ -21,7 +21,7 @@ Only the weights whose entry level is k are kept from the solution. A layer that
 weights in stays as it is.
 """
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -66,7 +66,11 @@ class Refitted:
 
 @torch.no_grad()
 def refit(
-    nested: NestedModel, images: Tensor, protect: float = PROTECT, original: nn.Module | None = None
+    nested: NestedModel,
+    images: Tensor,
+    protect: float = PROTECT,
+    original: nn.Module | None = None,
+    only: Collection[str] | None = None,
 ) -> Refitted:
     """Refit the shared weights of a nested model that was not trained, in place.
 
@@ -79,6 +83,7 @@ def refit(
         protect: weight of the full level's squared error while lower levels are fitted.
         original: the network whose outputs the levels get back, in eval mode; a copy of the model's network
             by default.
+        only: names of the weights to refit; None for all.
     """
     original = deepcopy(nested.network).eval() if original is None else original
     state = nested.nested_state()
@@ -87,6 +92,8 @@ def refit(
     for name, tensor in shared.items():
         if name in state.shared and name not in entry:
             entry[name] = torch.ones_like(tensor, dtype=torch.uint8)
+    if only is not None:
+        entry = {name: levels for name, levels in entry.items() if name in only}
     fitted: dict[str, None] = {}
     for level in range(1, nested.n_levels + 1):
         fit = _LevelFit(nested, level, original, entry, protect if level < nested.n_levels else 0.0)
@@ -207,6 +214,31 @@ def _pieces(target: LayerCall, call: LayerCall, seed: int) -> Iterator[tuple[Ten
         parts = (replace(c, inputs=c.inputs[start : start + size]) for c in (target, call))
         inputs, own_inputs = (part.columns(POSITIONS, seed + start) for part in parts)
         yield inputs, own_inputs
+
+
+@torch.no_grad()
+def fit_alone(call: LayerCall, masks: Sequence[Tensor]) -> list[Tensor]:
+    """Return weights of one layer that keep some values each, fitted to the layer's own outputs.
+
+    Args:
+        call: the layer's call in the original network.
+        masks: bool in the weight's shape, the values that a result keeps.
+    """
+    wanted = _by_group(call.weight, call.groups).transpose(1, 2)  # (g, c, o)
+    size = max(1, MOST_NUMBERS // (POSITIONS * call.weight[0].numel() * call.groups))
+    rows, sums = 0, _Sums()
+    for start in range(0, len(call.inputs), size):
+        inputs = replace(call, inputs=call.inputs[start : start + size]).columns(
+            POSITIONS, start
+        )  # (g, R, c)
+        rows += inputs.shape[1]
+        sums.add(inputs, (inputs @ wanted).transpose(1, 2))
+    found = []
+    for mask in masks:
+        equations = Equations(sums.gram, sums.products, None, mask)
+        pull = equations.diagonal() * RIDGE * sums.gram.shape[2] / rows
+        found.append(solve(call.weight, mask, [equations], ITERATIONS, pull) * mask)
+    return found
 
 
 def _by_group(weight: Tensor, groups: int) -> Tensor:
