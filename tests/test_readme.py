@@ -57,7 +57,7 @@ def commands() -> list[list[str]]:
         for start, word in enumerate(words):
             is_command = start == 0 or words[start - 1] in ("&&", "-m")
             if word.removeprefix("level=") == "nestify" and is_command:
-                ends = [i for i, each in enumerate(words[start:], start) if each in ("&&", ">>", "|")]
+                ends = [i for i, each in enumerate(words[start:], start) if each in ("&&", ">", ">>", "|")]
                 found.append(words[start + 1 : ends[0] if ends else None])
     return [list(words) for words in dict.fromkeys(map(tuple, found))]
 
@@ -69,8 +69,10 @@ def test_commands_parse(words: list[str]) -> None:
         names = {name for option in group.params for name in option.opts}
         assert words[0] in names
         return
-    command = group.commands[words[0]]
-    with command.make_context(words[0], list(words[1:])) as context:  # raises if the words do not parse
+    command, *rest = group.commands[words[0]], *words[1:]
+    if isinstance(command, typer.core.TyperGroup):
+        command = command.commands[rest.pop(0)]
+    with command.make_context(words[0], rest) as context:  # raises if the words do not parse
         for setting in context.params.get("settings") or []:
             key, _ = parse_setting(setting)
             assert option_help(re.sub(r"^level\[\d+\]", "level", re.sub(r"^(model\.kwargs)\..*", r"\1", key)))
@@ -78,6 +80,9 @@ def test_commands_parse(words: list[str]) -> None:
 
 def test_every_command_is_shown() -> None:
     assert set(root().commands) <= {words[0] for words in commands()}
+    for name, command in root().commands.items():
+        for inner in getattr(command, "commands", {}):
+            assert [name, inner] in [words[:2] for words in commands()]
 
 
 @pytest.mark.parametrize("text", blocks("toml"))
@@ -109,6 +114,13 @@ def test_python_examples_use_existing_names(text: str) -> None:
             assert hasattr(nestify.engine if found[1] else nestify, node.attr)
 
 
+def all_commands() -> Iterator[Any]:
+    """Yield every command, and those of groups such as `nestify recipe`."""
+    for command in root().commands.values():
+        yield command
+        yield from getattr(command, "commands", {}).values()
+
+
 def options() -> Iterator[str]:
     """Yield every option that the prose names in backticks: `--level`, `--set train.accumulate=4`."""
     for path in TEXTS:
@@ -117,7 +129,7 @@ def options() -> Iterator[str]:
 
 def test_options_in_the_prose_exist() -> None:
     group = root()
-    params = [*group.params, *(option for command in group.commands.values() for option in command.params)]
+    params = [*group.params, *(option for command in all_commands() for option in command.params)]
     names = {name for option in params for name in (*option.opts, *option.secondary_opts)}
     elsewhere = {"--signal", "--with"}  # SLURM's, and a program's in tests/benchmarks
     typers_own = {"--help", "--install-completion"}

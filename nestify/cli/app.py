@@ -25,6 +25,7 @@ from nestify.cli.guide import guide
 from nestify.cli.output import printable_warnings, take_verbosity, write_result
 from nestify.cli.pick import pick
 from nestify.cli.push import push
+from nestify.cli.recipe import recipe
 from nestify.cli.report import report
 from nestify.cli.slice import slice_levels
 from nestify.cli.streams import guard_streams
@@ -62,6 +63,7 @@ app.command("extend", cls=Command)(extend)
 app.command("guide", cls=Command)(guide)
 app.command("pick", cls=Command)(pick)
 app.command("push", cls=Command)(push)
+app.add_typer(recipe, name="recipe")
 app.command("report", cls=Command)(report)
 app.command("slice", cls=Command)(slice_levels)
 app.command("verify", cls=Command)(verify)

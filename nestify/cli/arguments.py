@@ -59,7 +59,11 @@ class Command(TyperCommand):
 
 
 class Group(TyperGroup):
-    """A group of commands whose help shows no value for switches."""
+    """A group of commands in alphabetical order, whose help shows no value for switches."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Return the names of the commands."""
+        return sorted(super().list_commands(ctx))
 
     def get_params(self, ctx: Any) -> list[Any]:
         """Return the group's own parameters, including --help."""

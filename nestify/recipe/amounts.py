@@ -34,6 +34,9 @@ _SHOWN: Mapping[Limited, Sequence[tuple[float, str]]] = {
     "top1": ((1.0, "%"),),
 }
 _NUMBER = r"([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?) *([A-Za-z%]*)"
+_BUDGET = f"(macs|params|bytes|latency) *= *{_NUMBER}"
+BUDGET_FORM = f"^{_BUDGET}$"
+"""Regular expression of what `parse_budget` reads, but for the units of each quantity."""
 _FORM = "give macs=0.25 (a share of the full level's), macs=100M, params=2M, bytes=4MB or latency=0.3"
 
 
@@ -68,7 +71,7 @@ def parse_budget(text: str) -> Budget:
     Raises:
         ValueError: if the text is none of these.
     """
-    found = re.fullmatch(f"(macs|params|bytes|latency) *= *{_NUMBER}", text)
+    found = re.fullmatch(_BUDGET, text)
     if found and found[1] == "latency" and found[3] != "%":
         if found[3] or float(found[2]) >= 1:
             raise ValueError(

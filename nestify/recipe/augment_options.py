@@ -6,7 +6,10 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from nestify.recipe.options import Section, Share, Text
+from nestify.recipe.options import Section, Share, Text, in_schema
+
+_Positive = Annotated[float, Field(gt=0)]
+_Area = Annotated[float, Field(gt=0, le=1)]
 
 
 def _rising_pair(value: object) -> object:
@@ -25,12 +28,13 @@ def _relative_area(pair: tuple[float, float]) -> tuple[float, float]:
     return pair
 
 
-_AUTO_AUGMENT = r"(rand|augmix)(-(mstd|mmax|inc|m|n|p|w|d|a|b)-?\d+(\.\d+)?|-t[a-z]+)*"
-_AUTO_AUGMENT_POLICY = r"(v0r?|originalr?|3a)(-mstd\d+(\.\d+)?)?"
+_RANDOM_POLICY = r"(rand|augmix)(-(mstd|mmax|inc|m|n|p|w|d|a|b)-?\d+(\.\d+)?|-t[a-z]+)*"
+_FIXED_POLICY = r"(v0r?|originalr?|3a)(-mstd\d+(\.\d+)?)?"
+_POLICY = f"{_RANDOM_POLICY}|{_FIXED_POLICY}"
 
 
 def _auto_augment(text: str) -> str:
-    if not re.fullmatch(f"{_AUTO_AUGMENT}|{_AUTO_AUGMENT_POLICY}", text):
+    if not re.fullmatch(_POLICY, text):
         raise ValueError(
             "is not one of timm's; give rand-m9-mstd0.5, augmix-m5-w4-d2, original, originalr, v0, v0r or 3a"
         )
@@ -42,19 +46,24 @@ class AugmentOptions(Section):
 
     hflip: Share = Field(default=0.5, description="probability of a left-right flip; 0 suits digits and text")
     vflip: Share = Field(default=0.0, description="probability of an upside-down flip")
-    scale: Annotated[tuple[float, float], BeforeValidator(_rising_pair), AfterValidator(_relative_area)] = (
-        Field(
-            default=(0.35, 1.0),
-            description="smallest and largest area of a random crop, as shares of the image's area",
-        )
+    scale: Annotated[
+        tuple[float, float],
+        BeforeValidator(_rising_pair, json_schema_input_type=tuple[_Area, _Area]),
+        AfterValidator(_relative_area),
+    ] = Field(
+        default=(0.35, 1.0),
+        description="smallest and largest area of a random crop, as shares of the image's area",
     )
-    ratio: Annotated[tuple[float, float], BeforeValidator(_rising_pair)] = Field(
-        default=(3 / 4, 4 / 3), description="smallest and largest width/height ratio of a random crop"
-    )
+    ratio: Annotated[
+        tuple[float, float],
+        BeforeValidator(_rising_pair, json_schema_input_type=tuple[_Positive, _Positive]),
+    ] = Field(default=(3 / 4, 4 / 3), description="smallest and largest width/height ratio of a random crop")
     color_jitter: float = Field(
         default=0.0, ge=0, description="largest relative change of brightness, contrast and saturation"
     )
-    auto_augment: Annotated[Text, AfterValidator(_auto_augment)] | None = Field(
+    auto_augment: (
+        Annotated[Text, AfterValidator(_auto_augment), in_schema(pattern=f"^({_POLICY})$")] | None
+    ) = Field(
         default=None, description="timm's augmentation policy, such as rand-m9-mstd0.5; none by default"
     )
     random_erase: Share = Field(default=0.0, description="probability that a random rectangle is erased")

@@ -6,7 +6,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from nestify.errors import RecipeError
 from nestify.recipe.amounts import Quantity, did_you_mean, parse_limit, percent_meant
-from nestify.recipe.options import Section, Text
+from nestify.recipe.options import PositiveInt, Section, Text, in_schema
 from nestify.recipe.problems import sentence
 from nestify.recipe.sources import read_table
 
@@ -28,15 +28,20 @@ def _amount_of(quantity: Quantity, form: str) -> BeforeValidator:
             raise ValueError(f"is not an amount of {quantity} above 0; give {form} or a number") from None
         return value
 
-    return BeforeValidator(check)
+    return BeforeValidator(check, json_schema_input_type=PositiveInt | Text | None)
 
 
 class LevelGates(Section):
     """Limits of one level; a limit that is None is not checked."""
 
-    min_top1: Annotated[Points, AfterValidator(_not_a_share)] | None = Field(
-        default=None, description="minimum top-1 accuracy in percent"
-    )
+    min_top1: (
+        Annotated[
+            Points,
+            AfterValidator(_not_a_share),
+            in_schema(**{"not": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}}),
+        ]
+        | None
+    ) = Field(default=None, description="minimum top-1 accuracy in percent")
     max_drop: Points | None = Field(
         default=None,
         description="maximum drop in top-1 from the full level, in points; for levels that predict the same "

@@ -9,10 +9,17 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, Field
 
-from nestify.recipe.amounts import parse_budget
+from nestify.recipe.amounts import BUDGET_FORM, parse_budget
 from nestify.recipe.flags import Flag, Panel
-from nestify.recipe.levels import Level, Pattern, check_levels, parse_pattern
-from nestify.recipe.options import Section, Share, Text
+from nestify.recipe.levels import (
+    COMMON_PATTERN_FORM,
+    PATTERN_FORM,
+    Level,
+    Pattern,
+    check_levels,
+    parse_pattern,
+)
+from nestify.recipe.options import Section, Share, Text, in_schema
 from nestify.recipe.problems import Problem
 
 Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
@@ -48,7 +55,7 @@ def _budget(text: str) -> str:
     return text
 
 
-PatternText = Annotated[str, AfterValidator(_pattern)]
+PatternText = Annotated[str, AfterValidator(_pattern), in_schema(pattern=PATTERN_FORM)]
 
 
 class ScheduleOptions(Section):
@@ -74,7 +81,12 @@ class ScheduleOptions(Section):
         description="how weights are ranked: lamp or magnitude across all layers, per_mac across all layers "
         "by importance per multiply-accumulate, uniform or erk within each layer",
     )
-    pattern: Annotated[PatternText, AfterValidator(_common_pattern), Flag(Panel.levels)] = Field(
+    pattern: Annotated[
+        PatternText,
+        AfterValidator(_common_pattern),
+        in_schema(pattern=COMMON_PATTERN_FORM),
+        Flag(Panel.levels),
+    ] = Field(
         default="unstructured",
         description="arrangement of a sparse level's weights: unstructured, or blocks such as 32x1 "
         "(output x input channels)",
@@ -105,22 +117,25 @@ class ScheduleOptions(Section):
     )
 
 
+_PARTIAL = in_schema(exclusiveMinimum=0, maximum=1)
+
+
 class LevelOptions(Section):
     """[[level]]: one level; the first is the core (sparsest), the last the full level."""
 
     name: str | None = Field(default=None, description="name of the level; level1, level2, ... by default")
-    sparsity: float | None = Field(
+    sparsity: Annotated[float, in_schema(minimum=0, exclusiveMaximum=1)] | None = Field(
         default=None,
         description="share of the maskable weights that are zero, in [0, 1); an N:M pattern implies it",
     )
-    width: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+    width: Annotated[float, Field(allow_inf_nan=False), _PARTIAL] | None = Field(
         default=None, description="share of the channels that the level has, in (0, 1]; 1 by default"
     )
-    depth: Annotated[float, Field(allow_inf_nan=False)] | None = Field(
+    depth: Annotated[float, Field(allow_inf_nan=False), _PARTIAL] | None = Field(
         default=None,
         description="share of the skippable blocks that the level has, in (0, 1]; 1 by default",
     )
-    budget: Annotated[Text, AfterValidator(_budget)] | None = Field(
+    budget: Annotated[Text, AfterValidator(_budget), in_schema(pattern=BUDGET_FORM)] | None = Field(
         default=None,
         description="cost that the level may have, given instead: macs=0.25 (a share of the full level's), "
         "macs=100M, params=2M, bytes=4MB, latency=0.3 (time on the sparse engine)",

@@ -46,6 +46,13 @@ class Pattern:
         return f"{self.rows}x{self.cols}" if self.kind == "block" else self.kind
 
 
+_N_OF_M = "([0-9]{1,3}):([0-9]{1,3})"
+_BLOCK = "([0-9]{1,4})x([0-9]{1,4})"
+COMMON_PATTERN_FORM = f"^(unstructured|{_BLOCK})$"
+PATTERN_FORM = f"^(unstructured|{_N_OF_M}|{_BLOCK})$"
+"""Regular expression of what `parse_pattern` reads, but for the sizes of the numbers."""
+
+
 def parse_pattern(text: str) -> Pattern:
     """Read `unstructured`, `N:M` (as in `2:4`) or `RxC` (as in `32x1`).
 
@@ -54,12 +61,12 @@ def parse_pattern(text: str) -> Pattern:
     """
     if text == "unstructured":
         return Pattern()
-    if found := re.fullmatch(r"([0-9]{1,3}):([0-9]{1,3})", text):
+    if found := re.fullmatch(_N_OF_M, text):
         n, m = int(found[1]), int(found[2])
         if not 1 <= n < m:
             raise ValueError(f"pattern {text!r} keeps {n} of {m}; N:M needs 1 <= N < M")
         return Pattern("n:m", n=n, m=m)
-    if found := re.fullmatch(r"([0-9]{1,4})x([0-9]{1,4})", text):
+    if found := re.fullmatch(_BLOCK, text):
         rows, cols = int(found[1]), int(found[2])
         if rows < 1 or cols < 1 or rows * cols < 2:
             raise ValueError(f"pattern {text!r} is not a block; RxC needs at least two weights")

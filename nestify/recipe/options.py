@@ -6,6 +6,7 @@ a `Flag` is a flag of `nestify compress`. Does not import torch.
 """
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -14,6 +15,7 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    JsonValue,
     ValidationInfo,
     field_validator,
 )
@@ -44,6 +46,15 @@ OpenShare = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 
 
+def in_schema(**keywords: JsonValue) -> Any:
+    """Return metadata that adds keywords to a field's JSON Schema, for what its validator checks.
+
+    Args:
+        keywords: keywords of JSON Schema, such as `pattern`.
+    """
+    return Field(json_schema_extra=keywords)
+
+
 LARGEST_NUMBER = 1e100
 """Largest number of any option; products of larger ones could be infinite."""
 
@@ -63,10 +74,16 @@ class Section(BaseModel):
         return None if optional and value == "none" else value
 
 
+_ENDS_AS_CHECKPOINT = f"({'|'.join(map(re.escape, CHECKPOINT_ENDINGS))})$"
+
+
 def _checkpoint(path: str) -> str:
     if not path.endswith(CHECKPOINT_ENDINGS):
         raise ValueError(f"is not a checkpoint's name; it ends in {', '.join(CHECKPOINT_ENDINGS)}")
     return path
+
+
+CheckpointPath = Annotated[Text, AfterValidator(_checkpoint), in_schema(pattern=_ENDS_AS_CHECKPOINT)]
 
 
 def _saved(path: str) -> str:
@@ -107,7 +124,7 @@ class ModelOptions(Section):
     """[model]: the pretrained timm model to nest."""
 
     name: Text = Field(description="name in timm's registry, or local-dir:FOLDER, or hf-hub:OWNER/NAME")
-    checkpoint: Annotated[Annotated[Text, AfterValidator(_checkpoint)] | None, Flag(Panel.model)] = Field(
+    checkpoint: Annotated[CheckpointPath | None, Flag(Panel.model)] = Field(
         default=None,
         description="file of pretrained weights: .safetensors, or a .pth that holds only weights",
     )
@@ -124,7 +141,9 @@ class ModelOptions(Section):
     )
     input_size: Annotated[
         tuple[int, int] | None,
-        BeforeValidator(_image_size, json_schema_input_type=int | tuple[int, int] | None),
+        BeforeValidator(
+            _image_size, json_schema_input_type=PositiveInt | tuple[PositiveInt, PositiveInt] | None
+        ),
         Flag(Panel.model, value=int),
     ] = Field(
         default=None,
@@ -273,7 +292,7 @@ class TrainOptions(Section):
         description="teacher for distillation: original (the frozen pretrained model), self (the full "
         "level), both (their mean), none, or the name of a timm model",
     )
-    teacher_checkpoint: Annotated[Text, AfterValidator(_checkpoint)] | None = Field(
+    teacher_checkpoint: CheckpointPath | None = Field(
         default=None, description="file with the weights of a teacher that is a timm model"
     )
     distill: Share = Field(default=0.5, description="share of distillation in each level's loss")
@@ -327,7 +346,7 @@ class FinetuneOptions(Section):
         f"{LEAST_FINETUNE_EPOCHS} or more for a new classifier, and else 0",
     )
     lr: float = Field(default=0.01, gt=0, description="initial learning rate")
-    save: Annotated[Text, AfterValidator(_saved)] | None = Field(
+    save: Annotated[Text, AfterValidator(_saved), in_schema(pattern=r"\.safetensors$")] | None = Field(
         default=None,
         description="file to save the fine-tuned dense model to, a plain timm checkpoint (.safetensors)",
     )

@@ -27,7 +27,7 @@ from nestify.recipe.level_options import (
     level_problems,
     resolved_levels,
 )
-from nestify.recipe.levels import Level
+from nestify.recipe.levels import MAX_LEVELS, Level
 from nestify.recipe.options import (
     TEACHERS,
     DataOptions,
@@ -37,6 +37,7 @@ from nestify.recipe.options import (
     Section,
     Text,
     TrainOptions,
+    in_schema,
 )
 from nestify.recipe.problems import Problem, format_toml, section_of, sentence
 from nestify.recipe.sources import Table, apply_options, builtin_recipes, parse_setting, read_source
@@ -57,8 +58,11 @@ __all__ = [
 ]
 
 
+_DEVICE = "[a-z]+(:[0-9]{1,4})?"
+
+
 def _device(text: str) -> str:
-    if not re.fullmatch(r"[a-z]+(:[0-9]{1,4})?", text):
+    if not re.fullmatch(_DEVICE, text):
         raise ValueError(f"is not a device; give {DEVICE_EXAMPLES}")
     return text
 
@@ -76,14 +80,19 @@ class Recipe(Section):
     seed: Annotated[int, Flag(Panel.training)] = Field(
         default=42, ge=0, lt=2**32, description="seed of every random choice"
     )
-    device: Annotated[str, AfterValidator(_device), Flag(Panel.training, suggestions=DEVICES)] = Field(
-        default="auto", description=f"device to compute on: {DEVICE_EXAMPLES}"
-    )
+    device: Annotated[
+        str,
+        AfterValidator(_device),
+        in_schema(pattern=f"^{_DEVICE}$"),
+        Flag(Panel.training, suggestions=DEVICES),
+    ] = Field(default="auto", description=f"device to compute on: {DEVICE_EXAMPLES}")
     model: ModelOptions
     data: DataOptions
     augment: AugmentOptions = AugmentOptions()
     schedule: ScheduleOptions = ScheduleOptions()
-    level: Annotated[tuple[LevelOptions, ...], Field(strict=False)] = Field(
+    level: Annotated[
+        tuple[LevelOptions, ...], Field(strict=False), in_schema(minItems=2, maxItems=MAX_LEVELS)
+    ] = Field(
         default=tuple(LevelOptions(sparsity=sparsity) for sparsity in DEFAULT_LEVELS["weight"]),
         description="levels, from the core (sparsest) to the full level",
     )

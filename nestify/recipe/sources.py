@@ -71,6 +71,33 @@ def read_source(source: str | os.PathLike[str]) -> tuple[Table, str]:
     return _read_extended(path, ()), source
 
 
+def recipe_text(source: str | os.PathLike[str]) -> str:
+    """Return the text of a recipe file or of a built-in recipe, as it is written.
+
+    Raises:
+        RecipeError: if it is neither, or cannot be read.
+    """
+    check_is_recipe(source)
+    name = os.fspath(source)
+    path = _builtin_folder() / f"{name}.toml" if name in builtin_recipes() else Path(name)
+    read_source(source)  # refuses what is no recipe
+    return path.read_bytes().decode("utf-8-sig")
+
+
+def check_is_recipe(source: str | os.PathLike[str]) -> None:
+    """Refuse the name of a model.
+
+    Raises:
+        RecipeError: if this is neither the path of a file nor the name of a built-in recipe.
+    """
+    name = os.fspath(source)
+    if name not in builtin_recipes() and not _looks_like_path(name):
+        raise RecipeError(
+            "this is neither a .toml or .json recipe nor a built-in one: " + ", ".join(builtin_recipes()),
+            name,
+        )
+
+
 def read_table(path: str) -> Table:
     """Read the table of a TOML file, on top of the one that it extends.
 

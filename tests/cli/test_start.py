@@ -36,12 +36,15 @@ def loaded_by(*words: str) -> str:
         ["guide", "--help"],
         ["pick", "--help"],
         ["report", "--help"],
+        ["recipe", "show", "digits", "--resolved"],
+        ["recipe", "check", "digits"],
+        ["recipe", "schema"],
         ["slice", "--help"],
         ["verify", "--help"],
         ["doctor", "--help"],
     ],
 )
-def test_help_imports_no_torch(words: list[str]) -> None:
+def test_help_and_recipes_import_no_torch(words: list[str]) -> None:
     assert loaded_by(*words) == "loaded: [] code: 0"
 
 
@@ -101,7 +104,13 @@ def test_a_clean_run_prints_only_its_progress(digits_file: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "expected"),
-    [("comp", "compress"), ("compress dig", "digits\ndigits-pretrain"), ("report --comp", "--compare")],
+    [
+        ("comp", "compress"),
+        ("compress dig", "digits\ndigits-pretrain"),
+        ("report --comp", "--compare"),
+        ("recipe sch", "schema"),
+        ("recipe show digits-", "digits-pretrain"),
+    ],
 )
 def test_shells_complete(words: str, expected: str) -> None:
     request = {
