@@ -7,6 +7,8 @@ from nestify.compression.compress import compress as compress
 from nestify.compression.compress import plan as plan
 from nestify.compression.extend import extend as extend
 from nestify.compression.own_loop import nest as nest
+from nestify.compression.scan import Scan as Scan
+from nestify.compression.scan import scan as scan
 from nestify.compression.trainable import TrainableNestedModel as TrainableNestedModel
 from nestify.demo.write import Demo as Demo
 from nestify.demo.write import write_demo as write_demo

@@ -27,15 +27,17 @@ def can_show_bars(console: Console) -> bool:
     return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
-def shown_progress(
-    progress: Progress | None, unit: Literal["bytes", "images"]
-) -> AbstractContextManager[Progress]:
+Unit = Literal["bytes", "images", "candidates"]
+"""What a bar counts."""
+
+
+def shown_progress(progress: Progress | None, unit: Unit) -> AbstractContextManager[Progress]:
     """Return a context that yields a caller's progress function, or one that moves a bar if there is none."""
     return progress_bar(unit) if progress is None else nullcontext(progress)
 
 
 @contextmanager
-def progress_bar(unit: Literal["bytes", "images"], *, hidden: bool = False) -> Iterator[Progress]:
+def progress_bar(unit: Unit, *, hidden: bool = False) -> Iterator[Progress]:
     """Show a bar on standard error where bars can move, until the context ends.
 
     Args:
@@ -58,7 +60,7 @@ def progress_bar(unit: Literal["bytes", "images"], *, hidden: bool = False) -> I
     console = Console(stderr=True)
     columns = {
         "bytes": (DownloadColumn(True), TransferSpeedColumn()),
-        "images": (MofNCompleteColumn(), TextColumn("images")),
+        **{name: (MofNCompleteColumn(), TextColumn(name)) for name in ("images", "candidates")},
     }
     hidden = hidden or not can_show_bars(console)
     shown = (BarColumn(bar_width=20), *columns[unit], TimeRemainingColumn())

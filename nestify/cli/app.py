@@ -27,6 +27,7 @@ from nestify.cli.pick import pick
 from nestify.cli.push import push
 from nestify.cli.recipe import recipe
 from nestify.cli.report import report
+from nestify.cli.scan import scan
 from nestify.cli.slice import slice_levels
 from nestify.cli.streams import guard_streams
 from nestify.cli.verify import verify
@@ -65,6 +66,7 @@ app.command("pick", cls=Command)(pick)
 app.command("push", cls=Command)(push)
 app.add_typer(recipe, name="recipe")
 app.command("report", cls=Command)(report)
+app.command("scan", cls=Command)(scan)
 app.command("slice", cls=Command)(slice_levels)
 app.command("verify", cls=Command)(verify)
 

@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from nestify.model.batch_norm import recalibrate, relate_statistics, running_sta
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, state_tensors
+from nestify.recipe.level_options import Part
 from nestify.recipe.levels import Level
 from nestify.schedule.blocks import Removable
 from nestify.schedule.channels import channel_counts
@@ -21,7 +21,6 @@ from nestify.schedule.costs import MacCount, level_cost
 from nestify.schedule.layer_calls import layer_calls
 from nestify.schedule.refit import fit_alone, refit
 
-Kind = Literal["weight", "channel", "layer"]
 Cut = Callable[[str, Tensor], Tensor]
 
 
@@ -55,7 +54,7 @@ class Change:
         measured: how the predictions change.
     """
 
-    kind: Kind
+    kind: Part
     name: str
     amount: float
     macs: int
@@ -187,7 +186,7 @@ class Smaller:
         readers: names of the weights that read the missing channels, which are fitted.
     """
 
-    kind: Kind
+    kind: Part
     name: str
     amount: float
     sizes: LevelSizes

@@ -9,14 +9,15 @@ is still that of the original network.
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from nestify.compression.candidates import (
     Change,
-    Kind,
     Measured,
     Probe,
     narrower_networks,
@@ -24,8 +25,10 @@ from nestify.compression.candidates import (
     sparse_layers,
 )
 from nestify.compression.inputs import Inputs, open_inputs
-from nestify.data.loaders import eval_loader
+from nestify.compression.suggestion import Suggestion, check_budget, suggest
+from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import DataError, RecipeError, UnsupportedModelError
+from nestify.recipe.level_options import Part
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.blocks import Removable, find_removable
 from nestify.schedule.costs import count_macs
@@ -38,7 +41,7 @@ USUAL_IMAGES = 64
 
 USUAL_SPARSITIES = (0.5, 0.75, 0.9)
 USUAL_WIDTHS = (0.75, 0.5)
-KINDS: tuple[Kind, ...] = ("weight", "channel", "layer")
+KINDS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True, repr=False)
@@ -53,6 +56,7 @@ class Scan(Shown):
         parameters: its number of parameters.
         changes: what was measured: layers, groups of channels and blocks, each in the order of execution.
         notes: sentences about what could not be measured.
+        suggestion: levels for a budget; None if no budget was given.
     """
 
     model: str
@@ -62,16 +66,18 @@ class Scan(Shown):
     parameters: int
     changes: Sequence[Change]
     notes: Sequence[str]
+    suggestion: Suggestion | None = None
 
 
 def scan(
     recipe: Recipe | str | os.PathLike[str],
     overrides: Mapping[str, object] | None = None,
     *,
-    kinds: Sequence[Kind] = KINDS,
+    kinds: Sequence[Part] = KINDS,
     images: int = USUAL_IMAGES,
     sparsities: Sequence[float] = USUAL_SPARSITIES,
     widths: Sequence[float] = USUAL_WIDTHS,
+    budget: str | None = None,
     observer: Observer | None = None,
     progress: Callable[[int, int], object] = lambda done, total: None,
 ) -> Scan:
@@ -84,6 +90,8 @@ def scan(
         images: number of training images to fit on; as many others measure.
         sparsities: sparsities of each layer, in (0, 1).
         widths: shares of each group's channels, in (0, 1).
+        budget: a budget of the core level, such as `macs=0.5`; the schedules are then tried for it, and the
+            recipe of the best one is suggested.
         observer: notified of stages and warnings.
         progress: called with the numbers of measured and of all candidates.
 
@@ -92,13 +100,15 @@ def scan(
     """
     _check_shares("--sparsities", sparsities)
     _check_shares("--widths", widths)
+    if budget is not None:
+        check_budget(budget)
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     observer = observer or Observer()
     inputs = open_inputs(recipe, observer, 1)
     if inputs.pretrained.new_head:
         raise RecipeError(
-            f"the classifier of {recipe.model.name} is new, so its predictions say nothing; scan a model that "
-            "was trained on these classes, such as the one that compress --set finetune.save=FILE writes"
+            f"the classifier of {recipe.model.name} is new, so its predictions say nothing; scan a model "
+            "that was trained on these classes: compress --set finetune.save=FILE writes one"
         )
     network, spec = inputs.pretrained.model, inputs.pretrained.spec
     notes: list[str] = []
@@ -120,6 +130,11 @@ def scan(
     for candidate in smaller:
         changes.append(candidate.measure(probe, spec, count))
         progress(len(changes), total)
+    suggestion = None
+    if budget is not None:
+        suggestion = suggest(
+            inputs, network, budget, changes, probe.measure, partial(_shuffled, inputs), observer
+        )
     return Scan(
         model=recipe.model.name,
         images=images,
@@ -128,6 +143,7 @@ def scan(
         parameters=sum(parameter.numel() for parameter in network.parameters()),
         changes=changes,
         notes=notes,
+        suggestion=suggestion,
     )
 
 
@@ -138,7 +154,7 @@ def _check_shares(option: str, shares: Sequence[float]) -> None:
 
 
 def _find_removable(
-    inputs: Inputs, kinds: Sequence[Kind], observer: Observer, notes: list[str]
+    inputs: Inputs, kinds: Sequence[Part], observer: Observer, notes: list[str]
 ) -> Removable | None:
     """Find channels and blocks, and sort the channels by importance; a note says if that is not possible."""
     if not {"channel", "layer"} & set(kinds):
@@ -158,15 +174,19 @@ def _find_removable(
     return removable
 
 
-def _probe(inputs: Inputs, images: int) -> Probe:
-    """Read the images to fit and to measure on, in a random order that the recipe's seed determines."""
-    loader = eval_loader(
+def _shuffled(inputs: Inputs, batch_size: int | None = None) -> Loader:
+    """Return the training images in a random order that the recipe's seed determines."""
+    return eval_loader(
         inputs.train_images,
         inputs.pretrained.spec.preprocessing,
-        batch_size=images,
+        batch_size=batch_size or inputs.batch_size,
         shuffle_seed=inputs.recipe.seed,
     )
-    batches: list[tuple[Tensor, Tensor]] = [(x, y) for x, y in islice(loader, 2)]
+
+
+def _probe(inputs: Inputs, images: int) -> Probe:
+    """Read the images to fit and to measure on."""
+    batches: list[tuple[Tensor, Tensor]] = list(islice(_shuffled(inputs, images), 2))
     if len(batches) < 2 or len(batches[1][1]) < images:
         raise DataError(
             f"{inputs.train_images.source} has fewer than {2 * images} training images; use a smaller "

@@ -15,8 +15,8 @@ from nestify.data.loaders import Loader, Pictures
 from nestify.errors import NestifyError, RecipeError
 from nestify.recipe.amounts import parse_budget
 from nestify.recipe.level_options import DEFAULT_LEVELS, Kind
-from nestify.recipe.problems import format_toml
 from nestify.recipe.recipe import Recipe, checked_recipe
+from nestify.recipe.toml import recipe_toml
 from nestify.schedule.budgets import design_levels
 from nestify.training.distributed import SINGLE
 from nestify.training.observer import Observer
@@ -100,13 +100,20 @@ def suggest(
     tried = []
     for schedule in SCHEDULES:
         for skip in dict.fromkeys(((), _sensitive(changes) if schedule == "weight" else ())):
-            observer.stage(f"trying schedule {schedule} for {budget}" + (" with dense layers" if skip else ""))
+            observer.stage(
+                f"trying schedule {schedule} for {budget}" + (" with dense layers" if skip else "")
+            )
             tried.append(_try(inputs, network, budget, schedule, skip, measure, batches, observer))
     usable = [attempt for attempt in tried if attempt.measured is not None]
     if not usable:
         raise RecipeError(f"--budget {budget}: {tried[0].refused}; give a larger budget")
     best = max(usable, key=_quality)
-    return Suggestion(budget, tried, best, _toml(_recipe(inputs.recipe, budget, best.schedule, best.skip)))
+    return Suggestion(
+        budget,
+        tried,
+        best,
+        recipe_toml(_recipe(inputs.recipe, budget, best.schedule, best.skip), defaults=False),
+    )
 
 
 def _quality(attempt: Attempt) -> tuple[float, float]:
@@ -128,8 +135,10 @@ def _sensitive(changes: Sequence[Change]) -> tuple[str, ...]:
 
 def _recipe(recipe: Recipe, budget: str, schedule: Kind, skip: Sequence[str]) -> Recipe:
     full = DEFAULT_LEVELS[schedule][-1]
+    table = recipe.to_dict()
+    del table["level"]
     return checked_recipe(
-        recipe.to_dict() | {"level": []},
+        table,
         "",
         {
             "levels": f"{budget},{full:g}",
@@ -162,24 +171,3 @@ def _try(
     except NestifyError as error:
         return Attempt(schedule, skip, None, str(error))
     return Attempt(schedule, skip, measure(design.nested.at_level(1)))
-
-
-def _toml(recipe: Recipe) -> str:
-    """Return the options that differ from their defaults as TOML."""
-    lines: list[str] = []
-    sections: list[str] = []
-    for section in type(recipe).model_fields:
-        value, default = getattr(recipe, section), type(recipe).model_fields[section].default
-        if section == "level":
-            continue
-        if not hasattr(value, "model_dump"):
-            if value is not None and value != default:
-                lines.append(f"{section} = {format_toml(value)}")
-            continue
-        given = value.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        if given:
-            sections += ["", f"[{section}]", *(f"{key} = {format_toml(item)}" for key, item in given.items())]
-    for level in recipe.level:
-        given = level.model_dump(mode="json", exclude_defaults=True, exclude_none=True)
-        sections += ["", "[[level]]", *(f"{key} = {format_toml(item)}" for key, item in given.items())]
-    return "\n".join([*lines, *sections]).lstrip("\n") + "\n"

@@ -24,6 +24,8 @@ from nestify.recipe.problems import Problem
 
 Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
 Kind = Literal["weight", "channel", "layer", "combined"]
+Part = Literal["weight", "channel", "layer"]
+"""What a level can leave out: weights, channels, blocks."""
 Rank = Literal["evenly", "loss"]
 
 LONG_RUN_RAMP = 0.5

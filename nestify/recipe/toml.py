@@ -10,8 +10,12 @@ from nestify.errors import RecipeError
 from nestify.recipe.recipe import Recipe
 
 
-def recipe_toml(recipe: Recipe) -> str:
+def recipe_toml(recipe: Recipe, *, defaults: bool = True) -> str:
     """Return a recipe as TOML; `load_recipe` reads an equal recipe from a file with this text.
+
+    Args:
+        recipe: the recipe.
+        defaults: whether to write keys that have their default, too.
 
     Keys that are not set have the text "none". Relative paths are those of the recipe, so that the file must
     be saved in the current folder.
@@ -19,18 +23,23 @@ def recipe_toml(recipe: Recipe) -> str:
     Raises:
         RecipeError: if the recipe, read from JSON, has a null in model.kwargs, which TOML does not have.
     """
-    return "\n".join(_table(recipe, "", "")).lstrip("\n") + "\n"
+    return "\n".join(_table(recipe, "", "", defaults)).lstrip("\n") + "\n"
 
 
-def _table(section: BaseModel, key: str, header: str) -> Iterator[str]:
+def _table(section: BaseModel, key: str, header: str, defaults: bool) -> Iterator[str]:
     """Yield the lines of a section: its header and its values, then the sections in it.
 
     Args:
         section: the section.
         key: dotted key of the section; "" for the recipe.
         header: line above the values; "" for the recipe.
+        defaults: whether to write values that are defaults.
     """
-    values = {name: getattr(section, name) for name in type(section).model_fields}
+    values = {
+        name: value
+        for name, field in type(section).model_fields.items()
+        if (value := getattr(section, name)) != field.default or defaults
+    }
     inner = {name: value for name, value in values.items() if _is_section(value)}
     if header:
         yield from ("", header)
@@ -40,13 +49,13 @@ def _table(section: BaseModel, key: str, header: str) -> Iterator[str]:
     for name, value in inner.items():
         path = _join(key, name)
         if isinstance(value, BaseModel):
-            yield from _table(value, path, f"[{path}]")
+            yield from _table(value, path, f"[{path}]", defaults)
         elif isinstance(value, Mapping):
             for each, table in value.items():
-                yield from _table(table, _join(path, each), f"[{_join(path, each)}]")
+                yield from _table(table, _join(path, each), f"[{_join(path, each)}]", defaults)
         else:
             for table in value:
-                yield from _table(table, path, f"[[{path}]]")
+                yield from _table(table, path, f"[[{path}]]", defaults)
 
 
 def _is_section(value: object) -> bool:

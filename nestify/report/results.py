@@ -13,6 +13,7 @@ from nestify.report.bench import bench_sheets, masked_notes, noise_notes
 from nestify.report.compare import Comparison, comparison_notes, comparison_tables
 from nestify.report.evaluation import evaluation_notes, evaluation_sheets, gates_table, pick_notes, pick_table
 from nestify.report.plan import plan_screen
+from nestify.report.scan import scan_screen
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import (
     level_word,
@@ -281,6 +282,7 @@ SCREENS: dict[str, Callable[[Any], Screen]] = {
     "Pushed": _pushed,
     "Report": _report,
     "Result": _compress_result,
+    "Scan": scan_screen,
     "Sliced": _sliced,
     "Verification": _verification,
 }
