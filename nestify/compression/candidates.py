@@ -228,13 +228,15 @@ def narrower_networks(removable: Removable, widths: Sequence[float], divisor: in
     groups = removable.channels.groups
     full = tuple(group.units for group in groups)
     found = []
-    for width in sorted(widths, reverse=True):
-        [counts] = channel_counts(groups, [Level("narrower", 0.0, width=width)], divisor)
-        for index, group in enumerate(groups):
-            if counts[index] < full[index]:
-                narrower = (*full[:index], counts[index], *full[index + 1 :])
+    counts = {
+        width: channel_counts(groups, [Level("narrower", 0.0, width=width)], divisor)[0] for width in widths
+    }
+    for index, group in enumerate(groups):
+        readers = frozenset(member.name for member in group.members if member.dim == 1)
+        for width in sorted(widths, reverse=True):
+            if counts[width][index] < full[index]:
+                narrower = (*full[:index], counts[width][index], *full[index + 1 :])
                 sizes = LevelSizes(removable.channels, removable.layers, (narrower,), (frozenset(),))
-                readers = frozenset(member.name for member in group.members if member.dim == 1)
                 found.append(Smaller("channel", group.members[0].name, width, sizes, readers))
     return found
 

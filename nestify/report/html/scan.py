@@ -4,7 +4,6 @@ from dataclasses import dataclass
 from math import log10
 from typing import TYPE_CHECKING
 
-from nestify.report.html.labels import shorten
 from nestify.report.html.page import templates
 from nestify.report.scan import PARTS, group_by_name, scan_screen
 
@@ -14,6 +13,9 @@ if TYPE_CHECKING:
 
 DECADES = (-5, 1)
 """The axis goes from 10 to the first to 10 to the second power, in nats; smaller values are at its start."""
+
+MOST_LETTERS = 28
+"""Letters of a name in front of the axis."""
 
 ROW = 18
 LEFT, WIDTH = 190, 640
@@ -98,12 +100,17 @@ def plots(scan: "Scan") -> list[Plot]:
                 Dot(_position(change.measured.divergence), 100 * rank // len(ranked), _describe(change, axis))
                 for rank, change in enumerate(ranked, start=1)
             )
-            rows.append(Row(shorten(name), 30 + ROW * number, dots))
+            rows.append(Row(_short(name), 30 + ROW * number, dots))
         ticks = tuple(
             (_position(10.0**power), f"{10.0**power:g}") for power in range(DECADES[0], DECADES[1] + 1)
         )
         found.append(Plot(title, tuple(rows), ticks, 40 + ROW * len(rows)))
     return found
+
+
+def _short(name: str) -> str:
+    """Return the end of a name that fits in front of the axis."""
+    return name if len(name) <= MOST_LETTERS else f"...{name[-MOST_LETTERS + 3 :]}"
 
 
 def _describe(change: "Change", axis: str) -> str:
