@@ -131,7 +131,8 @@ def test_options_in_the_prose_exist() -> None:
     group = root()
     params = [*group.params, *(option for command in all_commands() for option in command.params)]
     names = {name for option in params for name in (*option.opts, *option.secondary_opts)}
-    elsewhere = {"--signal", "--with"}  # SLURM's, and a program's in tests/benchmarks
+    slurms = {"--gpus-per-task", "--ntasks", "--requeue", "--signal"}
+    elsewhere = {"--folder", "--with", *slurms}  # of programs in tests/benchmarks, and SLURM's
     typers_own = {"--help", "--install-completion"}
     assert set(options()) - elsewhere - typers_own <= names
 

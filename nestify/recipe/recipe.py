@@ -28,12 +28,12 @@ from nestify.recipe.level_options import (
     resolved_levels,
 )
 from nestify.recipe.levels import MAX_LEVELS, Level
+from nestify.recipe.model_options import ModelOptions
 from nestify.recipe.options import (
     TEACHERS,
     DataOptions,
     Dtype,
     FinetuneOptions,
-    ModelOptions,
     Section,
     Text,
     TrainOptions,
