@@ -6,6 +6,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -18,12 +19,15 @@ from nestify.compression.preflight import check_recipe
 from nestify.compression.run import Run
 from nestify.errors import BadFileError, BudgetError, OutputError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
+from nestify.file.history import read_history
 from nestify.file.loading import load
 from nestify.file.manifest import HeldOut, Manifest
 from nestify.file.summary import Report, open_report, read_report
 from nestify.file.writer import write_nested_file
-from nestify.files import lock_output, metrics_path
+from nestify.files import lock_output, metrics_path, sibling
+from nestify.recipe.flat_options import flat_options
 from nestify.recipe.recipe import Recipe, load_recipe
+from nestify.report.html.page import html_page
 from nestify.schedule.costs import Plan
 from nestify.schedule.description import block_units, describe
 from nestify.shown import Shown
@@ -32,6 +36,7 @@ from nestify.training.distributed import World, join_process_group
 from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
 from nestify.training.precision import chosen_kernels
+from nestify.training.trackers import TRACKERS
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,18 +177,37 @@ def _run_and_write(
                 metrics = open_files.enter_context(
                     MetricsLog(metrics_path(output), log_offsets, watcher.warned)
                 )
-                logs = open_logs(recipe.train.log, output, log_offsets, plan.finetune_steps, watcher.warned)
+                logs = open_logs(
+                    recipe.train.log,
+                    output,
+                    log_offsets,
+                    plan.finetune_steps,
+                    watcher.warned,
+                    options=dict(flat_options(run.recipe)),
+                    tracker_runs=run.checkpoints.tracker_runs,
+                )
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
-        watcher.stage(f"writing {output}")
-        manifest = world.broadcast_object(
-            _write(run.recipe, done, run.inputs.held_out_record, base) if world.is_main else None
-        )
+            watcher.stage(f"writing {output}")
+            manifest = world.broadcast_object(
+                _write(run.recipe, done, run.inputs.held_out_record, base) if world.is_main else None
+            )
+            if world.is_main and set(recipe.train.log) & set(TRACKERS):
+                _hand_over(output, run.observer)
     assert manifest is not None
     if world.is_main:
         run.checkpoints.remove()
     slow = missed_latencies(output, done.levels, watcher) if world.is_main else []
     return manifest, [*done.missed, *world.broadcast_object(slow)]
+
+
+def _hand_over(output: Path, observer: Observer) -> None:
+    """Hand the nested file and its report, as a page, to the trackers of a run."""
+    with TemporaryDirectory() as folder:
+        page = Path(folder) / sibling(output, ".html").name
+        report = read_report(output)
+        page.write_text(html_page(report, history=read_history(report)), encoding="ascii")
+        observer.written([output, page])
 
 
 @contextmanager
