@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 
@@ -16,10 +17,13 @@ from nestify.compression.run import Run
 from nestify.compression.write import write_compressed
 from nestify.errors import BudgetError, RecipeError
 from nestify.evaluation.gates import GateResult, check_gates
+from nestify.file.history import read_history
 from nestify.file.manifest import Manifest
 from nestify.file.summary import Report, open_report, read_report
-from nestify.files import lock_output, metrics_path
+from nestify.files import lock_output, metrics_path, sibling
+from nestify.recipe.flat_options import flat_options
 from nestify.recipe.recipe import Recipe, load_recipe
+from nestify.report.html.page import html_page
 from nestify.schedule.costs import Plan
 from nestify.shown import Shown
 from nestify.training.display import usual_observer
@@ -28,6 +32,7 @@ from nestify.training.logs import MetricsLog, open_logs
 from nestify.training.observer import Observer, Observers
 from nestify.training.precision import chosen_kernels
 from nestify.training.process_group import join_process_group
+from nestify.training.trackers import TRACKERS
 
 
 @dataclass(frozen=True, repr=False)
@@ -172,15 +177,36 @@ def _run_and_write(
                 metrics = open_files.enter_context(
                     MetricsLog(metrics_path(output), log_offsets, watcher.warned)
                 )
-                logs = open_logs(recipe.train.log, output, log_offsets, plan.finetune_steps, watcher.warned)
+                logs = open_logs(
+                    recipe.train.log,
+                    output,
+                    log_offsets,
+                    plan.finetune_steps,
+                    watcher.warned,
+                    options=dict(flat_options(run.recipe)),
+                    tracker_runs=run.checkpoints.tracker_runs,
+                )
                 run.observer = Observers([watcher, metrics, *open_files.enter_context(logs)])
             done = run.execute()
-        watcher.stage(f"writing {output}")
-        manifest = world.on_main(lambda: write_compressed(run.recipe, done, run.inputs.held_out_record, base))
+            watcher.stage(f"writing {output}")
+            manifest = world.on_main(
+                lambda: write_compressed(run.recipe, done, run.inputs.held_out_record, base)
+            )
+            if world.is_main and set(recipe.train.log) & set(TRACKERS):
+                _hand_over(output, run.observer)
     if world.is_main:
         run.checkpoints.remove()
     slow = missed_latencies(output, done.levels, watcher) if world.is_main else []
     return manifest, [*done.missed, *world.broadcast_object(slow)]
+
+
+def _hand_over(output: Path, observer: Observer) -> None:
+    """Hand the nested file and its report, as a page, to the trackers of a run."""
+    with TemporaryDirectory() as folder:
+        page = Path(folder) / sibling(output, ".html").name
+        report = read_report(output)
+        page.write_text(html_page(report, history=read_history(report)), encoding="ascii")
+        observer.written([output, page])
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from nestify.recipe.flags import Flag, Panel
 AmpDtype = Literal["auto", "bfloat16", "float16"]
 BatchNormMode = Literal["private", "recalibrate"]
 Dtype = Literal["float32", "float16", "bfloat16"]
-Log = Literal["csv", "tensorboard"]
+Log = Literal["csv", "tensorboard", "wandb", "mlflow"]
 ConsensusKind = Literal["mean", "learned"]
 """How several levels predict together: by the mean of their probabilities, or with fitted weights."""
 OnBadImage = Literal["refuse", "skip"]
@@ -250,7 +250,7 @@ class TrainOptions(Section):
     eval_every: int = Field(default=1, ge=1, description="epochs between validations")
     log: Annotated[tuple[Log, ...], Field(strict=False), Flag(Panel.training)] = Field(
         default=(),
-        description="logs in addition to metrics.jsonl: csv (a row per epoch), tensorboard",
+        description="logs in addition to metrics.jsonl: csv (a row per epoch), tensorboard, wandb, mlflow",
     )
     sync_batch_norm: bool = Field(
         default=False,

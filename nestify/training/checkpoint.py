@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -181,6 +181,7 @@ class CheckpointInfo(BaseModel):
         total: number of all steps of that training.
         findings: results of the run so far.
         marks: positions in the logs; see `Observer.log_offsets`.
+        trackers: runs of experiment trackers; see `Observer.tracker_runs`.
     """
 
     model_config = _STRICT
@@ -191,6 +192,9 @@ class CheckpointInfo(BaseModel):
     total: int = Field(ge=0)
     findings: EarlyResults
     marks: dict[str, float]
+    trackers: dict[str, Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]] = Field(
+        default={}, exclude_if=lambda runs: not runs
+    )
 
 
 @dataclass(frozen=True)

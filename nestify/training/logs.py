@@ -1,4 +1,7 @@
-"""The logs of a run: `metrics.jsonl`, and on request CSV tables; TensorBoard events are in `tensorboard`."""
+"""The logs of a run: `metrics.jsonl`, and on request CSV tables.
+
+TensorBoard events are in `tensorboard`, experiment trackers in `trackers`.
+"""
 
 import json
 import os
@@ -21,6 +24,8 @@ from nestify.files import sibling
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 from nestify.training.tensorboard import TensorBoardLog, summary_writer
+from nestify.training.tracker_runs import TrackedRun
+from nestify.training.trackers import TRACKERS, TrackerLog, check_tracker, tracked_options
 
 BYTES, SECONDS = "metrics_bytes", "metrics_seconds"
 
@@ -256,10 +261,13 @@ def check_logs(names: Sequence[str]) -> None:
     """Check, before any work is done, that the packages of all requested logs are installed.
 
     Raises:
-        RecipeError: if TensorBoard is requested and not installed.
+        RecipeError: if one is not installed, or W&B has no key.
     """
     if "tensorboard" in names:
         summary_writer()
+    for name in TRACKERS:
+        if name in names:
+            check_tracker(name)
 
 
 @contextmanager
@@ -269,16 +277,21 @@ def open_logs(
     log_offsets: Mapping[str, float],
     finetune_steps: int,
     warn: Callable[[str], None] = lambda text: None,
+    *,
+    options: Mapping[str, Any],
+    tracker_runs: Mapping[str, str],
 ) -> Iterator[list[Observer]]:
     """Open the logs that a recipe requests, next to its output; they are closed at the end of the block.
 
     Args:
-        names: the requested logs: `csv`, `tensorboard`.
+        names: the requested logs: `csv`, `tensorboard`, `wandb`, `mlflow`.
         output: path of the nested file.
         log_offsets: offsets from the checkpoint of the run that resumes, whose logs are continued. Empty for
             a new run.
         finetune_steps: steps of the fine-tuning.
         warn: receives a warning when a log cannot be written.
+        options: the recipe's options by dotted key, for trackers.
+        tracker_runs: runs of trackers from the checkpoint, which are continued.
     """
     with ExitStack() as opened:
         logs: list[Observer] = []
@@ -288,4 +301,8 @@ def open_logs(
         if "tensorboard" in names:
             board = TensorBoardLog(sibling(output, ".tensorboard"), log_offsets, finetune_steps, warn)
             logs.append(opened.enter_context(closing(board)))
+        for name in TRACKERS:
+            if name in names:
+                run = TrackedRun(output, tracked_options(options), tracker_runs.get(name))
+                logs.append(opened.enter_context(TrackerLog(name, run, finetune_steps, warn)))
         yield logs

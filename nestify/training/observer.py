@@ -1,6 +1,7 @@
 """Observers of a run, such as the terminal and the log files."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 from nestify.evaluation.accuracy import Accuracy
@@ -42,6 +43,17 @@ class Observer:
 
     def warned(self, text: str) -> None:
         """Handle a warning about a problem that does not end the run."""
+
+    def written(self, files: Sequence[Path]) -> None:
+        """Handle the files that a run has written, when it is done.
+
+        Args:
+            files: the nested file, and its report as a page.
+        """
+
+    def tracker_runs(self) -> dict[str, str]:
+        """Return the runs of experiment trackers, by tracker; checkpoints save them for resuming."""
+        return {}
 
     def log_offsets(self) -> dict[str, float]:
         """Return the positions up to which logs are written; checkpoints save them for resuming.
@@ -87,6 +99,15 @@ class Observers(Observer):
         """Forward to all observers."""
         for observer in self.observers:
             observer.warned(text)
+
+    def written(self, files: Sequence[Path]) -> None:
+        """Forward to all observers."""
+        for observer in self.observers:
+            observer.written(files)
+
+    def tracker_runs(self) -> dict[str, str]:
+        """Return the runs of all observers."""
+        return {name: run for observer in self.observers for name, run in observer.tracker_runs().items()}
 
     def log_offsets(self) -> dict[str, float]:
         """Return the offsets of all observers."""

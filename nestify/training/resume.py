@@ -48,6 +48,7 @@ class Checkpoints(CheckpointHook):
         observer: notified where the run resumes; its log offsets are saved in the checkpoint.
         early_results: results of the run so far, which are saved in the checkpoint.
         log_offsets: log offsets from the checkpoint of the run that resumes; empty for a new run.
+        tracker_runs: runs of experiment trackers from that checkpoint, by the tracker's name.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Checkpoints(CheckpointHook):
         self.observer = Observer()
         self.early_results = EarlyResults()
         self.log_offsets: Mapping[str, float] = {}
+        self.tracker_runs: Mapping[str, str] = {}
         self._found: Checkpoint | None = None
         self._dense: Mapping[str, Tensor] = {}
         self._run = run
@@ -103,6 +105,7 @@ class Checkpoints(CheckpointHook):
         info = checkpoint.info
         self._found, self._dense = checkpoint, checkpoint.dense
         self.early_results, self.log_offsets = info.findings, info.marks
+        self.tracker_runs = info.trackers
         self._saved = info.phase, info.step, info.total
         for split, reasons in info.findings.skipped.items():
             self._skipped[split].update(reasons)
@@ -305,6 +308,7 @@ class Checkpoints(CheckpointHook):
                 update={"skipped": {split: dict(reasons) for split, reasons in self._skipped.items()}}
             ),
             marks=self.observer.log_offsets(),
+            trackers=self.observer.tracker_runs(),
         )
 
         def write() -> bool:

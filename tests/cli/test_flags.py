@@ -113,7 +113,7 @@ def test_no_flag_is_shown_twice(help_of: Any) -> None:
         ("compress", r"--schedule +\[weight\|channel\|layer\|combined\] "),
         ("compress", r"--score,--criterion +\[lamp\|magnitude\|per_mac\|uniform\|erk\] "),
         ("compress", r"--dtype +\[float32\|float16\|bfloat16\] .*\(default float32\)"),
-        ("compress", r"--log +\[csv\|tensorboard\] .*may be repeated"),
+        ("compress", r"--log +\[csv\|tensorboard\|wandb\|mlflow\] .*may be repeated"),
         ("compress", r"--skip .*may be repeated"),
         ("compress", r"--amp +--no-amp +whether "),
         ("compress", r"--dry-run +Print the plan"),
@@ -144,7 +144,7 @@ def test_no_command_shows_a_value_for_a_switch(help_of: Any) -> None:
         ("compress digits --score ", "lamp magnitude per_mac uniform erk"),
         ("compress digits --criterion la", "lamp"),
         ("compress digits --dtype fl", "float32 float16"),
-        ("compress digits --log ", "csv tensorboard"),
+        ("compress digits --log ", "csv tensorboard wandb mlflow"),
         ("compress digits --on-bad-image ", "refuse skip"),
         ("compress digits --teacher ", "original self both none"),
         ("compress digits --device c", "cpu cuda"),
@@ -174,6 +174,6 @@ def test_a_wrong_choice_is_reported_with_the_recipes_other_problems() -> None:
     for problem in (
         "schedule.score = \"random\" is not 'lamp', 'magnitude', 'per_mac', 'uniform' or 'erk'",
         "train.epochs = nan is not",
-        "train.log[1] = \"paper\" is not 'csv' or 'tensorboard'",
+        "train.log[1] = \"paper\" is not 'csv', 'tensorboard', 'wandb' or 'mlflow'",
     ):
         assert problem in done.err

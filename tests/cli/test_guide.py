@@ -120,7 +120,7 @@ def test_the_recipe_reference_has_every_key() -> None:
     assert rows["model.name"].startswith("text | required | ")
     assert rows["model.input_size"].startswith("whole number, at least 1, or list of 2 whole numbers | - | ")
     assert rows["augment.scale"].startswith("list of 2 numbers | `[0.35, 1]` | ")
-    assert rows["train.log"].startswith('list of `"csv"`, `"tensorboard"` | `[]` | ')
+    assert rows["train.log"].startswith('list of `"csv"`, `"tensorboard"`, `"wandb"`, `"mlflow"` | `[]` | ')
     assert rows["level[k].weight"].startswith("number, at least 0 | - | ")
     assert rows["gates.level.NAME.max_bytes"].startswith("whole number, at least 1, or text | - | ")
     assert len(rows) == len(re.findall(r"^\| `", recipe_reference(), re.MULTILINE))
