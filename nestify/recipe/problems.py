@@ -142,7 +142,7 @@ def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
 
 
 def _without_tag(path: KeyPath, field: FieldInfo | None) -> KeyPath:
-    """Return a path without pydantic's name of the kind of value, which it adds if an option takes several."""
+    """Return a path without the kind of value that pydantic adds where an option takes several kinds."""
     tags = [each.tag for each in (_constraints(field) if field else ()) if isinstance(each, Tag)]
     return path[:-1] if path[-1] in tags else path
 

@@ -6,10 +6,9 @@ ranks the rates, and the best of them train again for more steps (successive hal
 "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016, section 3).
 """
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from copy import deepcopy
-from dataclasses import dataclass
 from math import isfinite
 
 import torch
@@ -23,11 +22,13 @@ from nestify.model.nested_model import NestedModel
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level
-from nestify.recipe.options import DEFAULT_LR, TrainOptions
+from nestify.recipe.options import AUTO, DEFAULT_LR, TrainOptions
+from nestify.recipe.recipe import Recipe
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import random_states, set_random_states
 from nestify.training.distributed import SINGLE, World
 from nestify.training.loop import Batches, steps_per_epoch, train
+from nestify.training.observer import Phase, RateSearch, Trial
 from nestify.training.task import LevelResult, NestedTask
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)
@@ -46,38 +47,6 @@ HELD_IMAGES = 256
 """Number of training images that the short trainings do not use, and that measure their loss."""
 
 
-@dataclass(frozen=True)
-class Trial:
-    """A short training.
-
-    Attributes:
-        lr: learning rate.
-        steps: number of steps.
-        loss: joint loss of the levels afterwards, on held-back training images; infinite if it diverged.
-    """
-
-    lr: float
-    steps: int
-    loss: float
-
-
-@dataclass(frozen=True)
-class RateSearch:
-    """The result of a search.
-
-    Attributes:
-        lr: the chosen learning rate.
-        start: loss without training; NaN if nothing was tried.
-        trials: the short trainings, in their order.
-        problem: why `lr` is the default rate, as a main clause; empty if the search chose it.
-    """
-
-    lr: float
-    start: float
-    trials: Sequence[Trial]
-    problem: str = ""
-
-
 def plan_rounds(steps: int) -> tuple[int, int]:
     """Return the steps of each short training in the first and in the second round; (0, 0) for no search.
 
@@ -93,6 +62,21 @@ def search_steps(steps: int) -> int:
     """Return the number of steps of all short trainings before a training of so many steps."""
     first, second = plan_rounds(steps)
     return first * len(RATES) + second * FINALISTS
+
+
+def planned_searches(recipe: Recipe, finetune_steps: int, train_steps: int) -> dict[Phase, int]:
+    """Return the steps of the short trainings of each search that a recipe asks for.
+
+    Args:
+        recipe: the recipe.
+        finetune_steps: steps of the fine-tuning; 0 if there is none.
+        train_steps: steps of the training of the levels, of one stage; 0 if there is none.
+    """
+    trainings: list[tuple[Phase, object, int]] = [
+        ("finetune", recipe.finetune.lr, finetune_steps),
+        ("train", recipe.train.lr, train_steps),
+    ]
+    return {phase: search_steps(steps) for phase, lr, steps in trainings if lr == AUTO and steps}
 
 
 def search_rate(
@@ -148,7 +132,9 @@ def search_rate(
         start = try_rate(DEFAULT_LR, 0).loss
         rates = [lr for lr in RATES if lr > options.min_lr]
         trials = [try_rate(lr, first) for lr in rates]
-        finalists = sorted(sorted(trials, key=lambda trial: trial.loss)[:FINALISTS], key=lambda trial: trial.lr)
+        finalists = sorted(
+            sorted(trials, key=lambda trial: trial.loss)[:FINALISTS], key=lambda trial: trial.lr
+        )
         trials += [try_rate(trial.lr, second) for trial in finalists if isfinite(trial.loss)]
     finally:
         set_random_states(states, task.device)
