@@ -292,7 +292,7 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         ),
         (
             ("train.min_lr", "train.lr"),
-            train.min_lr > (DEFAULT_LR if train.lr == AUTO else train.lr),
+            train.min_lr > (DEFAULT_LR if isinstance(train.lr, str) else train.lr),
             f"train.min_lr = {train.min_lr:g} is above train.lr = {format_toml(train.lr)}; "
             "the learning rate falls from lr to min_lr"
             + (f", and a search without a result takes {DEFAULT_LR:g}" if train.lr == AUTO else ""),

@@ -74,15 +74,16 @@ class Display(Observer):
 
     def searched(self, phase: Phase, search: RateSearch) -> None:
         """Print the chosen learning rate, and the losses by which it was chosen."""
-        rounds = [
-            f"after {steps} steps "
-            + ", ".join(
-                f"{trial.loss:.3f} at {trial.lr:g}" for trial in search.trials if trial.steps == steps
-            )
-            for steps in dict.fromkeys(trial.steps for trial in search.trials)
-        ]
-        losses = "; ".join([f"loss {search.start:.3f} without training", *rounds])
-        self._print_progress(f"{phase}.lr = {search.lr:g} ({losses if rounds else search.problem})")
+        rounds: dict[int, list[str]] = {}
+        for trial in search.trials:
+            rounds.setdefault(trial.steps, []).append(f"{trial.loss:.3f} at {trial.lr:g}")
+        losses = [f"loss {search.start:.3f} without training"]
+        losses += [f"after {steps} steps {', '.join(texts)}" for steps, texts in rounds.items()]
+        if rounds:
+            self._print_progress(f"short trainings: {'; '.join(losses)}")
+        if search.best is not None:
+            best, steps = search.best.lr, search.best.steps
+            self._print_progress(f"{phase}.lr = {search.lr:g}, from {best:g}, the best for {steps} steps")
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Move the bar; print a line at the end of an epoch, and in between where one is due."""

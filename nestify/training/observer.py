@@ -35,12 +35,14 @@ class RateSearch:
         lr: the chosen learning rate.
         start: loss without training; NaN if nothing was tried.
         trials: the short trainings, in their order.
+        best: the short training with the lowest loss, from which `lr` follows; None if `lr` is the default.
         problem: why `lr` is the default rate, as a main clause; empty if the search chose it.
     """
 
     lr: float
     start: float
     trials: Sequence[Trial]
+    best: Trial | None = None
     problem: str = ""
 
 

@@ -1,15 +1,20 @@
 """`lr = "auto"`: choose the learning rate of a training by short trainings, before it begins.
 
-Each of several rates trains a copy of the model for a few steps, in small what the training does: the same
-loss, optimizer and schedule, but with all weights chosen from the start. The loss on held-back training images
-ranks the rates, and the best of them train again for more steps (successive halving; Jamieson and Talwalkar,
+Each of several rates trains a copy of the model for a few steps, with the loss, optimizer and schedule of the
+training, but with the final sparsities from the first step on. The loss on held-back training images ranks
+the rates, and the best of them train again for more steps (successive halving; Jamieson and Talwalkar,
 "Non-stochastic Best Arm Identification and Hyperparameter Optimization", AISTATS 2016, section 3).
+
+The best rate of k steps is too high for a longer training. For T steps of stochastic gradient descent on a
+convex loss, the best constant rate is proportional to 1 / sqrt(T) (Nemirovski et al., "Robust Stochastic
+Approximation Approach to Stochastic Programming", SIAM J. Optim. 2009, section 2.2), so the best rate of k
+steps is multiplied by sqrt(k / T).
 """
 
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from copy import deepcopy
-from math import isfinite
+from math import isfinite, sqrt
 
 import torch
 from timm.data.mixup import mixup_target
@@ -31,8 +36,8 @@ from nestify.training.loop import Batches, steps_per_epoch, train
 from nestify.training.observer import Phase, RateSearch, Trial
 from nestify.training.task import LevelResult, NestedTask
 
-RATES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)
-"""Learning rates that are tried."""
+RATES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
+"""Learning rates of the short trainings."""
 
 MOST_STEPS = 100
 """Maximum number of steps of all short trainings together."""
@@ -42,6 +47,9 @@ SHARE = 0.1
 
 FINALISTS = 3
 """Number of rates that train again."""
+
+FEWEST_STEPS = 2
+"""Number of steps of a short training in the first round below which it says nothing about stability."""
 
 HELD_IMAGES = 256
 """Number of training images that the short trainings do not use, and that measure their loss."""
@@ -54,8 +62,9 @@ def plan_rounds(steps: int) -> tuple[int, int]:
         steps: number of steps of the training that follows.
     """
     budget = min(MOST_STEPS, int(SHARE * steps))
-    first = budget // 2 // len(RATES)
-    return (first, (budget - first * len(RATES)) // FINALISTS) if first else (0, 0)
+    first = max(FEWEST_STEPS, budget // 2 // len(RATES))
+    second = (budget - first * len(RATES)) // FINALISTS
+    return (first, second) if second >= 2 * first else (0, 0)
 
 
 def search_steps(steps: int) -> int:
@@ -64,7 +73,7 @@ def search_steps(steps: int) -> int:
     return first * len(RATES) + second * FINALISTS
 
 
-def planned_searches(recipe: Recipe, finetune_steps: int, train_steps: int) -> dict[Phase, int]:
+def planned_searches(recipe: Recipe, finetune_steps: int, train_steps: int) -> dict[str, int]:
     """Return the steps of the short trainings of each search that a recipe asks for.
 
     Args:
@@ -96,7 +105,7 @@ def search_rate(
     Args:
         task: the model and its loss.
         batches: the training images, in a loader that the training does not use.
-        options: options of the training; its learning rate is ignored, and rates below `min_lr` are not tried.
+        options: options of the training, except the learning rate; the result is not below its `min_lr`.
         augment: mixup and cutmix.
         steps: number of steps of the training.
         levels: levels whose weights are chosen before the first step; None leaves the entry levels unchanged.
@@ -130,24 +139,24 @@ def search_rate(
     states = random_states(task.device)
     try:
         start = try_rate(DEFAULT_LR, 0).loss
-        rates = [lr for lr in RATES if lr > options.min_lr]
-        trials = [try_rate(lr, first) for lr in rates]
-        finalists = sorted(
-            sorted(trials, key=lambda trial: trial.loss)[:FINALISTS], key=lambda trial: trial.lr
-        )
-        trials += [try_rate(trial.lr, second) for trial in finalists if isfinite(trial.loss)]
+        trials = [try_rate(lr, first) for lr in RATES]
+        finalists = sorted(trials, key=lambda trial: trial.loss)[:FINALISTS]
+        trials += [
+            try_rate(lr, second) for lr in sorted(each.lr for each in finalists if isfinite(each.loss))
+        ]
     finally:
         set_random_states(states, task.device)
-    best = min(trials[len(rates) :], key=lambda trial: trial.loss, default=None)
+    best = min(trials[len(RATES) :], key=lambda trial: trial.loss, default=None)
     if best is None or not isfinite(best.loss):
         return _default("the loss was not finite after any of the short trainings", start, trials)
     if best.loss >= start:
         return _default("none of the short trainings lowered the loss", start, trials)
-    return RateSearch(best.lr, start, trials)
+    lr = float(f"{best.lr * sqrt(second / steps):.2g}")
+    return RateSearch(max(lr, options.min_lr), start, trials, best)
 
 
 def _default(problem: str, start: float = float("nan"), trials: Sequence[Trial] = ()) -> RateSearch:
-    return RateSearch(DEFAULT_LR, start, trials, problem)
+    return RateSearch(DEFAULT_LR, start, trials, problem=problem)
 
 
 def _options(options: TrainOptions, lr: float, count: int, steps: int, epoch_steps: int) -> TrainOptions:
@@ -158,6 +167,7 @@ def _options(options: TrainOptions, lr: float, count: int, steps: int, epoch_ste
             # Half a step less, so that rounding up cannot add one.
             "epochs": max(0.0, count - 0.5) / epoch_steps,
             "warmup_epochs": options.warmup_epochs * count / steps,
+            "min_lr": min(options.min_lr, lr),
             "ema_decay": 0.0,
         }
     )
