@@ -57,7 +57,9 @@ def test_every_option_has_a_help_text() -> None:
     keys = options_of(Recipe)
     assert len(keys) > 60
     assert all(option_help(key) for key in keys)
-    assert option_help("train.lr") == "learning rate after the warmup (default 0.01)"
+    assert option_help("train.lr") == (
+        "learning rate after the warmup; auto tries several in short trainings first (default 0.01)"
+    )
     assert option_help("model.pretrained").endswith("(default true)")
     assert option_help("schedule.score").endswith("(default lamp)")
     assert option_help("train.clip_grad") == "maximum norm of the gradient; not clipped by default"
