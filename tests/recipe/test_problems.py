@@ -29,7 +29,11 @@ def problems(options: dict[str, object]) -> list[str]:
         ("train.epochs", "three", f'"three" is not a number ({EPOCHS})'),
         ("train.epochs", -1, f"-1 is less than 0 ({EPOCHS})"),
         ("train.epochs", True, f"true is not a number ({EPOCHS})"),
-        ("train.lr", 0.0, "0 is not above 0 (learning rate after the warmup; auto tries several in short trainings first)"),
+        (
+            "train.lr",
+            0.0,
+            "0 is not above 0 (learning rate after the warmup; auto tries several in short trainings first)",
+        ),
         ("train.lr", float("inf"), "inf is not a finite number (learning rate after the warmup; auto tries"),
         ("train.batch_size", 1.5, "1.5 is not a whole number (images per training step and device)"),
         (
