@@ -278,3 +278,17 @@ def test_recipes_need_no_torch() -> None:
     code = "import nestify.recipe.recipe, sys; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("section", ["train", "finetune"])
+def test_a_learning_rate_is_a_number_or_auto(section: str) -> None:
+    recipe = load(**{f"{section}__lr": "auto"})
+    assert getattr(recipe, section).lr == "auto"
+    assert recipe.to_dict()[section]["lr"] == "auto"
+    assert Recipe.model_validate(recipe.to_dict()) == recipe
+
+
+def test_a_search_needs_a_default_above_the_lowest_rate() -> None:
+    [problem] = problems(train__lr="auto", train__min_lr=0.1)
+    assert 'train.min_lr = 0.1 is above train.lr = "auto"' in problem
+    assert problem.endswith("0.01")
