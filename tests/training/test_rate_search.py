@@ -1,6 +1,9 @@
 """`--lr auto`: the search is bounded, leaves no trace but the rate, and says when it found none."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from copy import deepcopy
 from math import inf, nan, sqrt
@@ -139,6 +142,49 @@ def test_levels_that_are_trained_in_stages_or_added_later_use_one_search() -> No
     added = open_nested_file("top").manifest.levels[-1]
     assert added.extension is not None
     assert added.extension.recipe["train"]["lr"] == recorder.searches["train"].lr
+
+
+def test_two_processes_search_together(tmp_path: Path) -> None:
+    script = tmp_path / "short.py"
+    script.write_text(
+        "from nestify.training import rate_search\nrate_search.SHARE = 2.5\n"
+        "from nestify.cli.app import main\nmain()\n"
+    )
+    words = [
+        "compress",
+        "digits",
+        "--max-train",
+        "96",
+        "--max-val",
+        "20",
+        "--batch-size",
+        "4",
+        "--epochs",
+        "1",
+    ]
+    words += ["--levels", "0.9,0", "--device", "cpu", "--set", "train.eval_before=false", "-o", str(OUTPUT)]
+
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+    def train(lr: str) -> tuple[bytes, float]:
+        subprocess.run(
+            [*launch, str(script), *words, "--lr", lr],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"},
+            check=True,
+            capture_output=True,
+            timeout=300,
+        )
+        path = tmp_path / OUTPUT
+        return path.read_bytes(), open_nested_file(path).manifest.recipe["train"]["lr"]
+
+    searched, found = train("auto")
+    assert isinstance(found, float)
+    lines = (tmp_path / "run.metrics.jsonl").read_text().splitlines()
+    [search] = [line for line in map(json.loads, lines) if line["event"] == "lr_search"]
+    assert search["lr"] == found
+    assert len(search["trials"]) == 10
+    assert train(str(found))[0] == searched
 
 
 def test_a_short_run_takes_the_default_and_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
