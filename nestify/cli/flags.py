@@ -59,8 +59,8 @@ def _parameter(field: FlaggedField) -> inspect.Parameter:
     info = typer.Option(
         *field.names,
         help=_escape_markdown(option_help(field.key)) + ("; may be repeated" if field.repeated else ""),
-        metavar=placeholder(field.choices) if field.choices else None,
-        parser=_number_or_percentage if field.value is float else None,
+        metavar=_placeholder(field),
+        parser=_number_parser(field.words) if field.value is float else None,
         autocompletion=completer(field.completions) if field.completions else None,
         rich_help_panel=field.panel,
         show_default=False,  # the help text states the recipe's default
@@ -74,15 +74,32 @@ def _parameter(field: FlaggedField) -> inspect.Parameter:
     )
 
 
-def _number_or_percentage(text: str) -> float | str:
-    """Return a number, or the text of a percentage, which the recipe refuses with the share that is meant."""
-    try:
-        return text if share_meant(text) is not None else float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a number.") from None
+def _placeholder(field: FlaggedField) -> str | None:
+    """Return what the help shows as the value of a flag; None for the name of its type."""
+    if field.words:
+        return placeholder([field.value.__name__, *field.words])
+    return placeholder(field.choices) if field.choices else None
 
 
-_number_or_percentage.__name__ = "float"  # the help shows it as the type of the value
+def _number_parser(words: Collection[str]) -> Callable[[str], float | str]:
+    """Return the parser of a flag whose value is a number.
+
+    It passes on words that the field takes, and percentages, which the recipe refuses with the share that is
+    meant.
+
+    Args:
+        words: texts that the field takes as well.
+    """
+
+    def parse(text: str) -> float | str:
+        try:
+            return text if text in words or share_meant(text) is not None else float(text)
+        except ValueError:
+            meant = " or ".join(["a number", *words])
+            raise typer.BadParameter(f"{text!r} is not {meant}.") from None
+
+    parse.__name__ = "float"  # the help shows it as the type of the value
+    return parse
 
 
 def _parameter_name(field: FlaggedField) -> str:

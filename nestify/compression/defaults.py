@@ -3,6 +3,7 @@
 The nested file stores the recipe with these values, so that the run can be repeated as it was.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from nestify.errors import DataError, RecipeError
 from nestify.recipe.level_options import LONG_RUN_RAMP, LONG_RUN_STEPS
 from nestify.recipe.options import LEAST_FINETUNE_EPOCHS, USUAL_HOLDOUT, DataOptions
 from nestify.recipe.recipe import Recipe
-from nestify.training.observer import Observer
+from nestify.training.observer import Observer, Phase
 
 LEAST_FINETUNE_STEPS = 100
 """Steps that a new classifier is trained for at least, where one pass over the images has few."""
@@ -100,6 +101,18 @@ def with_ramp(recipe: Recipe, steps: int) -> Recipe:
     if recipe.schedule.ramp is not None:
         return recipe
     return _with(recipe, "schedule", ramp=LONG_RUN_RAMP if steps >= LONG_RUN_STEPS else 0.0)
+
+
+def with_rates(recipe: Recipe, rates: Mapping[Phase, float]) -> Recipe:
+    """Set learning rates that were searched.
+
+    Args:
+        recipe: the recipe.
+        rates: learning rates by the training that they are for.
+    """
+    for phase, lr in rates.items():
+        recipe = _with(recipe, phase, lr=lr)
+    return recipe
 
 
 def with_fast_computing(recipe: Recipe, device: torch.device) -> Recipe:

@@ -12,12 +12,12 @@ from torch import nn
 from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
-from nestify.compression.defaults import with_fast_computing, with_ramp
+from nestify.compression.defaults import with_fast_computing, with_ramp, with_rates
 from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
 from nestify.compression.latency import LayerTimer
 from nestify.compression.passes import Passes
 from nestify.compression.untrained import Untrained
-from nestify.data.loaders import train_loader
+from nestify.data.loaders import Loader, train_loader
 from nestify.evaluation.accuracy import Accuracy, check_finite
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
@@ -32,16 +32,16 @@ from nestify.schedule.budgets import NestedDesign, design_levels
 from nestify.schedule.costs import Plan, PlannedLevel, count_macs, level_costs
 from nestify.schedule.description import prefix_bytes
 from nestify.schedule.nest import choose_weights, dense_layers
-from nestify.training.checkpoint import EarlyResults
 from nestify.training.distributed import SINGLE, World
 from nestify.training.estimate import estimate_step
 from nestify.training.frozen import copy_shared, reset_unfrozen
-from nestify.training.health import check_collapse, check_empty
+from nestify.training.health import check_empty, find_problems
 from nestify.training.identity import run_identity
 from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision, describe_computing
+from nestify.training.rate_search import planned_searches
 from nestify.training.resume import Checkpoints
 
 
@@ -87,9 +87,9 @@ class Run:
         self.workers = pick_workers(recipe.data.workers, self.device, world.processors)
         if problem := workers_warning(self.workers, world.processors):
             observer.warned(problem)
-        self.train_batches = train_loader(
-            self.inputs.train_images,
-            self.spec.preprocessing,
+        self._open_batches = partial(
+            train_loader,
+            preprocessing=self.spec.preprocessing,
             batch_size=self.inputs.batch_size,
             min_images=self.inputs.min_images,
             workers=self.workers,
@@ -100,6 +100,7 @@ class Run:
             world_size=world.size,
         )
         self.passes = Passes(self.inputs, self.workers, self.device, self.precision, world)
+        self.train_batches = self._open_batches(self.inputs.train_images)
         self._epoch_steps = steps_per_epoch(self.train_batches, recipe.train.accumulate)
         self._stage_steps = total_steps(recipe.train.epochs, self._epoch_steps)
         self.recipe = recipe = with_ramp(recipe, self._stage_steps)
@@ -134,11 +135,13 @@ class Run:
         told = nested.classes, self.labels.class_sets(len(levels)), design.solver.latencies(nested)
         seconds = memory = None
         finetune_steps = (self.recipe.finetune.epochs or 0) * self._epoch_steps
+        search_steps = planned_searches(self.recipe, finetune_steps, self._stage_steps)
         if estimate:
             everything = Stage(self.frozen, nested.n_levels)  # a step of all stages costs about as much
             task = self._phases().make_task(nested.to(self.device), None, everything)
             step_seconds, memory = estimate_step(task, self.inputs.batch_size)
-            steps = self._stage_steps + finetune_steps / nested.n_levels
+            plain_steps = finetune_steps + search_steps.get("finetune", 0)
+            steps = self._stage_steps + search_steps.get("train", 0) + plain_steps / nested.n_levels
             seconds = step_seconds * self.recipe.train.accumulate * steps
         narrower = any(level.width < 1 for level in levels)
         shallower = any(level.depth < 1 for level in levels)
@@ -151,6 +154,7 @@ class Run:
             val_images=len(self.inputs.val_images),
             finetune_steps=finetune_steps,
             steps=self._stage_steps * len(self.stages),
+            search_steps=search_steps,
             ramp=self.recipe.schedule.ramp or 0.0,
             uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,
@@ -193,11 +197,13 @@ class Run:
         before = checkpoints.early_results.before
         if recipe.train.eval_before and not before:
             before = self._before(nested, levels)
-        checkpoints.early_results = EarlyResults(original=original, before=before)
+        checkpoints.add_results(original=original, before=before)
 
         # Train the levels. Sparsities that depend on a budget are solved again when the masks are frozen.
         if recipe.train.epochs:
             nested, levels = self._train_levels(design, teacher)
+
+        self.recipe = recipe = with_rates(recipe, checkpoints.early_results.rates)
 
         # Evaluate what the file will hold: rounded weights, and batch norm statistics that fit them.
         round_to_stored(nested, recipe)
@@ -207,7 +213,8 @@ class Run:
         after = self.passes.evaluate_levels(nested, numbers)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr")
-        self._check_health(nested, original, after)
+        for problem in find_problems(nested, self.recipe, original, after):
+            observer.warned(problem)
 
         # Fit temperatures and consensus weights, and count the costs of the finished model.
         calibration = None
@@ -258,25 +265,13 @@ class Run:
             self.spec,
             self.labels,
             self.train_batches,
+            self._search_batches,
             self.passes.validation,
             self.device,
             self.observer,
             self.checkpoints,
             self.world,
         )
-
-    def _check_health(self, nested: NestedModel, original: Accuracy, after: Sequence[Accuracy]) -> None:
-        """Warn about levels that cannot be useful.
-
-        Raises:
-            DivergedError: if no level learned anything.
-        """
-        problems = check_empty(nested)
-        if self.recipe.train.epochs:
-            trained = [result for result in after if self.recipe.level[result.level - 1].weight != 0]
-            problems += check_collapse(original, trained, nested.classes, nested.level_names)
-        for problem in problems:
-            self.observer.warned(problem)
 
     def _original(self, network: nn.Module) -> Accuracy:
         """Evaluate the dense model."""
@@ -327,3 +322,7 @@ class Run:
             plain = nested.at_level(level)
             self.passes.recalibrate(plain)
             nested.load_own(level, state_tensors(plain))
+
+    def _search_batches(self) -> Loader:
+        """Return another loader of the training images, which records nothing about them."""
+        return self._open_batches(replace(self.inputs.train_images, skipped={}))

@@ -49,6 +49,7 @@ class FlaggedField(NamedTuple):
         value: type of one value of the flag.
         repeated: whether the flag may be given several times, once per value.
         choices: the only values that the field takes; empty if any value of the type may be valid.
+        words: texts that a field of numbers takes as well, such as auto.
         completions: values that shells complete.
     """
 
@@ -58,6 +59,7 @@ class FlaggedField(NamedTuple):
     value: type
     repeated: bool
     choices: tuple[str, ...]
+    words: tuple[str, ...]
     completions: tuple[str, ...]
 
 
@@ -114,9 +116,9 @@ def _fields(recipe: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
 
 def _flagged(key: str, field: FieldInfo, flag: Flag) -> FlaggedField:
     """Read type, choices and names of a flag from its field."""
-    kind = _bare_type(field.annotation)
+    kind, words = _bare_type(field.annotation)
     repeated = get_origin(kind) is tuple and get_args(kind)[-1] is Ellipsis
-    kind = _bare_type(get_args(kind)[0]) if repeated else kind
+    kind, words = _bare_type(get_args(kind)[0]) if repeated else (kind, words)
     choices = get_args(kind) if get_origin(kind) is Literal else ()
     option = key.rpartition(".")[2].replace("_", "-")
     return FlaggedField(
@@ -126,15 +128,19 @@ def _flagged(key: str, field: FieldInfo, flag: Flag) -> FlaggedField:
         value=flag.value or (str if choices else kind),
         repeated=repeated,
         choices=choices,
-        completions=choices or flag.suggestions,
+        words=words,
+        completions=choices or words or flag.suggestions,
     )
 
 
-def _bare_type(annotation: Any) -> Any:
-    """Return a type without its metadata, and without None."""
+def _bare_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
+    """Return a type without its metadata and without None, and the texts that are allowed as well."""
     if get_origin(annotation) is Annotated:
         return _bare_type(get_args(annotation)[0])
-    if get_origin(annotation) in (Union, UnionType):
-        [kind] = [member for member in get_args(annotation) if member is not NoneType]
-        return _bare_type(kind)
-    return annotation
+    if get_origin(annotation) not in (Union, UnionType):
+        return annotation, ()
+    members = [_bare_type(each)[0] for each in get_args(annotation) if each is not NoneType]
+    if len(members) == 1:
+        return _bare_type(members[0])
+    [kind] = [each for each in members if get_origin(each) is not Literal]
+    return kind, tuple(word for each in members if each is not kind for word in get_args(each))

@@ -13,8 +13,10 @@ from pydantic import (
     AfterValidator,
     BaseModel,
     ConfigDict,
+    Discriminator,
     Field,
     JsonValue,
+    Tag,
     ValidationInfo,
     field_validator,
 )
@@ -36,13 +38,23 @@ TEACHERS = ("original", "self", "both", "none")
 USUAL_HOLDOUT = 0.1
 """Share of the training images to validate on where the data has no validation split."""
 
+DEFAULT_LR = 0.01
+"""Learning rate, unless the recipe says otherwise or asks for a search that finds none."""
+
 LEAST_FINETUNE_EPOCHS = 5
 """Passes over the training images that a new classifier is trained for, unless the recipe says otherwise."""
+
+AUTO, NUMBER = "auto", "number"
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
+LearningRate = Annotated[
+    Annotated[float, Field(gt=0), Tag(NUMBER)] | Annotated[Literal["auto"], Tag(AUTO)],
+    Discriminator(lambda value: AUTO if value == AUTO else NUMBER),  # so that errors are about one of them
+]
+"""A learning rate, or "auto": a short search before the training finds it."""
 
 
 def in_schema(**keywords: JsonValue) -> Any:
@@ -159,8 +171,9 @@ class TrainOptions(Section):
     batch_size: Annotated[int, Flag(Panel.training)] = Field(
         default=64, ge=1, description="images per training step and device"
     )
-    lr: Annotated[float, Flag(Panel.training)] = Field(
-        default=0.01, gt=0, description="learning rate after the warmup"
+    lr: Annotated[LearningRate, Flag(Panel.training)] = Field(
+        default=DEFAULT_LR,
+        description="learning rate after the warmup; auto tries several in short trainings first",
     )
     opt: Annotated[Text, Flag(Panel.training)] = Field(
         default="sgd", description="timm's name of the optimizer"
@@ -285,7 +298,10 @@ class FinetuneOptions(Section):
         description="passes over the training images before nesting; 0 disables fine-tuning; by default "
         f"{LEAST_FINETUNE_EPOCHS} or more for a new classifier, and else 0",
     )
-    lr: float = Field(default=0.01, gt=0, description="initial learning rate")
+    lr: LearningRate = Field(
+        default=DEFAULT_LR,
+        description="initial learning rate; auto tries several in short trainings first",
+    )
     save: Annotated[Text, AfterValidator(_saved), in_schema(pattern=r"\.safetensors$")] | None = Field(
         default=None,
         description="file to save the fine-tuned dense model to, a plain timm checkpoint (.safetensors)",

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence, ValuesView
 from difflib import get_close_matches
 from typing import Any, NamedTuple, get_args, get_origin
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
@@ -112,10 +112,10 @@ def _without_names(recipe: type[BaseModel], path: KeyPath) -> list[str]:
 def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
     """Turn one of pydantic's errors about a recipe into a problem."""
     path, value, context = error["loc"], error["input"], error.get("ctx", {})
-    key = dotted(path)
     if error["type"] == "extra_forbidden":
-        return Problem(key, _unknown(recipe, path))
+        return Problem(dotted(path), _unknown(recipe, path))
     field = _find_option(recipe, path)
+    key = dotted(_without_tag(path, field))
     hint = f" ({field.description})" if field and field.description else ""
     if error["type"] == "missing":
         return Problem(key, f"{key} is not given; set it in the recipe or as an option{hint}")
@@ -139,6 +139,12 @@ def sentence(recipe: type[BaseModel], error: ErrorDetails) -> Problem:
         case _:
             predicate = f"is wrong: {error['msg']}{hint}"
     return Problem(key, f"{subject} {predicate}")
+
+
+def _without_tag(path: KeyPath, field: FieldInfo | None) -> KeyPath:
+    """Return a path without the kind of value that pydantic adds where an option takes several kinds."""
+    tags = [each.tag for each in (_constraints(field) if field else ()) if isinstance(each, Tag)]
+    return path[:-1] if path[-1] in tags else path
 
 
 def _outside(field: FieldInfo) -> str:

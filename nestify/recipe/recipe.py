@@ -30,6 +30,8 @@ from nestify.recipe.level_options import (
 from nestify.recipe.levels import MAX_LEVELS, Level
 from nestify.recipe.model_options import ModelOptions
 from nestify.recipe.options import (
+    AUTO,
+    DEFAULT_LR,
     TEACHERS,
     DataOptions,
     Dtype,
@@ -299,9 +301,10 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         ),
         (
             ("train.min_lr", "train.lr"),
-            train.min_lr > train.lr,
-            f"train.min_lr = {train.min_lr:g} is above train.lr = {train.lr:g}; "
-            "the learning rate falls from lr to min_lr",
+            train.min_lr > (DEFAULT_LR if isinstance(train.lr, str) else train.lr),
+            f"train.min_lr = {train.min_lr:g} is above train.lr = {format_toml(train.lr)}; "
+            "the learning rate falls from lr to min_lr"
+            + (f", and a search without a result takes {DEFAULT_LR:g}" if train.lr == AUTO else ""),
         ),
         (
             ("train.warmup_epochs", "train.epochs"),

@@ -87,8 +87,8 @@ def _table(section: Schema, prefix: str) -> list[str]:
 
 def _type(field: Schema) -> str:
     """Say in words what values a field takes: its choices, or its type and range."""
-    if "anyOf" in field:
-        kinds = [_type(each) for each in field["anyOf"] if each.get("type") != "null"]
+    if variants := field.get("anyOf") or field.get("oneOf"):
+        kinds = [_type(each) for each in variants if each.get("type") != "null"]
         return (", or " if any("," in kind for kind in kinds[:-1]) else " or ").join(kinds)
     if "enum" in field or "const" in field:
         return ", ".join(f"`{json.dumps(choice)}`" for choice in field.get("enum", [field.get("const")]))

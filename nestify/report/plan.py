@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any, TextIO
 
+from nestify.recipe.options import DEFAULT_LR
 from nestify.report.table import mebibytes, plan_table, quantity
 from nestify.report.text import Screen, render
 
@@ -29,6 +30,12 @@ def plan_screen(plan: "Plan") -> Screen:
         f"images: {plan.train_images} to train on, {plan.val_images} to validate on",
         f"steps: {plan.finetune_steps} of fine-tuning, {plan.steps} of nested training",
     ]
+    for section, steps in plan.search_steps.items():
+        notes.append(
+            f"learning rate: searched in {steps} steps of short trainings ({section}.lr = auto)"
+            if steps
+            else f"learning rate: {DEFAULT_LR:g}, because there are too few steps for {section}.lr = auto"
+        )
     if plan.maskable and plan.steps:
         notes.append(
             f"sparsity: increases during the first {plan.ramp:.0%} of the nested training"
@@ -85,6 +92,7 @@ def plan_document(plan: "Plan") -> dict[str, Any]:
         "val_images": plan.val_images,
         "finetune_steps": plan.finetune_steps,
         "steps": plan.steps,
+        **({"search_steps": dict(plan.search_steps)} if plan.search_steps else {}),
         "ramp": plan.ramp,
         "seconds": plan.seconds,
         "memory_bytes": plan.memory_bytes,

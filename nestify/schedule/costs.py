@@ -3,7 +3,7 @@
 import copy
 import warnings
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -195,6 +195,8 @@ class Plan(Shown):
         val_images: number of validation images, fewer if some cannot be read.
         finetune_steps: training steps before nesting.
         steps: training steps of the nested training.
+        search_steps: steps of the short trainings before a training whose learning rate is "auto", by its
+            section, `finetune` or `train`; 0 if the training has too few steps for a search.
         ramp: share of these steps during which sparsity increases.
         uncounted: operators that the MAC counts leave out -> how often they run.
         channel_groups: number of groups of coupled channels; 0 if no level is narrower.
@@ -215,6 +217,7 @@ class Plan(Shown):
     finetune_steps: int
     steps: int
     uncounted: Mapping[str, int]
+    search_steps: Mapping[str, int] = field(default_factory=dict)
     ramp: float = 0.0
     channel_groups: int = 0
     blocks: int = 0

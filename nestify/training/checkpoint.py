@@ -162,6 +162,7 @@ class EarlyResults(BaseModel):
         original: accuracy of the dense model; None if it is not known yet.
         before: accuracy of the levels before training, core first; empty if they were not evaluated.
         skipped: reason why an image could not be read, by split and file name.
+        rates: learning rates that were searched, by the training that they are for.
     """
 
     model_config = _STRICT
@@ -169,6 +170,7 @@ class EarlyResults(BaseModel):
     original: Accuracy | None = None
     before: list[Accuracy] = []
     skipped: dict[Literal["training", "validation"], dict[str, str]] = {}
+    rates: dict[Phase, float] = {}
 
 
 class CheckpointInfo(BaseModel):

@@ -18,7 +18,7 @@ from nestify.report.table import summarize_images
 from nestify.schedule.costs import Plan
 from nestify.terminal import Caller, can_show_bars, find_caller, print_stderr
 from nestify.text import LONGEST_MESSAGE, printable
-from nestify.training.observer import Moment, Observer, Phase
+from nestify.training.observer import Moment, Observer, Phase, RateSearch
 from nestify.training.progress import StepLog
 
 SECONDS_BETWEEN_LINES = 10.0
@@ -71,6 +71,19 @@ class Display(Observer):
     def planned(self, plan: Plan) -> None:
         """Print the plan."""
         self._print_progress(plan_text(plan, sys.stderr))
+
+    def searched(self, phase: Phase, search: RateSearch) -> None:
+        """Print the chosen learning rate, and the losses by which it was chosen."""
+        rounds: dict[int, list[str]] = {}
+        for trial in search.trials:
+            rounds.setdefault(trial.steps, []).append(f"{trial.loss:.3f} at {trial.lr:g}")
+        losses = [f"loss {search.start:.3f} without training"]
+        losses += [f"after {steps} steps {', '.join(texts)}" for steps, texts in rounds.items()]
+        if rounds:
+            self._print_progress(f"short trainings: {'; '.join(losses)}")
+        if search.best is not None:
+            best, steps = search.best.lr, search.best.steps
+            self._print_progress(f"{phase}.lr = {search.lr:g}, from {best:g}, the best for {steps} steps")
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Move the bar; print a line at the end of an epoch, and in between where one is due."""

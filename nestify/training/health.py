@@ -6,6 +6,7 @@ from nestify.errors import DivergedError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
+from nestify.recipe.recipe import Recipe
 
 CHANCE_FACTOR = 1.5
 """A level is at chance if its accuracy is at most this factor times the accuracy of guessing."""
@@ -59,6 +60,27 @@ def check_collapse(
         "level may help"
         for result in collapsed
     ]
+
+
+def find_problems(
+    nested: NestedModel, recipe: Recipe, original: Accuracy, after: Sequence[Accuracy]
+) -> list[str]:
+    """Return a sentence for each level of a finished run that cannot be useful.
+
+    Args:
+        nested: the finished model.
+        recipe: the recipe of the run.
+        original: accuracy of the dense model.
+        after: accuracies of the levels.
+
+    Raises:
+        DivergedError: if no level learned anything.
+    """
+    problems = check_empty(nested)
+    if recipe.train.epochs:
+        trained = [result for result in after if recipe.level[result.level - 1].weight != 0]
+        problems += check_collapse(original, trained, nested.classes, nested.level_names)
+    return problems
 
 
 def check_empty(nested: NestedModel) -> list[str]:

@@ -21,7 +21,7 @@ from nestify.addresses import hide_passwords
 from nestify.errors import OutputError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.files import sibling
-from nestify.training.observer import Moment, Observer, Phase
+from nestify.training.observer import Moment, Observer, Phase, RateSearch
 from nestify.training.progress import StepLog
 from nestify.training.tensorboard import TensorBoardLog, summary_writer
 from nestify.training.tracker_runs import TrackedRun
@@ -74,6 +74,10 @@ class MetricsLog(Observer):
             self._warn(f"{self.path}: the last {len(self._waiting)} lines of the log are missing")
         with suppress(OSError):
             self._file.close()
+
+    def searched(self, phase: Phase, search: RateSearch) -> None:
+        """Write a line with the rates that were tried, and their losses."""
+        self._write({"event": "lr_search", "phase": phase, **asdict(search)})
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Write a line when an epoch has ended."""

@@ -1,6 +1,7 @@
 """Observers of a run, such as the terminal and the log files."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,40 @@ Phase = Literal["finetune", "train"]
 Moment = Literal["original", "before", "epoch", "after"]
 
 
+@dataclass(frozen=True)
+class Trial:
+    """A short training.
+
+    Attributes:
+        lr: learning rate.
+        steps: number of steps.
+        loss: joint loss of the levels afterwards, on held-back training images; infinite if it diverged.
+    """
+
+    lr: float
+    steps: int
+    loss: float
+
+
+@dataclass(frozen=True)
+class RateSearch:
+    """The result of a search.
+
+    Attributes:
+        lr: the chosen learning rate.
+        start: loss without training; NaN if nothing was tried.
+        trials: the short trainings, in their order.
+        best: the short training with the lowest loss, from which `lr` follows; None if `lr` is the default.
+        problem: why `lr` is the default rate, as a main clause; empty if the search chose it.
+    """
+
+    lr: float
+    start: float
+    trials: Sequence[Trial]
+    best: Trial | None = None
+    problem: str = ""
+
+
 class Observer:
     """Receives the events of a run; this class ignores them, and subclasses override what they need."""
 
@@ -20,6 +55,9 @@ class Observer:
 
     def planned(self, plan: Plan) -> None:
         """Handle the plan of the run, before its work starts."""
+
+    def searched(self, phase: Phase, search: RateSearch) -> None:
+        """Handle the search for the learning rate of a training."""
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Handle the log of some training steps, or of a finished epoch."""
@@ -79,6 +117,11 @@ class Observers(Observer):
         """Forward to all observers."""
         for observer in self.observers:
             observer.planned(plan)
+
+    def searched(self, phase: Phase, search: RateSearch) -> None:
+        """Forward to all observers."""
+        for observer in self.observers:
+            observer.searched(phase, search)
 
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Forward to all observers."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from pathlib import Path
+from typing import Any, Literal
 
 import torch
 from timm.loss import create_classification_loss
@@ -19,14 +20,15 @@ from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec
 from nestify.recipe.level_options import Stage, level_weights
 from nestify.recipe.levels import Level
-from nestify.recipe.options import TEACHERS
+from nestify.recipe.options import AUTO, TEACHERS, TrainOptions
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import World
 from nestify.training.loop import steps_per_epoch, total_steps, train
-from nestify.training.observer import Observer
+from nestify.training.observer import Observer, Phase
 from nestify.training.precision import Precision
 from nestify.training.progress import StepLog
+from nestify.training.rate_search import search_rate
 from nestify.training.resume import Checkpoints
 from nestify.training.task import NestedTask, Teacher
 
@@ -40,6 +42,7 @@ class Phases:
         spec: specification of the model that is trained.
         labels: the classes that its levels predict.
         batches: the training images.
+        search_batches: returns another loader of the training images, for a search.
         val_batches: returns a loader of the validation images.
         device: the device of this process.
         observer: notified of every step, and of evaluations during the training.
@@ -51,6 +54,7 @@ class Phases:
     spec: ModelSpec
     labels: ClassLevels
     batches: Loader
+    search_batches: Callable[[], Loader]
     val_batches: Callable[[], Loader]
     device: torch.device
     observer: Observer
@@ -62,13 +66,8 @@ class Phases:
         recipe = self.recipe
         self.observer.stage("fine-tuning the dense model")
         dense = NestedModel(network, self.spec, ["full"], masked=())
-        options = recipe.train.model_copy(
-            update={
-                "epochs": float(recipe.finetune.epochs or 0),
-                "lr": recipe.finetune.lr,
-                "warmup_epochs": 0.0,
-            }
-        )
+        epochs = float(recipe.finetune.epochs or 0)
+        options = recipe.train.model_copy(update={"epochs": epochs, "warmup_epochs": 0.0})
         task = NestedTask(
             dense,
             self._criterion(),
@@ -80,6 +79,7 @@ class Phases:
             autocast=self._precision.autocast,
             device=self.device,
         )
+        options = self._with_rate("finetune", recipe.finetune.lr, options, lambda: task)
         on_log = partial(self.observer.stepped, "finetune")
         with self.checkpoints.running("finetune") as hook:
             trained = train(
@@ -121,6 +121,15 @@ class Phases:
         steps = total_steps(recipe.train.epochs, steps_per_epoch(self.batches, recipe.train.accumulate))
         ramp_steps = round((recipe.schedule.ramp or 0.0) * steps)
         ramp = Ramp(levels, ramp_steps, recipe.schedule.reselect, settle, stage.frozen)
+        options = self._with_rate(
+            "train",
+            recipe.train.lr,
+            recipe.train,
+            lambda: self.make_task(nested, teacher, stage),
+            levels=levels,
+            score=recipe.schedule.score,
+            frozen=stage.frozen,
+        )
         task = self.make_task(nested, teacher, stage, compiled=True)
 
         def on_log(log: StepLog) -> None:
@@ -149,7 +158,7 @@ class Phases:
             trained = train(
                 task,
                 self.batches,
-                recipe.train,
+                options,
                 recipe.augment,
                 ramp=ramp,
                 score=recipe.schedule.score,
@@ -164,6 +173,41 @@ class Phases:
             graphs = task.compiled.count_graphs()
             self.observer.stage(f"torch.compile made {graphs} programs for {nested.n_levels} levels")
         return trained, ramp.levels
+
+    def _with_rate(
+        self,
+        phase: Phase,
+        lr: float | Literal["auto"],
+        options: TrainOptions,
+        make_task: Callable[[], NestedTask],
+        **search: Any,
+    ) -> TrainOptions:
+        """Return the options of a training with its learning rate, which is searched for if it is "auto".
+
+        Args:
+            phase: the training.
+            lr: the learning rate that the recipe gives.
+            options: the other options.
+            make_task: returns the task to search with.
+            search: further arguments of `search_rate`.
+        """
+        rates = self.checkpoints.early_results.rates
+        if lr == AUTO and phase not in rates:
+            self.observer.stage(f"searching for the learning rate ({phase}.lr = auto)")
+            batches = self.search_batches()
+            steps = total_steps(options.epochs, steps_per_epoch(batches, options.accumulate))
+            found = search_rate(
+                make_task(), batches, options, self.recipe.augment, steps=steps, world=self.world, **search
+            )
+            self.observer.searched(phase, found)
+            if found.problem:
+                self.observer.warned(
+                    f"{phase}.lr = auto: {found.problem}, so the learning rate is {found.lr:g}, the default; "
+                    "give a number to use another"
+                )
+            rates = {**rates, phase: found.lr}
+            self.checkpoints.add_results(rates=rates)
+        return options.model_copy(update={"lr": rates[phase] if lr == AUTO else lr})
 
     def make_task(
         self, nested: NestedModel, frozen: nn.Module | None, stage: Stage, *, compiled: bool = False

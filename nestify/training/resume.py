@@ -156,6 +156,10 @@ class Checkpoints(CheckpointHook):
         assert self._found is not None
         return int(self._found.training.get("frozen", 0))
 
+    def add_results(self, **results: object) -> None:
+        """Add results of the run so far, by the attributes of `EarlyResults`, to later checkpoints."""
+        self.early_results = self.early_results.model_copy(update=results)
+
     def save_dense(self, network: nn.Module) -> None:
         """Include the fine-tuned dense model in later checkpoints.
 

@@ -281,6 +281,7 @@ def _make_optimizer(
     nested: NestedModel, options: TrainOptions, epoch_steps: int, total: int
 ) -> tuple[torch.optim.Optimizer, Any]:
     """Create timm's optimizer and its learning-rate scheduler, which depends only on the step number."""
+    assert not isinstance(options.lr, str)  # the search comes before
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         nested,
         opt=options.opt,

@@ -114,6 +114,7 @@ def test_no_flag_is_shown_twice(help_of: Any) -> None:
         ("compress", r"--score,--criterion +\[lamp\|magnitude\|per_mac\|uniform\|erk\] "),
         ("compress", r"--dtype +\[float32\|float16\|bfloat16\] .*\(default float32\)"),
         ("compress", r"--log +\[csv\|tensorboard\|wandb\|mlflow\] .*may be repeated"),
+        ("compress", r"--lr +\[float\|auto\] +learning rate"),
         ("compress", r"--skip .*may be repeated"),
         ("compress", r"--amp +--no-amp +whether "),
         ("compress", r"--dry-run +Print the plan"),

@@ -1,4 +1,4 @@
-"""What layers, channels and blocks cost: fits against NumPy, measures against definitions, counted savings."""
+"""What layers, channels and blocks cost: fits against NumPy, measures against definitions, sizes counted."""
 
 import json
 import tomllib

@@ -17,6 +17,9 @@ SECTIONS = {
 }
 
 
+LR = "learning rate after the warmup; auto tries several in short trainings first"
+
+
 def problems(options: dict[str, object]) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         load_recipe("resnet18", {"data.path": "photos"} | options)
@@ -29,8 +32,9 @@ def problems(options: dict[str, object]) -> list[str]:
         ("train.epochs", "three", f'"three" is not a number ({EPOCHS})'),
         ("train.epochs", -1, f"-1 is less than 0 ({EPOCHS})"),
         ("train.epochs", True, f"true is not a number ({EPOCHS})"),
-        ("train.lr", 0.0, "0 is not above 0 (learning rate after the warmup)"),
-        ("train.lr", float("inf"), "inf is not a finite number (learning rate after the warmup)"),
+        ("train.lr", 0.0, f"0 is not above 0 ({LR})"),
+        ("train.lr", "abc", f'"abc" is not a number ({LR})'),
+        ("train.lr", float("inf"), f"inf is not a finite number ({LR})"),
         ("train.batch_size", 1.5, "1.5 is not a whole number (images per training step and device)"),
         (
             "train.eval_before",

@@ -57,7 +57,9 @@ def test_every_option_has_a_help_text() -> None:
     keys = options_of(Recipe)
     assert len(keys) > 60
     assert all(option_help(key) for key in keys)
-    assert option_help("train.lr") == "learning rate after the warmup (default 0.01)"
+    assert option_help("train.lr") == (
+        "learning rate after the warmup; auto tries several in short trainings first (default 0.01)"
+    )
     assert option_help("model.pretrained").endswith("(default true)")
     assert option_help("schedule.score").endswith("(default lamp)")
     assert option_help("train.clip_grad") == "maximum norm of the gradient; not clipped by default"
@@ -276,3 +278,17 @@ def test_recipes_need_no_torch() -> None:
     code = "import nestify.recipe.recipe, sys; print({'torch', 'timm', 'numpy'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("section", ["train", "finetune"])
+def test_a_learning_rate_is_a_number_or_auto(section: str) -> None:
+    recipe = load(**{f"{section}__lr": "auto"})
+    assert getattr(recipe, section).lr == "auto"
+    assert recipe.to_dict()[section]["lr"] == "auto"
+    assert Recipe.model_validate(recipe.to_dict()) == recipe
+
+
+def test_a_search_needs_a_default_above_the_lowest_rate() -> None:
+    [problem] = problems(train__lr="auto", train__min_lr=0.1)
+    assert 'train.min_lr = 0.1 is above train.lr = "auto"' in problem
+    assert problem.endswith("0.01")

@@ -79,7 +79,8 @@ def test_a_problem_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> Non
         "weights sum to 1; a level with weight 0 is not trained; by default evenly spaced from 2 for the "
         "core level to 1 for the full level) (set by an option)",
         f"{path}: train.epochs = -1 is less than 0 ({EPOCHS}) (set by an option)",
-        f"{path}: train.lr = -1 is not above 0 (learning rate after the warmup)",
+        f"{path}: train.lr = -1 is not above 0 (learning rate after the warmup; auto tries several in "
+        "short trainings first)",
         f"{path}: unknown key train.epohcs; did you mean train.epochs? (set by an option)",
         f"{path}: level[1].sparsity = 1.5 is not in [0, 1); {ORDER} (set by an option)",
     ]

@@ -168,7 +168,8 @@ def test_a_single_run_names_the_batch(tmp_path: Path) -> None:
         ("matrix.train.lrr = [0.1]", "unknown key train.lrr; did you mean train.lr? (set by [matrix])"),
         (
             "matrix.train.lr = [0.1, -1, 0.2, -2]\nmatrix.seed = [1, 2]",
-            "train.lr = -1 is not above 0 (learning rate after the warmup) (set by [matrix])",
+            "train.lr = -1 is not above 0 (learning rate after the warmup; auto tries several in "
+            "short trainings first) (set by [matrix])",
         ),
     ],
 )
