@@ -3,11 +3,12 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/formats.py                  # a quarter of an hour on one core
     OMP_NUM_THREADS=1 python tests/benchmarks/formats.py --models test_resnet --schedules channel,layer
 
-Uses nestify's Python API alone, as a user would. Models have random weights without constant tensors, images of
-64 pixels are noise, and levels are not trained, so nothing is said about accuracy. Each cell is the size of the
-export and the largest difference of a logit, relative to the largest (`w`: of a stored weight, where nothing on
-this machine runs the format); a refused export is a number that refers to nestify's own sentence. int8 exports
-are also compared: the share of images for which they predict the class of the level.
+Uses nestify's Python API alone, as a user would. Models have random weights without constant tensors, images
+are noise of 64 pixels, and levels are not trained, so nothing is said about accuracy. Each cell is the size
+of the export and the largest difference of a logit, relative to the largest (`w`: of a stored weight, where
+nothing on this machine runs the format). A refused export is a number that refers to nestify's own sentence.
+The lines below the table sum up each format; for int8 with the lowest share of images for which it predicts
+the class of the level.
 """
 
 import argparse
