@@ -108,7 +108,8 @@ def export(
         bool,
         typer.Option(
             "--with-preprocessing",
-            help="For onnx: take decoded pictures of any size, uint8, and resize, crop and normalise them.",
+            help="Take decoded pictures of any size, uint8, and resize, crop and normalise them; not for "
+            "timm and coreml.",
         ),
     ] = False,
     as_json: AsJson = False,

@@ -16,7 +16,7 @@ from nestify.engine.session import Session
 from nestify.evaluation.runtimes import optimise, quantise_optimised
 from nestify.exports.draft import Draft, FolderDraft, Runner
 from nestify.exports.onnx import load_line, model_draft, pictures_draft, reopen, translate
-from nestify.exports.openvino import import_openvino, run_model
+from nestify.exports.openvino import import_openvino, run_model, with_preprocessing
 from nestify.exports.openvino import model_draft as openvino_draft
 from nestify.exports.openvino import translate as to_openvino
 from nestify.exports.target import ExportFacts, ExportFormat
@@ -40,7 +40,7 @@ class Kind:
         batch: number of images per call; None for any number.
         opset: version of ONNX's operators; None for the default.
         sparse: whether sparse layers are packed for the sparse engine, for onnx.
-        pictures: whether the written model takes pictures and preprocesses them, for onnx.
+        pictures: whether the written model takes pictures and preprocesses them.
     """
 
     format: ExportFormat
@@ -116,8 +116,12 @@ class Quantiser:
         path = self._quantise(self._images, float_layers)
         if self._kind.format is ExportFormat.openvino:
             translated = to_openvino(path, self._facts, self._kind.batch)
-            draft = openvino_draft(translated, self._facts, "int8", LOGIT_TOLERANCE)
-            return Quantised(draft, self._padded(run_model(translated)))
+            run = self._padded(run_model(translated))
+            if self._kind.pictures:
+                translated = with_preprocessing(translated, self._facts, self._kind.batch)
+            name = "pictures" if self._kind.pictures else "images"
+            draft = openvino_draft(translated, self._facts, "int8", LOGIT_TOLERANCE, name)
+            return Quantised(draft, run)
         onnx = import_module("onnx")
         model = onnx.load(path)
         onnx.helper.set_model_props(model, self._facts.metadata())

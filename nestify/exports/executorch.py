@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -12,18 +13,22 @@ from torch import Tensor, nn
 from nestify.errors import UnsupportedModelError, foreign_code
 from nestify.exports.draft import FLOAT32_TOLERANCE, Draft, Runner, quiet
 from nestify.exports.packages import import_package
+from nestify.exports.picture_input import input_name
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
 
 LARGEST_BATCH = 64
 """Largest number of images per call; a program reserves its memory for the largest when it is made."""
 
+LARGEST_SIDE = 2048
+"""Largest height and width of pictures in pixels, for the same reason; it takes about 100 MB per picture."""
+
 
 def executorch_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) -> Draft:
     """Translate a level to ExecuTorch, in float32.
 
     Args:
-        plain: the level, in eval mode on the CPU.
+        plain: the level, in eval mode on the CPU, or with its preprocessing as a `PictureInput`.
         facts: what the export states about itself.
         batch: number of images per call; None for any number up to `LARGEST_BATCH`.
 
@@ -32,7 +37,7 @@ def executorch_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) ->
         UnsupportedModelError: if torch cannot trace the model, or ExecuTorch cannot translate it.
     """
     exir, xnnpack = _module("exir"), _module("backends.xnnpack.partition.xnnpack_partitioner")
-    program = capture(plain, facts, batch, None if batch else LARGEST_BATCH)
+    program = capture(plain, facts, batch, None if batch else LARGEST_BATCH, LARGEST_SIDE)
 
     def refusal(reason: str) -> UnsupportedModelError:
         fixed = "" if batch else "try --batch 1, or "
@@ -52,7 +57,8 @@ def executorch_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) ->
         done.write_to_file(file)
 
     version = import_package("executorch.version", "executorch", "executorch").__version__
-    return Draft(write, _reopen, _load_line, FLOAT32_TOLERANCE, f"executorch {version}")
+    load_line = partial(_load_line, name=input_name(plain))
+    return Draft(write, _reopen, load_line, FLOAT32_TOLERANCE, f"executorch {version}")
 
 
 def _module(name: str) -> Any:
@@ -84,5 +90,5 @@ def _no_native_log() -> Iterator[None]:
         os.close(kept)
 
 
-def _load_line(path: Path) -> str:
-    return f"Runtime.get().load_program({str(path)!r}).load_method('forward').execute([images])[0]"
+def _load_line(path: Path, name: str) -> str:
+    return f"Runtime.get().load_program({str(path)!r}).load_method('forward').execute([{name}])[0]"

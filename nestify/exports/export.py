@@ -70,8 +70,8 @@ def export(
         opset: version of ONNX's operators.
         dtype: type that weights are stored as: for openvino float32 or float16, for coreml float16, float32
             or int8; by default the first of these.
-        with_preprocessing: whether the export, in ONNX, takes decoded upright pictures, uint8
-            (B, height, width, C) of any size, and resizes, crops and normalises them.
+        with_preprocessing: whether the export takes decoded upright pictures, uint8 (B, height, width, C)
+            of any size, and resizes, crops and normalises them; for onnx, pt2, openvino and executorch.
 
     Raises:
         RecipeError: if there is no such level or format, or an option does not fit the format.

@@ -3,6 +3,7 @@
 import functools
 import json
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from nestify.errors import UnsupportedModelError, foreign_code
 from nestify.exports.draft import FLOAT16_TOLERANCE, FLOAT32_TOLERANCE, FolderDraft, Runner, quiet
 from nestify.exports.packages import import_package
+from nestify.exports.picture_input import PictureInput, input_name
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
 
@@ -23,7 +25,7 @@ def openvino_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, dtyp
     """Translate a level to OpenVINO.
 
     Args:
-        plain: the level, in eval mode on the CPU.
+        plain: the level, in eval mode on the CPU, or with its preprocessing as a `PictureInput`.
         facts: what the export states about itself.
         batch: number of images per call; None for any number.
         dtype: type that weights are stored as: float32 or float16.
@@ -32,17 +34,20 @@ def openvino_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, dtyp
         RecipeError: if the package is missing.
         UnsupportedModelError: if torch cannot trace the model, or OpenVINO cannot translate it.
     """
-    model = translate(capture(plain, facts, batch), facts, batch)
-    return model_draft(model, facts, dtype, FLOAT16_TOLERANCE if dtype == "float16" else FLOAT32_TOLERANCE)
+    name = input_name(plain)
+    model = translate(capture(plain, facts, batch), facts, batch, name)
+    tolerance = FLOAT16_TOLERANCE if dtype == "float16" else FLOAT32_TOLERANCE
+    return model_draft(model, facts, dtype, tolerance, name)
 
 
-def translate(program: Any, facts: ExportFacts, batch: int | None) -> Any:
+def translate(program: Any, facts: ExportFacts, batch: int | None, name: str = "images") -> Any:
     """Translate a program of `torch.export`, or the ONNX model at a path, to an OpenVINO model.
 
     Args:
         program: the program or path.
         facts: what the export states about itself.
         batch: number of images per call; None for any number.
+        name: what it takes, images or pictures; see `input_name`.
 
     Raises:
         RecipeError: if the package is missing.
@@ -60,22 +65,46 @@ def translate(program: Any, facts: ExportFacts, batch: int | None) -> Any:
             if missing := re.search(r"No conversion rule found for operations: ([\w., ]+)", str(error)):
                 raise refusal(f"it lacks {missing[1]}") from error
             raise
-        model.reshape([batch or -1, *facts.input_size])
+        channels, height, width = facts.input_size
+        shape = [channels, height, width] if name == "images" else [-1, -1, channels]
+        model.reshape([batch or -1, *shape])
     return model
 
 
-def model_draft(model: Any, facts: ExportFacts, dtype: str, tolerance: float) -> FolderDraft:
+def with_preprocessing(model: Any, facts: ExportFacts, batch: int | None) -> Any:
+    """Return an OpenVINO model with the preprocessing put before it, which takes pictures.
+
+    Args:
+        model: a model that takes images; it becomes part of the result.
+        facts: what the export states about itself.
+        batch: number of pictures per call; None for any number.
+
+    Raises:
+        UnsupportedModelError: if the resize or the crop has a form that is not supported.
+    """
+    alone = PictureInput(nn.Identity(), facts).eval()
+    before = translate(capture(alone, facts, batch), facts, batch, "pictures")
+    [made], [images] = before.outputs, model.inputs
+    for reader in images.get_target_inputs():
+        reader.replace_source_output(made.get_node().input_value(0))
+    return import_openvino().Model(model.get_results(), before.get_parameters(), model.get_friendly_name())
+
+
+def model_draft(
+    model: Any, facts: ExportFacts, dtype: str, tolerance: float, name: str = "images"
+) -> FolderDraft:
     """Return the draft of an OpenVINO model with one input and one output.
 
     Args:
-        model: the model; its input and output get the names `images` and `logits`.
+        model: the model; its output gets the name `logits`.
         facts: what the export states about itself.
         dtype: type that weights are stored as: float32, float16 or int8.
         tolerance: largest allowed difference of a logit, relative to the largest logit.
+        name: name that its input gets, images or pictures.
     """
     openvino = import_openvino()
     [images], [logits] = model.inputs, model.outputs
-    images.get_tensor().set_names({"images"})
+    images.get_tensor().set_names({name})
     logits.get_tensor().set_names({"logits"})
     for key, value in facts.metadata().items():
         model.set_rt_info(value, ["nestify", key])
@@ -88,7 +117,7 @@ def model_draft(model: Any, facts: ExportFacts, dtype: str, tolerance: float) ->
     return FolderDraft(
         fill=fill,
         reopen=_reopen,
-        load_line=_load_line,
+        load_line=partial(_load_line, name=name),
         tolerance=tolerance,
         runtime=f"openvino {str(openvino.__version__).partition('-')[0]}",
         dtype=dtype,
@@ -134,5 +163,5 @@ def run_model(model: Any) -> Runner:
     return run
 
 
-def _load_line(folder: Path) -> str:
-    return f"openvino.compile_model({str(folder / FILE)!r}, 'CPU')(images)['logits']"
+def _load_line(folder: Path, name: str) -> str:
+    return f"openvino.compile_model({str(folder / FILE)!r}, 'CPU')({name})['logits']"

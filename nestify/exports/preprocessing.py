@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from importlib import import_module
-from math import floor
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from torch import nn
 from nestify.errors import UnsupportedModelError
 from nestify.exports.draft import Probe
 from nestify.exports.target import ExportFacts
-from nestify.model.preprocessing import MODES, evaluation_transform, transform_options
+from nestify.model.preprocessing import MODES, evaluation_transform, scaled_sides, transform_options
 
 RESIZES = {"bilinear": "linear", "bicubic": "cubic"}
 """ONNX's names of the interpolations that it has and timm's models use."""
@@ -52,7 +51,7 @@ def prepend_preprocessing(model: Any, facts: ExportFacts, opset: int) -> Any:
         constants.append(onnx.numpy_helper.from_array(np.asarray(values, dtype), f"nestify_{name}"))
         return f"nestify_{name}"
 
-    scaled = [floor(side / facts.preprocessing["crop_pct"]) for side in (height, width)]
+    scaled = scaled_sides(facts.preprocessing)
     nodes = [
         helper.make_node("Shape", ["pictures"], ["nestify_side"], start=1, end=3),
         *_scaled_sides(helper, types, facts, scaled, constant),

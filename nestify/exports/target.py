@@ -118,6 +118,11 @@ class ExportFormat(StrEnum):
         return self in (ExportFormat.openvino, ExportFormat.coreml)
 
     @property
+    def takes_pictures(self) -> bool:
+        """Whether the preprocessing can be part of an export in this format."""
+        return self not in (ExportFormat.timm, ExportFormat.coreml)
+
+    @property
     def dtypes(self) -> tuple[str, ...]:
         """The types that weights can be stored as, the default first."""
         return _DTYPES.get(self, ("float32",))
@@ -217,10 +222,11 @@ def check_options(
         raise RecipeError(
             f"--dtype {dtype} is not one of the types of --format {format}; give {' or '.join(format.dtypes)}"
         )
-    if pictures and format is not ExportFormat.onnx:
+    if pictures and not format.takes_pictures:
+        able = [each.value for each in ExportFormat if each.takes_pictures]
         raise RecipeError(
-            f"--with-preprocessing applies to --format onnx, not to {format}; leave it out, and preprocess "
-            "images as the metadata says"
+            f"--with-preprocessing applies to --format {', '.join(able[:-1])} and {able[-1]}, not to "
+            f"{format}; leave it out, and preprocess images as the metadata says"
         )
     if opset is not None and format is not ExportFormat.onnx:
         raise RecipeError(f"--opset {opset} applies to --format onnx, not to {format}; leave it out")

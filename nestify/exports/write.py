@@ -1,7 +1,7 @@
 """Write a level as a plain model, which is kept only after its logits have been compared with the level's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -14,7 +14,8 @@ from nestify.exports.draft import Draft, FolderDraft, Probe, probes, prove, prov
 from nestify.exports.executorch import executorch_draft
 from nestify.exports.onnx import onnx_draft
 from nestify.exports.openvino import openvino_draft
-from nestify.exports.preprocessing import picture_probes
+from nestify.exports.picture_input import PictureInput
+from nestify.exports.preprocessing import TOLERANCE, picture_probes
 from nestify.exports.pt2 import pt2_draft
 from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options
 from nestify.files import atomic_file, atomic_folder
@@ -106,7 +107,7 @@ def export_level(
         batch: number of images per call that the export is fixed to; None for any number, or 1 for coreml.
         opset: version of ONNX's operators; None for one that most runtimes read.
         dtype: type that weights are stored as; None for the format's default.
-        pictures: whether the export takes pictures and preprocesses them, for onnx.
+        pictures: whether the export takes pictures and preprocesses them, for `takes_pictures` formats.
 
     Raises:
         RecipeError: if an option does not apply to the format, or a package is missing.
@@ -115,13 +116,19 @@ def export_level(
             then unchanged.
     """
     check_options(target.format, batch, opset, dtype, pictures)
-    if batch is None and target.format is ExportFormat.coreml:
-        batch = 1  # Core ML's fast paths want a fixed shape
+    # Core ML's fast paths want a fixed shape, and ExecuTorch reserves memory for the largest pictures.
+    if batch is None and (
+        target.format is ExportFormat.coreml or (pictures and target.format is ExportFormat.executorch)
+    ):
+        batch = 1
     # Before tracing, because a model that caches tensors would keep those of the trace.
     expected = picture_probes(plain, facts, batch) if pictures else probes(plain, facts, batch)
     if target.format is ExportFormat.timm:
         plain, facts = timm.as_timm(plain, facts)
-    return keep(_draft(plain, facts, target, batch, opset, dtype, pictures), expected, facts, target, batch)
+    draft = _draft(plain, facts, target, batch, opset, dtype, pictures)
+    if pictures:
+        draft = replace(draft, tolerance=max(draft.tolerance, TOLERANCE))
+    return keep(draft, expected, facts, target, batch)
 
 
 def keep(
@@ -192,6 +199,8 @@ def _draft(
     pictures: bool,
 ) -> Draft | FolderDraft:
     dtype = dtype or target.format.dtypes[0]
+    if pictures and target.format is not ExportFormat.onnx:  # which has a resize of its own
+        plain = PictureInput(plain, facts).eval()
     match target.format:
         case ExportFormat.timm:
             return timm.local_dir_draft(plain, facts) if target.folder else timm.timm_draft(plain, facts)

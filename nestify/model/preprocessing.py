@@ -1,6 +1,7 @@
 """From a picture to the input of a model: timm's transform for evaluation."""
 
 from collections.abc import Callable, Mapping, Sequence
+from math import floor
 from typing import Any
 
 from PIL import Image
@@ -51,6 +52,16 @@ def evaluation_transform(preprocessing: Mapping[str, Any]) -> Callable[[Image.Im
         transform: Callable[[Image.Image], Tensor] = create_transform(**options, **crop)
         transform(Image.new(MODES[options["input_size"][0]], options["input_size"][:0:-1]))
     return transform
+
+
+def scaled_sides(preprocessing: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the height and width in pixels that a picture is resized to, before the image is cut out.
+
+    Args:
+        preprocessing: timm's data configuration of a model.
+    """
+    _, height, width = preprocessing["input_size"]
+    return floor(height / preprocessing["crop_pct"]), floor(width / preprocessing["crop_pct"])
 
 
 def _per_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

@@ -200,7 +200,12 @@ def exported_notes(done: "Exported") -> list[str]:
         f"Load it with: {done.load_line}",
     ]
     if done.with_preprocessing:
-        lines.append("It takes upright pictures, uint8 (batch, height, width, channels), of any size.")
+        size = "any size"
+        if done.format == "executorch":
+            from nestify.exports.executorch import LARGEST_SIDE
+
+            size = f"at most {LARGEST_SIDE} x {LARGEST_SIDE} pixels"
+        lines.append(f"It takes upright pictures, uint8 (batch, height, width, channels), of {size}.")
     if done.int8 is not None:
         lines.extend(_int8_notes(done.int8))
     if done.int8 is not None and done.packed_layers == 0:

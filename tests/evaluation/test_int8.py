@@ -16,6 +16,7 @@ from nestify.data.loaders import eval_loader
 from nestify.errors import GateFailed, RecipeError
 from nestify.evaluation.int8 import export_int8
 from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
+from nestify.exports.openvino import openvino_core
 from nestify.exports.target import ExportFormat
 from nestify.file.loading import load_level
 from nestify.file.reader import open_nested_file
@@ -165,6 +166,23 @@ def test_openvino_runs_the_same_model(digits: Path, tmp_path: Path) -> None:
     assert onnx_model.int8 is not None
     assert done.int8.top1 == pytest.approx(onnx_model.int8.top1, abs=1.5)
     assert done.bytes < 2 * onnx_model.bytes
+
+
+def test_pictures_in_int8_on_openvino(digits: Path, tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="openvino is an extra")
+    done = export_int8(
+        digits,
+        2,
+        DIGITS,
+        "openvino",
+        tmp_path / "a.openvino",
+        max_drop=100,
+        calibrate_images=10,
+        with_preprocessing=True,
+    )
+    compiled = openvino_core().compile_model(done.path / "openvino_model.xml", "CPU")
+    assert compiled.input("pictures").element_type.get_type_name() == "u8"
+    assert compiled(np.zeros((2, 20, 30, 3), np.uint8))["logits"].shape == (2, 10)
 
 
 def test_pictures_in_int8(digits: Path, tmp_path: Path) -> None:

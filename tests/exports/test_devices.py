@@ -249,7 +249,12 @@ def test_a_missing_package_is_one_sentence(
         ("pt2", {"dtype": "int8"}, "--dtype int8 is not one of the types of --format pt2"),
         ("openvino", {"dtype": "int8"}, "give float32 or float16"),
         ("coreml", {"opset": 18}, "--opset 18 applies to --format onnx"),
-        ("pt2", {"pictures": True}, "--with-preprocessing applies to --format onnx"),
+        (
+            "coreml",
+            {"pictures": True},
+            "--with-preprocessing applies to --format onnx, pt2, openvino and exec",
+        ),
+        ("timm", {"pictures": True}, "not to timm; leave it out"),
     ],
 )
 def test_options_that_do_not_apply(

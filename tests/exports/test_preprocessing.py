@@ -1,6 +1,7 @@
 """Exports that take pictures give the logits of timm's own preprocessing and the plain model."""
 
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,9 @@ from timm.data import create_transform
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
+from nestify.exports.draft import quiet
+from nestify.exports.openvino import openvino_core
+from nestify.exports.picture_input import PictureInput
 from nestify.exports.preprocessing import prepend_preprocessing
 from nestify.exports.target import ExportFacts
 from nestify.exports.write import export_level
@@ -62,16 +66,30 @@ CASES = {
 }
 
 
+def on_onnx(height: int, width: int, **preprocessing: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The preprocessing of ONNX exports: pictures to images."""
+    session = pass_through(height, width, **preprocessing)
+    return lambda pictures: session.run(None, {"pictures": pictures})[0]
+
+
+def in_torch(height: int, width: int, **preprocessing: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """The preprocessing of the other formats: pictures to images."""
+    facts = ExportFacts("x", {}, 10, None, preprocessing, 1, "phone", 0.0, {})
+    module = PictureInput(nn.Identity(), facts)
+    return lambda pictures: module(torch.from_numpy(pictures)).numpy()
+
+
+@pytest.mark.parametrize("make", [on_onnx, in_torch])
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("case", CASES)
-def test_pixels_are_those_of_timm(case: str, interpolation: str) -> None:
+def test_pixels_are_those_of_timm(case: str, interpolation: str, make: Callable[..., Any]) -> None:
     """A few of 255 steps off at most, because Pillow rounds between the two passes of a resize."""
     preprocessing = {
         **CASES[case],
         **{"interpolation": interpolation, "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.25, 0.3]},
     }
     _, height, width = preprocessing["input_size"]
-    session = pass_through(height, width, **preprocessing)
+    prepare = make(height, width, **preprocessing)
     transform = create_transform(**(preprocessing | {"input_size": tuple(preprocessing["input_size"])}))
     rng = np.random.default_rng(0)
 
@@ -80,8 +98,9 @@ def test_pixels_are_those_of_timm(case: str, interpolation: str) -> None:
     def check(rows: int, columns: int) -> None:
         shown = picture(rng, rows, columns)
         wanted = transform(shown).numpy()
-        [found] = session.run(None, {"pictures": np.asarray(shown)[None]})
-        steps = np.abs(found[0] - wanted) * 255 * np.asarray(preprocessing["std"]).reshape(3, 1, 1)
+        found = prepare(np.array(shown)[None])[0]
+        assert found.shape == wanted.shape
+        steps = np.abs(found - wanted) * 255 * np.asarray(preprocessing["std"]).reshape(3, 1, 1)
         assert steps.max() < 6
         assert steps.mean() < 0.35
 
@@ -104,15 +123,61 @@ def test_logits_are_those_of_the_plain_model(make_model: Make, tmp_path: Path) -
     assert np.abs(found - wanted).max() < 2e-2 * np.abs(wanted).max()
 
 
+def run_pt2(path: Path, pictures: np.ndarray) -> Any:
+    return torch.export.load(path).module()(torch.from_numpy(pictures)).detach().numpy()
+
+
+def run_openvino(path: Path, pictures: np.ndarray) -> Any:
+    core = openvino_core()
+    model = core.read_model(path / "openvino_model.xml")
+    assert model.input("pictures").element_type.get_type_name() == "u8"
+    return core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(pictures)["logits"]
+
+
+def run_executorch(path: Path, pictures: np.ndarray) -> Any:
+    method = import_module("executorch.runtime").Runtime.get().load_program(path).load_method("forward")
+    return np.concatenate(
+        [method.execute([torch.from_numpy(picture[None])])[0].numpy().copy() for picture in pictures]
+    )
+
+
+@pytest.mark.parametrize(
+    ("format", "package", "run"),
+    [
+        ("pt2", "torch", run_pt2),
+        ("openvino", "openvino", run_openvino),
+        ("executorch", "executorch.runtime", run_executorch),
+    ],
+)
+def test_other_formats_take_pictures(
+    make_model: Make, tmp_path: Path, format: str, package: str, run: Callable[[Path, np.ndarray], Any]
+) -> None:
+    with quiet():
+        pytest.importorskip(package, reason=f"{package} is an extra")
+    plain = make_model("test_resnet").eval()
+    facts = facts_of(plain, 64)
+    done = export_level(plain, facts, target_in(tmp_path, format), pictures=True)
+    assert done.with_preprocessing
+    assert "pictures" in done.load_line
+    assert done.batch == (1 if format == "executorch" else None)
+    transform = create_transform(**(dict(facts.preprocessing) | {"input_size": (3, 64, 64)}))
+    shown = [picture(np.random.default_rng(seed), 90, 130) for seed in range(3)]
+    found = run(done.path, np.stack([np.asarray(each) for each in shown]))
+    with torch.no_grad():
+        wanted = plain(torch.stack([transform(each) for each in shown])).numpy()
+    assert np.abs(found - wanted).max() < 2e-2 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("make", [on_onnx, in_torch])
 @pytest.mark.parametrize(
     ("changes", "said"),
     [({"interpolation": "lanczos"}, "an interpolation lanczos"), ({"crop_mode": "border"}, "mode border")],
 )
-def test_what_onnx_cannot_do_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_other_preprocessing_is_refused(changes: dict[str, Any], said: str, make: Callable[..., Any]) -> None:
     preprocessing = {
         **CASES["usual"],
         **{"interpolation": "bicubic", "mean": [0.5] * 3, "std": [0.2] * 3},
         **changes,
     }
     with pytest.raises(UnsupportedModelError, match=said):
-        pass_through(64, 64, **preprocessing)
+        make(64, 64, **preprocessing)
