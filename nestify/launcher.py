@@ -57,7 +57,7 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Return this process's place among the processes that torchrun, srun, mpirun or mpiexec started.
 
     The first launcher whose variables are set counts, so that torchrun may be started by srun. A batch script
-    of SLURM has the number of tasks of its job in SLURM_NTASKS and is nevertheless a single process; those
+    of SLURM has the number of tasks of its job in SLURM_NTASKS but is a single process; those
     that srun starts have SLURM_STEP_NUM_TASKS too. SLURM_NTASKS counts without it only if the script sets
     MASTER_ADDR, as scripts for torch.distributed do.
 

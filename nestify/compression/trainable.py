@@ -167,7 +167,7 @@ class TrainableNestedModel(NestedModel):
 
 
 class _Loop:
-    """What a loop needs besides the model; not a module, because its task contains the model."""
+    """State of a loop. Not a module, because its task contains the model."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Images in a folder or a tar: the class of an image is the first folder that it lies in."""
+"""Images in a folder or a tar: the class of an image is the name of its first folder."""
 
 import io
 from collections.abc import Sequence
@@ -100,7 +100,7 @@ def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
 
 
 def _folders_at(listing: Listing, depth: int) -> set[str]:
-    """Return the names below the root of the folders that lie in so many others."""
+    """Return the names, relative to the root, of the folders at a depth."""
     # a tar need not list its folders
     files = [image.name for image in listing.images]
     files += [name for name, kind in listing.ignored if kind != "hidden" and "/" in name]

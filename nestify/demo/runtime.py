@@ -125,7 +125,7 @@ def _fetch(address: str, archive: BinaryIO, progress: Progress) -> None:
     """Write an archive to a file, and check its hash.
 
     Raises:
-        SetupError: if the server has no such file, or another one.
+        SetupError: if the server does not have the file, or its contents differ.
     """
     digest = hashlib.sha512()
     done = 0
@@ -141,7 +141,7 @@ def _fetch(address: str, archive: BinaryIO, progress: Progress) -> None:
             archive.write(part)
             progress(done, total)
     if f"sha512-{b64encode(digest.digest()).decode()}" != INTEGRITY:
-        raise SetupError(f"{address}: is another archive than that of {PACKAGE} {VERSION}; {REMEDY}")
+        raise SetupError(f"{address}: does not have the contents of {PACKAGE} {VERSION}; {REMEDY}")
 
 
 def _unpack(cache: Path) -> None:

@@ -224,7 +224,7 @@ def engine_device(device: str) -> str:
     """Return the device that the engine computes on, if the user's choice allows it.
 
     Raises:
-        RecipeError: if the user chose another one.
+        RecipeError: if the user chose a different device.
     """
     if device not in ("auto", "cpu"):
         raise RecipeError(f"--engine runs on the CPU, not on --device {device}; leave one of them out")

@@ -56,7 +56,7 @@ FLOAT32_TOLERANCE = 1e-4
 order, and batch norm is folded into convolutions."""
 
 FLOAT16_TOLERANCE = 3e-2
-"""The same for weights or activations in float16, which keeps about three digits."""
+"""Largest difference with weights or activations in float16, which keeps about three digits."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ _OF_FILES: Schema = {
         "type": "object",
     },
 }
-"""What recipe files may have besides the fields of a recipe."""
+"""Keys of recipe files that are not fields of a recipe."""
 
 
 def recipe_schema() -> Schema:

@@ -179,7 +179,7 @@ def demo_lines(done: "Demo") -> list[str]:
     fetched = ", ".join(f"{name} {mebibytes(size)} MiB" for name, size in pairs)
     return [
         f"{done.folder}: the page and its files, {mebibytes(done.bytes)} MiB",
-        f"A browser fetches for each level, besides ONNX Runtime: {fetched}",
+        f"In addition to ONNX Runtime, a browser fetches for each level: {fetched}",
         "Next:",
         f"  nestify demo {shlex.quote(str(done.folder))} --serve 8000",
     ]

@@ -97,7 +97,7 @@ def layer_calls(
 
 
 class _Stop(Exception):
-    """Ends a network whose remaining calls nobody wants."""
+    """Ends a network whose remaining calls are not needed."""
 
 
 class _Run(Thread):

@@ -56,7 +56,7 @@ def join_process_group(
 
 
 def _start(launch: Launch, device: torch.device, minutes: float) -> None:
-    """Make the process group: gloo for objects and tensors on the CPU, the device's own backend besides."""
+    """Make the process group: gloo for objects and tensors on the CPU, and the device's own backend."""
     own = distributed.get_default_backend_for_device(device)
     address = rendezvous(launch)
     try:

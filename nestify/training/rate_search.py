@@ -68,7 +68,7 @@ def plan_rounds(steps: int) -> tuple[int, int]:
 
 
 def search_steps(steps: int) -> int:
-    """Return the number of steps of all short trainings before a training of so many steps."""
+    """Return the number of steps of all short trainings before a training of `steps` steps."""
     first, second = plan_rounds(steps)
     return first * len(RATES) + second * FINALISTS
 

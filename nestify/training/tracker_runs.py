@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 PROJECT = "nestify"
-"""Project of W&B, and experiment of MLflow, unless an environment variable names another one."""
+"""Project of W&B, and experiment of MLflow, unless an environment variable names a different one."""
 
 FINISH_SECONDS = 600
 """Longest time that W&B may take to upload what is left at the end of a run."""
@@ -20,7 +20,7 @@ FINISH_SECONDS = 600
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """What a tracker is told about a run when it starts.
+    """What a tracker receives when a run starts.
 
     Attributes:
         output: path of the nested file.

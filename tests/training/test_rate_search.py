@@ -21,8 +21,8 @@ from nestify.errors import DataError
 from nestify.file.reader import open_nested_file
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.training import rate_search
-from nestify.training.checkpoint import random_states
 from nestify.training.observer import Observer, Phase, RateSearch
+from nestify.training.random_states import random_states
 from nestify.training.rate_search import plan_rounds, search_rate, search_steps
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask

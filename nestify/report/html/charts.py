@@ -299,7 +299,7 @@ def separate(marks: Sequence[Mark]) -> list[Mark]:
 
 
 def _hides(mark: Mark, other: Mark) -> bool:
-    """Return whether a mark covers so much of another one that one of them is overlooked."""
+    """Return whether two marks overlap so much that one of them may be overlooked."""
     is_near = dist((mark.x, mark.y), (other.x, other.y)) < REACH
     return is_near and {mark.kind, other.kind} not in NESTED
 

@@ -15,7 +15,7 @@ DECADES = (-5, 1)
 """The axis goes from 10 to the first to 10 to the second power, in nats; smaller values are at its start."""
 
 MOST_LETTERS = 28
-"""Letters of a name in front of the axis."""
+"""Number of letters of a name that fit in front of the axis."""
 
 ROW = 18
 LEFT, WIDTH = 190, 640
