@@ -114,7 +114,7 @@ def _linear(distance: Tensor) -> Tensor:
 
 
 def _cubic(distance: Tensor) -> Tensor:
-    """Keys' kernel with the parameter -0.5, Pillow's: one polynomial up to 1, a second one up to 2, then 0."""
+    """Keys' kernel with the parameter -0.5, Pillow's: a polynomial up to 1, a second up to 2, then 0."""
     far = distance.abs().clamp(max=2)
     inner = (1.5 * far - 2.5) * far * far + 1
     outer = ((-0.5 * far + 2.5) * far - 4) * far + 2

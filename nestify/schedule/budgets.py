@@ -105,7 +105,7 @@ def design_levels(
 
 
 MEASURED_WIDTHS = (0.25, 0.5, 0.75)
-"""Widths at which layers are measured for budgets of latency, in addition to the narrowest and the full one."""
+"""Widths at which layers are measured for budgets of latency; the narrowest and the full one are added."""
 
 
 def _narrower_networks(network: nn.Module, recipe: Recipe, removable: Removable | None) -> list[nn.Module]:

@@ -158,7 +158,7 @@ class Stepper:
     def _accumulate_nothing(self) -> None:
         """Make gradients for a step without images, which get the weight 0.
 
-        All processes must exchange the same tensors. Random images take the place of those that could not be read.
+        All processes must exchange the same tensors. Random images replace those that could not be read.
         """
         draw = torch.Generator().manual_seed(self.position.step)
         images = torch.randn(2, *self.nested.spec.input_size, generator=draw).to(self.task.device)
