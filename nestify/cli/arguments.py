@@ -89,6 +89,16 @@ NestedFileOrAddress = Annotated[
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
+RecipeOrModel = Annotated[
+    str,
+    typer.Argument(
+        metavar="RECIPE_OR_MODEL",
+        help="A .toml recipe, a built-in recipe (digits), or the name of a timm model.",
+        show_default=False,
+        autocompletion=complete_recipe,
+    ),
+]
+
 Settings = Annotated[
     list[str] | None,
     typer.Option(

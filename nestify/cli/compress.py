@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nestify.cli.arguments import Settings, complete_recipe
+from nestify.cli.arguments import RecipeOrModel, Settings
 from nestify.cli.flags import with_recipe_flags
 from nestify.files import sibling
 from nestify.launcher import read_launch
@@ -26,15 +26,7 @@ USUAL_CALIBRATION = 0.05
 
 @with_recipe_flags
 def compress(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE_OR_MODEL",
-            help="A .toml recipe, a built-in recipe (digits), or the name of a timm model.",
-            show_default=False,
-            autocompletion=complete_recipe,
-        ),
-    ],
+    recipe: RecipeOrModel,
     *,
     levels: Annotated[
         str | None,

@@ -8,7 +8,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from nestify.cli.arguments import AsJson, Settings, complete_recipe
+from nestify.cli.arguments import AsJson, RecipeOrModel, Settings
 from nestify.cli.flags import with_recipe_flags
 from nestify.recipe.flags import flagged_fields
 from nestify.recipe.level_options import Part
@@ -35,15 +35,7 @@ NOT_USED = [
 
 @partial(with_recipe_flags, leave_out=NOT_USED)
 def scan(
-    recipe: Annotated[
-        str,
-        typer.Argument(
-            metavar="RECIPE_OR_MODEL",
-            help="A .toml recipe, a built-in recipe (digits), or the name of a timm model.",
-            show_default=False,
-            autocompletion=complete_recipe,
-        ),
-    ],
+    recipe: RecipeOrModel,
     *,
     only: Annotated[
         str,
