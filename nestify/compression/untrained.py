@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from nestify.compression.inputs import round_to_stored
 from nestify.data.loaders import Loader, Pictures
 from nestify.evaluation.accuracy import NO_PARENTS, evaluate
+from nestify.evaluation.agreement import evaluate_agreement
 from nestify.model.batch_norm import Statistics, recalibrate, relate_statistics, running_statistics
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import state_tensors
@@ -113,7 +114,7 @@ class Untrained:
         )
 
     def _accuracies(self, nested: NestedModel, original: nn.Module, measured: nn.Module) -> dict[int, float]:
-        """Measure the batch norm of each level, and return its top-1 accuracy on training images.
+        """Measure the batch norm of each level, and return its score on training images; see `_score`.
 
         The batch norm of a full level is measured only if its weights were changed, and else the original's.
         """
@@ -123,7 +124,7 @@ class Untrained:
                 self._measure(nested, level, original, measured)
             else:
                 nested.load_own(level, state_tensors(original))
-            found[level] = self._top1(nested.at_level(level), self.parents.get(level))
+            found[level] = self._score(nested.at_level(level), original, self.parents.get(level))
         return found
 
     def _images_to_fit(self, nested: NestedModel) -> Tensor:
@@ -142,10 +143,11 @@ class Untrained:
         self.observer.stage("recalibrating batch norm")
         related = False
         if not self.frozen:
-            lost = self._top1(original) - self._top1(measured)
+            lost = self._score(original, original) - self._score(measured, original)
             related = lost > MOST_POINTS_BY_STATISTICS
+            points = "points of agreement" if self.recipe.data.unlabelled else "points"
             self.observer.stage(
-                f"the original model loses {max(lost, 0):.2f} points with batch norm of the training images"
+                f"the original model loses {max(lost, 0):.2f} {points} with batch norm of the training images"
                 + ("; the levels' is related to its own instead" if related else "")
             )
         for level in levels:
@@ -170,17 +172,22 @@ class Untrained:
             relate_statistics(plain, *parts)
         nested.load_own(level, state_tensors(plain))
 
-    def _top1(self, network: nn.Module, parents: Tensor | None = None) -> float:
+    def _score(self, network: nn.Module, original: nn.Module, parents: Tensor | None = None) -> float:
         """Return the top-1 accuracy of a network on training images, in percent.
+
+        Without labels it is the agreement with the original network.
 
         Args:
             network: the network.
+            original: the original network.
             parents: the coarse class of each class, if the network predicts coarser ones.
         """
         count = -(-IMAGES_TO_COMPARE // self.recipe.train.batch_size)
+        batches = islice(self.batches(), count)
+        if self.recipe.data.unlabelled:
+            return evaluate_agreement({0: network}, original, batches)[0].score
         coarse = NO_PARENTS if parents is None else {0: parents}
-        [result] = evaluate({0: network}, islice(self.batches(), count), parents=coarse)
-        return result.top1
+        return evaluate({0: network}, batches, parents=coarse)[0].score
 
 
 def _same_tensors(one: nn.Module, other: nn.Module) -> bool:

@@ -37,6 +37,12 @@ class LevelGates(Section):
     min_top1: Annotated[Points, AfterValidator(_not_a_share)] | None = Field(
         default=None, description="minimum top-1 accuracy in percent"
     )
+    min_agreement: Annotated[Points, AfterValidator(_not_a_share)] | None = Field(
+        default=None,
+        description="minimum top-1 agreement with the original model in percent, of levels learned without "
+        "labels",
+        exclude_if=lambda value: value is None,
+    )
     max_drop: Points | None = Field(
         default=None,
         description="maximum drop in top-1 from the full level, in points; for levels that predict the same "
