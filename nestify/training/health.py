@@ -50,8 +50,8 @@ def check_collapse(
     if results and len(collapsed) == len(results):
         best = max(result.score for result in results)
         raise DivergedError(
-            f"every level collapsed: the best {original.title} after training is {best:.2f} %, and that of the "
-            f"original model is {original.score:.2f} %; a smaller --lr (train.lr) may help"
+            f"every level collapsed: the best {original.title} after training is {best:.2f} %, and that of "
+            f"the original model is {original.score:.2f} %; a smaller --lr (train.lr) may help"
         )
     return [
         f"level {result.level} ({names[result.level - 1]}) collapsed: its {result.title} after training is "

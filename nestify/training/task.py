@@ -239,8 +239,10 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight), held)
             if level == self.highest and self.teacher.uses_full_level:
                 own = self.teacher.soften(logits)
-                alone = soft_target is None or self.teacher.kind == "self"
-                soft_target = own if alone else (soft_target + own) / 2
+                if soft_target is None or self.teacher.kind == "self":
+                    soft_target = own
+                else:
+                    soft_target = (soft_target + own) / 2
 
         for level, weight in self.draw_levels():
             held = LevelTensors(nested, level, images.device, self._flat) if separate else None
