@@ -1,6 +1,6 @@
 """Agreement of levels with a reference network, on images without labels."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -46,6 +46,33 @@ class Agreement:
 
 Score = Accuracy | Agreement
 """Result of an evaluation: accuracy with labels, agreement with the original model without."""
+
+
+class Replay:
+    """The logits of a network, computed in the first pass over some batches and repeated in later ones.
+
+    Args:
+        network: the network, from images (B, C, H, W) to logits (B, classes).
+
+    Every pass must have the same batches, and call `watch_batches` on them.
+    """
+
+    def __init__(self, network: Callable[[Tensor], Tensor]) -> None:
+        self._network = network
+        self._logits: list[Tensor] = []
+        self._next = 0
+
+    def watch_batches(self, batches: Iterable[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the batches of one pass."""
+        self._next = 0
+        yield from batches
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits of the next batch, on the device of its images."""
+        if self._next == len(self._logits):
+            self._logits.append(self._network(images).cpu())
+        self._next += 1
+        return self._logits[self._next - 1].to(images.device)
 
 
 def check_finite(results: Sequence[Score], option: str) -> None:
