@@ -127,9 +127,9 @@ def test_gates(learned: Path, photos: Path, tmp_path: Path) -> None:
         assert nestify(*words, "--min-agreement", "100").code == 1
     gates = tmp_path / "gates.toml"
     gates.write_text("[gates]\nmin_agreement = 10\n")
-    assert nestify("report", learned, "--gates", gates).code == 0
+    assert nestify("report", learned, "--check", gates).code == 0
     gates.write_text("[gates]\nmin_agreement = 99\n[gates.level.1]\nmin_agreement = 100\n")
-    assert nestify("report", learned, "--gates", gates).code == (0 if core == 100 else 1)
+    assert nestify("report", learned, "--check", gates).code == (0 if core == 100 else 1)
 
 
 @pytest.mark.parametrize(
