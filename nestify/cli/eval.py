@@ -1,4 +1,4 @@
-"""`nestify eval`: measure the accuracy of the levels of a nested file."""
+"""`nestify eval`: measure the accuracy of the levels of a nested file, or their agreement without labels."""
 
 import json
 import sys
@@ -57,6 +57,22 @@ def evaluate(
         bool,
         typer.Option("--all-images", help="Use the images that the levels were trained on too."),
     ] = False,
+    unlabelled: Annotated[
+        bool,
+        typer.Option(
+            "--unlabelled",
+            help="Use no labels: compare each level with the full level, on images in any folder.",
+        ),
+    ] = False,
+    original: Annotated[
+        str | None,
+        typer.Option(
+            "--original",
+            metavar="CHECKPOINT",
+            help="With --unlabelled: compare with the original model's weights, .safetensors or .pth.",
+            show_default="the full level",
+        ),
+    ] = None,
     data_root: Annotated[
         str | None, typer.Option("--data-root", help="Folder of an hfds/..., wds/... or torch/... dataset.")
     ] = None,
@@ -86,6 +102,15 @@ def evaluate(
             help="Exit with 1 if an evaluated level's top-1 is below this percent.",
         ),
     ] = None,
+    min_agreement: Annotated[
+        float | None,
+        typer.Option(
+            "--min-agreement",
+            parser=parse_percent,
+            metavar="PERCENT",
+            help="With --unlabelled: exit with 1 if an evaluated level's agreement is below this percent.",
+        ),
+    ] = None,
     save: Annotated[
         bool,
         typer.Option(
@@ -101,16 +126,24 @@ def evaluate(
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
 
+    With --unlabelled the images need no labels, and the result is agreement, not accuracy.
+
     images/s counts only the forward passes, not image loading. With --level, --consensus and --cascade use
     the levels up to that one.
     """
     from nestify.cli.output import Verbosity, print_unless_quiet, verbosity, write_result
-    from nestify.errors import GateFailed, NestifyWarning
+    from nestify.errors import GateFailed, NestifyWarning, RecipeError
     from nestify.evaluation.evaluate import evaluate as run
     from nestify.report.evaluation import evaluation_notes, evaluation_sheets, images_note
     from nestify.report.text import render
     from nestify.terminal import print_stderr, progress_bar
 
+    if (min_top1 if unlabelled else min_agreement) is not None:
+        raise RecipeError(
+            "--min-top1 needs labels; use --min-agreement, or leave out --unlabelled"
+            if unlabelled
+            else "--min-agreement is measured without labels; add --unlabelled, or use --min-top1"
+        )
     with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress, catch_warnings():
         simplefilter("ignore", NestifyWarning)  # they are in the result, and printed below
         done = run(
@@ -121,6 +154,8 @@ def evaluate(
             cascade=cascade,
             split=split,
             all_images=all_images,
+            unlabelled=unlabelled,
+            original=original,
             data_root=data_root,
             batch_size=batch_size,
             workers=workers,
@@ -133,8 +168,9 @@ def evaluate(
         )
     for warning in done.warnings:
         print_stderr(f"warning: {warning}")
+    gate = min_agreement if unlabelled else min_top1
     if as_json:
-        write_result(json.dumps(_document(done, min_top1), indent=2) + "\n", None)
+        write_result(json.dumps(_document(done, gate), indent=2) + "\n", None)
         if done.images.changed:
             print_stderr(f"warning: {images_note(done.images)}")
     else:
@@ -142,21 +178,24 @@ def evaluate(
         write_result(render(title, evaluation_sheets(done), evaluation_notes(done), sys.stdout), None)
     if done.saved is not None:
         print_unless_quiet(f"Saved: {done.saved}")
-    if failed := _levels_below(done, min_top1):
-        raise GateFailed(f"{done.path}: {failed}, below --min-top1 {min_top1:g}")
+    if failed := _levels_below(done, gate):
+        option = "--min-agreement" if unlabelled else "--min-top1"
+        raise GateFailed(f"{done.path}: {failed}, below {option} {gate:g}")
 
 
-def _levels_below(done: "Evaluation", min_top1: float | None) -> str:
-    """Return the levels whose top-1 is below the gate, in words; empty if there are none."""
+def _levels_below(done: "Evaluation", gate: float | None) -> str:
+    """Return the levels whose score is below the gate, in words; empty if there are none."""
     return ", ".join(
-        f"level {result.level} ({name}) has top-1 {result.top1:.2f} %"
+        f"level {result.level} ({name}) has {result.title} {result.score:.2f} %"
         for name, result in zip(done.names, done.levels, strict=True)
-        if min_top1 is not None and result.top1 < min_top1
+        if gate is not None and result.score < gate
     )
 
 
-def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
-    return {
+def _document(done: "Evaluation", gate: float | None) -> dict[str, Any]:
+    """Return the result as JSON values; without labels there is nothing named after accuracy in it."""
+    unlabelled = bool(done.reference)
+    document = {
         "schema_version": SCHEMA_VERSION,
         "file": done.path,
         "data": done.data,
@@ -172,6 +211,11 @@ def _document(done: "Evaluation", min_top1: float | None) -> dict[str, Any]:
         "cascade": [asdict(row) for row in done.cascade],
         "calibrated": done.calibrated,
         "skipped": dict(done.skipped),
-        "min_top1": min_top1,
-        "passed": not _levels_below(done, min_top1),
+        "min_agreement" if unlabelled else "min_top1": gate,
+        "passed": not _levels_below(done, gate),
     }
+    if unlabelled:
+        document["reference"] = done.reference
+        for key in ("consensus", "cascade", "calibrated"):
+            del document[key]
+    return document

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nestify.data.hierarchy import ClassLevels
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.evaluation.calibration import Calibration
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel
@@ -35,7 +35,7 @@ class Compressed:
     costs: Sequence[LevelCost]
     missed: Sequence[str]
     labels: ClassLevels
-    original: Accuracy | None
-    before: Sequence[Accuracy]
-    after: Sequence[Accuracy]
+    original: Score | None
+    before: Sequence[Score]
+    after: Sequence[Score]
     calibration: Calibration | None

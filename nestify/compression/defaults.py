@@ -33,11 +33,20 @@ def with_holdout(recipe: Recipe, observer: Observer) -> Recipe:
     data = recipe.data
     if data.holdout is not None or _names_validation(data) or not _lacks_validation(data):
         return recipe
+    of_each = "" if data.unlabelled else " of each class"
     observer.warned(
-        f"{data.path} has no validation split, so {USUAL_HOLDOUT:.0%} of the images of each class are held "
+        f"{data.path} has no validation split, so {USUAL_HOLDOUT:.0%} of the images{of_each} are held "
         f"out to validate on (seed {recipe.seed}); to choose others, use --holdout or --val-split"
     )
     return _with(recipe, "data", holdout=USUAL_HOLDOUT)
+
+
+def with_learning(recipe: Recipe) -> Recipe:
+    """Set what is learned from without labels: the predictions of the teacher alone."""
+    if not recipe.data.unlabelled:
+        return recipe
+    recipe = _with(recipe, "finetune", epochs=0)
+    return _with(_with(recipe, "model", new_head=False), "train", distill=1.0)
 
 
 def with_batch_size(recipe: Recipe, images: Images, processes: int, observer: Observer) -> Recipe:

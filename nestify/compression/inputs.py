@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 
-from nestify.compression.defaults import with_batch_size, with_holdout, with_new_head
+from nestify.compression.defaults import with_batch_size, with_holdout, with_learning, with_new_head
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
 from nestify.data.validation import record_held_out
@@ -33,7 +33,7 @@ class Inputs:
             split of their own.
         held_out: training images that are set aside to fit temperatures and consensus weights; None if the
             recipe asks for none.
-        pretrained: the model, with as many classes as the images.
+        pretrained: the model, with as many classes as the images; without labels, with its own classifier.
         teacher: a timm model that teaches, in eval mode; None if the run needs none.
         labels: classes that each level predicts.
         batch_size: images per training step and process.
@@ -64,7 +64,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
         NestifyError: if the recipe, the checkpoint or the images are not right.
     """
     observer.stage("opening images")
-    recipe = with_holdout(recipe, observer)
+    recipe = with_holdout(with_learning(recipe), observer)
     train_images, val_images = open_recipe_images(recipe)
     held_out_record = None
     if recipe.data.holdout is not None:
@@ -162,6 +162,7 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
         holdout=data.holdout,
         data_root=data.root,
         class_names=data.class_names,
+        labelled=not data.unlabelled,
         on_bad_image=data.on_bad_image,
         max_images=data.max_train,
         max_validation_images=data.max_val,
@@ -208,7 +209,7 @@ def open_recipe_model(recipe: Recipe, images: Images, observer: Observer) -> tup
             checkpoint=options.checkpoint,
             pretrained=options.pretrained,
             kwargs=options.kwargs,
-            new_head_classes=classes if new_head or starts_at_random else None,
+            new_head_classes=classes if new_head or (starts_at_random and images.labelled) else None,
             input_size=options.input_size,
         )
 
@@ -218,6 +219,11 @@ def open_recipe_model(recipe: Recipe, images: Images, observer: Observer) -> tup
     source = options.checkpoint or options.name
     spec = pretrained.spec
     if classes is not None and classes != spec.num_classes:
+        if not images.labelled:
+            raise DataError(
+                f"{source} predicts {spec.num_classes} classes, and --class-names gives {classes} names; "
+                "give one name for each, in the order of its outputs, or leave out --class-names"
+            )
         if options.new_head is False:
             keys = ", ".join(f"{name}.weight" for name in spec.classifier) or "its classifier"
             raise CheckpointError(
@@ -268,8 +274,14 @@ def open_recipe_teacher(recipe: Recipe, spec: ModelSpec, observer: Observer) -> 
     return teacher.model
 
 
+OWN_TEACHERS = ("original", "self", "both")
+"""Teachers whose frozen part, if any, is the original model."""
+
+
 def frozen_teacher(recipe: Recipe, teacher: nn.Module | None, network: nn.Module) -> nn.Module | None:
     """Return the network that teaches, in eval mode; None if there is none, or the full level teaches.
+
+    Without labels a full level that teaches the others learns from the original model itself.
 
     Args:
         recipe: names the teacher.
@@ -277,9 +289,11 @@ def frozen_teacher(recipe: Recipe, teacher: nn.Module | None, network: nn.Module
         network: the dense model of the run, on its device.
     """
     options = recipe.train
-    if not options.epochs or options.teacher in ("none", "self"):
+    if not options.epochs or options.teacher == "none":
         return None
-    if options.teacher in ("original", "both"):
+    if options.teacher == "self" and not recipe.data.unlabelled:
+        return None
+    if options.teacher in OWN_TEACHERS:
         return deepcopy(network).eval()
     return None if teacher is None else teacher.to(next(network.parameters()).device)
 

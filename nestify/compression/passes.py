@@ -1,7 +1,8 @@
 """Passes of a run over images without training: evaluation, recalibration and samples."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,13 @@ from nestify.compression.inputs import Inputs
 from nestify.data.dataset import Images
 from nestify.data.loaders import Loader, Pictures, eval_loader
 from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, evaluate, evaluate_levels
+from nestify.evaluation.agreement import Agreement, Score, evaluate_level_agreement
 from nestify.model.batch_norm import recalibrate
 from nestify.model.nested_model import NestedModel
 from nestify.training.distributed import SINGLE, World
 from nestify.training.precision import Precision
+
+Result = TypeVar("Result", Accuracy, Agreement)
 
 MOST_COMBINED = 512
 """Largest batch that one process takes of the images of several, to bound its memory."""
@@ -29,6 +33,8 @@ class Passes:
         device: where batches are put.
         precision: the precision of forward passes.
         world: the processes of the run, which share the validation images.
+        reference: the original model, which levels learned without labels are compared with; None with
+            labels.
 
     Attributes:
         loaders: the loaders in use, whose worker processes last for the whole run.
@@ -39,6 +45,7 @@ class Passes:
     device: torch.device
     precision: Precision
     world: World
+    reference: nn.Module | None = None
     loaders: dict[tuple[object, ...], Loader] = field(default_factory=dict)
 
     def images(
@@ -98,13 +105,29 @@ class Passes:
         autocast, total = self.precision.autocast, self.world.all_reduce
         return self._checked(evaluate(models, self.validation(), autocast, parents, total))
 
-    def evaluate_levels(self, nested: NestedModel, levels: Sequence[int]) -> list[Accuracy]:
-        """Evaluate levels of a nested model, by their numbers, on the validation images."""
+    def evaluate_levels(
+        self,
+        nested: NestedModel,
+        levels: Sequence[int],
+        batches: Iterable[tuple[Tensor, Tensor]] | None = None,
+    ) -> Sequence[Score]:
+        """Evaluate levels of a nested model on the validation images.
+
+        Args:
+            nested: the model.
+            levels: numbers of the levels.
+            batches: this process's share of the validation images; None for a pass that nothing interrupts.
+        """
         autocast, parents = self.precision.autocast, self.inputs.labels.parents
         total = self.world.all_reduce
-        return self._checked(evaluate_levels(nested, self.validation(), levels, autocast, parents, total))
+        batches = self.validation() if batches is None else batches
+        if self.reference is not None:
+            return self._checked(
+                evaluate_level_agreement(nested, self.reference, batches, levels, autocast, total)
+            )
+        return self._checked(evaluate_levels(nested, batches, levels, autocast, parents, total))
 
-    def _checked(self, results: list[Accuracy]) -> list[Accuracy]:
+    def _checked(self, results: list[Result]) -> list[Result]:
         """Check that several processes together evaluated all images of a stream.
 
         Raises:

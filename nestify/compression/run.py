@@ -13,12 +13,18 @@ from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.defaults import with_fast_computing, with_ramp, with_rates
-from nestify.compression.inputs import augmentation, frozen_teacher, open_inputs, round_to_stored
+from nestify.compression.inputs import (
+    OWN_TEACHERS,
+    augmentation,
+    frozen_teacher,
+    open_inputs,
+    round_to_stored,
+)
 from nestify.compression.latency import LayerTimer
 from nestify.compression.passes import Passes
 from nestify.compression.untrained import Untrained
 from nestify.data.loaders import Loader, train_loader
-from nestify.evaluation.accuracy import Accuracy, check_finite
+from nestify.evaluation.agreement import Agreement, Score, check_finite
 from nestify.evaluation.calibration import calibrate_levels
 from nestify.files import checkpoint_path
 from nestify.machine import pick_workers, workers_warning
@@ -183,8 +189,9 @@ class Run:
         elif recipe.finetune.epochs:
             network = self._phases().finetune(network)
             checkpoints.save_dense(network)
-        original = checkpoints.early_results.original or self._original(network)
         teacher = frozen_teacher(recipe, self.inputs.teacher, network)
+        self._set_reference(teacher, network)
+        original = checkpoints.early_results.original or self._original(network)
 
         # Make the nested model. Smaller levels need new batch norm statistics; a checkpoint has them.
         design = self._nest(network)
@@ -241,6 +248,12 @@ class Run:
             calibration=calibration,
         )
 
+    def _set_reference(self, teacher: nn.Module | None, network: nn.Module) -> None:
+        """Set the network that levels are compared with if there are no labels: the original one."""
+        if self.recipe.data.unlabelled:
+            is_own = teacher is not None and self.recipe.train.teacher in OWN_TEACHERS
+            self.passes = replace(self.passes, reference=teacher if is_own else deepcopy(network).eval())
+
     def _train_levels(
         self, design: NestedDesign, teacher: nn.Module | None
     ) -> tuple[NestedModel, Sequence[Level]]:
@@ -267,14 +280,17 @@ class Run:
             self.train_batches,
             self._search_batches,
             self.passes.validation,
+            self.passes.evaluate_levels,
             self.device,
             self.observer,
             self.checkpoints,
             self.world,
         )
 
-    def _original(self, network: nn.Module) -> Accuracy:
-        """Evaluate the dense model."""
+    def _original(self, network: nn.Module) -> Score:
+        """Evaluate the dense model. Without labels nothing is measured: it agrees with itself."""
+        if self.recipe.data.unlabelled:
+            return Agreement(0, 100.0, 1.0, len(self.inputs.val_images), 0.0)
         self.observer.stage("evaluating the original model")
         [original] = self.passes.evaluate({0: network})
         self.observer.evaluated("original", 0, [original])
@@ -293,14 +309,14 @@ class Run:
             self.base.install(made.nested)
         return made
 
-    def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Accuracy]:
+    def _before(self, nested: NestedModel, levels: Sequence[Level]) -> list[Score]:
         """Evaluate the levels without training; a model that is to be trained is restored."""
         trains = self.recipe.train.epochs > 0
         state = deepcopy(nested.state_dict()) if trains else None
         if trains:
             self._make_untrained(nested, levels)
         self.observer.stage("evaluating the levels before training")
-        before = self.passes.evaluate_levels(nested, range(self.frozen + 1, nested.n_levels + 1))
+        before = list(self.passes.evaluate_levels(nested, range(self.frozen + 1, nested.n_levels + 1)))
         if state is not None:
             nested.load_state_dict(state)
         self.observer.evaluated("before", 0, before)

@@ -1,7 +1,6 @@
 """Levels without training: their weights are selected, refitted, and their batch norm measured."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from nestify.compression.inputs import round_to_stored
 from nestify.data.loaders import Loader, Pictures
 from nestify.evaluation.accuracy import NO_PARENTS, evaluate
+from nestify.evaluation.agreement import evaluate_agreement
 from nestify.model.batch_norm import Statistics, recalibrate, relate_statistics, running_statistics
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import state_tensors
@@ -123,7 +123,7 @@ class Untrained:
         )
 
     def _accuracies(self, nested: NestedModel, original: nn.Module, measured: Statistics) -> dict[int, float]:
-        """Measure the batch norm of each level, and return its top-1 accuracy on training images.
+        """Measure the batch norm of each level, and return its score on training images; see `_score`.
 
         The batch norm of a full level is measured only if its weights were changed, and else the original's.
         """
@@ -133,7 +133,7 @@ class Untrained:
                 self._measure(nested, level, original, measured)
             else:
                 nested.load_own(level, state_tensors(original))
-            found[level] = self._top1(nested.at_level(level), self.parents.get(level))
+            found[level] = self._score(nested.at_level(level), original, self.parents.get(level))
         return found
 
     def _images_to_fit(self, nested: NestedModel) -> Tensor:
@@ -152,16 +152,22 @@ class Untrained:
         self.observer.stage("recalibrating batch norm")
         related = False
         if not self.frozen:
-            lost = self._top1(original)
-            with _using_statistics(original, measured):
-                lost -= self._top1(original)
+            lost = self._lost_by_statistics(original, measured)
             related = lost > MOST_POINTS_BY_STATISTICS
+            points = "points of agreement" if self.recipe.data.unlabelled else "points"
             self.observer.stage(
-                f"the original model loses {max(lost, 0):.2f} points with batch norm of the training images"
+                f"the original model loses {max(lost, 0):.2f} {points} with batch norm of the training images"
                 + ("; the levels' is related to its own instead" if related else "")
             )
         for level in levels:
             self._measure(nested, level, original, measured if related else None)
+
+    def _lost_by_statistics(self, original: nn.Module, measured: Statistics) -> float:
+        """Return how many points of accuracy, or of agreement, the original network loses by statistics."""
+        changed = deepcopy(original)
+        for name, tensor in running_statistics(changed).items():
+            tensor.copy_(measured[name])
+        return self._score(original, original) - self._score(changed, original)
 
     def _measure(
         self, nested: NestedModel, level: int, original: nn.Module, measured: Statistics | None
@@ -182,30 +188,21 @@ class Untrained:
             relate_statistics(plain, *parts)
         nested.load_own(level, state_tensors(plain))
 
-    def _top1(self, network: nn.Module, parents: Tensor | None = None) -> float:
+    def _score(self, network: nn.Module, original: nn.Module, parents: Tensor | None = None) -> float:
         """Return the top-1 accuracy of a network on training images, in percent.
+
+        Without labels it is the agreement with the original network.
 
         Args:
             network: the network.
+            original: the original network.
             parents: the coarse class of each class, if the network predicts coarser ones.
         """
+        batches = _first(self.batches(), IMAGES_TO_COMPARE)
+        if self.recipe.data.unlabelled:
+            return evaluate_agreement({0: network}, original, batches)[0].score
         coarse = NO_PARENTS if parents is None else {0: parents}
-        [result] = evaluate({0: network}, _first(self.batches(), IMAGES_TO_COMPARE), parents=coarse)
-        return result.top1
-
-
-@contextmanager
-def _using_statistics(network: nn.Module, statistics: Statistics) -> Iterator[None]:
-    """Give a network other running means and variances until the end of the block."""
-    tensors = running_statistics(network)
-    before = {name: tensor.clone() for name, tensor in tensors.items()}
-    try:
-        for name, tensor in tensors.items():
-            tensor.copy_(statistics[name])
-        yield
-    finally:
-        for name, tensor in tensors.items():
-            tensor.copy_(before[name])
+        return evaluate({0: network}, batches, parents=coarse)[0].score
 
 
 def _same_tensors(one: nn.Module, other: nn.Module) -> bool:

@@ -91,16 +91,21 @@ def fit_classes(
         if unknown := [name for name in found if forms[name] not in index]:
             raise DataError(
                 f"{source}: class {list_few(unknown)} is not among the model's {len(wanted)} classes "
-                f"({list_few(wanted)}); rename or remove the classes that the model does not have"
+                f"({list_few(wanted)}); rename or remove the classes that the model does not have, or "
+                "evaluate without classes (--unlabelled)"
             )
         return Classes(tuple(wanted), count, tuple(index[forms[name]] for name in found))
     if count is not None and len(found) != count:
         raise DataError(
             f"{source}: {len(found)} classes ({list_few(found)}), but the model has {count}; without the "
-            "model's class names the numbers must be the same"
+            "model's class names the numbers must be the same; if the folders are not classes, evaluate "
+            "without (--unlabelled)"
         )
     if len(found) < 2:
-        raise DataError(f"{source}: only one class, {found[0]!r}; a classifier needs two or more")
+        raise DataError(
+            f"{source}: only one class, {found[0]!r}; a classifier needs two or more; if this is not a "
+            "class, compress and evaluate without classes (--unlabelled)"
+        )
     return Classes(found, len(found))
 
 

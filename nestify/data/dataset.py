@@ -23,6 +23,7 @@ class Images:
         dataset: timm's or torchvision's data set.
         indices: indices of the images in it, int64, ascending; None for a stream, which is used completely.
         on_bad_image: what a loader does with an image that cannot be read.
+        labelled: whether labels are used; if not, every target is 0, and images are chosen as from one class.
         skipped: why each skipped image could not be read, by file name; filled by loaders.
     """
 
@@ -31,6 +32,7 @@ class Images:
     dataset: Any
     indices: NDArray[np.int64] | None
     on_bad_image: OnBadImage = "refuse"
+    labelled: bool = True
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -120,6 +122,10 @@ class Images:
         ties = np.random.default_rng([seed, 1]).permutation(len(places))
         return self._part(np.lexsort((ties, places))[:limit])
 
+    def without_labels(self) -> "Images":
+        """Return the same images with their labels unused."""
+        return replace(self, labelled=False, skipped={})
+
     def hold_out(self, share: float, seed: int = 0) -> tuple["Images", "Images"]:
         """Split into the remaining images and `share` of each class.
 
@@ -135,6 +141,8 @@ class Images:
         _, inverse, counts = np.unique(self._labels(), return_inverse=True, return_counts=True)
         held = np.minimum(np.maximum(np.rint(counts * share), 1), counts - 1)
         out = places < held[inverse]
+        if not out.any() and not self.labelled:
+            raise DataError(f"{self.source}: one image is too few to hold images out")
         if not out.any():
             raise DataError(f"{self.source}: no class has two images, so none can be held out")
         return self._part(np.flatnonzero(~out)), self._part(np.flatnonzero(out))
@@ -153,6 +161,8 @@ class Images:
                 f"{self.source}: a stream cannot be divided; leave out --holdout and --max-images, or use "
                 "a folder, a tar or hfds/"
             )
+        if not self.labelled:
+            return np.zeros(len(self.indices), dtype=np.int64)
         return labels_in(self.dataset, self.source)[self.indices]
 
     def _places_in_class(self, seed: int) -> NDArray[np.int64]:
@@ -177,6 +187,7 @@ def open_images(
     data_root: str | None = None,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
+    labelled: bool = True,
     on_bad_image: OnBadImage = "refuse",
     max_images: int | None = None,
     seed: int = 0,
@@ -190,6 +201,8 @@ def open_images(
         class_names: class names of the model, by index. The data's classes are mapped to them by name; there
             may be fewer, and the model must have all of them.
         num_classes: number of classes of a model without names; the data must have the same number.
+        labelled: whether labels are read. Without them the images of a folder or tar may lie in any folder,
+            and neither names nor number of classes are compared with the data.
         on_bad_image: `refuse` raises a `DataError` at the first image that cannot be read; `skip` continues
             without it and records its name in `Images.skipped`. A stream ends at an unreadable image in
             both cases, except webdataset, which skips it.
@@ -201,10 +214,11 @@ def open_images(
         RecipeError: if an option has no meaning for this data.
     """
     source = locate_split(data, split, data_root)
-    dataset = open_split(source, class_names)
-    classes = fit_classes(source, names_in(dataset), class_names, num_classes)
+    dataset = open_split(source, class_names, labelled)
+    found = names_in(dataset) if labelled else None
+    classes = fit_classes(source, found, class_names, num_classes)
     indices = None if source.is_stream else np.arange(len(dataset))
-    return Images(source, classes, dataset, indices, on_bad_image).at_most(max_images, seed)
+    return Images(source, classes, dataset, indices, on_bad_image, labelled).at_most(max_images, seed)
 
 
 def open_splits(
@@ -216,6 +230,7 @@ def open_splits(
     data_root: str | None = None,
     class_names: Sequence[str] | str | None = None,
     num_classes: int | None = None,
+    labelled: bool = True,
     on_bad_image: OnBadImage = "refuse",
     max_images: int | None = None,
     max_validation_images: int | None = None,
@@ -237,7 +252,7 @@ def open_splits(
         DataError: see `open_images`; also if both splits are the same images.
         RecipeError: if an option has no meaning for this data.
     """
-    given: dict[str, Any] = {"data_root": data_root, "on_bad_image": on_bad_image}
+    given: dict[str, Any] = {"data_root": data_root, "labelled": labelled, "on_bad_image": on_bad_image}
     if holdout is None and locate_split(data, train_split, data_root).overlaps(
         validation := locate_split(data, validation_split, data_root)
     ):

@@ -1,4 +1,4 @@
-"""Images in a folder or a tar: the class of an image is the name of its first folder."""
+"""Images in a folder or a tar: the class of an image is the name of its first folder, or there is none."""
 
 import io
 from collections.abc import Sequence
@@ -21,10 +21,11 @@ class LocalReader:
     Args:
         root: the folder or tar.
         class_names: names that classes are known to have, if any.
+        labelled: whether folders are classes; if not, images may lie in any folder, or in none.
 
     Attributes:
-        class_to_idx: index of each class, in natural order.
-        targets: class index of each image.
+        class_to_idx: index of each class, in natural order; empty without labels.
+        targets: class index of each image; 0 without labels.
         folders: the folders that were read, links resolved, with their paths; empty for a tar.
         notices: sentences about what was left out, and how classes were found.
 
@@ -32,19 +33,25 @@ class LocalReader:
         DataError: if there are no images, or it is not clear what their classes are.
     """
 
-    def __init__(self, root: Path, class_names: Sequence[str] | None = None) -> None:
+    def __init__(self, root: Path, class_names: Sequence[str] | None = None, labelled: bool = True) -> None:
         self._root = root
         self._is_tar = root.is_file()
         listing = list_tar(root) if self._is_tar else list_folder(root)
         if not listing.images:
-            raise no_images(root, listing)
-        depth = _class_depth(root, listing, class_names or ())
-        names = _class_names(root, listing, depth)
+            raise no_images(root, listing, labelled)
         self._images = listing.images
-        self.class_to_idx = {name: index for index, name in enumerate(names)}
-        self.targets = [self.class_to_idx[image.name.split("/")[depth]] for image in listing.images]
         self.folders = listing.identities
-        self.notices = tuple(f"{root}: {notice}" for notice in _notices(listing, depth, names))
+        if labelled:
+            depth = _class_depth(root, listing, class_names or ())
+            names = _class_names(root, listing, depth)
+            self.class_to_idx = {name: index for index, name in enumerate(names)}
+            self.targets = [self.class_to_idx[image.name.split("/")[depth]] for image in listing.images]
+            notices = _notices(listing, depth, names)
+        else:
+            self.class_to_idx = {}
+            self.targets = [0] * len(listing.images)
+            notices = [ignored] if (ignored := listing.notice()) else []
+        self.notices = tuple(f"{root}: {notice}" for notice in notices)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -64,14 +71,15 @@ class LocalReader:
         return image.path if absolute and not self._is_tar else image.name
 
 
-def no_images(root: Path, listing: Listing | None = None) -> DataError:
+def no_images(root: Path, listing: Listing | None = None, labelled: bool = True) -> DataError:
     """Return the error for a folder or tar without images."""
     if listing is not None and listing.ignored:
         holds = count_kinds(kind for _, kind in listing.ignored)
     else:
         holds = names_in_folder(root) if root.is_dir() else "nothing"
     return DataError(
-        f"{root}: no images in class folders; it holds {holds}; `nestify guide images` lists the formats"
+        f"{root}: no images{' in class folders' if labelled else ''}; it holds {holds}; "
+        "`nestify guide images` lists the formats"
     )
 
 
@@ -89,7 +97,7 @@ def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
     if not shallowest:
         raise DataError(
             f"{root}: images are outside class folders; put each into the folder of its class, such as "
-            f"{root.stem}/cat/1.jpg"
+            f"{root.stem}/cat/1.jpg, or compress and evaluate without classes (--unlabelled)"
         )
     while depth + 1 < shallowest:
         names = {name.split("/")[depth] for name in _folders_at(listing, depth)}

@@ -181,7 +181,12 @@ class Stream(IterableDataset[Sample]):
 
 
 def class_index(images: Images, target: Any) -> int | None:
-    """Return the class index of a data set's label; None if it is not a label of these classes."""
+    """Return the class index of a data set's label; None if it is not a label of these classes.
+
+    Images whose labels are not used have the index 0.
+    """
+    if not images.labelled:
+        return 0
     if not isinstance(target, Integral):
         return None
     label = int(target)

@@ -181,19 +181,22 @@ def _first_of(path: Path, names: tuple[str, ...]) -> Path | None:
     return None
 
 
-def open_split(source: Split, class_names: Sequence[str] | None = None, **options: Any) -> Any:
+def open_split(
+    source: Split, class_names: Sequence[str] | None = None, labelled: bool = True, **options: Any
+) -> Any:
     """Open timm's or torchvision's data set of a split; nothing is written into a folder of images.
 
     Args:
         source: the split, from `locate_split`.
         class_names: names that the classes of a folder or tar are known to have, if any.
+        labelled: whether the folders in a folder or tar are classes.
         options: further arguments of timm's `create_dataset`, for a data set that is given by name.
 
     Raises:
         DataError: if it cannot be opened; the message says why and what to do.
     """
     if not source.name:
-        return ImageDataset(source.root, reader=LocalReader(Path(source.root or ""), class_names))
+        return ImageDataset(source.root, reader=LocalReader(Path(source.root or ""), class_names, labelled))
     for package in _PACKAGES.get(source.kind, ()):
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:  # a folder of that name is not a package

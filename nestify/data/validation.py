@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
@@ -48,18 +49,46 @@ def record_held_out(images: Images, share: float, seed: int, split: str) -> Held
         split: name of the split.
     """
     return HeldOut(
-        share=share, seed=seed, split=split, images=len(images.dataset), sha256=_hash_of_split(images)
+        share=share,
+        seed=seed,
+        split=split,
+        images=len(images.dataset),
+        sha256=_hash_of_split(images),
+        unlabelled=not images.labelled,
     )
 
 
 def _hash_of_split(images: Images) -> str:
-    """Return the SHA-256 of the names and labels of all images of a split, on which the choice depends."""
-    labels = labels_in(images.dataset, images.source)
+    """Return the SHA-256 of the names and labels of all images of a split, on which the choice depends.
+
+    Labels that are not used count as 0.
+    """
+    if images.labelled:
+        labels = labels_in(images.dataset, images.source)
+    else:
+        labels = np.zeros(len(images.dataset), dtype=np.int64)
     names = replace(images, indices=np.arange(len(labels))).inner_names() or [""] * len(labels)
     digest = hashlib.sha256()
     for name, label in zip(names, labels.tolist(), strict=True):
         digest.update(f"{name}\0{label}\0".encode(errors="surrogateescape"))
     return digest.hexdigest()
+
+
+def _is_split_of(held_out: HeldOut, images: Images) -> bool:
+    """Return whether images are those that validation images were held out of."""
+    return not images.source.is_stream and _hash_of_split(_as_chosen(images, held_out)) == held_out.sha256
+
+
+def _divide(images: Images, held_out: HeldOut) -> tuple[Images, Images]:
+    """Return the training and the validation images, as the run divided them."""
+    parts = _as_chosen(images, held_out).hold_out(held_out.share, held_out.seed)
+    train, validation = (replace(part, labelled=images.labelled) for part in parts)
+    return train, validation
+
+
+def _as_chosen(images: Images, held_out: HeldOut) -> Images:
+    """Return images as the run chose from them: without labels if it had none."""
+    return images.without_labels() if held_out.unlabelled else images
 
 
 def open_evaluation_images(
@@ -68,6 +97,7 @@ def open_evaluation_images(
     held_out: HeldOut | None,
     *,
     all_images: bool = False,
+    labelled: bool = True,
     data_root: str | None = None,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
@@ -85,12 +115,16 @@ def open_evaluation_images(
         split: name of the split; None for `validation`, or the training split if there is no other.
         held_out: the file's record of how its validation images were held out; None if it has none.
         all_images: whether to use the training images too.
+        labelled: whether labels are read. If not, they are still read where the held-out images were chosen
+            by them.
 
     The other arguments and errors are those of `open_images`.
     """
     where = _locate(data, split, held_out, data_root)
     drawn = _locate_or_none(data, held_out, data_root)
-    images = open_images(
+    overlaps = held_out is not None and drawn is not None and where.overlaps(drawn)
+    open_with = partial(
+        open_images,
         data,
         where.split,
         data_root=data_root,
@@ -98,13 +132,20 @@ def open_evaluation_images(
         num_classes=num_classes,
         on_bad_image=on_bad_image,
     )
+    if not labelled and overlaps and held_out is not None and not held_out.unlabelled:
+        try:
+            images = open_with()
+        except DataError:
+            images = open_with(labelled=False)
+    else:
+        images = open_with(labelled=labelled)
     total, trained, changed = len(images), None, False
     used: Literal["held-out", "all"] = "all"
-    if held_out is not None and drawn is not None and where.overlaps(drawn):
-        changed = images.source.is_stream or _hash_of_split(images) != held_out.sha256
+    if held_out is not None and overlaps:
+        changed = not _is_split_of(held_out, images)
         trained = None if changed else True
         if not (changed or all_images or split == held_out.split):
-            images, used, trained = images.hold_out(held_out.share, held_out.seed)[1], "held-out", False
+            images, used, trained = _divide(images, held_out)[1], "held-out", False
     images = images.at_most(max_images, seed)
     return images, UsedImages(
         used=used,
@@ -143,8 +184,8 @@ def open_calibration_images(
         class_names=class_names,
         num_classes=num_classes,
     )
-    if held_out is not None and not images.source.is_stream and _hash_of_split(images) == held_out.sha256:
-        images = images.hold_out(held_out.share, held_out.seed)[0]
+    if held_out is not None and _is_split_of(held_out, images):
+        images = _divide(images, held_out)[0]
     return images.at_most(count, seed)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite
 from types import MappingProxyType
+from typing import ClassVar
 
 import torch
 from timm.task.evaluator import ClassificationEvaluator
@@ -13,7 +13,6 @@ from torch import Tensor
 
 from nestify.accelerator import clock_of
 from nestify.data.hierarchy import coarse_target
-from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
 
 NO_PARENTS: Mapping[int, Tensor] = MappingProxyType({})
@@ -34,12 +33,21 @@ class Accuracy:
             if there are others.
     """
 
+    title: ClassVar[str] = "top-1"  # what progress lines and tables call the score
+    key: ClassVar[str] = "top1"  # what logs call it
+    values: ClassVar[tuple[str, ...]] = ("top1", "top5", "loss")  # what logs hold of each level
+
     level: int
     top1: float
     top5: float
     loss: float
     images: int
     images_per_second: float
+
+    @property
+    def score(self) -> float:
+        """The top-1 accuracy in percent."""
+        return self.top1
 
 
 def evaluate_levels(
@@ -87,10 +95,10 @@ def evaluate(
         total: returns the sum of a tensor over the processes that each evaluate a share of the images.
     """
     evaluators: dict[int, ClassificationEvaluator] = {}
-    timers: dict[int, _Timer] = {}
+    timers: dict[int, Timer] = {}
     for images, target in batches:
         for level, model in models.items():
-            timer = timers.setdefault(level, _Timer(images.device))
+            timer = timers.setdefault(level, Timer(images.device))
             with timer.timing(len(images)), autocast():
                 logits = model(images)
             evaluator = evaluators.setdefault(level, ClassificationEvaluator(images.device))
@@ -99,28 +107,10 @@ def evaluate(
     return [summary for summary in summaries if summary.images]
 
 
-def check_finite(results: Sequence[Accuracy], option: str) -> None:
-    """Refuse networks that diverged in their last training step, which only an evaluation detects.
-
-    Args:
-        results: accuracies of levels, or of the dense model as level 0.
-        option: key of the learning rate, for the message.
-
-    Raises:
-        DivergedError: when a loss is not finite.
-    """
-    for result in results:
-        if not isfinite(result.loss):
-            whose = f"level {result.level}" if result.level else "the dense model"
-            raise DivergedError(
-                f"the loss of {whose} on the validation images is {result.loss}; a smaller {option} may help"
-            )
-
-
 def _summary(
     level: int,
     evaluator: ClassificationEvaluator | None,
-    timer: "_Timer | None",
+    timer: "Timer | None",
     total: Callable[[Tensor], Tensor],
 ) -> Accuracy:
     """Return the accuracy over the images of all processes; None is a process whose share had no images."""
@@ -139,7 +129,7 @@ def _summary(
     )
 
 
-class _Timer:
+class Timer:
     """Measures seconds of forward passes; the first one, which warms up, is kept apart."""
 
     def __init__(self, device: torch.device) -> None:
@@ -148,7 +138,7 @@ class _Timer:
         self._start = 0.0
         self._images = 0
 
-    def timing(self, images: int) -> "_Timer":
+    def timing(self, images: int) -> "Timer":
         self._images = images
         return self
 

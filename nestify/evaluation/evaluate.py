@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -13,18 +13,19 @@ from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import UsedImages, open_evaluation_images
 from nestify.engine.export import engine_device, engine_network
-from nestify.errors import RecipeError
+from nestify.errors import CheckpointError, RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
-from nestify.evaluation.cascade import SWEEP, Cascade, prepare_cascade
+from nestify.evaluation.agreement import Agreement, Replay, Score, evaluate_agreement
+from nestify.evaluation.cascade import Cascade
 from nestify.evaluation.class_counts import ClassCounter, ClassCounts, Passes
-from nestify.evaluation.consensus import Consensus, Network, Predictions, Recorder, consensus
+from nestify.evaluation.consensus import Consensus, Network, Recorder
+from nestify.evaluation.joint import JointEvaluation
 from nestify.file.class_accuracy import LevelClasses, check_evaluation_savable, save_class_accuracy
 from nestify.file.loading import load_level
-from nestify.file.manifest import LevelEntry
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.machine import pick_workers, workers_warning
-from nestify.recipe.amounts import Budget, did_you_mean, parse_budget, share_meant
+from nestify.model.pretrained import load_pretrained
 from nestify.recipe.options import ConsensusKind, OnBadImage
 from nestify.shown import Shown
 from nestify.terminal import Progress, find_caller, shown_progress
@@ -32,7 +33,7 @@ from nestify.terminal import Progress, find_caller, shown_progress
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Shown):
-    """Accuracy of levels of a file on images.
+    """Accuracy of levels of a file on images, or their agreement with a reference without labels.
 
     Attributes:
         path: the file.
@@ -40,7 +41,7 @@ class Evaluation(Shown):
         names: names of the levels, in the order of `levels`.
         classes: per level, the number of classes that it predicts, and their name in the hierarchy, which
             is empty for the model's own classes.
-        levels: accuracy of each level.
+        levels: accuracy of each level; an `Agreement` without labels.
         skipped: why images could not be read, by file name.
         images: which images were used.
         consensus: accuracy of levels 1 to 2, 1 to 3, ... together; empty if not requested.
@@ -50,13 +51,14 @@ class Evaluation(Shown):
         warnings: sentences about what may be wrong.
         by_class: numbers of images and of correct predictions of each level, by class.
         saved: file in which the accuracy by class was saved; None if it was not.
+        reference: what the levels were compared with, without labels; empty with labels.
     """
 
     path: str
     data: str
     names: Sequence[str]
     classes: Sequence[tuple[int, str]]
-    levels: Sequence[Accuracy]
+    levels: Sequence[Score]
     skipped: Mapping[str, str]
     images: UsedImages
     consensus: Sequence[Consensus] = ()
@@ -66,6 +68,7 @@ class Evaluation(Shown):
     warnings: Sequence[str] = ()
     by_class: Sequence[ClassCounts] = ()
     saved: Path | None = None
+    reference: str = ""
 
 
 def evaluate(
@@ -77,6 +80,8 @@ def evaluate(
     cascade: float | str | None = None,
     split: str | None = None,
     all_images: bool = False,
+    unlabelled: bool = False,
+    original: str | os.PathLike[str] | None = None,
     data_root: str | None = None,
     batch_size: int = 64,
     workers: int | None = None,
@@ -102,6 +107,9 @@ def evaluate(
         split: name of the split; None for `validation`. Of the split that the file's validation images were
             held out of, only the held-out images are used; see `all_images`.
         all_images: whether to use the images that the levels were trained on too.
+        unlabelled: whether to use no labels: each level is compared with the file's full level, or with
+            `original`. The images may lie in any folder.
+        original: checkpoint of the original model, to compare the levels with it; needs `unlabelled`.
         data_root: folder of a named data set.
         batch_size: images per forward pass.
         workers: number of processes that load images; None chooses.
@@ -129,9 +137,13 @@ def evaluate(
         check_evaluation_savable(file)
     numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
     joint = JointEvaluation(file.manifest.levels[: max(numbers)], consensus, cascade)
+    if unlabelled:
+        check_comparable(file, numbers, {"--consensus": consensus, "--cascade": cascade, "--save": save})
+    elif original is not None:
+        raise RecipeError("--original is what levels are compared with without labels; add --unlabelled")
     if joint.is_requested:
         numbers = range(1, max(numbers) + 1)
-    file.check_whole(max(numbers))
+    file.check_whole(file.n_levels if unlabelled and original is None else max(numbers))
     where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
     model = file.manifest.model
@@ -140,6 +152,7 @@ def evaluate(
         split,
         file.manifest.held_out,
         all_images=all_images,
+        labelled=not unlabelled,
         data_root=data_root,
         class_names=model.class_names,
         num_classes=model.num_classes,
@@ -157,17 +170,22 @@ def evaluate(
     recorder = Recorder() if joint.is_requested else None
     parents = stored_class_levels(file.manifest).parents
     counters = [ClassCounter(file.manifest.num_classes(k), parents.get(k)) for k in numbers]
+    results: list[Score]
     with shown_progress(progress, "images") as advance:
         passes = Passes(len(images) * len(numbers), advance)
-        results = [
-            _accuracy(file, number, loader, recorder, parents, counter, passes, engine)
-            for number, counter in zip(numbers, counters, strict=True)
-        ]
+        if unlabelled:
+            reference = Replay(_reference(file, original, loader))
+            results = [_agreement(file, number, loader, reference, passes, engine) for number in numbers]
+        else:
+            results = [
+                _accuracy(file, number, loader, recorder, parents, counter, passes, engine)
+                for number, counter in zip(numbers, counters, strict=True)
+            ]
     entries = [file.manifest.levels[number - 1] for number in numbers]
     found: tuple[Sequence[Consensus], Sequence[Cascade]] = ((), ())
     if recorder is not None:
         found = joint.evaluate(recorder.predictions(parents, model.num_classes))
-    by_class = [counter.counts() for counter in counters]
+    by_class = [] if unlabelled else [counter.counts() for counter in counters]
     warnings = [*images.notices, *filter(None, [images.order_notice, workers_warning(workers)])]
     for text in warnings:
         find_caller().warn(text)
@@ -188,6 +206,7 @@ def evaluate(
         warnings=warnings,
         by_class=by_class,
         saved=_save(file, data, numbers, by_class) if save else None,
+        reference="" if not unlabelled else "the full level" if original is None else os.fspath(original),
     )
 
 
@@ -229,6 +248,55 @@ def _accuracy(
     return evaluate_networks({level: counter.watch_network(network)}, batches, parents=parents)[0]
 
 
+def check_comparable(file: NestedFile, levels: Sequence[int], options: Mapping[str, object]) -> None:
+    """Check that levels can be compared with the full level.
+
+    Args:
+        file: the nested file.
+        levels: numbers of the levels.
+        options: values of the options that need labels, by flag.
+
+    Raises:
+        RecipeError: if an option was given, or a level predicts other classes.
+    """
+    if given := [flag for flag, value in options.items() if value]:
+        raise RecipeError(f"{' and '.join(given)} needs labels; leave it out, or leave out --unlabelled")
+    for level in levels:
+        if name := file.manifest.levels[level - 1].classes:
+            raise RecipeError(
+                f"level {level} of {file.name} predicts coarser classes ({name}), which cannot be compared "
+                "with the full level's; choose others with --level, or evaluate with labels"
+            )
+
+
+def _reference(file: NestedFile, original: str | os.PathLike[str] | None, loader: Loader) -> Network:
+    """Return the network that levels are compared with."""
+    if original is None:
+        return load_level(file, file.n_levels).to(loader.device)
+    model = file.manifest.model
+    loaded = load_pretrained(
+        model.architecture,
+        checkpoint=os.fspath(original),
+        kwargs=model.kwargs,
+        options=("the file's architecture", "--original"),
+    )
+    if loaded.spec.num_classes != model.num_classes:
+        raise CheckpointError(
+            f"--original {original} predicts {loaded.spec.num_classes} classes, {file.name} "
+            f"{model.num_classes}; give the checkpoint that the file was made from"
+        )
+    return loaded.model.to(loader.device)
+
+
+def _agreement(
+    file: NestedFile, level: int, loader: Loader, reference: Replay, passes: Passes, engine: bool
+) -> Agreement:
+    """Compare one level, which is timed separately, with a reference."""
+    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
+    batches = reference.watch_batches(passes.watch_batches(loader))
+    return evaluate_agreement({level: network}, reference, batches)[0]
+
+
 def _save(file: NestedFile, data: str, numbers: Sequence[int], by_class: Sequence[ClassCounts]) -> Path:
     """Save the accuracy by class of levels next to their file, and return the path of the document."""
     levels = [
@@ -241,94 +309,3 @@ def _save(file: NestedFile, data: str, numbers: Sequence[int], by_class: Sequenc
         for number, counts in zip(numbers, by_class, strict=True)
     ]
     return save_class_accuracy(file, data, levels)
-
-
-@dataclass(frozen=True)
-class JointEvaluation:
-    """The consensus and cascade that were requested for levels 1 to n.
-
-    Args:
-        levels: levels of the file, core first.
-        kind: kind of consensus; None for none.
-        cascade_option: the cascade, as users write it; None for none.
-
-    Raises:
-        RecipeError: on construction, if an option is not valid, or the file has no learned consensus.
-    """
-
-    levels: Sequence[LevelEntry]
-    kind: ConsensusKind | None
-    cascade_option: float | str | None
-    _cascade: float | Budget | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        kinds = get_args(ConsensusKind)
-        if self.kind not in (None, *kinds):
-            raise RecipeError(f"--consensus {self.kind} is not {' or '.join(kinds)}")
-        if self.kind == "learned" and not self.levels[-1].consensus:
-            raise RecipeError(
-                "--consensus learned: the file has no weights for it; write it with compress --consensus, or "
-                "give mean"
-            )
-        if self.is_requested and len(self.levels) < 2:
-            raise RecipeError(
-                "--consensus and --cascade need two levels or more; give a higher --level, or all"
-            )
-        object.__setattr__(
-            self,
-            "_cascade",
-            None if self.cascade_option in (None, "sweep") else _parse_cascade(self.cascade_option),
-        )
-
-    @property
-    def is_requested(self) -> bool:
-        """Whether a consensus or a cascade was requested."""
-        return self.kind is not None or self.cascade_option is not None
-
-    @property
-    def calibrated(self) -> bool:
-        """Whether the file holds a temperature for each level."""
-        return all(level.temperature is not None for level in self.levels)
-
-    @property
-    def macs(self) -> list[tuple[int | None, int | None]]:
-        """The dense and effective MACs per image of every level."""
-        return [(level.metrics.dense_macs, level.metrics.effective_macs) for level in self.levels]
-
-    def evaluate(self, predictions: Predictions) -> tuple[list[Consensus], list[Cascade]]:
-        """Evaluate what was requested, from the predictions of these levels."""
-        agreed = [
-            consensus(
-                predictions, k, self.levels[k - 1].consensus if self.kind == "learned" else (), self.macs
-            )
-            for k in range(2, len(self.levels) + 1)
-            if self.kind is not None
-        ]
-        if self.cascade_option is None:
-            return agreed, []
-        cascade = prepare_cascade(predictions, [level.temperature or 1.0 for level in self.levels], self.macs)
-        if self._cascade is None:
-            return agreed, [cascade.at_threshold(threshold) for threshold in SWEEP]
-        if isinstance(self._cascade, Budget):
-            return agreed, [cascade.within_budget(self._cascade.target(self.macs[-1][1] or 0))]
-        return agreed, [cascade.at_threshold(self._cascade)]
-
-
-def _parse_cascade(cascade_option: float | str | None) -> float | Budget:
-    """Parse a threshold, or a budget of MACs."""
-    hint = ""
-    try:
-        if isinstance(cascade_option, str) and "=" in cascade_option:
-            budget = parse_budget(cascade_option)
-            if budget.quantity == "macs":
-                return budget
-        elif 0 <= (threshold := float(cascade_option or 0)) <= 1:
-            return threshold
-        else:
-            hint = did_you_mean(share_meant(threshold))
-    except ValueError as error:
-        _, found, suggestion = str(error).partition("; did you mean ")
-        hint = found + suggestion or did_you_mean(share_meant(cascade_option))
-    raise RecipeError(
-        f"--cascade {cascade_option} is not a threshold in [0, 1] (0.8), macs=0.5, or sweep{hint}"
-    )

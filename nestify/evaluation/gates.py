@@ -83,6 +83,9 @@ def _results(
     if limits.min_top1 is not None:
         top1 = level.top1
         yield result("min_top1", limits.min_top1, top1, (top1 or 0.0) >= limits.min_top1)
+    if limits.min_agreement is not None:
+        share = level.agreement
+        yield result("min_agreement", limits.min_agreement, share, (share or 0.0) >= limits.min_agreement)
     if limits.max_drop is not None and level is not full:
         drop = _below(full, level)
         if level.class_set != full.class_set and not _is_own(gates, level):

@@ -39,29 +39,45 @@ class TrainingEpoch(_Line):
         event: `finetune` for the fine-tuning of the dense model, `train` for the training of the levels.
         epoch: number of the epoch, counted from 1.
         losses: mean loss of each level, core first; None if the level was not sampled.
-        top1: percentage of correct predictions of each level, core first.
+        top1: percentage of correct predictions of each level, core first; empty without labels.
+        agreement: percentage of the teacher's predictions that each level makes too; empty with labels.
     """
 
     event: Literal["finetune", "train"]
     epoch: Epoch
     losses: Annotated[list[Loss | None], Field(max_length=MAX_LEVELS)]
-    top1: Annotated[list[Percent], Field(max_length=MAX_LEVELS)]
+    top1: Annotated[list[Percent], Field(max_length=MAX_LEVELS)] = []
+    agreement: Annotated[list[Percent], Field(max_length=MAX_LEVELS)] = []
+
+    @property
+    def scores(self) -> list[float]:
+        """The values of `agreement`, or else of `top1`."""
+        return self.agreement or self.top1
 
 
 class LevelScore(_Line):
-    """Accuracy of one level on the validation images.
+    """Accuracy of one level on the validation images, or its agreement with the original model.
 
     Attributes:
         level: number of the level, 1 for the core level; 0 for the dense model.
-        top1: top-1 in percent.
-        loss: mean cross-entropy; None if it was not finite.
+        top1: top-1 in percent; None without labels.
+        loss: mean cross-entropy; None if it was not finite, and without labels.
+        agreement: agreement in percent; None with labels.
+        cosine: mean cosine similarity of the logits; None with labels.
         images: number of images.
     """
 
     level: Annotated[int, Field(ge=0, le=MAX_LEVELS)]
-    top1: Percent
-    loss: Loss | None
     images: Epoch
+    top1: Percent | None = None
+    loss: Loss | None = None
+    agreement: Percent | None = None
+    cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
+
+    @property
+    def score(self) -> float | None:
+        """The agreement, or else the accuracy, in percent."""
+        return self.top1 if self.agreement is None else self.agreement
 
 
 class ValidationEpoch(_Line):
@@ -133,9 +149,11 @@ def _fits(report: Report, after: ValidationEpoch) -> bool:
     scores = {score.level: score for score in after.levels}
     for level in report.levels:
         score = scores.get(level.level)
-        if score is None or level.top1 is None or score.images != level.images:
+        if score is None or level.score is None or score.images != level.images:
             return False
         pairs = [(score.top1, level.top1), (score.loss, level.loss)]
+        if level.agreement is not None:
+            pairs = [(score.agreement, level.agreement), (score.cosine, level.cosine)]
         if any(one is None or other is None or not isclose(one, other) for one, other in pairs):
             return False
     return True

@@ -25,6 +25,7 @@ Count = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
+Cosine = Annotated[float, Field(ge=-1, le=1)]
 Label = Annotated[str, Field(pattern=r"^\P{C}*$")]
 """A text that may be printed: control characters, which would control a terminal, are refused."""
 BlockSide = Annotated[int, Field(ge=1, le=9999)]
@@ -114,6 +115,8 @@ class HeldOut(_Part):
         split: name of the split that they were held out of.
         images: number of images of this split, held-out ones included.
         sha256: SHA-256 of the names and labels of these images, on which the choice depends too.
+        unlabelled: whether the choice is one of all images, without regard to their classes, whose labels
+            then count as 0 in the SHA-256.
     """
 
     share: Annotated[float, Field(gt=0, lt=1)]
@@ -121,6 +124,7 @@ class HeldOut(_Part):
     split: Annotated[str, Field(min_length=1)]
     images: Count
     sha256: Sha256
+    unlabelled: Annotated[bool, Field(exclude_if=not_)] = False
 
 
 class ParameterEntry(_Part):
@@ -176,6 +180,10 @@ class Metrics(_Part):
         loss: mean cross-entropy on the validation images.
         images: number of validation images.
         top1_before: top-1 of the same level before training, with recalibrated batch norm.
+        agreement: share in percent of the validation images for which the level predicts the same class as
+            the original model; only of levels learned without labels, which have no accuracy.
+        cosine: mean cosine similarity of the level's logits and those of the original model.
+        agreement_before: agreement of the same level before training.
     """
 
     parameters: Count
@@ -188,6 +196,9 @@ class Metrics(_Part):
     loss: float | None = None
     images: Count | None = None
     top1_before: Percent | None = None
+    agreement: Annotated[Percent | None, Field(exclude_if=lambda value: value is None)] = None
+    cosine: Annotated[Cosine | None, Field(exclude_if=lambda value: value is None)] = None
+    agreement_before: Annotated[Percent | None, Field(exclude_if=lambda value: value is None)] = None
 
 
 class Extension(_Part):

@@ -78,6 +78,9 @@ class LevelReport:
         top1: top-1 accuracy in percent on the validation images.
         top5: top-5 accuracy in percent on the validation images.
         top1_before: top-1 accuracy without training.
+        agreement: agreement with the original model in percent; None for levels learned with labels.
+        cosine: mean cosine similarity of its logits and the original model's, as for `agreement`.
+        agreement_before: agreement without training.
         images: number of validation images.
         classes: number of classes that it predicts.
         class_set: name of its classes in the hierarchy; empty for the model's own.
@@ -112,6 +115,14 @@ class LevelReport:
     consensus: list[float] = field(default_factory=list)
     chunk: ChunkBytes = ChunkBytes()
     tensors: dict[str, int] = field(default_factory=dict)
+    agreement: float | None = None
+    cosine: float | None = None
+    agreement_before: float | None = None
+
+    @property
+    def score(self) -> float | None:
+        """Accuracy or, without labels, agreement in percent; None if it was not evaluated."""
+        return self.top1 if self.agreement is None else self.agreement
 
     @property
     def limited(self) -> dict[Limited, float | None]:
@@ -163,6 +174,11 @@ class Report(Shown):
     extensions: dict[Label, dict[str, Any]] = field(default_factory=dict)
 
     @property
+    def score_title(self) -> str:
+        """What the scores are: `top-1`, or `agreement` for levels learned without labels."""
+        return "top-1" if all(level.agreement is None for level in self.levels) else "agreement"
+
+    @property
     def added_levels(self) -> list[str]:
         """Names of the levels that later runs added."""
         names = [level.name for level in self.levels]
@@ -176,6 +192,9 @@ class Report(Shown):
             level["layers"] = [layer.model_dump() for layer in source.layers]
             if not layers:
                 del level["layers"], level["tensors"]
+            for key in ("agreement", "cosine", "agreement_before"):
+                if level[key] is None:
+                    del level[key]
         document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
         if not self.extensions:
             del document["extensions"]
@@ -244,6 +263,9 @@ def _level(file: NestedFile, k: int) -> LevelReport:
         loss=measured.loss,
         images=measured.images,
         top1_before=measured.top1_before,
+        agreement=measured.agreement,
+        cosine=measured.cosine,
+        agreement_before=measured.agreement_before,
         classes=file.manifest.num_classes(k),
         class_set=entry.classes,
         temperature=entry.temperature,

@@ -42,6 +42,19 @@ class LevelGates(Section):
         ]
         | None
     ) = Field(default=None, description="minimum top-1 accuracy in percent")
+    min_agreement: (
+        Annotated[
+            Points,
+            AfterValidator(_not_a_share),
+            in_schema(**{"not": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}}),
+        ]
+        | None
+    ) = Field(
+        default=None,
+        description="minimum top-1 agreement with the original model in percent, of levels learned without "
+        "labels",
+        exclude_if=lambda value: value is None,
+    )
     max_drop: Points | None = Field(
         default=None,
         description="maximum drop in top-1 from the full level, in points; for levels that predict the same "

@@ -112,6 +112,12 @@ class DataOptions(Section):
     root: Annotated[Text | None, Flag(Panel.model, "--data-root")] = Field(
         default=None, description="folder that holds a hfds/..., wds/... or torch/... data set"
     )
+    unlabelled: Annotated[bool, Flag(Panel.model)] = Field(
+        default=False,
+        description="whether to read no labels: the images may lie in any folder, the levels learn from the "
+        "predictions of the original model alone, and are evaluated by their agreement with it",
+        exclude_if=lambda value: not value,
+    )
     train_split: Annotated[Text, Flag(Panel.model)] = Field(
         default="train", description="name of the split to train on"
     )

@@ -43,6 +43,7 @@ from nestify.recipe.options import (
 )
 from nestify.recipe.problems import Problem, format_toml, section_of, sentence
 from nestify.recipe.sources import Table, apply_options, builtin_recipes, parse_setting, read_source
+from nestify.recipe.unlabelled import unlabelled_problems
 
 __all__ = [
     "AugmentOptions",
@@ -237,6 +238,8 @@ def _check(table: Table, broken: Iterable[str]) -> tuple[Recipe, list[Problem]]:
         recipe = Recipe.model_validate(_without(table, [each["loc"] for each in errors]))
     broken = [*broken, *(problem.key for problem in problems)]
     more = _level_problems(recipe, broken) + _conflicts(recipe, broken) + _gate_problems(recipe, broken)
+    keys = [*broken, *(problem.key for problem in more)]
+    more += [each for each in unlabelled_problems(recipe) if not is_affected(each.key, keys)]
     return recipe, problems + more
 
 

@@ -211,6 +211,7 @@ _QUANTITIES: dict[str, _Quantity] = {
     "effective_macs": _Quantity("effective MACs", quantity, True, 5),
     "prefix_bytes": _Quantity("prefix MiB", mebibytes, True, 0),
     "top1": _Quantity("top-1 %", number, False, 0),
+    "agreement": _Quantity("agreement %", number, False, 0),
 }
 
 
@@ -249,7 +250,7 @@ def _change_text(kind: _Quantity, here: float | None, there: float | None) -> st
         return "="
     if kind.relative and there:
         return f"{100 * change / there:+.2f} %"
-    return f"{change:+.4g}" if kind.title != "top-1 %" else f"{change:+.2f}"
+    return f"{change:+.2f}" if kind.title in ("top-1 %", "agreement %") else f"{change:+.4g}"
 
 
 def _layer_table(comparison: Comparison) -> Sheet:

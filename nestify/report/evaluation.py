@@ -1,5 +1,6 @@
 """Tables and notes of evaluations, picks and gates. No torch here."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,14 @@ from nestify.report.table import (
     interval_notes,
     number,
     quantity,
+    similarity,
     summarize_images,
     top5_columns,
 )
 
 if TYPE_CHECKING:
     from nestify.data.validation import UsedImages
+    from nestify.evaluation.agreement import Score
     from nestify.evaluation.evaluate import Evaluation
     from nestify.evaluation.pick import Pick
 
@@ -31,24 +34,30 @@ def evaluation_sheets(evaluation: "Evaluation") -> list[Sheet]:
 
 
 def evaluation_table(evaluation: "Evaluation") -> Sheet:
-    """Return the accuracy of levels, one row per level."""
-    levels = evaluation.levels
+    """Return the accuracy of levels, or their agreement with the reference, one row per level."""
+    levels, title = evaluation.levels, evaluation.levels[0].title
     return Sheet(
         [
             Column("level", [str(result.level) for result in levels], rank=1),
             Column("name", list(evaluation.names), is_text=True),
             *class_columns(evaluation.classes),
-            Column("top-1 %", [number(result.top1) for result in levels]),
-            *interval_columns([(result.top1, result.images) for result in levels]),
-            *top5_columns(
-                [(result.top5, count) for result, (count, _) in zip(levels, evaluation.classes, strict=True)],
-                rank=3,
-            ),
-            Column("loss", [f"{result.loss:.4f}" for result in levels], rank=4),
+            Column(f"{title} %", [number(result.score) for result in levels]),
+            *interval_columns([(result.score, result.images) for result in levels], title),
+            *_further_columns(levels, [count for count, _ in evaluation.classes]),
             Column("images", [str(result.images) for result in levels], rank=2),
             Column("images/s", [f"{result.images_per_second:.0f}" for result in levels], rank=5),
         ]
     )
+
+
+def _further_columns(levels: Sequence["Score"], classes: Sequence[int]) -> list[Column]:
+    """Return top-5 and loss, or the similarity of logits, of levels with numbers of classes."""
+    if levels[0].title == "agreement":
+        cosines = [getattr(result, "cosine", None) for result in levels]
+        return [Column("cosine", [similarity(cosine) for cosine in cosines], rank=3)]
+    top5 = [getattr(result, "top5", None) for result in levels]
+    losses = [f"{getattr(result, 'loss', math.nan):.4f}" for result in levels]
+    return [*top5_columns(list(zip(top5, classes, strict=True)), rank=3), Column("loss", losses, rank=4)]
 
 
 def consensus_table(evaluation: "Evaluation") -> Sheet:
@@ -89,7 +98,13 @@ def cascade_table(evaluation: "Evaluation") -> Sheet:
 def evaluation_notes(evaluation: "Evaluation") -> list[str]:
     """Return notes below the tables of an evaluation."""
     notes = [images_note(evaluation.images)]
-    notes += interval_notes([(result.top1, result.images) for result in evaluation.levels])
+    scores = [(result.score, result.images) for result in evaluation.levels]
+    notes += interval_notes(scores, evaluation.levels[0].title.capitalize())
+    if evaluation.reference:
+        notes.append(
+            f"Without labels: agreement is the share of images for which a level predicts the class that "
+            f"{evaluation.reference} predicts; it says nothing about whether that is right."
+        )
     if evaluation.skipped:
         notes.append(f"Skipped {summarize_images(evaluation.skipped)}")
     if evaluation.consensus or evaluation.cascade:
@@ -184,6 +199,7 @@ def pick_notes(pick: "Pick") -> list[str]:
 
 _FORMATS: dict[str, Callable[[float], str]] = {
     "min_top1": lambda value: f"{number(value)} %",
+    "min_agreement": lambda value: f"{number(value)} %",
     "max_drop": lambda value: f"{number(value)} points",
     "max_regression": lambda value: f"{number(value)} points",
 }

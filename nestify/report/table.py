@@ -48,6 +48,13 @@ def report_table(report: Report) -> Sheet:
     if any(level.top1_before is not None for level in levels):
         before = [number(level.top1_before) for level in levels]
         columns.append(Column("untrained top-1 %", before, rank=6))
+    if any(level.agreement is not None for level in levels):
+        columns.append(Column("agreement %", [number(level.agreement) for level in levels]))
+        columns += interval_columns([(level.agreement, level.images) for level in levels], "agreement")
+        columns.append(Column("cosine", [similarity(level.cosine) for level in levels], rank=7))
+    if any(level.agreement_before is not None for level in levels):
+        before = [number(level.agreement_before) for level in levels]
+        columns.append(Column("untrained agreement %", before, rank=6))
     return Sheet(columns)
 
 
@@ -56,6 +63,11 @@ def report_notes(report: Report) -> list[str]:
     notes = []
     if "top1" in report.original:
         notes.append(f"The dense model before nesting: top-1 {report.original['top1']:.2f} %.")
+    if report.score_title == "agreement":
+        notes.append(
+            "Learned without labels: agreement is the share of images whose class the original model "
+            "predicts too, cosine the mean cosine similarity of the logits. Accuracy was not measured."
+        )
     notes += engine_notes(report)
     if any(level.width < 1 or level.depth < 1 for level in report.levels):
         notes.append(
@@ -68,6 +80,7 @@ def report_notes(report: Report) -> list[str]:
             f"Levels added later, around those below them (nestify extend): {', '.join(report.added_levels)}."
         )
     notes += interval_notes([(level.top1, level.images) for level in report.levels])
+    notes += interval_notes([(level.agreement, level.images) for level in report.levels], "Agreement")
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
         notes.append(f"MACs do not include these unknown operators: {unknown}.")
@@ -187,24 +200,25 @@ def top5_columns(levels: Sequence[tuple[float | None, int]], rank: int) -> list[
     return [Column("top-5 %", cells, rank=rank)] if any(cell != "-" for cell in cells) else []
 
 
-def interval_columns(levels: Sequence[tuple[float | None, int | None]]) -> list[Column]:
-    """Return a column of intervals of top-1 accuracies, if some were measured on few images.
+def interval_columns(levels: Sequence[tuple[float | None, int | None]], title: str = "top-1") -> list[Column]:
+    """Return a column of intervals of accuracies or agreements, if some were measured on few images.
 
     Args:
-        levels: top-1 accuracy in percent and number of images of each level.
+        levels: top-1 accuracy or agreement in percent, and number of images of each level.
+        title: which of them it is.
     """
     intervals = [_interval(top1, images) for top1, images in levels]
-    return [Column("top-1 interval", intervals, rank=1)] if any(each != "-" for each in intervals) else []
+    return [Column(f"{title} interval", intervals, rank=1)] if any(each != "-" for each in intervals) else []
 
 
-def interval_notes(levels: Sequence[tuple[float | None, int | None]]) -> list[str]:
-    """Return a note on intervals, if some top-1 accuracies were measured on few images."""
+def interval_notes(levels: Sequence[tuple[float | None, int | None]], title: str = "Top-1") -> list[str]:
+    """Return a note on intervals, if some accuracies or agreements were measured on few images."""
     few = sorted({images for top1, images in levels if images and _interval(top1, images) != "-"})
     if not few:
         return []
     count = " or ".join(map(str, few)) + (" image" if few == [1] else " images")
     return [
-        f"Top-1 was measured on only {count}; its interval is the 95 % confidence interval (Wilson score)."
+        f"{title} was measured on only {count}; its interval is the 95 % confidence interval (Wilson score)."
     ]
 
 
@@ -245,6 +259,11 @@ def mebibytes(size: int) -> str:
 def number(value: float | None) -> str:
     """Format a percentage; None, which was not measured, is a dash."""
     return "-" if value is None else f"{value:.2f}"
+
+
+def similarity(value: float | None) -> str:
+    """Format a cosine similarity; None, which was not measured, is a dash."""
+    return "-" if value is None else f"{value:.4f}"
 
 
 def summarize_images(names: Iterable[str]) -> str:

@@ -11,6 +11,7 @@ import torch
 from nestify.addresses import hide_passwords_in
 from nestify.data.hierarchy import ClassLevels
 from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.evaluation.calibration import Calibration
 from nestify.file.loading import lazy_level, logit_fingerprint
 from nestify.file.manifest import Description, HeldOut, LevelDescription, Metrics, ModelEntry, Preprocessing
@@ -33,9 +34,9 @@ def describe(
     *,
     labels: ClassLevels = OWN_CLASSES,
     source_sha256: str | None = None,
-    original: Accuracy | None = None,
-    before: Sequence[Accuracy] = (),
-    after: Sequence[Accuracy] = (),
+    original: Score | None = None,
+    before: Sequence[Score] = (),
+    after: Sequence[Score] = (),
     calibration: Calibration | None = None,
     held_out: HeldOut | None = None,
     fingerprints: bool = True,
@@ -56,7 +57,7 @@ def describe(
         held_out: how the validation images were held out of the training images; None if they were not.
         fingerprints: whether to compute each level's logits; with False they are zeros.
     """
-    untrained = {result.level: result.top1 for result in before}
+    untrained = {result.level: result for result in before}
     trained = {result.level: result for result in after}
     described = [
         _level(nested, level, k, labels, cost, trained.get(k), untrained.get(k), fingerprints)
@@ -119,6 +120,8 @@ def prefix_bytes(
         "images": 10_000,
         "top1_before": 10 / 3,
     }
+    if recipe.data.unlabelled:
+        expected = {"agreement": 50 + 1 / 3, "cosine": 1 / 3, "images": 10_000, "agreement_before": 10 / 3}
     described = [
         level.model_copy(
             update={
@@ -174,8 +177,8 @@ def _level(
     k: int,
     labels: ClassLevels,
     cost: LevelCost,
-    after: Accuracy | None,
-    top1_before: float | None,
+    after: Score | None,
+    before: Score | None,
     fingerprints: bool,
 ) -> LevelDescription:
     logits = [0.0] * nested.classes[k - 1]
@@ -197,17 +200,22 @@ def _level(
             dense_macs=cost.dense_macs,
             effective_macs=cost.effective_macs,
             uncounted=dict(cost.uncounted),
-            top1=None if after is None else after.top1,
-            top5=None if after is None else after.top5,
-            loss=None if after is None else after.loss,
-            images=None if after is None else after.images,
-            top1_before=top1_before,
+            **_measured(after, before),
         ),
         layers=list(cost.layers),
     )
 
 
-def _original(original: Accuracy | None) -> dict[str, float]:
-    if original is None:
+def _measured(after: Score | None, before: Score | None) -> dict[str, Any]:
+    """Return the fields of `Metrics` that were measured after and before training."""
+    found: dict[str, Any] = {} if before is None else {f"{before.key}_before": before.score}
+    if after is not None:
+        found |= {name: getattr(after, name) for name in (*after.values, "images")}
+    return found
+
+
+def _original(original: Score | None) -> dict[str, float]:
+    """Return the accuracy of the original model; nothing without labels."""
+    if not isinstance(original, Accuracy):
         return {}
     return {"top1": original.top1, "top5": original.top5, "loss": original.loss}

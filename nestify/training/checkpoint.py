@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nestify.errors import CheckpointError, OutputError, foreign_code
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.files import atomic_file
 from nestify.training.distributed import World
 from nestify.training.observer import Phase
@@ -159,7 +159,7 @@ class EarlyResults(BaseModel):
     """Results that a resumed run takes from its checkpoint instead of computing them again.
 
     Attributes:
-        original: accuracy of the dense model; None if it is not known yet.
+        original: accuracy of the dense model, or agreement with itself; None if it is not known yet.
         before: accuracy of the levels before training, core first; empty if they were not evaluated.
         skipped: reason why an image could not be read, by split and file name.
         rates: learning rates that were searched, by the training that they are for.
@@ -167,8 +167,8 @@ class EarlyResults(BaseModel):
 
     model_config = _STRICT
 
-    original: Accuracy | None = None
-    before: list[Accuracy] = []
+    original: Score | None = None
+    before: list[Score] = []
     skipped: dict[Literal["training", "validation"], dict[str, str]] = {}
     rates: dict[Phase, float] = {}
 

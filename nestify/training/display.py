@@ -10,7 +10,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.recipe.flags import name_flags
 from nestify.recipe.recipe import Recipe
 from nestify.report.plan import plan_text
@@ -89,7 +89,7 @@ class Display(Observer):
         """Move the bar; print a line at the end of an epoch, and in between where one is due."""
         seconds = time.perf_counter() - self._epoch_start
         speed = f"{log.images / seconds:.0f} images/s" if seconds else ""
-        detail = f"loss {_join(log.losses, '.3f')}  top-1 {_join(log.top1, '.1f')}  {speed}"
+        detail = f"loss {_join(log.losses, '.3f')}  {log.metric.title} {_join(log.scores, '.1f')}  {speed}"
         if phase not in self._bars:
             self._bars[phase] = self.progress.add_task(phase, total=log.total_steps, detail="")
         self.progress.update(self._bars[phase], completed=log.step, detail=detail)
@@ -100,11 +100,12 @@ class Display(Observer):
         if log.epoch_ended:
             self._epoch_start = time.perf_counter()
 
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """Print the validation accuracy of each level."""
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
+        """Print the validation accuracy of each level, or its agreement with the original model."""
         when = f"after epoch {epoch}" if moment == "epoch" else moment
+        title = results[0].title if results else "top-1"
         self._print_progress(
-            f"validation top-1 ({when}): {_join([result.top1 for result in results], '.2f')}"
+            f"validation {title} ({when}): {_join([result.score for result in results], '.2f')}"
         )
         self._epoch_start = time.perf_counter()
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nestify.errors import DivergedError
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
@@ -16,7 +16,7 @@ MIN_RISE = 0.02
 """A level is reported if its target sparsity rose by more than this while its masks stayed the same."""
 
 
-def find_collapsed(original: Accuracy, results: Sequence[Accuracy], classes: Sequence[int]) -> list[Accuracy]:
+def find_collapsed(original: Score, results: Sequence[Score], classes: Sequence[int]) -> list[Score]:
     """Return the results of the levels whose accuracy is at chance, although the dense model did much better.
 
     Args:
@@ -28,13 +28,13 @@ def find_collapsed(original: Accuracy, results: Sequence[Accuracy], classes: Seq
     return [
         result
         for result in results
-        if result.top1 <= limits[result.level - 1]
-        and original.top1 >= ORIGINAL_FACTOR * limits[result.level - 1]
+        if result.score <= limits[result.level - 1]
+        and original.score >= ORIGINAL_FACTOR * limits[result.level - 1]
     ]
 
 
 def check_collapse(
-    original: Accuracy, results: Sequence[Accuracy], classes: Sequence[int], names: Sequence[str]
+    original: Score, results: Sequence[Score], classes: Sequence[int], names: Sequence[str]
 ) -> list[str]:
     """Return a sentence for each level that collapsed in training.
 
@@ -49,22 +49,20 @@ def check_collapse(
     """
     collapsed = find_collapsed(original, results, classes)
     if results and len(collapsed) == len(results):
-        best = max(result.top1 for result in results)
+        best = max(result.score for result in results)
         raise DivergedError(
-            f"every level collapsed: the best top-1 after training is {best:.2f} %, and that of the original "
-            f"model is {original.top1:.2f} %; a smaller --lr (train.lr) may help"
+            f"every level collapsed: the best {original.title} after training is {best:.2f} %, and that of "
+            f"the original model is {original.score:.2f} %; a smaller --lr (train.lr) may help"
         )
     return [
-        f"level {result.level} ({names[result.level - 1]}) collapsed: its top-1 after training is "
-        f"{result.top1:.2f} %, no better than chance; a smaller --lr (train.lr), more --epochs, or a larger "
+        f"level {result.level} ({names[result.level - 1]}) collapsed: its {result.title} after training is "
+        f"{result.score:.2f} %, no better than chance; a smaller --lr (train.lr), more --epochs, or a larger "
         "level may help"
         for result in collapsed
     ]
 
 
-def find_problems(
-    nested: NestedModel, recipe: Recipe, original: Accuracy, after: Sequence[Accuracy]
-) -> list[str]:
+def find_problems(nested: NestedModel, recipe: Recipe, original: Score, after: Sequence[Score]) -> list[str]:
     """Return a sentence for each level of a finished run that cannot be useful.
 
     Args:

@@ -19,7 +19,7 @@ from timm.utils.summary import trim_summary, update_summary
 
 from nestify.addresses import hide_passwords
 from nestify.errors import OutputError
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.files import sibling
 from nestify.training.observer import Moment, Observer, Phase, RateSearch
 from nestify.training.progress import StepLog
@@ -82,9 +82,11 @@ class MetricsLog(Observer):
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Write a line when an epoch has ended."""
         if log.epoch_ended:
-            self._write({"event": phase, **asdict(log)})
+            values = asdict(log)
+            del values[("top1" if log.agreement else "agreement")]
+            self._write({"event": phase, **values})
 
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Write a line for an evaluation."""
         levels = [asdict(result) for result in results]
         self._write({"event": "evaluation", "moment": moment, "epoch": epoch, "levels": levels})
@@ -203,7 +205,7 @@ class CsvLog(Observer):
             self._flush()
             self._row = phase, log
 
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Write the row of the last epoch, with its validation accuracy."""
         if moment in ("epoch", "after"):
             self._flush(results)
@@ -220,17 +222,17 @@ class CsvLog(Observer):
         if self._waiting:
             self._warn(f"{self._paths['train']}: the last {len(self._waiting)} rows are missing")
 
-    def _flush(self, results: Sequence[Accuracy] = ()) -> None:
+    def _flush(self, results: Sequence[Score] = ()) -> None:
         if self._row is None:
             return
         (phase, log), self._row = self._row, None
-        values = {"loss": log.losses, "top1": log.top1, "sparsity": log.sparsity}
+        values = {"loss": log.losses, log.metric.key: log.scores, "sparsity": log.sparsity}
         trained = {f"{name}_{k}": v for name, row in values.items() for k, v in enumerate(row, start=1)}
         levels = range(1, len(log.losses) + 1) if phase == "train" else ()
         found = {result.level: result for result in results}
         validated = {
             f"{name}_{k}": getattr(found[k], name) if k in found else ""
-            for name in ("top1", "top5", "loss")
+            for name in log.metric.values
             for k in levels
         }
         self._waiting.append(_Row(phase, log.epoch, trained, validated, log.lr))

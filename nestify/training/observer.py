@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.schedule.costs import Plan
 from nestify.training.progress import StepLog
 
@@ -62,13 +62,14 @@ class Observer:
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Handle the log of some training steps, or of a finished epoch."""
 
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Handle an evaluation on the validation images.
 
         Args:
             moment: the model or the time of the evaluation.
             epoch: number of finished epochs of the training.
-            results: accuracies of the levels, core first; of the dense model for `original`.
+            results: accuracies of the levels, core first, or agreements without labels; of the dense model
+                for `original`.
         """
 
     def skipped(self, split: str, images: dict[str, str]) -> None:
@@ -128,7 +129,7 @@ class Observers(Observer):
         for observer in self.observers:
             observer.stepped(phase, log)
 
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Forward to all observers."""
         for observer in self.observers:
             observer.evaluated(moment, epoch, results)

@@ -1,6 +1,6 @@
 """The two trainings of a run: the dense model is fine-tuned, then its levels are trained."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -10,11 +10,11 @@ from typing import Any, Literal
 
 import torch
 from timm.loss import create_classification_loss
-from torch import nn
+from torch import Tensor, nn
 
 from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader
-from nestify.evaluation.accuracy import evaluate_levels
+from nestify.evaluation.agreement import Score
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec
@@ -44,6 +44,7 @@ class Phases:
         batches: the training images.
         search_batches: returns another loader of the training images, for a search.
         val_batches: returns a loader of the validation images.
+        evaluate: evaluates levels of a nested model, by their numbers, on batches of such images.
         device: the device of this process.
         observer: notified of every step, and of evaluations during the training.
         checkpoints: saves the trainings, and resumes them.
@@ -56,6 +57,7 @@ class Phases:
     batches: Loader
     search_batches: Callable[[], Loader]
     val_batches: Callable[[], Loader]
+    evaluate: Callable[[NestedModel, Sequence[int], Iterable[tuple[Tensor, Tensor]]], Sequence[Score]]
     device: torch.device
     observer: Observer
     checkpoints: Checkpoints
@@ -143,15 +145,7 @@ class Phases:
             if log.epoch_ended and log.epoch % recipe.train.eval_every == 0 and log.step < log.total_steps:
                 model = task.get_trainable_module(ema=True).module if task.has_ema() else nested
                 images = self.checkpoints.interruptible(self.val_batches())
-                results = evaluate_levels(
-                    model,
-                    images,
-                    numbers,
-                    self._precision.autocast,
-                    self.labels.parents,
-                    self.world.all_reduce,
-                )
-                self.observer.evaluated("epoch", log.epoch, results)
+                self.observer.evaluated("epoch", log.epoch, self.evaluate(model, numbers, images))
 
         earlier, later = index * steps, (len(stages) - index - 1) * steps
         with self.checkpoints.running("train", earlier, later) as hook:
@@ -222,7 +216,8 @@ class Phases:
         """
         options, levels = self.recipe.train, self.recipe.level
         kind = options.teacher if options.teacher in TEACHERS else "other"
-        if frozen is None and kind in ("original", "both", "other"):
+        unlabelled = self.recipe.data.unlabelled
+        if frozen is None and (kind in ("original", "both", "other") or unlabelled):
             frozen = deepcopy(nested.network)  # for an estimate: a teacher with the same cost
         mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
         teacher = Teacher(kind, frozen, mean=mean, std=std, temperature=options.temperature)  # type: ignore[arg-type]
@@ -241,6 +236,7 @@ class Phases:
             sandwich=options.sandwich or (None if len(trained) <= 4 else 4),
             autocast=self._precision.autocast,
             device=self.device,
+            labelled=not unlabelled,
         )
 
     def _report_left_out(self) -> None:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from nestify.errors import DivergedError
+from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Agreement
 from nestify.model.nested_model import NestedModel
 from nestify.training.distributed import World
 from nestify.training.task import LevelResult
@@ -24,11 +26,13 @@ class StepLog:
         epoch: the current epoch, counted from 1.
         losses: mean loss of each level since the epoch began, core first; NaN if it was not sampled yet.
         top1: percentage of these training images that each level classified correctly, core first; 0 if the
-            level was not sampled yet.
+            level was not sampled yet. Empty without labels.
         sparsity: sparsity of each level at this step, core first.
         lr: learning rate.
         images: number of training images in this epoch so far, over all processes.
         epoch_ended: whether the epoch has ended.
+        agreement: without labels, in place of `top1`: the percentage of these images for which each level
+            predicts the teacher's class. Empty with labels.
     """
 
     step: int
@@ -40,12 +44,27 @@ class StepLog:
     lr: float
     images: int
     epoch_ended: bool
+    agreement: Sequence[float] = ()
+
+    @property
+    def metric(self) -> type[Accuracy] | type[Agreement]:
+        """Whether the training is judged by accuracy or by agreement, for names in progress and logs."""
+        return Agreement if self.agreement else Accuracy
+
+    @property
+    def scores(self) -> Sequence[float]:
+        """The values of `agreement`, or else of `top1`."""
+        return self.agreement or self.top1
 
 
 class Progress:
-    """Sums of losses and correct predictions over an epoch, kept on the device until they are logged."""
+    """Sums of losses and correct predictions over an epoch, kept on the device until they are logged.
 
-    def __init__(self, nested: NestedModel, device: torch.device) -> None:
+    Without labels a prediction is correct if it is the teacher's.
+    """
+
+    def __init__(self, nested: NestedModel, device: torch.device, labelled: bool = True) -> None:
+        self._labelled = labelled
         self._sums = torch.zeros(nested.n_levels, 2, device=device)  # loss, correct
         self._counts = [0] * nested.n_levels  # images
         self.images = 0
@@ -114,12 +133,14 @@ class Progress:
         self._check_sums(sums, step, total)
         images = int(world.all_reduce(torch.tensor(self.images, device=sums.device)))
         rows = sums.tolist()
+        scores = [100 * correct / count if count else 0.0 for _, correct, count in rows]
         log = StepLog(
             step=step,
             total_steps=total,
             epoch=epoch,
             losses=[loss / count if count else float("nan") for loss, _, count in rows],
-            top1=[100 * correct / count if count else 0.0 for _, correct, count in rows],
+            top1=scores if self._labelled else [],
+            agreement=() if self._labelled else scores,
             sparsity=self.sparsity,
             lr=lr,
             images=images,

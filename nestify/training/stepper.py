@@ -102,7 +102,7 @@ class Stepper:
         self._frozen = FrozenLevels(nested, frozen)
         self._gradients = LevelGradients(nested, task.level_weights)
         nested.train()
-        self._progress = Progress(nested, task.device)
+        self._progress = Progress(nested, task.device, task.labelled)
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], stop: bool = False, save: bool = False) -> None:
         """Perform one step.
@@ -153,6 +153,7 @@ class Stepper:
         if self._mixup is not None:
             images, target = self._mixup(images, target)
         results = task.backward(images, target, lambda loss: self._scaler.scale(share * loss))
+        labels = labels if task.predicted is None else task.predicted
         self._progress.add([(result, task.to_level_classes(result.level, labels)) for result in results])
 
     def _accumulate_nothing(self) -> None:

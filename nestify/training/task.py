@@ -28,7 +28,8 @@ class Teacher(nn.Module):
         kind: `original` or `other`: a frozen network; `self`: the highest level that is being trained, which
             is the full level unless the levels are trained in stages; `both`: the mean of the two
             predictions; `none`: no teacher.
-        frozen: the frozen network; None for the kinds `self` and `none`.
+        frozen: the frozen network; None for the kind `none`. For `self` it teaches the highest level, which
+            learns from labels if it is None.
         mean, std: normalisation of the student's images, by channel; images are normalised again for a
             teacher that was trained with a different normalisation.
         temperature: softmax temperature T of teacher and student.
@@ -47,7 +48,7 @@ class Teacher(nn.Module):
         temperature: float = 1.0,
     ) -> None:
         super().__init__()
-        assert (frozen is None) == (kind in ("self", "none"))
+        assert kind == "self" or (frozen is None) == (kind == "none")
         self.kind = kind
         self.temperature = temperature
         self.frozen = None if frozen is None else DistillationTeacher(frozen).requires_grad_(False)
@@ -121,7 +122,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         criterion: task loss of logits (B, classes) and targets.
         weights: a_k by level, core first; they are scaled to sum 1. A level with weight 0 is not trained.
         distill: b_k by level, core first, in [0, 1]; set to 0 for the highest trained level if it is the
-            only teacher.
+            only teacher, and learns from labels.
         teacher: provides the soft targets.
         sandwich: number of levels that a step trains: the core and full levels, and levels between them,
             drawn uniformly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019, section 3.2), whose
@@ -133,12 +134,16 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         seed: together with `step` it determines which levels are drawn, the same ones in every process.
         compiled: whether to run the levels through torch.compile.
         recompute: whether to use gradient checkpointing.
+        labelled: whether targets are used; if not, every b_k must be 1, and a frozen network must teach.
 
     Attributes:
         step: number of the training step.
         seed: as given.
         highest: the highest level that is trained.
         compiled: the compiled levels; None if the levels are not compiled.
+        labelled: as given.
+        predicted: classes that the frozen network predicts for the images of the last batch, (B,); None with
+            labels.
     """
 
     def __init__(
@@ -156,10 +161,14 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         seed: int = 0,
         compiled: bool = False,
         recompute: bool = False,
+        labelled: bool = True,
     ) -> None:
         super().__init__(device=device, verbose=False)
         n = nested.n_levels
         assert len(weights) == len(distill) == n
+        assert labelled or (teacher.frozen is not None and set(distill) == {1.0})
+        self.labelled = labelled
+        self.predicted: Tensor | None = None
         self.trainable_module = nested
         self.criterion = criterion
         self.teacher = teacher
@@ -169,7 +178,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         self.level_weights = [weight / sum(weights) for weight in weights]
         self.distill = [0.0 if teacher.kind == "none" else share for share in distill]
         self.highest = max(level for level, weight in enumerate(weights, start=1) if weight)
-        if teacher.kind == "self":
+        if teacher.kind == "self" and teacher.frozen is None:
             self.distill[self.highest - 1] = 0.0
         self.sandwich = n if sandwich is None else min(max(2, sandwich), n)
         self.step = 0
@@ -216,6 +225,9 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         """
         with self.autocast():
             soft_target = self.teacher.predict(images) if any(self.distill) else None
+        if not self.labelled:
+            assert soft_target is not None
+            self.predicted = soft_target.argmax(-1)
 
         nested = self.trainable_module
 
@@ -227,7 +239,10 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight), held)
             if level == self.highest and self.teacher.uses_full_level:
                 own = self.teacher.soften(logits)
-                soft_target = own if soft_target is None else (soft_target + own) / 2
+                if soft_target is None or self.teacher.kind == "self":
+                    soft_target = own
+                else:
+                    soft_target = (soft_target + own) / 2
 
         for level, weight in self.draw_levels():
             held = LevelTensors(nested, level, images.device, self._flat) if separate else None

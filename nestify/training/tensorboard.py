@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nestify.errors import OutputError, RecipeError, foreign_code
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
@@ -56,13 +56,15 @@ class TensorBoardLog(Observer):
         self._step = self._first_step[phase] + log.step
         with self._writing():
             levels = range(1, len(log.losses) + 1)
-            self._add(phase, levels, {"loss": log.losses, "top1": log.top1, "sparsity": log.sparsity})
+            rows = {"loss": log.losses, log.metric.key: log.scores, "sparsity": log.sparsity}
+            self._add(phase, levels, rows)
             self._writer.add_scalar(f"{phase}/lr", log.lr, self._step)
 
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Add the accuracies and losses of the levels on the validation images."""
         if moment in ("epoch", "after"):
-            rows = {name: [getattr(result, name) for result in results] for name in ("top1", "top5", "loss")}
+            names = results[0].values if results else ()
+            rows = {name: [getattr(result, name) for result in results] for name in names}
             with self._writing():
                 self._add("validation", [result.level for result in results], rows)
                 self._writer.flush()

@@ -13,7 +13,7 @@ from typing import Any
 
 from nestify.addresses import hide_passwords_in
 from nestify.errors import OutputError, RecipeError, foreign_code
-from nestify.evaluation.accuracy import Accuracy
+from nestify.evaluation.agreement import Score
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 from nestify.training.tracker_runs import MlflowRun, TrackedRun, Tracker, WandbRun, wandb_can_start
@@ -59,12 +59,13 @@ class TrackerLog(Observer):
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Send the losses, training accuracies and sparsities of the levels, and the learning rate."""
         self._step = self._first_step[phase] + log.step
-        rows = {"loss": log.losses, "top1": log.top1, "sparsity": log.sparsity}
+        rows = {"loss": log.losses, log.metric.key: log.scores, "sparsity": log.sparsity}
         self._send(_values(phase, range(1, len(log.losses) + 1), rows) | {f"{phase}/lr": log.lr})
 
-    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Accuracy]) -> None:
-        """Send the accuracies and losses on the validation images: of the levels, or of the dense model."""
-        rows = {name: [getattr(result, name) for result in results] for name in ("top1", "top5", "loss")}
+    def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
+        """Send what was measured on the validation images: of the levels, or of the dense model."""
+        names = results[0].values if results else ()
+        rows = {name: [getattr(result, name) for result in results] for name in names}
         group = moment if moment in ("original", "before") else "validation"
         self._send(_values(group, [result.level for result in results], rows))
 

@@ -76,6 +76,36 @@ def test_loss_is_the_weighted_sum_over_levels(
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["original", "self", "both", "other"])
+def test_without_labels_the_targets_do_not_matter(
+    kind: TeacherKind, nested: NestedModel, batch: tuple[torch.Tensor, torch.Tensor], make_model: MakeModel
+) -> None:
+    frozen = make_model("test_vit", img_size=32)
+    images, target = batch
+    task = NestedTask(
+        nested,
+        nn.CrossEntropyLoss(),
+        weights=WEIGHTS,
+        distill=[1.0] * 3,
+        teacher=Teacher(kind, frozen, mean=(0.5,) * 3, std=(0.5,) * 3, temperature=2.0),
+        labelled=False,
+    )
+    loss = task(images, target)["loss"]
+    torch.testing.assert_close(loss, task(images, (target + 1) % 10)["loss"], rtol=0, atol=0)
+
+    logits = [nested.at_level(k)(images) for k in (1, 2, 3)]
+    original, own = (frozen.eval()(images) / 2).softmax(-1), (logits[2] / 2).softmax(-1)
+    lower = {"self": own, "both": (original + own) / 2}.get(kind, original)
+    expected = torch.tensor(0.0)
+    for k, weight in enumerate(WEIGHTS):
+        soft = original if k == 2 else lower  # the full level always learns from the original
+        divergence = (soft * (soft.log() - (logits[k] / 2).log_softmax(-1))).sum(-1).mean() * 4
+        expected = expected + weight / 4 * divergence
+    torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-5)
+    assert task.predicted is not None
+    assert task.predicted.tolist() == original.argmax(-1).tolist()
+
+
 @pytest.mark.parametrize("soft", [False, True])
 def test_targets_of_a_level_with_coarser_classes_are_sums_over_classes(
     soft: bool, batch: tuple[torch.Tensor, torch.Tensor], make_model: MakeModel

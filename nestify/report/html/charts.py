@@ -132,7 +132,7 @@ class Chart:
         x_title: quantity and unit of the x axis.
         y_title: quantity and unit of the y axis.
         x: the x axis.
-        y: the y axis, always top-1 in percent.
+        y: the y axis, top-1 or agreement in percent.
         marks: points of all series, in drawing order.
         links: horizontal lines (x1, x2, y) between the marks of a level.
         labels: names of the levels, or their numbers if there is no room for all names.
@@ -163,55 +163,61 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Dot:
-    """A point in units of the data: cost in MACs or bytes, top-1 in percent."""
+    """A point in units of the data: cost in MACs or bytes, score (top-1 or agreement) in percent."""
 
     kind: Kind
     cost: float
-    top1: float
+    score: float
     text: str
 
 
 def macs_chart(report: Report) -> Chart | None:
-    """Return the chart of top-1 against effective and dense MACs; None if no level has all three values."""
-    groups = []
+    """Return the chart of scores against effective and dense MACs; None if no level has all three values."""
+    groups, title = [], report.score_title
     for level in report.levels:
-        if level.top1 is None or level.dense_macs is None or level.effective_macs is None:
+        if level.score is None or level.dense_macs is None or level.effective_macs is None:
             continue
         dense, effective = (quantity(macs) for macs in (level.dense_macs, level.effective_macs))
-        accuracy = f"top-1 {level.top1:.2f} %"
+        score = f"{title} {level.score:.2f} %"
         dots = [
-            _Dot("dense", level.dense_macs, level.top1, f"{level.name}: {accuracy}, dense MACs {dense}"),
-            *_untrained(level, level.effective_macs),
+            _Dot("dense", level.dense_macs, level.score, f"{level.name}: {score}, dense MACs {dense}"),
+            *_untrained(level, level.effective_macs, title),
             _Dot(
                 "effective",
                 level.effective_macs,
-                level.top1,
-                f"{level.name}: {accuracy}, effective MACs {effective}",
+                level.score,
+                f"{level.name}: {score}, effective MACs {effective}",
             ),
         ]
         groups.append((level, dots))
     legend: list[tuple[Kind, str]] = [("effective", "effective MACs"), ("dense", "dense MACs")]
-    return _chart(report, "macs", "Accuracy against MACs", "MACs per image", groups, legend)
+    return _chart(report, "macs", f"{score_subject(report)} against MACs", "MACs per image", groups, legend)
 
 
 def bytes_chart(report: Report) -> Chart | None:
-    """Return the chart of top-1 against bytes of the prefix; None if no level was evaluated."""
-    groups = []
+    """Return the chart of scores against bytes of the prefix; None if no level was evaluated."""
+    groups, title = [], report.score_title
     for level in report.levels:
-        if level.top1 is None:
+        if level.score is None:
             continue
-        text = f"{level.name}: top-1 {level.top1:.2f} %, prefix {mebibytes(level.prefix_bytes)} MiB"
-        dots = [*_untrained(level, level.prefix_bytes), _Dot("bytes", level.prefix_bytes, level.top1, text)]
+        text = f"{level.name}: {title} {level.score:.2f} %, prefix {mebibytes(level.prefix_bytes)} MiB"
+        before = _untrained(level, level.prefix_bytes, title)
+        dots = [*before, _Dot("bytes", level.prefix_bytes, level.score, text)]
         groups.append((level, dots))
     legend: list[tuple[Kind, str]] = [("bytes", "prefix that the level needs")]
-    return _chart(report, "bytes", "Accuracy against bytes", "prefix, MiB", groups, legend)
+    return _chart(report, "bytes", f"{score_subject(report)} against bytes", "prefix, MiB", groups, legend)
 
 
-def _untrained(level: LevelReport, cost: float) -> list[_Dot]:
-    if level.top1_before is None:
+def score_subject(report: Report) -> str:
+    """Return what the levels of a report are judged by: accuracy, or agreement with the original model."""
+    return "Accuracy" if report.score_title == "top-1" else "Agreement"
+
+
+def _untrained(level: LevelReport, cost: float, title: str) -> list[_Dot]:
+    before = level.top1_before if level.agreement_before is None else level.agreement_before
+    if before is None:
         return []
-    text = f"{level.name}: top-1 {level.top1_before:.2f} % before training"
-    return [_Dot("untrained", cost, level.top1_before, text)]
+    return [_Dot("untrained", cost, before, f"{level.name}: {title} {before:.2f} % before training")]
 
 
 def _chart(
@@ -235,14 +241,14 @@ def _chart(
         original = None
     largest = max(dot.cost for dot in dots)
     x_ticks = mebibyte_ticks(int(largest)) if key == "bytes" else count_ticks(largest)
-    values = [dot.top1 for dot in dots] + ([] if original is None else [original])
+    values = [dot.score for dot in dots] + ([] if original is None else [original])
     x = Scale(x_ticks, FRAME.left + INSET, FRAME.right - INSET)
     y = Scale(percent_ticks(values), FRAME.bottom - INSET, FRAME.top + INSET)
-    marks = separate([Mark(dot.kind, x(dot.cost), y(dot.top1), dot.text) for dot in dots])
+    marks = separate([Mark(dot.kind, x(dot.cost), y(dot.score), dot.text) for dot in dots])
     ends = accumulate(len(group) for _, group in groups)  # marks are in the order of the dots
     points = [(marks[end - 1].x, marks[end - 1].y) for end in ends]
     marks.sort(key=lambda mark: ("dense", "untrained", "effective", "bytes").index(mark.kind))
-    links = [(x(group[0].cost), x(group[-1].cost), y(group[-1].top1)) for _, group in groups]
+    links = [(x(group[0].cost), x(group[-1].cost), y(group[-1].score)) for _, group in groups]
     links = [link for link in links if link[0] != link[1]]
     lines = [(min(x1, x2), max(x1, x2), height) for x1, x2, height in links]
     if original is not None:
@@ -257,7 +263,7 @@ def _chart(
         key=key,
         title=title,
         x_title=x_title,
-        y_title="top-1, %",
+        y_title=f"{report.score_title}, %",
         x=x,
         y=y,
         marks=tuple(marks),

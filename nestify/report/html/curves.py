@@ -79,24 +79,24 @@ def curve_charts(report: Report, history: History) -> list[CurveChart]:
         (last if line.moment == "after" else line.epoch, {score.level: score for score in line.levels})
         for line in history.validation
     ]
-    losses, accuracies = [], []
+    losses, scored = [], []
+    title = report.score_title
     for level in range(1, len(names) + 1):
         found = {epoch: levels[level] for epoch, levels in scores if level in levels}
         losses.append([(epoch, score.loss) for epoch, score in found.items() if score.loss is not None])
-        accuracies.append([(epoch, score.top1) for epoch, score in found.items()])
+        scored.append([(epoch, score.score) for epoch, score in found.items() if score.score is not None])
     dense = ["dense model"]
+    finetuned = _scores(history.finetuning, 1, "top-1")
     made = [
         _chart("finetune-loss", "Fine-tuning: loss", dense, *_losses(history.finetuning, 1)),
-        _chart(
-            "finetune-top1", "Fine-tuning: top-1 on training images", dense, *_top1(history.finetuning, 1)
-        ),
+        _chart("finetune-top1", "Fine-tuning: top-1 on training images", dense, *finetuned),
     ]
     if history.training:
         made += [
             _chart("train-loss", "Training: loss", names, *_losses(history.training, len(names))),
-            _chart("train-top1", "Training: top-1", names, *_top1(history.training, len(names))),
+            _chart("train-top1", f"Training: {title}", names, *_scores(history.training, len(names), title)),
             _chart("validation-loss", "Validation: cross-entropy", names, "loss", losses),
-            _chart("validation-top1", "Validation: top-1", names, "top-1, %", accuracies),
+            _chart("validation-top1", f"Validation: {title}", names, f"{title}, %", scored),
         ]
     return [chart for chart in made if chart is not None]
 
@@ -107,17 +107,17 @@ def _losses(epochs: Sequence[TrainingEpoch], n: int) -> tuple[str, list[Points]]
     return "loss", [[(epoch, loss) for epoch, loss in row if loss is not None] for row in rows]
 
 
-def _top1(epochs: Sequence[TrainingEpoch], n: int) -> tuple[str, list[Points]]:
-    """Return the title of the y axis, and the training accuracies of `n` levels where they were trained."""
+def _scores(epochs: Sequence[TrainingEpoch], n: int, title: str) -> tuple[str, list[Points]]:
+    """Return the title of the y axis, and the training scores of `n` levels where they were trained."""
     rows = [
         [
-            (line.epoch, line.top1[k])
+            (line.epoch, line.scores[k])
             for line in epochs
-            if k < min(len(line.top1), len(line.losses)) and line.losses[k] is not None
+            if k < min(len(line.scores), len(line.losses)) and line.losses[k] is not None
         ]
         for k in range(n)
     ]
-    return "top-1, %", list(rows)
+    return f"{title}, %", list(rows)
 
 
 def _chart(
@@ -134,7 +134,7 @@ def _chart(
     is_loss = y_title == "loss"
     ticks = round_ticks(min(0.0, *values), max(SMALLEST_LOSS, *values)) if is_loss else percent_ticks(values)
     y = Scale(ticks, FRAME.bottom - INSET, FRAME.top + INSET)
-    curves = [_curve(name, row, (k - 1) / max(len(names) - 1, 1), x, y, is_loss) for k, name, row in drawn]
+    curves = [_curve(name, row, (k - 1) / max(len(names) - 1, 1), x, y, y_title) for k, name, row in drawn]
     labels = end_labels([name for _, name, _ in drawn], [curve.points[-1] for curve in curves])
     return CurveChart(
         key=key,
@@ -146,7 +146,7 @@ def _chart(
         curves=tuple(curves),
         labels=tuple(labels),
         unlabelled=len(drawn) - len(labels),
-        description="; ".join(_describe(name, row, is_loss) for _, name, row in drawn),
+        description="; ".join(_describe(name, row, y_title) for _, name, row in drawn),
     )
 
 
@@ -185,8 +185,8 @@ def epoch_ticks(last: int) -> tuple[Tick, ...]:
     return round_ticks(0, last)
 
 
-def _curve(name: str, row: Points, share: float, x: Scale, y: Scale, is_loss: bool) -> Curve:
-    texts = [f"{name}: {_show(value, is_loss)} after epoch {epoch}" for epoch, value in row]
+def _curve(name: str, row: Points, share: float, x: Scale, y: Scale, y_title: str) -> Curve:
+    texts = [f"{name}: {_show(value, y_title)} after epoch {epoch}" for epoch, value in row]
     return Curve(
         points=tuple((x(epoch), y(value)) for epoch, value in row),
         texts=tuple(texts) if len(row) <= MOST_MARKS else (),
@@ -195,10 +195,10 @@ def _curve(name: str, row: Points, share: float, x: Scale, y: Scale, is_loss: bo
     )
 
 
-def _describe(name: str, row: Points, is_loss: bool) -> str:
+def _describe(name: str, row: Points, y_title: str) -> str:
     (first, start), (last, end) = row[0], row[-1]
-    return f"{name}: {_show(start, is_loss)} after epoch {first}, {_show(end, is_loss)} after epoch {last}"
+    return f"{name}: {_show(start, y_title)} after epoch {first}, {_show(end, y_title)} after epoch {last}"
 
 
-def _show(value: float, is_loss: bool) -> str:
-    return f"loss {value:.4g}" if is_loss else f"top-1 {value:.2f} %"
+def _show(value: float, y_title: str) -> str:
+    return f"loss {value:.4g}" if y_title == "loss" else f"{y_title.removesuffix(', %')} {value:.2f} %"

@@ -140,7 +140,8 @@ def html_page(
                 "baseline": BASELINE,
                 "font": FONT_SIZE,
             },
-            not_evaluated=[level.name for level in report.levels if level.top1 is None],
+            not_evaluated=[level.name for level in report.levels if level.score is None],
+            subject=charts.score_subject(report),
             classes=class_groups(report),
             calibration=calibration_table(report),
             bars=bars(report),
@@ -209,16 +210,17 @@ def _finalize(value: object) -> object:
 def _facts(report: Report) -> list[tuple[str, str]]:
     """Return the facts at the top of the page, as pairs of name and value."""
     size = f"{mebibytes(report.file_bytes)} MiB ({report.file_bytes:,} bytes)"
+    original = (
+        "top-1 before nesting",
+        f"{number(report.original.get('top1'))} %" if "top1" in report.original else "-",
+    )
     return [
         ("classes", str(report.num_classes)),
         ("input", "x".join(map(str, report.input_size))),
         ("schedule", report.schedule),
         ("levels", str(len(report.levels))),
         ("file", size),
-        (
-            "top-1 before nesting",
-            f"{number(report.original.get('top1'))} %" if "top1" in report.original else "-",
-        ),
+        *([original] if report.score_title == "top-1" else [("labels", "none were read")]),
     ]
 
 
