@@ -21,7 +21,8 @@ NAMES = {
         "load_recipe",
     ),
     *("open_report", "pick", "plan", "read_report", "run_batch", "slice_file", "upgrade_slice", "verify"),
-    *("push", "write_card", "write_demo"),
+    *("nest", "push", "scan", "write_card", "write_demo"),
+    *("Scan", "TrainableNestedModel"),
     *(
         "BatchResult",
         "Bench",
