@@ -152,29 +152,17 @@ def evaluate(
     from nestify.terminal import print_stderr, progress_bar
 
     if knn is not None:
-        without = (
-            "level",
-            "knn",
-            "data_root",
-            "batch_size",
-            "workers",
-            "device",
-            "max_images",
-            "on_bad_image",
-        )
-        _refuse_others(context, ("file", "as_json", *without))
-        _evaluate_knn(
-            file,
-            knn,
-            as_json,
-            level=level,
-            data_root=data_root,
-            batch_size=batch_size,
-            workers=workers,
-            device=device,
-            max_images=max_images,
-            on_bad_image=on_bad_image,
-        )
+        options = {
+            "level": level,
+            "data_root": data_root,
+            "batch_size": batch_size,
+            "workers": workers,
+            "device": device,
+            "max_images": max_images,
+            "on_bad_image": on_bad_image,
+        }
+        _refuse_others(context, ("file", "knn", "as_json", *options))
+        _evaluate_knn(file, knn, as_json, **options)
         return
     if data is None:
         context.fail("Missing option '--data'.")

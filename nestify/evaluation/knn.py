@@ -211,7 +211,7 @@ def predict_by_neighbours(
     for chunk in queries.split(CHUNK):
         similarity, nearest = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
         # softmax keeps the ratios of the votes
-        votes = torch.zeros(len(chunk), classes)
+        votes = torch.zeros(len(chunk), classes, dtype=chunk.dtype)
         votes.scatter_add_(1, labels[nearest], (similarity / temperature).softmax(1))
         found.append(votes.argmax(1))
     return torch.cat(found)

@@ -139,8 +139,8 @@ def knn_notes(evaluation: "KnnEvaluation") -> list[str]:
     """Return notes below the table of k-NN accuracies."""
     held_out = ", held out of the others" if evaluation.held_out else ""
     notes = [
-        f"The {evaluation.neighbours} most similar of {evaluation.voting:,} images vote on the class of each of "
-        f"{evaluation.images:,} others{held_out}."
+        f"The {evaluation.neighbours} most similar of {evaluation.voting:,} images vote on the class of each "
+        f"of {evaluation.images:,} others{held_out}."
     ]
     if any(result.features == "logits" for result in evaluation.levels):
         notes.append(

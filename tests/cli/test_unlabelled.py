@@ -235,12 +235,8 @@ def test_knn_is_that_of_timms_features(learned: Path, digits_folder: Path) -> No
             votes[labels[index]] += float((similarity[index] / 0.07).exp())
         right += votes.index(max(votes)) == label
     [level] = document["levels"]
-    assert level == {
-        "level": 2,
-        "name": "level2",
-        "knn": pytest.approx(100 * right / 80),
-        "features": "pre-logits",
-    }
+    assert (level["level"], level["name"], level["features"]) == (2, "level2", "pre-logits")
+    assert level["knn"] == pytest.approx(100 * right / 80)
     assert (document["voting"], document["images"], document["held_out"]) == (200, 80, False)
     assert level["knn"] > 50
 
