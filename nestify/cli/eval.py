@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 from warnings import catch_warnings, simplefilter
@@ -18,13 +19,16 @@ SCHEMA_VERSION = 1
 
 
 def evaluate(
+    context: typer.Context,
     file: NestedFileOrAddress,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
-            "--data", help="Images: a folder of class folders, a tar, or hfds/..., wds/..., torch/..."
+            "--data",
+            help="Images: a folder of class folders, a tar, or hfds/..., wds/..., torch/... Required, except "
+            "with --knn.",
         ),
-    ],
+    ] = None,
     level: Annotated[str, typer.Option("--level", help="Level by number or name, or all.")] = "all",
     consensus: Annotated[
         ConsensusKind | None,
@@ -71,6 +75,15 @@ def evaluate(
             metavar="CHECKPOINT",
             help="With --unlabelled: compare with the original model's weights, .safetensors or .pth.",
             show_default="the full level",
+        ),
+    ] = None,
+    knn: Annotated[
+        str | None,
+        typer.Option(
+            "--knn",
+            metavar="IMAGES",
+            help="In place of --data: labelled images of any classes, to measure the k-NN accuracy of each "
+            "level's features.",
         ),
     ] = None,
     data_root: Annotated[
@@ -138,6 +151,21 @@ def evaluate(
     from nestify.report.text import render
     from nestify.terminal import print_stderr, progress_bar
 
+    if knn is not None:
+        options = {
+            "level": level,
+            "data_root": data_root,
+            "batch_size": batch_size,
+            "workers": workers,
+            "device": device,
+            "max_images": max_images,
+            "on_bad_image": on_bad_image,
+        }
+        _refuse_others(context, ("file", "knn", "as_json", *options))
+        _evaluate_knn(file, knn, as_json, **options)
+        return
+    if data is None:
+        context.fail("Missing option '--data'.")
     if (min_top1 if unlabelled else min_agreement) is not None:
         raise RecipeError(
             "--min-top1 needs labels; use --min-agreement, or leave out --unlabelled"
@@ -181,6 +209,46 @@ def evaluate(
     if failed := _levels_below(done, gate):
         option = "--min-agreement" if unlabelled else "--min-top1"
         raise GateFailed(f"{done.path}: {failed}, below {option} {gate:g}")
+
+
+def _refuse_others(context: typer.Context, names: Sequence[str]) -> None:
+    """Refuse options that have no meaning with --knn.
+
+    Args:
+        context: the command line.
+        names: names of the parameters that have one.
+
+    Raises:
+        RecipeError: naming the others that were given.
+    """
+    from nestify.errors import RecipeError
+
+    given = [
+        parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name not in names
+        and parameter.name is not None
+        and getattr(context.get_parameter_source(parameter.name), "name", "") == "COMMANDLINE"
+    ]
+    if given:
+        raise RecipeError(f"{', '.join(given)} cannot be used with --knn; leave out one of them")
+
+
+def _evaluate_knn(file: str, data: str, as_json: bool, **options: Any) -> None:
+    """Measure and print the k-NN accuracy of levels."""
+    from nestify.cli.output import Verbosity, verbosity, write_result
+    from nestify.evaluation.knn import evaluate_knn
+    from nestify.report.evaluation import knn_notes, knn_table
+    from nestify.report.text import render
+    from nestify.terminal import progress_bar
+
+    with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
+        done = evaluate_knn(file, data, progress=progress, **options)
+    if as_json:
+        write_result(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(done)}, indent=2) + "\n", None)
+    else:
+        title = f"{done.path} on {data}, k-NN"
+        write_result(render(title, [knn_table(done)], knn_notes(done), sys.stdout), None)
 
 
 def _levels_below(done: "Evaluation", gate: float | None) -> str:

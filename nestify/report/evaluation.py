@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nestify.data.validation import UsedImages
     from nestify.evaluation.agreement import Score
     from nestify.evaluation.evaluate import Evaluation
+    from nestify.evaluation.knn import KnnEvaluation
     from nestify.evaluation.pick import Pick
 
 
@@ -119,6 +120,34 @@ def evaluation_notes(evaluation: "Evaluation") -> list[str]:
             "compress --consensus fits temperatures."
         )
     return notes
+
+
+def knn_table(evaluation: "KnnEvaluation") -> Sheet:
+    """Return the k-NN accuracy of levels, one row per level."""
+    levels = evaluation.levels
+    return Sheet(
+        [
+            Column("level", [str(result.level) for result in levels], rank=1),
+            Column("name", [result.name for result in levels], is_text=True),
+            Column("k-NN %", [number(result.knn) for result in levels]),
+            Column("features", [result.features for result in levels], is_text=True, rank=2),
+        ]
+    )
+
+
+def knn_notes(evaluation: "KnnEvaluation") -> list[str]:
+    """Return notes below the table of k-NN accuracies."""
+    held_out = ", held out of the others" if evaluation.held_out else ""
+    notes = [
+        f"The {evaluation.neighbours} most similar of {evaluation.voting:,} images vote on the class of each "
+        f"of {evaluation.images:,} others{held_out}."
+    ]
+    if any(result.features == "logits" for result in evaluation.levels):
+        notes.append(
+            "The features of narrower and shallower levels cannot be reached, so their logits are compared; "
+            "do not compare these levels with the others."
+        )
+    return notes + ([f"Skipped {summarize_images(evaluation.skipped)}"] if evaluation.skipped else [])
 
 
 def images_note(images: "UsedImages") -> str:

@@ -206,3 +206,48 @@ def test_class_names_name_the_outputs(photos: Path, tmp_path: Path) -> None:
     assert open_nested_file(output).manifest.model.class_names == [f"digit {k}" for k in range(10)]
     names.write_text("one\ntwo\n")
     assert "--class-names" in nestify("compress", *MODEL, *words).message
+
+
+def test_knn_is_that_of_timms_features(learned: Path, digits_folder: Path) -> None:
+    """The full level's k-NN accuracy by timm, Pillow and a loop."""
+    import nestify as package
+
+    done = nestify("eval", learned, "--knn", digits_folder, "--level", "2", "--json")
+    assert done.code == 0, done.err
+    document = done.document
+    model = package.load(learned).at_level(2)
+    config = resolve_model_data_config(model) | {"input_size": (3, 32, 32)}
+    transform = create_transform(**config, is_training=False)
+
+    def features(split: str) -> tuple[torch.Tensor, list[int]]:
+        files = sorted((digits_folder / split).glob("*/*.png"))
+        images = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
+        with torch.no_grad():
+            found = model.forward_head(model.forward_features(images), pre_logits=True)
+        return torch.nn.functional.normalize(found, dim=1), [int(file.parent.name) for file in files]
+
+    (bank, labels), (queries, wanted) = features("train"), features("validation")
+    right = 0
+    for query, label in zip(queries, wanted, strict=True):
+        votes = [0.0] * 10
+        similarity = bank @ query
+        for index in similarity.argsort(descending=True)[:20].tolist():
+            votes[labels[index]] += float((similarity[index] / 0.07).exp())
+        right += votes.index(max(votes)) == label
+    [level] = document["levels"]
+    assert (level["level"], level["name"], level["features"]) == (2, "level2", "pre-logits")
+    assert level["knn"] == pytest.approx(100 * right / 80)
+    assert (document["voting"], document["images"], document["held_out"]) == (200, 80, False)
+    assert level["knn"] > 50
+
+
+def test_knn_needs_no_validation_split_and_no_other_option(learned: Path, digits_folder: Path) -> None:
+    done = nestify("eval", learned, "--knn", digits_folder / "train", "--max-images", "50")
+    assert done.code == 0, done.err
+    assert "k-NN %" in done.out
+    assert "held out" in done.out
+    done = nestify("eval", learned, "--knn", digits_folder, "--unlabelled", "--min-top1", "3")
+    assert done.code == 2
+    assert "--unlabelled" in done.message
+    assert "--min-top1" in done.message
+    assert "--unlabelled" in nestify("eval", learned, "--knn", digits_folder / "train" / "1").message
