@@ -90,4 +90,4 @@ def _pick(counts: Tensor, count: int) -> tuple[int, int]:
 
 
 def _bits(score: Tensor) -> Tensor:
-    return score.view(torch.int32)
+    return score.view(torch.int32) & 0x7FFFFFFF  # a NaN of a run that diverged may have a sign

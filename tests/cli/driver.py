@@ -6,6 +6,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -16,8 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nestify.cli.app import run
 from nestify.file.reader import open_nested_file
+from nestify.training.stepper import Stepper
 
 UNTRAINED = (
     *("--epochs", "0", "--max-train", "200", "--max-val", "100"),
@@ -64,6 +68,22 @@ def nestify(*words: str | os.PathLike[str]) -> Outcome:
     with redirect_stdout(out), redirect_stderr(err):
         code = run([os.fspath(word) for word in words])
     return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def interrupt(steps: int, *words: str | os.PathLike[str]) -> Outcome:
+    """Run a command in this process, and interrupt it as Ctrl-C does during its step of this number."""
+    original, begun = Stepper.step, 0
+
+    def counted(self: Stepper, *given: Any) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == steps:
+            signal.raise_signal(signal.SIGINT)
+        original(self, *given)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Stepper, "step", counted)
+        return nestify(*words)
 
 
 def spawn(*words: str | os.PathLike[str], **options: Any) -> "subprocess.Popen[str]":

@@ -1,6 +1,9 @@
 """`nestify doctor`: installed and missing packages, and devices."""
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +15,7 @@ import nestify as package
 from nestify.cli import doctor
 from nestify.engine import library as libraries
 from nestify.engine.library import VARIABLE, load_library
-from tests.cli.driver import finish, nestify, spawn
+from tests.cli.driver import environment, nestify
 from tests.engine.conftest import library_path
 
 __all__ = ["library_path"]  # a fixture
@@ -63,10 +66,12 @@ def engine_library(library_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
 def test_the_engine_and_its_instruction_set(engine_library: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESTIFY_ENGINE_ISA", "generic")
-    monkeypatch.setenv("COLUMNS", "400")
-    engine = finish(spawn("doctor", "--json")).document["engine"]  # it is chosen once per process
+    code = "from nestify.cli.app import run; run(['doctor', '--json']); print('\\f'); run(['doctor'])"
+    command = [sys.executable, "-c", code]  # the instruction set is chosen once per process
+    done = subprocess.run(command, env=environment(COLUMNS="400"), capture_output=True, text=True, check=True)
+    document, _, shown = done.stdout.partition("\f")
+    engine = json.loads(document)["engine"]
     assert engine == {"library": str(engine_library), "isa": "generic", "remedy": ""}
-    shown = finish(spawn("doctor")).out
     assert re.search(rf"ok +generic +{re.escape(str(engine_library))}", shown)
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -125,7 +126,7 @@ def test_a_disk_that_is_full_while_checkpoints_are_written(
     assert open_nested_file(tmp_path / "elsewhere.safetensors").n_levels == 3
 
 
-@pytest.mark.parametrize("form", ["timm", "onnx", "pt2"])
+@pytest.mark.parametrize("form", ["timm", pytest.param("onnx", marks=pytest.mark.long), "pt2"])
 def test_an_export_to_a_full_disk(small_disk: Path, digits_file: Path, form: str) -> None:
     if form == "onnx":
         pytest.importorskip("onnxscript")
@@ -138,17 +139,32 @@ def test_an_export_to_a_full_disk(small_disk: Path, digits_file: Path, form: str
     assert {path.name for path in small_disk.iterdir()} == {"fill"}
 
 
+@pytest.fixture
+def no_waiting() -> Iterator[None]:
+    """End a test that waits for ever, as opening a pipe would."""
+
+    def end(*_: object) -> None:
+        raise TimeoutError("nestify waits")
+
+    before = signal.signal(signal.SIGALRM, end)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize(
     "ending", [".metrics.jsonl", ".csv", ".finetune.csv", ".resume.safetensors", ".lock"]
 )
 def test_pipes_in_the_place_of_a_runs_files(tmp_path: Path, refused: Refused, ending: str) -> None:
-    """Opening a pipe would wait for ever."""
     os.mkfifo(tmp_path / f"digits{ending}")
     message = refused(3, "compress", "digits", *UNTRAINED, "--log", "csv")
     assert f"digits{ending}" in message
     assert "not a regular file" in message
 
 
+@pytest.mark.usefixtures("no_waiting")
 @pytest.mark.parametrize(
     ("code", "words"),
     [
@@ -169,16 +185,17 @@ def test_pipes_in_the_place_of_an_input(
     (tmp_path / "digits.nested.safetensors").write_bytes(digits_file.read_bytes())
     pipe = next(word for word in words if word.startswith("pipe."))
     os.mkfifo(tmp_path / pipe)
-    done = finish(spawn(*words))
+    done = nestify(*words)
     assert done.code == code, done.err
     assert pipe in done.message
 
 
+@pytest.mark.usefixtures("no_waiting")
 def test_a_job_whose_log_is_a_pipe(tmp_path: Path) -> None:
     (tmp_path / "jobs" / "digits").mkdir(parents=True)
     os.mkfifo(tmp_path / "jobs" / "digits" / "log.txt")
     for dry_run in ([], ["--dry-run"]):
-        done = finish(spawn("batch", "digits", "--out", "jobs", *dry_run))
+        done = nestify("batch", "digits", "--out", "jobs", *dry_run)
         assert done.code == 3, done.err
         assert "log.txt" in done.message
 

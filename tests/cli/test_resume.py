@@ -1,17 +1,41 @@
 """Interrupted runs, which the same command resumes."""
 
-import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.cli.driver import Outcome, finish, nestify, spawn
+from tests.cli.driver import environment, interrupt, nestify
 
-FEW = ("--max-train", "96", "--max-val", "20", "--batch-size", "16", "--epochs", "3")
-COMMAND = ("compress", "digits", *FEW, "--set", "train.recalibrate_batches=1", "--workers", "2")
+FEW = (
+    *("--max-train", "64", "--max-val", "20", "--batch-size", "16", "--epochs", "2", "--levels", "0.9,0"),
+    *("--set", "train.recalibrate_batches=1", "--set", "schedule.fit=false"),
+)
+COMMAND = ("compress", "digits", *FEW, "--workers", "0")
 OUTPUT = Path("digits.nested.safetensors")
 KEPT = Path("digits.resume.safetensors")
+
+
+STOPPED_IN_STEP_6 = """
+import os, sys
+from nestify.cli.app import main
+from nestify.training.stepper import Stepper
+
+number, original, begun = int(sys.argv.pop(1)), Stepper.step, 0
+
+def step(*given):
+    global begun
+    begun += 1
+    if begun == 6:
+        os.killpg(0, number)
+    original(*given)
+
+Stepper.step = step
+main()
+"""
+"""A program that sends a signal to itself and all of its workers in the second epoch."""
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
@@ -19,32 +43,24 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(number: int, code: int) ->
     assert nestify(*COMMAND).code == 0
     whole = OUTPUT.read_bytes()
     OUTPUT.unlink()
-    assert ended_after_an_epoch(number).code == code
+    command = [sys.executable, "-c", STOPPED_IN_STEP_6, str(int(number)), *COMMAND, "--workers", "2"]
+    done = subprocess.run(command, env=environment(), start_new_session=True, check=False)
+    assert done.returncode == code
     assert KEPT.exists()
     assert not OUTPUT.exists()
     again = nestify(*COMMAND, "--resume")
     assert again.code == 0
-    assert "resuming at step " in again.err
+    kept = 6 if number == signal.SIGTERM else 4  # the last step, or the end of the last epoch
+    assert f"resuming at step {kept} of 8 of the training" in again.err
     assert OUTPUT.read_bytes() == whole
     assert not KEPT.exists()
-
-
-def ended_after_an_epoch(number: int) -> Outcome:
-    """Run the command and send a signal to it and all of its workers in its second epoch."""
-    process = spawn(*COMMAND, start_new_session=True)
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("validation top-1 (after epoch 1)"):
-            break
-    os.killpg(process.pid, number)
-    return finish(process)
 
 
 def test_refusals(tmp_path: Path) -> None:
     nothing = nestify(*COMMAND, "--resume")
     assert (nothing.code, nothing.out) == (2, "")
     assert nothing.message.startswith("--resume: there is no checkpoint digits.resume.safetensors; leave out")
-    ended_after_an_epoch(signal.SIGTERM)
+    assert interrupt(6, *COMMAND).code == 130
     other = nestify(*COMMAND, "--lr", "0.5")
     assert other.code == 2
     assert other.message.startswith(

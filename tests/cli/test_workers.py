@@ -15,7 +15,7 @@ def on_one_processor() -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="needs a system that binds processes")
-@pytest.mark.parametrize("command", ["compress", "eval"])
+@pytest.mark.parametrize("command", [pytest.param("compress", marks=pytest.mark.long), "eval"])
 def test_only_nestify_warns(command: str, digits_file: Path, digits_folder: Path) -> None:
     words = {
         "compress": ("compress", "digits", *UNTRAINED),

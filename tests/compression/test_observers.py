@@ -41,8 +41,9 @@ def overrides(tmp_path: Path) -> dict[str, Any]:
         "train.epochs": 0,
         "train.eval_before": False,
         "train.recalibrate_batches": 1,
-        "data.max_train": 100,
-        "data.max_val": 50,
+        "schedule.fit": False,
+        "data.max_train": 64,
+        "data.max_val": 20,
     }
 
 
@@ -112,13 +113,19 @@ def test_a_dry_run_prints_notices(overrides: dict[str, Any]) -> None:
     assert NOTICE in command("-q", "compress", "digits", "--dry-run", *settings).err
 
 
+END = "compress has ended"
+
+
 def test_a_terminal_shows_what_the_command_shows(overrides: dict[str, Any]) -> None:
     values = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
-    code = f"import nestify; nestify.compress('digits', {values!r})"
-    shown = at_terminal(200, program=("-c", code))
+    code = "import nestify; " + f"; print('{END}'); ".join(
+        f"nestify.{name}('digits', {values!r})" for name in ("compress", "plan")
+    )
+    lines = at_terminal(200, program=("-c", code))
+    end = next(number for number, text in enumerate(lines) if END in text)
+    shown, planned = lines[:end], lines[end + 1 :]
     assert any(text.startswith("validation top-1 (after)") for text in shown)
     assert sum(text.startswith("warning: ") and NOTICE in text for text in shown) == 2  # repeated at the end
-    planned = at_terminal(200, program=("-c", code.replace("compress", "plan")))
     assert [text for text in planned if text.strip()] == [text for text in shown if NOTICE in text][:1]
 
 

@@ -37,7 +37,7 @@ def test_levels_of_each_kind_are_measured_on_the_engine(
     monkeypatch.setattr(latency, "LATENCY_TOLERANCE", 1e6)
     monkeypatch.setattr(profile, "SECONDS", 0.1)
     kwargs, checkpoint, output = (
-        {"img_size": 32, "patch_size": 8},
+        {"img_size": 32, "patch_size": 8, "depth": 2},
         tmp_path / "vit.safetensors",
         tmp_path / "a",
     )

@@ -1,6 +1,7 @@
 """Narrower and shallower levels as files and folders that timm loads by itself."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from nestify.errors import UnsupportedModelError
-from nestify.exports.target import ExportFacts, ExportFormat, Target
+from nestify.exports.target import ExportFormat, Target
 from nestify.exports.write import export_level
 from tests.exports.builders import alive, facts_of, half, shallow, target_in
 
@@ -19,21 +20,24 @@ SIDE = 64
 NARROW = {"embed_dim": 32, "num_heads": 1}
 
 
-def levels() -> list[tuple[nn.Module, ExportFacts, dict[str, Any]]]:
-    """Levels, what a nested file says of them, and the arguments that they differ in."""
-    model = alive("test_vit", img_size=SIDE, global_pool="avg", depth=4)
-    facts = facts_of(model, SIDE)
-    return [
-        (shallow(model, SIDE, ()), facts, {}),  # a graph, with all that the model has
-        (half(model, SIDE), facts, NARROW),
-        (shallow(model, SIDE, ("blocks.1",)), facts, {"depth": 3}),
-        (half(model, SIDE, ("blocks.1",)), facts, NARROW | {"depth": 3}),
-    ]
-
-
-@pytest.mark.parametrize("number", range(4))
-def test_a_file_and_a_folder(tmp_path: Path, number: int) -> None:
-    level, facts, changed = levels()[number]
+@pytest.mark.parametrize(
+    ("smaller", "skipped", "changed"),
+    [
+        (shallow, (), {}),  # a graph, with all that the model has
+        (half, (), NARROW),
+        (shallow, ("blocks.1",), {"depth": 1}),
+        (half, ("blocks.1",), NARROW | {"depth": 1}),
+    ],
+)
+def test_a_file_and_a_folder(
+    tmp_path: Path,
+    smaller: Callable[[nn.Module, int, tuple[str, ...]], nn.Module],
+    skipped: tuple[str, ...],
+    changed: dict[str, Any],
+) -> None:
+    """A level, what a nested file says of it, and the arguments that it differs in."""
+    model = alive("test_vit", img_size=SIDE, global_pool="avg", depth=2)
+    level, facts = smaller(model, SIDE, skipped), facts_of(model, SIDE)
     kwargs = facts.kwargs | changed
     file = export_level(level, facts, target_in(tmp_path, "timm"))
     folder = export_level(level, facts, Target(tmp_path / "folder", ExportFormat.timm, folder=True))

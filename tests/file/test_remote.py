@@ -31,6 +31,15 @@ from tests.file.loopback import CERTIFICATE, Server, Visit, serve
 PIECE = 1000
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_collection() -> Iterator[None]:
+    """Keep what other modules have made out of the collections below, which take a second otherwise."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _small_and_quick(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Small pieces and short pauses; no proxy and no passwords that this machine may have."""

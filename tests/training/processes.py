@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["nestify.compression.compress", "tests.training.test_processes"])
+_CONTEXT.set_forkserver_preload(
+    ["nestify.compression.compress", "tests.training.test_distributed", "tests.training.test_processes"]
+)
 
 
 def free_port() -> int:

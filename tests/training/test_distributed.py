@@ -15,11 +15,14 @@ from safetensors.torch import save_file
 from torch import distributed, nn
 
 import nestify as package
-from nestify.errors import ProcessError
+from nestify.errors import DataError, ProcessError
 from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.training.distributed import World
+from nestify.training.stepper import Stepper
+from tests.cli.driver import Outcome, nestify
+from tests.training.processes import Processes
 
 DIGITS = Path(package.__file__).parent / "recipes" / "digits"
 VIT = (
@@ -27,6 +30,7 @@ VIT = (
     *("--set", "model.kwargs={img_size=32}", "--input-size", "32", "--epochs", "1", "--max-train", "96"),
     *("--max-val", "41", "--levels", "0.8,0.5,0.3,0.1,0", "--set", "train.sandwich=3", "--lr", "0.1"),
     *("--set", "augment.hflip=0", "--device", "cpu", "--set", "train.clip_grad=1.0"),
+    *("--set", "schedule.fit=false", "--set", "train.eval_before=false"),
 )
 
 
@@ -45,10 +49,9 @@ def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 PATHS = ("one", "two", "three")
 
 
-def start(processes: int, *words: str) -> "subprocess.Popen[str]":
-    command = [sys.executable]
-    if processes > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+def start(*words: str) -> "subprocess.Popen[str]":
+    """Start two processes by torchrun."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
     return subprocess.Popen(
         [*command, "-m", "nestify", *words],
@@ -60,12 +63,14 @@ def start(processes: int, *words: str) -> "subprocess.Popen[str]":
     )
 
 
-def run(processes: int, *words: str) -> str:
-    """Run nestify, and return its standard output."""
-    process = start(processes, *words)
-    out, err = process.communicate(timeout=300)
-    assert process.returncode == 0, err
-    return out
+def command(_: int, words: tuple[str, ...]) -> Outcome:
+    return nestify(*words)
+
+
+def run(processes: int, *words: str) -> None:
+    """Run nestify, which must succeed."""
+    done = Processes(processes, command, words).join() if processes > 1 else [nestify(*words)]
+    assert [each.code for each in done] == [0] * processes, done[0].err
 
 
 def weights(path: str) -> dict[str, torch.Tensor]:
@@ -149,7 +154,7 @@ def test_processes_that_hold_different_entry_levels_are_refused(monkeypatch: pyt
 
 def test_a_process_that_dies_ends_the_run() -> None:
     endless = ("--epochs", "1000", "--batch-size", "8", "-o", "a")
-    process = start(2, *VIT[:-2], *endless)
+    process = start(*VIT, *endless)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train epoch 1 "):
@@ -161,9 +166,17 @@ def test_a_process_that_dies_ends_the_run() -> None:
     assert not Path("a").exists()
 
 
+def fail_in_the_first_step(rank: int, words: tuple[str, ...]) -> Outcome:
+    def fail(*_: object) -> None:
+        raise DataError("an image cannot be read")
+
+    Stepper.step = fail  # type: ignore[method-assign]
+    return command(rank, words)
+
+
 def test_a_signal_stops_all_processes_after_the_same_step() -> None:
     endless = ("--epochs", "60", "--batch-size", "8", "-o", "a")
-    process = start(2, *VIT, *endless)
+    process = start(*VIT, *endless)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train epoch 1 "):
@@ -173,15 +186,9 @@ def test_a_signal_stops_all_processes_after_the_same_step() -> None:
     process.communicate(timeout=120)
     assert Path("a.resume.safetensors").exists()
     assert not Path("a").exists()
-    process = start(2, *VIT, *endless)
-    seen = ""
-    for line in process.stderr or ():
-        seen += line
-        if line.startswith("train epoch"):
-            break
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
-    assert re.search(r"resuming at step \d+ of 360 of the training", seen), seen
+    resumed, _ = Processes(2, fail_in_the_first_step, (*VIT, *endless)).join()
+    assert re.search(r"resuming at step \d+ of 360 of the training", resumed.err), resumed.err
+    assert resumed.code == 3
 
 
 @pytest.mark.parametrize(
@@ -191,7 +198,6 @@ def test_a_signal_stops_all_processes_after_the_same_step() -> None:
     ],
 )
 def test_refusals(words: tuple[str, ...], problem: str) -> None:
-    process = start(2, *VIT, *words)
-    _, err = process.communicate(timeout=120)
-    assert process.returncode != 0
-    assert problem in err
+    for done in Processes(2, command, (*VIT, *words)).join():
+        assert done.code != 0
+        assert problem in done.err
