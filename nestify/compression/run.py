@@ -110,6 +110,10 @@ class Run:
         self._epoch_steps = steps_per_epoch(self.train_batches, recipe.train.accumulate)
         self._stage_steps = total_steps(recipe.train.epochs, self._epoch_steps)
         self.recipe = recipe = with_ramp(recipe, self._stage_steps)
+        images = self.inputs.train_images
+        self._class_counts = (
+            images.class_counts(self.spec.num_classes) if recipe.train.class_weights else None
+        )
         self._removable: Removable | None = None
         self._timer = LayerTimer(self.spec, recipe, world)
         self._images = {"training": self.inputs.train_images, "validation": self.inputs.val_images}
@@ -285,6 +289,7 @@ class Run:
             self.observer,
             self.checkpoints,
             self.world,
+            self._class_counts,
         )
 
     def _original(self, network: nn.Module) -> Score:

@@ -155,6 +155,25 @@ class Images:
         index_of = self.classes.index_of or range(len(self.class_names))
         return [self.class_names[index_of[label]] for label in labels[counts == 1]]
 
+    def class_counts(self, num_classes: int) -> list[int]:
+        """Return the number of images of each class.
+
+        Args:
+            num_classes: number of classes.
+
+        Raises:
+            DataError: if the images are a stream, whose labels are not known in advance.
+        """
+        if self.indices is None:
+            raise DataError(
+                f"{self.source}: the images of each class of a stream are not known in advance; leave out "
+                "train.class_weights"
+            )
+        labels = self._labels()
+        if self.classes.index_of is not None:
+            labels = np.asarray(self.classes.index_of, dtype=np.int64)[labels]
+        return [int(count) for count in np.bincount(labels, minlength=num_classes)]
+
     def _labels(self) -> NDArray[np.int64]:
         if self.indices is None:
             raise DataError(

@@ -29,6 +29,7 @@ Dtype = Literal["float32", "float16", "bfloat16"]
 Log = Literal["csv", "tensorboard", "wandb", "mlflow"]
 ConsensusKind = Literal["mean", "learned"]
 """How several levels predict together: by the mean of their probabilities, or with fitted weights."""
+Loss = Literal["ce", "bce", "poly", "asl"]
 OnBadImage = Literal["refuse", "skip"]
 
 CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
@@ -253,6 +254,18 @@ class TrainOptions(Section):
     )
     teacher_checkpoint: CheckpointPath | None = Field(
         default=None, description="file with the weights of a teacher that is a timm model"
+    )
+    loss: Loss = Field(
+        default="ce",
+        description="loss of the labels, as timm has it: ce (cross-entropy), bce (binary cross-entropy of "
+        "each class), poly (Poly-1) or asl (asymmetric)",
+        exclude_if=lambda value: value == "ce",
+    )
+    class_weights: Literal["balanced"] | None = Field(
+        default=None,
+        description="balanced: images of rare classes count more in the loss, so that all classes count "
+        "alike; by default all images do",
+        exclude_if=lambda value: value is None,
     )
     distill: Share = Field(default=0.5, description="share of distillation in each level's loss")
     temperature: float = Field(

@@ -28,6 +28,7 @@ from nestify.recipe.level_options import (
     resolved_levels,
 )
 from nestify.recipe.levels import MAX_LEVELS, Level
+from nestify.recipe.loss_options import loss_problems
 from nestify.recipe.model_options import ModelOptions
 from nestify.recipe.options import (
     AUTO,
@@ -239,8 +240,8 @@ def _check(table: Table, broken: Iterable[str]) -> tuple[Recipe, list[Problem]]:
     broken = [*broken, *(problem.key for problem in problems)]
     more = _level_problems(recipe, broken) + _conflicts(recipe, broken) + _gate_problems(recipe, broken)
     keys = [*broken, *(problem.key for problem in more)]
-    more += [each for each in unlabelled_problems(recipe) if not is_affected(each.key, keys)]
-    return recipe, problems + more
+    found = unlabelled_problems(recipe) + loss_problems(recipe)
+    return recipe, problems + more + [each for each in found if not is_affected(each.key, keys)]
 
 
 def _without(table: Table, paths: Iterable[tuple[str | int, ...]]) -> Table:

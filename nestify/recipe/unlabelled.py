@@ -61,6 +61,16 @@ def _needing_labels(recipe: "Recipe") -> list[tuple[str, str]]:
             "or a timm model",
         ),
         (
+            "train.loss",
+            train.loss != "ce",
+            f"train.loss = {format_toml(train.loss)} is a loss of labels; leave it out",
+        ),
+        (
+            "train.class_weights",
+            train.class_weights is not None,
+            f"train.class_weights = {format_toml(train.class_weights)} needs labels to count; leave it out",
+        ),
+        (
             "data.hierarchy",
             data.hierarchy is not None,
             f"data.hierarchy = {format_toml(data.hierarchy)} maps the classes of labels; leave it out",

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from timm.loss import create_classification_loss
 from torch import Tensor, nn
 
 from nestify.data.hierarchy import ClassLevels
@@ -25,6 +24,7 @@ from nestify.recipe.recipe import Recipe
 from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import World
 from nestify.training.loop import steps_per_epoch, total_steps, train
+from nestify.training.losses import label_loss
 from nestify.training.observer import Observer, Phase
 from nestify.training.precision import Precision
 from nestify.training.progress import StepLog
@@ -49,6 +49,7 @@ class Phases:
         observer: notified of every step, and of evaluations during the training.
         checkpoints: saves the trainings, and resumes them.
         world: the processes of the run.
+        class_counts: number of training images of each class; None if the classes have no weights.
     """
 
     recipe: Recipe
@@ -62,6 +63,7 @@ class Phases:
     observer: Observer
     checkpoints: Checkpoints
     world: World
+    class_counts: Sequence[int] | None = None
 
     def finetune(self, network: nn.Module) -> nn.Module:
         """Fine-tune the dense model, as a nested model of one level, and return its network."""
@@ -253,8 +255,4 @@ class Phases:
         return Precision(self.device, self.recipe.train.amp, self.recipe.train.amp_dtype)
 
     def _criterion(self) -> nn.Module:
-        augment = self.recipe.augment
-        criterion: nn.Module = create_classification_loss(
-            smoothing=augment.smoothing, soft_targets=bool(augment.mixup or augment.cutmix)
-        )
-        return criterion.to(self.device)
+        return label_loss(self.recipe.train, self.recipe.augment, self.class_counts).to(self.device)
