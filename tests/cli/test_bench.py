@@ -154,7 +154,7 @@ def test_an_address_keeps_no_measurements(digits_file: Path) -> None:
         assert nestify("pick", server.url, "--max-bytes", "1kB").code == 1
 
 
-@pytest.mark.parametrize("width", [40, 60, 140])
+@pytest.mark.parametrize("width", [40, pytest.param(60, marks=pytest.mark.long), 140])
 def test_it_fits_the_terminal(width: int, file: Path) -> None:
     lines = at_terminal(width, "bench", file, *QUICK, "--batch-size", "1,4")
     assert max(map(len, lines)) <= width

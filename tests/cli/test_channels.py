@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nestify as package
-from tests.cli.driver import CHECKPOINT, UNTRAINED, nestify, stored_recipe
+from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, nestify, stored_recipe
 
 WIDTHS = ("--schedule", "channel", "--levels", "0.25,0.5,1")
 
@@ -75,8 +75,7 @@ def test_all_other_commands_work(narrow_file: Path, tmp_path: Path) -> None:
 
 def test_training_moves_the_shared_weights(tmp_path: Path) -> None:
     path = tmp_path / "trained.nested.safetensors"
-    options = ("--epochs", "0.3", "--batch-size", "32", "--max-train", "200", "--max-val", "50")
-    done = nestify("compress", "digits", *WIDTHS, *options, "-o", path)
+    done = nestify("compress", "digits", *WIDTHS, *TWO_STEPS, "-o", path)
     assert done.code == 0, done.err
     assert nestify("verify", path).code == 0
     model = package.load(path)

@@ -89,6 +89,7 @@ def test_an_option_beats_the_recipe_and_the_recipe_the_default(tmp_path: Path) -
     )
     assert nestify("compress", "mine.toml", "--dry-run", "--json").document["steps"] == 3 * 3
     beaten = ("--epochs", "0", "--batch-size", "50", "--set", "train.recalibrate_batches=1")
+    beaten += ("--max-val", "50", "--set", "schedule.fit=false", "--set", "train.eval_before=false")
     assert nestify("compress", "mine.toml", *beaten, "-o", "a.safetensors").code == 0
     recipe = stored_recipe(Path("a.safetensors"))
     assert (recipe["train"]["epochs"], recipe["train"]["batch_size"]) == (0, 50)
@@ -98,7 +99,7 @@ def test_an_option_beats_the_recipe_and_the_recipe_the_default(tmp_path: Path) -
 
 def test_the_seed_decides_every_byte() -> None:
     """It decides the order of images, augmentation, mixup, the levels of a step, and dropout."""
-    chances = ("--levels", "0.9,0.8,0.5,0.3,0", "--epochs", "0.5")
+    chances = ("--levels", "0.9,0.8,0.5,0.3,0", "--epochs", "1", "--max-train", "64", "--max-val", "10")
     for setting in ("train.sandwich=3", "augment.mixup=0.2", "model.kwargs.drop_rate=0.3"):
         chances += ("--set", setting)
     output = Path("out.safetensors")
@@ -121,7 +122,7 @@ def test_an_older_file_is_replaced(tmp_path: Path) -> None:
 
 def test_a_model_by_name_with_a_folder_of_images(digits_folder: Path) -> None:
     words = ("compress", "test_resnet", "--checkpoint", CHECKPOINT, "--input-size", "32", "--epochs", "0")
-    few = ("--batch-size", "32", "--set", "train.recalibrate_batches=1")
+    few = ("--batch-size", "32", "--set", "train.recalibrate_batches=1", "--set", "schedule.fit=false")
     assert nestify(*words, *few, "--data", digits_folder).code == 0
     assert open_nested_file("test_resnet.nested.safetensors").manifest.model.class_names == [*"0123456789"]
     held_out = nestify(

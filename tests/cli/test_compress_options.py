@@ -13,7 +13,9 @@ from torch import Tensor
 from nestify import load
 from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
 
+FEW = ("--max-train", "32", "--max-val", "10")
 OUTPUT = Path("out.safetensors")
+BATCHES = ("--epochs", "1", "--batch-size", "16", *FEW)
 LOG = Path("out.metrics.jsonl")
 
 
@@ -27,7 +29,7 @@ def compressed(*words: str | Path) -> list[dict[str, Any]]:
 
 def losses(*words: str | Path) -> list[float]:
     """Return the training losses of a run of two steps, by level."""
-    done = nestify("compress", "digits", *TWO_STEPS, "-o", OUTPUT, *words)
+    done = nestify("compress", "digits", *TWO_STEPS, *BATCHES, "-o", OUTPUT, *words)
     assert done.code == 0, done.err
     [trained] = events(LOG, "train")
     result: list[float] = trained["losses"]
@@ -78,7 +80,7 @@ def test_skipped_layers_are_not_masked() -> None:
 def test_scores_distribute_the_weights_differently() -> None:
     shares = {}
     for score in ("lamp", "magnitude", "per_mac", "uniform", "erk"):
-        core = compressed("--score", score, "--set", "schedule.fit=false")[0]
+        core = compressed("--score", score, "--levels", "0.95,0", *FEW)[0]
         shares[score] = tuple(layer["kept"] for layer in core["layers"])
         assert core["sparsity"] == pytest.approx(0.95, abs=1e-3)
         assert stored_recipe(OUTPUT)["schedule"]["score"] == score
@@ -180,6 +182,7 @@ def test_mixup_and_smoothing() -> None:
 def test_mixup_of_odd_batches() -> None:
     """An odd batch is not mixed, and the trial step of a plan accepts soft targets too."""
     mixed = ("--set", "augment.mixup=0.2", "--batch-size", "5", "--max-train", "20", "--max-val", "10")
+    mixed += ("--set", "train.eval_before=false", "--set", "train.recalibrate_batches=1")
     assert nestify("compress", "digits", *mixed, "--dry-run").code == 0
     assert nestify("compress", "digits", *mixed, "--epochs", "0.3").code == 0
 

@@ -108,6 +108,8 @@ def test_names_of_images(images: Path) -> None:
     (images / "train" / "0" / "\x1b[31m\u202ebad.png").write_bytes(b"no image")
     (images / "train" / "0" / "two\nlines.png").write_bytes(b"no image")
     words = ("compress", "digits", "--data", images, "--epochs", "0", "--batch-size", "8")
+    for setting in ("schedule.fit=false", "train.eval_before=false", "train.recalibrate_batches=2"):
+        words += ("--set", setting)
     for policy in ("refuse", "skip"):
         done = nestify(*words, "--on-bad-image", policy, "--restart")
         assert done.code == (0 if policy == "skip" else 3), done.err

@@ -42,8 +42,7 @@ def test_classes_with_one_training_image(images: Path) -> None:
     for name in ("3", "7"):
         for file in sorted((images / "train" / name).iterdir())[1:]:
             file.unlink()
-    words = ("compress", "digits", "--data", images, "--epochs", "0", "--set", "train.recalibrate_batches=2")
-    done = nestify(*words)
+    done = nestify("compress", "digits", *UNTRAINED, "--data", images)
     assert done.code == 0
     warning = next(line for line in done.err.splitlines() if line.startswith("warning: "))
     assert "2 of 10 classes" in warning
@@ -53,7 +52,6 @@ def test_classes_with_one_training_image(images: Path) -> None:
 def test_classes_with_more_images_are_not_named(images: Path) -> None:
     for file in sorted((images / "train" / "9").iterdir())[2:]:
         file.unlink()
-    words = ("compress", "digits", "--data", images, "--epochs", "0", "--set", "train.recalibrate_batches=2")
-    done = nestify(*words)
+    done = nestify("compress", "digits", *UNTRAINED, "--data", images)
     assert done.code == 0
     assert "of 10 classes" not in done.err

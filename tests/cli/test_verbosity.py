@@ -49,7 +49,8 @@ def test_quiet_picks_and_batches(digits_file: Path) -> None:
     assert (done.code, done.err) == (0, "")
     assert done.out.strip().startswith("level")
     Path("few.toml").write_text(
-        'extends = "digits"\n[data]\nmax_train = 100\nmax_val = 50\n[train]\nepochs = 0\n'
+        'extends = "digits"\n[schedule]\nfit = false\n[data]\nmax_train = 64\nmax_val = 20\n'
+        "[train]\nepochs = 0\neval_before = false\nrecalibrate_batches = 1\n"
     )
     done = nestify("-q", "batch", "few.toml", "--out", "out")
     assert (done.code, done.err) == (0, "")

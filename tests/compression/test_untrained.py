@@ -59,9 +59,10 @@ def test_refitted_levels_classify_better(tmp_path: Path) -> None:
 def test_training_starts_from_the_original_weights(tmp_path: Path, levels: dict[str, Any]) -> None:
     """The untrained column differs; every tensor of the trained files is the same."""
     files, before = [], []
+    short = {"train.epochs": 1, "data.max_train": 50, "data.max_val": 50}
     for fit in (False, True):
         path = tmp_path / str(fit)
-        report, _ = compressed(path, **levels, **{"train.epochs": 1, "schedule.fit": fit})
+        report, _ = compressed(path, **levels, **short, **{"schedule.fit": fit})
         before.append([level.top1_before for level in report.levels])
         files.append(load_file(path))
     assert files[0].keys() == files[1].keys()
@@ -103,7 +104,8 @@ class Notes(nestify.Observer):
 
 def noted(path: Path, **options: Any) -> Notes:
     notes = Notes()
-    nestify.compress("digits", {**FEW, **options, "train.epochs": 0, "output": path}, observer=notes)
+    few = {"data.max_train": 64, "data.max_val": 20, "train.epochs": 0}
+    nestify.compress("digits", {**FEW, **few, **options, "output": path}, observer=notes)
     return notes
 
 

@@ -27,11 +27,19 @@ DIGITS = "embedded/digits"
 
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A nested file of two widths, hardly trained."""
+    """A nested file of two widths, untrained."""
     path = tmp_path_factory.mktemp("digits") / "digits.nested.safetensors"
     nestify.compress(
         "digits",
-        {"output": str(path), "levels": "0.5,1", "schedule.kind": "channel", "train.epochs": 1},
+        {
+            "output": str(path),
+            "levels": "0.5,1",
+            "schedule.kind": "channel",
+            "schedule.fit": False,
+            "train.epochs": 0,
+            "train.recalibrate_batches": 4,
+            "data.max_val": 50,
+        },
         observer=nestify.Observer(),
     )
     return path

@@ -39,7 +39,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> list[Base]:
     return base_files(tmp_path_factory.mktemp("bases"), GOLDEN)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in (1, 2, 3))])
 def test_corrupted_files(bases: list[Base], tmp_path: Path, seed: int) -> None:
     tried, refused = Counter[str](), Counter[str]()
     for number, (kind, path, base, donor) in enumerate(corrupted_files(bases, tmp_path, seed, range(400))):

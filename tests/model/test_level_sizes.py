@@ -131,7 +131,14 @@ def test_a_training_step_equals_that_of_the_plain_network(level: int) -> None:
             torch.testing.assert_close(own[name], buffer, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("architecture", ["test_resnet", "test_vit", "test_efficientnet", "test_convnext"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "test_resnet",
+        "test_vit",
+        *(pytest.param(name, marks=pytest.mark.long) for name in ("test_efficientnet", "test_convnext")),
+    ],
+)
 def test_levels_are_the_same_after_saving_and_loading(tmp_path: Path, architecture: str) -> None:
     nested = narrow_model(architecture)
     path, inputs = write_file(nested, tmp_path / "file"), images()

@@ -102,10 +102,19 @@ def used_by_core(nested: NestedModel) -> dict[str, Tensor]:
     return {name: tensor.clone() for name, tensor in nested.projection(1).items()}
 
 
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet", "test_vit"])
+SPARSITIES, WIDTHS = ((0.9, 0.5, 0.0), (0.9, 0.2, 0.0)), ((0.25, 0.5, 1.0), (0.25, 0.75, 1.0))
+
+
 @pytest.mark.parametrize(
-    ("make", "sizes"),
-    [(sparse, ((0.9, 0.5, 0.0), (0.9, 0.2, 0.0))), (narrow, ((0.25, 0.5, 1.0), (0.25, 0.75, 1.0)))],
+    ("name", "make", "sizes"),
+    [
+        ("test_resnet", sparse, SPARSITIES),
+        ("test_efficientnet", narrow, WIDTHS),
+        ("test_vit", narrow, WIDTHS),
+        pytest.param("test_resnet", narrow, WIDTHS, marks=pytest.mark.long),
+        pytest.param("test_efficientnet", sparse, SPARSITIES, marks=pytest.mark.long),
+        pytest.param("test_vit", sparse, SPARSITIES, marks=pytest.mark.long),
+    ],
 )
 def test_lower_levels_do_not_depend_on_the_levels_above(
     make_model: MakeModel,

@@ -8,8 +8,8 @@ import torch
 from timm.utils.random import random_seed
 from torch import Tensor, nn
 
-from nestify.model.graph.block_map import map_blocks
-from nestify.model.graph.channel_map import map_channels
+from nestify.model.graph.block_map import BlockMap, map_blocks
+from nestify.model.graph.channel_map import ChannelMap, map_channels
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
@@ -30,11 +30,23 @@ Batch = tuple[Tensor, Tensor]
 
 
 @cache
+def _maps(architecture: str) -> tuple[ChannelMap, BlockMap]:
+    """Return the channels and blocks of a model, which do not depend on its weights."""
+    channels = map_channels(_network(architecture), (3, SIDE, SIDE))
+    return channels, map_blocks(channels)
+
+
+def _network(architecture: str) -> nn.Module:
+    size = {"img_size": SIDE} if architecture == "test_vit" else {}
+    network: nn.Module = timm.create_model(architecture, num_classes=10, drop_rate=0.0, **size)
+    return network
+
+
+@cache
 def _model(schedule: str, architecture: str) -> tuple[NestedModel, list[Level]]:
     """Return an untrained nested model of three levels, and the levels."""
     torch.manual_seed(0)
-    size = {"img_size": SIDE} if architecture == "test_vit" else {}
-    network = timm.create_model(architecture, num_classes=10, drop_rate=0.0, **size)
+    network = _network(architecture)
     spec = describe_model(network, (3, SIDE, SIDE))
     masks = schedule in ("weight", "combined")
     cuts = schedule in ("channel", "combined")
@@ -44,8 +56,7 @@ def _model(schedule: str, architecture: str) -> tuple[NestedModel, list[Level]]:
     ]
     sizes = None
     if schedule != "weight":
-        channels = map_channels(network, (3, SIDE, SIDE))
-        blocks = map_blocks(channels)
+        channels, blocks = _maps(architecture)
         skipped = frozenset({blocks.blocks[0].name} if schedule == "layer" else ())
         counts = channel_counts(channels.groups, levels, 8)
         sizes = LevelSizes(channels, blocks, tuple(counts), (skipped, frozenset(), frozenset()))

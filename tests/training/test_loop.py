@@ -118,7 +118,7 @@ def test_cosine_ends_at_the_smallest_rate_and_warms_up(make_model: MakeModel) ->
     task = make_task(make_model)
     train(
         task,
-        Squares(10),
+        Squares(4),
         options(epochs=10.0, lr=0.02, min_lr=0.001, warmup_epochs=2.0),
         AugmentOptions(),
         on_log=lambda log: rates.append(log.lr),

@@ -28,6 +28,7 @@ SMALL: Mapping[str, object] = {  # 3 steps of fine-tuning, 8 of training: the la
     "train.recalibrate_batches": 1,
     "finetune.epochs": 1,
     "levels": "0.9,0",
+    "schedule.fit": False,
 }
 
 
@@ -103,7 +104,7 @@ def interrupt_after(steps: int, options: Mapping[str, object] = {}, **more: Any)
             run(options, **more)
 
 
-LONG = ("averaged", "random numbers, no fine-tuning")
+LONG = ("averaged", "ramp to the end", "random numbers, no fine-tuning")
 
 
 @pytest.mark.parametrize(
@@ -293,8 +294,8 @@ def test_a_damaged_checkpoint_is_refused() -> None:
 def test_a_checkpoint_that_does_not_fit_its_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     state = Stepper.state
 
-    def other(self: Stepper) -> dict[str, Any]:
-        return {**state(self), "model": {"fc.bias": self.nested.network.fc.bias}}
+    def other(self: Stepper, *given: Any) -> dict[str, Any]:
+        return {**state(self, *given), "model": {"fc.bias": self.nested.network.fc.bias}}
 
     with monkeypatch.context() as patch:
         patch.setattr(Stepper, "state", other)
