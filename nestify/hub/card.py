@@ -254,9 +254,10 @@ def _making(file: NestedFile, report: Report) -> str:
     if report.source_sha256:
         lines.append(f"- SHA-256 of the checkpoint that it was made from: `{report.source_sha256}`")
     if (held := file.manifest.held_out) is not None:
+        of_each = "" if held.unlabelled else " of each class"
         lines.append(
-            f"- Validation images: {held.share:.0%} of each class, held out of {held.images} images of the "
-            f"split {literal(held.split)}"
+            f"- Validation images: {held.share:.0%}{of_each}, held out of {held.images} images of the split "
+            f"{literal(held.split)}"
         )
     if report.added_levels:
         lines.append(f"- Levels that were added later: {_listed(iter(report.added_levels))}")

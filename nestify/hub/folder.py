@@ -157,6 +157,7 @@ def config_document(file: NestedFile, report: Report, name: str, sha256: str) ->
             "temperature": level.temperature,
             "num_classes": level.classes,
             "class_set": level.class_set or None,
+            **({} if level.agreement is None else {"agreement": level.agreement, "cosine": level.cosine}),
         }
         for level, entry in zip(report.levels, file.manifest.levels, strict=True)
     ]

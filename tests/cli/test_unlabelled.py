@@ -251,3 +251,12 @@ def test_knn_needs_no_validation_split_and_no_other_option(learned: Path, digits
     assert "--unlabelled" in done.message
     assert "--min-top1" in done.message
     assert "--unlabelled" in nestify("eval", learned, "--knn", digits_folder / "train" / "1").message
+
+
+def test_the_model_card_calls_it_agreement(learned: Path, tmp_path: Path) -> None:
+    done = nestify("card", learned, "-o", tmp_path / "folder")
+    assert done.code == 0, done.err
+    card = (tmp_path / "folder" / "README.md").read_text()
+    assert "agreement %" in card
+    assert "top-1" not in card.lower()
+    assert "of each class" not in card
