@@ -64,6 +64,12 @@ class ScheduleOptions(Section):
         ge=1,
         description="channel counts of narrower levels are multiples of this, where the layer allows it",
     )
+    keep_outputs: bool = Field(
+        default=False,
+        description="whether all levels of a backbone return feature maps of the same channels, for a neck "
+        "that cannot change; the outputs of a classifier are its classes, which all levels have",
+        exclude_if=lambda keep: not keep,
+    )
     rank: Rank = Field(
         default="evenly",
         description="which blocks a shallower level keeps: evenly (spread over the stages) or loss (those "

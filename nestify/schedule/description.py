@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from nestify.addresses import hide_passwords_in
 from nestify.data.hierarchy import ClassLevels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.calibration import Calibration
-from nestify.file.loading import lazy_level, logit_fingerprint
+from nestify.file.fingerprint import fingerprint_parts
+from nestify.file.loading import lazy_level
 from nestify.file.manifest import Description, HeldOut, LevelDescription, Metrics, ModelEntry, Preprocessing
 from nestify.file.writer import planned_bytes
 from nestify.model.nested_model import NestedModel
@@ -155,6 +157,8 @@ def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEnt
         architecture=spec.architecture,
         kwargs=spec.kwargs,
         num_classes=spec.num_classes,
+        channels_last=spec.channels_last,
+        feature_reductions=list(spec.reductions),
         preprocessing=Preprocessing(
             input_size=spec.input_size,
             mean=list(prepared["mean"]),
@@ -178,9 +182,10 @@ def _level(
     top1_before: float | None,
     fingerprints: bool,
 ) -> LevelDescription:
-    logits = [0.0] * nested.classes[k - 1]
-    if fingerprints:
-        logits = logit_fingerprint(lazy_level(nested, k), nested.spec.input_size)
+    spec = nested.spec
+    outputs = [[0.0] * nested.classes[k - 1]]
+    if fingerprints or spec.output != "logits":
+        outputs = fingerprint_parts(lazy_level(nested, k), spec.input_size, spec.channels_last)
     return LevelDescription(
         name=level.name,
         sparsity=level.sparsity,
@@ -190,7 +195,8 @@ def _level(
         skipped=[] if nested.level_sizes is None else nested.level_sizes.skipped_in_order()[k - 1],
         achieved_sparsity=cost.sparsity,
         pattern=str(level.pattern),
-        fingerprint=logits,
+        fingerprint=list(chain.from_iterable(outputs)),
+        feature_channels=[] if spec.output == "logits" else list(map(len, outputs)),
         metrics=Metrics(
             parameters=cost.parameters,
             nonzero_parameters=cost.nonzero_parameters,
