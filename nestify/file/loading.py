@@ -226,9 +226,9 @@ def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
 
 
 def _keeps_outputs(file: NestedFile) -> bool:
-    """Whether all levels return the same channels."""
-    first = file.manifest.levels[0].feature_channels
-    return all(level.feature_channels == first for level in file.manifest.levels)
+    """Whether the outputs of all levels have all channels, as those of classifiers do."""
+    model = file.manifest.model
+    return model.keep_outputs or model.output == "logits"
 
 
 def build_network(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:

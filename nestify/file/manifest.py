@@ -86,7 +86,8 @@ class ModelEntry(_Part):
     """The timm model that every level is built from: `timm.create_model(architecture, **kwargs)`.
 
     `num_classes` is 0 for a backbone. `channels_last` says whether its feature maps are (B, H, W, C), and
-    `feature_reductions` has the pixels of the image per position of each feature map, in each direction.
+    `feature_reductions` has the pixels of the image per position of each feature map, in each direction;
+    `keep_outputs` whether the outputs of all its levels have all channels, as `schedule.keep_outputs` asked.
     """
 
     architecture: str
@@ -96,6 +97,7 @@ class ModelEntry(_Part):
     class_names: Many[str] | None
     channels_last: Annotated[bool, Field(exclude_if=not_)] = False
     feature_reductions: ManyOrNone[Side] = []
+    keep_outputs: Annotated[bool, Field(exclude_if=not_)] = False
 
     @property
     def output(self) -> OutputKind:

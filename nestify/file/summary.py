@@ -86,6 +86,8 @@ class LevelReport:
         consensus: fitted consensus weights; empty if not fitted.
         chunk: bytes that the level adds to the file.
         tensors: bytes of the chunk by tensor, without padding.
+        feature_channels: channels of each feature map of a backbone, or the length of its embedding; empty
+            for a classifier.
     """
 
     level: int
@@ -112,6 +114,7 @@ class LevelReport:
     consensus: list[float] = field(default_factory=list)
     chunk: ChunkBytes = ChunkBytes()
     tensors: dict[str, int] = field(default_factory=dict)
+    feature_channels: list[int] = field(default_factory=list)
 
     @property
     def limited(self) -> dict[Limited, float | None]:
@@ -176,6 +179,8 @@ class Report(Shown):
             level["layers"] = [layer.model_dump() for layer in source.layers]
             if not layers:
                 del level["layers"], level["tensors"]
+            if not source.feature_channels:
+                del level["feature_channels"]
         document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
         if not self.extensions:
             del document["extensions"]
@@ -251,6 +256,7 @@ def _level(file: NestedFile, k: int) -> LevelReport:
         chunk=_chunk_bytes(slots),
         layers=list(entry.layers),
         tensors=_tensor_bytes(slots),
+        feature_channels=list(entry.feature_channels),
     )
 
 

@@ -327,8 +327,7 @@ class NestedModel(Shown, nn.Module):
         """
         tensors = state_tensors(self.network)
         shared = {name: t.detach().cpu() for name, t in tensors.items() if name not in self.own_names}
-        sizes = self.level_sizes
-        axes = {} if sizes is None else sizes.axis_levels(shared)
+        axes = {} if (sizes := self.level_sizes) is None else sizes.axis_levels(shared)
         entry = {} if sizes is None else sizes.entry_levels(shared)
         entry |= {name: t.cpu() for name, t in self.entry.items()}  # never below what the level sizes allow
         return NestedState(
@@ -341,7 +340,7 @@ class NestedModel(Shown, nn.Module):
             ],
             aliases=tied_names(self.network),
             units=units or {},
-            skipped=[] if sizes is None else sizes.skipped_in_order(),
+            skipped=sizes.skipped_in_order() if sizes else [],
         )
 
     def train(self, mode: bool = True) -> "NestedModel":

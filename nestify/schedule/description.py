@@ -71,7 +71,7 @@ def describe(
             for level, temperature, weights in fitted
         ]
     return Description(
-        model=_model_entry(nested.spec, labels.class_names),
+        model=_model_entry(nested.spec, labels.class_names, recipe.schedule.keep_outputs),
         hierarchy=list(labels.hierarchy),
         schedule=recipe.schedule.kind,
         levels=described,
@@ -151,7 +151,7 @@ def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
     return {name: hide_passwords_in(value) for name, value in options.items()}
 
 
-def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEntry:
+def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None, keep_outputs: bool) -> ModelEntry:
     prepared = spec.preprocessing
     return ModelEntry(
         architecture=spec.architecture,
@@ -159,6 +159,7 @@ def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEnt
         num_classes=spec.num_classes,
         channels_last=spec.channels_last,
         feature_reductions=list(spec.reductions),
+        keep_outputs=keep_outputs,
         preprocessing=Preprocessing(
             input_size=spec.input_size,
             mean=list(prepared["mean"]),

@@ -210,7 +210,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     """Return the facts at the top of the page, as pairs of name and value."""
     size = f"{mebibytes(report.file_bytes)} MiB ({report.file_bytes:,} bytes)"
     return [
-        ("classes", str(report.num_classes)),
+        ("classes", str(report.num_classes or "none: a backbone")),
         ("input", "x".join(map(str, report.input_size))),
         ("schedule", report.schedule),
         ("levels", str(len(report.levels))),
