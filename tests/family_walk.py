@@ -21,7 +21,7 @@ from torch.nn import functional
 
 import nestify
 from nestify.data.hierarchy import ClassLevels
-from nestify.file.loading import fingerprint_error
+from nestify.file.fingerprint import fingerprint_error
 from nestify.file.writer import write_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel, load_pretrained

@@ -10,7 +10,7 @@ from nestify.compression.defaults import with_batch_size, with_holdout, with_lea
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
 from nestify.data.validation import record_held_out
-from nestify.errors import CheckpointError, DataError, OutputError, RecipeError
+from nestify.errors import CheckpointError, DataError, OutputError, RecipeError, UnsupportedModelError
 from nestify.file.manifest import HeldOut
 from nestify.model.batch_norm import norms_over_images
 from nestify.model.nested_model import NestedModel
@@ -218,6 +218,12 @@ def open_recipe_model(recipe: Recipe, images: Images, observer: Observer) -> tup
     pretrained = load(replaced)
     source = options.checkpoint or options.name
     spec = pretrained.spec
+    if spec.output != "logits":
+        raise UnsupportedModelError(
+            f"{source} returns {spec.returned}, and compress trains classifiers on labels; nest it with "
+            "nestify.nest in a training loop of your own, or leave features_only and num_classes out of "
+            "model.kwargs"
+        )
     if classes is not None and classes != spec.num_classes:
         if not images.labelled:
             raise DataError(

@@ -12,7 +12,7 @@ from nestify.compression.latency import LayerTimer
 from nestify.compression.trainable import OWN_LOOP, Batch, TrainableNestedModel, pictures_of
 from nestify.data.hierarchy import ClassLevels
 from nestify.errors import NestifyWarning, RecipeError
-from nestify.model.spec import describe_model
+from nestify.model.spec import ModelSpec, describe_model
 from nestify.recipe.level_options import Kind, Score
 from nestify.recipe.recipe import Recipe, checked_recipe
 from nestify.schedule.budgets import design_levels
@@ -48,7 +48,8 @@ def nest(
 
     Args:
         model: a model from `timm.create_model`, on the device that trains; used as it is, not copied. If
-            levels are narrower, its channels are sorted by importance, which does not change its logits.
+            levels are narrower, its channels are sorted by importance, which does not change what it returns.
+            It may be a backbone, with `num_classes=0` or `features_only=True`.
         levels: the levels, core first, as in `--levels`: `"0.95,0.8,0"` or a list of such values, which are
             sparsities, widths or depths, or budgets such as `"macs=0.5"`. None: the schedule's default.
         schedule: what levels leave out: weight, channel, layer or combined.
@@ -74,6 +75,7 @@ def nest(
         raise RecipeError(f"teacher = {teacher!r} is no model; give a torch module, 'self' or None")
     recipe = _recipe(model, levels, schedule, score, options, seed)
     spec = describe_model(model, input_size)
+    _check_backbone(spec, recipe, teacher)
     if recipe.schedule.rank == "loss" and images is None:
         raise RecipeError('schedule.rank = "loss" is measured on images; give images=')
     timer = partial(LayerTimer(spec, recipe, SINGLE).measure, Observer())
@@ -115,6 +117,21 @@ def _recipe(
             key = "freeze" if level.freeze else "classes"
             raise RecipeError(f"level[{k}].{key} needs nestify.compress; leave it out of the options of nest")
     return recipe
+
+
+def _check_backbone(spec: ModelSpec, recipe: Recipe, teacher: object) -> None:
+    """Refuse what needs a classifier if the model is none, and what needs a backbone if it is one."""
+    if spec.output == "logits":
+        if recipe.schedule.keep_outputs:
+            raise RecipeError(
+                "schedule.keep_outputs applies to backbones; all levels of a classifier have its classes, so "
+                "leave it out"
+            )
+    elif teacher is not None:
+        raise RecipeError(
+            f"teacher= compares predictions of classes, and {spec.architecture} returns {spec.returned}; "
+            "leave it out, and compare with a teacher in the loss function"
+        )
 
 
 def _warn(text: str) -> None:

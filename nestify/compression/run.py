@@ -30,9 +30,9 @@ from nestify.files import checkpoint_path
 from nestify.machine import pick_workers, workers_warning
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import state_tensors
-from nestify.recipe.level_options import Stage, training_stages
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
+from nestify.recipe.stages import Stage, training_stages
 from nestify.schedule.blocks import Removable
 from nestify.schedule.budgets import NestedDesign, design_levels
 from nestify.schedule.costs import Plan, PlannedLevel, count_macs, level_costs

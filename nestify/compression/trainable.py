@@ -27,7 +27,7 @@ from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import SINGLE, World
 from nestify.training.gradients import LevelGradients, add_gradients
 from nestify.training.joint_task import JointTask
-from nestify.training.task import LevelResult, NestedTask, Teacher, TeacherKind
+from nestify.training.task import Criterion, LevelResult, NestedTask, Teacher, TeacherKind
 
 OWN_LOOP = "own training loop"
 """What the recipe in the nested file says about the images."""
@@ -37,9 +37,9 @@ Batch = Tensor | Sequence[Any]
 
 Task = TypeVar("Task", bound=NestedTask)
 
-LossFunction = Callable[[Tensor, Any], "Tensor | Mapping[str, Any]"]
-"""A function of a level's logits (B, classes) and the target, which returns the loss: a tensor of one
-element, or a mapping that has it as `loss`."""
+LossFunction = Callable[[Any, Any], "Tensor | Mapping[str, Any]"]
+"""A function of what a level returns and the target, which returns the loss: a tensor of one element, or a
+mapping that has it as `loss`. A level returns logits (B, classes), an embedding (B, C) or feature maps."""
 
 
 def pictures_of(batches: Iterable[Batch], device: torch.device) -> Iterator[Tensor]:
@@ -85,7 +85,7 @@ class TrainableNestedModel(NestedModel):
         self,
         images: Tensor,
         target: Any,
-        loss_fn: LossFunction = nn.functional.cross_entropy,
+        loss_fn: LossFunction | Sequence[LossFunction] = nn.functional.cross_entropy,
         *,
         backward: Callable[[Tensor], object] = Tensor.backward,
     ) -> list[LevelResult]:
@@ -100,7 +100,8 @@ class TrainableNestedModel(NestedModel):
         Args:
             images: (B, C, H, W), preprocessed, on the model's device.
             target: passed to the loss function as it is.
-            loss_fn: computes the loss of a level.
+            loss_fn: computes the loss of a level; or one function for each level, core first, for levels that
+                have heads of their own. Parameters of heads get the gradient of the weighted loss.
             backward: runs a backward pass from a loss of one element, such as `fabric.backward` or
                 `accelerator.backward`.
 
@@ -108,11 +109,11 @@ class TrainableNestedModel(NestedModel):
             The results of the levels, full level first: `level`, `loss`, `logits`, `weight`.
 
         Raises:
-            RecipeError: if the loss function does not return one number.
+            RecipeError: if a loss function does not return one number, or there are not as many as levels.
         """
         return self._loop.backward(self, images, target, loss_fn, backward)
 
-    def task(self, loss_fn: LossFunction = nn.functional.cross_entropy) -> JointTask:
+    def task(self, loss_fn: LossFunction | Sequence[LossFunction] = nn.functional.cross_entropy) -> JointTask:
         """Return a training task of timm, for loops that call it and run the backward pass themselves.
 
         Called with images and a target, it returns a dictionary with the joint `loss` and the full level's
@@ -199,7 +200,7 @@ class _Loop:
         nested: NestedModel,
         images: Tensor,
         target: Any,
-        loss_fn: LossFunction,
+        loss_fn: LossFunction | Sequence[LossFunction],
         run: Callable[[Tensor], object],
     ) -> list[LevelResult]:
         if isinstance(self._task, JointTask):
@@ -212,7 +213,7 @@ class _Loop:
             world.broadcast(nested)
             self._gradients = LevelGradients(nested, self._task.level_weights)
         assert self._gradients is not None
-        self._task.criterion = partial(_checked_loss, loss_fn)
+        self._task.criterion = _criterion(loss_fn, nested.n_levels)
         parameters = [parameter for parameter in nested.parameters() if parameter.requires_grad]
         earlier = [parameter.grad for parameter in parameters]
         for parameter in parameters:
@@ -223,10 +224,10 @@ class _Loop:
         add_gradients(parameters, earlier)
         return results
 
-    def joint_task(self, nested: NestedModel, loss_fn: LossFunction) -> JointTask:
+    def joint_task(self, nested: NestedModel, loss_fn: LossFunction | Sequence[LossFunction]) -> JointTask:
         if not isinstance(self._task, JointTask):
             self._task = self._make_task(nested, next(nested.parameters()).device, JointTask)
-        self._task.criterion = partial(_checked_loss, loss_fn)
+        self._task.criterion = _criterion(loss_fn, nested.n_levels)
         return self._task
 
     def _make_task(self, nested: NestedModel, device: torch.device, kind: type[Task]) -> Task:
@@ -286,7 +287,23 @@ def _record(recipe: Recipe) -> dict[str, Any]:
     return {**kept, "data": {"path": recipe.data.path}, "train": train}
 
 
-def _checked_loss(loss_fn: LossFunction, logits: Tensor, target: Any) -> Tensor:
+def _criterion(loss_fn: LossFunction | Sequence[LossFunction], n_levels: int) -> Criterion | list[Criterion]:
+    """Return the checked loss function, or one for each level.
+
+    Raises:
+        RecipeError: if there are not as many functions as levels.
+    """
+    if callable(loss_fn):
+        return partial(_checked_loss, loss_fn)
+    if len(loss_fn) != n_levels:
+        raise RecipeError(
+            f"loss_fn has {len(loss_fn)} functions for {n_levels} levels; give one function, or one for each "
+            "level, core first"
+        )
+    return [partial(_checked_loss, each) for each in loss_fn]
+
+
+def _checked_loss(loss_fn: LossFunction, logits: Any, target: Any) -> Tensor:
     """Compute a loss with a function of the user.
 
     Raises:

@@ -83,6 +83,7 @@ def write_demo(
     check_new_folder(folder)
     examples = [_check_picture(Path(picture)) for picture in pictures]
     file = open_nested_file(path)
+    file.check_classifies("nestify demo")
     _check_channels(file)
     wasm = runtime_files(None if runtime is None else Path(runtime), progress)
     from nestify.demo.graph import level_graph

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from nestify.exports.draft import Draft, Runner
     from nestify.exports.write import Exported
+    from nestify.model.feature_maps import Outputs
 
 
 def export_sparse(
@@ -177,7 +178,7 @@ def packed_model(
                 f"{folder}: cannot be created ({error.strerror or error}); give another folder as cache"
             ) from error
         facts = ExportFacts.for_level(file.manifest, number)
-        if _has_one_graph(file):
+        if _has_one_graph(file) and facts.output != "features":  # of which the file stores means alone
             # Where this machine rounds otherwise than the one that wrote the file, torch is asked instead.
             with suppress(UnsupportedModelError, OutputError):
                 _pack_traced(file, number, facts, target, dtype)
@@ -196,11 +197,14 @@ def _has_one_graph(file: NestedFile) -> bool:
 
 
 def as_network(session: Session) -> "Runner":
-    """Return a session as a network from images (B, C, H, W) to logits (B, classes), tensors on the CPU."""
+    """Return a session as a network from images (B, C, H, W) to what its level returns, on the CPU."""
     import torch
 
-    def run(images: "Tensor") -> "Tensor":
-        return torch.from_numpy(session(images.detach().numpy()))
+    def run(images: "Tensor") -> "Outputs":
+        found = session(images.detach().numpy())
+        if isinstance(found, list):
+            return [torch.from_numpy(each) for each in found]
+        return torch.from_numpy(found)
 
     return run
 

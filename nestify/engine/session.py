@@ -21,7 +21,7 @@ THREADS_ENTRY = "nestify.threads"
 
 
 class Session:
-    """A level of a nested model, or a whole ONNX model, that maps images to logits on the CPU.
+    """A level of a nested model, or a whole ONNX model, that runs on the CPU.
 
     Args:
         path: an ONNX model, with or without packed layers.
@@ -47,18 +47,18 @@ class Session:
         self._session = start_session(self.path, self.threads)
         images = self._session.get_inputs()[0]
         self._input, self._shape = images.name, tuple(images.shape)
-        self._outputs = [self._session.get_outputs()[0].name]
+        self._outputs = [output.name for output in self._session.get_outputs()]
         self._batch = self._shape[0] if isinstance(self._shape[0], int) else None
 
-    def __call__(self, images: NDArray[Any]) -> NDArray[np.float32]:
-        """Compute logits, image by image, which is faster than in batches.
+    def __call__(self, images: NDArray[Any]) -> Any:
+        """Compute logits, an embedding or feature maps, image by image, which is faster than in batches.
 
         Args:
             images: (B, C, H, W), preprocessed as `metadata["preprocessing"]` says; B is a multiple of the
                 batch size if the model is fixed to one.
 
         Returns:
-            float32 (B, classes).
+            float32 (B, classes) or (B, C); a list of such arrays if the model returns several feature maps.
 
         Raises:
             DataError: if the images do not have the model's shape.
@@ -78,10 +78,12 @@ class Session:
             lambda reason: DataError(f"{self.path.name} does not run on these images ({reason})")
         ):
             parts = [
-                self._session.run(self._outputs, {self._input: images[first : first + step]})[0]
+                self._session.run(self._outputs, {self._input: images[first : first + step]})
                 for first in range(0, len(images), step)
             ]
-        return np.concatenate(parts) if len(parts) > 1 else np.asarray(parts[0])
+        columns = list(zip(*parts, strict=True))
+        found = [np.concatenate(each) if len(each) > 1 else np.asarray(each[0]) for each in columns]
+        return found if len(found) > 1 else found[0]
 
     @property
     def input_size(self) -> Sequence[int | str]:

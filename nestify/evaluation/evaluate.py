@@ -133,6 +133,7 @@ def evaluate(
     data = os.fspath(data)
     _check(batch_size, workers, on_bad_image, seed)
     file = open_nested_file(path, truncated=True)
+    file.check_classifies("nestify eval")
     if save:
         check_evaluation_savable(file)
     numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]

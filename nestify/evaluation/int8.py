@@ -79,6 +79,7 @@ def export_int8(
     _check_numbers(calibrate_images, max_drop)
     opened = open_level(path, level)
     file, number, facts = opened.file, opened.number, opened.facts
+    file.check_classifies("--int8")
     target = choose_target(opened.source, facts, format or (None if output else "onnx"), output, mark="int8")
     if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
         raise RecipeError(

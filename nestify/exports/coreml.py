@@ -1,6 +1,7 @@
 """A level as a Core ML package (`.mlpackage`) for Apple's devices; sparse weights are stored sparse."""
 
 import platform
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,8 @@ def coreml_draft(plain: nn.Module, facts: ExportFacts, batch: int | None, dtype:
     on_mac = platform.system() == "Darwin"
     return FolderDraft(
         fill=fill,
-        reopen=_reopen if on_mac else None,
-        load_line=_load_line,
+        reopen=partial(_reopen, name=facts.output) if on_mac else None,
+        load_line=partial(_load_line, name=facts.output),
         tolerance=(LOGIT_TOLERANCES if on_mac else WEIGHT_TOLERANCES)[dtype],
         runtime=f"coremltools {tools.__version__}",
         compare=compare,
@@ -98,7 +99,7 @@ def _translate(program: Any, facts: ExportFacts, batch: int, dtype: str | None) 
     model = tools.convert(
         program,
         inputs=[tools.TensorType(name="images", shape=(batch, *facts.input_size))],
-        outputs=[tools.TensorType(name="logits")],
+        outputs=[tools.TensorType(name=facts.output)],
         convert_to="mlprogram",
         compute_precision=precision,
         minimum_deployment_target=system,
@@ -162,14 +163,14 @@ def _largest_difference(stored: list[Values], exact: list[Values]) -> float:
     return worst
 
 
-def _reopen(folder: Path) -> Runner:
+def _reopen(folder: Path, name: str) -> Runner:
     model = _package().models.MLModel(str(folder))
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(model.predict({"images": images.numpy()})["logits"]))
+        return torch.from_numpy(np.asarray(model.predict({"images": images.numpy()})[name]))
 
     return run
 
 
-def _load_line(folder: Path) -> str:
-    return f"coremltools.models.MLModel({str(folder)!r}).predict({{'images': images}})['logits']"
+def _load_line(folder: Path, name: str) -> str:
+    return f"coremltools.models.MLModel({str(folder)!r}).predict({{'images': images}})[{name!r}]"

@@ -7,14 +7,16 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from nestify.errors import NestifyError, OutputError, foreign_code
 from nestify.exports.target import ExportFacts
+from nestify.model.feature_maps import Outputs, as_list
 from nestify.model.spec import synthetic_input
 
 MAX_REASON = 200
@@ -47,8 +49,8 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-Runner = Callable[[Tensor], Tensor]
-"""Images (B, C, H, W) to logits (B, num_classes)."""
+Runner = Callable[[Tensor], Any]
+"""Images (B, C, H, W) to what a level returns: logits (B, num_classes), an embedding or feature maps."""
 
 
 FLOAT32_TOLERANCE = 1e-4
@@ -108,10 +110,10 @@ class FolderDraft:
 
 @dataclass(frozen=True)
 class Probe:
-    """Images (B, C, H, W), and the level's logits (B, num_classes) for them."""
+    """Images (B, C, H, W), and what the level returns for them, such as logits (B, num_classes)."""
 
     images: Tensor
-    logits: Tensor
+    logits: Outputs
 
 
 def probes(plain: nn.Module, facts: ExportFacts, batch: int | None) -> list[Probe]:
@@ -193,8 +195,13 @@ def prove_weights(compare: Callable[[Path], float], path: Path, tolerance: float
     return off
 
 
-def _difference(found: Tensor, expected: Tensor) -> float:
-    if found.shape != expected.shape:
+def _difference(found: Outputs, expected: Outputs) -> float:
+    """Return the largest difference, relative to the largest number of the same tensor."""
+    pairs = list(zip_longest(as_list(found), as_list(expected)))
+    if any(ours is None or theirs is None or ours.shape != theirs.shape for ours, theirs in pairs):
         return float("inf")
-    found, expected = found.double(), expected.double()
+    return max(_tensor_difference(ours.double(), theirs.double()) for ours, theirs in pairs)
+
+
+def _tensor_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-6))

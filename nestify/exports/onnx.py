@@ -1,9 +1,10 @@
-"""A level as an ONNX model: images in, logits out, one file."""
+"""A level as an ONNX model: images in, logits, an embedding or feature maps out, one file."""
 
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,6 +19,8 @@ from nestify.exports.packages import import_package
 from nestify.exports.preprocessing import prepend_preprocessing
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
+from nestify.model.feature_maps import Outputs
+from nestify.model.outputs import OutputKind, output_names
 
 DEFAULT_OPSET = 18
 """The version that torch's translations are written in, so that nothing has to be converted; ONNX Runtime
@@ -36,7 +39,9 @@ def onnx_draft(
         pictures: whether the model takes pictures and preprocesses them; see `prepend_preprocessing`.
     """
     model = translate(plain, facts, batch, opset)
-    return pictures_draft(model, facts) if pictures else model_draft(model, reopen, load_line)
+    if pictures:
+        return pictures_draft(model, facts)
+    return model_draft(model, reopen, partial(load_line, kind=facts.output))
 
 
 def pictures_draft(model: Any, facts: ExportFacts, tolerance: float = 0.0, dtype: str = "float32") -> Draft:
@@ -50,7 +55,11 @@ def pictures_draft(model: Any, facts: ExportFacts, tolerance: float = 0.0, dtype
     """
     joined = prepend_preprocessing(model, facts, opset_of(model))
     return model_draft(
-        joined, reopen, _load_line_for_pictures, max(tolerance, preprocessing.TOLERANCE), dtype
+        joined,
+        reopen,
+        partial(load_line, kind=facts.output, name="pictures"),
+        max(tolerance, preprocessing.TOLERANCE),
+        dtype,
     )
 
 
@@ -120,7 +129,7 @@ def trace(plain: nn.Module, facts: ExportFacts, batch: int | None, opset: int) -
             opset_version=opset,
             optimize=False,
             input_names=["images"],
-            output_names=["logits"],
+            output_names=output_names(facts.output, len(facts.feature_channels)),
             dynamic_shapes=None if batch else ({0: "batch"},),  # only its name; the program has the rest
             verbose=False,
         )
@@ -207,17 +216,22 @@ def reopen(path: Path) -> Runner:
     options.intra_op_num_threads = torch.get_num_threads()
     session = runtime.InferenceSession(os.fspath(path), options, providers=["CPUExecutionProvider"])
     name = session.get_inputs()[0].name
+    outputs = [output.name for output in session.get_outputs()]
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run(["logits"], {name: images.numpy()})[0])
+    def run(images: Tensor) -> Outputs:
+        found = [torch.from_numpy(array) for array in session.run(outputs, {name: images.numpy()})]
+        return found if len(found) > 1 else found[0]
 
     return run
 
 
-def load_line(path: Path) -> str:
-    """Return one line of Python that runs the ONNX model at a path."""
-    return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'images': images}})"
+def load_line(path: Path, kind: OutputKind = "logits", name: str = "images") -> str:
+    """Return one line of Python that runs the ONNX model at a path.
 
-
-def _load_line_for_pictures(path: Path) -> str:
-    return f"onnxruntime.InferenceSession({str(path)!r}).run(['logits'], {{'pictures': pictures}})"
+    Args:
+        path: the model.
+        kind: what it returns.
+        name: name of its input.
+    """
+    outputs = None if kind == "features" else [kind]
+    return f"onnxruntime.InferenceSession({str(path)!r}).run({outputs}, {{{name!r}: {name}}})"

@@ -16,6 +16,8 @@ from nestify.exports.packages import import_package
 from nestify.exports.picture_input import PictureInput, input_name
 from nestify.exports.pt2 import capture
 from nestify.exports.target import ExportFacts
+from nestify.model.feature_maps import Outputs
+from nestify.model.outputs import output_names
 
 FILE = "openvino_model.xml"
 """Name of the file that OpenVINO reads, as in the folders of other programs; the weights are next to it."""
@@ -93,19 +95,21 @@ def with_preprocessing(model: Any, facts: ExportFacts, batch: int | None) -> Any
 def model_draft(
     model: Any, facts: ExportFacts, dtype: str, tolerance: float, name: str = "images"
 ) -> FolderDraft:
-    """Return the draft of an OpenVINO model with one input and one output.
+    """Return the draft of an OpenVINO model with one input.
 
     Args:
-        model: the model; its output gets the name `logits`.
+        model: the model; its outputs get those of `output_names`.
         facts: what the export states about itself.
         dtype: type that weights are stored as: float32, float16 or int8.
         tolerance: largest allowed difference of a logit, relative to the largest logit.
         name: name that its input gets, images or pictures.
     """
     openvino = import_openvino()
-    [images], [logits] = model.inputs, model.outputs
+    [images] = model.inputs
     images.get_tensor().set_names({name})
-    logits.get_tensor().set_names({"logits"})
+    names = output_names(facts.output, len(model.outputs))
+    for output, output_name in zip(model.outputs, names, strict=True):
+        output.get_tensor().set_names({output_name})
     for key, value in facts.metadata().items():
         model.set_rt_info(value, ["nestify", key])
     if facts.class_names is not None:  # where OpenVINO's own programs look for them
@@ -117,7 +121,7 @@ def model_draft(
     return FolderDraft(
         fill=fill,
         reopen=_reopen,
-        load_line=partial(_load_line, name=name),
+        load_line=partial(_load_line, name=name, output=names[0]),
         tolerance=tolerance,
         runtime=f"openvino {str(openvino.__version__).partition('-')[0]}",
         dtype=dtype,
@@ -157,11 +161,13 @@ def run_model(model: Any) -> Runner:
     # By default the CPU plugin may compute in bfloat16, which differs by a hundred times more.
     compiled = openvino_core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
 
-    def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(compiled(images.numpy())[0].copy())
+    def run(images: Tensor) -> Outputs:
+        found = compiled(images.numpy())
+        outputs = [torch.from_numpy(found[place].copy()) for place in range(len(compiled.outputs))]
+        return outputs if len(outputs) > 1 else outputs[0]
 
     return run
 
 
-def _load_line(folder: Path, name: str) -> str:
-    return f"openvino.compile_model({str(folder / FILE)!r}, 'CPU')({name})['logits']"
+def _load_line(folder: Path, name: str, output: str) -> str:
+    return f"openvino.compile_model({str(folder / FILE)!r}, 'CPU')({name})[{output!r}]"

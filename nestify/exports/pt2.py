@@ -14,6 +14,7 @@ from nestify.errors import UnsupportedModelError
 from nestify.exports.draft import Draft, Runner, first_line, quiet
 from nestify.exports.picture_input import PictureInput, input_name
 from nestify.exports.target import ExportFacts
+from nestify.model.feature_maps import Outputs
 from nestify.model.spec import synthetic_input
 
 TRACED_BATCH = 2
@@ -94,9 +95,9 @@ def _reopen(path: Path) -> Runner:
     with path.open("rb") as file:
         module = torch.export.load(file).module()
 
-    def run(images: Tensor) -> Tensor:
-        logits: Tensor = module(images)
-        return logits
+    def run(images: Tensor) -> Outputs:
+        outputs: Outputs = module(images)
+        return outputs
 
     return run
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from nestify.errors import OutputError, RecipeError
 from nestify.file.manifest import Manifest
+from nestify.model.outputs import OutputKind, output_kind
 from nestify.version import __version__
 
 
@@ -30,6 +31,10 @@ class ExportFacts:
         level_name: name of the level.
         sparsity: share of the maskable weights that are zero, in [0, 1].
         metrics: accuracies and costs of the level, by name.
+        feature_channels: channels of each feature map of a backbone, or the length of its embedding; empty
+            for a classifier.
+        feature_reductions: pixels of the image per position of each feature map; empty without them.
+        channels_last: whether feature maps are (B, H, W, C) and not (B, C, H, W).
     """
 
     architecture: str
@@ -41,6 +46,9 @@ class ExportFacts:
     level_name: str
     sparsity: float
     metrics: Mapping[str, Any]
+    feature_channels: Sequence[int] = ()
+    feature_reductions: Sequence[int] = ()
+    channels_last: bool = False
 
     @classmethod
     def for_level(cls, manifest: Manifest, level: int) -> "ExportFacts":
@@ -56,7 +64,15 @@ class ExportFacts:
             level_name=entry.name,
             sparsity=entry.achieved_sparsity,
             metrics=entry.metrics.model_dump(mode="json", exclude_none=True),
+            feature_channels=tuple(entry.feature_channels),
+            feature_reductions=tuple(model.feature_reductions),
+            channels_last=model.channels_last,
         )
+
+    @property
+    def output(self) -> OutputKind:
+        """What the level returns."""
+        return output_kind(self.kwargs, self.num_classes)
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -72,6 +88,9 @@ class ExportFacts:
 
     def document(self) -> dict[str, Any]:
         """Return the facts as one JSON object."""
+        features = {"feature_channels": list(self.feature_channels)} if self.feature_channels else {}
+        if self.feature_reductions:
+            features["feature_reductions"] = list(self.feature_reductions)
         return {
             "architecture": self.architecture,
             "kwargs": dict(self.kwargs),
@@ -82,6 +101,8 @@ class ExportFacts:
             "level_name": self.level_name,
             "sparsity": self.sparsity,
             "metrics": dict(self.metrics),
+            **features,
+            **({"channels_last": True} if self.channels_last else {}),
             "producer": f"nestify {__version__}",
         }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from nestify.errors import OutputError, foreign_code
+from nestify.errors import OutputError, UnsupportedModelError, foreign_code
 from nestify.exports import timm
 from nestify.exports.coreml import coreml_draft
 from nestify.exports.draft import Draft, FolderDraft, Probe, probes, prove, prove_weights, quiet
@@ -100,7 +100,7 @@ def export_level(
     """Write a level as a plain model, load it again, compare logits, and only then keep it.
 
     Args:
-        plain: the level, in eval mode on the CPU: images (B, C, H, W) to logits (B, num_classes). For
+        plain: the level, in eval mode on the CPU: images (B, C, H, W) to logits, or what it returns. For
             timm its tensors have timm's names, or some of them.
         facts: what the export states about itself.
         target: path and format; see `choose_target`.
@@ -201,6 +201,16 @@ def _draft(
     dtype = dtype or target.format.dtypes[0]
     if pictures and target.format is not ExportFormat.onnx:  # which has a resize of its own
         plain = PictureInput(plain, facts).eval()
+    if facts.output == "features" and target.format in (ExportFormat.coreml, ExportFormat.executorch):
+        raise UnsupportedModelError(
+            f"{facts.title} returns a list of feature maps, which --format {target.format} does not support; "
+            "export it as onnx, openvino or pt2"
+        )
+    if facts.output == "features" and target.folder and target.format is ExportFormat.timm:
+        raise UnsupportedModelError(
+            f"{facts.title} returns a list of feature maps, and timm loads folders into classifiers only; "
+            "write a file that ends with .safetensors"
+        )
     match target.format:
         case ExportFormat.timm:
             return timm.local_dir_draft(plain, facts) if target.folder else timm.timm_draft(plain, facts)

@@ -81,6 +81,7 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
     names = manifest.model.class_names
     if names is not None and len(names) != manifest.model.num_classes:
         raise Refusal(f"has {len(names)} class names for {manifest.model.num_classes} classes")
+    _check_outputs(manifest)
     _check_hierarchy(manifest)
     _check_distinct("level", [level.name for level in manifest.levels])
     for level in manifest.levels:
@@ -102,6 +103,27 @@ def check_manifest(manifest: Manifest, file_bytes: int) -> None:
             raise Refusal(
                 f"tensor {quoted(parameter.name)} would unpack {file_bytes} bytes to more than "
                 f"{MAX_EXPANSION} times as many"
+            )
+
+
+def _check_outputs(manifest: Manifest) -> None:
+    """Check that levels list channels if and only if the model is a backbone, and as many as they have."""
+    model = manifest.model
+    if model.output != "logits" and (model.class_names is not None or manifest.hierarchy):
+        raise Refusal(f"has names of classes, but {model.architecture} predicts none")
+    for level in manifest.levels:
+        maps = len(level.feature_channels)
+        if (model.output == "logits") != (not maps):
+            raise Refusal(
+                f"level {quoted(level.name)} has {maps} feature maps for a model that returns {model.output}"
+            )
+        due = len(model.feature_reductions) or 1
+        if maps and maps != due:
+            raise Refusal(f"level {quoted(level.name)} has {maps} feature maps where {due} are due")
+        if maps and sum(level.feature_channels) != len(level.fingerprint):
+            raise Refusal(
+                f"level {quoted(level.name)} has {sum(level.feature_channels)} channels, but a fingerprint "
+                f"of {len(level.fingerprint)} numbers"
             )
 
 

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import overload
@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from nestify.errors import BadFileError, UnsupportedModelError, foreign_code
+from nestify.file.fingerprint import Network, fingerprint_error
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.model.batch_norm import own_names
 from nestify.model.build_limits import BuildLimits
 from nestify.model.entry_levels import EntryLevels, NestedState
+from nestify.model.feature_maps import Outputs
 from nestify.model.graph.block_map import map_blocks
 from nestify.model.graph.channel_map import map_channels
 from nestify.model.level_sizes import LevelSizes, derive_level_sizes
@@ -27,57 +29,26 @@ from nestify.model.spec import (
     describe_model,
     fill_model,
     state_tensors,
-    synthetic_input,
 )
 
 TOLERANCE = 1e-2
 """Largest allowed difference of a rebuilt level's logits, relative to the largest. Machines round
 differently; a wrong level or a damaged weight differs by far more."""
 
-DIGITS = 7  # significant digits of a stored logit; float32 has no more
-
-Network = Callable[[Tensor], Tensor]
-
 
 class UnbuildableError(BadFileError):
     """The network that a nested file names cannot be built."""
 
 
-def logit_fingerprint(network: Network, input_size: tuple[int, int, int]) -> list[float]:
-    """Return the rounded logits (num_classes,) of the fixed synthetic input.
-
-    Args:
-        network: network in eval mode, float32 on the CPU.
-        input_size: (channels, height, width) in pixels.
-    """
-    with torch.no_grad():
-        logits = network(synthetic_input(input_size))[0]
-    return [float(f"{value:.{DIGITS}g}") for value in logits.tolist()]
-
-
 def lazy_level(nested: NestedModel, level: int) -> Network:
     """Return a level as a function that computes each masked weight when it is used, to save memory."""
 
-    def run(images: Tensor) -> Tensor:
+    def run(images: Tensor) -> Outputs:
         module, tensors = nested.view(level, images.device, lazy=True)
-        logits: Tensor = functional_call(module, tensors, (images,), tie_weights=False)
-        return logits
+        outputs: Outputs = functional_call(module, tensors, (images,), tie_weights=False)
+        return outputs
 
     return run
-
-
-def fingerprint_error(network: Network, input_size: tuple[int, int, int], expected: Sequence[float]) -> float:
-    """Compare a network's logits with a stored fingerprint.
-
-    Returns:
-        The largest difference relative to the largest logit; infinite if the numbers of classes differ, NaN
-        if a logit is not finite.
-    """
-    ours = torch.tensor(logit_fingerprint(network, input_size), dtype=torch.float64)
-    theirs = torch.tensor(expected, dtype=torch.float64)
-    if ours.shape != theirs.shape:
-        return float("inf")
-    return float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-6))
 
 
 @torch.no_grad()
@@ -87,6 +58,8 @@ def restore(
     state: NestedState,
     level_names: Sequence[str],
     classes: Sequence[int] | None = None,
+    *,
+    keep_outputs: bool = True,
 ) -> NestedModel:
     """Make a nested model, in eval mode, from a newly built timm model and the tensors of a nested file.
 
@@ -96,6 +69,7 @@ def restore(
         state: the tensors, which are used or copied; tensors that belong to the network stay in place.
         level_names: names of the levels, core first.
         classes: number of classes of each level, if every level has its own classifier.
+        keep_outputs: whether the channels of the network's outputs are the same at all levels.
 
     Raises:
         ValueError: if the tensors do not fit the architecture.
@@ -105,7 +79,7 @@ def restore(
     level_sizes = None
     entry = state.entry
     if state.axes or any(state.skipped):
-        level_sizes = _derive_level_sizes(network, spec, state)
+        level_sizes = _derive_level_sizes(network, spec, state, keep_outputs)
         if not level_sizes.is_full(entry.n_levels):  # no level computes with `network` itself
             full = state_tensors(network) | state.shared
         entry = _masks(level_sizes, spec, state)
@@ -130,8 +104,10 @@ def restore(
     return nested.eval()
 
 
-def _derive_level_sizes(network: nn.Module, spec: ModelSpec, state: NestedState) -> LevelSizes:
-    channels = map_channels(network, spec.input_size)
+def _derive_level_sizes(
+    network: nn.Module, spec: ModelSpec, state: NestedState, keep_outputs: bool
+) -> LevelSizes:
+    channels = map_channels(network, spec.input_size, keep_outputs=keep_outputs)
     names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
     skipped = state.skipped or [[] for _ in range(state.entry.n_levels)]
     return derive_level_sizes(channels, map_blocks(channels), state.axes, names, skipped)
@@ -172,7 +148,8 @@ def load_nested(file: NestedFile, *, check: bool = True) -> NestedModel:
         state = file.state(into=state_tensors(network))
     names = [level.name for level in file.manifest.levels]
     with _must_fit(file):
-        nested = restore(network, spec, state, names, _classes(file, file.n_levels))
+        classes, keep = _classes(file, file.n_levels), _keeps_outputs(file)
+        nested = restore(network, spec, state, names, classes, keep_outputs=keep)
     if check:
         for level in range(1, nested.n_levels + 1):
             check_fingerprint(file, lazy_level(nested, level), level)
@@ -212,7 +189,8 @@ def _smaller_level(file: NestedFile, network: nn.Module, spec: ModelSpec, level:
     state = file.state(level)
     names = [entry.name for entry in file.manifest.levels[:level]]
     with _must_fit(file):
-        return restore(network, spec, state, names, _classes(file, level)).at_level(level)
+        classes, keep = _classes(file, level), _keeps_outputs(file)
+        return restore(network, spec, state, names, classes, keep_outputs=keep).at_level(level)
 
 
 def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
@@ -222,7 +200,8 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
         BadFileError: if the difference is above the tolerance.
     """
     entry = file.manifest.levels[level - 1]
-    input_size = file.manifest.model.preprocessing.input_size
+    model = file.manifest.model
+    input_size = model.preprocessing.input_size
 
     def describe(reason: str) -> BadFileError:
         size = "x".join(map(str, input_size))
@@ -231,11 +210,11 @@ def check_fingerprint(file: NestedFile, network: Network, level: int) -> float:
         )
 
     with foreign_code(describe), torch.random.fork_rng([]):
-        off = fingerprint_error(network, input_size, entry.fingerprint)
+        off = fingerprint_error(network, input_size, entry.fingerprint, model.channels_last)
     if not off <= TOLERANCE:
         raise BadFileError(
-            f"{file.name}: level {level} ({entry.name}) gives other logits than when it was stored (off by "
-            f"{off:.2g} of the largest); {_made_with(file)}"
+            f"{file.name}: level {level} ({entry.name}) gives other {model.output} than when it was stored "
+            f"(off by {off:.2g} of the largest); {_made_with(file)}"
         )
     return off
 
@@ -244,6 +223,12 @@ def _classes(file: NestedFile, n_levels: int) -> list[int] | None:
     """Number of classes of each of the first levels, if every level has a classifier of its own."""
     manifest = file.manifest
     return [manifest.num_classes(k) for k in range(1, n_levels + 1)] if manifest.hierarchy else None
+
+
+def _keeps_outputs(file: NestedFile) -> bool:
+    """Whether the outputs of all levels have all channels, as those of classifiers do."""
+    model = file.manifest.model
+    return model.keep_outputs or model.output == "logits"
 
 
 def build_network(file: NestedFile, level: int) -> tuple[nn.Module, ModelSpec]:

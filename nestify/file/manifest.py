@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from nestify.model.outputs import OutputKind, output_kind
 from nestify.recipe.levels import MAX_LEVELS
 
 SCHEMA_VERSION = 1
@@ -83,13 +84,26 @@ class Preprocessing(_Part):
 
 
 class ModelEntry(_Part):
-    """The timm model that every level is built from: `timm.create_model(architecture, **kwargs)`."""
+    """The timm model that every level is built from: `timm.create_model(architecture, **kwargs)`.
+
+    `num_classes` is 0 for a backbone. `channels_last` says whether its feature maps are (B, H, W, C), and
+    `feature_reductions` has the pixels of the image per position of each feature map, in each direction;
+    `keep_outputs` whether the outputs of all its levels have all channels, as `schedule.keep_outputs` asked.
+    """
 
     architecture: str
     kwargs: dict[str, Kwarg]
-    num_classes: Annotated[int, Field(ge=1)]
+    num_classes: Count
     preprocessing: Preprocessing
     class_names: Many[str] | None
+    channels_last: Annotated[bool, Field(exclude_if=not_)] = False
+    feature_reductions: ManyOrNone[Side] = []
+    keep_outputs: Annotated[bool, Field(exclude_if=not_)] = False
+
+    @property
+    def output(self) -> OutputKind:
+        """What the model returns."""
+        return output_kind(self.kwargs, self.num_classes)
 
 
 class ClassMap(_Part):
@@ -225,13 +239,16 @@ class LevelDescription(_Part):
         width: requested share of channels.
         depth: requested share of blocks.
         skipped: names of the blocks that the level skips, a subset of those of the level below.
-        fingerprint: logits of the fixed synthetic input, one per class of the level.
+        fingerprint: logits of the fixed synthetic input, one per class of the level. For a backbone the
+            embedding, or the mean of each channel of each feature map.
         classes: name of the coarser classes that it predicts; empty for the model's own.
         temperature: its confidence is softmax(logits / temperature); None if not fitted.
         consensus: weights of the log-probabilities of this level and those below, core first, in their
             consensus; empty if not fitted.
         extension: the run that added this level and the levels above it, up to the next one with such a
             record; None for the levels of the first run, and for further levels of the same run.
+        feature_channels: channels of each feature map of a backbone, or the length of its embedding; empty
+            for a classifier.
     """
 
     name: str
@@ -248,6 +265,7 @@ class LevelDescription(_Part):
     temperature: Annotated[float | None, Field(gt=0, exclude_if=lambda value: value is None)] = None
     consensus: ManyOrNone[float] = []
     extension: Annotated[Extension | None, Field(exclude_if=lambda value: value is None)] = None
+    feature_channels: ManyOrNone[Side] = []
 
 
 class LevelEntry(LevelDescription):

@@ -17,6 +17,7 @@ from nestify.file.manifest import Manifest
 from nestify.file.remote import open_source
 from nestify.file.source import ByteSource
 from nestify.file.untrusted import GET_ANOTHER, MAX_QUOTED, Refusal
+from nestify.model.outputs import RETURNED
 from nestify.shown import Shown
 
 if TYPE_CHECKING:
@@ -53,6 +54,22 @@ class NestedFile(Shown):
     @property
     def n_levels(self) -> int:
         return len(self.manifest.levels)
+
+    def check_classifies(self, what: str) -> None:
+        """Refuse a file whose levels predict no classes.
+
+        Args:
+            what: what the caller is about to do, such as `nestify eval`, for the message.
+
+        Raises:
+            RecipeError: if they return an embedding or feature maps.
+        """
+        if self.manifest.model.output != "logits":
+            returned = RETURNED[self.manifest.model.output]
+            raise RecipeError(
+                f"{self.name}: its levels return {returned} and predict no classes, which {what} needs; run "
+                "them in a loop of your own, with nestify.load"
+            )
 
     def prefix_bytes(self, level: int) -> int:
         """Return the number of leading bytes of the file that a level needs; header included.

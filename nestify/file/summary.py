@@ -89,6 +89,8 @@ class LevelReport:
         consensus: fitted consensus weights; empty if not fitted.
         chunk: bytes that the level adds to the file.
         tensors: bytes of the chunk by tensor, without padding.
+        feature_channels: channels of each feature map of a backbone, or the length of its embedding; empty
+            for a classifier.
     """
 
     level: int
@@ -118,6 +120,7 @@ class LevelReport:
     agreement: float | None = None
     cosine: float | None = None
     agreement_before: float | None = None
+    feature_channels: list[int] = field(default_factory=list)
 
     @property
     def score(self) -> float | None:
@@ -182,8 +185,7 @@ class Report(Shown):
     def added_levels(self) -> list[str]:
         """Names of the levels that later runs added."""
         names = [level.name for level in self.levels]
-        first = next((k for k, name in enumerate(names) if name in self.extensions), len(names))
-        return names[first:]
+        return names[next((k for k, name in enumerate(names) if name in self.extensions), len(names)) :]
 
     def to_dict(self, *, layers: bool = False) -> dict[str, Any]:
         """Return plain JSON values with a schema version; layers and tensors only if requested."""
@@ -192,9 +194,9 @@ class Report(Shown):
             level["layers"] = [layer.model_dump() for layer in source.layers]
             if not layers:
                 del level["layers"], level["tensors"]
-            for key in ("agreement", "cosine", "agreement_before"):
-                if level[key] is None:
-                    del level[key]
+            optional = ("agreement", "cosine", "agreement_before", "feature_channels")
+            for key in [key for key in optional if level[key] in (None, [])]:
+                del level[key]
         document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
         if not self.extensions:
             del document["extensions"]
@@ -273,6 +275,7 @@ def _level(file: NestedFile, k: int) -> LevelReport:
         chunk=_chunk_bytes(slots),
         layers=list(entry.layers),
         tensors=_tensor_bytes(slots),
+        feature_channels=list(entry.feature_channels),
     )
 
 

@@ -125,14 +125,15 @@ def _metadata(report: Report, name: str, options: CardOptions) -> str:
         for level in report.levels
         if level.top1 is not None
     ]
+    task = "image-classification" if report.num_classes else "image-feature-extraction"
     data = ModelCardData(
         library_name="nestify",
-        pipeline_tag="image-classification",
+        pipeline_tag=task,
         license=options.license,
         base_model=options.base_model,
         datasets=options.dataset,
         metrics=["accuracy"] if results else None,
-        tags=["image-classification", "timm", "nestify", "nested-network", "model-compression"],
+        tags=[task, "timm", "nestify", "nested-network", "model-compression"],
         model_name=printable(_title(name)) if results else None,
         eval_results=results or None,
     )
@@ -204,10 +205,12 @@ def _preprocessing(file: NestedFile) -> str:
     names = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
     arguments = ",\n".join(f"    {name}={_python(getattr(given, name))}" for name in names)
     mode = "L" if given.input_size[0] == 1 else "RGB"
+    is_backbone = file.manifest.model.output != "logits"
+    name, then = ("features", "") if is_backbone else ("scores", ".softmax(-1)[0]")
     turned = [
         'image = Image.open("photo.jpg")',
         "image = ImageOps.exif_transpose(image)" if given.exif_orientation else "",
-        f'scores = model(transform(image.convert("{mode}")).unsqueeze(0)).softmax(-1)[0]',
+        f'{name} = model(transform(image.convert("{mode}")).unsqueeze(0)){then}',
     ]
     lines = [
         f"import timm\nfrom PIL import Image{', ImageOps' * given.exif_orientation}\n",
@@ -235,13 +238,27 @@ def _classes(file: NestedFile, report: Report) -> str:
         which = "" if len(same) == len(report.levels) else f" ({_listed(level.name for level in same)})"
         names = file.manifest.class_names(first.level)
         if names is None:
-            paragraphs.append(f"{first.classes} classes{which}, without names.")
+            counted = f"{first.classes} classes{which}, without names."
+            paragraphs.append(counted if first.classes else _outputs(file))
             continue
         more = len(names) - MOST_CLASSES
         rest = f", and {more} more, which are in config.json" if more > 0 else ""
         listed = ", ".join(map(literal, names[:MOST_CLASSES]))
         paragraphs.append(f"{first.classes} classes{which}: {listed}{rest}.")
     return "\n\n".join(reversed(paragraphs))
+
+
+def _outputs(file: NestedFile) -> str:
+    """Say what a backbone returns."""
+    model = file.manifest.model
+    layout = "height, width, channels" if model.channels_last else "channels, height, width"
+    if model.output == "embedding":
+        return "None: the model is a backbone, and returns one embedding per image."
+    strides = ", ".join(map(str, model.feature_reductions))
+    return (
+        f"None: the model is a backbone. It returns a list of feature maps (images, {layout}), with one "
+        f"position per {strides} pixels in each direction."
+    )
 
 
 def _listed(names: Iterator[str]) -> str:
@@ -276,18 +293,13 @@ def _without_folders(value: str) -> str:
 
 def _limits(report: Report) -> str:
     counts = sorted({level.images for level in report.levels if level.images})
-    lines = [
-        "- Every image gets one of the classes above, whatever it shows.",
-        "- The outputs are logits; a softmax of them is not a calibrated probability."
-        if all(level.temperature is None for level in report.levels)
-        else "- The outputs are logits; divide them by the temperature in config.json before a softmax.",
-    ]
+    lines = _limits_of_classes(report) if report.num_classes else []
     if counts:
         images = " or ".join(f"{count:,}" for count in counts)
         lines.append(
             f"- Accuracies were measured on {images} validation images; on other images they can be lower."
         )
-    else:
+    elif report.num_classes:
         lines.append("- The file holds no accuracies: no validation images were evaluated.")
     if any(level.sparsity > 0 for level in report.levels):
         lines.append(
@@ -295,6 +307,15 @@ def _limits(report: Report) -> str:
             "engine."
         )
     return "\n".join(lines)
+
+
+def _limits_of_classes(report: Report) -> list[str]:
+    return [
+        "- Every image gets one of the classes above, whatever it shows.",
+        "- The outputs are logits; a softmax of them is not a calibrated probability."
+        if all(level.temperature is None for level in report.levels)
+        else "- The outputs are logits; divide them by the temperature in config.json before a softmax.",
+    ]
 
 
 def _hashes(file: NestedFile, report: Report, name: str, sha256: str) -> str:

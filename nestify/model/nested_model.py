@@ -7,14 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from nestify.errors import RecipeError, UnsupportedModelError
+from nestify.errors import RecipeError
 from nestify.model.batch_norm import own_names
 from nestify.model.entry_levels import EntryLevels, NestedState
+from nestify.model.feature_maps import Outputs, channel_counts, checked_outputs
 from nestify.model.heads import head_names, resize_rows, set_classes
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.masking import MaskedWeight, NamedTensors, UnmaskedWeights, masked_weight, tensor_versions
 from nestify.model.projection import own_projection, shared_parts
-from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
+from nestify.model.spec import (
+    ModelSpec,
+    owner,
+    state_tensors,
+    synthetic_input,
+    tied_across_modules,
+    tied_names,
+)
 from nestify.recipe.options import BatchNormMode
 from nestify.shown import Shown
 
@@ -99,8 +107,8 @@ class NestedModel(Shown, nn.Module):
         Raises:
             RecipeError: if the model has no such level.
         """
-        if isinstance(level, str) and level in self.level_names:
-            return self.level_names.index(level) + 1
+        if level in self.level_names:
+            return self.level_names.index(str(level)) + 1
         number = int(level) if isinstance(level, int) or level.isdecimal() else 0
         if not 1 <= number <= self.n_levels:
             names = ", ".join(f"{k} ({name})" for k, name in enumerate(self.level_names, start=1))
@@ -191,9 +199,7 @@ class NestedModel(Shown, nn.Module):
         """
         if level <= len(self.private):
             return dict(self._private(level).items())
-        if not shared_too:
-            return {}
-        return {name: self.shared_tensor(name) for name in self.own_names}
+        return {name: self.shared_tensor(name) for name in self.own_names} if shared_too else {}
 
     def shared_tensor(self, name: str) -> Tensor:
         """Return the current tensor of `network` by state-dict name."""
@@ -207,32 +213,34 @@ class NestedModel(Shown, nn.Module):
         assert isinstance(tensors, NamedTensors)
         return tensors
 
-    def forward(self, images: Tensor, level: int | str | None = None) -> Tensor:
-        """Compute the logits of a level.
+    def forward(self, images: Tensor, level: int | str | None = None) -> Outputs:
+        """Compute the logits of a level, its embedding, or its feature maps.
 
         Args:
             images: (B, C, H, W), preprocessed according to `spec.preprocessing`.
             level: number or name of the level; None is the highest level.
 
         Returns:
-            (B, classes of the level)
+            (B, classes of the level), an embedding (B, C), or a list of feature maps.
 
         Raises:
-            UnsupportedModelError: if the network does not return exactly one tensor.
+            UnsupportedModelError: if the network returns anything else.
             RecipeError: if the model has no such level.
         """
         number = self.n_levels if level is None else self.level_number(level)
         return self.run(*self.view(number, images.device, torch.is_grad_enabled()), images)
 
-    def run(self, module: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> Tensor:
+    def run(self, module: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> Outputs:
         """Run a module with the tensors that `view` returned with it; see `forward`."""
-        output = functional_call(module, tensors, (images,), tie_weights=False) if tensors else module(images)
-        if not isinstance(output, Tensor):
-            raise UnsupportedModelError(
-                f"{self.spec.architecture} returns a {type(output).__name__} and not one tensor of logits; "
-                "switch its auxiliary or distillation outputs off (set_distilled_training(False))"
-            )
-        return output
+        found = functional_call(module, tensors, (images,), tie_weights=False) if tensors else module(images)
+        return checked_outputs(found, self.spec.architecture)
+
+    @torch.no_grad()
+    def feature_channels(self, level: int | str) -> tuple[int, ...]:
+        """Return the channels of each feature map of a level, or the length of its embedding or logits."""
+        plain = self.at_level(level)
+        images = synthetic_input(self.spec.input_size).to(next(plain.parameters()).device)
+        return tuple(channel_counts(plain(images), self.spec.channels_last))
 
     def view(self, level: int, device: torch.device, lazy: bool) -> tuple[nn.Module, dict[str, Tensor]]:
         """Return a module, and the tensors that `torch.func.functional_call` needs to run it as a level.
@@ -250,8 +258,8 @@ class NestedModel(Shown, nn.Module):
         """Return what `view` returns, with given tensors in place of the projection."""
         if self.level_sizes is not None and self.is_smaller(level):
             return self.level_sizes.skeleton(level, training=self.training, device=device), changed
-        # A module that is registered under several names must be passed under one of them, but a tensor
-        # that several modules share under each: torch's own tying gets the first case wrong.
+        # A module that is registered under several names is passed under one of them, but a tensor that
+        # several modules share under each: torch's own tying gets the first case wrong.
         tied = {alias: changed[name] for alias, name in self._tied.items() if name in changed}
         return self.network, changed | tied
 
@@ -319,13 +327,8 @@ class NestedModel(Shown, nn.Module):
         """
         tensors = state_tensors(self.network)
         shared = {name: t.detach().cpu() for name, t in tensors.items() if name not in self.own_names}
-        entry: dict[str, Tensor] = {}
-        axes: dict[str, dict[int, Tensor]] = {}
-        skipped: list[list[str]] = []
-        if self.level_sizes is not None:
-            axes = self.level_sizes.axis_levels(shared)
-            entry = self.level_sizes.entry_levels(shared)
-            skipped = self.level_sizes.skipped_in_order()
+        axes = {} if (sizes := self.level_sizes) is None else sizes.axis_levels(shared)
+        entry = {} if sizes is None else sizes.entry_levels(shared)
         entry |= {name: t.cpu() for name, t in self.entry.items()}  # never below what the level sizes allow
         return NestedState(
             shared=shared,
@@ -337,7 +340,7 @@ class NestedModel(Shown, nn.Module):
             ],
             aliases=tied_names(self.network),
             units=units or {},
-            skipped=skipped,
+            skipped=sizes.skipped_in_order() if sizes else [],
         )
 
     def train(self, mode: bool = True) -> "NestedModel":

@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from nestify.errors import UnsupportedModelError, foreign_code
 from nestify.model.build_limits import BuildLimits, limited_build
+from nestify.model.outputs import RETURNED, OutputKind, output_kind
 from nestify.text import printable
 
 Kwargs = dict[str, Any]
@@ -27,7 +28,7 @@ class ModelSpec:
         architecture: name in timm's registry, without a pretrained tag.
         kwargs: arguments, all plain values, with which `timm.create_model(architecture, **kwargs)` builds
             the model again.
-        num_classes: number of outputs of the classifier.
+        num_classes: number of outputs of the classifier; 0 for a backbone.
         preprocessing: timm's data configuration (input_size (C, H, W), mean, std, interpolation,
             crop_pct, crop_mode), and whether images are turned upright (exif_orientation, False if missing).
         classifier: module names of the classifiers, such as `("fc",)`.
@@ -35,6 +36,9 @@ class ModelSpec:
         maskable: state-dict names of the weights that a weight schedule may mask, in module order.
         depthwise: names in `maskable` that belong to depthwise convolutions.
         aliases: state-dict name of a tied tensor -> the name under which the tensor is kept.
+        channels_last: whether the feature maps of a backbone are (B, H, W, C) and not (B, C, H, W).
+        reductions: pixels of the image per position of each feature map, in each direction; empty unless the
+            model returns feature maps.
     """
 
     architecture: str
@@ -46,6 +50,18 @@ class ModelSpec:
     maskable: tuple[str, ...]
     depthwise: frozenset[str]
     aliases: Mapping[str, str]
+    channels_last: bool = False
+    reductions: tuple[int, ...] = ()
+
+    @property
+    def output(self) -> OutputKind:
+        """What the model returns."""
+        return output_kind(self.kwargs, self.num_classes)
+
+    @property
+    def returned(self) -> str:
+        """What the model returns, in words."""
+        return RETURNED[self.output]
 
     @property
     def input_size(self) -> tuple[int, int, int]:
@@ -58,12 +74,12 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
     """Describe a model that was made by `timm.create_model`.
 
     Args:
-        model: a timm classification model.
+        model: a timm model: a classifier, or a backbone (`features_only=True` or `num_classes=0`).
         input_size: (channels, height, width) in pixels; None: the model's default.
 
     Raises:
-        UnsupportedModelError: if the model was not made by timm, has no classifier, several outputs or no
-            weight to mask, or has an argument that is not a plain value.
+        UnsupportedModelError: if the model was not made by timm, has auxiliary outputs or no weight to mask,
+            or has an argument that is not a plain value.
     """
     cfg: dict[str, Any] = dict(getattr(model, "pretrained_cfg", None) or {})
     architecture = cfg.get("architecture")
@@ -71,9 +87,8 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
         raise UnsupportedModelError(
             f"{type(model).__name__} was not made by timm.create_model, so it cannot be built again"
         )
-    num_classes = int(getattr(model, "num_classes", 0))
-    if num_classes < 1:
-        raise UnsupportedModelError(f"{architecture} has no classifier (num_classes = {num_classes})")
+    kwargs = _plain_kwargs(model)
+    num_classes = 0 if returns_feature_maps(model) else int(getattr(model, "num_classes", 0))
     if getattr(model, "aux_logits", False):
         raise UnsupportedModelError(
             f"{architecture} with auxiliary classifiers has several outputs; build it with aux_logits = false"
@@ -82,9 +97,11 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
     if not maskable:
         raise UnsupportedModelError(f"{architecture} has no convolution or linear weight to mask")
     args = {"input_size": input_size} if input_size else None
+    is_backbone = output_kind(kwargs, num_classes) != "logits"
+    layout = getattr(model, "output_fmt", None)
     return ModelSpec(
         architecture=architecture,
-        kwargs=_plain_kwargs(model),
+        kwargs=kwargs,
         num_classes=num_classes,
         preprocessing=resolve_model_data_config(model, args=args),
         classifier=_as_tuple(cfg.get("classifier")),
@@ -92,7 +109,19 @@ def describe_model(model: nn.Module, input_size: tuple[int, int, int] | None = N
         maskable=tuple(maskable),
         depthwise=frozenset(depthwise),
         aliases=tied_names(model),
+        channels_last=is_backbone and getattr(layout, "value", layout) in ("NHWC", "NLC"),
+        reductions=_reductions(model) if returns_feature_maps(model) else (),
     )
+
+
+def _reductions(model: nn.Module) -> tuple[int, ...]:
+    info: Any = model.feature_info
+    return tuple(map(int, info.reduction()))
+
+
+def returns_feature_maps(model: nn.Module) -> bool:
+    """Whether timm made the model with `features_only`, so that it returns a list of feature maps."""
+    return bool(get_model_args(model).get("features_only"))
 
 
 class NoRandomFill(TorchFunctionMode):

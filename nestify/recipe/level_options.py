@@ -4,8 +4,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from itertools import pairwise
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -21,6 +20,7 @@ from nestify.recipe.levels import (
 )
 from nestify.recipe.options import Section, Share, Text, in_schema
 from nestify.recipe.problems import Problem
+from nestify.recipe.stages import training_stages
 
 Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
 Kind = Literal["weight", "channel", "layer", "combined"]
@@ -72,6 +72,12 @@ class ScheduleOptions(Section):
         default=8,
         ge=1,
         description="channel counts of narrower levels are multiples of this, where the layer allows it",
+    )
+    keep_outputs: bool = Field(
+        default=False,
+        description="whether all levels of a backbone return feature maps of the same channels, for a neck "
+        "that cannot change; the outputs of a classifier are its classes, which all levels have",
+        exclude_if=lambda keep: not keep,
     )
     rank: Rank = Field(
         default="evenly",
@@ -167,24 +173,6 @@ class LevelOptions(Section):
         "then learn around them",
         exclude_if=lambda freeze: not freeze,
     )
-
-
-class Stage(NamedTuple):
-    """A part of the training: levels that are trained together, around the levels below, which are frozen.
-
-    Attributes:
-        frozen: number of frozen levels, from the core on.
-        last: the highest level that is trained.
-    """
-
-    frozen: int
-    last: int
-
-
-def training_stages(levels: Sequence[LevelOptions]) -> list[Stage]:
-    """Return the stages of a training: one, and one more for each level that is frozen below others."""
-    ends = [k for k, level in enumerate(levels, start=1) if level.freeze and k < len(levels)]
-    return [Stage(*pair) for pair in pairwise([0, *ends, len(levels)])]
 
 
 def level_weights(levels: Sequence[LevelOptions]) -> list[float]:

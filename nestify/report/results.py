@@ -105,12 +105,13 @@ def _model(model: "NestedModel") -> Screen:
     columns = [
         Column("level", [str(k) for k in numbers]),
         Column("name", list(model.level_names), is_text=True),
-        Column("classes", [str(classes) for classes in model.classes]),
+        Column("classes", [str(classes or "-") for classes in model.classes]),
         Column("weights", [quantity(count) for count in weights]),
         Column("sparsity", [f"{model.sparsity(k):.4f}" for k in numbers]),
     ]
     size = "x".join(map(str, model.spec.input_size))
-    title = f"NestedModel of {model.spec.architecture}, {model.spec.num_classes} classes, input {size}"
+    predicts = f"{model.spec.num_classes} classes" if model.spec.num_classes else "backbone"
+    title = f"NestedModel of {model.spec.architecture}, {predicts}, input {size}"
     notes = [
         "model(images, level=1) runs a level, model.at_level(1) returns it as a plain model, and "
         "model.network is the full network."

@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
 def report_title(report: Report) -> str:
     """Return the first line of a report: the model, its classes and the size of its input."""
-    return (
-        f"{report.architecture}, {report.num_classes} classes, input {'x'.join(map(str, report.input_size))}"
-    )
+    predicts = f"{report.num_classes} classes" if report.num_classes else "backbone"
+    return f"{report.architecture}, {predicts}, input {'x'.join(map(str, report.input_size))}"
 
 
 def report_table(report: Report) -> Sheet:
@@ -31,6 +30,9 @@ def report_table(report: Report) -> Sheet:
         *_sizes([(level.sparsity, level.width, level.depth) for level in levels]),
         *class_columns([(level.classes, level.class_set) for level in levels]),
     ]
+    if any(level.feature_channels for level in levels):
+        channels = [" ".join(map(str, level.feature_channels)) for level in levels]
+        columns.append(Column("feature channels", channels, is_text=True, rank=2))
     if any(_is_patterned(level.pattern) for level in levels):
         patterns = [level.pattern if level.sparsity else "-" for level in levels]
         columns.append(Column("pattern", patterns, is_text=True, rank=3))

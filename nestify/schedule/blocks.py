@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional
 
+from nestify.model.feature_maps import Outputs, as_list
 from nestify.model.graph.block_map import BlockMap, map_blocks
 from nestify.model.graph.blocks import Block, Stage
 from nestify.model.graph.channel_map import ChannelMap, map_channels
@@ -99,6 +100,8 @@ def find_removable(
     spec: ModelSpec,
     calibration: Iterable[Tensor] | None = None,
     known: Removable | None = None,
+    *,
+    keep_outputs: bool = False,
 ) -> Removable:
     """Find the channels and blocks of a network that can be left out.
 
@@ -109,39 +112,49 @@ def find_removable(
             blocks are ranked evenly over the stages.
         known: the result for a network of the same architecture, whose channels and blocks are used again;
             None: they are searched.
+        keep_outputs: whether the channels of a backbone's outputs are kept in full, as a classifier's are.
 
     Raises:
         UnsupportedModelError: if torch cannot trace the network, or its channels cannot be followed.
     """
-    channels = map_channels(network, spec.input_size) if known is None else known.channels
+    keeps = keep_outputs or spec.output == "logits"
+    channels = map_channels(network, spec.input_size, keep_outputs=keeps) if known is None else known.channels
     layers = map_blocks(channels) if known is None else known.layers
     if calibration is None:
         return Removable(channels, layers, rank_evenly(layers.stages))
-    loss = divergence_when_skipping(network, channels, layers, calibration)
+    loss = divergence_when_skipping(network, channels, layers, calibration, logits=spec.output == "logits")
     return Removable(channels, layers, rank_by_loss(layers.blocks, loss))
 
 
 @torch.no_grad()
 def divergence_when_skipping(
-    network: nn.Module, channels: ChannelMap, layers: BlockMap, batches: Iterable[Tensor]
+    network: nn.Module,
+    channels: ChannelMap,
+    layers: BlockMap,
+    batches: Iterable[Tensor],
+    *,
+    logits: bool = True,
 ) -> Loss:
-    """Return a function that measures how much the predictions change when blocks are skipped.
+    """Return a function that measures how much the outputs change when blocks are skipped.
 
-    The function returns KL(softmax(full) || softmax(without the blocks)) in nats, averaged over images. The
-    full network's predictions are used instead of labels, so blocks can be measured before the classifier
-    has learnt its classes.
+    For a classifier the function returns KL(softmax(full) || softmax(without the blocks)) in nats, averaged
+    over images. The full network's predictions are used instead of labels, so blocks can be measured before
+    the classifier has learnt its classes. For a backbone it returns the squared error of each feature map,
+    divided by the map's mean square, averaged over the maps and the images.
 
     Args:
         network: a timm model, on any device.
         channels: its coupled channels.
         layers: its blocks that can be skipped.
         batches: images (B, C, H, W), of which the first `CALIBRATION_BATCHES` are used.
+        logits: whether the network is a classifier.
     """
     network = network.eval()
     device = next(network.parameters()).device
     tensors = state_tensors(network)
     images = [batch.to(device) for batch in islice(batches, CALIBRATION_BATCHES)]
-    predictions = [network(batch).log_softmax(-1) for batch in images]
+    divergence = _divergence if logits else _relative_error
+    outputs = [network(batch) for batch in images]
     axes = channels.axes([None for _ in channels.groups])
 
     @torch.no_grad()
@@ -149,15 +162,22 @@ def divergence_when_skipping(
         replacements = layers.replacements([block.name for block in skipped])
         skeleton = channels.skeleton(axes, replacements=replacements, training=False, device=device)
         own = {name: tensors[name] for name in skeleton.state_dict()}
-        divergence = [
-            functional.kl_div(
-                functional_call(skeleton, own, (batch,)).log_softmax(-1),
-                prediction,
-                reduction="sum",
-                log_target=True,
-            )
-            for batch, prediction in zip(images, predictions, strict=True)
+        found = [
+            divergence(functional_call(skeleton, own, (batch,)), expected)
+            for batch, expected in zip(images, outputs, strict=True)
         ]
-        return float(torch.stack(divergence).sum()) / sum(len(batch) for batch in images)
+        return float(torch.stack(found).sum()) / sum(len(batch) for batch in images)
 
     return loss
+
+
+def _divergence(logits: Tensor, expected: Tensor) -> Tensor:
+    prediction, target = logits.log_softmax(-1), expected.log_softmax(-1)
+    return functional.kl_div(prediction, target, reduction="sum", log_target=True)
+
+
+def _relative_error(found: Outputs, expected: Outputs) -> Tensor:
+    """Return the relative squared error of the outputs of a batch, averaged over the maps, times B."""
+    pairs = list(zip(as_list(found), as_list(expected), strict=True))
+    errors = [functional.mse_loss(ours, theirs) / theirs.square().mean() for ours, theirs in pairs]
+    return torch.stack(errors).mean() * len(pairs[0][0])

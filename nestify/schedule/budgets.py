@@ -87,7 +87,13 @@ def design_levels(
     removable = None
     if recipe.schedule.kind != "weight":
         measure = recipe.schedule.rank == "loss" and any(level.depth != 1 for level in recipe.levels)
-        removable = find_removable(network, spec, calibration if measure else None, known)
+        removable = find_removable(
+            network,
+            spec,
+            calibration if measure else None,
+            known,
+            keep_outputs=recipe.schedule.keep_outputs,
+        )
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
     if given is None and (problem := group_channels(network, spec, recipe.levels, removable)):

@@ -74,6 +74,8 @@ def _count(group: Group, width: float, divisor: int) -> int:
 def importance_orders(groups: Sequence[Group], tensors: Mapping[str, Tensor]) -> list[NDArray[np.int64]]:
     """Return the units of every group in order of importance, the most important first; (units,) each.
 
+    Groups that the model's outputs have channels of keep their order, so that the outputs stay the same.
+
     A unit's importance is the squared norm of its weights. Each weight tensor of the group is scaled to a
     mean of 1 over the units, so that a tensor with larger weights does not count for more.
 
@@ -81,7 +83,10 @@ def importance_orders(groups: Sequence[Group], tensors: Mapping[str, Tensor]) ->
         groups: the coupled channels.
         tensors: state-dict name -> parameter or buffer of the network.
     """
-    return [np.argsort(-_importance(group, tensors), kind="stable") for group in groups]
+    return [
+        np.arange(group.units) if group.in_output else np.argsort(-_importance(group, tensors), kind="stable")
+        for group in groups
+    ]
 
 
 def _importance(group: Group, tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Sequence
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from nestify.data.hierarchy import ClassLevels
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.agreement import Score
 from nestify.evaluation.calibration import Calibration
-from nestify.file.loading import lazy_level, logit_fingerprint
+from nestify.file.fingerprint import fingerprint_parts
+from nestify.file.loading import lazy_level
 from nestify.file.manifest import Description, HeldOut, LevelDescription, Metrics, ModelEntry, Preprocessing
 from nestify.file.writer import planned_bytes
 from nestify.model.nested_model import NestedModel
@@ -70,7 +72,7 @@ def describe(
             for level, temperature, weights in fitted
         ]
     return Description(
-        model=_model_entry(nested.spec, labels.class_names),
+        model=_model_entry(nested.spec, labels.class_names, recipe.schedule.keep_outputs),
         hierarchy=list(labels.hierarchy),
         schedule=recipe.schedule.kind,
         levels=described,
@@ -152,12 +154,15 @@ def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
     return {name: hide_passwords_in(value) for name, value in options.items()}
 
 
-def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None) -> ModelEntry:
+def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None, keep_outputs: bool) -> ModelEntry:
     prepared = spec.preprocessing
     return ModelEntry(
         architecture=spec.architecture,
         kwargs=spec.kwargs,
         num_classes=spec.num_classes,
+        channels_last=spec.channels_last,
+        feature_reductions=list(spec.reductions),
+        keep_outputs=keep_outputs,
         preprocessing=Preprocessing(
             input_size=spec.input_size,
             mean=list(prepared["mean"]),
@@ -181,9 +186,10 @@ def _level(
     before: Score | None,
     fingerprints: bool,
 ) -> LevelDescription:
-    logits = [0.0] * nested.classes[k - 1]
-    if fingerprints:
-        logits = logit_fingerprint(lazy_level(nested, k), nested.spec.input_size)
+    spec = nested.spec
+    outputs = [[0.0] * nested.classes[k - 1]]
+    if fingerprints or spec.output != "logits":
+        outputs = fingerprint_parts(lazy_level(nested, k), spec.input_size, spec.channels_last)
     return LevelDescription(
         name=level.name,
         sparsity=level.sparsity,
@@ -193,7 +199,8 @@ def _level(
         skipped=[] if nested.level_sizes is None else nested.level_sizes.skipped_in_order()[k - 1],
         achieved_sparsity=cost.sparsity,
         pattern=str(level.pattern),
-        fingerprint=logits,
+        fingerprint=list(chain.from_iterable(outputs)),
+        feature_channels=[] if spec.output == "logits" else list(map(len, outputs)),
         metrics=Metrics(
             parameters=cost.parameters,
             nonzero_parameters=cost.nonzero_parameters,

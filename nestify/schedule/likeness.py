@@ -71,9 +71,13 @@ def likeness_orders(
         size: units of a set.
 
     Returns:
-        Per group (units,); the units in their order if no weight reads them one by one.
+        Per group (units,); the units in their order if no weight reads them one by one, or if the model
+        returns them.
     """
-    return [_order(_energies(group, tensors), size) for group in groups]
+    return [
+        np.arange(group.units) if group.in_output else _order(_energies(group, tensors), size)
+        for group in groups
+    ]
 
 
 def _energies(group: Group, tensors: Mapping[str, Tensor]) -> NDArray[np.float64]:

@@ -17,10 +17,11 @@ from nestify.evaluation.agreement import Score
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec
-from nestify.recipe.level_options import Stage, level_weights
+from nestify.recipe.level_options import level_weights
 from nestify.recipe.levels import Level
 from nestify.recipe.options import AUTO, TEACHERS, TrainOptions
 from nestify.recipe.recipe import Recipe
+from nestify.recipe.stages import Stage
 from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import World
 from nestify.training.loop import steps_per_epoch, total_steps, train

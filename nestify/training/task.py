@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from timm.task import TrainingTask
@@ -14,11 +14,15 @@ from torch.nn import functional
 
 from nestify.data.hierarchy import coarse_target
 from nestify.evaluation.accuracy import NO_PARENTS
+from nestify.model.feature_maps import each_tensor
 from nestify.model.nested_model import NestedModel
 from nestify.training.forward import CompiledLevels, forward_and_use, recompute_activations
 from nestify.training.gradients import FlatEntryCache, LevelTensors, unweighted_gradients
 
 TeacherKind = Literal["none", "original", "self", "both", "other"]
+
+Criterion = Callable[[Any, Any], Tensor]
+"""A function of a level's outputs and the target, which returns the loss."""
 
 
 class Teacher(nn.Module):
@@ -104,13 +108,13 @@ class LevelResult:
     Attributes:
         level: the level, counted from 1.
         loss: the level's loss, not weighted; 0-d, detached.
-        logits: (B, classes), detached.
+        logits: (B, classes), detached; for a backbone its embedding or its feature maps.
         weight: weight of the level's loss in the sum.
     """
 
     level: int
     loss: Tensor
-    logits: Tensor
+    logits: Any
     weight: float
 
 
@@ -119,7 +123,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
     Args:
         nested: the model to train.
-        criterion: task loss of logits (B, classes) and targets.
+        criterion: task loss of logits (B, classes) and targets; or one for each level, core first.
         weights: a_k by level, core first; they are scaled to sum 1. A level with weight 0 is not trained.
         distill: b_k by level, core first, in [0, 1]; set to 0 for the highest trained level if it is the
             only teacher, and learns from labels.
@@ -149,7 +153,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
     def __init__(
         self,
         nested: NestedModel,
-        criterion: Callable[[Tensor, Tensor], Tensor],
+        criterion: Criterion | Sequence[Criterion],
         *,
         weights: Sequence[float],
         distill: Sequence[float],
@@ -231,12 +235,13 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
         nested = self.trainable_module
 
-        def use_logits(level: int, weight: float, held: LevelTensors | None, logits: Tensor) -> None:
+        def use_logits(level: int, weight: float, held: LevelTensors | None, logits: Any) -> None:
             nonlocal soft_target
-            logits = logits.float()
+            logits = each_tensor(logits, Tensor.float)
             level_soft_target = None if soft_target is None else self.to_level_classes(level, soft_target)
             loss = self._level_loss(level, logits, self.to_level_classes(level, target), level_soft_target)
-            use(weight * loss, LevelResult(level, loss.detach(), logits.detach(), weight), held)
+            detached = each_tensor(logits, Tensor.detach)
+            use(weight * loss, LevelResult(level, loss.detach(), detached, weight), held)
             if level == self.highest and self.teacher.uses_full_level:
                 own = self.teacher.soften(logits)
                 if soft_target is None or self.teacher.kind == "self":
@@ -263,13 +268,13 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         classes = self.trainable_module.classes[level - 1]
         return coarse_target(target, self.parents.get(level), classes)
 
-    def _level_loss(self, level: int, logits: Tensor, target: Tensor, soft_target: Tensor | None) -> Tensor:
+    def _level_loss(self, level: int, logits: Any, target: Tensor, soft_target: Tensor | None) -> Tensor:
         share = self.distill[level - 1]
+        criterion = self.criterion if callable(self.criterion) else self.criterion[level - 1]
         if share == 0 or soft_target is None:
-            loss: Tensor = self.criterion(logits, target)
-            return loss
+            return criterion(logits, target)
         distilled = self.teacher.loss(logits, soft_target)
-        return distilled if share == 1 else (1 - share) * self.criterion(logits, target) + share * distilled
+        return distilled if share == 1 else (1 - share) * criterion(logits, target) + share * distilled
 
     def backward(
         self,

@@ -32,7 +32,7 @@ from rich.table import Table
 from safetensors.torch import load_file, save_file
 
 import nestify
-from nestify.file.loading import logit_fingerprint
+from nestify.file.fingerprint import logit_fingerprint
 from nestify.file.reader import open_nested_file
 from nestify.file.writer import write_nested_file
 

@@ -15,7 +15,7 @@ from nestify.engine.export import packed_model
 from nestify.engine.library import Library
 from nestify.errors import BadFileError
 from nestify.exports import onnx as onnx_export
-from nestify.file.loading import logit_fingerprint
+from nestify.file.fingerprint import logit_fingerprint
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.writer import write_nested_file
 from nestify.model.spec import synthetic_input

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import zip_longest
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ from nestify.exports.draft import quiet
 from nestify.exports.rebuild.arguments import Arguments, constructor_arguments, without_weights
 from nestify.exports.rebuild.names import Shapes, Wanted, shapes_of
 from nestify.exports.rebuild.search import Search
+from nestify.model.feature_maps import as_list
 from nestify.model.spec import build_model, state_tensors
 
 TOLERANCE = 1e-3
@@ -86,18 +88,18 @@ def rebuild(
 
 @dataclass(frozen=True)
 class _Probe:
-    """Images (2, C, H, W), and a level's logits (2, num_classes) for them with random weights."""
+    """Images (2, C, H, W), and what a level returns for them with random weights, such as its logits."""
 
     tensors: Mapping[str, Tensor]
     images: Tensor
-    logits: Tensor
+    outputs: list[Tensor]
 
 
 @torch.no_grad()
 def _probe(network: nn.Module, input_size: tuple[int, int, int]) -> _Probe:
     tensors = _random_weights(state_tensors(network))
     images = torch.randn(2, *input_size, generator=torch.Generator().manual_seed(0))
-    return _Probe(tensors, images, functional_call(network, tensors, (images,)))
+    return _Probe(tensors, images, as_list(functional_call(network, tensors, (images,))))
 
 
 @torch.no_grad()
@@ -111,14 +113,20 @@ def _difference(model: nn.Module, names: Mapping[str, str], level: Shapes, probe
         _fill(model, names, probe.tensors)
         try:
             with quiet():
-                logits = model(probe.images)
+                outputs = as_list(model(probe.images))
         except RuntimeError:  # for example, a number of heads that does not divide the width
-            logits = probe.logits[:0]
-        if logits.shape == probe.logits.shape:
-            spread = (probe.logits[0] - probe.logits[1]).abs().max()
-            if (logits - probe.logits).abs().max() < TOLERANCE * spread:
-                return None
+            outputs = []
+        pairs = list(zip_longest(outputs, probe.outputs))
+        if all(ours is not None and theirs is not None and _is_same(ours, theirs) for ours, theirs in pairs):
+            return None
     return "its network of the same shapes computes something else"
+
+
+def _is_same(found: Tensor, expected: Tensor) -> bool:
+    if found.shape != expected.shape:
+        return False
+    spread = (expected[0] - expected[1]).abs().max()
+    return bool((found - expected).abs().max() < TOLERANCE * spread)
 
 
 @torch.no_grad()

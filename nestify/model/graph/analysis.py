@@ -35,6 +35,7 @@ class Analysis:
 
     Attributes:
         traced: the graph.
+        keep_outputs: whether the channels of the model's outputs are kept in full.
         coupling: the channels that are tied.
         labels: maps each node to the labels of its tensor, to a tuple of them if it returns several tensors,
             or to a number if it returns a size (its value in the example input).
@@ -42,18 +43,23 @@ class Analysis:
     """
 
     traced: Traced
+    keep_outputs: bool = True
     coupling: Coupling = field(default_factory=Coupling)
     labels: dict[fx.Node, Any] = field(default_factory=dict)
     unknown: set[str] = field(default_factory=set)
 
 
-def analyse(traced: Traced) -> Analysis:
+def analyse(traced: Traced, keep_outputs: bool = True) -> Analysis:
     """Find which channels are tied.
+
+    Args:
+        traced: the graph.
+        keep_outputs: whether the channels of the model's outputs are kept in full.
 
     Raises:
         UnsupportedModelError: if the rule of an operator does not support one of its calls.
     """
-    found = Analysis(traced)
+    found = Analysis(traced, keep_outputs)
     for node in traced.graph.nodes:
         found.coupling.sets.reason = describe_call(node)
         found.labels[node] = _labels(found, node)
@@ -69,7 +75,7 @@ def _labels(found: Analysis, node: fx.Node) -> Any:
         return ChannelLabels(shape) if node is found.traced.images else found.coupling.fresh(shape)
     if node.op == "output":
         found.coupling.sets.reason = "the model's output"
-        for tensor in _tensors(fx.map_arg(node.args, lambda n: found.labels[n])):
+        for tensor in output_labels(found) if found.keep_outputs else ():
             found.coupling.freeze(tensor)
         return None
     if node.op != "call_function":
@@ -117,6 +123,11 @@ def _plain_numbers(value: Any) -> Any:
 def all_labels(found: Analysis) -> list[ChannelLabels]:
     """Return the labels of every tensor in the graph."""
     return _tensors(list(found.labels.values()))
+
+
+def output_labels(found: Analysis) -> list[ChannelLabels]:
+    """Return the labels of the tensors that the model returns."""
+    return _tensors([found.labels[node] for node in found.traced.outputs])
 
 
 def _tensors(values: Any) -> list[ChannelLabels]:

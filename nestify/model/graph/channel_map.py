@@ -19,20 +19,23 @@ from nestify.model.graph.trace import Traced, trace
 from nestify.model.spec import state_tensors
 
 
-def map_channels(model: nn.Module, input_size: tuple[int, int, int]) -> "ChannelMap":
+def map_channels(
+    model: nn.Module, input_size: tuple[int, int, int], *, keep_outputs: bool = True
+) -> "ChannelMap":
     """Find the channels of a model that must be kept or dropped together.
 
     The model stays as it is. The groups do not depend on its weights, so a model on the meta device has the
     same groups, except that channels combined with a constant are frozen if the constant has no values.
 
     Args:
-        model: a model that returns its logits as one tensor.
+        model: a model that returns one tensor, or a timm model that returns a list of feature maps.
         input_size: (channels, height, width) of the images, in pixels.
+        keep_outputs: whether the channels of the model's outputs are kept in full, as a classifier's must be.
 
     Raises:
         UnsupportedModelError: if torch cannot trace the model, or the analysis does not support an operation.
     """
-    return ChannelMap(analyse(trace(model, input_size)))
+    return ChannelMap(analyse(trace(model, input_size), keep_outputs))
 
 
 class ChannelMap:

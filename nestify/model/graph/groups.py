@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from nestify.model.graph.analysis import Analysis, all_labels
+from nestify.model.graph.analysis import Analysis, all_labels, output_labels
 from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.union_find import FROZEN, Nodes, UnionFind
 
@@ -115,11 +115,13 @@ class Group:
         members: every (tensor, dimension) that has channels of the units, in the order of the graph.
         mixed: names of operators (such as norms) that combine all channels, so that dropping one changes the
             results of the rest; empty if dropping is the same as zeroing.
+        in_output: whether its units are channels of what the model returns, whose order must not change.
     """
 
     units: int
     members: tuple[Member, ...]
     mixed: tuple[str, ...]
+    in_output: bool = False
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,9 @@ def find_groups(found: Analysis) -> list[tuple[Group, Nodes]]:
             if number >= 0:
                 members[number].append(Member(dimension.name, dimension.dim, _rows(roots, parts[number])))
     mixed = _mixing_operators(found, group_of)
+    returned = _returned_groups(found, group_of)
     return [
-        (Group(len(roots), tuple(members[number]), tuple(sorted(mixed[number]))), roots)
+        (Group(len(roots), tuple(members[number]), tuple(sorted(mixed[number])), number in returned), roots)
         for number, roots in enumerate(parts)
         if members[number]
     ]
@@ -192,6 +195,16 @@ def _rows(nodes: Nodes, roots: Nodes) -> Nodes:
     rows = places[np.argsort(nodes[places], kind="stable")].reshape(len(roots), -1)
     rows.setflags(write=False)
     return rows
+
+
+def _returned_groups(found: Analysis, group_of: Nodes) -> set[int]:
+    """Return the numbers of the groups that the model's outputs have channels of."""
+    blocks = [block for labels in output_labels(found) for block in labels.blocks]
+    return {
+        int(number)
+        for block in blocks
+        for number in np.unique(group_of[found.coupling.sets.roots(block.nodes.ravel())])
+    }
 
 
 def _mixing_operators(found: Analysis, group_of: Nodes) -> dict[int, set[str]]:

@@ -13,7 +13,7 @@ from nestify.model.graph.labels import ChannelLabels
 from nestify.model.graph.operators import example_shape, named_arguments, operator_name, refusal
 from nestify.model.graph.sizes import CHANGES, Rewrite
 from nestify.model.graph.skipping import PrunedGraph
-from nestify.model.graph.trace import BATCH, logits_node
+from nestify.model.graph.trace import BATCH
 
 CPU = torch.device("cpu")
 _TRAINING_FLAGS = {
@@ -87,7 +87,8 @@ def _copy_node(
     if node.op == "placeholder":
         return graph.placeholder("images")
     if node.op == "output":
-        copy: fx.Node = graph.output(copy_of(logits_node(choice.found.traced.graph)))
+        outputs = [copy_of(output) for output in choice.found.traced.outputs]
+        copy: fx.Node = graph.output(outputs if choice.found.traced.returns_list else outputs[0])
         return copy
     change = CHANGES.get(operator_name(node.target))
     if change is None:

@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph.memory import make_functional
 from nestify.model.graph.skipping import needed_nodes
-from nestify.model.spec import tied_names
+from nestify.model.spec import returns_feature_maps, tied_names
 
 BATCH = 11
 """Number of images in the example input: a prime, so that no reshape confuses it with another size."""
@@ -26,13 +26,14 @@ class Traced:
     """A model in evaluation mode as a flat graph.
 
     Attributes:
-        graph: placeholders, calls of operators, and an output of one tensor. Operators write in place only
-            where `make_functional` could not replace them.
+        graph: placeholders, calls of operators, and an output of one or more tensors. Operators write in
+            place only where `make_functional` could not replace them.
         images: the placeholder of the images, (B, C, H, W).
         names: maps each other placeholder, all of which are used, to the name of its tensor: parameters and
             buffers have their state-dict names, tied ones the first; constants have their names in the graph.
         parameters: the names that belong to parameters.
         constants: values of the tensors that are not in the state dict: non-persistent buffers and constants.
+        returns_list: whether the model returns a list of feature maps, and not one tensor.
     """
 
     graph: fx.Graph
@@ -40,6 +41,12 @@ class Traced:
     names: Mapping[fx.Node, str]
     parameters: frozenset[str]
     constants: Mapping[str, Tensor]
+    returns_list: bool = False
+
+    @property
+    def outputs(self) -> list[fx.Node]:
+        """The nodes whose values the model returns."""
+        return output_nodes(self.graph)
 
 
 def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
@@ -77,13 +84,15 @@ def trace(model: nn.Module, input_size: tuple[int, int, int]) -> Traced:
         constants={
             name: program.constants[name].detach().clone() for name in names.values() if name not in state
         },
+        returns_list=returns_feature_maps(model),
     )
 
 
-def logits_node(graph: fx.Graph) -> fx.Node:
-    """Return the node of the graph's one result."""
-    (logits,) = graph.output_node().all_input_nodes
-    return logits
+def output_nodes(graph: fx.Graph) -> list[fx.Node]:
+    """Return the nodes whose values a graph returns, in order."""
+    (returned,) = graph.output_node().args
+    assert isinstance(returned, list | tuple)
+    return [node for node in returned if isinstance(node, fx.Node)]
 
 
 def _export(model: nn.Module, input_size: tuple[int, int, int]) -> ExportedProgram:
@@ -151,8 +160,8 @@ def _remove_unused(graph: fx.Graph, names: dict[fx.Node, str]) -> None:
 
 
 def _check_output(graph: fx.Graph, model: nn.Module) -> None:
-    outputs = graph.output_node().all_input_nodes
-    if len(outputs) != 1:
+    outputs = output_nodes(graph)
+    if len(outputs) != 1 and not returns_feature_maps(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} returns {len(outputs)} tensors and not one tensor of logits; switch its "
             "auxiliary or distillation outputs off (set_distilled_training(False))"

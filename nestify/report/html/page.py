@@ -215,7 +215,7 @@ def _facts(report: Report) -> list[tuple[str, str]]:
         f"{number(report.original.get('top1'))} %" if "top1" in report.original else "-",
     )
     return [
-        ("classes", str(report.num_classes)),
+        ("classes", str(report.num_classes or "none: a backbone")),
         ("input", "x".join(map(str, report.input_size))),
         ("schedule", report.schedule),
         ("levels", str(len(report.levels))),
