@@ -24,13 +24,15 @@ seed = {seed}
 [matrix]
 "level[1].sparsity" = [0.9, 0.95]
 [data]
-max_train = 200
-max_val = 100
+max_train = 64
+max_val = 20
 [train]
 epochs = {epochs}
 batch_size = 16
 recalibrate_batches = 2
 eval_before = false
+[schedule]
+fit = false
 """
 LEAVE_A_FILE = "import json, shutil, sys; shutil.copy(sys.argv[1], json.load(open(sys.argv[2]))['output'])"
 LONG = "a-recipe-of-a-long-name-that-says-all"

@@ -10,7 +10,10 @@ from safetensors.torch import save_file
 import nestify as package
 from tests.cli.driver import UNTRAINED, nestify, stored_recipe
 
-SHORT = ("--epochs", "0.2", "--batch-size", "32", "--max-train", "200", "--max-val", "50")
+SHORT = (
+    *("--epochs", "1", "--batch-size", "16", "--max-train", "32", "--max-val", "20"),
+    *("--set", "train.eval_before=false"),
+)
 KWARGS = {"img_size": 32, "patch_size": 8}
 
 

@@ -18,7 +18,7 @@ from tests.cli.driver import UNTRAINED, Outcome, finish, nestify, spawn
 
 def stopped(number: int, *words: str) -> Outcome:
     """Run compress, end it by a signal after its first epoch, and check that no process is left."""
-    endless = ("--epochs", "1000", "--max-train", "64", "--max-val", "10")
+    endless = ("--epochs", "1000", "--max-train", "64", "--max-val", "10", "--set", "train.eval_before=false")
     process = spawn("compress", "digits", *endless, *words, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -37,8 +37,10 @@ def stopped(number: int, *words: str) -> Outcome:
     [
         (signal.SIGINT, 130, "interrupted", "2"),
         (signal.SIGTERM, 143, "terminated", "0"),
-        (signal.SIGUSR1, 143, "terminated", "0"),
-        (signal.SIGHUP, 143, "terminated", "0"),
+        *(
+            pytest.param(number, 143, "terminated", "0", marks=pytest.mark.long)
+            for number in (signal.SIGUSR1, signal.SIGHUP)
+        ),
     ],
 )
 def test_signals_during_training(number: int, code: int, word: str, workers: str, tmp_path: Path) -> None:

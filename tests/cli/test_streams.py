@@ -28,12 +28,13 @@ def words_of(command: str, digits_file: Path) -> list[str]:
 
 
 COMMANDS = (
-    *("--help", "batch --help", "--version", "guide", "guide levels", "doctor", "slice FILE --level 1 -o a"),
-    *("report FILE --json", "report FILE --format html", "compress digits --dry-run", "verify FILE"),
+    *("--help", "batch --help", "--version", "guide", "guide levels", "slice FILE --level 1 -o a"),
+    *("report FILE --json", "report FILE --format html", "compress digits --dry-run"),
 )
+SLOW = ("doctor", "verify FILE")
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *(pytest.param(c, marks=pytest.mark.long) for c in SLOW)])
 def test_a_reader_that_is_gone_changes_nothing(command: str, digits_file: Path) -> None:
     writer = closed_pipe()
     done = finish(spawn(*words_of(command, digits_file), stdout=writer))

@@ -99,7 +99,7 @@ def seen(folder: Path, page: str) -> tuple[list[str], list[str]]:
     return [line for line in log.splitlines() if "CONSOLE" in line], asked
 
 
-@pytest.mark.parametrize("name", PAGES)
+@pytest.mark.parametrize("name", ["classes", "hostile", pytest.param("large", marks=pytest.mark.long)])
 def test_no_console_messages_and_no_requests(name: str, tmp_path: Path) -> None:
     assert seen(tmp_path, PAGES[name]) == ([], ["report.test/page"])
 

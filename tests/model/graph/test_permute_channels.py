@@ -36,7 +36,13 @@ def test_exactly_the_members_of_groups_change(name: str) -> None:
     assert moved == members & set(case.channels.names)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.long if name in ("ghostnet_050", "botnet26t_256") else ())
+        for name in MODELS
+    ],
+)
 def test_every_member_is_needed(name: str) -> None:
     """A permutation without one of the tensors changes the logits."""
     case = example(name)
