@@ -1,5 +1,6 @@
 """Backbones of timm families pass the walk by every schedule; with `-m long`, those of 20 families."""
 
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ import timm
 import torch
 
 import nestify
+from nestify.engine import open as open_engine
 from nestify.errors import BadFileError, NestifyError, RecipeError, UnsupportedModelError
+from nestify.evaluation.int8 import export_int8
 from nestify.file.reader import open_nested_file
 from nestify.model.spec import describe_model
 from tests.backbone_walk import EMBEDDING, FEATURES, SCHEDULES, make_backbone, run_onnx, walk_backbone
@@ -60,7 +63,7 @@ def channels_that_apply(schedule: str, made: Any) -> bool:
 def test_backbone_passes_the_walk(
     name: str, kwargs: dict[str, Any], side: int, schedule: str, tmp_path: Path
 ) -> None:
-    made = walk_backbone(name, kwargs, schedule, side, tmp_path)
+    made = walk_backbone(name, kwargs, schedule, side, tmp_path, onnx=False)
     if made is None:
         assert schedule == "layer"
         return
@@ -146,7 +149,7 @@ def test_sparse_engine_returns_all_maps(backbone: Path, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
         expected = nestify.load(backbone, level=1)(images)
-    found = nestify.engine.open(backbone, 1, cache=tmp_path)(images.numpy())
+    found = open_engine(backbone, level=1, cache=tmp_path)(images.numpy())
     for ours, theirs in zip(found, expected, strict=True):
         np.testing.assert_allclose(ours, theirs.numpy(), rtol=1e-3, atol=1e-3)
 
@@ -154,7 +157,7 @@ def test_sparse_engine_returns_all_maps(backbone: Path, tmp_path: Path) -> None:
 def test_what_needs_classes_is_refused(backbone: Path, tmp_path: Path) -> None:
     for refused in (
         lambda: nestify.evaluate(backbone, "digits"),
-        lambda: nestify.export_int8(backbone, 1, "digits", output=tmp_path / "int8.onnx"),
+        lambda: export_int8(backbone, 1, "digits", output=tmp_path / "int8.onnx"),
     ):
         with pytest.raises(NestifyError, match=r"feature maps.*nestify\.load"):
             refused()
@@ -169,9 +172,13 @@ def test_what_needs_classes_is_refused(backbone: Path, tmp_path: Path) -> None:
 def test_compress_refuses_a_backbone(tmp_path: Path) -> None:
     with pytest.raises(UnsupportedModelError, match=r"feature maps.*nestify\.nest"):
         nestify.compress(
-            "test_resnet",
-            **{"data.path": "digits", "model.pretrained": False, "model.kwargs.features_only": True},
-            output=tmp_path / "x.safetensors",
+            "digits",
+            {
+                "model.checkpoint": "none",
+                "model.pretrained": False,
+                "model.kwargs.features_only": True,
+                "output": tmp_path / "x.safetensors",
+            },
         )
 
 
@@ -191,3 +198,37 @@ def test_description_of_a_backbone() -> None:
     swin = timm.create_model("swin_tiny_patch4_window7_224", features_only=True, embed_dim=16)
     assert describe_model(swin).channels_last
     assert describe_model(swin).reductions == (4, 8, 16, 32)
+
+
+class Head(torch.nn.Module):
+    """A head that reads the last feature map, as the guide's example needs one."""
+
+    def __init__(self, channels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(channels[-1], 10)
+
+    def loss(self, maps: list[torch.Tensor], target: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.cross_entropy(self.linear(maps[-1].mean((2, 3))), target)
+
+
+def test_the_example_of_the_guide() -> None:
+    """Run as it is printed, with a smaller model."""
+    guide = (Path(nestify.__file__).parent / "guide" / "own-loop.md").read_text(encoding="utf-8")
+    text = guide.partition("## Backbones")[2].split("```")[1].removeprefix("python\n")
+    text = text.replace('"resnet50", pretrained=True', '"test_resnet"').replace(
+        "images=loader", "images=loader, input_size=(3, 64, 64)"
+    )
+    loader = [(torch.randn(2, 3, 64, 64), torch.arange(2))] * 2
+    exec(text, {"loader": loader, "timm": timm, "torch": torch, "nestify": nestify, "Head": Head})
+    assert nestify.verify("backbone.nested.safetensors").passed
+
+
+def test_the_detector_script_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchvision")
+    script = runpy.run_path(str(Path(__file__).parents[1] / "recipes" / "detector.py"))
+    assert len(script["main"](1, "0.5,1")) == 2
+    assert "level 1, (24, 96, 48) channels: AP50" in capsys.readouterr().out
+    boxes, labels = torch.tensor([[0.0, 0, 10, 10], [20, 20, 30, 30]]), torch.tensor([3, 4])
+    wanted = [{"boxes": boxes, "labels": labels}]
+    half = [{"boxes": boxes, "labels": torch.tensor([3, 5]), "scores": torch.tensor([0.5, 0.9])}]
+    assert script["average_precision"](half, wanted) == pytest.approx(25)  # one of two, behind a wrong one
