@@ -132,7 +132,12 @@ def test_options_in_the_prose_exist() -> None:
     params = [*group.params, *(option for command in all_commands() for option in command.params)]
     names = {name for option in params for name in (*option.opts, *option.secondary_opts)}
     slurms = {"--gpus-per-task", "--ntasks", "--requeue", "--signal"}
-    elsewhere = {"--folder", "--with", *slurms}  # of programs in tests/benchmarks, and SLURM's
+    elsewhere = {
+        "--durations",
+        "--folder",
+        "--with",
+        *slurms,
+    }  # of pytest, of programs in tests/benchmarks, SLURM's
     typers_own = {"--help", "--install-completion"}
     assert set(options()) - elsewhere - typers_own <= names
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from nestify.compression import compress as api
+from nestify.compression import write as api
 from nestify.errors import BadFileError
 from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel

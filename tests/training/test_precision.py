@@ -7,6 +7,7 @@ import torch
 
 from nestify.compression import compress as api
 from nestify.errors import RecipeError
+from nestify.file.loading import load
 from nestify.training import precision
 from nestify.training.precision import Precision
 
@@ -81,4 +82,4 @@ def test_training_in_bfloat16(
 
 
 def result_tensors(path: Path) -> list[torch.Tensor]:
-    return list(api.load(path).state_dict().values())
+    return list(load(path).state_dict().values())
