@@ -9,7 +9,15 @@ from warnings import catch_warnings, simplefilter
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, choice_option, parse_percent
+from nestify.cli.arguments import (
+    AsJson,
+    Device,
+    Engine,
+    Int8,
+    NestedFileOrAddress,
+    choice_option,
+    parse_percent,
+)
 from nestify.recipe.options import ConsensusKind, OnBadImage
 
 if TYPE_CHECKING:
@@ -132,9 +140,14 @@ def evaluate(
             "replaces an older one.",
         ),
     ] = False,
-    engine: Annotated[
-        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
-    ] = False,
+    engine: Engine = False,
+    int8: Int8 = False,
+    calibrate_images: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate-images", min=1, help="Training images to calibrate --int8 on.", show_default="100"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
@@ -147,6 +160,7 @@ def evaluate(
     from nestify.cli.output import Verbosity, print_unless_quiet, verbosity, write_result
     from nestify.errors import GateFailed, NestifyWarning, RecipeError
     from nestify.evaluation.evaluate import evaluate as run
+    from nestify.evaluation.on_engine import CALIBRATION_IMAGES
     from nestify.report.evaluation import evaluation_notes, evaluation_sheets, images_note
     from nestify.report.text import render
     from nestify.terminal import print_stderr, progress_bar
@@ -172,6 +186,8 @@ def evaluate(
             if unlabelled
             else "--min-agreement is measured without labels; add --unlabelled, or use --min-top1"
         )
+    if calibrate_images is not None and not int8:
+        raise RecipeError("--calibrate-images has no use without --int8; add it, or leave the option out")
     with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress, catch_warnings():
         simplefilter("ignore", NestifyWarning)  # they are in the result, and printed below
         done = run(
@@ -192,6 +208,8 @@ def evaluate(
             on_bad_image=on_bad_image,
             save=save,
             engine=engine,
+            int8=int8,
+            calibrate_images=calibrate_images or CALIBRATION_IMAGES,
             progress=progress,
         )
     for warning in done.warnings:

@@ -136,7 +136,8 @@ def export(
     }
     _check_options(format, sparse, int8, dtype, with_preprocessing, for_int8)
     if int8:
-        from nestify.evaluation.int8 import CALIBRATION_IMAGES, MAX_DROP, export_int8
+        from nestify.evaluation.int8 import MAX_DROP, export_int8
+        from nestify.evaluation.on_engine import CALIBRATION_IMAGES
 
         with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
             done = export_int8(

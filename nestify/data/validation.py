@@ -166,6 +166,7 @@ def open_calibration_images(
     data_root: str | None = None,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
+    labelled: bool = True,
     seed: int = 0,
 ) -> Images:
     """Open training images, without those that a nested file's validation images were held out of them.
@@ -174,6 +175,7 @@ def open_calibration_images(
         data: images, as for `open_images`; all of them if there are no splits.
         held_out: the file's record of how its validation images were held out; None if it has none.
         count: number of images, balanced over the classes.
+        labelled: whether labels are read.
 
     The other arguments and errors are those of `open_images`.
     """
@@ -183,6 +185,7 @@ def open_calibration_images(
         data_root=data_root,
         class_names=class_names,
         num_classes=num_classes,
+        labelled=labelled,
     )
     if held_out is not None and _is_split_of(held_out, images):
         images = _divide(images, held_out)[0]

@@ -1,7 +1,7 @@
 """Accuracy of a nested file on images: of each level, of a consensus of levels, and of a cascade."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,7 +12,7 @@ from nestify.accelerator import pick_device
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import UsedImages, open_evaluation_images
-from nestify.engine.export import engine_device, engine_network
+from nestify.engine.export import engine_device
 from nestify.errors import CheckpointError, RecipeError
 from nestify.evaluation.accuracy import Accuracy
 from nestify.evaluation.accuracy import evaluate as evaluate_networks
@@ -21,6 +21,7 @@ from nestify.evaluation.cascade import Cascade
 from nestify.evaluation.class_counts import ClassCounter, ClassCounts, Passes
 from nestify.evaluation.consensus import Consensus, Network, Recorder
 from nestify.evaluation.joint import JointEvaluation
+from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration, check_int8, level_opener
 from nestify.file.class_accuracy import LevelClasses, check_evaluation_savable, save_class_accuracy
 from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile, open_nested_file
@@ -92,6 +93,8 @@ def evaluate(
     save: bool = False,
     progress: Progress | None = None,
     engine: bool = False,
+    int8: bool = False,
+    calibrate_images: int = CALIBRATION_IMAGES,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
@@ -122,6 +125,8 @@ def evaluate(
         progress: called after each batch with the images that were evaluated, counted for each level, and
             their total; None shows a bar at a terminal and in a notebook.
         engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
+        int8: with `engine`, whether it computes in int8, as `nestify.export` writes it with sparse layers.
+        calibrate_images: number of training images to calibrate int8 on, balanced over the classes.
 
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level or option, or the
@@ -147,7 +152,14 @@ def evaluate(
     file.check_whole(file.n_levels if unlabelled and original is None else max(numbers))
     where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
+    check_int8(int8, engine)
+    calibration = None
+    if int8:
+        calibration = Calibration.open(
+            file, data, calibrate_images, data_root=data_root, labelled=not unlabelled
+        )
     model = file.manifest.model
+    open_level = level_opener(file, where, engine, calibration)
     images, used = open_evaluation_images(
         data,
         split,
@@ -176,10 +188,10 @@ def evaluate(
         passes = Passes(len(images) * len(numbers), advance)
         if unlabelled:
             reference = Replay(_reference(file, original, loader))
-            results = [_agreement(file, number, loader, reference, passes, engine) for number in numbers]
+            results = [_agreement(open_level, number, loader, reference, passes) for number in numbers]
         else:
             results = [
-                _accuracy(file, number, loader, recorder, parents, counter, passes, engine)
+                _accuracy(open_level, number, loader, recorder, parents, counter, passes)
                 for number, counter in zip(numbers, counters, strict=True)
             ]
     entries = [file.manifest.levels[number - 1] for number in numbers]
@@ -231,17 +243,16 @@ def _check(batch_size: int, workers: int | None, on_bad_image: str, seed: int) -
 
 
 def _accuracy(
-    file: NestedFile,
+    open_level: Callable[[int], Network],
     level: int,
     loader: Loader,
     recorder: Recorder | None,
     parents: Mapping[int, Tensor],
     counter: ClassCounter,
     passes: Passes,
-    engine: bool,
 ) -> Accuracy:
     """Evaluate one level, which is alone in memory and timed separately."""
-    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
+    network = open_level(level)
     batches = counter.watch_batches(passes.watch_batches(loader))
     if recorder is not None:
         network = recorder.record_logits(level, network)
@@ -290,10 +301,10 @@ def _reference(file: NestedFile, original: str | os.PathLike[str] | None, loader
 
 
 def _agreement(
-    file: NestedFile, level: int, loader: Loader, reference: Replay, passes: Passes, engine: bool
+    open_level: Callable[[int], Network], level: int, loader: Loader, reference: Replay, passes: Passes
 ) -> Agreement:
     """Compare one level, which is timed separately, with a reference."""
-    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
+    network = open_level(level)
     batches = reference.watch_batches(passes.watch_batches(loader))
     return evaluate_agreement({level: network}, reference, batches)[0]
 

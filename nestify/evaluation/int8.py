@@ -10,8 +10,9 @@ from torch import Tensor
 
 from nestify.data.hierarchy import coarse_target, stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
-from nestify.data.validation import open_calibration_images, open_evaluation_images
+from nestify.data.validation import open_evaluation_images
 from nestify.errors import DataError, GateFailed, RecipeError
+from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration
 from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
 from nestify.exports.draft import Runner, probes
 from nestify.exports.export import open_level
@@ -21,9 +22,6 @@ from nestify.exports.write import Exported, Int8, keep
 from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile
 from nestify.terminal import Progress, shown_progress
-
-CALIBRATION_IMAGES = 100
-"""Default number of training images from which the ranges of activations are taken."""
 
 MAX_DROP = 1.0
 """Default limit for the loss of top-1 accuracy, in points."""
@@ -142,14 +140,7 @@ class _Images:
     ) -> "_Images":
         """Open the images, and read those to calibrate on."""
         model = file.manifest.model
-        training = open_calibration_images(
-            data,
-            file.manifest.held_out,
-            calibrate_images,
-            data_root=data_root,
-            class_names=model.class_names,
-            num_classes=model.num_classes,
-        )
+        calibration = Calibration.open(file, data, calibrate_images, data_root=data_root)
         used, _ = open_evaluation_images(
             data,
             split,
@@ -159,11 +150,9 @@ class _Images:
             num_classes=model.num_classes,
             max_images=max_images,
         )
-        preprocessing = model.preprocessing.model_dump()
-        calibration = [images for images, _ in eval_loader(training, preprocessing, batch_size=32)]
-        loader = eval_loader(used, preprocessing, batch_size=32)
+        loader = eval_loader(used, model.preprocessing.model_dump(), batch_size=32)
         parents = stored_class_levels(file.manifest).parents.get(level)
-        return cls(torch.cat(calibration)[:calibrate_images], loader, parents, len(used))
+        return cls(calibration.images, loader, parents, len(used))
 
 
 @torch.no_grad()
