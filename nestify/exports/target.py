@@ -259,8 +259,8 @@ def _guess(path: Path) -> ExportFormat:
             return format
     if path.suffix.lower() == ".tflite":
         raise RecipeError(
-            f"{path}: LiteRT's converter needs an environment of its own; export with --format pt2 --batch 1, "
-            "and convert that as nestify guide shipping shows"
+            f"{path}: LiteRT's converter needs an environment of its own; export with --format pt2 --batch 1 "
+            "and convert that, as nestify guide shipping shows"
         )
     suffixes = ", ".join(format.suffix for format in ExportFormat)
     raise RecipeError(f"{path}: does not end with one of {suffixes}; add --format {_ANY_FORMAT}")
