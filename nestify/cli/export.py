@@ -217,6 +217,8 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "level": done.facts.level,
         "name": done.facts.level_name,
         "sparsity": done.facts.sparsity,
+        "level_sha256": done.facts.level_sha256,
+        "source_sha256": done.facts.source_sha256,
         "format": str(done.format),
         "output": str(done.path),
         "bytes": done.bytes,

@@ -14,14 +14,8 @@ from nestify.engine.library import cache_folder, load_library
 from nestify.engine.session import Session, import_runtime
 from nestify.errors import OutputError, RecipeError, UnsupportedModelError
 from nestify.exports.export import open_level
-from nestify.exports.target import (
-    ExportFacts,
-    ExportFormat,
-    PackedType,
-    Target,
-    check_options,
-    choose_target,
-)
+from nestify.exports.options import check_options
+from nestify.exports.target import ExportFacts, ExportFormat, PackedType, Target, choose_target
 from nestify.file.measurements import ENGINE
 from nestify.file.reader import NestedFile
 from nestify.version import __version__

@@ -16,8 +16,9 @@ from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration
 from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
 from nestify.exports.draft import Runner, probes
 from nestify.exports.export import open_level
+from nestify.exports.options import check_int8, check_options
 from nestify.exports.preprocessing import picture_probes
-from nestify.exports.target import ExportFormat, check_options, choose_target
+from nestify.exports.target import ExportFormat, choose_target
 from nestify.exports.write import Exported, Int8, keep
 from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile
@@ -79,10 +80,7 @@ def export_int8(
     file, number, facts = opened.file, opened.number, opened.facts
     file.check_classifies("--int8")
     target = choose_target(opened.source, facts, format or (None if output else "onnx"), output, mark="int8")
-    if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
-        raise RecipeError(
-            f"--int8 applies to --format onnx and openvino, not to {target.format}; leave one of them out"
-        )
+    check_int8(target.format)
     if sparse and target.format is not ExportFormat.onnx:
         raise RecipeError(f"--sparse applies to --format onnx, not to {target.format}; leave it out")
     check_options(target.format, batch, opset, None, with_preprocessing)

@@ -186,7 +186,10 @@ def _use(report: Report, name: str, options: CardOptions) -> str:
             "# later, only the bytes that are missing:",
             f"nestify slice {shlex.quote(address)} {upgrade}",
         ]
-    shell.append(f"nestify export {shlex.quote(address)} --level {core} -o {core}.onnx")
+    shell += [
+        "# a plain model, with pip install 'nestify[onnx]':",
+        f"nestify export {shlex.quote(address)} --level {core} -o {core}.onnx",
+    ]
     load = f'model = nestify.load("{address}", level="{core}")  # an ordinary torch module'
     return "\n\n".join([fenced("bash", "\n".join(shell)), fenced("python", f"import nestify\n\n{load}")])
 
