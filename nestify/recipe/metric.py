@@ -66,7 +66,7 @@ AGREEMENT = Metric(
     "Agreement",
     ("agreement", "cosine"),
     "min_agreement",
-    "agreement is the share of images whose class the {} predicts too, cosine the mean cosine similarity of "
+    "agreement is the share of images whose class {} predicts too, cosine the mean cosine similarity of "
     "the logits",
     counts_images=True,
     is_comparison=True,
@@ -78,7 +78,7 @@ COSINE = Metric(
     "Similarity",
     ("cosine",),
     "min_cosine",
-    "cosine is the mean cosine similarity of the outputs and those of the {}, in percent",
+    "cosine is the mean cosine similarity of the outputs and those of {}, in percent",
     scale=100.0,
     is_comparison=True,
 )

@@ -99,7 +99,8 @@ def plan_screen(plan: "Plan") -> Screen:
     if plan.blocks:
         parts.append(f"{plan.blocks} blocks that can be skipped")
     what = ", ".join(parts)
-    title = f"{spec.architecture}, {spec.num_classes} classes, input {size}, {what}"
+    predicts = f"{spec.num_classes} classes" if spec.num_classes else "backbone"
+    title = f"{spec.architecture}, {predicts}, input {size}, {what}"
     return Screen(title, [plan_table(plan)], notes)
 
 

@@ -75,7 +75,7 @@ def report_notes(report: Report) -> list[str]:
     if metric.key in report.original:
         notes.append(f"The dense model before nesting: {metric.title} {report.original[metric.key]:.2f} %.")
     if metric.is_comparison:
-        what = metric.meaning.format("original model")
+        what = metric.meaning.format("the original model")
         notes.append(f"Learned without labels: {what}. Accuracy was not measured.")
     elif metric.meaning:
         notes.append(metric.meaning)

@@ -80,7 +80,8 @@ class Level {
     }
     times.sort((left, right) => left - right);
     this.query(".time").textContent = `${times[Math.floor(times.length / 2)].toPrecision(3)} ms`;
-    this.showClasses(softmax(logits, this.entry.temperature ?? 1));
+    const severalLabels = this.entry.metrics.map !== undefined;
+    this.showClasses(severalLabels ? sigmoid(logits) : softmax(logits, this.entry.temperature ?? 1));
   }
 
   showClasses(shares) {
@@ -269,6 +270,10 @@ function softmax(logits, temperature) {
   const powers = Array.from(logits, (logit) => Math.exp((logit - highest) / temperature));
   const total = powers.reduce((left, right) => left + right, 0);
   return powers.map((power) => power / total);
+}
+
+function sigmoid(logits) {
+  return Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
 }
 
 function factsOf({ achieved_sparsity: sparsity, width = 1, depth = 1 }) {
