@@ -11,7 +11,7 @@ from nestify.compression.inputs import Inputs
 from nestify.data.dataset import Images
 from nestify.data.loaders import Loader, Pictures, eval_loader
 from nestify.evaluation.measure import Score, measure, measure_levels
-from nestify.model.batch_norm import recalibrate
+from nestify.model.batch_norm import recalibrate_level
 from nestify.model.nested_model import NestedModel
 from nestify.training.distributed import SINGLE, World
 from nestify.training.precision import Precision
@@ -89,9 +89,10 @@ class Passes:
         """Return the training images in the batches over which batch norm is measured."""
         return self.shuffled(combined=self.inputs.recipe.train.sync_batch_norm)
 
-    def recalibrate(self, model: nn.Module) -> None:
-        """Measure the batch-norm statistics of a plain model on training images."""
-        recalibrate(model, Pictures(self.to_recalibrate()), self.inputs.recipe.train.recalibrate_batches)
+    def recalibrate(self, nested: NestedModel, level: int) -> None:
+        """Measure the batch-norm statistics of a level on training images."""
+        most = self.inputs.recipe.train.recalibrate_batches
+        recalibrate_level(nested, level, Pictures(self.to_recalibrate()), most)
 
     def evaluate_dense(self, network: nn.Module) -> Score:
         """Evaluate the dense model, as level 0, on the validation images."""

@@ -25,7 +25,6 @@ from nestify.evaluation.measure import Score, check_finite
 from nestify.files import checkpoint_path
 from nestify.machine import pick_workers, workers_warning
 from nestify.model.nested_model import NestedModel
-from nestify.model.spec import state_tensors
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.recipe.stages import Stage, training_stages
@@ -259,13 +258,13 @@ class Run:
     ) -> tuple[NestedModel, Sequence[Level]]:
         """Train the levels, stage by stage; stages that the checkpoint has done are skipped."""
         nested, levels, recipe = design.nested, design.levels, self.recipe
-        solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
-        settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
         original = copy_shared(nested) if len(self.stages) > 1 else {}
         for index, stage in enumerate(self.stages):
             if stage.last <= (self.checkpoints.frozen or 0):
                 continue
-            nested, levels = self._phases().train_levels(nested, levels, settle, teacher, self.stages, index)
+            nested, levels = self._phases().train_levels(
+                nested, levels, design.settle, teacher, self.stages, index
+            )
             if stage.last < nested.n_levels:
                 round_to_stored(nested, recipe)  # higher levels learn around what the file will hold
                 reset_unfrozen(nested, stage.last, original)
@@ -337,9 +336,7 @@ class Run:
         if levels:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
-            plain = nested.at_level(level)
-            self.passes.recalibrate(plain)
-            nested.load_own(level, state_tensors(plain))
+            self.passes.recalibrate(nested, level)
 
     def _search_batches(self) -> Loader:
         """Return another loader of the training images, which records nothing about them."""

@@ -17,7 +17,6 @@ from nestify.evaluation.measure import Score
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec
-from nestify.recipe.level_options import level_weights
 from nestify.recipe.levels import Level
 from nestify.recipe.metric import MAP, Metric
 from nestify.recipe.options import AUTO, TEACHERS, TrainOptions
@@ -27,8 +26,8 @@ from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import World
 from nestify.training.loop import steps_per_epoch, total_steps, train
 from nestify.training.losses import label_loss, multi_label_loss
+from nestify.training.make_task import make_task
 from nestify.training.observer import Observer, Phase
-from nestify.training.output_loss import output_loss
 from nestify.training.precision import Precision
 from nestify.training.progress import StepLog
 from nestify.training.rate_search import search_rate
@@ -222,35 +221,24 @@ class Phases:
             stage: the levels to train; the others have weight 0.
             compiled: whether torch may compile the levels, if the recipe enables it.
         """
-        options, levels = self.recipe.train, self.recipe.level
+        options = self.recipe.train
         kind: Any = options.teacher if options.teacher in TEACHERS else "other"
         if frozen is None and (kind in ("original", "both", "other") or self.metric.is_comparison):
             frozen = deepcopy(nested.network)  # for an estimate: a teacher with the same cost
-        mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
-        teacher = Teacher(
+        return make_task(
+            NestedTask,
+            nested,
+            self.recipe,
+            self._criterion(),
             kind,
             frozen,
-            mean=mean,
-            std=std,
-            temperature=options.temperature,
-            compare=output_loss(self.metric),
-        )
-        trained = range(stage.frozen + 1, stage.last + 1)
-        weights = [weight if k in trained else 0.0 for k, weight in enumerate(level_weights(levels), start=1)]
-        return NestedTask(
-            nested,
-            self._criterion(),
+            self.device,
+            trained=range(stage.frozen + 1, stage.last + 1),
+            metric=self.metric,
             parents=self.labels.parents,
-            seed=self.recipe.seed,
             compiled=options.compile and compiled,
             recompute=options.grad_checkpointing,
-            weights=weights,
-            distill=[options.distill if level.distill is None else level.distill for level in levels],
-            teacher=teacher.to(self.device),
-            sandwich=options.sandwich or (None if len(trained) <= 4 else 4),
             autocast=self._precision.autocast,
-            device=self.device,
-            metric=self.metric,
         )
 
     def _report_left_out(self) -> None:
