@@ -200,4 +200,5 @@ def _probe(inputs: Inputs, images: int) -> Probe:
         )
     (fitting, _), (measuring, target) = batches
     with torch.no_grad():
-        return Probe(inputs.pretrained.model.eval(), fitting, measuring, target)
+        labels = None if inputs.metric.is_comparison else target
+        return Probe(inputs.pretrained.model.eval(), fitting, measuring, labels)
