@@ -68,8 +68,9 @@ def pick(
 ) -> None:
     """Print the name of the best level that meets all limits; exit with 1 if there is none.
 
-    The best level is the one with the highest top-1, or the highest level if levels predict different
-    classes or the file has no top-1. The table on standard error shows every level and the limits it misses.
+    The best level is the one with the highest top-1, or mean average precision or agreement; the highest
+    level if levels predict different classes or were not evaluated. The table on standard error shows every
+    level and the limits it misses.
 
         level=$(nestify pick resnet.nested.safetensors --max-latency 10ms) &&
         nestify export resnet.nested.safetensors --level $level --format onnx

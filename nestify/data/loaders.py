@@ -25,7 +25,8 @@ from nestify.model.preprocessing import MODES, evaluation_transform, transform_o
 
 
 class Loader:
-    """Batches (images, targets) on a device: float32 (B, C, H, W), normalised, and int64 (B,).
+    """Batches (images, targets) on a device: float32 (B, C, H, W), normalised, and int64 (B,),
+    or float32 (B, labels) for images with several labels.
 
     Skipped images make a batch smaller. A pass raises `DataError` when an image cannot be read and the
     images say `refuse`, when none can be read, and when a worker process dies.

@@ -52,6 +52,7 @@ class Calibration:
         data: str | os.PathLike[str] | None,
         count: int = CALIBRATION_IMAGES,
         *,
+        labels: str | None = None,
         data_root: str | None = None,
         labelled: bool = True,
     ) -> "Calibration":
@@ -61,6 +62,7 @@ class Calibration:
             file: the nested file.
             data: images, as for `compress`; None for random numbers, which serve to measure time.
             count: number of images, balanced over the classes.
+            labels: table of several labels per image, as for `compress`.
             data_root: folder of a named data set.
             labelled: whether the images have labels, which they are balanced by.
 
@@ -78,6 +80,7 @@ class Calibration:
             os.fspath(data),
             file.manifest.held_out,
             count,
+            labels=labels,
             data_root=data_root,
             class_names=model.class_names,
             num_classes=model.num_classes,

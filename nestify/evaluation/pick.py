@@ -101,8 +101,9 @@ def option(limited: Limited) -> str:
 def choose(report: Report, limits: Sequence[Limit], latencies: Mapping[int, float] | None = None) -> Pick:
     """Pick the best level that meets all limits.
 
-    The best is the one with the highest top-1, and the lowest of several. If levels of the file predict
-    different classes, or some have no top-1, they cannot be compared, and the best is the highest one.
+    The best is the one with the highest score (top-1, or what the levels are judged by), and the lowest of
+    several. If levels of the file predict different classes, or some were not evaluated, they cannot be
+    compared, and the best is the highest one.
 
     Args:
         report: report of the file.
@@ -193,8 +194,9 @@ def _held(level: LevelReport, limits: Sequence[Limit], latencies: Mapping[int, f
 def _order(report: Report) -> Callable[[Candidate], tuple[float, int]]:
     """Return a sort key for all levels of a file, so that a tighter limit never gives a better level."""
     alike = len({level.class_set for level in report.levels}) == 1
-    if alike and all(level.top1 is not None for level in report.levels):
-        return lambda candidate: (candidate.values["top1"] or 0.0, -candidate.level)
+    scores = {level.level: level.score for level in report.levels}
+    if alike and None not in scores.values():
+        return lambda candidate: (scores[candidate.level] or 0.0, -candidate.level)
     return lambda candidate: (0.0, candidate.level)
 
 

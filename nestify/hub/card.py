@@ -16,6 +16,7 @@ from nestify.file.class_accuracy import read_class_accuracy
 from nestify.file.reader import NestedFile
 from nestify.file.summary import Report
 from nestify.hub.markdown import fenced, literal
+from nestify.recipe.metric import MAP, TOP1, metric_of
 from nestify.report.bench import bench_sheets, noise_notes
 from nestify.report.html.by_class import worst_classes
 from nestify.report.sheet import Column, Sheet, settings
@@ -30,6 +31,12 @@ MOST_CLASSES = 100
 
 WORST_CLASSES = 5
 """Number of classes of each level in the table of the worst ones."""
+
+RESULTS = {
+    TOP1: ("accuracy", "Top-1 accuracy"),
+    MAP: ("mean_average_precision", "Mean average precision"),
+}
+"""The hub's type, and the name, of each metric that says how good a level is."""
 
 UNSET = ("null", "[]", "{}")
 """Values of options that were not given, which a card leaves out."""
@@ -111,6 +118,7 @@ def _title(name: str) -> str:
 def _metadata(report: Report, name: str, options: CardOptions) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
+    metric = report.metric
     dataset = options.dataset or PurePosixPath(str(report.recipe.get("data", {}).get("path", ""))).name
     results = [
         EvalResult(
@@ -118,12 +126,12 @@ def _metadata(report: Report, name: str, options: CardOptions) -> str:
             task_name="Image classification",
             dataset_type=options.dataset or "imagefolder",
             dataset_name=printable(dataset) or "images",
-            metric_type="accuracy",
-            metric_name=printable(f"Top-1 accuracy of level {level.level} ({level.name})"),
-            metric_value=round(level.top1 / 100, 4),
+            metric_type=RESULTS[metric][0],
+            metric_name=printable(f"{RESULTS[metric][1]} of level {level.level} ({level.name})"),
+            metric_value=round(level.score / 100, 4),
         )
         for level in report.levels
-        if level.top1 is not None
+        if metric in RESULTS and level.score is not None
     ]
     task = "image-classification" if report.num_classes else "image-feature-extraction"
     data = ModelCardData(
@@ -132,7 +140,7 @@ def _metadata(report: Report, name: str, options: CardOptions) -> str:
         license=options.license,
         base_model=options.base_model,
         datasets=options.dataset,
-        metrics=["accuracy"] if results else None,
+        metrics=[RESULTS[metric][0]] if results else None,
         tags=[task, "timm", "nestify", "nested-network", "model-compression"],
         model_name=printable(_title(name)) if results else None,
         eval_results=results or None,
@@ -209,7 +217,8 @@ def _preprocessing(file: NestedFile) -> str:
     arguments = ",\n".join(f"    {name}={_python(getattr(given, name))}" for name in names)
     mode = "L" if given.input_size[0] == 1 else "RGB"
     is_backbone = file.manifest.model.output != "logits"
-    name, then = ("features", "") if is_backbone else ("scores", ".softmax(-1)[0]")
+    likely = ".sigmoid()[0]" if metric_of(file.manifest.levels[-1].metrics) is MAP else ".softmax(-1)[0]"
+    name, then = ("features", "") if is_backbone else ("scores", likely)
     turned = [
         'image = Image.open("photo.jpg")',
         "image = ImageOps.exif_transpose(image)" if given.exif_orientation else "",
@@ -300,7 +309,7 @@ def _limits(report: Report) -> str:
     if counts:
         images = " or ".join(f"{count:,}" for count in counts)
         lines.append(
-            f"- Accuracies were measured on {images} validation images; on other images they can be lower."
+            f"- The scores were measured on {images} validation images; on other images they can be lower."
         )
     elif report.num_classes:
         lines.append("- The file holds no accuracies: no validation images were evaluated.")
@@ -313,6 +322,11 @@ def _limits(report: Report) -> str:
 
 
 def _limits_of_classes(report: Report) -> list[str]:
+    if report.metric is MAP:
+        return [
+            "- An image may have several of the labels above, or none.",
+            "- The outputs are logits; a sigmoid of them is not a calibrated probability.",
+        ]
     return [
         "- Every image gets one of the classes above, whatever it shows.",
         "- The outputs are logits; a softmax of them is not a calibrated probability."

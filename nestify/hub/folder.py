@@ -20,6 +20,9 @@ from nestify.terminal import Progress
 
 SCHEMA_VERSION = 1
 
+OPTIONAL_SCORES = ("map", "agreement", "cosine")
+"""Values of a level that are left out if they were not measured."""
+
 CARD = "README.md"
 CONFIG = "config.json"
 
@@ -157,7 +160,7 @@ def config_document(file: NestedFile, report: Report, name: str, sha256: str) ->
             "temperature": level.temperature,
             "num_classes": level.classes,
             "class_set": level.class_set or None,
-            **({} if level.agreement is None else {"agreement": level.agreement, "cosine": level.cosine}),
+            **{name: value for name in OPTIONAL_SCORES if (value := getattr(level, name)) is not None},
         }
         for level, entry in zip(report.levels, file.manifest.levels, strict=True)
     ]

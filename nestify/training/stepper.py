@@ -15,6 +15,7 @@ from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.level_options import Score
+from nestify.recipe.metric import MAP
 from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
@@ -104,7 +105,7 @@ class Stepper:
         self._frozen = FrozenLevels(nested, frozen)
         self._gradients = LevelGradients(nested, task.level_weights)
         nested.train()
-        self._progress = Progress(nested, task.device, task.labelled)
+        self._progress = Progress(nested, task.device, task.metric)
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], stop: bool = False, save: bool = False) -> None:
         """Perform one step.
@@ -168,6 +169,8 @@ class Stepper:
         draw = torch.Generator().manual_seed(self.position.step)
         images = torch.randn(2, *self.nested.spec.input_size, generator=draw).to(self.task.device)
         target = torch.zeros(2, dtype=torch.long, device=self.task.device)
+        if self.task.metric is MAP:
+            target = torch.zeros(2, self.nested.spec.num_classes, device=self.task.device)
         if self._mixup is not None:
             images, target = self._mixup(images, target)
         statistics = [b for name, b in self.nested.named_buffers() if name.endswith(STATISTICS)]
