@@ -4,7 +4,7 @@
 
 For each level and runtime: size and top-1 in float32 (of ONNX Runtime) and in int8, the difference on the
 same images with its standard error, and the time of one image in int8 over that in float32 (medians of
-processor time, calls in turns, one thread). `--per-tensor` adds models whose weights have one scale per layer,
+processor time, calls in turns, one thread). `--per-tensor` adds models with one scale per layer,
 `--sweep 1,2,4` models that keep the 1, 2 and 4 costliest layers in float32, both on ONNX Runtime.
 """
 
