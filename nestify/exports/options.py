@@ -60,10 +60,8 @@ def check_options(
         raise RecipeError(
             f"--dtype {dtype} is not one of the types of --format {format}; give {' or '.join(format.dtypes)}"
         )
-    if pictures and not format.takes_pictures:
-        raise RecipeError(
-            f"--with-preprocessing does not apply to --format {format}: {_WITHOUT_PICTURES[format]}"
-        )
+    if pictures and (reason := _WITHOUT_PICTURES.get(format)):
+        raise RecipeError(f"--with-preprocessing does not apply to --format {format}: {reason}")
     if opset is not None and format is not ExportFormat.onnx:
         raise RecipeError(f"--opset {opset} applies to --format onnx, not to {format}; leave it out")
     if batch is not None and format is ExportFormat.timm:
