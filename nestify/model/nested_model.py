@@ -287,8 +287,7 @@ class NestedModel(Shown, nn.Module):
         plain = deepcopy(self.network).eval()
         if self.classes[number - 1] != self.spec.num_classes:
             set_classes(plain, self.heads, self.classes[number - 1])
-        for parameter in plain.parameters():
-            parameter.grad = None
+        plain.zero_grad()
         own = state_tensors(plain)
         for name, tensor in tensors.items():
             own[name].copy_(tensor)
