@@ -86,7 +86,8 @@ def engine_notes(report: Report) -> list[str]:
         return [f"{ONLY_ON_ENGINE}. Dense kernels execute the dense MACs."]
     shares = ", ".join(
         f"{level.name} {level.over_full:.2f} (batch {measurement.batch_size}, "
-        f"{measurement.threads} thread{'s' * (measurement.threads != 1)}, {measurement.dtype})"
+        f"{measurement.threads} thread{'s' * (measurement.threads != 1)}"
+        f"{', both in int8' * (measurement.dtype == INT8)})"
         for _, (measurement, level) in sorted(best.items())
     )
     return [

@@ -107,12 +107,20 @@ double linear_error(int64_t tokens, int64_t inputs, int64_t outputs) {
   return worst / largest;
 }
 
-// Counts the bytes that differ; the channels of one group, a square kernel, and padding of the zero point's value.
-int64_t int8_differences(int64_t inputs, int64_t outputs, int64_t side, int64_t k, int64_t stride, int64_t pad) {
-  const int64_t zero = 37, quads = (inputs + 3) / 4, out = (side + 2 * pad - k) / stride + 1;
-  std::vector<int8_t> dense(size_t(outputs * inputs * k * k)), values;
+struct PackedInt8 {
+  std::vector<int8_t> dense;  // (outputs, inputs, k * k)
+  std::vector<int32_t> bias;
+  std::vector<int64_t> bytes;
+  int64_t size = 0;
+};
+
+// A layer of one group with a square kernel, whose multipliers are 1 / 512.
+PackedInt8 make_int8(int64_t inputs, int64_t outputs, int64_t k) {
+  const int64_t quads = (inputs + 3) / 4;
+  PackedInt8 made{std::vector<int8_t>(size_t(outputs * inputs * k * k)), {}, {}, 0};
+  std::vector<int8_t> values;
   std::vector<int64_t> starts{0};
-  std::vector<int32_t> columns, bias;
+  std::vector<int32_t> columns;
   for (int64_t o = 0; o < outputs; o++) {
     for (int64_t column = 0; column < quads * k * k; column++) {
       if (std::abs(number()) > 0.3f) continue;
@@ -121,43 +129,76 @@ int64_t int8_differences(int64_t inputs, int64_t outputs, int64_t side, int64_t 
         const int64_t channel = column / (k * k) * 4 + c;
         const auto w = int8_t(channel < inputs ? number() * 128 : 0);
         values.push_back(w);
-        if (channel < inputs) dense[size_t((o * inputs + channel) * k * k + column % (k * k))] = w;
+        if (channel < inputs) made.dense[size_t((o * inputs + channel) * k * k + column % (k * k))] = w;
       }
     }
     starts.push_back(int64_t(columns.size()));
-    bias.push_back(int32_t(number() * 9999));
+    made.bias.push_back(int32_t(number() * 9999));
   }
-  const int64_t shape[5] = {outputs, inputs, 1, k, k}, geometry[8] = {stride, stride, pad, pad, pad, pad, 1, 1};
+  const int64_t shape[5] = {outputs, inputs, 1, k, k};
   const std::vector<float> multipliers(size_t(outputs), 1.0f / 512);
-  int64_t block = 0, size = 0;
-  const char* problem = nestify_packed_int8_size(shape, starts.data(), columns.data(), &block, &size);
-  std::vector<int64_t> bytes(size_t(size / 8 + 1));
+  int64_t block = 0;
+  const char* problem = nestify_packed_int8_size(shape, starts.data(), columns.data(), &block, &made.size);
+  made.bytes.resize(size_t(made.size / 8 + 1));
   if (!problem)
-    problem = nestify_pack_int8(shape, starts.data(), columns.data(), values.data(), bias.data(), multipliers.data(),
-                                block, bytes.data(), size);
-  std::vector<uint8_t> x(size_t(inputs * side * side)), found(size_t(outputs * out * out));
-  for (uint8_t& pixel : x) pixel = uint8_t(g_random());
-  std::vector<uint8_t> added(found.size(), 200);
-  const int32_t limits[5] = {int32_t(zero), 90, 3, 250, 180};
-  if (!problem)
-    problem = nestify_conv_int8(bytes.data(), size, x.data(), 1, side, side, geometry, limits, added.data(), 0.5f,
-                                found.data(), int64_t(found.size()));
+    problem = nestify_pack_int8(shape, starts.data(), columns.data(), values.data(), made.bias.data(),
+                                multipliers.data(), block, made.bytes.data(), made.size);
   if (problem) std::printf("%s\n", problem), std::exit(2);
+  return made;
+}
+
+std::vector<uint8_t> bytes_at_random(size_t count) {
+  std::vector<uint8_t> made(count);
+  for (uint8_t& x : made) x = uint8_t(g_random());
+  return made;
+}
+
+// Counts the bytes that differ; padding has the zero point's value.
+int64_t int8_differences(int64_t inputs, int64_t outputs, int64_t side, int64_t k, int64_t stride, int64_t pad) {
+  const int64_t zero = 37, out = (side + 2 * pad - k) / stride + 1;
+  const int64_t geometry[8] = {stride, stride, pad, pad, pad, pad, 1, 1};
+  const PackedInt8 layer = make_int8(inputs, outputs, k);
+  const std::vector<uint8_t> x = bytes_at_random(size_t(inputs * side * side));
+  std::vector<uint8_t> found(size_t(outputs * out * out)), added(found.size(), 200);
+  const int32_t limits[5] = {int32_t(zero), 90, 3, 250, 180};
+  if (const char* problem = nestify_conv_int8(layer.bytes.data(), layer.size, x.data(), 1, side, side, geometry, limits,
+                                              added.data(), 0.5f, found.data(), int64_t(found.size())))
+    std::printf("%s\n", problem), std::exit(2);
   int64_t differences = 0;
   for (int64_t o = 0; o < outputs; o++)
     for (int64_t y = 0; y < out; y++)
       for (int64_t z = 0; z < out; z++) {
-        int64_t sum = bias[size_t(o)];
+        int64_t sum = layer.bias[size_t(o)];
         for (int64_t i = 0; i < inputs; i++)
           for (int64_t t = 0; t < k * k; t++) {
             const int64_t row = y * stride + t / k - pad, column = z * stride + t % k - pad;
             const bool inside = row >= 0 && row < side && column >= 0 && column < side;
             const int64_t pixel = inside ? x[size_t((i * side + row) * side + column)] : zero;
-            sum += dense[size_t((o * inputs + i) * k * k + t)] * pixel;
+            sum += layer.dense[size_t((o * inputs + i) * k * k + t)] * pixel;
           }
         const double scaled = std::nearbyint(double(sum) / 512 + 10) + 90;  // 10 is (200 - 180) / 2
         differences += found[size_t((o * out + y) * out + z)] != uint8_t(std::clamp(scaled, 3.0, 250.0));
       }
+  return differences;
+}
+
+// The same for a linear layer.
+int64_t int8_linear_differences(int64_t tokens, int64_t inputs, int64_t outputs) {
+  const PackedInt8 layer = make_int8(inputs, outputs, 1);
+  const std::vector<uint8_t> x = bytes_at_random(size_t(tokens * inputs));
+  std::vector<uint8_t> found(size_t(tokens * outputs));
+  const int32_t limits[4] = {37, 90, 3, 250};
+  if (const char* problem =
+          nestify_linear_int8(layer.bytes.data(), layer.size, x.data(), tokens, limits, found.data()))
+    std::printf("%s\n", problem), std::exit(2);
+  int64_t differences = 0;
+  for (int64_t t = 0; t < tokens; t++)
+    for (int64_t o = 0; o < outputs; o++) {
+      int64_t sum = layer.bias[size_t(o)];
+      for (int64_t i = 0; i < inputs; i++) sum += layer.dense[size_t(o * inputs + i)] * x[size_t(t * inputs + i)];
+      const double scaled = std::nearbyint(double(sum) / 512) + 90;
+      differences += found[size_t(t * outputs + o)] != uint8_t(std::clamp(scaled, 3.0, 250.0));
+    }
   return differences;
 }
 
@@ -174,6 +215,7 @@ int main() {
   for (const int64_t tokens : {1, 2, 50, 197}) worst = std::max(worst, linear_error(tokens, 100, 72));
   int64_t differences = int8_differences(64, 32, 14, 1, 1, 0) + int8_differences(1030, 9, 7, 1, 1, 0);
   differences += int8_differences(33, 24, 15, 3, 1, 1) + int8_differences(16, 16, 28, 3, 2, 1);
+  for (const int64_t tokens : {1, 2, 50, 197}) differences += int8_linear_differences(tokens, 101, 75);
   const char* isa = "";
   nestify_engine_isa(&isa);
   std::printf("%s %.3g %d\n", isa, worst, int(differences));

@@ -1,18 +1,23 @@
-"""Sparse int8 convolutions against NumPy's integers: every byte is equal, on every instruction set."""
+"""Sparse int8 layers against NumPy's integers: every byte is equal, on every instruction set."""
 
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
 
 from nestify.engine.library import VARIABLE, Library
 from nestify.engine.pack import Bytes, SparseWeight, check_packed, pack
 from nestify.engine.pack_int8 import QuadWeight, pack_int8
+from nestify.engine.session import start_session
+from nestify.errors import BadFileError
 from tests.engine.int8_oracle import (
     Units,
     random_case,
@@ -196,3 +201,43 @@ def test_layers_of_the_other_type_are_refused(library: Library) -> None:
     floats = np.zeros((1, 12, 7, 6), np.float32)
     case = Convolution(1, 2, 6, 3, (7, 6), (3, 2))
     assert "type" in (run_conv(small_layer(), floats, np.zeros((1, 6, 5, 5), np.float32), case, None) or "")
+
+
+def linear_model(packed: Bytes, *inputs: str, **options: int) -> onnx.ModelProto:
+    """A model of one SparseLinearInt8 of 12 features, whose further inputs are the tokens again."""
+    limits = {"input_zero": 3, "output_zero": 5, "low": 0, "high": 255, **options}
+    node = helper.make_node(
+        "SparseLinearInt8", ["tokens", "packed", *inputs], ["logits"], domain="nestify", **limits
+    )
+    ends = [
+        helper.make_tensor_value_info(name, TensorProto.UINT8, ["batch", f"{name}1", f"{name}2"])
+        for name in ("tokens", "logits")
+    ]
+    graph = helper.make_graph([node], "one", ends[:1], ends[1:], [numpy_helper.from_array(packed, "packed")])
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("nestify", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=9)
+
+
+def test_the_linear_operator(library: Library, tmp_path: Path) -> None:
+    """In a session it computes what the C function does; what it cannot run is refused."""
+    tokens = np.random.default_rng(1).integers(0, 256, (2, 7, 12), np.uint8)
+    expected = np.zeros((14, 3), np.uint8)
+    assert run_linear_int8(linear_layer(), tokens.reshape(14, 12), expected, Units(3, 5)) is None
+
+    def session(packed: Bytes, *inputs: str, **options: int) -> Any:
+        onnx.save(linear_model(packed, *inputs, **options), tmp_path / "linear.onnx")
+        return start_session(tmp_path / "linear.onnx", 1)
+
+    [found] = session(linear_layer()).run(None, {"tokens": tokens})
+    np.testing.assert_array_equal(found, expected.reshape(2, 7, 3))
+    for packed, options, word in [
+        (small_layer(), {}, "not linear"),
+        (pack(SparseWeight.from_dense(np.ones((3, 12), np.float32))), {}, "type"),
+        (linear_layer(), {"low": 9, "high": 8}, "limit"),
+    ]:
+        with pytest.raises(BadFileError, match=word):
+            session(packed, **options)
+    with pytest.raises(Exception, match="features"):
+        session(linear_layer()).run(None, {"tokens": tokens[..., :8]})
+    with pytest.raises(Exception, match="residual"):
+        session(linear_layer(), "tokens").run(None, {"tokens": tokens})

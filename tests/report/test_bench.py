@@ -133,6 +133,8 @@ def test_what_masked_weights_save_is_what_was_measured() -> None:
     [note] = engine_notes(replace(masked, measured=[slow, *made]))
     assert "size-1 0.31 (batch 1, 2 threads)" in note
     assert "size-2" not in note
+    quantised = made[1].model_copy(update={"dtype": "int8"})
+    assert "(batch 1, 2 threads, both in int8)" in engine_notes(replace(masked, measured=[quantised]))[0]
     assert "nestify bench" not in note
     assert engine_notes(replace(NARROW, measured=made[:0])) == []
 
