@@ -43,7 +43,7 @@ def measure(what: str, model: str, folder: Path) -> None:
                 "finetune.epochs": 0,
                 "train.batch_size": BATCH,
                 "train.recalibrate_batches": 1,
-                "data.max_train": 16,
+                "data.max_train": BATCH,
                 "data.max_val": BATCH,
                 "device": "cpu",
                 "levels": "0.95,0.8,0",
