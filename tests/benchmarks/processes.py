@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nestify.compression import compress as api
 from nestify.training.observer import Observer
-from tests.benchmarks import processes
 from tests.training.processes import Processes
 from tests.training.test_processes import DEEPER, SMALL, weights
 
@@ -54,7 +53,7 @@ def train(_: int, schedule: str, size: int) -> None:
 def compare(schedule: str) -> Mapping[str, float]:
     """Return the largest differences of weights, of running statistics, and over a tensor's largest value."""
     for size in (4, 1):
-        assert Processes(size, processes.train, schedule, size).join(900) == [None] * size
+        assert Processes(size, train, schedule, size).join(900) == [None] * size
     one, four = (weights(Path(f"{size}.nested.safetensors")) for size in (1, 4))
     found = {name: float((one[name] - four[name]).abs().max()) for name in one}
     return {
