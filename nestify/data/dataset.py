@@ -67,7 +67,8 @@ class Images:
         """Return the names of the images within their source; none for a named data set or a stream."""
         if self.source.name or self.indices is None:
             return []
-        return [str(self.dataset.reader.filename(int(index))) for index in self.indices]
+        name = self.dataset.reader.filename
+        return [str(name(index)) for index in self.indices.tolist()]
 
     def check_delivered(self, count: int) -> None:
         """Check that a pass over a stream delivered all images; webdataset passes bad ones over.

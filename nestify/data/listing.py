@@ -3,13 +3,16 @@
 timm's readers keep only .png and .jpg, take hidden folders for classes, and follow links without end.
 """
 
+import gc
 import os
 import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -69,6 +72,11 @@ class Listing:
     ignored: list[tuple[str, str]] = field(default_factory=list)
     ignored_folders: list[str] = field(default_factory=list)
 
+    @cached_property
+    def image_folders(self) -> frozenset[str]:
+        """Names of the folders that hold images, once all images are listed; "" is the root."""
+        return frozenset(image.name.rpartition("/")[0] for image in self.images)
+
     def add(self, image: ImageFile) -> None:
         """Add a regular file: to the images if its name ends like one, otherwise to the ignored files."""
         base = image.name.rpartition("/")[2]
@@ -102,12 +110,18 @@ def count_kinds(kinds: Iterable[str], limit: int = 5) -> str:
     return ", ".join(words)
 
 
+_DIGITS = re.compile(r"(\d+)")
+
+
 def natural_key(name: str) -> tuple[object, ...]:
     """Return a sort key by which `2` precedes `10`, upper case equals lower case, and no two names tie."""
-    pieces = re.split(r"(\d+)", name.lower())
+    pieces = _DIGITS.split(name.lower())
+    key: list[object] = []
     # digits at odd places; longer numbers are larger, so that a name of 5,000 digits is no problem
-    numbers = [(len(digits := piece.lstrip("0")), digits) for piece in pieces[1::2]]
-    return (*[x for pair in zip(pieces[::2], [*numbers, (-1, "")], strict=True) for x in pair], name)
+    for text, digits in zip(pieces[::2], pieces[1::2], strict=False):
+        digits = digits.lstrip("0")
+        key += (text, len(digits), digits)
+    return (*key, pieces[-1], -1, "", name)
 
 
 def is_hidden(name: str) -> bool:
@@ -115,6 +129,19 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name in SYSTEM_FOLDERS
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Pause the garbage collector, which would look at all images again and again while they become more."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
+
+
+@_without_collector()
 def list_folder(root: Path) -> Listing:
     """List the images below a folder. Links are followed, each folder once; only regular files are images.
 
@@ -174,10 +201,10 @@ def _identity(path: str | Path) -> Identity:
 def _kind(entry: "os.DirEntry[str]") -> str:
     """Return `folder`, `file` or `special` of what an entry is, or links to."""
     try:
-        if entry.is_dir():
-            return "folder"
         if entry.is_file():
             return "file"
+        if entry.is_dir():
+            return "folder"
     except OSError:  # such as a link to itself
         return "file"
     try:
@@ -202,6 +229,7 @@ def _enter(found: Listing, path: str, name: str, above: set[Identity]) -> None:
         found.folders.append(name)
 
 
+@_without_collector()
 def list_tar(path: Path) -> Listing:
     """List the images in a tar, and in tars inside it, whose names are then those of folders.
 

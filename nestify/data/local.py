@@ -54,7 +54,10 @@ class LocalReader:
             depth = _class_depth(root, listing, class_names or ())
             names = _class_names(root, listing, depth)
             self.class_to_idx = {name: index for index, name in enumerate(names)}
-            self.targets = [self.class_to_idx[image.name.split("/")[depth]] for image in listing.images]
+            index_of = {
+                folder: self.class_to_idx[folder.split("/")[depth]] for folder in listing.image_folders
+            }
+            self.targets = [index_of[image.name.rpartition("/")[0]] for image in listing.images]
             notices = _notices(listing, depth, names)
         else:
             self.class_to_idx = {}
@@ -102,13 +105,13 @@ def names_in_folder(path: Path, limit: int = 8) -> str:
 def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
     """Return the number of folders around the class folders: a single folder, or the folders of splits."""
     depth = 0
-    shallowest = min(image.name.count("/") for image in listing.images)
-    if not shallowest:
+    if "" in listing.image_folders:
         raise DataError(
             f"{root}: images are outside class folders; put each into the folder of its class, such as "
             f"{root.stem}/cat/1.jpg, or compress and evaluate without classes (--unlabelled)"
         )
-    while depth + 1 < shallowest:
+    shallowest = min(folder.count("/") for folder in listing.image_folders)
+    while depth < shallowest:
         names = {name.split("/")[depth] for name in _folders_at(listing, depth)}
         if (len(names) > 1 and not names <= SPLITS) or names & set(known):
             break
@@ -119,15 +122,14 @@ def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
 def _folders_at(listing: Listing, depth: int) -> set[str]:
     """Return the names, relative to the root, of the folders at a depth."""
     # a tar need not list its folders
-    files = [image.name for image in listing.images]
-    files += [name for name, kind in listing.ignored if kind != "hidden" and "/" in name]
-    parts = (name.split("/") for name in {*(name.rpartition("/")[0] for name in files), *listing.folders})
+    others = {name.rpartition("/")[0] for name, kind in listing.ignored if kind != "hidden" and "/" in name}
+    parts = (name.split("/") for name in {*listing.image_folders, *others, *listing.folders})
     return {"/".join(part[: depth + 1]) for part in parts if len(part) > depth}
 
 
 def _class_names(root: Path, listing: Listing, depth: int) -> list[str]:
     """Return the class folders in natural order; refuse those that cannot be classes."""
-    folders = {"/".join(image.name.split("/")[: depth + 1]) for image in listing.images}
+    folders = {"/".join(folder.split("/")[: depth + 1]) for folder in listing.image_folders}
     for name in sorted(_folders_at(listing, depth) - folders):
         inside = (kind for path, kind in listing.ignored if path.startswith(f"{name}/"))
         holds = count_kinds(inside) or "nothing"
@@ -160,14 +162,14 @@ def _is_text(name: str) -> bool:
 def _notices(listing: Listing, depth: int, names: Sequence[str]) -> list[str]:
     ignored = listing.notice()
     notices = [] if ignored is None else [ignored]
-    deeper = next((image for image in listing.images if image.name.count("/") > depth + 1), None)
+    deeper = min((folder for folder in listing.image_folders if folder.count("/") > depth), default=None)
     if depth or deeper:
         few = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-        above = sorted({"/".join(image.name.split("/")[:depth]) for image in listing.images})
+        above = sorted({"/".join(folder.split("/")[:depth]) for folder in listing.image_folders})
         where = f"the folders in {' and '.join(above)}" if depth else "its first folders"
         inner = ""
         if deeper:
-            folder = "/".join(deeper.name.split("/")[depth:-1])
+            folder = "/".join(deeper.split("/")[depth:])
             inner = f"; folders inside them, such as {folder}, are no classes"
         notices.append(f"the classes are {where}: {few}{inner}")
     return notices

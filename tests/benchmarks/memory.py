@@ -22,7 +22,7 @@ def peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def measure(what: str, model: str, folder: Path) -> None:
+def measure(what: str, model: str, folder: Path, images: int) -> None:
     """Do one thing, and print the peak."""
     import torch
 
@@ -43,7 +43,7 @@ def measure(what: str, model: str, folder: Path) -> None:
                 "finetune.epochs": 0,
                 "train.batch_size": BATCH,
                 "train.recalibrate_batches": 1,
-                "data.max_train": 16,
+                "data.max_train": images,
                 "data.max_val": BATCH,
                 "device": "cpu",
                 "levels": "0.95,0.8,0",
@@ -58,10 +58,10 @@ def measure(what: str, model: str, folder: Path) -> None:
     print(f"PEAK {peak():.0f}")
 
 
-def run(what: str, model: str, folder: Path) -> float:
+def run(what: str, model: str, folder: Path, images: int = BATCH) -> float:
     """Measure in a process of its own; return the peak in bytes."""
     done = subprocess.run(
-        [sys.executable, __file__, "--measure", what, "--folder", str(folder), model],
+        [sys.executable, __file__, "--measure", what, "--folder", str(folder), f"--images={images}", model],
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -76,18 +76,20 @@ def run(what: str, model: str, folder: Path) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("models", nargs="+")
+    parser.add_argument("--images", type=int, default=16, help="on which the weights are refitted")
     parser.add_argument("--measure")
     parser.add_argument("--folder", type=Path)
     arguments = parser.parse_args()
     if arguments.measure:
-        measure(arguments.measure, arguments.models[0], arguments.folder)
+        measure(arguments.measure, arguments.models[0], arguments.folder, arguments.images)
         return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         base = run("import", "-", folder)
         print(f"imports: {base / 1e9:.2f} GB")
         for model in arguments.models:
-            peaks = {what: run(what, model, folder) for what in ("compress", "load", "load core")}
+            kinds = ("compress", "load", "load core")
+            peaks = {what: run(what, model, folder, arguments.images) for what in kinds}
             weights = (folder / "model.nested.safetensors").stat().st_size
             for what, bytes_ in peaks.items():
                 print(

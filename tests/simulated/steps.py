@@ -1,5 +1,6 @@
 """Training steps of small nested models on any device."""
 
+from collections.abc import Sequence
 from copy import deepcopy
 from functools import cache
 
@@ -20,6 +21,7 @@ from nestify.schedule.channels import channel_counts
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import pack
 from nestify.training.distributed import SINGLE, World
+from nestify.training.losses import label_loss
 from nestify.training.precision import Precision
 from nestify.training.stepper import Stepper
 from nestify.training.task import NestedTask, Teacher
@@ -76,6 +78,8 @@ def make_stepper(
     total: int = 8,
     drop_rate: float = 0.0,
     world: World = SINGLE,
+    labelled: bool = True,
+    class_counts: Sequence[int] | None = None,
     **options: object,
 ) -> Stepper:
     """Return a training on a device, whose weights are chosen before step 0 and step 1."""
@@ -90,21 +94,21 @@ def make_stepper(
     chosen = TrainOptions.model_validate({"lr": 0.05, **options})
     frozen = deepcopy(nested.network) if teacher in ("original", "both") else None
     normalization = {"mean": (0.5, 0.5, 0.5), "std": (0.3, 0.3, 0.3)}
-    mixes = augment is not None and bool(augment.mixup)
-    criterion = timm.loss.create_classification_loss(smoothing=0.1, soft_targets=mixes)
+    augment = augment or AugmentOptions()
     task = NestedTask(
         nested.to(device),
-        criterion.to(device),
+        label_loss(chosen, augment, class_counts).to(device),
         weights=[1.0, 2.0, 3.0],
-        distill=[0.5 if teacher != "none" else 0.0] * 3,
+        distill=[(0.5 if labelled else 1.0) if teacher != "none" else 0.0] * 3,
         teacher=Teacher(teacher, frozen, **normalization).to(device),  # type: ignore[arg-type]
         autocast=Precision(device, chosen.amp, chosen.amp_dtype).autocast,
         device=device,
         compiled=compiled,
         recompute=chosen.grad_checkpointing,
+        sandwich=chosen.sandwich,
+        labelled=labelled,
     )
     ramp = Ramp(levels, 1, 1) if nested.entry_levels.total else None
-    augment = augment or AugmentOptions()
     return Stepper(task, chosen, augment, epoch_steps=4, total=total, ramp=ramp, score="lamp", world=world)
 
 

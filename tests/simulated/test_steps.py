@@ -22,6 +22,9 @@ OPTIONS: Mapping[str, Mapping[str, Any]] = {
     "checkpointing": {"grad_checkpointing": True, "architecture": "test_vit"},
     "transformer": {"architecture": "test_vit", "schedule": "combined"},
     "mixup": {"augment": AugmentOptions(mixup=0.2, cutmix=0.5)},
+    "unlabelled": {"teacher": "original", "labelled": False},
+    "loss of weighted classes": {"loss": "bce", "class_counts": range(1, 11)},
+    "sandwich": {"sandwich": 2},
     "averaged, clipped": {"ema_decay": 0.9, "clip_grad": 1.0, "opt": "adamw"},
 }
 CASES = {schedule: {"schedule": schedule} for schedule in SCHEDULES} | {

@@ -50,4 +50,5 @@ def main(path: str, schedule: str, exchange: str, synced: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:4], synced=sys.argv[4] == "synced")
+    path, schedule, exchange, norms = sys.argv[1:]
+    main(path, schedule, exchange, norms == "synced")
