@@ -165,6 +165,10 @@ _DTYPES = {
 }
 
 
+INT8_PATTERN = "1x4"
+"""Pattern of the levels that the sparse engine packs in int8: groups of four input channels."""
+
+
 class PackedType(StrEnum):
     """Type in which the weights of packed layers are stored; the kernels compute in float32."""
 

@@ -13,7 +13,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from nestify.errors import BadFileError, NestifyError, OutputError, RecipeError, foreign_code, foreign_reason
 from nestify.file.reader import NestedFile, open_nested_file
-from nestify.hub.card import CardOptions, repo_problems
+from nestify.hub.card_options import CardOptions, repo_problems
 from nestify.hub.folder import CARD, CONFIG, fill_folder, repo_file_name
 from nestify.shown import Shown
 from nestify.version import __version__

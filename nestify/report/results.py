@@ -234,9 +234,15 @@ def exported_notes(done: "Exported") -> list[str]:
 
 
 def _int8_notes(int8: "Int8") -> list[str]:
+    metric, images = int8.metric, f"on {int8.images:,} images"
+    title = metric.title.capitalize() if metric.counts_images else metric.title
+    scores = f"{title} {int8.score:.2f} % in int8, {int8.float32_score:.2f} % in float32, {images}"
+    if metric.is_comparison:
+        scores = f"{title} of int8 with float32: {int8.score:.2f} %, {images}"
+    elif int8.agreement is not None:
+        scores += f"; both predict the same class for {int8.agreement:.2f} %"
     lines = [
-        f"Top-1 {int8.top1:.2f} % in int8, {int8.float32_top1:.2f} % in float32, on {int8.images:,} images; "
-        f"both predict the same class for {int8.agreement:.2f} %.",
+        f"{scores}.",
         f"Ranges of activations are those of {int8.calibration_images} training images.",
     ]
     if int8.float_layers:

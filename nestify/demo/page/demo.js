@@ -71,7 +71,8 @@ class Level {
     const size = this.page.file.manifest.model.preprocessing.input_size;
     const feeds = { images: new ort.Tensor("float32", input, [1, ...size]) };
     const { logits } = await this.session.run(feeds);
-    this.showClasses(softmax(logits.data, this.entry.temperature ?? 1));
+    const severalLabels = this.entry.metrics.map !== undefined;
+    this.showClasses(severalLabels ? sigmoid(logits.data) : softmax(logits.data, this.entry.temperature ?? 1));
     await new Promise((resolve) => setTimeout(resolve)); // so that the browser shows them
     const times = [];
     const begin = performance.now();
@@ -271,6 +272,10 @@ function softmax(logits, temperature) {
   const powers = Array.from(logits, (logit) => Math.exp((logit - highest) / temperature));
   const total = powers.reduce((left, right) => left + right, 0);
   return powers.map((power) => power / total);
+}
+
+function sigmoid(logits) {
+  return Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
 }
 
 function factsOf({ achieved_sparsity: sparsity, width = 1, depth = 1 }) {
