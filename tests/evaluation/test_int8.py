@@ -214,7 +214,7 @@ def test_pictures_in_int8(digits: Path, tmp_path: Path) -> None:
         ({"max_drop": -1.0}, "--max-drop -1"),
         ({"max_drop": float("nan")}, "--max-drop nan"),
         ({"calibrate_images": 0}, "--calibrate-images 0"),
-        ({"format": "coreml"}, "--int8 applies to --format onnx and openvino, not to coreml"),
+        ({"format": "coreml"}, "--int8 applies to --format onnx and openvino, not to coreml; .*--dtype int8"),
         ({"format": "openvino", "sparse": True}, "--sparse applies to --format onnx"),
     ],
 )
