@@ -9,7 +9,16 @@ from warnings import catch_warnings, simplefilter
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, choice_option, parse_percent
+from nestify.cli.arguments import (
+    AsJson,
+    Device,
+    Engine,
+    Int8,
+    NestedFileOrAddress,
+    choice_option,
+    parse_percent,
+)
+from nestify.cli.limits import check_limits, levels_below
 from nestify.recipe.metric import AGREEMENT, COSINE, MAP, TOP1, Metric
 from nestify.recipe.options import ConsensusKind, OnBadImage
 
@@ -161,9 +170,14 @@ def evaluate(
             "replaces an older one.",
         ),
     ] = False,
-    engine: Annotated[
-        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
-    ] = False,
+    engine: Engine = False,
+    int8: Int8 = False,
+    calibrate_images: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate-images", min=1, help="Training images to calibrate --int8 on.", show_default="100"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
@@ -177,6 +191,7 @@ def evaluate(
     from nestify.cli.output import Verbosity, print_unless_quiet, verbosity, write_result
     from nestify.errors import GateFailed, NestifyWarning, RecipeError
     from nestify.evaluation.evaluate import evaluate as run
+    from nestify.evaluation.on_engine import CALIBRATION_IMAGES
     from nestify.report.evaluation import evaluation_notes, evaluation_sheets, images_note
     from nestify.report.text import render
     from nestify.terminal import print_stderr, progress_bar
@@ -198,7 +213,9 @@ def evaluate(
         context.fail("Missing option '--data'.")
     given = {TOP1: min_top1, MAP: min_map, AGREEMENT: min_agreement, COSINE: min_cosine}
     limits = {metric: limit for metric, limit in given.items() if limit is not None}
-    _check_limits(limits, labels is not None, unlabelled)
+    check_limits(limits, labels is not None, unlabelled)
+    if calibrate_images is not None and not int8:
+        raise RecipeError("--calibrate-images has no use without --int8; add it, or leave the option out")
     with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress, catch_warnings():
         simplefilter("ignore", NestifyWarning)  # they are in the result, and printed below
         done = run(
@@ -220,6 +237,8 @@ def evaluate(
             on_bad_image=on_bad_image,
             save=save,
             engine=engine,
+            int8=int8,
+            calibrate_images=calibrate_images or CALIBRATION_IMAGES,
             progress=progress,
         )
     for warning in done.warnings:
@@ -236,33 +255,8 @@ def evaluate(
     if AGREEMENT in limits and done.levels[0].metric is COSINE:
         raise RecipeError(f"--min-agreement compares classes, and {done.path} has none; use --min-cosine")
     for metric, limit in limits.items():
-        if failed := _levels_below(done, metric, limit):
+        if failed := levels_below(done, metric, limit):
             raise GateFailed(f"{done.path}: {failed}, below {metric.flag} {limit:g}")
-
-
-def _check_limits(limits: Mapping[Metric, float], has_labels: bool, unlabelled: bool) -> None:
-    """Refuse limits on what is not measured.
-
-    Args:
-        limits: limits in percent.
-        has_labels: whether images may have several labels.
-        unlabelled: whether labels are not read.
-
-    Raises:
-        RecipeError: for the first one.
-    """
-    from nestify.errors import RecipeError
-
-    for metric in limits:
-        if metric.is_comparison and not unlabelled:
-            usual = (MAP if has_labels else TOP1).flag
-            raise RecipeError(f"{metric.flag} is measured without labels; add --unlabelled, or use {usual}")
-        if unlabelled and not metric.is_comparison:
-            raise RecipeError(f"{metric.flag} needs labels; use --min-agreement, or leave out --unlabelled")
-        if metric is MAP and not has_labels:
-            raise RecipeError("--min-map needs several labels per image; give --labels, or use --min-top1")
-        if metric is TOP1 and has_labels:
-            raise RecipeError("--min-top1 needs one class per image; use --min-map, or leave out --labels")
 
 
 def _refuse_others(context: typer.Context, names: Sequence[str]) -> None:
@@ -305,19 +299,6 @@ def _evaluate_knn(file: str, data: str, as_json: bool, **options: Any) -> None:
         write_result(render(title, [knn_table(done)], knn_notes(done), sys.stdout), None)
 
 
-def _levels_below(done: "Evaluation", metric: Metric, limit: float) -> str:
-    """Return the levels whose score is below a limit, in words; empty if there are none."""
-    scores = [
-        (name, result.level, metric.score(result))
-        for name, result in zip(done.names, done.levels, strict=True)
-    ]
-    return ", ".join(
-        f"level {level} ({name}) has {metric.title} {score:.2f} %"
-        for name, level, score in scores
-        if score is not None and score < limit
-    )
-
-
 def _document(done: "Evaluation", limits: Mapping[Metric, float]) -> dict[str, Any]:
     """Return the result as JSON values; what was not measured is not in it."""
     metric = done.levels[0].metric
@@ -339,7 +320,7 @@ def _document(done: "Evaluation", limits: Mapping[Metric, float]) -> dict[str, A
         "skipped": dict(done.skipped),
         metric.gate: None,
         **{each.gate: limit for each, limit in limits.items()},
-        "passed": not any(_levels_below(done, each, limit) for each, limit in limits.items()),
+        "passed": not any(levels_below(done, each, limit) for each, limit in limits.items()),
     }
     if metric.is_comparison:
         document["reference"] = done.reference

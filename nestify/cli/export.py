@@ -145,7 +145,8 @@ def export(
     }
     _check_options(format, sparse, int8, dtype, with_preprocessing, for_int8)
     if int8:
-        from nestify.evaluation.int8 import CALIBRATION_IMAGES, MAX_DROP, export_int8
+        from nestify.evaluation.int8 import MAX_DROP, export_int8
+        from nestify.evaluation.on_engine import CALIBRATION_IMAGES
 
         with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
             done = export_int8(
@@ -226,6 +227,8 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "level": done.facts.level,
         "name": done.facts.level_name,
         "sparsity": done.facts.sparsity,
+        "level_sha256": done.facts.level_sha256,
+        "source_sha256": done.facts.source_sha256,
         "format": str(done.format),
         "output": str(done.path),
         "bytes": done.bytes,

@@ -127,12 +127,14 @@ class Passes:
         }
 
     def _checked(self, results: Sequence[Score]) -> Sequence[Score]:
-        """Check that several processes together evaluated all images of a stream.
+        """Check that several processes together evaluated images, and all images of a stream.
 
         Raises:
-            DataError: if images are missing, and the recipe does not skip bad ones.
+            DataError: if there are none, or if images are missing, and the recipe does not skip bad ones.
         """
         images = self.inputs.val_images
+        if not results:
+            raise images.unreadable()
         if self.world.size > 1 and images.source.is_stream:
-            images.check_delivered(results[0].images if results else 0)
+            images.check_delivered(results[0].images)
         return results

@@ -212,7 +212,7 @@ class _Loop:
         for parameter in parameters:
             parameter.grad = None
         results = self._task.backward(images, target, run=run)
-        world.average(nested, len(images), stop=False)
+        world.average(nested, len(images))
         self._gradients.apply()
         add_gradients(parameters, earlier)
         return results

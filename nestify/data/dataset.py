@@ -89,6 +89,10 @@ class Images:
         if missing > 0:
             self.skipped[str(self.source)] = f"{missing} images were not delivered"
 
+    def unreadable(self) -> DataError:
+        """Return the error for a pass in which no image could be read."""
+        return DataError(f"{self.source}: none of its images could be read")
+
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences about files that were left out, and about how classes were found."""

@@ -179,6 +179,7 @@ def open_calibration_images(
         data: images, as for `open_images`; all of them if there are no splits.
         held_out: the file's record of how its validation images were held out; None if it has none.
         count: number of images, balanced over the classes.
+        labelled: whether labels are read.
 
     The other arguments and errors are those of `open_images`.
     """

@@ -1,7 +1,7 @@
 """Evaluation of a nested file on images: of each level, of a consensus of levels, and of a cascade."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,7 +12,7 @@ from nestify.accelerator import pick_device
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import UsedImages, open_evaluation_images
-from nestify.engine.export import engine_device, engine_network
+from nestify.engine.export import engine_device
 from nestify.errors import RecipeError
 from nestify.evaluation.agreement import Replay
 from nestify.evaluation.cascade import Cascade
@@ -21,8 +21,8 @@ from nestify.evaluation.comparison import check_comparable, choose_metric, open_
 from nestify.evaluation.consensus import Consensus, Network, Recorder
 from nestify.evaluation.joint import JointEvaluation
 from nestify.evaluation.measure import Score, measure
+from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration, check_int8, level_opener
 from nestify.file.class_accuracy import LevelClasses, check_evaluation_savable, save_class_accuracy
-from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.machine import pick_workers, workers_warning
 from nestify.recipe.metric import TOP1, Metric
@@ -94,6 +94,8 @@ def evaluate(
     save: bool = False,
     progress: Progress | None = None,
     engine: bool = False,
+    int8: bool = False,
+    calibrate_images: int = CALIBRATION_IMAGES,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
@@ -126,6 +128,8 @@ def evaluate(
         progress: called after each batch with the images that were evaluated, counted for each level, and
             their total; None shows a bar at a terminal and in a notebook.
         engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
+        int8: with `engine`, whether it computes in int8, as `nestify.export` writes it with sparse layers.
+        calibrate_images: number of training images to calibrate int8 on, balanced over the classes.
 
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level or option, or the
@@ -155,7 +159,14 @@ def evaluate(
     file.check_whole(file.n_levels if unlabelled and original is None else max(numbers))
     where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
+    check_int8(int8, engine)
+    calibration = None
+    if int8:
+        calibration = Calibration.open(
+            file, data, calibrate_images, labels=labels, data_root=data_root, labelled=not unlabelled
+        )
     model = file.manifest.model
+    open_level = level_opener(file, where, engine, calibration)
     images, used = open_evaluation_images(
         data,
         split,
@@ -184,9 +195,7 @@ def evaluate(
         passes = Passes(len(images) * len(numbers), advance)
         reference = Replay(open_reference(file, original, loader)) if unlabelled else None
         results = [
-            _evaluate_level(
-                file, number, loader, metric, reference, recorder, parents, counter, passes, engine
-            )
+            _evaluate_level(open_level, number, loader, metric, reference, recorder, parents, counter, passes)
             for number, counter in zip(numbers, counters, strict=True)
         ]
     entries = [file.manifest.levels[number - 1] for number in numbers]
@@ -238,7 +247,7 @@ def _check(batch_size: int, workers: int | None, on_bad_image: str, seed: int) -
 
 
 def _evaluate_level(
-    file: NestedFile,
+    open_level: Callable[[int], Network],
     level: int,
     loader: Loader,
     metric: Metric,
@@ -247,10 +256,9 @@ def _evaluate_level(
     parents: Mapping[int, Tensor],
     counter: ClassCounter,
     passes: Passes,
-    engine: bool,
 ) -> Score:
     """Evaluate one level, which is alone in memory and timed separately."""
-    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
+    network = open_level(level)
     batches = passes.watch_batches(loader)
     if reference is not None:
         batches = reference.watch_batches(batches)

@@ -4,31 +4,29 @@ import os
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from nestify.data.hierarchy import coarse_target, stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
-from nestify.data.validation import open_calibration_images, open_evaluation_images
+from nestify.data.validation import open_evaluation_images
 from nestify.errors import DataError, GateFailed, RecipeError
 from nestify.evaluation.agreement import cosine_similarity
 from nestify.evaluation.comparison import choose_metric
+from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration
 from nestify.evaluation.precision import average_precision
 from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
 from nestify.exports.draft import Runner, probes
 from nestify.exports.export import open_level
+from nestify.exports.options import check_int8, check_options
 from nestify.exports.preprocessing import picture_probes
-from nestify.exports.target import ExportFormat, check_options, choose_target
+from nestify.exports.target import ExportFormat, choose_target
 from nestify.exports.write import Exported, Int8, keep
 from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile
 from nestify.recipe.metric import COSINE, MAP, Metric, metric_of
 from nestify.terminal import Progress, shown_progress
-
-CALIBRATION_IMAGES = 100
-"""Default number of training images from which the ranges of activations are taken."""
 
 MAX_DROP = 1.0
 """Default limit for the loss, in points."""
@@ -95,10 +93,7 @@ def export_int8(
     unlabelled = unlabelled or file.manifest.model.output == "embedding"
     metric = choose_metric(file, [number], "--int8", labels=labels, unlabelled=unlabelled, options={})
     target = choose_target(opened.source, facts, format or (None if output else "onnx"), output, mark="int8")
-    if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
-        raise RecipeError(
-            f"--int8 applies to --format onnx and openvino, not to {target.format}; leave one of them out"
-        )
+    check_int8(target.format)
     if sparse and target.format is not ExportFormat.onnx:
         raise RecipeError(f"--sparse applies to --format onnx, not to {target.format}; leave it out")
     check_options(target.format, batch, opset, None, with_preprocessing)
@@ -164,23 +159,29 @@ class _Images:
         *,
         split: str | None,
         data: str,
-        **given: str | None,
+        labels: str | None,
+        data_root: str | None,
     ) -> "_Images":
         """Open the images, and read those to calibrate on."""
         model, held_out = file.manifest.model, file.manifest.held_out
-        shared: dict[str, Any] = {
-            "labelled": not metric.is_comparison,
-            "class_names": model.class_names,
-            "num_classes": model.num_classes,
-            **given,
-        }
-        training = open_calibration_images(data, held_out, calibrate_images, **shared)
-        used, _ = open_evaluation_images(data, split, held_out, max_images=max_images, **shared)
-        preprocessing = model.preprocessing.model_dump()
-        calibration = [images for images, _ in eval_loader(training, preprocessing, batch_size=32)]
-        loader = eval_loader(used, preprocessing, batch_size=32)
+        labelled = not metric.is_comparison
+        calibration = Calibration.open(
+            file, data, calibrate_images, labels=labels, data_root=data_root, labelled=labelled
+        )
+        used, _ = open_evaluation_images(
+            data,
+            split,
+            held_out,
+            max_images=max_images,
+            labelled=labelled,
+            labels=labels,
+            data_root=data_root,
+            class_names=model.class_names,
+            num_classes=model.num_classes,
+        )
+        loader = eval_loader(used, model.preprocessing.model_dump(), batch_size=32)
         parents = stored_class_levels(file.manifest).parents.get(level)
-        return cls(torch.cat(calibration)[:calibrate_images], loader, metric, parents, len(used))
+        return cls(calibration.images, loader, metric, parents, len(used))
 
 
 @torch.no_grad()

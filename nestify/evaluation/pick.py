@@ -133,6 +133,7 @@ def pick(
     device: str = "auto",
     saved: bool = False,
     engine: bool = False,
+    int8: bool = False,
 ) -> Pick:
     """Pick the best level of a file that meets all limits on this machine; see `choose`.
 
@@ -146,6 +147,7 @@ def pick(
         device: device to measure on, as for `bench`.
         saved: whether to use the latency that `bench` saved on this machine, without measuring.
         engine: whether the latency is that of the sparse engine, in place of torch.
+        int8: with `engine`, whether the latency is that of int8; the top-1 stays the one of float32.
 
     Raises:
         NestifyError: see `choose` and `bench`; also if no such measurement was saved.
@@ -158,10 +160,10 @@ def pick(
 
     counts = None if threads is None else (threads,)
     if saved:
-        measurement = benching.saved_measurement(report, batch_size, counts, device, engine)
+        measurement = benching.saved_measurement(report, batch_size, counts, device, engine, int8)
     else:
         [measurement] = benching.bench(
-            path, batch_sizes=(batch_size,), threads=counts, device=device, engine=engine
+            path, batch_sizes=(batch_size,), threads=counts, device=device, engine=engine, int8=int8
         ).measurements
     latencies = {level.level: level.median_seconds for level in measurement.levels}
     return replace(choose(report, limits, latencies), measurement=measurement)

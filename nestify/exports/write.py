@@ -14,10 +14,11 @@ from nestify.exports.draft import Draft, FolderDraft, Probe, probes, prove, prov
 from nestify.exports.executorch import executorch_draft
 from nestify.exports.onnx import onnx_draft
 from nestify.exports.openvino import openvino_draft
+from nestify.exports.options import check_options
 from nestify.exports.picture_input import PictureInput
 from nestify.exports.preprocessing import TOLERANCE, picture_probes
 from nestify.exports.pt2 import pt2_draft
-from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options
+from nestify.exports.target import ExportFacts, ExportFormat, Target
 from nestify.files import atomic_file, atomic_folder
 from nestify.recipe.metric import Metric
 from nestify.shown import Shown
@@ -117,7 +118,7 @@ def export_level(
         batch: number of images per call that the export is fixed to; None for any number, or 1 for coreml.
         opset: version of ONNX's operators; None for one that most runtimes read.
         dtype: type that weights are stored as; None for the format's default.
-        pictures: whether the export takes pictures and preprocesses them, for `takes_pictures` formats.
+        pictures: whether the export takes pictures and preprocesses them; not for timm and coreml.
 
     Raises:
         RecipeError: if an option does not apply to the format, or a package is missing.

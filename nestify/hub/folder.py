@@ -14,7 +14,8 @@ from nestify.file.slicing import slice_file
 from nestify.file.source import LocalFile, pieces
 from nestify.file.summary import Report, read_report
 from nestify.files import atomic_folder, check_new_folder
-from nestify.hub.card import CardOptions, card_text
+from nestify.hub.card import card_text
+from nestify.hub.card_options import CardOptions
 from nestify.shown import Shown
 from nestify.terminal import Progress
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nestify.evaluation.gates import GateResult, State, missed
+from nestify.file.measurements import INT8
 from nestify.recipe.amounts import Limited, show_amount
 from nestify.recipe.metric import AGREEMENT, METRICS, TOP1
 from nestify.report.bench import conditions
@@ -232,7 +233,10 @@ def pick_notes(pick: "Pick") -> list[str]:
     """Return a note on the measurement that the latencies come from; none without latencies."""
     if pick.measurement is None:
         return []
-    return [f"{conditions([pick.measurement])}, batch {pick.measurement.batch_size}"]
+    notes = [f"{conditions([pick.measurement])}, batch {pick.measurement.batch_size}"]
+    if pick.measurement.dtype == INT8:
+        notes.append("The latency is that of int8, the top-1 that of float32.")
+    return notes
 
 
 _FORMATS: dict[str, Callable[[float], str]] = {

@@ -151,6 +151,9 @@ def sliced_lines(done: "Sliced") -> list[str]:
     return [f"{done.path}: levels {levels}", f"{mebibytes(done.bytes_written)} MiB written, {read}"]
 
 
+NO_LICENSE = "The card states no licence; give yours with --license ID, as in --license apache-2.0."
+
+
 def card_lines(done: "Card") -> list[str]:
     """Return what the folder of a repository holds, in lines."""
     levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
@@ -158,9 +161,7 @@ def card_lines(done: "Card") -> list[str]:
         f"{done.folder}: README.md, config.json and {done.file} ({mebibytes(done.bytes)} MiB)",
         f"levels {levels}",
     ]
-    if done.options.license is None:
-        lines.append("The card states no licence; --license apache-2.0 states one.")
-    return lines
+    return lines if done.options.license else [*lines, NO_LICENSE]
 
 
 def pushed_lines(done: "Pushed") -> list[str]:
@@ -169,6 +170,7 @@ def pushed_lines(done: "Pushed") -> list[str]:
     return [
         f"{done.repo} ({visible}): README.md, config.json and {done.file}, commit {done.commit[:12]}",
         done.url,
+        *([] if done.license else [NO_LICENSE]),
         "Next:",
         f"  nestify slice {done.address} --level {level_word(1, done.levels[0])} -o slice.safetensors",
     ]

@@ -75,6 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             private=False,
             file="net.nested.safetensors",
             levels=("level1",),
+            license=None,
         ),
         nestify.Scan(
             model="net",

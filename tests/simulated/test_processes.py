@@ -6,20 +6,28 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_two_processes_on_two_devices_hold_the_same_tensors(gpu: torch.device, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [("weight", "float32", "own"), ("channel", "bfloat16", "synced")],
+    ids=["masked", "narrower, 16 bits, synced"],
+)
+def test_two_processes_on_two_devices_hold_the_same_tensors_and_do_not_wait(
+    options: tuple[str, str, str], gpu: torch.device, tmp_path: Path
+) -> None:
     with socket.socket() as found:
         found.bind(("localhost", 0))
         port = str(found.getsockname()[1])
     paths = [tmp_path / str(rank) for rank in range(2)]
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.simulated.worker", str(path)],
+            [sys.executable, "-m", "tests.simulated.worker", str(path), *options],
             cwd=ROOT,
             stderr=subprocess.PIPE,
             text=True,
