@@ -226,8 +226,7 @@ class CsvLog(Observer):
         if self._row is None:
             return
         (phase, log), self._row = self._row, None
-        values = {"loss": log.losses, log.metric.key: log.scores, "sparsity": log.sparsity}
-        trained = {f"{name}_{k}": v for name, row in values.items() for k, v in enumerate(row, start=1)}
+        trained = {f"{name}_{k}": v for name, row in log.rows.items() for k, v in enumerate(row, start=1)}
         levels = range(1, len(log.losses) + 1) if phase == "train" else ()
         found = {result.level: result for result in results}
         validated = {

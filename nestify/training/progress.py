@@ -45,6 +45,12 @@ class StepLog:
     epoch_ended: bool
     metric: Metric = TOP1
 
+    @property
+    def rows(self) -> dict[str, list[float]]:
+        """Values of each level, core first, by the name that logs give them."""
+        scores = {self.metric.key: self.scores} if self.scores else {}
+        return {"loss": self.losses, **scores, "sparsity": self.sparsity}
+
 
 class Progress:
     """Sums of losses and correct predictions over an epoch, kept on the device until they are logged.

@@ -56,8 +56,7 @@ class TensorBoardLog(Observer):
         self._step = self._first_step[phase] + log.step
         with self._writing():
             levels = range(1, len(log.losses) + 1)
-            rows = {"loss": log.losses, log.metric.key: log.scores, "sparsity": log.sparsity}
-            self._add(phase, levels, rows)
+            self._add(phase, levels, log.rows)
             self._writer.add_scalar(f"{phase}/lr", log.lr, self._step)
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:

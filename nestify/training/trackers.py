@@ -59,8 +59,8 @@ class TrackerLog(Observer):
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Send the losses, training accuracies and sparsities of the levels, and the learning rate."""
         self._step = self._first_step[phase] + log.step
-        rows = {"loss": log.losses, log.metric.key: log.scores, "sparsity": log.sparsity}
-        self._send(_values(phase, range(1, len(log.losses) + 1), rows) | {f"{phase}/lr": log.lr})
+        values = _values(phase, range(1, len(log.losses) + 1), log.rows)
+        self._send(values | {f"{phase}/lr": log.lr})
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Send what was measured on the validation images: of the levels, or of the dense model."""

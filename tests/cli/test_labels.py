@@ -39,7 +39,8 @@ def photos(digits_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def learned(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("learned") / "several.nested.safetensors"
     labels = photos / "labels.csv"
-    done = nestify("compress", *MODEL, "--data", photos, "--labels", labels, *SHORT, "-o", path)
+    logs = ("--log", "csv", "--log", "tensorboard")
+    done = nestify("compress", *MODEL, "--data", photos, "--labels", labels, *SHORT, *logs, "-o", path)
     assert done.code == 0, done.err
     assert "validation mAP" in done.err
     assert "top-1" not in done.err + done.out
@@ -63,6 +64,12 @@ def test_the_file_holds_precisions_and_no_accuracy(learned: Path) -> None:
         assert metrics.map is not None
         assert metrics.map > 50
         assert metrics.map_before is not None
+
+
+def test_logs_have_precisions(learned: Path) -> None:
+    text = learned.with_name("several.csv").read_text()
+    assert "eval_map_1" in text
+    assert "top1" not in text
 
 
 def test_eval_is_the_map_of_the_logits(learned: Path, photos: Path) -> None:
