@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import nestify as package
-from tests.cli.driver import UNTRAINED, environment, finish, nestify, spawn
+from tests.cli.driver import UNTRAINED, environment, finish, fork, nestify, spawn
 
 RUN_AND_LIST = """
 import sys
@@ -98,7 +98,7 @@ def test_a_clean_run_prints_only_its_progress(digits_file: Path) -> None:
     assert (own.code, other.code) == (0, 0)
     assert other.err == own.err
     assert other.out == own.out
-    assert finish(spawn("eval", digits_file, "--data", "embedded/digits", "--max-images", "10")).err == ""
+    assert finish(fork("eval", digits_file, "--data", "embedded/digits", "--max-images", "10")).err == ""
     assert finish(spawn("report", digits_file)).err == ""
 
 

@@ -10,9 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["nestify.compression.compress", "tests.training.test_distributed", "tests.training.test_processes"]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "nestify.cli.app",
+        "nestify.compression.compress",
+        "tests.training.test_distributed",
+        "tests.training.test_processes",
+    ]
 )
 
 
@@ -40,7 +45,7 @@ class Processes:
             "OMP_NUM_THREADS": "1",
         }
         given = (environment, Path.cwd(), self.folder, function, arguments)
-        self.processes = [_CONTEXT.Process(target=_call, args=(rank, *given)) for rank in range(size)]
+        self.processes = [CONTEXT.Process(target=_call, args=(rank, *given)) for rank in range(size)]
         for process in self.processes:
             process.start()
 
