@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import reduction
 from pathlib import Path
@@ -27,6 +27,7 @@ class Forked:
             device is for the input.
         start_new_session: whether it leads a session of its own.
         ignored: signals that it ignores from the beginning.
+        before: a function of a module that it calls before the command.
 
     Attributes:
         pid: number of the process.
@@ -42,6 +43,7 @@ class Forked:
         streams: Sequence[int | None] = (None, None, None),
         start_new_session: bool = False,
         ignored: Collection[int] = (),
+        before: Callable[[], object] | None = None,
     ) -> None:
         null, given, made = os.open(os.devnull, os.O_RDONLY), list(streams), []
         readers: list[TextIO | None] = [None, None]
@@ -53,7 +55,7 @@ class Forked:
         given[0] = null if given[0] is None else given[0]
         self.stdout, self.stderr = readers
         inherited = [_Inherited(number) for number in given if number is not None]
-        arguments = (words, Path.cwd(), dict(variables), inherited, start_new_session, tuple(ignored))
+        arguments = (words, Path.cwd(), dict(variables), inherited, start_new_session, tuple(ignored), before)
         self._process = CONTEXT.Process(target=_run, args=arguments)
         self._process.start()
         for number in (null, *(number for number in made if number is not None)):
@@ -119,6 +121,7 @@ def _run(
     streams: Sequence[int],
     start_new_session: bool,
     ignored: Sequence[int],
+    before: Callable[[], object] | None,
 ) -> None:
     import torch
 
@@ -138,4 +141,6 @@ def _run(
     sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
     sys.argv = ["nestify", *words]
     torch.set_num_threads(1)  # OMP_NUM_THREADS is read when torch is imported
+    if before is not None:
+        before()
     main()

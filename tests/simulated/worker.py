@@ -1,6 +1,8 @@
-"""One of two processes that train together on simulated devices: `python -m tests.simulated.worker FILE`."""
+"""Two processes that train together on simulated devices: `python -m tests.simulated.worker FILE FILE`."""
 
+import os
 import sys
+import traceback
 import warnings
 
 with warnings.catch_warnings():
@@ -19,7 +21,7 @@ from tests.simulated.steps import all_tensors, make_batch, make_stepper
 
 
 def main(path: str) -> None:
-    """Perform two steps, and save the tensors in a file.
+    """Perform two steps in one of the processes, and save the tensors in a file.
 
     Args:
         path: file to write.
@@ -39,5 +41,20 @@ def main(path: str) -> None:
         save_file(all_tensors(training), path)
 
 
+def fork(rank: int, path: str) -> int:
+    """Start a process of this rank, without the imports, and return its number."""
+    if child := os.fork():
+        return child
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
+    try:
+        main(path)
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 if __name__ == "__main__":
-    main(sys.argv[1])
+    children = [fork(rank, path) for rank, path in enumerate(sys.argv[1:])]
+    statuses = [os.waitpid(child, 0)[1] for child in children]
+    sys.exit(any(statuses))

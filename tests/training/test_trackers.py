@@ -205,8 +205,15 @@ class Warnings(Observer):
         self.texts.append(text)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("call", ["log", "files"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("wandb", "log"),
+        ("mlflow", "files"),
+        pytest.param("mlflow", "log", marks=pytest.mark.long),
+        pytest.param("wandb", "files", marks=pytest.mark.long),
+    ],
+)
 def test_a_tracker_that_fails_is_one_warning(received: Received, name: str, call: str) -> None:
     received.fails_at = call
     seen = Warnings()
