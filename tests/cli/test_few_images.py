@@ -29,9 +29,9 @@ LEFT_OVER = [
     for number, (images, batch) in enumerate([(9, 4), (14, 1), (3, 2), (2, 1)])
     for schedule in ("weight", "channel")
     for epochs in ("0", "1")
-    for default in [(schedule == "weight") == (epochs == str(number % 2))]
+    for default in [(schedule == "weight") == (number % 2 == 0) and epochs == str(number // 2)]
 ]
-"""Every remainder, each with one schedule untrained and the other one trained; the rest is `long`."""
+"""Every remainder, and each schedule trained and untrained; the other combinations are `long`."""
 
 
 @pytest.mark.parametrize(("schedule", "images", "batch", "epochs"), LEFT_OVER)

@@ -27,6 +27,16 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def srun_environment(size: int) -> dict[str, str]:
+    """Return what srun sets for all processes of a run; each has SLURM_PROCID and SLURM_LOCALID besides."""
+    return {
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
 class Processes:
     """Processes that call the same function, in the environment of srun.
 
@@ -38,13 +48,7 @@ class Processes:
 
     def __init__(self, size: int, function: Callable[..., Any], *arguments: Any) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        environment = {
-            "SLURM_STEP_NUM_TASKS": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "OMP_NUM_THREADS": "1",
-        }
-        given = (environment, Path.cwd(), self.folder, function, arguments)
+        given = (srun_environment(size), Path.cwd(), self.folder, function, arguments)
         self.processes = [CONTEXT.Process(target=_call, args=(rank, *given)) for rank in range(size)]
         for process in self.processes:
             process.start()
