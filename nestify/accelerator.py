@@ -207,6 +207,32 @@ def clock_of(device: "torch.device") -> Callable[[], float]:
     return clock
 
 
+class HostCopy:
+    """Numbers of a device on the host. The host waits for them only if it reads them too early.
+
+    Args:
+        numbers: a small tensor (n,), which may change afterwards.
+    """
+
+    def __init__(self, numbers: "torch.Tensor") -> None:
+        import torch
+
+        self._copied: torch.Event | None = None
+        self._numbers = numbers.detach().clone()
+        if is_gpu(numbers.device):
+            self._numbers = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=True)
+            self._numbers.copy_(numbers, non_blocking=True)
+            self._copied = torch.Event(device=numbers.device)
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Return the numbers."""
+        if self._copied is not None and not self._copied.query():
+            self._copied.synchronize()
+        found: list[float] = self._numbers.tolist()
+        return found
+
+
 def random_state(device: "torch.device") -> "torch.Tensor | None":
     """Return the state of a device's own random number generator; None for a CPU."""
     import torch

@@ -117,6 +117,13 @@ Device = Annotated[
     ),
 ]
 
+Engine = Annotated[bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")]
+
+Int8 = Annotated[
+    bool,
+    typer.Option("--int8", help="With --engine: run levels in int8, as export --sparse --int8 writes them."),
+]
+
 
 def parse_percent(text: str) -> float:
     """Parse a percentage in [0, 100]: `70` or `70%`; below 1 only with its sign, because 0.7 may mean 70 %.

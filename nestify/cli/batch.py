@@ -23,7 +23,7 @@ from nestify.compression.batch.runner import BatchObserver
 from nestify.compression.batch.tables import progress
 from nestify.files import metrics_path
 from nestify.recipe.sources import parse_setting
-from nestify.report.batch import batch_screen, count_jobs, earlier_state, join_top1
+from nestify.report.batch import batch_screen, count_jobs, earlier_state, score_text
 from nestify.report.sheet import Column, Sheet
 from nestify.text import LONGEST_MESSAGE, printable
 
@@ -126,7 +126,7 @@ def _describe(result: JobResult) -> str:
         return f"{earlier_state(result)}, skipped"
     after = f"after {result.seconds or 0:.1f} s"
     if result.state == "done":
-        return f"done {after}, top-1 {join_top1(result.top1)}"
+        return f"done {after}, {score_text(result)}"
     return f"{result.state} {after} with exit code {result.exit_code}: {result.message}"
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, parse_whole_numbers
+from nestify.cli.arguments import AsJson, Device, Engine, Int8, NestedFileOrAddress, parse_whole_numbers
 from nestify.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -54,21 +54,22 @@ def bench(
             "older result for the same machine, device, threads and batch size.",
         ),
     ] = False,
-    engine: Annotated[
-        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
-    ] = False,
+    engine: Engine = False,
+    int8: Int8 = False,
     rivals: Annotated[
         bool,
         typer.Option(
             "--rivals",
-            help="Measure levels in torch and on the engine next to the full level on ONNX Runtime and, "
-            "if installed, OpenVINO, in float32 and int8, on the CPU.",
+            help="Measure levels in torch and on the engine, those of pattern 1x4 in int8 too, next to the "
+            "full level on ONNX Runtime and, if installed, OpenVINO, in float32 and int8, on the CPU.",
         ),
     ] = False,
     data: Annotated[
         str | None,
         typer.Option(
-            "--data", help="With --rivals: images to calibrate int8 on.", show_default="random images"
+            "--data",
+            help="With --int8 or --rivals: images to calibrate int8 on.",
+            show_default="random images",
         ),
     ] = None,
     as_json: AsJson = False,
@@ -81,10 +82,13 @@ def bench(
     """
     batch_sizes = parse_whole_numbers("--batch-size", batch_size)
     counts = None if threads is None else parse_whole_numbers("--threads", threads)
-    if data is not None and not rivals:
-        raise RecipeError("--data calibrates the int8 models of --rivals; add --rivals or leave --data out")
-    if rivals and save:
-        raise RecipeError("--rivals and --save exclude each other; leave one of them out")
+    if data is not None and not (rivals or int8):
+        raise RecipeError(
+            "--data calibrates the int8 models of --rivals and --int8; add one of them or leave --data out"
+        )
+    for option, given in {"--save": save, "--int8": int8}.items():
+        if rivals and given:
+            raise RecipeError(f"--rivals and {option} exclude each other; leave one of them out")
     if rivals:
         from nestify.evaluation.rivals import bench_rivals
 
@@ -103,7 +107,7 @@ def bench(
         return
     from nestify.cli.output import print_unless_quiet, write_result
     from nestify.evaluation.bench import bench as run
-    from nestify.report.bench import bench_document, bench_sheets, masked_notes, noise_notes
+    from nestify.report.bench import bench_document, bench_sheets, int8_notes, masked_notes, noise_notes
     from nestify.report.text import render
 
     done = run(
@@ -117,6 +121,8 @@ def bench(
         rounds=rounds,
         save=save,
         engine=engine,
+        int8=int8,
+        data=data,
     )
     if as_json:
         document = {
@@ -128,7 +134,7 @@ def bench(
         write_result(json.dumps(document, indent=2) + "\n", None)
     else:
         measured = (done.report, done.measurements)
-        notes = masked_notes(*measured) + noise_notes(*measured)
+        notes = masked_notes(*measured) + int8_notes(*measured) + noise_notes(*measured)
         title = f"{done.path}, {done.report.architecture}"
         write_result(render(title, bench_sheets(*measured), notes, sys.stdout), None)
     if done.saved is not None:

@@ -1,15 +1,25 @@
-"""`nestify eval`: measure the accuracy of the levels of a nested file, or their agreement without labels."""
+"""`nestify eval`: measure what the levels of a nested file are judged by."""
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 from warnings import catch_warnings, simplefilter
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress, choice_option, parse_percent
+from nestify.cli.arguments import (
+    AsJson,
+    Device,
+    Engine,
+    Int8,
+    NestedFileOrAddress,
+    choice_option,
+    parse_percent,
+)
+from nestify.cli.limits import check_limits, levels_below
+from nestify.recipe.metric import AGREEMENT, COSINE, MAP, TOP1, Metric
 from nestify.recipe.options import ConsensusKind, OnBadImage
 
 if TYPE_CHECKING:
@@ -68,6 +78,14 @@ def evaluate(
             help="Use no labels: compare each level with the full level, on images in any folder.",
         ),
     ] = False,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="CSV",
+            help="Table of the labels of each image, which may have several, in place of class folders.",
+        ),
+    ] = None,
     original: Annotated[
         str | None,
         typer.Option(
@@ -115,6 +133,16 @@ def evaluate(
             help="Exit with 1 if an evaluated level's top-1 is below this percent.",
         ),
     ] = None,
+    min_map: Annotated[
+        float | None,
+        typer.Option(
+            "--min-map",
+            parser=parse_percent,
+            metavar="PERCENT",
+            help="With --labels: exit with 1 if an evaluated level's mean average precision is below this "
+            "percent.",
+        ),
+    ] = None,
     min_agreement: Annotated[
         float | None,
         typer.Option(
@@ -122,6 +150,16 @@ def evaluate(
             parser=parse_percent,
             metavar="PERCENT",
             help="With --unlabelled: exit with 1 if an evaluated level's agreement is below this percent.",
+        ),
+    ] = None,
+    min_cosine: Annotated[
+        float | None,
+        typer.Option(
+            "--min-cosine",
+            parser=parse_percent,
+            metavar="PERCENT",
+            help="With --unlabelled: exit with 1 if an evaluated level's mean cosine similarity is below "
+            "this percent, also of a backbone.",
         ),
     ] = None,
     save: Annotated[
@@ -132,14 +170,20 @@ def evaluate(
             "replaces an older one.",
         ),
     ] = False,
-    engine: Annotated[
-        bool, typer.Option("--engine", help="Run levels on the sparse engine, on the CPU.")
-    ] = False,
+    engine: Engine = False,
+    int8: Int8 = False,
+    calibrate_images: Annotated[
+        int | None,
+        typer.Option(
+            "--calibrate-images", min=1, help="Training images to calibrate --int8 on.", show_default="100"
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
 
-    With --unlabelled the images need no labels, and the result is agreement, not accuracy.
+    With --unlabelled the images need no labels, and the result is agreement, not accuracy. With --labels
+    images may have several labels, and the result is the mean average precision.
 
     images/s counts only the forward passes, not image loading. With --level, --consensus and --cascade use
     the levels up to that one.
@@ -147,6 +191,7 @@ def evaluate(
     from nestify.cli.output import Verbosity, print_unless_quiet, verbosity, write_result
     from nestify.errors import GateFailed, NestifyWarning, RecipeError
     from nestify.evaluation.evaluate import evaluate as run
+    from nestify.evaluation.on_engine import CALIBRATION_IMAGES
     from nestify.report.evaluation import evaluation_notes, evaluation_sheets, images_note
     from nestify.report.text import render
     from nestify.terminal import print_stderr, progress_bar
@@ -166,12 +211,11 @@ def evaluate(
         return
     if data is None:
         context.fail("Missing option '--data'.")
-    if (min_top1 if unlabelled else min_agreement) is not None:
-        raise RecipeError(
-            "--min-top1 needs labels; use --min-agreement, or leave out --unlabelled"
-            if unlabelled
-            else "--min-agreement is measured without labels; add --unlabelled, or use --min-top1"
-        )
+    given = {TOP1: min_top1, MAP: min_map, AGREEMENT: min_agreement, COSINE: min_cosine}
+    limits = {metric: limit for metric, limit in given.items() if limit is not None}
+    check_limits(limits, labels is not None, unlabelled)
+    if calibrate_images is not None and not int8:
+        raise RecipeError("--calibrate-images has no use without --int8; add it, or leave the option out")
     with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress, catch_warnings():
         simplefilter("ignore", NestifyWarning)  # they are in the result, and printed below
         done = run(
@@ -183,6 +227,7 @@ def evaluate(
             split=split,
             all_images=all_images,
             unlabelled=unlabelled,
+            labels=labels,
             original=original,
             data_root=data_root,
             batch_size=batch_size,
@@ -192,13 +237,14 @@ def evaluate(
             on_bad_image=on_bad_image,
             save=save,
             engine=engine,
+            int8=int8,
+            calibrate_images=calibrate_images or CALIBRATION_IMAGES,
             progress=progress,
         )
     for warning in done.warnings:
         print_stderr(f"warning: {warning}")
-    gate = min_agreement if unlabelled else min_top1
     if as_json:
-        write_result(json.dumps(_document(done, gate), indent=2) + "\n", None)
+        write_result(json.dumps(_document(done, limits), indent=2) + "\n", None)
         if done.images.changed:
             print_stderr(f"warning: {images_note(done.images)}")
     else:
@@ -206,9 +252,11 @@ def evaluate(
         write_result(render(title, evaluation_sheets(done), evaluation_notes(done), sys.stdout), None)
     if done.saved is not None:
         print_unless_quiet(f"Saved: {done.saved}")
-    if failed := _levels_below(done, gate):
-        option = "--min-agreement" if unlabelled else "--min-top1"
-        raise GateFailed(f"{done.path}: {failed}, below {option} {gate:g}")
+    if AGREEMENT in limits and done.levels[0].metric is COSINE:
+        raise RecipeError(f"--min-agreement compares classes, and {done.path} has none; use --min-cosine")
+    for metric, limit in limits.items():
+        if failed := levels_below(done, metric, limit):
+            raise GateFailed(f"{done.path}: {failed}, below {metric.flag} {limit:g}")
 
 
 def _refuse_others(context: typer.Context, names: Sequence[str]) -> None:
@@ -251,18 +299,9 @@ def _evaluate_knn(file: str, data: str, as_json: bool, **options: Any) -> None:
         write_result(render(title, [knn_table(done)], knn_notes(done), sys.stdout), None)
 
 
-def _levels_below(done: "Evaluation", gate: float | None) -> str:
-    """Return the levels whose score is below the gate, in words; empty if there are none."""
-    return ", ".join(
-        f"level {result.level} ({name}) has {result.title} {result.score:.2f} %"
-        for name, result in zip(done.names, done.levels, strict=True)
-        if gate is not None and result.score < gate
-    )
-
-
-def _document(done: "Evaluation", gate: float | None) -> dict[str, Any]:
-    """Return the result as JSON values; without labels there is nothing named after accuracy in it."""
-    unlabelled = bool(done.reference)
+def _document(done: "Evaluation", limits: Mapping[Metric, float]) -> dict[str, Any]:
+    """Return the result as JSON values; what was not measured is not in it."""
+    metric = done.levels[0].metric
     document = {
         "schema_version": SCHEMA_VERSION,
         "file": done.path,
@@ -279,11 +318,13 @@ def _document(done: "Evaluation", gate: float | None) -> dict[str, Any]:
         "cascade": [asdict(row) for row in done.cascade],
         "calibrated": done.calibrated,
         "skipped": dict(done.skipped),
-        "min_agreement" if unlabelled else "min_top1": gate,
-        "passed": not _levels_below(done, gate),
+        metric.gate: None,
+        **{each.gate: limit for each, limit in limits.items()},
+        "passed": not any(levels_below(done, each, limit) for each, limit in limits.items()),
     }
-    if unlabelled:
+    if metric.is_comparison:
         document["reference"] = done.reference
+    if metric is not TOP1:
         for key in ("consensus", "cascade", "calibrated"):
             del document[key]
     return document

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -80,6 +79,14 @@ def export(
     data_root: Annotated[
         str | None, typer.Option("--data-root", help="Folder of an hfds/..., wds/... or torch/... dataset.")
     ] = None,
+    labels: Annotated[
+        str | None,
+        typer.Option(
+            "--labels",
+            metavar="CSV",
+            help="Table of the labels of each image for --int8, of levels that predict several.",
+        ),
+    ] = None,
     split: Annotated[
         str | None,
         typer.Option("--split", help="Split to evaluate --int8 on.", show_default="validation"),
@@ -96,7 +103,8 @@ def export(
             "--max-drop",
             min=0,
             metavar="POINTS",
-            help="Exit with 1 if --int8 costs more points of top-1, also with half of the layers in float32.",
+            help="Exit with 1 if --int8 costs more points of top-1, or of what the levels are judged by, "
+            "also with half of the layers in float32.",
             show_default="1.0",
         ),
     ] = None,
@@ -129,6 +137,7 @@ def export(
     for_int8 = {
         "--data": data,
         "--data-root": data_root,
+        "--labels": labels,
         "--split": split,
         "--calibrate-images": calibrate_images,
         "--max-drop": max_drop,
@@ -136,7 +145,8 @@ def export(
     }
     _check_options(format, sparse, int8, dtype, with_preprocessing, for_int8)
     if int8:
-        from nestify.evaluation.int8 import CALIBRATION_IMAGES, MAX_DROP, export_int8
+        from nestify.evaluation.int8 import MAX_DROP, export_int8
+        from nestify.evaluation.on_engine import CALIBRATION_IMAGES
 
         with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
             done = export_int8(
@@ -147,6 +157,7 @@ def export(
                 output,
                 calibrate_images=calibrate_images or CALIBRATION_IMAGES,
                 max_drop=MAX_DROP if max_drop is None else max_drop,
+                labels=labels,
                 split=split,
                 data_root=data_root,
                 max_images=max_images,
@@ -216,6 +227,8 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "level": done.facts.level,
         "name": done.facts.level_name,
         "sparsity": done.facts.sparsity,
+        "level_sha256": done.facts.level_sha256,
+        "source_sha256": done.facts.source_sha256,
         "format": str(done.format),
         "output": str(done.path),
         "bytes": done.bytes,
@@ -229,6 +242,6 @@ def _document(file: str, done: "Exported") -> dict[str, Any]:
         "batch": done.batch,
         "opset": done.opset,
         "load": done.load_line,
-        **({} if done.int8 is None else {"int8": {**asdict(done.int8), "drop": done.int8.drop}}),
+        **({} if done.int8 is None else {"int8": done.int8.document()}),
         **({} if done.packed_layers is None else {"packed_layers": done.packed_layers}),
     }

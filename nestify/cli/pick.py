@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, NestedFileOrAddress
+from nestify.cli.arguments import AsJson, Device, Engine, Int8, NestedFileOrAddress
 
 if TYPE_CHECKING:
     from nestify.evaluation.pick import Limit, Pick
@@ -62,15 +62,15 @@ def pick(
             "--saved", help="Use the latency that bench --save stored for this machine; measure nothing."
         ),
     ] = False,
-    engine: Annotated[
-        bool, typer.Option("--engine", help="Latency on the sparse engine, on the CPU.")
-    ] = False,
+    engine: Engine = False,
+    int8: Int8 = False,
     as_json: AsJson = False,
 ) -> None:
     """Print the name of the best level that meets all limits; exit with 1 if there is none.
 
-    The best level is the one with the highest top-1, or the highest level if levels predict different
-    classes or the file has no top-1. The table on standard error shows every level and the limits it misses.
+    The best level is the one with the highest top-1, or mean average precision or agreement; the highest
+    level if levels predict different classes or were not evaluated. The table on standard error shows every
+    level and the limits it misses.
 
         level=$(nestify pick resnet.nested.safetensors --max-latency 10ms) &&
         nestify export resnet.nested.safetensors --level $level --format onnx
@@ -84,7 +84,14 @@ def pick(
     from nestify.report.text import render
 
     done = run(
-        file, limits, batch_size=batch_size, threads=threads, device=device, saved=saved, engine=engine
+        file,
+        limits,
+        batch_size=batch_size,
+        threads=threads,
+        device=device,
+        saved=saved,
+        engine=engine,
+        int8=int8,
     )
     if as_json:
         write_result(json.dumps(_document(done), indent=2) + "\n", None)

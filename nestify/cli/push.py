@@ -67,5 +67,6 @@ def _document(done: "Pushed") -> dict[str, Any]:
         "commit": done.commit,
         "private": done.private,
         "address": done.address,
+        "license": done.license,
         "levels": [{"level": number, "name": name} for number, name in enumerate(done.levels, start=1)],
     }

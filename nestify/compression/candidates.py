@@ -31,12 +31,12 @@ class Measured:
     Attributes:
         agreement: share of the images with the same prediction, in percent.
         divergence: KL divergence of the predictions from the original ones, in nats, averaged over images.
-        top1: accuracy in percent.
+        top1: accuracy in percent; None without labels.
     """
 
     agreement: float
     divergence: float
-    top1: float
+    top1: float | None
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class Probe:
         network: the original network, in eval mode.
         fitting: images (B, C, H, W) that candidates are fitted on.
         measuring: other images, that candidates are measured on.
-        target: (B,) classes of the latter.
+        target: (B,) classes of the latter; None without labels.
     """
 
-    def __init__(self, network: nn.Module, fitting: Tensor, measuring: Tensor, target: Tensor) -> None:
+    def __init__(self, network: nn.Module, fitting: Tensor, measuring: Tensor, target: Tensor | None) -> None:
         self.network, self.fitting = network, fitting
         self._images, self._target = measuring, target
         self.statistics = running_statistics(network)
@@ -110,7 +110,7 @@ class Probe:
         return Measured(
             agreement=_percent(predicted == self._expected.argmax(-1)),
             divergence=float(divergence),
-            top1=_percent(predicted == self._target),
+            top1=None if self._target is None else _percent(predicted == self._target),
         )
 
 

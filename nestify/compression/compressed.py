@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nestify.data.hierarchy import ClassLevels
-from nestify.evaluation.agreement import Score
 from nestify.evaluation.calibration import Calibration
+from nestify.evaluation.measure import Score
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import PretrainedModel
 from nestify.recipe.levels import Level

@@ -12,6 +12,7 @@ from nestify.accelerator import has_tf32, is_gpu
 from nestify.data.dataset import Images
 from nestify.data.source import locate_split
 from nestify.errors import DataError, RecipeError
+from nestify.model.spec import ModelSpec
 from nestify.recipe.level_options import LONG_RUN_RAMP, LONG_RUN_STEPS
 from nestify.recipe.options import LEAST_FINETUNE_EPOCHS, USUAL_HOLDOUT, DataOptions
 from nestify.recipe.recipe import Recipe
@@ -42,11 +43,31 @@ def with_holdout(recipe: Recipe, observer: Observer) -> Recipe:
 
 
 def with_learning(recipe: Recipe) -> Recipe:
-    """Set what is learned from without labels: the predictions of the teacher alone."""
+    """Set what is learned from: without labels the teacher alone, from several per image each by itself."""
+    if recipe.data.labels is not None and recipe.train.loss == "ce":
+        recipe = _with(recipe, "train", loss="bce")
     if not recipe.data.unlabelled:
         return recipe
     recipe = _with(recipe, "finetune", epochs=0)
     return _with(_with(recipe, "model", new_head=False), "train", distill=1.0)
+
+
+def with_whole_outputs(recipe: Recipe, spec: ModelSpec, observer: Observer) -> Recipe:
+    """Set `schedule.keep_outputs` for a backbone: all levels return as much as the original they learn from.
+
+    Args:
+        recipe: the recipe.
+        spec: description of the model.
+        observer: notified of a change.
+    """
+    if spec.output == "logits" or recipe.schedule.keep_outputs:
+        return recipe
+    if any(level.width != 1 for level in recipe.level):
+        observer.stage(
+            f"all levels return all channels of {spec.returned} (schedule.keep_outputs), because they learn "
+            "from the original's"
+        )
+    return _with(recipe, "schedule", keep_outputs=True)
 
 
 def with_batch_size(recipe: Recipe, images: Images, processes: int, observer: Observer) -> Recipe:

@@ -1,22 +1,28 @@
 """Opening the inputs of a recipe: images, model, teacher, optimizer."""
 
-from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
-from nestify.compression.defaults import with_batch_size, with_holdout, with_learning, with_new_head
+from nestify.compression.defaults import (
+    with_batch_size,
+    with_holdout,
+    with_learning,
+    with_new_head,
+    with_whole_outputs,
+)
+from nestify.compression.models import open_recipe_model, open_recipe_teacher
 from nestify.data.dataset import Images, open_splits
 from nestify.data.hierarchy import ClassLevels, read_class_levels
 from nestify.data.validation import record_held_out
-from nestify.errors import CheckpointError, DataError, OutputError, RecipeError, UnsupportedModelError
+from nestify.errors import DataError, OutputError, RecipeError
 from nestify.file.manifest import HeldOut
 from nestify.model.batch_norm import norms_over_images
 from nestify.model.nested_model import NestedModel
-from nestify.model.pretrained import PretrainedModel, load_pretrained
-from nestify.model.spec import ModelSpec, synthetic_input
-from nestify.recipe.options import TEACHERS
+from nestify.model.pretrained import PretrainedModel
+from nestify.model.spec import synthetic_input
+from nestify.recipe.metric import Metric, metric_of_run
 from nestify.recipe.recipe import Recipe
 from nestify.training.observer import Observer
 
@@ -36,6 +42,7 @@ class Inputs:
         pretrained: the model, with as many classes as the images; without labels, with its own classifier.
         teacher: a timm model that teaches, in eval mode; None if the run needs none.
         labels: classes that each level predicts.
+        metric: what the levels are judged by.
         batch_size: images per training step and process.
         min_images: images that a training batch must have: 2 if a batch norm has no variance with one.
     """
@@ -48,6 +55,7 @@ class Inputs:
     pretrained: PretrainedModel
     teacher: nn.Module | None
     labels: ClassLevels
+    metric: Metric
     batch_size: int
     min_images: int
 
@@ -85,6 +93,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
     observer.stage(f"loading {recipe.model.name}")
     pretrained, replaced = open_recipe_model(recipe, train_images, observer)
     pretrained = _with_orientation(pretrained, recipe)
+    recipe = with_whole_outputs(recipe, pretrained.spec, observer)
     images_per_step = recipe.train.batch_size * recipe.train.accumulate * processes
     recipe = with_new_head(recipe, replaced, len(train_images) // images_per_step, observer)
     notices = [*train_images.notices, *val_images.notices]
@@ -111,6 +120,7 @@ def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
         pretrained=pretrained,
         teacher=teacher,
         labels=labels,
+        metric=metric_of_run(recipe.data, pretrained.spec.output == "logits"),
         batch_size=batch_size,
         min_images=min_images,
     )
@@ -163,6 +173,7 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
         data_root=data.root,
         class_names=data.class_names,
         labelled=not data.unlabelled,
+        labels=data.labels,
         on_bad_image=data.on_bad_image,
         max_images=data.max_train,
         max_validation_images=data.max_val,
@@ -182,126 +193,10 @@ def check_shares(validation: Images, processes: int) -> None:
         )
 
 
-def open_recipe_model(recipe: Recipe, images: Images, observer: Observer) -> tuple[PretrainedModel, bool]:
-    """Open the model, with a new classifier if the recipe asks for one or the classes of the images differ.
-
-    Args:
-        recipe: names the model.
-        images: the training images.
-        observer: notified of what was changed.
-
-    Returns:
-        The model, and whether the classifier of a pretrained model was replaced.
-
-    Raises:
-        RecipeError: if the images do not say how many classes a new classifier needs.
-        CheckpointError: if the classes differ, and the classifier is to be kept.
-    """
-    options = recipe.model
-    classes = images.num_classes
-    starts_at_random = options.checkpoint is None and not options.pretrained
-    if options.new_head and classes is None:
-        raise RecipeError(f"--new-head: {images.source} does not say how many classes it has")
-
-    def load(new_head: bool) -> PretrainedModel:
-        return load_pretrained(
-            options.name,
-            checkpoint=options.checkpoint,
-            pretrained=options.pretrained,
-            kwargs=options.kwargs,
-            new_head_classes=classes if new_head or (starts_at_random and images.labelled) else None,
-            input_size=options.input_size,
-        )
-
-    replaced = bool(options.new_head)
-    random_state = torch.get_rng_state()
-    pretrained = load(replaced)
-    source = options.checkpoint or options.name
-    spec = pretrained.spec
-    if spec.output != "logits":
-        raise UnsupportedModelError(
-            f"{source} returns {spec.returned}, and compress trains classifiers on labels; nest it with "
-            "nestify.nest in a training loop of your own, or leave features_only and num_classes out of "
-            "model.kwargs"
-        )
-    if classes is not None and classes != spec.num_classes:
-        if not images.labelled:
-            raise DataError(
-                f"{source} predicts {spec.num_classes} classes, and --class-names gives {classes} names; "
-                "give one name for each, in the order of its outputs, or leave out --class-names"
-            )
-        if options.new_head is False:
-            keys = ", ".join(f"{name}.weight" for name in spec.classifier) or "its classifier"
-            raise CheckpointError(
-                f"{source} predicts {spec.num_classes} classes ({keys}), {images.source} has {classes}; "
-                "leave out --keep-head to train a new classifier"
-            )
-        observer.warned(
-            f"{source} predicts {spec.num_classes} classes, {images.source} has {classes}, so the classifier "
-            "is replaced by a new one; if the number of classes is wrong, check --data"
-        )
-        replaced = True
-        torch.set_rng_state(random_state)  # the same weights as with --new-head
-        pretrained = load(replaced)
-    for notice in pretrained.notices:
-        observer.warned(notice)
-    return pretrained, replaced
-
-
 def _with_orientation(pretrained: PretrainedModel, recipe: Recipe) -> PretrainedModel:
     """Return the model with preprocessing that says whether images are turned upright."""
     preprocessing = {**pretrained.spec.preprocessing, "exif_orientation": recipe.data.exif_orientation}
     return replace(pretrained, spec=replace(pretrained.spec, preprocessing=preprocessing))
-
-
-def open_recipe_teacher(recipe: Recipe, spec: ModelSpec, observer: Observer) -> nn.Module | None:
-    """Open the timm model that teaches, in eval mode; None if the run needs none.
-
-    Args:
-        recipe: the recipe.
-        spec: description of the model to train, whose classes the teacher must have.
-        observer: notified of what was changed when the teacher's checkpoint was read.
-    """
-    options = recipe.train
-    if not options.epochs or options.teacher in TEACHERS:
-        return None
-    teacher = load_pretrained(
-        options.teacher,
-        checkpoint=options.teacher_checkpoint,
-        options=("train.teacher", "train.teacher_checkpoint"),
-    )
-    for notice in teacher.notices:
-        observer.warned(notice)
-    if teacher.spec.num_classes != spec.num_classes:
-        raise CheckpointError(
-            f"train.teacher = {options.teacher!r} predicts {teacher.spec.num_classes} classes, the model "
-            f"{spec.num_classes}; give a teacher that was trained on the same classes"
-        )
-    return teacher.model
-
-
-OWN_TEACHERS = ("original", "self", "both")
-"""Teachers whose frozen part, if any, is the original model."""
-
-
-def frozen_teacher(recipe: Recipe, teacher: nn.Module | None, network: nn.Module) -> nn.Module | None:
-    """Return the network that teaches, in eval mode; None if there is none, or the full level teaches.
-
-    Without labels a full level that teaches the others learns from the original model itself.
-
-    Args:
-        recipe: names the teacher.
-        teacher: the timm model that the recipe names, if any.
-        network: the dense model of the run, on its device.
-    """
-    options = recipe.train
-    if not options.epochs or options.teacher == "none":
-        return None
-    if options.teacher == "self" and not recipe.data.unlabelled:
-        return None
-    if options.teacher in OWN_TEACHERS:
-        return deepcopy(network).eval()
-    return None if teacher is None else teacher.to(next(network.parameters()).device)
 
 
 def augmentation(recipe: Recipe) -> dict[str, object]:

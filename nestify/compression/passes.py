@@ -1,8 +1,8 @@
 """Passes of a run over images without training: evaluation, recalibration and samples."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +10,11 @@ from torch import Tensor, nn
 from nestify.compression.inputs import Inputs
 from nestify.data.dataset import Images
 from nestify.data.loaders import Loader, Pictures, eval_loader
-from nestify.evaluation.accuracy import NO_PARENTS, Accuracy, evaluate, evaluate_levels
-from nestify.evaluation.agreement import Agreement, Score, evaluate_level_agreement
-from nestify.model.batch_norm import recalibrate
+from nestify.evaluation.measure import Score, measure, measure_levels
+from nestify.model.batch_norm import recalibrate_level
 from nestify.model.nested_model import NestedModel
 from nestify.training.distributed import SINGLE, World
 from nestify.training.precision import Precision
-
-Result = TypeVar("Result", Accuracy, Agreement)
 
 MOST_COMBINED = 512
 """Largest batch that one process takes of the images of several, to bound its memory."""
@@ -92,18 +89,16 @@ class Passes:
         """Return the training images in the batches over which batch norm is measured."""
         return self.shuffled(combined=self.inputs.recipe.train.sync_batch_norm)
 
-    def recalibrate(self, model: nn.Module) -> None:
-        """Measure the batch-norm statistics of a plain model on training images."""
-        recalibrate(model, Pictures(self.to_recalibrate()), self.inputs.recipe.train.recalibrate_batches)
+    def recalibrate(self, nested: NestedModel, level: int) -> None:
+        """Measure the batch-norm statistics of a level on training images."""
+        most = self.inputs.recipe.train.recalibrate_batches
+        recalibrate_level(nested, level, Pictures(self.to_recalibrate()), most)
 
-    def evaluate(
-        self, models: Mapping[int, nn.Module], parents: Mapping[int, Tensor] = NO_PARENTS
-    ) -> list[Accuracy]:
-        """Evaluate plain models, by level, on the validation images."""
-        for model in models.values():
-            model.eval()
-        autocast, total = self.precision.autocast, self.world.all_reduce
-        return self._checked(evaluate(models, self.validation(), autocast, parents, total))
+    def evaluate_dense(self, network: nn.Module) -> Score:
+        """Evaluate the dense model, as level 0, on the validation images."""
+        models = {0: network.eval()}
+        [result] = self._checked(measure(models, self.validation(), self.inputs.metric, **self._shared()))
+        return result
 
     def evaluate_levels(
         self,
@@ -118,22 +113,28 @@ class Passes:
             levels: numbers of the levels.
             batches: this process's share of the validation images; None for a pass that nothing interrupts.
         """
-        autocast, parents = self.precision.autocast, self.inputs.labels.parents
-        total = self.world.all_reduce
         batches = self.validation() if batches is None else batches
-        if self.reference is not None:
-            return self._checked(
-                evaluate_level_agreement(nested, self.reference, batches, levels, autocast, total)
-            )
-        return self._checked(evaluate_levels(nested, batches, levels, autocast, parents, total))
+        options = {"parents": self.inputs.labels.parents, "reference": self.reference, **self._shared()}
+        return self._checked(measure_levels(nested, batches, levels, self.inputs.metric, **options))
 
-    def _checked(self, results: list[Result]) -> list[Result]:
-        """Check that several processes together evaluated all images of a stream.
+    def _shared(self) -> dict[str, Any]:
+        """Return how passes compute, and how processes join what they found."""
+        world = self.world
+        return {
+            "autocast": self.precision.autocast,
+            "total": world.all_reduce,
+            "gather": world.all_gather,
+        }
+
+    def _checked(self, results: Sequence[Score]) -> Sequence[Score]:
+        """Check that several processes together evaluated images, and all images of a stream.
 
         Raises:
-            DataError: if images are missing, and the recipe does not skip bad ones.
+            DataError: if there are none, or if images are missing, and the recipe does not skip bad ones.
         """
         images = self.inputs.val_images
+        if not results:
+            raise images.unreadable()
         if self.world.size > 1 and images.source.is_stream:
-            images.check_delivered(results[0].images if results else 0)
+            images.check_delivered(results[0].images)
         return results

@@ -11,6 +11,7 @@ from timm.optim import create_optimizer_v2, list_optimizers
 from torch import nn
 
 from nestify.accelerator import pick_device
+from nestify.data.labels import read_labels
 from nestify.data.source import locate_split
 from nestify.engine.library import load_library
 from nestify.errors import DataError, NestifyError, OutputError, RecipeError, foreign_code, joined
@@ -67,6 +68,8 @@ def _problems(recipe: Recipe, broken: Sequence[str]) -> list[NestifyError]:
         checks.append(("train.teacher", partial(check_name, train.teacher, "train.teacher")))
     if train.teacher_checkpoint is not None:
         checks.append(("train.teacher_checkpoint", partial(check_is_file, Path(train.teacher_checkpoint))))
+    if data.labels is not None:
+        checks.append(("data.labels", partial(read_labels, data.labels)))
     if data.hierarchy is not None:
         checks.append(("data.hierarchy", partial(_check_table, Path(data.hierarchy))))
     if recipe.finetune.save is not None:

@@ -13,23 +13,18 @@ from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
 from nestify.compression.defaults import with_fast_computing, with_ramp, with_rates
-from nestify.compression.inputs import (
-    OWN_TEACHERS,
-    augmentation,
-    frozen_teacher,
-    open_inputs,
-    round_to_stored,
-)
+from nestify.compression.inputs import augmentation, open_inputs, round_to_stored
 from nestify.compression.latency import LayerTimer
+from nestify.compression.models import OWN_TEACHERS, frozen_teacher
 from nestify.compression.passes import Passes
 from nestify.compression.untrained import Untrained
 from nestify.data.loaders import Loader, train_loader
-from nestify.evaluation.agreement import Agreement, Score, check_finite
+from nestify.evaluation.agreement import compared_with_itself
 from nestify.evaluation.calibration import calibrate_levels
+from nestify.evaluation.measure import Score, check_finite
 from nestify.files import checkpoint_path
 from nestify.machine import pick_workers, workers_warning
 from nestify.model.nested_model import NestedModel
-from nestify.model.spec import state_tensors
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
 from nestify.recipe.stages import Stage, training_stages
@@ -263,13 +258,13 @@ class Run:
     ) -> tuple[NestedModel, Sequence[Level]]:
         """Train the levels, stage by stage; stages that the checkpoint has done are skipped."""
         nested, levels, recipe = design.nested, design.levels, self.recipe
-        solved = recipe.schedule.kind == "weight" and any(level.budget for level in levels)
-        settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
         original = copy_shared(nested) if len(self.stages) > 1 else {}
         for index, stage in enumerate(self.stages):
             if stage.last <= (self.checkpoints.frozen or 0):
                 continue
-            nested, levels = self._phases().train_levels(nested, levels, settle, teacher, self.stages, index)
+            nested, levels = self._phases().train_levels(
+                nested, levels, design.settle, teacher, self.stages, index
+            )
             if stage.last < nested.n_levels:
                 round_to_stored(nested, recipe)  # higher levels learn around what the file will hold
                 reset_unfrozen(nested, stage.last, original)
@@ -281,6 +276,7 @@ class Run:
             self.recipe,
             self.spec,
             self.labels,
+            self.inputs.metric,
             self.train_batches,
             self._search_batches,
             self.passes.validation,
@@ -294,10 +290,10 @@ class Run:
 
     def _original(self, network: nn.Module) -> Score:
         """Evaluate the dense model. Without labels nothing is measured: it agrees with itself."""
-        if self.recipe.data.unlabelled:
-            return Agreement(0, 100.0, 1.0, len(self.inputs.val_images), 0.0)
+        if self.inputs.metric.is_comparison:
+            return compared_with_itself(self.inputs.metric, len(self.inputs.val_images))
         self.observer.stage("evaluating the original model")
-        [original] = self.passes.evaluate({0: network})
+        original = self.passes.evaluate_dense(network)
         self.observer.evaluated("original", 0, [original])
         check_finite([original], "finetune.lr")
         return original
@@ -329,8 +325,8 @@ class Run:
 
     def _make_untrained(self, nested: NestedModel, levels: Sequence[Level]) -> None:
         """Choose the weights of all levels, and make the levels as good as they can be without training."""
-        batches, parents = self.passes.to_recalibrate, self.labels.parents
-        Untrained(self.recipe, batches, self.observer, parents, self.frozen).make(nested, levels)
+        batches, parents, metric = self.passes.to_recalibrate, self.labels.parents, self.inputs.metric
+        Untrained(self.recipe, metric, batches, self.observer, parents, self.frozen).make(nested, levels)
         self.world.broadcast(
             nested
         )  # what is refitted depends on accuracies, which machines round differently
@@ -340,9 +336,7 @@ class Run:
         if levels:
             self.observer.stage("recalibrating batch norm")
         for level in levels:
-            plain = nested.at_level(level)
-            self.passes.recalibrate(plain)
-            nested.load_own(level, state_tensors(plain))
+            self.passes.recalibrate(nested, level)
 
     def _search_batches(self) -> Loader:
         """Return another loader of the training images, which records nothing about them."""

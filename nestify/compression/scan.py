@@ -29,6 +29,7 @@ from nestify.compression.suggestion import Suggestion, check_budget, suggest
 from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import DataError, RecipeError, UnsupportedModelError
 from nestify.recipe.level_options import Part
+from nestify.recipe.metric import AGREEMENT, TOP1
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.blocks import Removable, find_removable
 from nestify.schedule.costs import count_macs
@@ -105,6 +106,11 @@ def scan(
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe, overrides)
     observer = observer or Observer()
     inputs = open_inputs(recipe, observer, 1)
+    if inputs.metric not in (TOP1, AGREEMENT):
+        raise RecipeError(
+            f"scan compares predicted classes, and {recipe.model.name} predicts no single class; leave out "
+            "--labels, or num_classes and features_only in model.kwargs"
+        )
     if inputs.pretrained.new_head:
         raise RecipeError(
             f"the classifier of {recipe.model.name} is new, so its predictions say nothing; scan a model "
@@ -194,4 +200,5 @@ def _probe(inputs: Inputs, images: int) -> Probe:
         )
     (fitting, _), (measuring, target) = batches
     with torch.no_grad():
-        return Probe(inputs.pretrained.model.eval(), fitting, measuring, target)
+        labels = None if inputs.metric.is_comparison else target
+        return Probe(inputs.pretrained.model.eval(), fitting, measuring, labels)

@@ -167,7 +167,7 @@ def _try(
             copied, spec, recipe, inputs.labels, Pictures(batches()), layer_times=timer, warn=observer.warned
         )
         parents = inputs.labels.parents
-        Untrained(recipe, batches, Observer(), parents).make(design.nested, design.levels)
+        Untrained(recipe, inputs.metric, batches, Observer(), parents).make(design.nested, design.levels)
     except NestifyError as error:
         return Attempt(schedule, skip, None, str(error))
     return Attempt(schedule, skip, measure(design.nested.at_level(1)))

@@ -7,7 +7,7 @@ from functools import partial
 from itertools import islice
 from math import isnan, nan
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, distributed, nn
@@ -16,10 +16,8 @@ from nestify.compression.preflight import check_output
 from nestify.compression.write import write_model
 from nestify.errors import NestifyWarning, RecipeError
 from nestify.files import lock_output
-from nestify.model.batch_norm import recalibrate
+from nestify.model.batch_norm import recalibrate_level
 from nestify.model.nested_model import NestedModel
-from nestify.model.spec import state_tensors
-from nestify.recipe.level_options import level_weights
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.budgets import NestedDesign
 from nestify.schedule.nest import choose_weights
@@ -27,15 +25,14 @@ from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import SINGLE, World
 from nestify.training.gradients import LevelGradients, add_gradients
 from nestify.training.joint_task import JointTask
-from nestify.training.task import Criterion, LevelResult, NestedTask, Teacher, TeacherKind
+from nestify.training.make_task import Task, make_task
+from nestify.training.task import Criterion, LevelResult, NestedTask, TeacherKind
 
 OWN_LOOP = "own training loop"
 """What the recipe in the nested file says about the images."""
 
 Batch = Tensor | Sequence[Any]
 """Images (B, C, H, W), or a sequence that starts with them."""
-
-Task = TypeVar("Task", bound=NestedTask)
 
 LossFunction = Callable[[Any, Any], "Tensor | Mapping[str, Any]"]
 """A function of what a level returns and the target, which returns the loss: a tensor of one element, or a
@@ -137,9 +134,7 @@ class TrainableNestedModel(NestedModel):
         if iter(images) is images:  # an iterator, which can be read once, and each level reads it
             images = list(islice(images, most))
         for level in range(1, self.n_levels + 1) if levels is None else levels:
-            plain = self.at_level(level)
-            recalibrate(plain, pictures_of(images, device), most)
-            self.load_own(level, state_tensors(plain))
+            recalibrate_level(self, level, pictures_of(images, device), most)
 
     def save(self, path: str | os.PathLike[str], class_names: Sequence[str] = ()) -> Path:
         """Write the nested file, which `nestify.load` and all commands read; the model is not changed.
@@ -179,9 +174,7 @@ class _Loop:
         teacher: nn.Module | Literal["self"] | None,
     ) -> None:
         self.recipe, self._design = recipe, design
-        solved = recipe.schedule.kind == "weight" and any(level.budget for level in design.levels)
-        settle = (lambda: [size.level for size in design.solver.sizes()]) if solved else None
-        self._ramp = Ramp(design.levels, ramp_steps, recipe.schedule.reselect, settle)
+        self._ramp = Ramp(design.levels, ramp_steps, recipe.schedule.reselect, design.settle)
         self._step = -1
         self._teacher = teacher
         self._task: NestedTask | None = None
@@ -219,7 +212,7 @@ class _Loop:
         for parameter in parameters:
             parameter.grad = None
         results = self._task.backward(images, target, run=run)
-        world.average(nested, len(images), stop=False)
+        world.average(nested, len(images))
         self._gradients.apply()
         add_gradients(parameters, earlier)
         return results
@@ -231,21 +224,10 @@ class _Loop:
         return self._task
 
     def _make_task(self, nested: NestedModel, device: torch.device, kind: type[Task]) -> Task:
-        options, levels = self.recipe.train, self.recipe.level
-        mean, std = (tuple(nested.spec.preprocessing[key]) for key in ("mean", "std"))
         frozen = self._teacher if isinstance(self._teacher, nn.Module) else None
         source: TeacherKind = "none" if self._teacher is None else "self" if frozen is None else "other"
-        teacher = Teacher(source, frozen, mean=mean, std=std, temperature=options.temperature)
-        return kind(
-            nested,
-            partial(_checked_loss, nn.functional.cross_entropy),
-            weights=level_weights(levels),
-            distill=[options.distill if level.distill is None else level.distill for level in levels],
-            teacher=teacher.to(device),
-            sandwich=options.sandwich or (None if len(levels) <= 4 else 4),
-            device=device,
-            seed=self.recipe.seed,
-        )
+        criterion = partial(_checked_loss, nn.functional.cross_entropy)
+        return make_task(kind, nested, self.recipe, criterion, source, frozen, device)
 
     def state(self) -> list[float]:
         """Return the last step of `update`, and the final sparsities, which are NaN until they are known."""

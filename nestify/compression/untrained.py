@@ -9,12 +9,13 @@ from torch import Tensor, nn
 
 from nestify.compression.inputs import round_to_stored
 from nestify.data.loaders import Loader, Pictures
-from nestify.evaluation.accuracy import NO_PARENTS, evaluate
-from nestify.evaluation.agreement import evaluate_agreement
+from nestify.evaluation.accuracy import NO_PARENTS
+from nestify.evaluation.measure import measure
 from nestify.model.batch_norm import Statistics, recalibrate, relate_statistics, running_statistics
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import state_tensors
 from nestify.recipe.levels import Level
+from nestify.recipe.metric import TOP1, Metric
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.refit import PROTECT, refit
@@ -42,6 +43,7 @@ class Untrained:
 
     Args:
         recipe: the recipe of the run.
+        metric: what the levels are judged by.
         batches: returns the training images, shuffled, on the model's device.
         observer: notified of each stage.
         parents: for each level that predicts coarser classes, the coarse class of each class.
@@ -50,6 +52,7 @@ class Untrained:
     """
 
     recipe: Recipe
+    metric: Metric
     batches: Callable[[], Loader]
     observer: Observer
     parents: Mapping[int, Tensor]
@@ -154,7 +157,7 @@ class Untrained:
         if not self.frozen:
             lost = self._lost_by_statistics(original, measured)
             related = lost > MOST_POINTS_BY_STATISTICS
-            points = "points of agreement" if self.recipe.data.unlabelled else "points"
+            points = "points" if self.metric is TOP1 else f"points of {self.metric.title}"
             self.observer.stage(
                 f"the original model loses {max(lost, 0):.2f} {points} with batch norm of the training images"
                 + ("; the levels' is related to its own instead" if related else "")
@@ -189,9 +192,7 @@ class Untrained:
         nested.load_own(level, state_tensors(plain))
 
     def _score(self, network: nn.Module, original: nn.Module, parents: Tensor | None = None) -> float:
-        """Return the top-1 accuracy of a network on training images, in percent.
-
-        Without labels it is the agreement with the original network.
+        """Return the score of a network on training images, in percent.
 
         Args:
             network: the network.
@@ -199,10 +200,9 @@ class Untrained:
             parents: the coarse class of each class, if the network predicts coarser ones.
         """
         batches = _first(self.batches(), IMAGES_TO_COMPARE)
-        if self.recipe.data.unlabelled:
-            return evaluate_agreement({0: network}, original, batches)[0].score
         coarse = NO_PARENTS if parents is None else {0: parents}
-        return evaluate({0: network}, batches, parents=coarse)[0].score
+        [found] = measure({0: network}, batches, self.metric, reference=original, parents=coarse)
+        return found.score
 
 
 def _same_tensors(one: nn.Module, other: nn.Module) -> bool:

@@ -66,6 +66,7 @@ def fit_classes(
     found: tuple[str, ...] | None,
     wanted: Sequence[str] | None = None,
     count: int | None = None,
+    least: int = 2,
 ) -> Classes:
     """Map a data set's classes to those of a model.
 
@@ -77,6 +78,7 @@ def fit_classes(
         found: the data set's class names.
         wanted: the model's class names.
         count: the model's number of classes, which equals that of `wanted` if given.
+        least: number of classes that the data must have.
 
     Raises:
         DataError: if the model lacks a class, or the numbers of classes differ.
@@ -101,7 +103,7 @@ def fit_classes(
             "model's class names the numbers must be the same; if the folders are not classes, evaluate "
             "without (--unlabelled)"
         )
-    if len(found) < 2:
+    if len(found) < least:
         raise DataError(
             f"{source}: only one class, {found[0]!r}; a classifier needs two or more; if this is not a "
             "class, compress and evaluate without classes (--unlabelled)"

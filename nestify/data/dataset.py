@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nestify.data.classes import Classes, fit_classes, labels_in, list_few, names_in, read_class_names
+from nestify.data.labels import read_labels
 from nestify.data.source import Split, locate_split, open_split
 from nestify.errors import DataError, RecipeError
 from nestify.recipe.options import OnBadImage
@@ -24,6 +25,8 @@ class Images:
         indices: indices of the images in it, int64, ascending; None for a stream, which is used completely.
         on_bad_image: what a loader does with an image that cannot be read.
         labelled: whether labels are used; if not, every target is 0, and images are chosen as from one class.
+        multi_label: whether an image may have several labels; targets are then (classes,), 1 for each of
+            them, and images are chosen as from one class.
         skipped: why each skipped image could not be read, by file name; filled by loaders.
     """
 
@@ -33,6 +36,7 @@ class Images:
     indices: NDArray[np.int64] | None
     on_bad_image: OnBadImage = "refuse"
     labelled: bool = True
+    multi_label: bool = False
     skipped: dict[str, str] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -85,6 +89,10 @@ class Images:
         if missing > 0:
             self.skipped[str(self.source)] = f"{missing} images were not delivered"
 
+    def unreadable(self) -> DataError:
+        """Return the error for a pass in which no image could be read."""
+        return DataError(f"{self.source}: none of its images could be read")
+
     @property
     def notices(self) -> tuple[str, ...]:
         """Sentences about files that were left out, and about how classes were found."""
@@ -97,7 +105,7 @@ class Images:
         None if they do not, if the order was given, or if it does not come from names of folders.
         """
         names = self.class_names
-        if self.source.name or self.classes.index_of is not None or names is None:
+        if self.source.name or self.classes.index_of is not None or names is None or self.multi_label:
             return None
         if list(names) == (others := sorted(names)):
             return None
@@ -141,7 +149,7 @@ class Images:
         _, inverse, counts = np.unique(self._labels(), return_inverse=True, return_counts=True)
         held = np.minimum(np.maximum(np.rint(counts * share), 1), counts - 1)
         out = places < held[inverse]
-        if not out.any() and not self.labelled:
+        if not out.any() and (not self.labelled or self.multi_label):
             raise DataError(f"{self.source}: one image is too few to hold images out")
         if not out.any():
             raise DataError(f"{self.source}: no class has two images, so none can be held out")
@@ -149,14 +157,14 @@ class Images:
 
     def single_image_classes(self) -> list[str]:
         """Return the names of the classes that have one image; none for named data sets and streams."""
-        if self.source.name or self.indices is None or self.class_names is None:
+        if self.source.name or self.indices is None or self.class_names is None or self.multi_label:
             return []
         labels, counts = np.unique(self._labels(), return_counts=True)
         index_of = self.classes.index_of or range(len(self.class_names))
         return [self.class_names[index_of[label]] for label in labels[counts == 1]]
 
     def class_counts(self, num_classes: int) -> list[int]:
-        """Return the number of images of each class.
+        """Return the number of images of each class, or with each label.
 
         Args:
             num_classes: number of classes.
@@ -170,9 +178,18 @@ class Images:
                 "train.class_weights"
             )
         labels = self._labels()
+        if self.multi_label:
+            labels = np.array([label for row in self.label_rows() for label in row], dtype=np.int64)
         if self.classes.index_of is not None:
             labels = np.asarray(self.classes.index_of, dtype=np.int64)[labels]
         return [int(count) for count in np.bincount(labels, minlength=num_classes)]
+
+    def label_rows(self) -> list[tuple[int, ...]]:
+        """Return the data set's indices of the labels of each image, if it may have several."""
+        assert self.multi_label
+        assert self.indices is not None
+        targets = self.dataset.reader.targets
+        return [targets[index] for index in self.indices]
 
     def _labels(self) -> NDArray[np.int64]:
         if self.indices is None:
@@ -180,7 +197,7 @@ class Images:
                 f"{self.source}: a stream cannot be divided; leave out --holdout and --max-images, or use "
                 "a folder, a tar or hfds/"
             )
-        if not self.labelled:
+        if not self.labelled or self.multi_label:
             return np.zeros(len(self.indices), dtype=np.int64)
         return labels_in(self.dataset, self.source)[self.indices]
 
@@ -207,6 +224,7 @@ def open_images(
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     labelled: bool = True,
+    labels: str | None = None,
     on_bad_image: OnBadImage = "refuse",
     max_images: int | None = None,
     seed: int = 0,
@@ -222,6 +240,8 @@ def open_images(
         num_classes: number of classes of a model without names; the data must have the same number.
         labelled: whether labels are read. Without them the images of a folder or tar may lie in any folder,
             and neither names nor number of classes are compared with the data.
+        labels: CSV table of the labels of each image in a folder or tar, in place of class folders; see
+            `labels`.
         on_bad_image: `refuse` raises a `DataError` at the first image that cannot be read; `skip` continues
             without it and records its name in `Images.skipped`. A stream ends at an unreadable image in
             both cases, except webdataset, which skips it.
@@ -233,11 +253,13 @@ def open_images(
         RecipeError: if an option has no meaning for this data.
     """
     source = locate_split(data, split, data_root)
-    dataset = open_split(source, class_names, labelled)
+    table = read_labels(labels) if labelled and labels is not None else None
+    dataset = open_split(source, class_names, labelled, table)
     found = names_in(dataset) if labelled else None
-    classes = fit_classes(source, found, class_names, num_classes)
+    classes = fit_classes(source, found, class_names, num_classes, least=2 if table is None else 1)
     indices = None if source.is_stream else np.arange(len(dataset))
-    return Images(source, classes, dataset, indices, on_bad_image, labelled).at_most(max_images, seed)
+    images = Images(source, classes, dataset, indices, on_bad_image, labelled, table is not None)
+    return images.at_most(max_images, seed)
 
 
 def open_splits(
@@ -250,6 +272,7 @@ def open_splits(
     class_names: Sequence[str] | str | None = None,
     num_classes: int | None = None,
     labelled: bool = True,
+    labels: str | None = None,
     on_bad_image: OnBadImage = "refuse",
     max_images: int | None = None,
     max_validation_images: int | None = None,
@@ -271,7 +294,12 @@ def open_splits(
         DataError: see `open_images`; also if both splits are the same images.
         RecipeError: if an option has no meaning for this data.
     """
-    given: dict[str, Any] = {"data_root": data_root, "labelled": labelled, "on_bad_image": on_bad_image}
+    given: dict[str, Any] = {
+        "data_root": data_root,
+        "labelled": labelled,
+        "labels": labels,
+        "on_bad_image": on_bad_image,
+    }
     if holdout is None and locate_split(data, train_split, data_root).overlaps(
         validation := locate_split(data, validation_split, data_root)
     ):

@@ -17,6 +17,12 @@ from typing import NamedTuple
 from nestify.data.pixels import image_endings
 from nestify.errors import DataError, foreign_code
 
+TRAIN_NAMES = ("train", "training")
+VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
+TEST_NAMES = ("test", "testing")
+SPLITS = frozenset({*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES})
+"""Names of the folders of splits."""
+
 SYSTEM_FOLDERS = frozenset(
     {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
 )

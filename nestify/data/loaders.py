@@ -25,7 +25,8 @@ from nestify.model.preprocessing import MODES, evaluation_transform, transform_o
 
 
 class Loader:
-    """Batches (images, targets) on a device: float32 (B, C, H, W), normalised, and int64 (B,).
+    """Batches (images, targets) on a device: float32 (B, C, H, W), normalised, and int64 (B,),
+    or float32 (B, labels) for images with several labels.
 
     Skipped images make a batch smaller. A pass raises `DataError` when an image cannot be read and the
     images say `refuse`, when none can be read, and when a worker process dies.
@@ -40,6 +41,7 @@ class Loader:
         normalise: turns images into the model's input on the device; None if they are that already.
         keeps_empty: whether an empty batch takes the place of one that is left out, so that several
             processes have the same number of batches.
+        may_be_empty: whether a complete pass may have no images, because other processes have some.
 
     Attributes:
         place: number of batches of the pass that are done, including those before `first_batch` and those
@@ -57,12 +59,14 @@ class Loader:
         min_images: int = 1,
         keeps_empty: bool = False,
         normalise: Normalise | None = None,
+        may_be_empty: bool = False,
     ) -> None:
         self.images = images
         self.place = 0
         self.left_out = 0
         self._min_images = min_images
         self._keeps_empty = keeps_empty
+        self._may_be_empty = may_be_empty
         self._normalise = normalise
         self._whole_stream = whole_stream
         self._loader = loader
@@ -115,9 +119,8 @@ class Loader:
 
     def _check_count(self, count: int) -> None:
         """Refuse a complete pass without any image, and an incomplete stream."""
-        source = self.images.source
-        if not count:
-            raise DataError(f"{source}: none of its images could be read")
+        if not count and not self._may_be_empty:
+            raise self.images.unreadable()
         if self._whole_stream:
             self.images.check_delivered(count)
 
@@ -227,8 +230,8 @@ def eval_loader(
     Args:
         shuffle_seed: shuffles the order, for batch statistics, which images sorted by class would distort.
             None for the stored order.
-        rank, world_size: the process reads every `world_size`-th image, starting with its rank; no image is
-            repeated.
+        rank, world_size: the process reads every `world_size`-th image, starting with its rank, or shards of
+            its own, of which there may be none; no image is repeated.
 
     The other arguments and errors are those of `train_loader`.
     """
@@ -240,7 +243,15 @@ def eval_loader(
     device = torch.device(device)
     loader = _torch_loader(samples, order, batch_size, workers, device)
     whole_stream = order is None and world_size == 1
-    return Loader(images, loader, device, order, whole_stream, normalise=prepare.normalise)
+    return Loader(
+        images,
+        loader,
+        device,
+        order,
+        whole_stream,
+        normalise=prepare.normalise,
+        may_be_empty=world_size > 1,
+    )
 
 
 def _samples(

@@ -6,13 +6,9 @@ from pathlib import Path
 from typing import IO
 from unicodedata import normalize
 
-from nestify.data.listing import Listing, count_kinds, list_folder, list_tar, natural_key
+from nestify.data.labels import LabelTable
+from nestify.data.listing import SPLITS, Listing, count_kinds, list_folder, list_tar, natural_key
 from nestify.errors import DataError
-
-TRAIN_NAMES = ("train", "training")
-VALIDATION_NAMES = ("validation", "val", "valid", "eval", "evaluation")
-TEST_NAMES = ("test", "testing")
-_SPLITS = {*TRAIN_NAMES, *VALIDATION_NAMES, *TEST_NAMES}
 
 
 class LocalReader:
@@ -22,10 +18,11 @@ class LocalReader:
         root: the folder or tar.
         class_names: names that classes are known to have, if any.
         labelled: whether folders are classes; if not, images may lie in any folder, or in none.
+        table: labels of the images, in place of folders.
 
     Attributes:
         class_to_idx: index of each class, in natural order; empty without labels.
-        targets: class index of each image; 0 without labels.
+        targets: class index of each image, or the indices of its labels; 0 without labels.
         folders: the folders that were read, links resolved, with their paths; empty for a tar.
         notices: sentences about what was left out, and how classes were found.
 
@@ -33,15 +30,27 @@ class LocalReader:
         DataError: if there are no images, or it is not clear what their classes are.
     """
 
-    def __init__(self, root: Path, class_names: Sequence[str] | None = None, labelled: bool = True) -> None:
+    def __init__(
+        self,
+        root: Path,
+        class_names: Sequence[str] | None = None,
+        labelled: bool = True,
+        table: LabelTable | None = None,
+    ) -> None:
         self._root = root
         self._is_tar = root.is_file()
         listing = list_tar(root) if self._is_tar else list_folder(root)
         if not listing.images:
-            raise no_images(root, listing, labelled)
+            raise no_images(root, listing, labelled and table is None)
         self._images = listing.images
         self.folders = listing.identities
-        if labelled:
+        self.targets: list[int] | list[tuple[int, ...]]
+        if labelled and table is not None:
+            self.class_to_idx = {name: index for index, name in enumerate(table.names)}
+            self.targets, notices = table.targets_of(root, [image.name for image in listing.images])
+            listing.ignored = [(name, kind) for name, kind in listing.ignored if not table.is_at(root / name)]
+            notices = [*([ignored] if (ignored := listing.notice()) else []), *notices]
+        elif labelled:
             depth = _class_depth(root, listing, class_names or ())
             names = _class_names(root, listing, depth)
             self.class_to_idx = {name: index for index, name in enumerate(names)}
@@ -56,7 +65,7 @@ class LocalReader:
     def __len__(self) -> int:
         return len(self._images)
 
-    def __getitem__(self, index: int) -> tuple[IO[bytes], int]:
+    def __getitem__(self, index: int) -> tuple[IO[bytes], int | tuple[int, ...]]:
         image = self._images[index]
         file = open(image.path, "rb")  # noqa: SIM115, the caller closes it
         if image.size is None:
@@ -101,7 +110,7 @@ def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
         )
     while depth + 1 < shallowest:
         names = {name.split("/")[depth] for name in _folders_at(listing, depth)}
-        if (len(names) > 1 and not names <= _SPLITS) or names & set(known):
+        if (len(names) > 1 and not names <= SPLITS) or names & set(known):
             break
         depth += 1
     return depth

@@ -66,12 +66,15 @@ class Fault:
     skippable: bool = True
 
 
-Sample = tuple[Tensor, int] | Fault
+Target = int | Tensor
+"""A class index; or (classes,), float32, 1 for each label of the image, else 0."""
+
+Sample = tuple[Tensor, Target] | Fault
 Batch = tuple[list[Tensor] | None, list[Fault]]
 
 
 class Samples(Dataset[Sample]):
-    """Images as tensors (C, H, W) with their class index.
+    """Images as tensors (C, H, W) with their target.
 
     A key is (position in `images.indices`, seed or None). With a seed, random transforms depend only on it,
     not on the worker or on images loaded before.
@@ -94,7 +97,7 @@ class Samples(Dataset[Sample]):
             image, target = self._read(index)
         except Exception as error:  # Pillow's decoders raise many kinds of exceptions for a damaged file
             return Fault(self._images.file_name(index), first_line_of(error))
-        label = class_index(self._images, target)
+        label = target_of(self._images, target)
         if label is None:
             return Fault(self._images.file_name(index), f"its label is {target!r}", skippable=False)
         try:
@@ -116,7 +119,7 @@ class Samples(Dataset[Sample]):
 
 
 class Stream(IterableDataset[Sample]):
-    """Images as tensors (C, H, W) with their class index, from a data set that is read sequentially.
+    """Images as tensors (C, H, W) with their target, from a data set that is read sequentially.
 
     timm divides a training stream among processes so that each gets the same number of images, some of them
     repeatedly. For an evaluation each image must come once: each worker of each process reads shards of its
@@ -171,7 +174,7 @@ class Stream(IterableDataset[Sample]):
                     image, target = next(images, (None, None))
                 if image is None:
                     return
-                label = class_index(self._images, target)
+                label = target_of(self._images, target)
                 if label is None:
                     yield Fault(name, f"a label is {target!r}", skippable=False)
                     return
@@ -180,13 +183,17 @@ class Stream(IterableDataset[Sample]):
             yield Fault(name, first_line_of(error), skippable=False)
 
 
-def class_index(images: Images, target: Any) -> int | None:
-    """Return the class index of a data set's label; None if it is not a label of these classes.
+def target_of(images: Images, target: Any) -> Target | None:
+    """Return the target of a data set's label; None if it is not a label of these classes.
 
-    Images whose labels are not used have the index 0.
+    Images whose labels are not used have the class index 0.
     """
     if not images.labelled:
         return 0
+    if images.multi_label:
+        index_of, marked = images.classes.index_of, torch.zeros(images.num_classes or 0)
+        marked[[label if index_of is None else index_of[label] for label in target]] = 1
+        return marked
     if not isinstance(target, Integral):
         return None
     label = int(target)
@@ -198,7 +205,7 @@ def class_index(images: Images, target: Any) -> int | None:
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Collate the good images (B, C, H, W) and targets (B,), int64, or None; and list the faults."""
+    """Collate the good images (B, C, H, W) and targets (B,) or (B, classes), or None; and list the faults."""
     good = [sample for sample in samples if not isinstance(sample, Fault)]
     faults = [sample for sample in samples if isinstance(sample, Fault)]
     return (default_collate(good) if good else None), faults

@@ -14,14 +14,9 @@ from typing import Any
 
 from timm.data import ImageDataset, create_dataset
 
-from nestify.data.local import (
-    TEST_NAMES,
-    TRAIN_NAMES,
-    VALIDATION_NAMES,
-    LocalReader,
-    names_in_folder,
-    no_images,
-)
+from nestify.data.labels import LabelTable
+from nestify.data.listing import TEST_NAMES, TRAIN_NAMES, VALIDATION_NAMES
+from nestify.data.local import LocalReader, names_in_folder, no_images
 from nestify.data.pixels import open_image
 from nestify.errors import DataError, RecipeError, foreign_code
 
@@ -182,7 +177,11 @@ def _first_of(path: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def open_split(
-    source: Split, class_names: Sequence[str] | None = None, labelled: bool = True, **options: Any
+    source: Split,
+    class_names: Sequence[str] | None = None,
+    labelled: bool = True,
+    table: LabelTable | None = None,
+    **options: Any,
 ) -> Any:
     """Open timm's or torchvision's data set of a split; nothing is written into a folder of images.
 
@@ -190,13 +189,17 @@ def open_split(
         source: the split, from `locate_split`.
         class_names: names that the classes of a folder or tar are known to have, if any.
         labelled: whether the folders in a folder or tar are classes.
+        table: labels of the images in a folder or tar, in place of folders.
         options: further arguments of timm's `create_dataset`, for a data set that is given by name.
 
     Raises:
         DataError: if it cannot be opened; the message says why and what to do.
     """
     if not source.name:
-        return ImageDataset(source.root, reader=LocalReader(Path(source.root or ""), class_names, labelled))
+        reader = LocalReader(Path(source.root or ""), class_names, labelled, table)
+        return ImageDataset(source.root, reader=reader)
+    if table is not None:
+        raise RecipeError(f"--labels {table.path} is for a folder or a tar, not for {source}; leave it out")
     for package in _PACKAGES.get(source.kind, ()):
         found = importlib.util.find_spec(package)
         if found is None or found.origin is None:  # a folder of that name is not a package

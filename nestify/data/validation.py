@@ -54,7 +54,7 @@ def record_held_out(images: Images, share: float, seed: int, split: str) -> Held
         split=split,
         images=len(images.dataset),
         sha256=_hash_of_split(images),
-        unlabelled=not images.labelled,
+        unlabelled=not images.labelled or images.multi_label,
     )
 
 
@@ -63,7 +63,7 @@ def _hash_of_split(images: Images) -> str:
 
     Labels that are not used count as 0.
     """
-    if images.labelled:
+    if images.labelled and not images.multi_label:
         labels = labels_in(images.dataset, images.source)
     else:
         labels = np.zeros(len(images.dataset), dtype=np.int64)
@@ -98,6 +98,7 @@ def open_evaluation_images(
     *,
     all_images: bool = False,
     labelled: bool = True,
+    labels: str | None = None,
     data_root: str | None = None,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
@@ -115,6 +116,7 @@ def open_evaluation_images(
         split: name of the split; None for `validation`, or the training split if there is no other.
         held_out: the file's record of how its validation images were held out; None if it has none.
         all_images: whether to use the training images too.
+        labels: CSV table of the labels of each image, in place of class folders.
         labelled: whether labels are read. If not, they are still read where the held-out images were chosen
             by them.
 
@@ -130,6 +132,7 @@ def open_evaluation_images(
         data_root=data_root,
         class_names=class_names,
         num_classes=num_classes,
+        labels=labels,
         on_bad_image=on_bad_image,
     )
     if not labelled and overlaps and held_out is not None and not held_out.unlabelled:
@@ -163,6 +166,8 @@ def open_calibration_images(
     held_out: HeldOut | None,
     count: int,
     *,
+    labelled: bool = True,
+    labels: str | None = None,
     data_root: str | None = None,
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
@@ -174,12 +179,15 @@ def open_calibration_images(
         data: images, as for `open_images`; all of them if there are no splits.
         held_out: the file's record of how its validation images were held out; None if it has none.
         count: number of images, balanced over the classes.
+        labelled: whether labels are read.
 
     The other arguments and errors are those of `open_images`.
     """
     images = open_images(
         data,
         "train" if held_out is None else held_out.split,
+        labelled=labelled,
+        labels=labels,
         data_root=data_root,
         class_names=class_names,
         num_classes=num_classes,

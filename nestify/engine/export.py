@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -13,14 +14,8 @@ from nestify.engine.library import cache_folder, load_library
 from nestify.engine.session import Session, import_runtime
 from nestify.errors import OutputError, RecipeError, UnsupportedModelError
 from nestify.exports.export import open_level
-from nestify.exports.target import (
-    ExportFacts,
-    ExportFormat,
-    PackedType,
-    Target,
-    check_options,
-    choose_target,
-)
+from nestify.exports.options import check_options
+from nestify.exports.target import ExportFacts, ExportFormat, PackedType, Target, choose_target
 from nestify.file.measurements import ENGINE
 from nestify.file.reader import NestedFile
 from nestify.version import __version__
@@ -164,19 +159,8 @@ def packed_model(
         NestifyError: as `export_sparse`.
     """
     load_library()
-    folder = cache_folder() / "models" if cache is None else Path(cache)
-    entries = file.manifest.levels[:number]
-    identity = [number, *(entry.sha256 for entry in entries), file.manifest.model.model_dump_json()]
-    made_by = [__version__, sources_digest(), dtype]
-    key = hashlib.sha256(json.dumps([identity, made_by]).encode()).hexdigest()[:20]
-    target = Target(folder / f"{key}.onnx", ExportFormat.onnx)
+    target = cached_target(file, number, [dtype], cache)
     if not target.path.is_file():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(
-                f"{folder}: cannot be created ({error.strerror or error}); give another folder as cache"
-            ) from error
         facts = ExportFacts.for_level(file.manifest, number)
         if _has_one_graph(file) and facts.output != "features":  # of which the file stores means alone
             # Where this machine rounds otherwise than the one that wrote the file, torch is asked instead.
@@ -185,6 +169,34 @@ def packed_model(
                 return target.path
         _export(file, number, facts, target, dtype)
     return target.path
+
+
+def cached_target(
+    file: NestedFile, number: int, made_with: Sequence[str], cache: str | os.PathLike[str] | None = None
+) -> Target:
+    """Return where a level's packed model is kept; the cache folder is created.
+
+    Args:
+        file: the nested file.
+        number: number of the level.
+        made_with: what the packed model depends on, apart from the level and this version of nestify.
+        cache: the folder; None for the user's cache folder.
+
+    Raises:
+        OutputError: if the folder cannot be created.
+    """
+    folder = cache_folder() / "models" if cache is None else Path(cache)
+    entries = file.manifest.levels[:number]
+    identity = [number, *(entry.sha256 for entry in entries), file.manifest.model.model_dump_json()]
+    made_by = [__version__, sources_digest(), *made_with]
+    key = hashlib.sha256(json.dumps([identity, made_by]).encode()).hexdigest()[:20]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(
+            f"{folder}: cannot be created ({error.strerror or error}); give another folder as cache"
+        ) from error
+    return Target(folder / f"{key}.onnx", ExportFormat.onnx)
 
 
 def _has_one_graph(file: NestedFile) -> bool:

@@ -1,8 +1,8 @@
-"""Rewriting a quantised ONNX model: convolutions whose weight has few quads become SparseConvInt8."""
+"""Rewriting a quantised ONNX model: layers whose weight has few quads become the engine's int8 operators."""
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
@@ -12,40 +12,25 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from nestify.engine.graph import DOMAIN, METADATA_KEY, drop_unused
-from nestify.engine.model_graph import ModelGraph, attributes
+from nestify.engine.model_graph import attributes
 from nestify.engine.pack_int8 import QuadWeight, pack_int8
-from nestify.engine.plan import Choice
+from nestify.engine.plan import LEAST_MACS, LEAST_POSITIONS, Choice
+from nestify.engine.quantised_graph import Quantised, QuantisedGraph
 
 FORMAT = 2
 HIGHEST_DENSITY = 0.55
-LEAST_MACS = 500_000
 LARGEST_MULTIPLIER = 0.5
 """What the packed format allows; see native/packed.h."""
 
 EMPTY_MULTIPLIER = np.float32(2**-16)
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """A tensor in 8 bits.
-
-    Attributes:
-        name: the tensor.
-        scale: float32 scalar: what one unit is.
-        zero: the value that stands for 0.
-    """
-
-    name: str
-    scale: np.float32
-    zero: int
-
-
 @dataclass
 class Int8Layer:
-    """A convolution that becomes sparse, and the nodes that are fused into it.
+    """A layer that becomes sparse, and the nodes that are fused into it.
 
     Attributes:
-        node: the Conv.
+        node: the Conv, Gemm or MatMul.
         weight: its weight.
         scales: float32 (outputs,): units of the weight.
         bias: int32 (outputs,), in units of the sums; None for zeros.
@@ -68,20 +53,20 @@ class Int8Layer:
 
 
 def make_sparse_int8(model: onnx.ModelProto) -> list[Choice]:
-    """Replace, in place, quantised convolutions that the engine runs faster than ONNX Runtime.
+    """Replace, in place, quantised layers that the engine runs faster than ONNX Runtime.
 
     Args:
         model: a model with int8 weights per channel and uint8 activations, as QuantizeLinear and
             DequantizeLinear nodes.
 
     Returns:
-        One entry per quantised convolution.
+        One entry per quantised convolution or linear layer.
 
     Raises:
         UnsupportedModelError: if a layer cannot be packed.
         SetupError: if the engine's library is missing.
     """
-    graph = _QuantisedGraph(model)
+    graph = QuantisedGraph(model)
     layers, choices = _plan(graph)
     _rewrite(model, graph, layers)
     document = {"format": FORMAT, "layers": [vars(choice) for choice in choices]}
@@ -92,98 +77,78 @@ def make_sparse_int8(model: onnx.ModelProto) -> list[Choice]:
     return choices
 
 
-class _QuantisedGraph(ModelGraph):
-    """Look-ups in a graph of QuantizeLinear and DequantizeLinear nodes."""
-
-    def __init__(self, model: onnx.ModelProto) -> None:
-        super().__init__(model)
-        self.producers = {name: node for node in self.nodes for name in node.output}
-
-    def producer(self, name: str, operator: str) -> Any | None:
-        """Return the node that computes a tensor if it is this operator, else None."""
-        node = self.producers.get(name)
-        return node if node is not None and not node.domain and node.op_type == operator else None
-
-    def consumer(self, name: str, operator: str) -> Any | None:
-        """Return the node that alone reads a tensor if it is this operator, else None."""
-        node = self.only_consumer(name)
-        return node if node is not None and not node.domain and node.op_type == operator else None
-
-    def activations(self, node: Any, name: str) -> Quantised | None:
-        """Return a tensor as a QuantizeLinear or DequantizeLinear node describes it; None unless uint8."""
-        scale, zero = self.constant(node.input[1]), None
-        if len(node.input) > 2:
-            zero = self.constant(node.input[2])
-        if scale is None or zero is None or zero.dtype != np.uint8 or scale.size != 1 or zero.size != 1:
-            return None
-        return Quantised(name, np.float32(scale.reshape(())), int(zero.reshape(())))
-
-    def dequantised(self, name: str) -> Quantised | None:
-        """Return the uint8 tensor that a float tensor is computed from, or None."""
-        node = self.producer(name, "DequantizeLinear")
-        return None if node is None else self.activations(node, node.input[0])
-
-    def is_pooled(self, name: str) -> bool:
-        """Return whether a MaxPool reads a tensor, dequantised."""
-        readers = [node for source in self.consumers[name] for node in self.consumers[source.output[0]]]
-        return any(node.op_type == "MaxPool" for node in readers)
-
-
-def _plan(graph: _QuantisedGraph) -> tuple[list[Int8Layer], list[Choice]]:
+def _plan(graph: QuantisedGraph) -> tuple[list[Int8Layer], list[Choice]]:
     layers: list[Int8Layer] = []
     choices: list[Choice] = []
     taken: set[int] = set()
     for node in graph.nodes:
-        if node.domain or node.op_type != "Conv":
+        found = _weight(graph, node)
+        if found is None:
             continue
-        source = graph.producer(node.input[1], "DequantizeLinear")
-        weight = None if source is None else graph.constant(source.input[0])
-        if source is None or weight is None or weight.dtype != np.int8 or weight.ndim != 4:
-            continue
-        options = attributes(node)
-        groups = options.get("group", 1)
-        quads = QuadWeight.from_dense(weight, groups)
+        source, weight = found
+        quads = QuadWeight.from_dense(weight, attributes(node).get("group", 1))
         shape = graph.shape(node.output[0])
-        macs = None if shape is None else prod(shape[2:]) * weight.size
+        positions = None if shape is None else prod(shape[2:] if node.op_type == "Conv" else shape[:-1])
+        macs = None if positions is None else positions * weight.size
         layer = _read(graph, node, source, quads)
-        reason = _why_dense(graph, node, quads, macs, layer)
-        choices.append(Choice(source.input[0], "Conv", round(quads.density, 6), macs, reason))
+        reason = _why_dense(graph, node, quads, positions, layer)
+        choices.append(Choice(source.input[0], node.op_type, round(quads.density, 6), macs, reason))
         if layer and not reason:
-            _take_residual(graph, layer, taken)
+            (_take_residual if node.op_type == "Conv" else _take_bias)(graph, layer, taken)
             taken.update(id(fused) for fused in layer.fused)
             layers.append(layer)
     return layers, choices
 
 
+def _weight(graph: QuantisedGraph, node: Any) -> tuple[Any, NDArray[np.int8]] | None:
+    """Return the DequantizeLinear node of a layer's int8 weight, and the weight; None for any other node.
+
+    The weight is (outputs, inputs per group, kernel height, kernel width).
+    """
+    if node.domain or node.op_type not in ("Conv", "Gemm", "MatMul"):
+        return None
+    source = graph.producer(node.input[1], "DequantizeLinear")
+    weight = None if source is None else graph.constant(source.input[0])
+    if weight is None or weight.dtype != np.int8 or weight.ndim != (4 if node.op_type == "Conv" else 2):
+        return None
+    if node.op_type != "Conv":
+        weight = (weight if attributes(node).get("transB", 0) else weight.T)[..., None, None]
+    return source, weight
+
+
 def _why_dense(
-    graph: _QuantisedGraph, node: Any, weight: QuadWeight, macs: int | None, layer: Int8Layer | None
+    graph: QuantisedGraph, node: Any, weight: QuadWeight, positions: int | None, layer: Int8Layer | None
 ) -> str:
     """Return why a layer stays dense, or an empty string."""
-    _, inputs, groups, _, _ = weight.shape
-    used = np.diff(weight.starts) > 0
+    outputs, inputs, groups, height, width = weight.shape
+    macs = None if positions is None else positions * outputs * inputs * groups * height * width
     reasons = {
         "it uses auto_pad": attributes(node).get("auto_pad", b"NOTSET") != b"NOTSET",
         "it is depthwise": groups > 1 and inputs == 1,
         "it is not sparse enough": weight.density > HIGHEST_DENSITY,
         "the size of its output is not known": macs is None,
+        "it has too few positions": node.op_type != "Conv" and (positions or 0) < LEAST_POSITIONS,
         "it is too small": macs is not None and macs < LEAST_MACS,
         "it is not quantised as the engine needs": layer is None,
         # ONNX Runtime pools uint8 fast only in the layout that its own convolutions have.
         "its output is pooled": layer is not None and graph.is_pooled(layer.output.name),
-        "the range of its output is too small": layer is not None
-        and bool((_multipliers(layer)[used] > LARGEST_MULTIPLIER).any()),
+        "the range of its output is too small": layer is not None and not _is_in_range(layer),
     }
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _read(graph: _QuantisedGraph, node: Any, source: Any, weight: QuadWeight) -> Int8Layer | None:
-    """Return the layer of a Conv between quantised tensors; None where anything is not as needed."""
+def _read(graph: QuantisedGraph, node: Any, source: Any, weight: QuadWeight) -> Int8Layer | None:
+    """Return the layer of a node between quantised tensors; None where anything is not as needed."""
+    options = attributes(node)
+    if options.get("transA", 0) or options.get("alpha", 1.0) != 1 or options.get("beta", 1.0) != 1:
+        return None
     scales = graph.constant(source.input[1])
     zeros = graph.constant(source.input[2]) if len(source.input) > 2 else np.zeros(1, np.int8)
     given = graph.dequantised(node.input[0])
     if scales is None or zeros is None or zeros.any() or given is None:
         return None
-    if scales.size > 1 and attributes(source).get("axis", 1) != 0:
+    axis = 0 if node.op_type == "Conv" or options.get("transB", 0) else 1
+    if scales.size > 1 and attributes(source).get("axis", 1) % (4 if node.op_type == "Conv" else 2) != axis:
         return None
     outputs = weight.shape[0] * weight.shape[2]
     bias = None
@@ -204,7 +169,7 @@ def _read(graph: _QuantisedGraph, node: Any, source: Any, weight: QuadWeight) ->
     return Int8Layer(node, weight, scales, bias, given, result, [*fused, last], None, step is not None)
 
 
-def _take_residual(graph: _QuantisedGraph, layer: Int8Layer, taken: set[int]) -> None:
+def _take_residual(graph: QuantisedGraph, layer: Int8Layer, taken: set[int]) -> None:
     """Take over an addition that follows, so that what is added is not rounded in between."""
     source = graph.consumer(layer.output.name, "DequantizeLinear")
     addition = None if source is None else graph.consumer(source.output[0], "Add")
@@ -219,11 +184,33 @@ def _take_residual(graph: _QuantisedGraph, layer: Int8Layer, taken: set[int]) ->
     result = None if last is None else graph.activations(last, last.output[0])
     if last is None or result is None or (layer.has_relu or layer.output.zero == 0):
         return
+    if not _is_in_range(replace(layer, output=result)):
+        return
     layer.residual, layer.output, layer.has_relu = added, result, relu is not None
     layer.fused += [source, addition, *([relu] if relu is not None else []), last]
 
 
-def _rewrite(model: onnx.ModelProto, graph: _QuantisedGraph, layers: Sequence[Int8Layer]) -> None:
+def _take_bias(graph: QuantisedGraph, layer: Int8Layer, taken: set[int]) -> None:
+    """Take over the addition of a bias after a MatMul, so that the product is not rounded in between."""
+    source = graph.consumer(layer.output.name, "DequantizeLinear")
+    addition = None if source is None else graph.consumer(source.output[0], "Add")
+    if source is None or addition is None or id(addition) in taken:
+        return
+    other = next((name for name in addition.input if name != source.output[0]), "")
+    bias, last = graph.float_constant(other), graph.consumer(addition.output[0], "QuantizeLinear")
+    result = None if last is None else graph.activations(last, last.output[0])
+    if last is None or result is None or bias is None or bias.shape != layer.scales.shape:
+        return
+    if layer.bias is not None or layer.has_relu or not _is_in_range(replace(layer, output=result)):
+        return
+    sums = np.rint(bias / (layer.input.scale * layer.scales).astype(np.float64))
+    limit = np.iinfo(np.int32)
+    layer.bias = np.clip(sums, limit.min, limit.max).astype(np.int32)
+    layer.output = result
+    layer.fused += [source, addition, last]
+
+
+def _rewrite(model: onnx.ModelProto, graph: QuantisedGraph, layers: Sequence[Int8Layer]) -> None:
     replacements: dict[int, Any] = {}  # by the id of the last node that is replaced
     dropped: set[int] = set()
     for number, layer in enumerate(layers):
@@ -269,22 +256,29 @@ def _multipliers(layer: Int8Layer) -> NDArray[np.float32]:
     return np.asarray(layer.input.scale * layer.scales / layer.output.scale, np.float32)
 
 
+def _is_in_range(layer: Int8Layer) -> bool:
+    """Return whether the packed format can hold the multipliers; those of empty rows do not count."""
+    used = np.diff(layer.weight.starts) > 0
+    return not bool((_multipliers(layer)[used] > LARGEST_MULTIPLIER).any())
+
+
 def _operator(layer: Int8Layer, packed: str) -> Any:
-    options = attributes(layer.node)
-    defaults = {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
-    geometry: dict[str, Any] = {name: list(options.get(name, value)) for name, value in defaults.items()}
-    residual, output = layer.residual, layer.output
+    node, residual, output = layer.node, layer.residual, layer.output
+    options: dict[str, Any] = {}
+    if node.op_type == "Conv":
+        given, defaults = attributes(node), {"strides": [1, 1], "pads": [0, 0, 0, 0], "dilations": [1, 1]}
+        options = {name: list(given.get(name, value)) for name, value in defaults.items()}
+        options["residual_zero"] = residual.zero if residual else 0
+        options["residual_scale"] = float(residual.scale / output.scale) if residual else 1.0
     return helper.make_node(
-        "SparseConvInt8",
+        "SparseConvInt8" if node.op_type == "Conv" else "SparseLinearInt8",
         [layer.input.name, packed, *([residual.name] if residual else [])],
         [output.name],
-        name=layer.node.name,
+        name=node.name,
         domain=DOMAIN,
         input_zero=layer.input.zero,
         output_zero=output.zero,
         low=output.zero if layer.has_relu else 0,
         high=255,
-        residual_zero=residual.zero if residual else 0,
-        residual_scale=float(residual.scale / output.scale) if residual else 1.0,
-        **geometry,
+        **options,
     )

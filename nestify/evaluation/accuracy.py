@@ -1,9 +1,8 @@
 """Accuracy of levels on labelled images."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -13,14 +12,14 @@ from torch import Tensor
 
 from nestify.accelerator import clock_of
 from nestify.data.hierarchy import coarse_target
-from nestify.model.nested_model import NestedModel
+from nestify.recipe.metric import TOP1, Judged, Metric
 
 NO_PARENTS: Mapping[int, Tensor] = MappingProxyType({})
 """Parents of levels that all predict the data's own classes."""
 
 
 @dataclass(frozen=True)
-class Accuracy:
+class Accuracy(Judged):
     """Accuracy of one level.
 
     Attributes:
@@ -33,9 +32,7 @@ class Accuracy:
             if there are others.
     """
 
-    title: ClassVar[str] = "top-1"  # what progress lines and tables call the score
-    key: ClassVar[str] = "top1"  # what logs call it
-    values: ClassVar[tuple[str, ...]] = ("top1", "top5", "loss")  # what logs hold of each level
+    metric: ClassVar[Metric] = TOP1
 
     level: int
     top1: float
@@ -43,40 +40,6 @@ class Accuracy:
     loss: float
     images: int
     images_per_second: float
-
-    @property
-    def score(self) -> float:
-        """The top-1 accuracy in percent."""
-        return self.top1
-
-
-def evaluate_levels(
-    nested: NestedModel,
-    batches: Iterable[tuple[Tensor, Tensor]],
-    levels: Sequence[int],
-    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
-    parents: Mapping[int, Tensor] = NO_PARENTS,
-    total: Callable[[Tensor], Tensor] = lambda tensor: tensor,
-) -> list[Accuracy]:
-    """Evaluate levels of a nested model in one pass over the images.
-
-    Args:
-        nested: the model; its training mode is restored afterwards.
-        batches: pairs of images (B, C, H, W) and class indices (B,), on the model's device.
-        levels: numbers of the levels, from 1.
-        autocast: returns the context of a forward pass, for reduced precision.
-        parents: by level, int64 (classes,): the level's class of each of the data's classes; levels that
-            predict the data's own classes are left out.
-        total: returns the sum of a tensor over the processes that each evaluate a share of the images.
-    """
-    was_training = nested.training
-    nested.eval()
-    try:
-        return evaluate(
-            {level: partial(nested, level=level) for level in levels}, batches, autocast, parents, total
-        )
-    finally:
-        nested.train(was_training)
 
 
 @torch.no_grad()

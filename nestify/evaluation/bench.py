@@ -14,10 +14,12 @@ import torch
 from torch import Tensor
 
 from nestify.accelerator import clock_of, device_model, pick_device
-from nestify.engine.export import engine_device, engine_network, engine_runtime
+from nestify.engine.export import engine_device, engine_runtime
 from nestify.errors import BadFileError, RecipeError
-from nestify.file.loading import load_level
+from nestify.evaluation.on_engine import TIMED_IMAGES, Calibration, check_int8, level_opener
 from nestify.file.measurements import (
+    FLOAT32,
+    INT8,
     TORCH,
     LevelLatency,
     Machine,
@@ -186,6 +188,8 @@ def bench(
     rounds: int | None = None,
     save: bool = False,
     engine: bool = False,
+    int8: bool = False,
+    data: str | os.PathLike[str] | None = None,
     clock: Clock | None = None,
 ) -> Bench:
     """Measure the latency of levels for one batch of synthetic images, in turns with the full level.
@@ -202,6 +206,8 @@ def bench(
         save: whether to save the measurements next to the file, as `resnet.bench.json`; earlier ones with
             the same machine, device, threads, batch size and dtype are replaced.
         engine: whether the sparse engine runs all levels, the full one too, on the CPU, in place of torch.
+        int8: with `engine`, whether all levels are quantised to int8, the full one too.
+        data: images to calibrate int8 on, as for `compress`; None for random ones.
         clock: returns seconds since a fixed moment; None for wall time.
 
     Raises:
@@ -217,9 +223,15 @@ def bench(
     numbers = range(1, full + 1) if level == "all" else sorted({file.level_index(str(level)), full})
     where = pick_device(engine_device(device) if engine else device)
     runtime = engine_runtime() if engine else TORCH
+    check_int8(int8, engine)
+    calibration = None
+    if int8:
+        file.check_classifies("--int8")
+        calibration = Calibration.open(file, data, TIMED_IMAGES)
+    open_level = level_opener(file, where, engine, calibration)
     networks: dict[int, Network] = {}
     if not engine:
-        networks = {number: load_level(file, number).to(where) for number in numbers}
+        networks = {number: open_level(number) for number in numbers}
     names = {number: file.manifest.levels[number - 1].name for number in numbers}
     input_size = file.manifest.model.preprocessing.input_size
     machine = this_machine(where)
@@ -227,19 +239,23 @@ def bench(
     for count in dict.fromkeys(threads or [torch.get_num_threads()]):
         with torch_threads(count):
             if engine:  # sessions have a fixed number of threads
-                networks = {number: engine_network(file, number) for number in numbers}
+                networks = {number: open_level(number) for number in numbers}
             for batch_size in dict.fromkeys(batch_sizes):
                 generator = torch.Generator().manual_seed(SEED)
                 images = torch.randn(batch_size, *input_size, generator=generator).to(where)
-                measurements.append(
-                    _measure_networks(networks, names, images, machine, effort, runtime, clock)
-                )
+                measured = _measure_networks(networks, names, images, machine, effort, runtime, clock)
+                measurements.append(measured.model_copy(update={"dtype": INT8}) if int8 else measured)
     saved = save_measured(file, measurements) if save else None
     return Bench(file.name, make_report(file), measurements, saved)
 
 
 def saved_measurement(
-    report: Report, batch_size: int, threads: Sequence[int] | None, device: str, engine: bool = False
+    report: Report,
+    batch_size: int,
+    threads: Sequence[int] | None,
+    device: str,
+    engine: bool = False,
+    int8: bool = False,
 ) -> Measurement:
     """Return what `bench` saved next to a file, on this machine and under these conditions.
 
@@ -248,18 +264,19 @@ def saved_measurement(
         RecipeError: if there is no such device, or an option is out of its range.
     """
     check_options(Effort(), (batch_size,), threads)
+    check_int8(int8, engine)
     machine = this_machine(pick_device(engine_device(device) if engine else device))
     count = threads[0] if threads else torch.get_num_threads()
-    wanted = (machine, count, batch_size, engine_runtime() if engine else TORCH)
+    wanted = (machine, count, batch_size, INT8 if int8 else FLOAT32, engine_runtime() if engine else TORCH)
     for measurement in report.measured:
-        found = (measurement.machine, measurement.threads, measurement.batch_size, measurement.runtime)
-        if found == wanted:
+        if measurement.conditions == wanted:
             return measurement
     problem = f" ({report.measured_problem})" if report.measured_problem else ""
     raise BadFileError(
         f"{report.path}: no latency of this machine at batch {batch_size} and {count} "
         f"thread{'s' * (count != 1)} is saved next to it{problem}; run `nestify bench` with --save "
-        f"--batch-size {batch_size} --threads {count}{' --engine' * engine}, or leave --saved out"
+        f"--batch-size {batch_size} --threads {count}{' --engine' * engine}{' --int8' * int8}, or leave "
+        "--saved out"
     )
 
 
@@ -281,7 +298,7 @@ def _measure_networks(
         machine=machine,
         threads=torch.get_num_threads(),
         batch_size=len(images),
-        dtype=str(images.dtype).removeprefix("torch."),
+        dtype=FLOAT32,
         rounds=found[full].rounds,
         runtime=runtime,
         date=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),

@@ -1,7 +1,7 @@
-"""Accuracy of a nested file on images: of each level, of a consensus of levels, and of a cascade."""
+"""Evaluation of a nested file on images: of each level, of a consensus of levels, and of a cascade."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -12,20 +12,20 @@ from nestify.accelerator import pick_device
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
 from nestify.data.validation import UsedImages, open_evaluation_images
-from nestify.engine.export import engine_device, engine_network
-from nestify.errors import CheckpointError, RecipeError
-from nestify.evaluation.accuracy import Accuracy
-from nestify.evaluation.accuracy import evaluate as evaluate_networks
-from nestify.evaluation.agreement import Agreement, Replay, Score, evaluate_agreement
+from nestify.engine.export import engine_device
+from nestify.errors import RecipeError
+from nestify.evaluation.agreement import Replay
 from nestify.evaluation.cascade import Cascade
 from nestify.evaluation.class_counts import ClassCounter, ClassCounts, Passes
+from nestify.evaluation.comparison import check_comparable, choose_metric, open_reference
 from nestify.evaluation.consensus import Consensus, Network, Recorder
 from nestify.evaluation.joint import JointEvaluation
+from nestify.evaluation.measure import Score, measure
+from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration, check_int8, level_opener
 from nestify.file.class_accuracy import LevelClasses, check_evaluation_savable, save_class_accuracy
-from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.machine import pick_workers, workers_warning
-from nestify.model.pretrained import load_pretrained
+from nestify.recipe.metric import TOP1, Metric
 from nestify.recipe.options import ConsensusKind, OnBadImage
 from nestify.shown import Shown
 from nestify.terminal import Progress, find_caller, shown_progress
@@ -33,7 +33,7 @@ from nestify.terminal import Progress, find_caller, shown_progress
 
 @dataclass(frozen=True, repr=False)
 class Evaluation(Shown):
-    """Accuracy of levels of a file on images, or their agreement with a reference without labels.
+    """What levels of a file are judged by on images: accuracy, or without labels likeness to a reference.
 
     Attributes:
         path: the file.
@@ -41,7 +41,8 @@ class Evaluation(Shown):
         names: names of the levels, in the order of `levels`.
         classes: per level, the number of classes that it predicts, and their name in the hierarchy, which
             is empty for the model's own classes.
-        levels: accuracy of each level; an `Agreement` without labels.
+        levels: result of each level: an `Accuracy`, with several labels per image a `Precision`, without
+            labels an `Agreement` or, of a backbone, a `Similarity`.
         skipped: why images could not be read, by file name.
         images: which images were used.
         consensus: accuracy of levels 1 to 2, 1 to 3, ... together; empty if not requested.
@@ -81,6 +82,7 @@ def evaluate(
     split: str | None = None,
     all_images: bool = False,
     unlabelled: bool = False,
+    labels: str | os.PathLike[str] | None = None,
     original: str | os.PathLike[str] | None = None,
     data_root: str | None = None,
     batch_size: int = 64,
@@ -92,6 +94,8 @@ def evaluate(
     save: bool = False,
     progress: Progress | None = None,
     engine: bool = False,
+    int8: bool = False,
+    calibrate_images: int = CALIBRATION_IMAGES,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
@@ -109,6 +113,8 @@ def evaluate(
         all_images: whether to use the images that the levels were trained on too.
         unlabelled: whether to use no labels: each level is compared with the file's full level, or with
             `original`. The images may lie in any folder.
+        labels: CSV table of the labels of each image, of which it may have several; the levels are then
+            judged by their mean average precision.
         original: checkpoint of the original model, to compare the levels with it; needs `unlabelled`.
         data_root: folder of a named data set.
         batch_size: images per forward pass.
@@ -122,6 +128,8 @@ def evaluate(
         progress: called after each batch with the images that were evaluated, counted for each level, and
             their total; None shows a bar at a terminal and in a notebook.
         engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
+        int8: with `engine`, whether it computes in int8, as `nestify.export` writes it with sparse layers.
+        calibrate_images: number of training images to calibrate int8 on, balanced over the classes.
 
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level or option, or the
@@ -133,13 +141,17 @@ def evaluate(
     data = os.fspath(data)
     _check(batch_size, workers, on_bad_image, seed)
     file = open_nested_file(path, truncated=True)
-    file.check_classifies("nestify eval")
-    if save:
-        check_evaluation_savable(file)
     numbers = range(1, file.n_levels + 1) if level == "all" else [file.level_index(str(level))]
     joint = JointEvaluation(file.manifest.levels[: max(numbers)], consensus, cascade)
+    labels = None if labels is None else os.fspath(labels)
+    options = {"--consensus": consensus, "--cascade": cascade, "--save": save}
+    metric = choose_metric(
+        file, numbers, "nestify eval", labels=labels, unlabelled=unlabelled, options=options
+    )
+    if save:
+        check_evaluation_savable(file)
     if unlabelled:
-        check_comparable(file, numbers, {"--consensus": consensus, "--cascade": cascade, "--save": save})
+        check_comparable(file, numbers)
     elif original is not None:
         raise RecipeError("--original is what levels are compared with without labels; add --unlabelled")
     if joint.is_requested:
@@ -147,13 +159,21 @@ def evaluate(
     file.check_whole(file.n_levels if unlabelled and original is None else max(numbers))
     where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
+    check_int8(int8, engine)
+    calibration = None
+    if int8:
+        calibration = Calibration.open(
+            file, data, calibrate_images, labels=labels, data_root=data_root, labelled=not unlabelled
+        )
     model = file.manifest.model
+    open_level = level_opener(file, where, engine, calibration)
     images, used = open_evaluation_images(
         data,
         split,
         file.manifest.held_out,
         all_images=all_images,
         labelled=not unlabelled,
+        labels=labels,
         data_root=data_root,
         class_names=model.class_names,
         num_classes=model.num_classes,
@@ -171,22 +191,18 @@ def evaluate(
     recorder = Recorder() if joint.is_requested else None
     parents = stored_class_levels(file.manifest).parents
     counters = [ClassCounter(file.manifest.num_classes(k), parents.get(k)) for k in numbers]
-    results: list[Score]
     with shown_progress(progress, "images") as advance:
         passes = Passes(len(images) * len(numbers), advance)
-        if unlabelled:
-            reference = Replay(_reference(file, original, loader))
-            results = [_agreement(file, number, loader, reference, passes, engine) for number in numbers]
-        else:
-            results = [
-                _accuracy(file, number, loader, recorder, parents, counter, passes, engine)
-                for number, counter in zip(numbers, counters, strict=True)
-            ]
+        reference = Replay(open_reference(file, original, loader)) if unlabelled else None
+        results = [
+            _evaluate_level(open_level, number, loader, metric, reference, recorder, parents, counter, passes)
+            for number, counter in zip(numbers, counters, strict=True)
+        ]
     entries = [file.manifest.levels[number - 1] for number in numbers]
     found: tuple[Sequence[Consensus], Sequence[Cascade]] = ((), ())
     if recorder is not None:
         found = joint.evaluate(recorder.predictions(parents, model.num_classes))
-    by_class = [] if unlabelled else [counter.counts() for counter in counters]
+    by_class = [] if metric is not TOP1 else [counter.counts() for counter in counters]
     warnings = [*images.notices, *filter(None, [images.order_notice, workers_warning(workers)])]
     for text in warnings:
         find_caller().warn(text)
@@ -230,72 +246,29 @@ def _check(batch_size: int, workers: int | None, on_bad_image: str, seed: int) -
         raise RecipeError(problems)
 
 
-def _accuracy(
-    file: NestedFile,
+def _evaluate_level(
+    open_level: Callable[[int], Network],
     level: int,
     loader: Loader,
+    metric: Metric,
+    reference: Replay | None,
     recorder: Recorder | None,
     parents: Mapping[int, Tensor],
     counter: ClassCounter,
     passes: Passes,
-    engine: bool,
-) -> Accuracy:
+) -> Score:
     """Evaluate one level, which is alone in memory and timed separately."""
-    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
-    batches = counter.watch_batches(passes.watch_batches(loader))
-    if recorder is not None:
-        network = recorder.record_logits(level, network)
-        batches = recorder.record_targets(batches)
-    return evaluate_networks({level: counter.watch_network(network)}, batches, parents=parents)[0]
-
-
-def check_comparable(file: NestedFile, levels: Sequence[int], options: Mapping[str, object]) -> None:
-    """Check that levels can be compared with the full level.
-
-    Args:
-        file: the nested file.
-        levels: numbers of the levels.
-        options: values of the options that need labels, by flag.
-
-    Raises:
-        RecipeError: if an option was given, or a level predicts other classes.
-    """
-    if given := [flag for flag, value in options.items() if value]:
-        raise RecipeError(f"{' and '.join(given)} needs labels; leave it out, or leave out --unlabelled")
-    for level in levels:
-        if name := file.manifest.levels[level - 1].classes:
-            raise RecipeError(
-                f"level {level} of {file.name} predicts coarser classes ({name}), which cannot be compared "
-                "with the full level's; choose others with --level, or evaluate with labels"
-            )
-
-
-def _reference(file: NestedFile, original: str | os.PathLike[str] | None, loader: Loader) -> Network:
-    """Return the network that levels are compared with."""
-    if original is None:
-        return load_level(file, file.n_levels).to(loader.device)
-    model = file.manifest.model
-    loaded = load_pretrained(
-        model.architecture,
-        checkpoint=os.fspath(original),
-        kwargs=model.kwargs,
-        options=("the file's architecture", "--original"),
-    )
-    if loaded.spec.num_classes != model.num_classes:
-        raise CheckpointError(
-            f"--original {original} predicts {loaded.spec.num_classes} classes, {file.name} "
-            f"{model.num_classes}; give the checkpoint that the file was made from"
-        )
-    return loaded.model.to(loader.device)
-
-
-def _agreement(
-    file: NestedFile, level: int, loader: Loader, reference: Replay, passes: Passes, engine: bool
-) -> Agreement:
-    """Compare one level, which is timed separately, with a reference."""
-    network: Network = engine_network(file, level) if engine else load_level(file, level).to(loader.device)
-    batches = reference.watch_batches(passes.watch_batches(loader))
-    return evaluate_agreement({level: network}, reference, batches)[0]
+    network = open_level(level)
+    batches = passes.watch_batches(loader)
+    if reference is not None:
+        batches = reference.watch_batches(batches)
+    if metric is TOP1:
+        batches = counter.watch_batches(batches)
+        if recorder is not None:
+            network = recorder.record_logits(level, network)
+            batches = recorder.record_targets(batches)
+        network = counter.watch_network(network)
+    return measure({level: network}, batches, metric, reference=reference, parents=parents)[0]
 
 
 def _save(file: NestedFile, data: str, numbers: Sequence[int], by_class: Sequence[ClassCounts]) -> Path:

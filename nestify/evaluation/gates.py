@@ -8,6 +8,7 @@ from nestify.errors import RecipeError
 from nestify.file.summary import LevelReport, Report, open_report
 from nestify.recipe.amounts import Quantity, parse_amount
 from nestify.recipe.gates import Gates, LevelGates
+from nestify.recipe.metric import METRICS, metric_of
 
 AMOUNTS: tuple[Quantity, ...] = ("bytes", "macs", "params")
 
@@ -80,12 +81,11 @@ def _results(
         met = value is not None and is_met
         return GateResult(level.level, level.name, gate, limit, value, "met" if met else "missed")
 
-    if limits.min_top1 is not None:
-        top1 = level.top1
-        yield result("min_top1", limits.min_top1, top1, (top1 or 0.0) >= limits.min_top1)
-    if limits.min_agreement is not None:
-        share = level.agreement
-        yield result("min_agreement", limits.min_agreement, share, (share or 0.0) >= limits.min_agreement)
+    for metric in METRICS:
+        least = getattr(limits, metric.gate)
+        if least is not None:
+            score = metric.score(level)
+            yield result(metric.gate, least, score, score is not None and score >= least)
     if limits.max_drop is not None and level is not full:
         drop = _below(full, level)
         if level.class_set != full.class_set and not _is_own(gates, level):
@@ -117,10 +117,17 @@ def _same(level: LevelReport, baseline: Report | None) -> LevelReport | None:
 
 
 def _below(other: LevelReport | None, level: LevelReport) -> float | None:
-    """Return the points of top-1 by which a level is below another; negative if it is above."""
-    if other is None or other.top1 is None or level.top1 is None:
+    """Return the points by which a level is below another; negative if it is above.
+
+    None if they are not both measured with labels, by the same metric.
+    """
+    metric = metric_of(level)
+    if other is None or metric.is_comparison or metric_of(other) is not metric:
         return None
-    return round(other.top1 - level.top1, 6)  # 1.3 - 1 is more than 0.3
+    here, there = metric.score(level), metric.score(other)
+    if here is None or there is None:
+        return None
+    return round(there - here, 6)  # 1.3 - 1 is more than 0.3
 
 
 def _at_most(value: float | None, limit: float) -> bool:

@@ -10,23 +10,26 @@ from torch import Tensor
 
 from nestify.data.hierarchy import coarse_target, stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
-from nestify.data.validation import open_calibration_images, open_evaluation_images
+from nestify.data.validation import open_evaluation_images
 from nestify.errors import DataError, GateFailed, RecipeError
+from nestify.evaluation.agreement import cosine_similarity
+from nestify.evaluation.comparison import choose_metric
+from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration
+from nestify.evaluation.precision import average_precision
 from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
 from nestify.exports.draft import Runner, probes
 from nestify.exports.export import open_level
+from nestify.exports.options import check_int8, check_options
 from nestify.exports.preprocessing import picture_probes
-from nestify.exports.target import ExportFormat, check_options, choose_target
+from nestify.exports.target import ExportFormat, choose_target
 from nestify.exports.write import Exported, Int8, keep
 from nestify.file.loading import load_level
 from nestify.file.reader import NestedFile
+from nestify.recipe.metric import COSINE, MAP, Metric, metric_of
 from nestify.terminal import Progress, shown_progress
 
-CALIBRATION_IMAGES = 100
-"""Default number of training images from which the ranges of activations are taken."""
-
 MAX_DROP = 1.0
-"""Default limit for the loss of top-1 accuracy, in points."""
+"""Default limit for the loss, in points."""
 
 
 def export_int8(
@@ -38,6 +41,7 @@ def export_int8(
     *,
     calibrate_images: int = CALIBRATION_IMAGES,
     max_drop: float = MAX_DROP,
+    labels: str | os.PathLike[str] | None = None,
     split: str | None = None,
     data_root: str | None = None,
     max_images: int | None = None,
@@ -61,7 +65,10 @@ def export_int8(
         format: onnx or openvino; by default the one that the suffix of `output` names, or onnx.
         output: an .onnx file, or a new folder for openvino; by default next to the nested file.
         calibrate_images: number of training images to calibrate on, balanced over the classes.
-        max_drop: largest loss of top-1 accuracy that is allowed, in points.
+        max_drop: largest loss that is allowed, in points: of top-1 accuracy, or of the mean average
+            precision; a level that learned without labels is compared with the int8 model, and needs no
+            labels.
+        labels: CSV table of the labels of each image, of levels that predict several.
         split: name of the split to evaluate on; None for `validation`.
         data_root: folder of a named data set.
         max_images: maximum number of images to evaluate on, balanced over the classes.
@@ -79,16 +86,28 @@ def export_int8(
     _check_numbers(calibrate_images, max_drop)
     opened = open_level(path, level)
     file, number, facts = opened.file, opened.number, opened.facts
-    file.check_classifies("--int8")
+    if file.manifest.model.output == "features":
+        file.check_classifies("--int8")
+    labels = None if labels is None else os.fspath(labels)
+    unlabelled = metric_of(file.manifest.levels[-1].metrics).is_comparison
+    unlabelled = unlabelled or file.manifest.model.output == "embedding"
+    metric = choose_metric(file, [number], "--int8", labels=labels, unlabelled=unlabelled, options={})
     target = choose_target(opened.source, facts, format or (None if output else "onnx"), output, mark="int8")
-    if target.format not in (ExportFormat.onnx, ExportFormat.openvino):
-        raise RecipeError(
-            f"--int8 applies to --format onnx and openvino, not to {target.format}; leave one of them out"
-        )
+    check_int8(target.format)
     if sparse and target.format is not ExportFormat.onnx:
         raise RecipeError(f"--sparse applies to --format onnx, not to {target.format}; leave it out")
     check_options(target.format, batch, opset, None, with_preprocessing)
-    images = _Images.open(file, number, os.fspath(data), calibrate_images, split, data_root, max_images)
+    images = _Images.open(
+        file,
+        number,
+        metric,
+        calibrate_images,
+        max_images,
+        split=split,
+        data=os.fspath(data),
+        labels=labels,
+        data_root=data_root,
+    )
     plain = load_level(file, number)
     make_probes = picture_probes if with_preprocessing else probes
     expected = make_probes(plain, facts, batch)
@@ -106,9 +125,7 @@ def _check_numbers(calibrate_images: int, max_drop: float) -> None:
     if calibrate_images < 1:
         problems.append(f"--calibrate-images {calibrate_images} is not a number of images; give 1 or more")
     if not 0 <= max_drop <= 100:
-        problems.append(
-            f"--max-drop {max_drop:g} is not in points of top-1 accuracy; give 0 to 100, as in 1.0"
-        )
+        problems.append(f"--max-drop {max_drop:g} is not in points of accuracy; give 0 to 100, as in 1.0")
     if problems:
         raise RecipeError(problems)
 
@@ -120,12 +137,14 @@ class _Images:
     Attributes:
         calibration: preprocessed training images (B, C, H, W).
         loader: the images to evaluate on, in a fixed order.
+        metric: what the level is judged by.
         parents: int64 (classes of the data,): the level's class of each; None if they are the same.
         count: number of images to evaluate on; 0 if it is not known.
     """
 
     calibration: Tensor
     loader: Loader
+    metric: Metric
     parents: Tensor | None
     count: int
 
@@ -134,36 +153,35 @@ class _Images:
         cls,
         file: NestedFile,
         level: int,
-        data: str,
+        metric: Metric,
         calibrate_images: int,
-        split: str | None,
-        data_root: str | None,
         max_images: int | None,
+        *,
+        split: str | None,
+        data: str,
+        labels: str | None,
+        data_root: str | None,
     ) -> "_Images":
         """Open the images, and read those to calibrate on."""
-        model = file.manifest.model
-        training = open_calibration_images(
-            data,
-            file.manifest.held_out,
-            calibrate_images,
-            data_root=data_root,
-            class_names=model.class_names,
-            num_classes=model.num_classes,
+        model, held_out = file.manifest.model, file.manifest.held_out
+        labelled = not metric.is_comparison
+        calibration = Calibration.open(
+            file, data, calibrate_images, labels=labels, data_root=data_root, labelled=labelled
         )
         used, _ = open_evaluation_images(
             data,
             split,
-            file.manifest.held_out,
+            held_out,
+            max_images=max_images,
+            labelled=labelled,
+            labels=labels,
             data_root=data_root,
             class_names=model.class_names,
             num_classes=model.num_classes,
-            max_images=max_images,
         )
-        preprocessing = model.preprocessing.model_dump()
-        calibration = [images for images, _ in eval_loader(training, preprocessing, batch_size=32)]
-        loader = eval_loader(used, preprocessing, batch_size=32)
+        loader = eval_loader(used, model.preprocessing.model_dump(), batch_size=32)
         parents = stored_class_levels(file.manifest).parents.get(level)
-        return cls(torch.cat(calibration)[:calibrate_images], loader, parents, len(used))
+        return cls(calibration.images, loader, metric, parents, len(used))
 
 
 @torch.no_grad()
@@ -177,11 +195,13 @@ def _within_limit(
         layers = quantiser.costliest(kept_float) if kept_float else []
         made = quantiser.make(layers)
         found = _predict(made.run, images, advance)
+        before, score = (_score(images, each, level) for each in (level, found))
         result = Int8(
-            float32_top1=_percent(level.right),
-            top1=_percent(found.right),
-            agreement=_percent(level.classes == found.classes),
-            images=len(level.classes),
+            metric=images.metric,
+            float32_score=before,
+            score=score,
+            agreement=_percent(level.outputs == found.outputs) if images.metric.counts_images else None,
+            images=len(level.outputs),
             calibration_images=len(images.calibration),
             float_layers=tuple(layers),
         )
@@ -190,7 +210,7 @@ def _within_limit(
         kept_float = max(1, 2 * kept_float)
         if kept_float > len(quantiser.layers) // 2:
             raise GateFailed(
-                f"int8 takes {quantiser.title} from {result.float32_top1:.2f} % to {result.top1:.2f} % top-1 "
+                f"int8 takes {quantiser.title} from {before:.2f} % to {score:.2f} % {images.metric.title} "
                 f"({result.images} images; {len(layers)} of {len(quantiser.layers)} layers in float32), more "
                 f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a "
                 "larger --max-drop"
@@ -199,21 +219,37 @@ def _within_limit(
 
 @dataclass(frozen=True)
 class _Predictions:
-    """Predicted classes (images,), and whether each is right."""
+    """Predicted classes (images,), or where there is no single class the outputs (images, C); and targets."""
 
-    classes: Tensor
-    right: Tensor
+    outputs: Tensor
+    targets: Tensor
 
 
 def _predict(run: Runner, images: _Images, advance: Progress) -> _Predictions:
-    classes, right, done = [], [], 0
+    outputs, targets, done = [], [], 0
     for batch, target in images.loader:
-        classes.append(run(batch).argmax(-1))
-        right.append(classes[-1] == coarse_target(target, images.parents))
+        found = run(batch)
+        outputs.append(found.argmax(-1) if images.metric.counts_images else found)
+        targets.append(coarse_target(target, images.parents))
         advance(done := done + len(batch), images.count)
-    if not classes:
+    if not outputs:
         raise DataError(f"{images.loader.images.source}: no images to evaluate on")
-    return _Predictions(torch.cat(classes), torch.cat(right))
+    return _Predictions(torch.cat(outputs), torch.cat(targets))
+
+
+def _score(images: _Images, found: _Predictions, level: _Predictions) -> float:
+    """Return the score of predictions in percent.
+
+    Args:
+        images: what was predicted.
+        found: the predictions.
+        level: those of the level in float32, for a comparison.
+    """
+    if images.metric is MAP:
+        return 100 * float(average_precision(found.outputs, found.targets).nanmean())
+    if images.metric is COSINE:
+        return 100 * float(cosine_similarity([found.outputs], [level.outputs]).mean())
+    return _percent(found.outputs == (level.outputs if images.metric.is_comparison else found.targets))
 
 
 def _percent(which: Tensor) -> float:

@@ -18,6 +18,7 @@ from nestify.evaluation.class_counts import Passes
 from nestify.file.loading import load_level
 from nestify.file.reader import open_nested_file
 from nestify.machine import pick_workers
+from nestify.model.outputs import OutputKind
 from nestify.recipe.options import USUAL_HOLDOUT, OnBadImage
 from nestify.terminal import Progress, shown_progress
 
@@ -31,7 +32,7 @@ Self-Supervised Vision Transformers", 2021, section 4.1 and its code."""
 CHUNK = 1024
 """Images whose similarities to all others are in memory at the same time."""
 
-Kind = Literal["pre-logits", "logits"]
+Kind = Literal["pre-logits", "embedding", "logits"]
 
 
 @dataclass(frozen=True)
@@ -42,8 +43,9 @@ class KnnAccuracy:
         level: number of the level, from 1.
         name: name of the level.
         knn: share in percent of the images whose class their neighbours predict.
-        features: what images are compared by: `pre-logits`, the input of the classifier, or `logits`, where
-            that input cannot be reached.
+        features: what images are compared by: `pre-logits`, the input of the classifier; `embedding`, what a
+            model without a classifier returns; or `logits`, where the input of the classifier cannot be
+            reached.
     """
 
     level: int
@@ -132,7 +134,7 @@ def evaluate_knn(
         passes = Passes((len(train) + len(validation)) * len(numbers), advance)
         for number in numbers:
             network = load_level(file, number).to(where)
-            features, kind = feature_network(network)
+            features, kind = feature_network(network, file.manifest.model.output)
 
             def collect(
                 images: Images, compute: Callable[[Tensor], Tensor] = features
@@ -180,13 +182,17 @@ def _collect(compute: Callable[[Tensor], Tensor], batches: Any) -> tuple[Tensor,
     return torch.cat(features), torch.cat(labels)
 
 
-def feature_network(network: nn.Module) -> tuple[Callable[[Tensor], Tensor], Kind]:
+def feature_network(
+    network: nn.Module, output: OutputKind = "logits"
+) -> tuple[Callable[[Tensor], Tensor], Kind]:
     """Return a function from images (B, C, H, W) to the features of a level, (B, D), and their kind.
 
-    They are timm's pre-logits. A level that is narrower or shallower is a traced network without timm's
-    methods; its logits are used.
+    They are the embedding that it returns, or else timm's pre-logits. A level that is narrower or shallower
+    is a traced network without timm's methods; its logits are used.
     """
     module: Any = network
+    if output == "embedding":
+        return module, output
     if not (hasattr(module, "forward_features") and hasattr(module, "forward_head")):
         return module, "logits"
     return lambda images: module.forward_head(module.forward_features(images), pre_logits=True), "pre-logits"

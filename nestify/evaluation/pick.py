@@ -101,8 +101,9 @@ def option(limited: Limited) -> str:
 def choose(report: Report, limits: Sequence[Limit], latencies: Mapping[int, float] | None = None) -> Pick:
     """Pick the best level that meets all limits.
 
-    The best is the one with the highest top-1, and the lowest of several. If levels of the file predict
-    different classes, or some have no top-1, they cannot be compared, and the best is the highest one.
+    The best is the one with the highest score (top-1, or what the levels are judged by), and the lowest of
+    several. If levels of the file predict different classes, or some were not evaluated, they cannot be
+    compared, and the best is the highest one.
 
     Args:
         report: report of the file.
@@ -132,6 +133,7 @@ def pick(
     device: str = "auto",
     saved: bool = False,
     engine: bool = False,
+    int8: bool = False,
 ) -> Pick:
     """Pick the best level of a file that meets all limits on this machine; see `choose`.
 
@@ -145,6 +147,7 @@ def pick(
         device: device to measure on, as for `bench`.
         saved: whether to use the latency that `bench` saved on this machine, without measuring.
         engine: whether the latency is that of the sparse engine, in place of torch.
+        int8: with `engine`, whether the latency is that of int8; the top-1 stays the one of float32.
 
     Raises:
         NestifyError: see `choose` and `bench`; also if no such measurement was saved.
@@ -157,10 +160,10 @@ def pick(
 
     counts = None if threads is None else (threads,)
     if saved:
-        measurement = benching.saved_measurement(report, batch_size, counts, device, engine)
+        measurement = benching.saved_measurement(report, batch_size, counts, device, engine, int8)
     else:
         [measurement] = benching.bench(
-            path, batch_sizes=(batch_size,), threads=counts, device=device, engine=engine
+            path, batch_sizes=(batch_size,), threads=counts, device=device, engine=engine, int8=int8
         ).measurements
     latencies = {level.level: level.median_seconds for level in measurement.levels}
     return replace(choose(report, limits, latencies), measurement=measurement)
@@ -191,8 +194,9 @@ def _held(level: LevelReport, limits: Sequence[Limit], latencies: Mapping[int, f
 def _order(report: Report) -> Callable[[Candidate], tuple[float, int]]:
     """Return a sort key for all levels of a file, so that a tighter limit never gives a better level."""
     alike = len({level.class_set for level in report.levels}) == 1
-    if alike and all(level.top1 is not None for level in report.levels):
-        return lambda candidate: (candidate.values["top1"] or 0.0, -candidate.level)
+    scores = {level.level: level.score for level in report.levels}
+    if alike and None not in scores.values():
+        return lambda candidate: (scores[candidate.level] or 0.0, -candidate.level)
     return lambda candidate: (0.0, candidate.level)
 
 

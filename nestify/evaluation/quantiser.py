@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib import import_module
 from pathlib import Path
 
@@ -134,7 +134,8 @@ class Quantiser:
         if self._kind.pictures:
             made = pictures_draft(model, self._facts, LOGIT_TOLERANCE, "int8")
         else:
-            made = model_draft(model, reopen, load_line, LOGIT_TOLERANCE, "int8")
+            line = partial(load_line, kind=self._facts.output)
+            made = model_draft(model, reopen, line, LOGIT_TOLERANCE, "int8")
         return Quantised(made, self._padded(reopen(path)))
 
     def _padded(self, run: Runner) -> Runner:

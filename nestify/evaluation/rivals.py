@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from nestify.accelerator import clock_of, pick_device
-from nestify.data.loaders import eval_loader
-from nestify.data.validation import open_evaluation_images
 from nestify.engine.export import engine_network, engine_runtime
 from nestify.errors import NestifyError, RecipeError, SetupError
 from nestify.evaluation.bench import (
@@ -26,20 +24,17 @@ from nestify.evaluation.bench import (
     this_machine,
     torch_threads,
 )
+from nestify.evaluation.on_engine import TIMED_IMAGES, Calibration, int8_network
 from nestify.evaluation.runtimes import RUNTIMES, Call, Images, quantise
-from nestify.exports.draft import quiet
+from nestify.exports.draft import Runner, quiet
 from nestify.exports.onnx import translate
-from nestify.exports.target import ExportFacts
+from nestify.exports.target import INT8_PATTERN, ExportFacts
 from nestify.file.loading import load_level
-from nestify.file.measurements import Machine
+from nestify.file.measurements import FLOAT32, INT8, Machine
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.summary import Report, make_report
 
 SEED = 0
-CALIBRATION_IMAGES = 16
-"""Images that the ranges of int8 activations are taken from."""
-
-FLOAT32, INT8 = "float32", "int8"
 
 Prepare = Callable[[Images, int], Call]
 """Loads a network for a batch (B, C, H, W) and a number of threads, and returns a call that runs it."""
@@ -143,7 +138,8 @@ def bench_rivals(
     """Measure levels in torch and on the sparse engine, in turns with the full level on other runtimes.
 
     ONNX Runtime and, if it is installed, OpenVINO run the full level in float32 and in int8, quantised per
-    channel after calibration.
+    channel after calibration. Levels whose weights are in groups of four inputs (pattern 1x4) run on the
+    engine in int8 too.
 
     Args:
         path: a nested file, or its address.
@@ -167,8 +163,12 @@ def bench_rivals(
     full = file.n_levels
     numbers = range(1, full + 1) if level == "all" else sorted({file.level_index(str(level)), full})
     skipped: list[str] = []
+    calibration = Calibration.open(file, data, TIMED_IMAGES)
     with tempfile.TemporaryDirectory(prefix="nestify-rivals-") as folder:
-        entrants = {**_levels(file, numbers, skipped), **_dense(file, Path(folder), data, skipped)}
+        entrants = {
+            **_levels(file, numbers, calibration, skipped),
+            **_dense(file, Path(folder), calibration, skipped),
+        }
         matches = [
             _match(entrants, file.manifest.model.preprocessing.input_size, size, count, effort, skipped)
             for count in dict.fromkeys(threads or [torch.get_num_threads()])
@@ -178,13 +178,15 @@ def bench_rivals(
         path=file.name,
         report=make_report(file),
         machine=this_machine(pick_device("cpu")),
-        calibration="random images" if data is None else os.fspath(data),
+        calibration=calibration.source,
         matches=matches,
         skipped=skipped,
     )
 
 
-def _levels(file: NestedFile, numbers: Sequence[int], skipped: list[str]) -> dict[Contender, Prepare]:
+def _levels(
+    file: NestedFile, numbers: Sequence[int], calibration: Calibration, skipped: list[str]
+) -> dict[Contender, Prepare]:
     """Return the levels in torch and on the engine; what cannot run adds a sentence to `skipped`."""
     entrants: dict[Contender, Prepare] = {}
     for number in numbers:
@@ -195,17 +197,25 @@ def _levels(file: NestedFile, numbers: Sequence[int], skipped: list[str]) -> dic
     except SetupError as error:
         skipped.append(f"Sparse engine: {error}.")
         return entrants
+    in_int8 = partial(int8_network, file, images=calibration.images)
     for number in numbers[:-1]:
-
-        def prepare(images: Images, threads: int, number: int = number) -> Call:
-            return partial(engine_network(file, number), torch.from_numpy(images))
-
-        entrants[Contender(number, runtime, FLOAT32)] = prepare
+        entrants[Contender(number, runtime, FLOAT32)] = _on_engine(partial(engine_network, file), number)
+        if file.manifest.levels[number - 1].pattern == INT8_PATTERN:
+            entrants[Contender(number, runtime, INT8)] = _on_engine(in_int8, number)
     return entrants
 
 
+def _on_engine(open_level: Callable[[int], Runner], number: int) -> Prepare:
+    """Return what loads a level when the number of threads is set."""
+
+    def prepare(images: Images, threads: int) -> Call:
+        return partial(open_level(number), torch.from_numpy(images))
+
+    return prepare
+
+
 def _dense(
-    file: NestedFile, folder: Path, data: str | os.PathLike[str] | None, skipped: list[str]
+    file: NestedFile, folder: Path, calibration: Calibration, skipped: list[str]
 ) -> dict[Contender, Prepare]:
     """Return the full level on other runtimes; what cannot run adds a sentence to `skipped`."""
     full = file.n_levels
@@ -213,7 +223,7 @@ def _dense(
     paths = {FLOAT32: folder / "float32.onnx"}
     paths[FLOAT32].write_bytes(model.SerializeToString())
     try:
-        quantise(paths[FLOAT32], folder / "int8.onnx", _calibration_images(file, data))
+        quantise(paths[FLOAT32], folder / "int8.onnx", calibration.images.numpy())
         paths[INT8] = folder / "int8.onnx"
     except SetupError as error:
         skipped.append(f"int8: {error}.")
@@ -270,29 +280,6 @@ def timing(contender: Contender, rounds: Sequence[Times], number: int) -> Timing
 def random_images(count: int, input_size: Sequence[int]) -> Images:
     """Return images (count, C, H, W) of normally distributed values, always the same."""
     return np.random.default_rng(SEED).standard_normal((count, *input_size), np.float32)
-
-
-def _calibration_images(file: NestedFile, data: str | os.PathLike[str] | None) -> Images:
-    """Return preprocessed images (B, C, H, W), random if none are given."""
-    model = file.manifest.model
-    if data is None:
-        return random_images(CALIBRATION_IMAGES, model.preprocessing.input_size)
-    images, _ = open_evaluation_images(
-        os.fspath(data),
-        None,
-        file.manifest.held_out,
-        class_names=model.class_names,
-        num_classes=model.num_classes,
-        max_images=CALIBRATION_IMAGES,
-    )
-    loader = eval_loader(
-        images,
-        model.preprocessing.model_dump(),
-        batch_size=CALIBRATION_IMAGES,
-        workers=0,
-        device=torch.device("cpu"),
-    )
-    return torch.cat([batch for batch, _ in loader]).numpy()
 
 
 def _on_torch(network: torch.nn.Module, images: Images, threads: int) -> Call:

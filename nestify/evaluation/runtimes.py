@@ -54,7 +54,6 @@ def quantise(path: Path, output: Path, images: Images) -> None:
         path: the float32 model.
         output: path of the int8 model.
         images: calibration images (B, C, H, W).
-        batch: images per call of the model; the images are a multiple of it.
 
     Raises:
         SetupError: if onnxruntime cannot do it.

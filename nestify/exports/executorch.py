@@ -56,7 +56,7 @@ def executorch_draft(plain: nn.Module, facts: ExportFacts, batch: int | None) ->
     def write(file: BinaryIO) -> None:
         done.write_to_file(file)
 
-    version = import_package("executorch.version", "executorch", "executorch").__version__
+    version = _module("version").__version__
     load_line = partial(_load_line, name=input_name(plain))
     return Draft(write, _reopen, load_line, FLOAT32_TOLERANCE, f"executorch {version}")
 

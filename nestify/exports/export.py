@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
-from nestify.exports.target import ExportFacts, check_options, choose_target
+from nestify.exports.options import check_options
+from nestify.exports.target import ExportFacts, choose_target
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.source import LocalFile
 

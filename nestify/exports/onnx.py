@@ -175,7 +175,7 @@ def import_packages() -> dict[str, Any]:
 
 
 def _package(name: str) -> Any:
-    return import_package(name, "onnx", "onnx")
+    return import_package(name, "onnx", "onnx", "about 120 MB")
 
 
 def _check_size(size: int, facts: ExportFacts) -> None:

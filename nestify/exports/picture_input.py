@@ -1,6 +1,7 @@
 """Resize, crop and normalisation as torch operators, for formats that are made from a traced program."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +28,7 @@ class PictureInput(nn.Module):
 
     def __init__(self, plain: nn.Module, facts: ExportFacts) -> None:
         super().__init__()
-        options, self._mode = transform_options(facts.preprocessing), facts.preprocessing["crop_mode"]
-        if options["interpolation"] not in KERNELS:
-            raise _refusal(facts, f"an interpolation {options['interpolation']}")
-        if self._mode not in ("center", "squash"):
-            raise _refusal(facts, f"the crop mode {self._mode}")
+        options, self._mode = picture_options(facts), facts.preprocessing["crop_mode"]
         self.plain = plain
         self._kernel = KERNELS[options["interpolation"]]
         self._crop = facts.input_size[1:]
@@ -125,8 +122,21 @@ KERNELS: dict[str, Callable[[Tensor], Tensor]] = {"bilinear": _linear, "bicubic"
 """Weight of a pixel by its distance from the new pixel's centre, in the larger of both kinds of pixels."""
 
 
-def _refusal(facts: ExportFacts, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{facts.title} is preprocessed with {what}, which --with-preprocessing cannot put into an export; "
-        "leave it out, and preprocess as the file's metadata says"
-    )
+def picture_options(facts: ExportFacts) -> dict[str, Any]:
+    """Return the options of timm's transform, if an export can hold such a preprocessing.
+
+    Raises:
+        UnsupportedModelError: if the interpolation or the crop mode is another one.
+    """
+    options, mode = transform_options(facts.preprocessing), facts.preprocessing["crop_mode"]
+    found = None
+    if options["interpolation"] not in KERNELS:
+        found = f"an interpolation {options['interpolation']}"
+    elif mode not in ("center", "squash"):
+        found = f"the crop mode {mode}"
+    if found is not None:
+        raise UnsupportedModelError(
+            f"{facts.title} is preprocessed with {found}, which --with-preprocessing does not support; "
+            "leave it out, and preprocess as the file's metadata says"
+        )
+    return options

@@ -11,8 +11,9 @@ from torch import nn
 
 from nestify.errors import UnsupportedModelError
 from nestify.exports.draft import Probe
+from nestify.exports.picture_input import picture_options
 from nestify.exports.target import ExportFacts
-from nestify.model.preprocessing import MODES, evaluation_transform, scaled_sides, transform_options
+from nestify.model.preprocessing import MODES, evaluation_transform, scaled_sides
 
 RESIZES = {"bilinear": "linear", "bicubic": "cubic"}
 """ONNX's names of the interpolations that it has and timm's models use."""
@@ -38,9 +39,7 @@ def prepend_preprocessing(model: Any, facts: ExportFacts, opset: int) -> Any:
     onnx = import_module("onnx")
     helper, types = onnx.helper, onnx.TensorProto
     (channels, height, width) = facts.input_size
-    options = transform_options(facts.preprocessing)
-    if options["interpolation"] not in RESIZES:
-        raise _refusal(facts, f"an interpolation {options['interpolation']}")
+    options = picture_options(facts)
     if opset < 18:
         raise UnsupportedModelError(
             f"--with-preprocessing needs opset 18 or newer, not {opset}; leave --opset out"
@@ -116,12 +115,9 @@ def _scaled_sides(
     helper: Any, types: Any, facts: ExportFacts, scaled: Sequence[int], constant: Any
 ) -> list[Any]:
     """Return the nodes that compute `nestify_sides`, the height and width after the resize."""
-    mode = facts.preprocessing["crop_mode"]
     target = constant("scaled", scaled, np.int64)
-    if mode == "squash":
+    if facts.preprocessing["crop_mode"] == "squash":
         return [helper.make_node("Identity", [target], ["nestify_sides"])]
-    if mode != "center":
-        raise _refusal(facts, f"the crop mode {mode}")
     if scaled[0] == scaled[1]:  # the shorter side becomes this, the other one is rounded down
         return [
             helper.make_node("ReduceMin", ["nestify_side"], ["nestify_short"], keepdims=1),
@@ -145,13 +141,6 @@ def _scaled_sides(
 def _planes(values: Sequence[float]) -> Any:
     """Return a value of each channel, in [0, 1], for pixels (B, C, H, W) of 0 to 255."""
     return 255 * np.asarray(values).reshape(1, -1, 1, 1)
-
-
-def _refusal(facts: ExportFacts, what: str) -> UnsupportedModelError:
-    return UnsupportedModelError(
-        f"{facts.title} is preprocessed with {what}, which --with-preprocessing cannot put into ONNX; leave "
-        "it out, and preprocess as the file's metadata says"
-    )
 
 
 def picture_probes(plain: nn.Module, facts: ExportFacts, batch: int | None) -> list[Probe]:

@@ -35,6 +35,8 @@ class ExportFacts:
             for a classifier.
         feature_reductions: pixels of the image per position of each feature map; empty without them.
         channels_last: whether feature maps are (B, H, W, C) and not (B, C, H, W).
+        level_sha256: SHA-256 of the level's own bytes in the nested file; None if it is in none.
+        source_sha256: SHA-256 of the checkpoint that the nested file was made from; None without one.
     """
 
     architecture: str
@@ -49,6 +51,8 @@ class ExportFacts:
     feature_channels: Sequence[int] = ()
     feature_reductions: Sequence[int] = ()
     channels_last: bool = False
+    level_sha256: str | None = None
+    source_sha256: str | None = None
 
     @classmethod
     def for_level(cls, manifest: Manifest, level: int) -> "ExportFacts":
@@ -67,6 +71,8 @@ class ExportFacts:
             feature_channels=tuple(entry.feature_channels),
             feature_reductions=tuple(model.feature_reductions),
             channels_last=model.channels_last,
+            level_sha256=entry.sha256,
+            source_sha256=manifest.source_sha256,
         )
 
     @property
@@ -88,9 +94,13 @@ class ExportFacts:
 
     def document(self) -> dict[str, Any]:
         """Return the facts as one JSON object."""
-        features = {"feature_channels": list(self.feature_channels)} if self.feature_channels else {}
-        if self.feature_reductions:
-            features["feature_reductions"] = list(self.feature_reductions)
+        optional = {
+            "feature_channels": list(self.feature_channels),
+            "feature_reductions": list(self.feature_reductions),
+            "channels_last": self.channels_last,
+            "level_sha256": self.level_sha256,
+            "source_sha256": self.source_sha256,
+        }
         return {
             "architecture": self.architecture,
             "kwargs": dict(self.kwargs),
@@ -101,8 +111,7 @@ class ExportFacts:
             "level_name": self.level_name,
             "sparsity": self.sparsity,
             "metrics": dict(self.metrics),
-            **features,
-            **({"channels_last": True} if self.channels_last else {}),
+            **{key: value for key, value in optional.items() if value},
             "producer": f"nestify {__version__}",
         }
 
@@ -139,11 +148,6 @@ class ExportFormat(StrEnum):
         return self in (ExportFormat.openvino, ExportFormat.coreml)
 
     @property
-    def takes_pictures(self) -> bool:
-        """Whether the preprocessing can be part of an export in this format."""
-        return self not in (ExportFormat.timm, ExportFormat.coreml)
-
-    @property
     def dtypes(self) -> tuple[str, ...]:
         """The types that weights can be stored as, the default first."""
         return _DTYPES.get(self, ("float32",))
@@ -159,6 +163,10 @@ _DTYPES = {
     ExportFormat.openvino: ("float32", "float16"),
     ExportFormat.coreml: ("float16", "float32", "int8"),
 }
+
+
+INT8_PATTERN = "1x4"
+"""Pattern of the levels that the sparse engine packs in int8: groups of four input channels."""
 
 
 class PackedType(StrEnum):
@@ -218,49 +226,6 @@ def choose_target(
         ) from error
 
 
-def check_options(
-    format: ExportFormat,
-    batch: int | None,
-    opset: int | None,
-    dtype: str | None = None,
-    pictures: bool = False,
-) -> None:
-    """Refuse options that do not apply to a format.
-
-    Args:
-        format: the format.
-        batch: number of images per call; None for the format's default.
-        opset: version of ONNX's operators; None for the default.
-        dtype: type that weights are stored as; None for the format's default.
-        pictures: whether the preprocessing is part of the export.
-
-    Raises:
-        RecipeError: naming the option.
-    """
-    if dtype == "float16" and format is ExportFormat.onnx:
-        raise RecipeError("--dtype float16 applies to packed layers in ONNX; add --sparse, or leave it out")
-    if dtype is not None and dtype not in format.dtypes:
-        raise RecipeError(
-            f"--dtype {dtype} is not one of the types of --format {format}; give {' or '.join(format.dtypes)}"
-        )
-    if pictures and not format.takes_pictures:
-        able = [each.value for each in ExportFormat if each.takes_pictures]
-        raise RecipeError(
-            f"--with-preprocessing applies to --format {', '.join(able[:-1])} and {able[-1]}, not to "
-            f"{format}; leave it out, and preprocess images as the metadata says"
-        )
-    if opset is not None and format is not ExportFormat.onnx:
-        raise RecipeError(f"--opset {opset} applies to --format onnx, not to {format}; leave it out")
-    if batch is not None and format is ExportFormat.timm:
-        raise RecipeError(
-            f"--batch {batch} does not apply to --format timm, which accepts any batch size; leave it out"
-        )
-    if batch is not None and batch < 1:
-        raise RecipeError(
-            f"--batch {batch} is not a number of images; give 1 or more, or leave it out for any number"
-        )
-
-
 def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> Target:
     """Describe the user's path; raises OSError or ValueError if the system cannot."""
     path = Path(output)
@@ -296,6 +261,11 @@ def _guess(path: Path) -> ExportFormat:
     for format in ExportFormat:
         if _has_suffix(path, format):
             return format
+    if path.suffix.lower() == ".tflite":
+        raise RecipeError(
+            f"{path}: LiteRT's converter needs an environment of its own; export with --format pt2 --batch 1 "
+            "and convert that, as nestify guide shipping shows"
+        )
     suffixes = ", ".join(format.suffix for format in ExportFormat)
     raise RecipeError(f"{path}: does not end with one of {suffixes}; add --format {_ANY_FORMAT}")
 

@@ -1,7 +1,7 @@
 """Write a level as a plain model, which is kept only after its logits have been compared with the level's."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -14,38 +14,49 @@ from nestify.exports.draft import Draft, FolderDraft, Probe, probes, prove, prov
 from nestify.exports.executorch import executorch_draft
 from nestify.exports.onnx import onnx_draft
 from nestify.exports.openvino import openvino_draft
+from nestify.exports.options import check_options
 from nestify.exports.picture_input import PictureInput
 from nestify.exports.preprocessing import TOLERANCE, picture_probes
 from nestify.exports.pt2 import pt2_draft
-from nestify.exports.target import ExportFacts, ExportFormat, Target, check_options
+from nestify.exports.target import ExportFacts, ExportFormat, Target
 from nestify.files import atomic_file, atomic_folder
+from nestify.recipe.metric import Metric
 from nestify.shown import Shown
 
 
 @dataclass(frozen=True)
 class Int8:
-    """Accuracy of an int8 model next to that of its level, on the same images.
+    """How good an int8 model is next to its level, on the same images.
 
     Attributes:
-        float32_top1: top-1 accuracy of the level in percent.
-        top1: top-1 accuracy of the int8 model in percent.
-        agreement: share of the images for which both predict the same class, in percent.
+        metric: what both are judged by.
+        float32_score: score of the level in percent; 100 if the int8 model is compared with it.
+        score: score of the int8 model in percent.
+        agreement: share of the images for which both predict the same class, in percent; None if they
+            predict no single class.
         images: number of these images.
         calibration_images: number of images that the ranges of activations come from.
         float_layers: names of the layers that stayed in float32.
     """
 
-    float32_top1: float
-    top1: float
-    agreement: float
+    metric: Metric
+    float32_score: float
+    score: float
+    agreement: float | None
     images: int
     calibration_images: int
     float_layers: Sequence[str]
 
     @property
     def drop(self) -> float:
-        """What int8 loses, in points of top-1 accuracy."""
-        return self.float32_top1 - self.top1
+        """What int8 loses, in points of the score."""
+        return self.float32_score - self.score
+
+    def document(self) -> dict[str, object]:
+        """Return it as JSON values, with the metric's name in the keys."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        metric, before, score = (values.pop(name) for name in ("metric", "float32_score", "score"))
+        return {f"float32_{metric.key}": before, **values, metric.key: score, "drop": self.drop}
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,7 +118,7 @@ def export_level(
         batch: number of images per call that the export is fixed to; None for any number, or 1 for coreml.
         opset: version of ONNX's operators; None for one that most runtimes read.
         dtype: type that weights are stored as; None for the format's default.
-        pictures: whether the export takes pictures and preprocesses them, for `takes_pictures` formats.
+        pictures: whether the export takes pictures and preprocesses them; not for timm and coreml.
 
     Raises:
         RecipeError: if an option does not apply to the format, or a package is missing.

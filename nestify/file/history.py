@@ -19,6 +19,7 @@ from nestify.file.summary import Report
 from nestify.file.untrusted import quoted, strict_json
 from nestify.files import metrics_path
 from nestify.recipe.levels import MAX_LEVELS
+from nestify.recipe.metric import metric_of
 
 MAX_BYTES = 2**26
 """Maximum size of a log that is read."""
@@ -39,8 +40,10 @@ class TrainingEpoch(_Line):
         event: `finetune` for the fine-tuning of the dense model, `train` for the training of the levels.
         epoch: number of the epoch, counted from 1.
         losses: mean loss of each level, core first; None if the level was not sampled.
-        top1: percentage of correct predictions of each level, core first; empty without labels.
-        agreement: percentage of the teacher's predictions that each level makes too; empty with labels.
+        top1: percentage of correct predictions of each level, core first; empty without labels, or with
+            several per image.
+        agreement: percentage of the teacher's predictions that each level makes too; empty with labels, and
+            of a backbone.
     """
 
     event: Literal["finetune", "train"]
@@ -56,14 +59,15 @@ class TrainingEpoch(_Line):
 
 
 class LevelScore(_Line):
-    """Accuracy of one level on the validation images, or its agreement with the original model.
+    """What was measured of one level on the validation images.
 
     Attributes:
         level: number of the level, 1 for the core level; 0 for the dense model.
-        top1: top-1 in percent; None without labels.
+        top1: top-1 in percent; None without labels, or with several per image.
         loss: mean cross-entropy; None if it was not finite, and without labels.
-        agreement: agreement in percent; None with labels.
-        cosine: mean cosine similarity of the logits; None with labels.
+        map: mean average precision in percent; None unless images have several labels.
+        agreement: agreement in percent; None with labels, and of a backbone.
+        cosine: mean cosine similarity of the outputs; None with labels.
         images: number of images.
     """
 
@@ -71,13 +75,14 @@ class LevelScore(_Line):
     images: Epoch
     top1: Percent | None = None
     loss: Loss | None = None
+    map: Percent | None = None
     agreement: Percent | None = None
     cosine: Annotated[float, Field(ge=-1, le=1)] | None = None
 
     @property
     def score(self) -> float | None:
-        """The agreement, or else the accuracy, in percent."""
-        return self.top1 if self.agreement is None else self.agreement
+        """What the level is judged by, in percent."""
+        return metric_of(self).score(self)
 
 
 class ValidationEpoch(_Line):
@@ -151,9 +156,8 @@ def _fits(report: Report, after: ValidationEpoch) -> bool:
         score = scores.get(level.level)
         if score is None or level.score is None or score.images != level.images:
             return False
-        pairs = [(score.top1, level.top1), (score.loss, level.loss)]
-        if level.agreement is not None:
-            pairs = [(score.agreement, level.agreement), (score.cosine, level.cosine)]
+        names = [name for name in metric_of(level).values if name in LevelScore.model_fields]
+        pairs = [(getattr(score, name), getattr(level, name)) for name in names]
         if any(one is None or other is None or not isclose(one, other) for one, other in pairs):
             return False
     return True

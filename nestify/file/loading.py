@@ -20,7 +20,7 @@ from nestify.model.build_limits import BuildLimits
 from nestify.model.entry_levels import EntryLevels, NestedState
 from nestify.model.feature_maps import Outputs
 from nestify.model.graph.block_map import map_blocks
-from nestify.model.graph.channel_map import map_channels
+from nestify.model.graph.channel_map import map_built_channels
 from nestify.model.level_sizes import LevelSizes, derive_level_sizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import (
@@ -107,7 +107,7 @@ def restore(
 def _derive_level_sizes(
     network: nn.Module, spec: ModelSpec, state: NestedState, keep_outputs: bool
 ) -> LevelSizes:
-    channels = map_channels(network, spec.input_size, keep_outputs=keep_outputs)
+    channels = map_built_channels(network, spec, keep_outputs=keep_outputs)
     names = {n for n in channels.names if n in state.shared and state.shared[n].is_floating_point()}
     skipped = state.skipped or [[] for _ in range(state.entry.n_levels)]
     return derive_level_sizes(channels, map_blocks(channels), state.axes, names, skipped)

@@ -26,7 +26,6 @@ Count = Annotated[int, Field(ge=0)]
 Side = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Percent = Annotated[float, Field(ge=0, le=100)]
-Cosine = Annotated[float, Field(ge=-1, le=1)]
 Label = Annotated[str, Field(pattern=r"^\P{C}*$")]
 """A text that may be printed: control characters, which would control a terminal, are refused."""
 BlockSide = Annotated[int, Field(ge=1, le=9999)]
@@ -39,6 +38,9 @@ Run = Annotated[tuple[Annotated[int, Field(ge=1, le=MAX_LEVELS + 1)], Side], Fro
 # Fields that the first files of format 1 did not have are left out if they have their default.
 WholeShare = Annotated[Share, Field(exclude_if=lambda share: share == 1)]
 ManyOrNone = Annotated[Many[Item], Field(exclude_if=not_)]
+_UNLESS_NONE = Field(exclude_if=lambda value: value is None)
+OptionalPercent = Annotated[Percent | None, _UNLESS_NONE]
+OptionalCosine = Annotated[Annotated[float, Field(ge=-1, le=1)] | None, _UNLESS_NONE]
 
 
 class _Part(BaseModel):
@@ -196,8 +198,12 @@ class Metrics(_Part):
         top1_before: top-1 of the same level before training, with recalibrated batch norm.
         agreement: share in percent of the validation images for which the level predicts the same class as
             the original model; only of levels learned without labels, which have no accuracy.
-        cosine: mean cosine similarity of the level's logits and those of the original model.
+        cosine: mean cosine similarity of the level's logits and those of the original model; of a backbone,
+            which has no agreement, that of its embedding or its feature maps.
         agreement_before: agreement of the same level before training.
+        cosine_before: cosine similarity of the same level before training, of a backbone.
+        map: mean average precision in percent on the validation images, which have several labels each.
+        map_before: mean average precision of the same level before training.
     """
 
     parameters: Count
@@ -210,9 +216,12 @@ class Metrics(_Part):
     loss: float | None = None
     images: Count | None = None
     top1_before: Percent | None = None
-    agreement: Annotated[Percent | None, Field(exclude_if=lambda value: value is None)] = None
-    cosine: Annotated[Cosine | None, Field(exclude_if=lambda value: value is None)] = None
-    agreement_before: Annotated[Percent | None, Field(exclude_if=lambda value: value is None)] = None
+    agreement: OptionalPercent = None
+    cosine: OptionalCosine = None
+    agreement_before: OptionalPercent = None
+    cosine_before: OptionalCosine = None
+    map: OptionalPercent = None
+    map_before: OptionalPercent = None
 
 
 class Extension(_Part):
@@ -288,7 +297,7 @@ class _Run(_Part):
     model: ModelEntry
     schedule: Literal["weight", "channel", "layer", "combined"]
     original: dict[str, float]
-    """Validation accuracy of the original model: `top1`, `top5`, `loss`; empty if not measured."""
+    """Validation accuracy of the original model: `top1`, `top5`, `loss`, or `map`, `loss`; or empty."""
     recipe: dict[str, JsonValue]
     seed: int
     versions: dict[Label, Label]

@@ -41,6 +41,9 @@ TORCH = "torch"
 ENGINE = "engine"
 """First word of the runtime of measurements of the sparse engine; the versions that it depends on follow."""
 
+FLOAT32, INT8 = "float32", "int8"
+"""Types that networks compute in."""
+
 
 class Machine(Part):
     """The machine, as far as latencies depend on it.

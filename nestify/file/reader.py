@@ -55,11 +55,12 @@ class NestedFile(Shown):
     def n_levels(self) -> int:
         return len(self.manifest.levels)
 
-    def check_classifies(self, what: str) -> None:
+    def check_classifies(self, what: str, remedy: str = "") -> None:
         """Refuse a file whose levels predict no classes.
 
         Args:
             what: what the caller is about to do, such as `nestify eval`, for the message.
+            remedy: what else the message suggests, before the last remedy.
 
         Raises:
             RecipeError: if they return an embedding or feature maps.
@@ -67,8 +68,8 @@ class NestedFile(Shown):
         if self.manifest.model.output != "logits":
             returned = RETURNED[self.manifest.model.output]
             raise RecipeError(
-                f"{self.name}: its levels return {returned} and predict no classes, which {what} needs; run "
-                "them in a loop of your own, with nestify.load"
+                f"{self.name}: its levels return {returned} and predict no classes, which {what} needs; "
+                f"{remedy}run them in a loop of your own, with nestify.load"
             )
 
     def prefix_bytes(self, level: int) -> int:

@@ -17,9 +17,12 @@ from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.untrusted import strict_json
 from nestify.files import is_special
 from nestify.recipe.amounts import Limited
+from nestify.recipe.metric import Metric, metric_of
 from nestify.shown import Shown
 
 SCHEMA_VERSION = 1
+
+_OPTIONAL = {"agreement", "agreement_before", "cosine", "cosine_before", "map", "map_before"}
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,9 @@ class LevelReport:
         agreement: agreement with the original model in percent; None for levels learned with labels.
         cosine: mean cosine similarity of its logits and the original model's, as for `agreement`.
         agreement_before: agreement without training.
+        cosine_before: cosine similarity without training, of a backbone.
+        map: mean average precision in percent, of levels that learned several labels per image.
+        map_before: mean average precision without training.
         images: number of validation images.
         classes: number of classes that it predicts.
         class_set: name of its classes in the hierarchy; empty for the model's own.
@@ -120,12 +126,15 @@ class LevelReport:
     agreement: float | None = None
     cosine: float | None = None
     agreement_before: float | None = None
+    cosine_before: float | None = None
+    map: float | None = None
+    map_before: float | None = None
     feature_channels: list[int] = field(default_factory=list)
 
     @property
     def score(self) -> float | None:
-        """Accuracy or, without labels, agreement in percent; None if it was not evaluated."""
-        return self.top1 if self.agreement is None else self.agreement
+        """What it is judged by, in percent; None if it was not evaluated."""
+        return metric_of(self).score(self)
 
     @property
     def limited(self) -> dict[Limited, float | None]:
@@ -177,9 +186,9 @@ class Report(Shown):
     extensions: dict[Label, dict[str, Any]] = field(default_factory=dict)
 
     @property
-    def score_title(self) -> str:
-        """What the scores are: `top-1`, or `agreement` for levels learned without labels."""
-        return "top-1" if all(level.agreement is None for level in self.levels) else "agreement"
+    def metric(self) -> Metric:
+        """What the levels are judged by."""
+        return metric_of(next((level for level in self.levels if level.score is not None), self.levels[0]))
 
     @property
     def added_levels(self) -> list[str]:
@@ -194,8 +203,7 @@ class Report(Shown):
             level["layers"] = [layer.model_dump() for layer in source.layers]
             if not layers:
                 del level["layers"], level["tensors"]
-            optional = ("agreement", "cosine", "agreement_before", "feature_channels")
-            for key in [key for key in optional if level[key] in (None, [])]:
+            for key in [key for key in (*_OPTIONAL, "feature_channels") if level[key] in (None, [])]:
                 del level[key]
         document["measured"] = [measurement.model_dump(mode="json") for measurement in self.measured]
         if not self.extensions:
@@ -255,19 +263,7 @@ def _level(file: NestedFile, k: int) -> LevelReport:
         depth=entry.depth,
         skipped=list(entry.skipped),
         pattern=entry.pattern,
-        parameters=measured.parameters,
-        nonzero_parameters=measured.nonzero_parameters,
-        dense_macs=measured.dense_macs,
-        effective_macs=measured.effective_macs,
         prefix_bytes=file.prefix_bytes(k),
-        top1=measured.top1,
-        top5=measured.top5,
-        loss=measured.loss,
-        images=measured.images,
-        top1_before=measured.top1_before,
-        agreement=measured.agreement,
-        cosine=measured.cosine,
-        agreement_before=measured.agreement_before,
         classes=file.manifest.num_classes(k),
         class_set=entry.classes,
         temperature=entry.temperature,
@@ -276,6 +272,7 @@ def _level(file: NestedFile, k: int) -> LevelReport:
         layers=list(entry.layers),
         tensors=_tensor_bytes(slots),
         feature_channels=list(entry.feature_channels),
+        **{name: value for name, value in measured if name != "uncounted"},
     )
 
 

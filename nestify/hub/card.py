@@ -7,15 +7,15 @@ a file are untrusted: YAML is written by a YAML library, and Markdown shows them
 import re
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from nestify.errors import RecipeError
 from nestify.file.class_accuracy import read_class_accuracy
 from nestify.file.reader import NestedFile
 from nestify.file.summary import Report
+from nestify.hub.card_options import CardOptions
 from nestify.hub.markdown import fenced, literal
+from nestify.recipe.metric import MAP, TOP1, metric_of
 from nestify.report.bench import bench_sheets, noise_notes
 from nestify.report.html.by_class import worst_classes
 from nestify.report.sheet import Column, Sheet, settings
@@ -31,53 +31,14 @@ MOST_CLASSES = 100
 WORST_CLASSES = 5
 """Number of classes of each level in the table of the worst ones."""
 
+RESULTS = {
+    TOP1: ("accuracy", "Top-1 accuracy"),
+    MAP: ("mean_average_precision", "Mean average precision"),
+}
+"""The hub's type, and the name, of each metric that says how good a level is."""
+
 UNSET = ("null", "[]", "{}")
 """Values of options that were not given, which a card leaves out."""
-
-_HUB_ID = r"[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9][\w.-]{0,95})?"
-
-
-@dataclass(frozen=True)
-class CardOptions:
-    """What a card says that no nested file knows.
-
-    Attributes:
-        repo: the repository, `owner/repo`; None if it is not known yet.
-        license: the hub's identifier of the licence, such as `apache-2.0`; None for no statement.
-        base_model: the model on the hub that the file was made from.
-        dataset: the data set on the hub that the file was trained and validated on.
-
-    Raises:
-        RecipeError: on construction, if one of them cannot be on the hub.
-    """
-
-    repo: str | None = None
-    license: str | None = None
-    base_model: str | None = None
-    dataset: str | None = None
-
-    def __post_init__(self) -> None:
-        problems = []
-        if self.license is not None and not re.fullmatch(r"[a-z0-9][a-z0-9.-]{0,63}", self.license):
-            problems.append(
-                f"--license {self.license!r} is not an identifier of the hub; give one such as apache-2.0, "
-                "mit, cc-by-nc-4.0 or other"
-            )
-        for option, value in (("--base-model", self.base_model), ("--dataset", self.dataset)):
-            if value is not None and not re.fullmatch(_HUB_ID, value, re.ASCII):
-                problems.append(f"{option} {value!r} is not a name on the hub; give it as owner/name")
-        if self.repo is not None:
-            problems += repo_problems(self.repo)
-        if problems:
-            raise RecipeError(problems)
-
-
-def repo_problems(repo: str) -> list[str]:
-    """Return what is wrong with the name of a repository, in at most one sentence."""
-    name = r"[A-Za-z0-9](?:[\w.-]{0,94}[A-Za-z0-9])?"
-    if re.fullmatch(f"{name}/{name}", repo, re.ASCII) and not re.search(r"--|\.\.|\.git$", repo):
-        return []
-    return [f"{repo!r} is not the name of a repository on the hub; give it as owner/repo"]
 
 
 def card_text(file: NestedFile, report: Report, name: str, sha256: str, options: CardOptions) -> str:
@@ -111,6 +72,7 @@ def _title(name: str) -> str:
 def _metadata(report: Report, name: str, options: CardOptions) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
+    metric = report.metric
     dataset = options.dataset or PurePosixPath(str(report.recipe.get("data", {}).get("path", ""))).name
     results = [
         EvalResult(
@@ -118,12 +80,12 @@ def _metadata(report: Report, name: str, options: CardOptions) -> str:
             task_name="Image classification",
             dataset_type=options.dataset or "imagefolder",
             dataset_name=printable(dataset) or "images",
-            metric_type="accuracy",
-            metric_name=printable(f"Top-1 accuracy of level {level.level} ({level.name})"),
-            metric_value=round(level.top1 / 100, 4),
+            metric_type=RESULTS[metric][0],
+            metric_name=printable(f"{RESULTS[metric][1]} of level {level.level} ({level.name})"),
+            metric_value=round(level.score / 100, 4),
         )
         for level in report.levels
-        if level.top1 is not None
+        if metric in RESULTS and level.score is not None
     ]
     task = "image-classification" if report.num_classes else "image-feature-extraction"
     data = ModelCardData(
@@ -132,7 +94,7 @@ def _metadata(report: Report, name: str, options: CardOptions) -> str:
         license=options.license,
         base_model=options.base_model,
         datasets=options.dataset,
-        metrics=["accuracy"] if results else None,
+        metrics=[RESULTS[metric][0]] if results else None,
         tags=[task, "timm", "nestify", "nested-network", "model-compression"],
         model_name=printable(_title(name)) if results else None,
         eval_results=results or None,
@@ -186,7 +148,10 @@ def _use(report: Report, name: str, options: CardOptions) -> str:
             "# later, only the bytes that are missing:",
             f"nestify slice {shlex.quote(address)} {upgrade}",
         ]
-    shell.append(f"nestify export {shlex.quote(address)} --level {core} -o {core}.onnx")
+    shell += [
+        "# a plain model, with pip install 'nestify[onnx]':",
+        f"nestify export {shlex.quote(address)} --level {core} -o {core}.onnx",
+    ]
     load = f'model = nestify.load("{address}", level="{core}")  # an ordinary torch module'
     return "\n\n".join([fenced("bash", "\n".join(shell)), fenced("python", f"import nestify\n\n{load}")])
 
@@ -206,7 +171,8 @@ def _preprocessing(file: NestedFile) -> str:
     arguments = ",\n".join(f"    {name}={_python(getattr(given, name))}" for name in names)
     mode = "L" if given.input_size[0] == 1 else "RGB"
     is_backbone = file.manifest.model.output != "logits"
-    name, then = ("features", "") if is_backbone else ("scores", ".softmax(-1)[0]")
+    likely = ".sigmoid()[0]" if metric_of(file.manifest.levels[-1].metrics) is MAP else ".softmax(-1)[0]"
+    name, then = ("features", "") if is_backbone else ("scores", likely)
     turned = [
         'image = Image.open("photo.jpg")',
         "image = ImageOps.exif_transpose(image)" if given.exif_orientation else "",
@@ -297,7 +263,7 @@ def _limits(report: Report) -> str:
     if counts:
         images = " or ".join(f"{count:,}" for count in counts)
         lines.append(
-            f"- Accuracies were measured on {images} validation images; on other images they can be lower."
+            f"- The scores were measured on {images} validation images; on other images they can be lower."
         )
     elif report.num_classes:
         lines.append("- The file holds no accuracies: no validation images were evaluated.")
@@ -310,6 +276,11 @@ def _limits(report: Report) -> str:
 
 
 def _limits_of_classes(report: Report) -> list[str]:
+    if report.metric is MAP:
+        return [
+            "- An image may have several of the labels above, or none.",
+            "- The outputs are logits; a sigmoid of them is not a calibrated probability.",
+        ]
     return [
         "- Every image gets one of the classes above, whatever it shows.",
         "- The outputs are logits; a softmax of them is not a calibrated probability."

@@ -14,11 +14,15 @@ from nestify.file.slicing import slice_file
 from nestify.file.source import LocalFile, pieces
 from nestify.file.summary import Report, read_report
 from nestify.files import atomic_folder, check_new_folder
-from nestify.hub.card import CardOptions, card_text
+from nestify.hub.card import card_text
+from nestify.hub.card_options import CardOptions
 from nestify.shown import Shown
 from nestify.terminal import Progress
 
 SCHEMA_VERSION = 1
+
+OPTIONAL_SCORES = ("map", "agreement", "cosine")
+"""Values of a level that are left out if they were not measured."""
 
 CARD = "README.md"
 CONFIG = "config.json"
@@ -157,7 +161,7 @@ def config_document(file: NestedFile, report: Report, name: str, sha256: str) ->
             "temperature": level.temperature,
             "num_classes": level.classes,
             "class_set": level.class_set or None,
-            **({} if level.agreement is None else {"agreement": level.agreement, "cosine": level.cosine}),
+            **{name: value for name in OPTIONAL_SCORES if (value := getattr(level, name)) is not None},
         }
         for level, entry in zip(report.levels, file.manifest.levels, strict=True)
     ]

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import HfApi, constants, get_token
+from huggingface_hub import HfApi, constants, get_token, metadata_load
 from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
 from nestify.errors import BadFileError, NestifyError, OutputError, RecipeError, foreign_code, foreign_reason
 from nestify.file.reader import NestedFile, open_nested_file
-from nestify.hub.card import CardOptions, repo_problems
+from nestify.hub.card_options import CardOptions, repo_problems
 from nestify.hub.folder import CARD, CONFIG, fill_folder, repo_file_name
 from nestify.shown import Shown
 from nestify.version import __version__
@@ -33,6 +33,7 @@ class Pushed(Shown):
         private: whether the repository is private.
         file: name of the nested file in it.
         levels: names of the levels, core first.
+        license: licence that the card states, by the hub's identifier; None if it states none.
     """
 
     source: str
@@ -42,6 +43,7 @@ class Pushed(Shown):
     private: bool
     file: str
     levels: tuple[str, ...]
+    license: str | None
 
     @property
     def address(self) -> str:
@@ -147,6 +149,7 @@ def _nested_file_in(folder: Path) -> NestedFile:
 def _upload(source: str, folder: Path, repo: str, private: bool, bars: bool) -> Pushed:
     file = _nested_file_in(folder)
     name = repo_file_name(file)
+    license = _stated_license(folder / CARD)
     api = HfApi(library_name="nestify", library_version=__version__)
     with _hub_errors(repo), _progress_bars(bars):
         url = str(api.create_repo(repo, private=True if private else None, exist_ok=True))
@@ -162,7 +165,22 @@ def _upload(source: str, folder: Path, repo: str, private: bool, bars: bool) -> 
             commit_message=f"Upload {name} with nestify {__version__}",
         )
     levels = tuple(level.name for level in file.manifest.levels)
-    return Pushed(source, repo, url, str(done.oid), is_private, name, levels)
+    return Pushed(source, repo, url, str(done.oid), is_private, name, levels, license)
+
+
+def _stated_license(card: Path) -> str | None:
+    """Return the licence in a card's metadata; None if there is none.
+
+    Raises:
+        BadFileError: if the metadata is not valid, which the hub would refuse.
+    """
+
+    def refusal(reason: str) -> BadFileError:
+        return BadFileError(f"{card}: its metadata cannot be read ({reason}); correct the lines between ---")
+
+    with foreign_code(refusal):
+        found = (metadata_load(card) or {}).get("license")
+    return None if found is None else str(found)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice, repeat
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,6 +21,9 @@ with warnings.catch_warnings():
 
 from nestify.errors import DataError
 from nestify.recipe.options import BatchNormMode
+
+if TYPE_CHECKING:
+    from nestify.model.nested_model import NestedModel
 
 
 def is_statistic_norm(module: nn.Module) -> bool:
@@ -114,6 +117,13 @@ def recalibrate(model: nn.Module, batches: Iterable[Tensor], n_batches: int) -> 
         return len(layers)
     except ValueError as error:  # torch: "Expected more than 1 value per channel when training"
         raise DataError(f"batch norm needs two readable training images or more ({error})") from error
+
+
+def recalibrate_level(nested: "NestedModel", level: int, batches: Iterable[Tensor], n_batches: int) -> None:
+    """Recompute the running statistics of a level of a nested model, which are its own; see `recalibrate`."""
+    plain = nested.at_level(level)
+    recalibrate(plain, batches, n_batches)
+    nested.load_own(level, plain.state_dict())
 
 
 Statistics = Mapping[str, Tensor]

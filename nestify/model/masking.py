@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils._pytree import tree_map_only
 
 
@@ -48,19 +49,33 @@ class NamedTensors(nn.Module):
             yield key.replace("/", "."), tensor
 
 
+_LAYERS = frozenset(
+    {
+        *(torch.conv1d, torch.conv2d, torch.conv3d, functional.linear),
+        *(torch.ops.aten.conv2d.default, torch.ops.aten.conv2d.padding, torch.ops.aten.linear.default),
+    }
+)
+"""Functions whose gradient of the weight is a new tensor, which may be masked in place."""
+
+_PIECE = 2**17
+"""Weights that are masked at a time; their masks fit in a processor's cache."""
+
+
 class _Mask(torch.autograd.Function):
     """The product weight * (entry <= level), with the same mask on the gradient; saves no mask."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, entry: Tensor, level: int) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, entry: Tensor, level: int, in_place: bool) -> Tensor:
         ctx.save_for_backward(entry)
-        ctx.level = level
+        ctx.level, ctx.in_place = level, in_place
         return _times_mask(weight, entry, level)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (entry,) = ctx.saved_tensors
-        return _times_mask(grads[0], entry, ctx.level), None, None
+        if ctx.in_place and not torch.is_grad_enabled():
+            return _mask_in_place(grads[0], entry, ctx.level), None, None, None
+        return _times_mask(grads[0], entry, ctx.level), None, None, None
 
 
 def _times_mask(tensor: Tensor, entry: Tensor, level: int) -> Tensor:
@@ -73,15 +88,27 @@ def _times_mask(tensor: Tensor, entry: Tensor, level: int) -> Tensor:
     return torch.empty_like(tensor).copy_(mask).mul_(tensor)
 
 
-def masked_weight(weight: Tensor, entry: Tensor, level: int) -> Tensor:
+def _mask_in_place(tensor: Tensor, entry: Tensor, level: int) -> Tensor:
+    """Multiply a tensor by (entry <= level), some rows at a time, and return it."""
+    rows = max(1, _PIECE // max(1, entry[:1].numel()))
+    mask, factors = torch.empty_like(entry[:rows]), torch.empty_like(tensor[:rows])
+    for values, levels in zip(tensor.split(rows), entry.split(rows), strict=True):
+        n = len(levels)
+        torch.le(levels, level, out=mask[:n])
+        values.mul_(factors[:n].copy_(mask[:n]))
+    return tensor
+
+
+def masked_weight(weight: Tensor, entry: Tensor, level: int, in_place: bool = False) -> Tensor:
     """Return a level's weight: `weight`, with zeros where `entry` is above the level; differentiable.
 
     Args:
         weight: the shared weight.
         entry: its entry levels, uint8 in the same shape.
         level: 1-based.
+        in_place: whether the gradient of the result may be overwritten, because nothing else uses it.
     """
-    product: Tensor = _Mask.apply(weight, entry, level)
+    product: Tensor = _Mask.apply(weight, entry, level, in_place)
     return product
 
 
@@ -107,9 +134,9 @@ class MaskedWeight(torch.Tensor):
         lazy.weight, lazy.entry, lazy.level = weight, entry, level
         return lazy
 
-    def product(self) -> Tensor:
-        """Compute the masked weight as an ordinary tensor; differentiable."""
-        return masked_weight(self.weight, self.entry, self.level)
+    def product(self, in_place: bool = False) -> Tensor:
+        """Compute the masked weight as an ordinary tensor; differentiable; see `masked_weight`."""
+        return masked_weight(self.weight, self.entry, self.level, in_place)
 
     @classmethod
     def __torch_function__(
@@ -126,7 +153,7 @@ class MaskedWeight(torch.Tensor):
             products: dict[int, MaskedWeight] = {}
 
             def compute(lazy: MaskedWeight) -> Tensor:
-                product = lazy.product()
+                product = lazy.product(in_place=func in _LAYERS)
                 products[product.data_ptr()] = lazy
                 return product
 

@@ -281,15 +281,15 @@ class NestedModel(Shown, nn.Module):
         This is a timm model, or for a smaller level a network made by torch.export.
         """
         number = self.level_number(level)
+        tensors = self.projection(number, lazy=True)  # so that one masked weight at a time is in memory
         if self.level_sizes and self.is_smaller(number):
-            return self.level_sizes.make_network(number, self.projection(number))
+            return self.level_sizes.make_network(number, tensors)
         plain = deepcopy(self.network).eval()
         if self.classes[number - 1] != self.spec.num_classes:
             set_classes(plain, self.heads, self.classes[number - 1])
-        for parameter in plain.parameters():
-            parameter.grad = None
+        plain.zero_grad()
         own = state_tensors(plain)
-        for name, tensor in self.projection(number).items():
+        for name, tensor in tensors.items():
             own[name].copy_(tensor)
         return plain
 

@@ -87,7 +87,7 @@ def load_pretrained(
     uses_hub = on_hub or (file is None and pretrained and not name.startswith("local-dir:"))
     with hub_or_cache(uses_hub) as problems, _raise_as_checkpoint_error(name, options[1], problems):
         if file is None:
-            model = _createwithout_modules(name, pretrained, arguments, new_head_classes)
+            model = _create_pretrained(name, pretrained, arguments, new_head_classes)
         else:
             model = _create_with(name, file.tensors, arguments, new_head_classes, str(checkpoint))
     _check_finite(model, name, options[1])
@@ -154,7 +154,7 @@ def _with_input_size(name: str, arguments: Kwargs, size: int | tuple[int, int]) 
     return {key: value for key, value in resolved.items() if key not in ("model_name", "pretrained_cfg")}
 
 
-def _createwithout_modules(
+def _create_pretrained(
     name: str, pretrained: bool, arguments: Kwargs, new_head_classes: int | None
 ) -> nn.Module:
     """Make a model with timm's own weights, or those of the folder or hub that its name gives.
@@ -187,12 +187,15 @@ def _create_with(
     """Make a model with the checkpoint's weights.
 
     They are loaded as they are if they fit; otherwise timm loads them, so that its key conversions apply.
+    The classifier's are left out if the arguments ask for no classes.
 
     Raises:
         CheckpointError: if they do not fit the model, apart from a new classifier.
     """
     probe_cfg = timm.models.get_pretrained_cfg(name.removeprefix("local-dir:"), allow_unregistered=True)
     names = _as_tuple(probe_cfg.classifier if probe_cfg else None)
+    if arguments.get("num_classes") == 0:
+        weights = without_modules(weights, names)
     heads = [weights[f"{head}.weight"] for head in names if f"{head}.weight" in weights]
     classes = next((head.shape[0] for head in heads if head.dim() and head.numel()), None)
     num_classes = new_head_classes if new_head_classes is not None else classes

@@ -19,6 +19,13 @@ def _not_a_share(value: float) -> float:
     return value
 
 
+Score = Annotated[
+    Points,
+    AfterValidator(_not_a_share),
+    in_schema(**{"not": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}}),
+]
+
+
 def _amount_of(quantity: Quantity, form: str) -> BeforeValidator:
     def check(value: object) -> object:
         try:
@@ -34,34 +41,33 @@ def _amount_of(quantity: Quantity, form: str) -> BeforeValidator:
 class LevelGates(Section):
     """Limits of one level; a limit that is None is not checked."""
 
-    min_top1: (
-        Annotated[
-            Points,
-            AfterValidator(_not_a_share),
-            in_schema(**{"not": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}}),
-        ]
-        | None
-    ) = Field(default=None, description="minimum top-1 accuracy in percent")
-    min_agreement: (
-        Annotated[
-            Points,
-            AfterValidator(_not_a_share),
-            in_schema(**{"not": {"exclusiveMinimum": 0, "exclusiveMaximum": 1}}),
-        ]
-        | None
-    ) = Field(
+    min_top1: Score | None = Field(default=None, description="minimum top-1 accuracy in percent")
+    min_map: Score | None = Field(
+        default=None,
+        description="minimum mean average precision in percent, of images with several labels (data.labels)",
+        exclude_if=lambda value: value is None,
+    )
+    min_agreement: Score | None = Field(
         default=None,
         description="minimum top-1 agreement with the original model in percent, of levels learned without "
         "labels",
         exclude_if=lambda value: value is None,
     )
+    min_cosine: Score | None = Field(
+        default=None,
+        description="minimum mean cosine similarity with what the original model returns, in percent, of "
+        "backbones learned without labels",
+        exclude_if=lambda value: value is None,
+    )
     max_drop: Points | None = Field(
         default=None,
-        description="maximum drop in top-1 from the full level, in points; for levels that predict the same "
-        "classes",
+        description="maximum drop in top-1, or mean average precision, from the full level, in points; for "
+        "levels that predict the same classes",
     )
     max_regression: Points | None = Field(
-        default=None, description="maximum drop in top-1 from the same level of the baseline, in points"
+        default=None,
+        description="maximum drop in top-1, or mean average precision, from the same level of the baseline, "
+        "in points",
     )
     max_bytes: Annotated[int | Text | None, _amount_of("bytes", "4MB, 4MiB")] = Field(
         default=None,

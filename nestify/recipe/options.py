@@ -119,6 +119,12 @@ class DataOptions(Section):
         "predictions of the original model alone, and are evaluated by their agreement with it",
         exclude_if=lambda value: not value,
     )
+    labels: Annotated[Text | None, Flag(Panel.model, "--labels")] = Field(
+        default=None,
+        description="CSV table of images that may have several labels each, in place of class folders: "
+        "file,labels with labels divided by semicolons, or file and a column of 0 and 1 for each label",
+        exclude_if=lambda path: path is None,
+    )
     train_split: Annotated[Text, Flag(Panel.model)] = Field(
         default="train", description="name of the split to train on"
     )
@@ -258,13 +264,14 @@ class TrainOptions(Section):
     loss: Loss = Field(
         default="ce",
         description="loss of the labels, as timm has it: ce (cross-entropy), bce (binary cross-entropy of "
-        "each class), poly (Poly-1) or asl (asymmetric)",
+        "each class), poly (Poly-1) or asl (asymmetric); with data.labels, ce is replaced by bce",
         exclude_if=lambda value: value == "ce",
     )
     class_weights: Literal["balanced"] | None = Field(
         default=None,
         description="balanced: images of rare classes count more in the loss, so that all classes count "
-        "alike; by default all images do",
+        "alike, or with data.labels the images with a label as much as those without it; by default all "
+        "images count alike",
         exclude_if=lambda value: value is None,
     )
     distill: Share = Field(default=0.5, description="share of distillation in each level's loss")

@@ -2,29 +2,37 @@
 
 from typing import TYPE_CHECKING
 
+from nestify.recipe.metric import MAP, METRICS, Metric, metric_of_run
 from nestify.recipe.problems import Problem, format_toml
 
 if TYPE_CHECKING:
     from nestify.recipe.gates import LevelGates
     from nestify.recipe.recipe import Recipe
 
-ACCURACY_GATES = ("min_top1", "max_drop", "max_regression")
-"""Limits on accuracy, which is not measured without labels."""
+LABEL_GATES = ("min_top1", "min_map", "max_drop", "max_regression")
+"""Limits that are not measured without labels."""
 
 
 def unlabelled_problems(recipe: "Recipe") -> list[Problem]:
     """Return a problem for each option that does not fit `data.unlabelled`, whichever value that has."""
     if recipe.data.unlabelled:
         return [Problem(key, f"{text} (data.unlabelled = true)") for key, text in _needing_labels(recipe)]
+    usual = metric_of_run(recipe.data)
     return [
-        Problem(
-            place,
-            f"{place}.min_agreement is measured only without labels; set data.unlabelled = true, or use "
-            "min_top1",
-        )
+        Problem(f"{place}.{metric.gate}", f"{place}.{metric.gate} {_when(metric)}, or use {usual.gate}")
         for place, limits in _limits(recipe)
-        if limits.min_agreement is not None
+        for metric in METRICS
+        if metric is not usual and getattr(limits, metric.gate) is not None
     ]
+
+
+def _when(metric: Metric) -> str:
+    """Return when a metric is measured, as a predicate and a remedy."""
+    if metric.is_comparison:
+        return "is measured only without labels; set data.unlabelled = true"
+    if metric is MAP:
+        return "is measured only with several labels per image; set data.labels to a CSV table"
+    return "is measured only with one class per image; leave data.labels out"
 
 
 def _limits(recipe: "Recipe") -> list[tuple[str, "LevelGates"]]:
@@ -71,6 +79,11 @@ def _needing_labels(recipe: "Recipe") -> list[tuple[str, str]]:
             f"train.class_weights = {format_toml(train.class_weights)} needs labels to count; leave it out",
         ),
         (
+            "data.labels",
+            data.labels is not None,
+            f"data.labels = {format_toml(data.labels)} are labels; leave one of them out",
+        ),
+        (
             "data.hierarchy",
             data.hierarchy is not None,
             f"data.hierarchy = {format_toml(data.hierarchy)} maps the classes of labels; leave it out",
@@ -90,8 +103,11 @@ def _needing_labels(recipe: "Recipe") -> list[tuple[str, str]]:
         text = f"level[{k}].distill = {level.distill} leaves a share of the loss to labels; leave it out"
         rules.append((f"level[{k}].distill", level.distill is not None and level.distill < 1, text))
     for place, limits in _limits(recipe):
-        for gate in ACCURACY_GATES:
+        for gate in LABEL_GATES:
             key = f"{place}.{gate}"
-            text = f"{key} limits the accuracy, which is not measured without labels; use min_agreement"
+            text = (
+                f"{key} limits the accuracy, which is not measured without labels; use min_agreement, or of "
+                "a backbone min_cosine"
+            )
             rules.append((key, getattr(limits, gate) is not None, text))
     return [(key, text) for key, applies, text in rules if applies]

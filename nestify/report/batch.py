@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nestify.recipe.metric import METRICS, TOP1, Metric
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import mebibytes, number
 from nestify.report.text import Screen
@@ -30,7 +31,15 @@ def result_table(result: "BatchResult") -> Sheet:
             Column("state", [_state(job) for job in jobs], is_text=True),
             Column("exit code", codes, rank=3),
             Column("seconds", ["-" if job.seconds is None else f"{job.seconds:.1f}" for job in jobs], rank=4),
-            Column("top-1 % of the levels", [join_top1(job.top1) for job in jobs], is_text=True, rank=1),
+            *(
+                Column(
+                    f"{metric.title} % of the levels",
+                    [join_scores(job.scores if job.metric == metric.key else []) for job in jobs],
+                    is_text=True,
+                    rank=1,
+                )
+                for metric in _metrics(jobs)
+            ),
             Column("MiB", ["-" if job.bytes is None else mebibytes(job.bytes) for job in jobs], rank=2),
         ]
     )
@@ -58,9 +67,21 @@ def earlier_state(result: "JobResult") -> str:
     return "done earlier" if result.state == "done" else "missed a limit earlier"
 
 
-def join_top1(top1: Sequence[float | None]) -> str:
-    """Return the accuracies of a job's levels, core first; a dash if there are none."""
-    return " / ".join(map(number, top1)) or "-"
+def _metrics(jobs: Sequence["JobResult"]) -> list[Metric]:
+    """Return what the levels of some job are judged by; top-1 if no job has scores."""
+    keys = {job.metric for job in jobs if job.scores}
+    return [metric for metric in METRICS if metric.key in keys] or [TOP1]
+
+
+def score_text(job: "JobResult") -> str:
+    """Return the scores of a job's levels, core first, and what they are."""
+    title = next((metric.title for metric in METRICS if metric.key == job.metric), job.metric)
+    return f"{title} {join_scores(job.scores)}"
+
+
+def join_scores(scores: Sequence[float | None]) -> str:
+    """Return the scores of a job's levels, core first; a dash if there are none."""
+    return " / ".join(map(number, scores)) or "-"
 
 
 def count_jobs(count: int) -> str:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
-from nestify.file.measurements import TORCH, LevelLatency, Measurement
+from nestify.exports.target import INT8_PATTERN
+from nestify.file.measurements import INT8, TORCH, LevelLatency, Measurement
 from nestify.file.summary import LevelReport, Report
 from nestify.report.sheet import Column, Sheet
 
@@ -50,6 +51,21 @@ def masked_notes(report: Report, measurements: Sequence[Measurement]) -> list[st
     ]
 
 
+def int8_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]:
+    """Return a note on measurements in int8: what they do not show, and which sparse levels ran dense."""
+    rows = [(measurement, level) for measurement, level in _rows(measurements) if measurement.dtype == INT8]
+    if not rows:
+        return []
+    levels = [report.levels[number - 1] for number in sorted({level.level for _, level in rows})]
+    dense = [level.name for level in levels if level.sparsity > 0 and level.pattern != INT8_PATTERN]
+    notes = ["All levels ran in int8, the full one too; nestify eval --engine --int8 measures accuracy."]
+    if dense:
+        notes.append(
+            f"In int8 the engine packs levels of pattern {INT8_PATTERN} alone: {', '.join(dense)} ran dense."
+        )
+    return notes
+
+
 def engine_notes(report: Report) -> list[str]:
     """Return a note on the time that masked weights save; none if no level masks weights.
 
@@ -70,7 +86,7 @@ def engine_notes(report: Report) -> list[str]:
         return [f"{ONLY_ON_ENGINE}. Dense kernels execute the dense MACs."]
     shares = ", ".join(
         f"{level.name} {level.over_full:.2f} (batch {measurement.batch_size}, "
-        f"{measurement.threads} thread{'s' * (measurement.threads != 1)})"
+        f"{measurement.threads} thread{'s' * (measurement.threads != 1)}, {measurement.dtype})"
         for _, (measurement, level) in sorted(best.items())
     )
     return [

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from nestify.file.summary import LevelReport, Report
+from nestify.recipe.metric import METRICS, metric_of
 from nestify.report.sheet import Column, Sheet, settings
 from nestify.report.table import mebibytes, number, quantity
 from nestify.shown import Shown
@@ -202,6 +203,8 @@ class _Quantity:
     rank: int
 
 
+SCORES = {metric.key: metric for metric in METRICS}
+
 _QUANTITIES: dict[str, _Quantity] = {
     "sparsity": _Quantity("sparsity", lambda value: f"{value:.4f}", False, 2),
     "width": _Quantity("width", lambda value: f"{value:.4g}", False, 2),
@@ -210,13 +213,16 @@ _QUANTITIES: dict[str, _Quantity] = {
     "dense_macs": _Quantity("dense MACs", quantity, True, 1),
     "effective_macs": _Quantity("effective MACs", quantity, True, 5),
     "prefix_bytes": _Quantity("prefix MiB", mebibytes, True, 0),
-    "top1": _Quantity("top-1 %", number, False, 0),
-    "agreement": _Quantity("agreement %", number, False, 0),
+    **{metric.key: _Quantity(f"{metric.title} %", number, False, 0) for metric in METRICS},
 }
 
 
 def _value(level: LevelReport | None, key: str) -> float | None:
-    value: float | None = None if level is None else getattr(level, key)
+    if level is None:
+        return None
+    if key in SCORES:
+        return SCORES[key].score(level) if metric_of(level) is SCORES[key] else None
+    value: float | None = getattr(level, key)
     return value
 
 
@@ -250,7 +256,7 @@ def _change_text(kind: _Quantity, here: float | None, there: float | None) -> st
         return "="
     if kind.relative and there:
         return f"{100 * change / there:+.2f} %"
-    return f"{change:+.2f}" if kind.title in ("top-1 %", "agreement %") else f"{change:+.4g}"
+    return f"{change:+.2f}" if kind.title.endswith(" %") else f"{change:+.4g}"
 
 
 def _layer_table(comparison: Comparison) -> Sheet:

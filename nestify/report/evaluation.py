@@ -5,7 +5,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from nestify.evaluation.gates import GateResult, State, missed
+from nestify.file.measurements import INT8
 from nestify.recipe.amounts import Limited, show_amount
+from nestify.recipe.metric import AGREEMENT, METRICS, TOP1
 from nestify.report.bench import conditions
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import (
@@ -21,9 +23,9 @@ from nestify.report.table import (
 
 if TYPE_CHECKING:
     from nestify.data.validation import UsedImages
-    from nestify.evaluation.agreement import Score
     from nestify.evaluation.evaluate import Evaluation
     from nestify.evaluation.knn import KnnEvaluation
+    from nestify.evaluation.measure import Score
     from nestify.evaluation.pick import Pick
 
 
@@ -35,15 +37,15 @@ def evaluation_sheets(evaluation: "Evaluation") -> list[Sheet]:
 
 
 def evaluation_table(evaluation: "Evaluation") -> Sheet:
-    """Return the accuracy of levels, or their agreement with the reference, one row per level."""
-    levels, title = evaluation.levels, evaluation.levels[0].title
+    """Return what levels are judged by, one row per level."""
+    levels, metric = evaluation.levels, evaluation.levels[0].metric
     return Sheet(
         [
             Column("level", [str(result.level) for result in levels], rank=1),
             Column("name", list(evaluation.names), is_text=True),
             *class_columns(evaluation.classes),
-            Column(f"{title} %", [number(result.score) for result in levels]),
-            *interval_columns([(result.score, result.images) for result in levels], title),
+            Column(f"{metric.title} %", [number(result.score) for result in levels]),
+            *interval_columns([(result.score, result.images) for result in levels], metric),
             *_further_columns(levels, [count for count, _ in evaluation.classes]),
             Column("images", [str(result.images) for result in levels], rank=2),
             Column("images/s", [f"{result.images_per_second:.0f}" for result in levels], rank=5),
@@ -53,12 +55,19 @@ def evaluation_table(evaluation: "Evaluation") -> Sheet:
 
 def _further_columns(levels: Sequence["Score"], classes: Sequence[int]) -> list[Column]:
     """Return top-5 and loss, or the similarity of logits, of levels with numbers of classes."""
-    if levels[0].title == "agreement":
-        cosines = [getattr(result, "cosine", None) for result in levels]
-        return [Column("cosine", [similarity(cosine) for cosine in cosines], rank=3)]
-    top5 = [getattr(result, "top5", None) for result in levels]
-    losses = [f"{getattr(result, 'loss', math.nan):.4f}" for result in levels]
-    return [*top5_columns(list(zip(top5, classes, strict=True)), rank=3), Column("loss", losses, rank=4)]
+    metric, columns = levels[0].metric, []
+    if metric is AGREEMENT:
+        columns.append(
+            Column("cosine", [similarity(getattr(result, "cosine", None)) for result in levels], rank=3)
+        )
+    if metric is TOP1:
+        top5 = [getattr(result, "top5", None) for result in levels]
+        columns += top5_columns(list(zip(top5, classes, strict=True)), rank=3)
+    if "loss" in metric.values:
+        columns.append(
+            Column("loss", [f"{getattr(result, 'loss', math.nan):.4f}" for result in levels], rank=4)
+        )
+    return columns
 
 
 def consensus_table(evaluation: "Evaluation") -> Sheet:
@@ -100,12 +109,13 @@ def evaluation_notes(evaluation: "Evaluation") -> list[str]:
     """Return notes below the tables of an evaluation."""
     notes = [images_note(evaluation.images)]
     scores = [(result.score, result.images) for result in evaluation.levels]
-    notes += interval_notes(scores, evaluation.levels[0].title.capitalize())
+    metric = evaluation.levels[0].metric
+    notes += interval_notes(scores, metric)
     if evaluation.reference:
-        notes.append(
-            f"Without labels: agreement is the share of images for which a level predicts the class that "
-            f"{evaluation.reference} predicts; it says nothing about whether that is right."
-        )
+        what = metric.meaning.format(evaluation.reference)
+        notes.append(f"Without labels: {what}. It says nothing about whether that is right.")
+    elif metric.meaning:
+        notes.append(metric.meaning)
     if evaluation.skipped:
         notes.append(f"Skipped {summarize_images(evaluation.skipped)}")
     if evaluation.consensus or evaluation.cascade:
@@ -223,12 +233,14 @@ def pick_notes(pick: "Pick") -> list[str]:
     """Return a note on the measurement that the latencies come from; none without latencies."""
     if pick.measurement is None:
         return []
-    return [f"{conditions([pick.measurement])}, batch {pick.measurement.batch_size}"]
+    notes = [f"{conditions([pick.measurement])}, batch {pick.measurement.batch_size}"]
+    if pick.measurement.dtype == INT8:
+        notes.append("The latency is that of int8, the top-1 that of float32.")
+    return notes
 
 
 _FORMATS: dict[str, Callable[[float], str]] = {
-    "min_top1": lambda value: f"{number(value)} %",
-    "min_agreement": lambda value: f"{number(value)} %",
+    **{metric.gate: lambda value: f"{number(value)} %" for metric in METRICS},
     "max_drop": lambda value: f"{number(value)} points",
     "max_regression": lambda value: f"{number(value)} points",
 }

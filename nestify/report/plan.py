@@ -3,7 +3,8 @@
 from typing import TYPE_CHECKING, Any, TextIO
 
 from nestify.recipe.options import DEFAULT_LR
-from nestify.report.table import mebibytes, plan_table, quantity
+from nestify.report.sheet import Column, Sheet
+from nestify.report.table import class_columns, is_patterned, mebibytes, quantity, size_columns
 from nestify.report.text import Screen, render
 
 if TYPE_CHECKING:
@@ -20,6 +21,32 @@ def plan_text(plan: "Plan", stream: TextIO | None) -> str:
         stream: where the text will be printed; None for a file. If it is a terminal, the text fits its width.
     """
     return render(*plan_screen(plan), stream)
+
+
+def plan_table(plan: "Plan") -> Sheet:
+    """Return the levels of a plan, one row per level."""
+    levels = plan.levels
+    columns = [
+        Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
+        Column("name", [level.level.name for level in levels], is_text=True),
+        *size_columns([(level.cost.sparsity, level.level.width, level.level.depth) for level in levels]),
+        *class_columns([(level.classes, level.class_set) for level in levels]),
+    ]
+    if any(is_patterned(str(level.level.pattern)) for level in levels):
+        patterns = [str(level.level.pattern) if level.cost.sparsity else "-" for level in levels]
+        columns.append(Column("pattern", patterns, is_text=True, rank=3))
+    columns += [
+        Column("non-zero", [quantity(level.cost.nonzero_parameters) for level in levels], rank=1),
+        Column("dense MACs", [quantity(level.cost.dense_macs) for level in levels], rank=4),
+        Column("effective MACs", [quantity(level.cost.effective_macs) for level in levels], rank=5),
+        Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
+    ]
+    shares = [level.latency for level in levels]
+    if any(share is not None for share in shares):
+        columns.append(
+            Column("predicted time", ["-" if share is None else f"{share:.3f}" for share in shares])
+        )
+    return Sheet(columns)
 
 
 def plan_screen(plan: "Plan") -> Screen:
@@ -72,7 +99,8 @@ def plan_screen(plan: "Plan") -> Screen:
     if plan.blocks:
         parts.append(f"{plan.blocks} blocks that can be skipped")
     what = ", ".join(parts)
-    title = f"{spec.architecture}, {spec.num_classes} classes, input {size}, {what}"
+    predicts = f"{spec.num_classes} classes" if spec.num_classes else "backbone"
+    title = f"{spec.architecture}, {predicts}, input {size}, {what}"
     return Screen(title, [plan_table(plan)], notes)
 
 

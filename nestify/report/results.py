@@ -151,6 +151,9 @@ def sliced_lines(done: "Sliced") -> list[str]:
     return [f"{done.path}: levels {levels}", f"{mebibytes(done.bytes_written)} MiB written, {read}"]
 
 
+NO_LICENSE = "The card states no licence; give yours with --license ID, as in --license apache-2.0."
+
+
 def card_lines(done: "Card") -> list[str]:
     """Return what the folder of a repository holds, in lines."""
     levels = ", ".join(f"{number} ({name})" for number, name in enumerate(done.levels, start=1))
@@ -158,9 +161,7 @@ def card_lines(done: "Card") -> list[str]:
         f"{done.folder}: README.md, config.json and {done.file} ({mebibytes(done.bytes)} MiB)",
         f"levels {levels}",
     ]
-    if done.options.license is None:
-        lines.append("The card states no licence; --license apache-2.0 states one.")
-    return lines
+    return lines if done.options.license else [*lines, NO_LICENSE]
 
 
 def pushed_lines(done: "Pushed") -> list[str]:
@@ -169,6 +170,7 @@ def pushed_lines(done: "Pushed") -> list[str]:
     return [
         f"{done.repo} ({visible}): README.md, config.json and {done.file}, commit {done.commit[:12]}",
         done.url,
+        *([] if done.license else [NO_LICENSE]),
         "Next:",
         f"  nestify slice {done.address} --level {level_word(1, done.levels[0])} -o slice.safetensors",
     ]
@@ -232,9 +234,15 @@ def exported_notes(done: "Exported") -> list[str]:
 
 
 def _int8_notes(int8: "Int8") -> list[str]:
+    metric, images = int8.metric, f"on {int8.images:,} images"
+    title = metric.title.capitalize() if metric.counts_images else metric.title
+    scores = f"{title} {int8.score:.2f} % in int8, {int8.float32_score:.2f} % in float32, {images}"
+    if metric.is_comparison:
+        scores = f"{title} of int8 with float32: {int8.score:.2f} %, {images}"
+    elif int8.agreement is not None:
+        scores += f"; both predict the same class for {int8.agreement:.2f} %"
     lines = [
-        f"Top-1 {int8.top1:.2f} % in int8, {int8.float32_top1:.2f} % in float32, on {int8.images:,} images; "
-        f"both predict the same class for {int8.agreement:.2f} %.",
+        f"{scores}.",
         f"Ranges of activations are those of {int8.calibration_images} training images.",
     ]
     if int8.float_layers:

@@ -72,8 +72,9 @@ def scan_notes(scan: "Scan") -> list[str]:
         f"Agreement: share of {scan.images} images whose predicted class is still the original model's; "
         "divergence: KL divergence from its predictions, in nats. Each change is measured alone, without "
         "training, after least squares.",
-        f"The original model's top-1 on these images: {scan.original.top1:.1f} %.",
     ]
+    if scan.original.top1 is not None:
+        notes.append(f"The original model's top-1 on these images: {scan.original.top1:.1f} %.")
     if any(change.kind == "weight" for change in scan.changes):
         notes.append("MACs that a sparse layer saves are those in theory: dense kernels multiply zeros too.")
     notes += scan.notes

@@ -3,16 +3,16 @@
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from nestify.file.summary import Report
+from nestify.file.summary import LevelReport, Report
+from nestify.recipe.metric import AGREEMENT, METRICS, TOP1, Metric, metric_of
 from nestify.report.bench import engine_notes
 from nestify.report.sheet import Column, Sheet
 
 if TYPE_CHECKING:
     from nestify.evaluation.verify import Verification
-    from nestify.schedule.costs import Plan
 
 
 def report_title(report: Report) -> str:
@@ -27,13 +27,13 @@ def report_table(report: Report) -> Sheet:
     columns = [
         Column("level", [str(level.level) for level in levels], rank=2),
         Column("name", [level.name for level in levels], is_text=True),
-        *_sizes([(level.sparsity, level.width, level.depth) for level in levels]),
+        *size_columns([(level.sparsity, level.width, level.depth) for level in levels]),
         *class_columns([(level.classes, level.class_set) for level in levels]),
     ]
     if any(level.feature_channels for level in levels):
         channels = [" ".join(map(str, level.feature_channels)) for level in levels]
         columns.append(Column("feature channels", channels, is_text=True, rank=2))
-    if any(_is_patterned(level.pattern) for level in levels):
+    if any(is_patterned(level.pattern) for level in levels):
         patterns = [level.pattern if level.sparsity else "-" for level in levels]
         columns.append(Column("pattern", patterns, is_text=True, rank=3))
     columns += [
@@ -43,33 +43,42 @@ def report_table(report: Report) -> Sheet:
         Column("effective MACs", [quantity(level.effective_macs) for level in levels], rank=5),
         Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
     ]
-    if any(level.top1 is not None for level in levels):
-        columns.append(Column("top-1 %", [number(level.top1) for level in levels]))
-        columns += interval_columns([(level.top1, level.images) for level in levels])
-        columns += top5_columns([(level.top5, level.classes) for level in levels], rank=7)
-    if any(level.top1_before is not None for level in levels):
-        before = [number(level.top1_before) for level in levels]
-        columns.append(Column("untrained top-1 %", before, rank=6))
-    if any(level.agreement is not None for level in levels):
-        columns.append(Column("agreement %", [number(level.agreement) for level in levels]))
-        columns += interval_columns([(level.agreement, level.images) for level in levels], "agreement")
-        columns.append(Column("cosine", [similarity(level.cosine) for level in levels], rank=7))
-    if any(level.agreement_before is not None for level in levels):
-        before = [number(level.agreement_before) for level in levels]
-        columns.append(Column("untrained agreement %", before, rank=6))
+    for metric in METRICS:
+        columns += _score_columns(levels, metric)
     return Sheet(columns)
+
+
+def _score_columns(levels: Sequence[LevelReport], metric: Metric) -> list[Column]:
+    """Return the columns of the levels that are judged by a metric; none if there are none."""
+
+    def of_each(find: Callable[[LevelReport], float | None]) -> list[float | None]:
+        return [find(level) if metric_of(level) is metric else None for level in levels]
+
+    columns, scores, before = [], of_each(metric.score), of_each(metric.score_before)
+    if any(score is not None for score in scores):
+        columns.append(Column(f"{metric.title} %", list(map(number, scores))))
+        columns += interval_columns(
+            [(score, level.images) for score, level in zip(scores, levels, strict=True)], metric
+        )
+        if metric is TOP1:
+            columns += top5_columns([(level.top5, level.classes) for level in levels], rank=7)
+        if metric is AGREEMENT:
+            columns.append(Column("cosine", [similarity(level.cosine) for level in levels], rank=7))
+    if any(score is not None for score in before):
+        columns.append(Column(f"untrained {metric.title} %", list(map(number, before)), rank=6))
+    return columns
 
 
 def report_notes(report: Report) -> list[str]:
     """Return notes below the table of a report."""
-    notes = []
-    if "top1" in report.original:
-        notes.append(f"The dense model before nesting: top-1 {report.original['top1']:.2f} %.")
-    if report.score_title == "agreement":
-        notes.append(
-            "Learned without labels: agreement is the share of images whose class the original model "
-            "predicts too, cosine the mean cosine similarity of the logits. Accuracy was not measured."
-        )
+    notes, metric = [], report.metric
+    if metric.key in report.original:
+        notes.append(f"The dense model before nesting: {metric.title} {report.original[metric.key]:.2f} %.")
+    if metric.is_comparison:
+        what = metric.meaning.format("the original model")
+        notes.append(f"Learned without labels: {what}. Accuracy was not measured.")
+    elif metric.meaning:
+        notes.append(metric.meaning)
     notes += engine_notes(report)
     if any(level.width < 1 or level.depth < 1 for level in report.levels):
         notes.append(
@@ -81,8 +90,7 @@ def report_notes(report: Report) -> list[str]:
         notes.append(
             f"Levels added later, around those below them (nestify extend): {', '.join(report.added_levels)}."
         )
-    notes += interval_notes([(level.top1, level.images) for level in report.levels])
-    notes += interval_notes([(level.agreement, level.images) for level in report.levels], "Agreement")
+    notes += interval_notes([(level.score, level.images) for level in report.levels], metric)
     if report.uncounted:
         unknown = ", ".join(f"{name} ({count} x)" for name, count in report.uncounted.items())
         notes.append(f"MACs do not include these unknown operators: {unknown}.")
@@ -100,32 +108,6 @@ def layer_table(report: Report) -> Sheet:
     for level in report.levels:
         densities = [f"{layer.kept / layer.weights:.4f}" if layer.weights else "-" for layer in level.layers]
         columns.append(Column(f"density {level.name}", densities))
-    return Sheet(columns)
-
-
-def plan_table(plan: "Plan") -> Sheet:
-    """Return the levels of a plan, one row per level."""
-    levels = plan.levels
-    columns = [
-        Column("level", [str(k) for k in range(1, len(levels) + 1)], rank=2),
-        Column("name", [level.level.name for level in levels], is_text=True),
-        *_sizes([(level.cost.sparsity, level.level.width, level.level.depth) for level in levels]),
-        *class_columns([(level.classes, level.class_set) for level in levels]),
-    ]
-    if any(_is_patterned(str(level.level.pattern)) for level in levels):
-        patterns = [str(level.level.pattern) if level.cost.sparsity else "-" for level in levels]
-        columns.append(Column("pattern", patterns, is_text=True, rank=3))
-    columns += [
-        Column("non-zero", [quantity(level.cost.nonzero_parameters) for level in levels], rank=1),
-        Column("dense MACs", [quantity(level.cost.dense_macs) for level in levels], rank=4),
-        Column("effective MACs", [quantity(level.cost.effective_macs) for level in levels], rank=5),
-        Column("prefix MiB", [mebibytes(level.prefix_bytes) for level in levels]),
-    ]
-    shares = [level.latency for level in levels]
-    if any(share is not None for share in shares):
-        columns.append(
-            Column("predicted time", ["-" if share is None else f"{share:.3f}" for share in shares])
-        )
     return Sheet(columns)
 
 
@@ -153,7 +135,7 @@ def verification_notes(verification: "Verification") -> list[str]:
     ]
 
 
-def _sizes(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
+def size_columns(levels: Sequence[tuple[float, float, float]]) -> list[Column]:
     """Return columns of sparsity, width and depth, without those in which every level is full.
 
     Sparsity stays if no other column does.
@@ -202,25 +184,30 @@ def top5_columns(levels: Sequence[tuple[float | None, int]], rank: int) -> list[
     return [Column("top-5 %", cells, rank=rank)] if any(cell != "-" for cell in cells) else []
 
 
-def interval_columns(levels: Sequence[tuple[float | None, int | None]], title: str = "top-1") -> list[Column]:
-    """Return a column of intervals of accuracies or agreements, if some were measured on few images.
+def interval_columns(
+    levels: Sequence[tuple[float | None, int | None]], metric: Metric = TOP1
+) -> list[Column]:
+    """Return a column of the intervals of scores, if some were measured on few images.
 
     Args:
-        levels: top-1 accuracy or agreement in percent, and number of images of each level.
-        title: which of them it is.
+        levels: score in percent, and number of images of each level.
+        metric: what the scores are; only shares of the images have an interval.
     """
-    intervals = [_interval(top1, images) for top1, images in levels]
-    return [Column(f"{title} interval", intervals, rank=1)] if any(each != "-" for each in intervals) else []
+    intervals = [_interval(score, images) for score, images in levels if metric.counts_images]
+    if all(each == "-" for each in intervals):
+        return []
+    return [Column(f"{metric.title} interval", intervals, rank=1)]
 
 
-def interval_notes(levels: Sequence[tuple[float | None, int | None]], title: str = "Top-1") -> list[str]:
-    """Return a note on intervals, if some accuracies or agreements were measured on few images."""
+def interval_notes(levels: Sequence[tuple[float | None, int | None]], metric: Metric = TOP1) -> list[str]:
+    """Return a note on intervals, if some scores were measured on few images."""
     few = sorted({images for top1, images in levels if images and _interval(top1, images) != "-"})
-    if not few:
+    if not few or not metric.counts_images:
         return []
     count = " or ".join(map(str, few)) + (" image" if few == [1] else " images")
     return [
-        f"{title} was measured on only {count}; its interval is the 95 % confidence interval (Wilson score)."
+        f"{metric.title.capitalize()} was measured on only {count}; its interval is the 95 % confidence "
+        "interval (Wilson score)."
     ]
 
 
@@ -234,7 +221,7 @@ def _interval(top1: float | None, images: int | None) -> str:
     return f"{100 * max(0.0, center - half):.1f}-{100 * min(1.0, center + half):.1f}"
 
 
-def _is_patterned(pattern: str) -> bool:
+def is_patterned(pattern: str) -> bool:
     return pattern != "unstructured"
 
 

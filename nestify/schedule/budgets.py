@@ -49,6 +49,13 @@ class NestedDesign:
     removable: Removable | None
     solver: "Solver"
 
+    @property
+    def settle(self) -> Callable[[], Sequence[Level]] | None:
+        """A function that solves sparsities for their budgets again; None if no level has one."""
+        if self.removable is not None or not any(level.budget for level in self.levels):
+            return None
+        return lambda: [size.level for size in self.solver.sizes()]
+
 
 def design_levels(
     network: nn.Module,

@@ -11,9 +11,8 @@ import torch
 
 from nestify.addresses import hide_passwords_in
 from nestify.data.hierarchy import ClassLevels
-from nestify.evaluation.accuracy import Accuracy
-from nestify.evaluation.agreement import Score
 from nestify.evaluation.calibration import Calibration
+from nestify.evaluation.measure import Score
 from nestify.file.fingerprint import fingerprint_parts
 from nestify.file.loading import lazy_level
 from nestify.file.manifest import Description, HeldOut, LevelDescription, Metrics, ModelEntry, Preprocessing
@@ -21,11 +20,22 @@ from nestify.file.writer import planned_bytes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
 from nestify.recipe.levels import Level
+from nestify.recipe.metric import metric_of_run
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.costs import LevelCost
 
 OWN_CLASSES = ClassLevels()
 """All levels predict the data's own classes, which have no names."""
+
+TYPICAL = {
+    "top1": 50 + 1 / 3,
+    "top5": 75 + 1 / 3,
+    "loss": 1 + 1 / 3,
+    "map": 50 + 1 / 3,
+    "agreement": 50 + 1 / 3,
+    "cosine": 1 / 3,
+}
+"""Values of a typical length in text, to predict the bytes of a file before they are measured."""
 
 
 def describe(
@@ -115,15 +125,9 @@ def prefix_bytes(
         held_out: how the validation images were held out of the training images; None if they were not.
     """
     plain = describe(recipe, levels, nested, costs, labels=labels, held_out=held_out, fingerprints=False)
-    expected = {
-        "top1": 50 + 1 / 3,
-        "top5": 75 + 1 / 3,
-        "loss": 1 + 1 / 3,
-        "images": 10_000,
-        "top1_before": 10 / 3,
-    }
-    if recipe.data.unlabelled:
-        expected = {"agreement": 50 + 1 / 3, "cosine": 1 / 3, "images": 10_000, "agreement_before": 10 / 3}
+    metric = metric_of_run(recipe.data, nested.spec.output == "logits")
+    expected: dict[str, float] = {"images": 10_000, f"{metric.key}_before": 1 / 3}
+    expected |= {name: TYPICAL[name] for name in metric.values}
     described = [
         level.model_copy(
             update={
@@ -142,7 +146,13 @@ def prefix_bytes(
 
 def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
     """Reduce the output and absolute paths in a recipe's options to names, and leave passwords out."""
-    keys = [("data", "path"), ("data", "root"), ("data", "hierarchy"), ("data", "class_names")]
+    keys = [
+        ("data", "path"),
+        ("data", "root"),
+        ("data", "hierarchy"),
+        ("data", "class_names"),
+        ("data", "labels"),
+    ]
     keys += [("model", "checkpoint")]
     keys += [("train", "teacher_checkpoint"), ("finetune", "save")]
     for section, key in keys:
@@ -215,14 +225,16 @@ def _level(
 
 def _measured(after: Score | None, before: Score | None) -> dict[str, Any]:
     """Return the fields of `Metrics` that were measured after and before training."""
-    found: dict[str, Any] = {} if before is None else {f"{before.key}_before": before.score}
+    found: dict[str, Any] = {}
+    if before is not None:
+        found[f"{before.metric.key}_before"] = getattr(before, before.metric.key)
     if after is not None:
-        found |= {name: getattr(after, name) for name in (*after.values, "images")}
+        found |= {name: getattr(after, name) for name in (*after.metric.values, "images")}
     return found
 
 
 def _original(original: Score | None) -> dict[str, float]:
-    """Return the accuracy of the original model; nothing without labels."""
-    if not isinstance(original, Accuracy):
+    """Return what was measured of the original model; nothing where the levels are compared with it."""
+    if original is None or original.metric.is_comparison:
         return {}
-    return {"top1": original.top1, "top5": original.top5, "loss": original.loss}
+    return {name: getattr(original, name) for name in original.metric.values}

@@ -36,7 +36,7 @@ from nestify.schedule.least_squares import Equations, solve
 POSITIONS = 64
 """Positions of a feature map that are used of each image."""
 
-MOST_NUMBERS = 2**24
+MOST_NUMBERS = 2**22
 """Numbers in the columns of one network that are in memory at a time."""
 
 ITERATIONS = 20
@@ -201,9 +201,11 @@ class _Sums:
 
     def add(self, inputs: Tensor, outputs: Tensor) -> None:
         """Add the sums of some positions."""
-        gram, products = inputs.transpose(1, 2) @ inputs, outputs @ inputs
-        self.gram = gram if self.gram.ndim == 0 else self.gram.add_(gram)
-        self.products = products if self.products.ndim == 0 else self.products.add_(products)
+        if self.gram.ndim == 0:
+            self.gram, self.products = inputs.transpose(1, 2) @ inputs, outputs @ inputs
+        else:
+            self.gram.baddbmm_(inputs.transpose(1, 2), inputs)
+            self.products.baddbmm_(outputs, inputs)
 
 
 def _pieces(target: LayerCall, call: LayerCall, seed: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nestify.errors import CheckpointError, OutputError, foreign_code
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.files import atomic_file
 from nestify.training.distributed import World
 from nestify.training.observer import Phase

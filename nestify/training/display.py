@@ -10,8 +10,9 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.recipe.flags import name_flags
+from nestify.recipe.metric import TOP1
 from nestify.recipe.recipe import Recipe
 from nestify.report.plan import plan_text
 from nestify.report.table import summarize_images
@@ -89,7 +90,8 @@ class Display(Observer):
         """Move the bar; print a line at the end of an epoch, and in between where one is due."""
         seconds = time.perf_counter() - self._epoch_start
         speed = f"{log.images / seconds:.0f} images/s" if seconds else ""
-        detail = f"loss {_join(log.losses, '.3f')}  {log.metric.title} {_join(log.scores, '.1f')}  {speed}"
+        score = f"{log.metric.title} {_join(log.scores, '.1f')}  " if log.scores else ""
+        detail = f"loss {_join(log.losses, '.3f')}  {score}{speed}"
         if phase not in self._bars:
             self._bars[phase] = self.progress.add_task(phase, total=log.total_steps, detail="")
         self.progress.update(self._bars[phase], completed=log.step, detail=detail)
@@ -101,9 +103,9 @@ class Display(Observer):
             self._epoch_start = time.perf_counter()
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
-        """Print the validation accuracy of each level, or its agreement with the original model."""
+        """Print what each level is judged by on the validation images."""
         when = f"after epoch {epoch}" if moment == "epoch" else moment
-        title = results[0].title if results else "top-1"
+        title = results[0].metric.title if results else TOP1.title
         self._print_progress(
             f"validation {title} ({when}): {_join([result.score for result in results], '.2f')}"
         )

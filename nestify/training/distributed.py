@@ -26,6 +26,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
+from nestify.accelerator import HostCopy
 from nestify.errors import NestifyError, ProcessError
 from nestify.model.nested_model import NestedModel
 
@@ -36,6 +37,12 @@ STATISTICS = ("running_mean", "running_var")
 
 SAVE = 2**16
 """What a request for a checkpoint adds to the number of processes that were asked to stop."""
+
+
+def read_requests(sums: HostCopy) -> tuple[bool, bool]:
+    """Return whether any process was asked to stop, and whether a checkpoint is due."""
+    asked = int(sums.read()[0])
+    return asked % SAVE > 0, asked >= SAVE
 
 
 @dataclass(frozen=True)
@@ -60,10 +67,13 @@ class World:
         """Whether this process has rank 0, which writes files and reports progress."""
         return self.rank == 0
 
-    def average(self, nested: nn.Module, images: int, stop: bool, save: bool = False) -> tuple[bool, bool]:
+    def average(
+        self, nested: nn.Module, images: int, stop: bool = False, save: bool = False
+    ) -> HostCopy | None:
         """Average gradients and running statistics over the images of all processes, in one all-reduce.
 
-        If gradients are exchanged in 16 bits, the statistics and counts are exchanged apart, in 32 bits.
+        If gradients are exchanged in 16 bits, the statistics are exchanged apart, in 32 bits. The host does
+        not wait for the device, except in a process without images.
 
         Args:
             nested: the model; its gradients are those of the mean loss over this process's images.
@@ -73,56 +83,51 @@ class World:
             save: whether a checkpoint is due; only rank 0 asks for one.
 
         Returns:
-            Whether any process was asked to stop, and whether a checkpoint is due.
+            What the processes ask for, for `read_requests`; None if there is a single process.
         """
         if self.size == 1:
-            return stop, save
+            return None
         gradients = [parameter.grad for parameter in nested.parameters() if parameter.grad is not None]
         statistics = [b for name, b in nested.named_buffers() if name.endswith(STATISTICS)]
-        # After the all-reduce: the number of images, and what the processes ask for.
-        counts = torch.tensor([float(images), float(stop + SAVE * save)], device=gradients[0].device)
+        counts = [gradients[0].new_full((1,), float(number)) for number in (images, stop + SAVE * save)]
         if self.exchange == torch.float32:
-            totals = self._sum([*gradients, *statistics], images, counts)
+            sums = self._sum([*gradients, *statistics], images, counts)
+            summed = [(sums, [*gradients, *statistics])]
         else:
-            totals = self._sum(statistics, images, counts)
-            self._sum(gradients, images / max(1.0, totals[0]), None, self.exchange)
-        if not totals[0]:
+            sums = self._sum(statistics, images, counts)
+            summed = [(sums, statistics), (self._sum(gradients, images, dtype=self.exchange), gradients)]
+        total, requests = sums[-2], sums[-1:]
+        if images or float(total):
+            for flat, tensors in summed:
+                parts = flat.split([tensor.numel() for tensor in tensors] + [len(counts)] * (flat is sums))
+                views = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=False)]
+                torch._foreach_copy_(tensors, views)
+            torch._foreach_div_([*gradients, *statistics], total)
+        else:  # no process has images
             torch._foreach_zero_(gradients)
-        asked = int(totals[1])
-        return asked % SAVE > 0, asked >= SAVE
+        return HostCopy(requests)
 
     def _sum(
         self,
         tensors: Sequence[Tensor],
-        weight: float,
-        counts: Tensor | None,
+        weight: int,
+        counts: Sequence[Tensor] = (),
         dtype: torch.dtype = torch.float32,
-    ) -> list[float]:
-        """Replace tensors by their weighted sums over all processes, divided by the first count, if any.
+    ) -> Tensor:
+        """Return the weighted sums of tensors over all processes, and sums of counts, in one flat tensor.
 
         Args:
-            tensors: are overwritten.
+            tensors: are left unchanged.
             weight: weight of this process; with 0 its tensors may hold any values, NaN included.
-            counts: are summed over all processes without the weight; None for none.
+            counts: (1,) each, summed without the weight.
             dtype: number type of the exchange.
-
-        Returns:
-            The sums of the counts.
         """
-        ending = [] if counts is None else [counts]
-        flat = torch.cat([*(tensor.detach().reshape(-1).to(dtype) for tensor in tensors), *ending])
-        means = flat[: len(flat) - sum(map(len, ending))]
-        means.mul_(weight) if weight else means.zero_()
+        flat = torch.cat([*(tensor.detach().reshape(-1).to(dtype) for tensor in tensors), *counts])
+        weighted = flat[: len(flat) - len(counts)]
+        weighted.mul_(weight) if weight else weighted.zero_()
         with collective():
             distributed.all_reduce(flat)
-        totals = flat[len(means) :].tolist()
-        if counts is not None and not totals[0]:
-            return totals  # no process has images
-        if counts is not None:
-            means /= flat[len(means)]
-        for tensor, mean in zip(tensors, means.split([t.numel() for t in tensors]), strict=True):
-            tensor.detach().copy_(mean.view_as(tensor))
-        return totals
+        return flat
 
     def broadcast(self, module: nn.Module) -> None:
         """Copy the parameters and buffers of rank 0 to all processes."""

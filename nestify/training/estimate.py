@@ -10,6 +10,7 @@ from torch.nn.functional import one_hot
 from nestify.accelerator import clock_of
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import synthetic_input
+from nestify.recipe.metric import MAP
 from nestify.training.task import NestedTask
 
 SAMPLE = 8  # images of the trial step; the cost of larger batches is assumed to be proportional
@@ -34,7 +35,7 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
     batch = min(SAMPLE, batch_size)
     images = synthetic_input(nested.spec.input_size, batch).to(task.device)
     target = torch.zeros(batch, dtype=torch.long, device=task.device)
-    if isinstance(task.criterion, SoftTargetCrossEntropy):
+    if task.metric is MAP or isinstance(task.criterion, SoftTargetCrossEntropy):
         target = one_hot(target, nested.spec.num_classes).float()
     activations = _activation_bytes(nested, images)
     trial.backward(images, target)  # warms up

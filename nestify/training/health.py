@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from nestify.errors import DivergedError
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.levels import Level
 from nestify.recipe.recipe import Recipe
@@ -24,6 +24,8 @@ def find_collapsed(original: Score, results: Sequence[Score], classes: Sequence[
         results: accuracies of the levels that were trained.
         classes: number of classes of every level, core first.
     """
+    if not original.metric.counts_images:
+        return []  # what guessing reaches is not known
     limits = [100 * CHANCE_FACTOR / count for count in classes]
     return [
         result
@@ -51,13 +53,13 @@ def check_collapse(
     if results and len(collapsed) == len(results):
         best = max(result.score for result in results)
         raise DivergedError(
-            f"every level collapsed: the best {original.title} after training is {best:.2f} %, and that of "
-            f"the original model is {original.score:.2f} %; a smaller --lr (train.lr) may help"
+            f"every level collapsed: the best {original.metric.title} after training is {best:.2f} %, and "
+            f"that of the original model is {original.score:.2f} %; a smaller --lr (train.lr) may help"
         )
     return [
-        f"level {result.level} ({names[result.level - 1]}) collapsed: its {result.title} after training is "
-        f"{result.score:.2f} %, no better than chance; a smaller --lr (train.lr), more --epochs, or a larger "
-        "level may help"
+        f"level {result.level} ({names[result.level - 1]}) collapsed: its {result.metric.title} after "
+        f"training is {result.score:.2f} %, no better than chance; a smaller --lr (train.lr), more --epochs, "
+        "or a larger level may help"
         for result in collapsed
     ]
 

@@ -54,6 +54,8 @@ def run_identity(
     for split, each in images.items():
         identity[f"the number of {split} images"] = len(each)
         identity[f"the hash of the names of the {split} images"] = _hash(each.inner_names())
+        if each.multi_label:
+            identity[f"the hash of the labels of the {split} images"] = _hash(map(str, each.label_rows()))
         identity[f"the hash of the classes of the {split} images"] = _hash(each.class_names or ())
     return identity
 

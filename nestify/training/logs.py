@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from io import FileIO
 from math import isfinite
 from pathlib import Path
@@ -19,7 +19,7 @@ from timm.utils.summary import trim_summary, update_summary
 
 from nestify.addresses import hide_passwords
 from nestify.errors import OutputError
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.files import sibling
 from nestify.training.observer import Moment, Observer, Phase, RateSearch
 from nestify.training.progress import StepLog
@@ -82,9 +82,9 @@ class MetricsLog(Observer):
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Write a line when an epoch has ended."""
         if log.epoch_ended:
-            values = asdict(log)
-            del values[("top1" if log.agreement else "agreement")]
-            self._write({"event": phase, **values})
+            values = {field.name: getattr(log, field.name) for field in fields(log)}
+            metric, scores = values.pop("metric"), values.pop("scores")
+            self._write({"event": phase, **values, **({metric.key: scores} if scores else {})})
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Write a line for an evaluation."""

@@ -11,7 +11,9 @@ from nestify.recipe.options import TrainOptions
 
 
 def label_loss(
-    options: TrainOptions, augment: AugmentOptions, class_counts: Sequence[int] | None = None
+    options: TrainOptions,
+    augment: AugmentOptions,
+    class_counts: Sequence[int] | None = None,
 ) -> nn.Module:
     """Return the loss of logits (B, classes) and class indices (B,), or targets (B, classes) of mixed images.
 
@@ -25,9 +27,43 @@ def label_loss(
         smoothing = 0.0 if is_mixed(augment) else augment.smoothing
         return nn.CrossEntropyLoss(weight=weights, label_smoothing=smoothing)
     loss: nn.Module = create_classification_loss(
-        options.loss, smoothing=augment.smoothing, soft_targets=is_mixed(augment), class_weight=weights
+        options.loss,
+        smoothing=augment.smoothing,
+        soft_targets=is_mixed(augment),
+        class_weight=weights,
     )
     return loss
+
+
+def multi_label_loss(
+    options: TrainOptions,
+    augment: AugmentOptions,
+    label_counts: Sequence[int] | None = None,
+    images: int = 0,
+) -> nn.Module:
+    """Return the loss of logits (B, labels) and targets (B, labels), 1 for each label of an image, else 0.
+
+    Args:
+        options: `loss` and `class_weights`.
+        augment: label smoothing.
+        label_counts: number of training images with each label; None if labels have no weights.
+        images: number of training images.
+    """
+    weights = None if label_counts is None else positive_weights(label_counts, images)
+    loss: nn.Module = create_classification_loss(
+        options.loss, multi_label=True, smoothing=augment.smoothing, pos_weight=weights
+    )
+    return loss
+
+
+def positive_weights(label_counts: Sequence[int], images: int) -> Tensor:
+    """Return the weight of the images with each label by which they count as much as those without it.
+
+    It is images without / images with the label, as torch's BCEWithLogitsLoss suggests; 1 for a label that
+    no image has.
+    """
+    counts = torch.tensor(label_counts, dtype=torch.float64)
+    return torch.where(counts > 0, (images - counts) / counts, 1.0).float()
 
 
 def is_mixed(augment: AugmentOptions) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.schedule.costs import Plan
 from nestify.training.progress import StepLog
 

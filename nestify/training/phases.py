@@ -13,19 +13,20 @@ from torch import Tensor, nn
 
 from nestify.data.hierarchy import ClassLevels
 from nestify.data.loaders import Loader
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.model.nested_model import NestedModel
 from nestify.model.pretrained import save_plain
 from nestify.model.spec import ModelSpec
-from nestify.recipe.level_options import level_weights
 from nestify.recipe.levels import Level
+from nestify.recipe.metric import MAP, Metric
 from nestify.recipe.options import AUTO, TEACHERS, TrainOptions
 from nestify.recipe.recipe import Recipe
 from nestify.recipe.stages import Stage
 from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import World
 from nestify.training.loop import steps_per_epoch, total_steps, train
-from nestify.training.losses import label_loss
+from nestify.training.losses import label_loss, multi_label_loss
+from nestify.training.make_task import make_task
 from nestify.training.observer import Observer, Phase
 from nestify.training.precision import Precision
 from nestify.training.progress import StepLog
@@ -42,6 +43,7 @@ class Phases:
         recipe: the recipe of the run.
         spec: specification of the model that is trained.
         labels: the classes that its levels predict.
+        metric: what they are judged by.
         batches: the training images.
         search_batches: returns another loader of the training images, for a search.
         val_batches: returns a loader of the validation images.
@@ -56,6 +58,7 @@ class Phases:
     recipe: Recipe
     spec: ModelSpec
     labels: ClassLevels
+    metric: Metric
     batches: Loader
     search_batches: Callable[[], Loader]
     val_batches: Callable[[], Loader]
@@ -83,6 +86,7 @@ class Phases:
             recompute=recipe.train.grad_checkpointing,
             autocast=self._precision.autocast,
             device=self.device,
+            metric=self.metric,
         )
         options = self._with_rate("finetune", recipe.finetune.lr, options, lambda: task)
         on_log = partial(self.observer.stepped, "finetune")
@@ -217,29 +221,24 @@ class Phases:
             stage: the levels to train; the others have weight 0.
             compiled: whether torch may compile the levels, if the recipe enables it.
         """
-        options, levels = self.recipe.train, self.recipe.level
-        kind = options.teacher if options.teacher in TEACHERS else "other"
-        unlabelled = self.recipe.data.unlabelled
-        if frozen is None and (kind in ("original", "both", "other") or unlabelled):
+        options = self.recipe.train
+        kind: Any = options.teacher if options.teacher in TEACHERS else "other"
+        if frozen is None and (kind in ("original", "both", "other") or self.metric.is_comparison):
             frozen = deepcopy(nested.network)  # for an estimate: a teacher with the same cost
-        mean, std = (tuple(self.spec.preprocessing[key]) for key in ("mean", "std"))
-        teacher = Teacher(kind, frozen, mean=mean, std=std, temperature=options.temperature)  # type: ignore[arg-type]
-        trained = range(stage.frozen + 1, stage.last + 1)
-        weights = [weight if k in trained else 0.0 for k, weight in enumerate(level_weights(levels), start=1)]
-        return NestedTask(
+        return make_task(
+            NestedTask,
             nested,
+            self.recipe,
             self._criterion(),
+            kind,
+            frozen,
+            self.device,
+            trained=range(stage.frozen + 1, stage.last + 1),
+            metric=self.metric,
             parents=self.labels.parents,
-            seed=self.recipe.seed,
             compiled=options.compile and compiled,
             recompute=options.grad_checkpointing,
-            weights=weights,
-            distill=[options.distill if level.distill is None else level.distill for level in levels],
-            teacher=teacher.to(self.device),
-            sandwich=options.sandwich or (None if len(trained) <= 4 else 4),
             autocast=self._precision.autocast,
-            device=self.device,
-            labelled=not unlabelled,
         )
 
     def _report_left_out(self) -> None:
@@ -256,4 +255,9 @@ class Phases:
         return Precision(self.device, self.recipe.train.amp, self.recipe.train.amp_dtype)
 
     def _criterion(self) -> nn.Module:
-        return label_loss(self.recipe.train, self.recipe.augment, self.class_counts).to(self.device)
+        train, augment, counts = self.recipe.train, self.recipe.augment, self.class_counts
+        if self.metric is MAP:
+            loss = multi_label_loss(train, augment, counts, len(self.batches.images))
+        else:
+            loss = label_loss(train, augment, counts)
+        return loss.to(self.device)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from nestify.errors import DivergedError
-from nestify.evaluation.accuracy import Accuracy
-from nestify.evaluation.agreement import Agreement
 from nestify.model.nested_model import NestedModel
+from nestify.recipe.metric import TOP1, Metric
 from nestify.training.distributed import World
 from nestify.training.task import LevelResult
 
@@ -25,36 +24,26 @@ class StepLog:
         total_steps: number of all steps of the training.
         epoch: the current epoch, counted from 1.
         losses: mean loss of each level since the epoch began, core first; NaN if it was not sampled yet.
-        top1: percentage of these training images that each level classified correctly, core first; 0 if the
-            level was not sampled yet. Empty without labels.
+        scores: percentage of these training images that each level classified correctly, or without labels
+            as the teacher does, core first; 0 if the level was not sampled yet. Empty if the metric is no
+            share of the images.
         sparsity: sparsity of each level at this step, core first.
         lr: learning rate.
         images: number of training images in this epoch so far, over all processes.
         epoch_ended: whether the epoch has ended.
-        agreement: without labels, in place of `top1`: the percentage of these images for which each level
-            predicts the teacher's class. Empty with labels.
+        metric: what the levels are judged by.
     """
 
     step: int
     total_steps: int
     epoch: int
     losses: list[float]
-    top1: list[float]
+    scores: list[float]
     sparsity: list[float]
     lr: float
     images: int
     epoch_ended: bool
-    agreement: Sequence[float] = ()
-
-    @property
-    def metric(self) -> type[Accuracy] | type[Agreement]:
-        """Whether the training is judged by accuracy or by agreement, for names in progress and logs."""
-        return Agreement if self.agreement else Accuracy
-
-    @property
-    def scores(self) -> Sequence[float]:
-        """The values of `agreement`, or else of `top1`."""
-        return self.agreement or self.top1
+    metric: Metric = TOP1
 
 
 class Progress:
@@ -63,8 +52,8 @@ class Progress:
     Without labels a prediction is correct if it is the teacher's.
     """
 
-    def __init__(self, nested: NestedModel, device: torch.device, labelled: bool = True) -> None:
-        self._labelled = labelled
+    def __init__(self, nested: NestedModel, device: torch.device, metric: Metric = TOP1) -> None:
+        self._metric = metric
         self._sums = torch.zeros(nested.n_levels, 2, device=device)  # loss, correct
         self._counts = [0] * nested.n_levels  # images
         self.images = 0
@@ -78,12 +67,15 @@ class Progress:
         """Add the results of one batch.
 
         Args:
-            results: result of each level that ran, and the labels of the images in the level's classes, (B,).
+            results: result of each level that ran, and the labels of the images in the level's classes, (B,);
+                not used if the metric is no share of the images.
         """
         count = len(results[0][1])
-        predicted = torch.stack([result.logits.argmax(-1) for result, _ in results])
-        correct = (predicted == torch.stack([labels for _, labels in results])).sum(1).float()
         losses = torch.stack([result.loss for result, _ in results]).float() * count
+        correct = torch.zeros_like(losses)
+        if self._metric.counts_images:
+            predicted = torch.stack([result.logits.argmax(-1) for result, _ in results])
+            correct = (predicted == torch.stack([labels for _, labels in results])).sum(1).float()
         rows = torch.stack([losses, correct], 1)
         torch._foreach_add_([self._sums[result.level - 1] for result, _ in results], list(rows.unbind()))
         for result, _ in results:
@@ -139,12 +131,12 @@ class Progress:
             total_steps=total,
             epoch=epoch,
             losses=[loss / count if count else float("nan") for loss, _, count in rows],
-            top1=scores if self._labelled else [],
-            agreement=() if self._labelled else scores,
+            scores=scores if self._metric.counts_images else [],
             sparsity=self.sparsity,
             lr=lr,
             images=images,
             epoch_ended=ended,
+            metric=self._metric,
         )
         if ended:
             self._sums.zero_()

@@ -270,12 +270,14 @@ class Checkpoints(CheckpointHook):
         """
         if not self._minutes:
             return
-        alone = self._world.size == 1  # several processes agree during a step
+        if epoch_ended:
+            training.read_requests()
+        alone = self._world.size == 1  # several processes agree in the step after the request
         due = self.save_due if alone else training.should_save
         stopping = self.stop_requested if alone else training.should_stop
         if epoch_ended or due or stopping:
             self._save(training, self._world)
-            training.should_save = False
+            training.forget_requests()
         if stopping:
             self._signals.pending = self._signals.pending or signal.SIGTERM
             self._signals.deliver()

@@ -10,15 +10,17 @@ from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from torch import Tensor
 
+from nestify.accelerator import HostCopy
 from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.level_options import Score
+from nestify.recipe.metric import MAP
 from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, restore_optimizer
-from nestify.training.distributed import SINGLE, STATISTICS, World
+from nestify.training.distributed import SINGLE, STATISTICS, World, read_requests
 from nestify.training.frozen import FrozenLevels
 from nestify.training.gradients import LevelGradients
 from nestify.training.health import RampWatch
@@ -63,8 +65,8 @@ class Stepper:
         nested: the model.
         total: number of steps of the complete training.
         position: number of finished steps, epochs and batches.
-        should_stop: whether any process of the run was asked to stop.
-        should_save: whether a checkpoint is due.
+        should_stop: whether any process of the run was asked to stop before the last step.
+        should_save: whether a checkpoint was due before the last step.
         interrupted: whether a step began and did not finish, so that the state must not be saved.
         problems: a sentence for each level whose masks stopped changing; empty until the ramp has ended.
     """
@@ -88,6 +90,7 @@ class Stepper:
         self.position = Position()
         self.interrupted = False
         self.should_stop = self.should_save = False
+        self._requests: HostCopy | None = None
         self._world = world
         self.problems: list[str] = []
         self._watch = RampWatch()
@@ -102,7 +105,7 @@ class Stepper:
         self._frozen = FrozenLevels(nested, frozen)
         self._gradients = LevelGradients(nested, task.level_weights)
         nested.train()
-        self._progress = Progress(nested, task.device, task.labelled)
+        self._progress = Progress(nested, task.device, task.metric)
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], stop: bool = False, save: bool = False) -> None:
         """Perform one step.
@@ -129,7 +132,7 @@ class Stepper:
                 self._accumulate(*batch, share=len(batch[1]) / images)
         if not images:
             self._accumulate_nothing()
-        self.should_stop, self.should_save = self._world.average(self.nested, images, stop, save)
+        asked = self._world.average(self.nested, images, stop, save)
         self._seed(self._world.size)  # the same in all processes, for optimizers that draw
         self._gradients.apply()
         self._frozen.drop_gradients()
@@ -142,6 +145,8 @@ class Stepper:
         if self._scheduler is not None:
             self._scheduler.step_update(step + 1)
         task.update_ema(step=step + 1)
+        self.read_requests()  # those of the last step, so that a GPU has work while the host waits for them
+        self._requests = asked
         self.position.step += 1
         self.interrupted = False
 
@@ -164,6 +169,8 @@ class Stepper:
         draw = torch.Generator().manual_seed(self.position.step)
         images = torch.randn(2, *self.nested.spec.input_size, generator=draw).to(self.task.device)
         target = torch.zeros(2, dtype=torch.long, device=self.task.device)
+        if self.task.metric is MAP:
+            target = torch.zeros(2, self.nested.spec.num_classes, device=self.task.device)
         if self._mixup is not None:
             images, target = self._mixup(images, target)
         statistics = [b for name, b in self.nested.named_buffers() if name.endswith(STATISTICS)]
@@ -176,6 +183,15 @@ class Stepper:
         """Seed the generators of one of several processes for this step; a single process keeps its own."""
         if self._world.size > 1:
             seed_random_states(self.task.device, self.task.seed, self.position.step, rank)
+
+    def read_requests(self) -> None:
+        """Read what the processes asked for in the last step, if there are several."""
+        if self._requests is not None:
+            self.should_stop, self.should_save = read_requests(self._requests)
+
+    def forget_requests(self) -> None:
+        """Forget what the processes have asked for, after a checkpoint was saved."""
+        self.should_save, self._requests = False, None
 
     def check_finite(self) -> None:
         """Check that the losses and weights are finite, so that the state is worth saving.

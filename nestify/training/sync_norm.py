@@ -145,7 +145,7 @@ class _Normalise(torch.autograd.Function):
         dims, shape = _other_dims(x)
         values = x.float()
         variance, mean = torch.var_mean(values, dims, correction=0)
-        count = values.new_tensor([x.numel() / x.shape[1]])
+        count = values.new_full((1,), x.numel() / x.shape[1])  # new_tensor would wait for the device
         own = torch.cat([mean, variance, count])
         parts = [torch.empty_like(own) for _ in range(distributed.get_world_size())]
         with collective():

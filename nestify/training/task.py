@@ -10,14 +10,16 @@ import torch
 from timm.task import TrainingTask
 from timm.task.distillation import DistillationTeacher
 from torch import Tensor, nn
-from torch.nn import functional
+from torch.utils._pytree import tree_map
 
 from nestify.data.hierarchy import coarse_target
 from nestify.evaluation.accuracy import NO_PARENTS
 from nestify.model.feature_maps import each_tensor
 from nestify.model.nested_model import NestedModel
+from nestify.recipe.metric import AGREEMENT, TOP1, Metric
 from nestify.training.forward import CompiledLevels, forward_and_use, recompute_activations
 from nestify.training.gradients import FlatEntryCache, LevelTensors, unweighted_gradients
+from nestify.training.output_loss import CLASSES, OutputLoss
 
 TeacherKind = Literal["none", "original", "self", "both", "other"]
 
@@ -37,6 +39,7 @@ class Teacher(nn.Module):
         mean, std: normalisation of the student's images, by channel; images are normalised again for a
             teacher that was trained with a different normalisation.
         temperature: softmax temperature T of teacher and student.
+        compare: what its outputs are, and how a student's are compared with them.
     """
 
     mean: Tensor
@@ -50,8 +53,10 @@ class Teacher(nn.Module):
         mean: tuple[float, ...] = (0.0,),
         std: tuple[float, ...] = (1.0,),
         temperature: float = 1.0,
+        compare: OutputLoss = CLASSES,
     ) -> None:
         super().__init__()
+        self._compare = compare
         assert kind == "self" or (frozen is None) == (kind == "none")
         self.kind = kind
         self.temperature = temperature
@@ -72,8 +77,8 @@ class Teacher(nn.Module):
         return self.kind in ("self", "both")
 
     @torch.no_grad()
-    def predict(self, images: Tensor) -> Tensor | None:
-        """Return the probabilities of the frozen network at temperature T, (B, classes), or None without one.
+    def predict(self, images: Tensor) -> Any:
+        """Return the soft target of the frozen network, or None without one.
 
         Args:
             images: (B, C, H, W), normalised for the student.
@@ -84,21 +89,13 @@ class Teacher(nn.Module):
             images = (images * self.std + self.mean - self.frozen.mean_kd) / self.frozen.std_kd
         return self.soften(self.frozen(images))
 
-    def soften(self, logits: Tensor) -> Tensor:
-        """Return the probabilities of logits (B, classes) at temperature T, in float32, without gradient."""
-        return (logits.detach().float() / self.temperature).softmax(-1)
+    def soften(self, outputs: Any) -> Any:
+        """Return the soft target for what a network returned: probabilities at temperature T, or features."""
+        return self._compare.soften(outputs, self.temperature)
 
-    def loss(self, logits: Tensor, soft_target: Tensor) -> Tensor:
-        """Return the distillation loss: KL(soft target || student) * T^2, averaged over the batch.
-
-        See Hinton et al., "Distilling the Knowledge", 2015, section 2.
-
-        Args:
-            logits: logits of the student, (B, classes).
-            soft_target: probabilities of the teacher at temperature T, (B, classes).
-        """
-        student = (logits.float() / self.temperature).log_softmax(-1)
-        return functional.kl_div(student, soft_target, reduction="batchmean") * self.temperature**2
+    def loss(self, outputs: Any, soft_target: Any) -> Tensor:
+        """Return the distillation loss of a student's outputs, averaged over the batch; see `output_loss`."""
+        return self._compare.loss(outputs, soft_target, self.temperature)
 
 
 @dataclass(frozen=True)
@@ -138,16 +135,17 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         seed: together with `step` it determines which levels are drawn, the same ones in every process.
         compiled: whether to run the levels through torch.compile.
         recompute: whether to use gradient checkpointing.
-        labelled: whether targets are used; if not, every b_k must be 1, and a frozen network must teach.
+        metric: what the levels are judged by. If they are compared with the original, targets are not used:
+            every b_k must be 1, and a frozen network must teach.
 
     Attributes:
         step: number of the training step.
         seed: as given.
         highest: the highest level that is trained.
         compiled: the compiled levels; None if the levels are not compiled.
-        labelled: as given.
+        metric: as given.
         predicted: classes that the frozen network predicts for the images of the last batch, (B,); None with
-            labels.
+            labels, and of a backbone.
     """
 
     def __init__(
@@ -165,13 +163,13 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         seed: int = 0,
         compiled: bool = False,
         recompute: bool = False,
-        labelled: bool = True,
+        metric: Metric = TOP1,
     ) -> None:
         super().__init__(device=device, verbose=False)
         n = nested.n_levels
         assert len(weights) == len(distill) == n
-        assert labelled or (teacher.frozen is not None and set(distill) == {1.0})
-        self.labelled = labelled
+        assert not metric.is_comparison or (teacher.frozen is not None and set(distill) == {1.0})
+        self.metric = metric
         self.predicted: Tensor | None = None
         self.trainable_module = nested
         self.criterion = criterion
@@ -229,8 +227,8 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         """
         with self.autocast():
             soft_target = self.teacher.predict(images) if any(self.distill) else None
-        if not self.labelled:
-            assert soft_target is not None
+        if self.metric is AGREEMENT:
+            assert isinstance(soft_target, Tensor)
             self.predicted = soft_target.argmax(-1)
 
         nested = self.trainable_module
@@ -247,7 +245,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
                 if soft_target is None or self.teacher.kind == "self":
                     soft_target = own
                 else:
-                    soft_target = (soft_target + own) / 2
+                    soft_target = tree_map(lambda one, other: (one + other) / 2, soft_target, own)
 
         for level, weight in self.draw_levels():
             held = LevelTensors(nested, level, images.device, self._flat) if separate else None
@@ -268,7 +266,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         classes = self.trainable_module.classes[level - 1]
         return coarse_target(target, self.parents.get(level), classes)
 
-    def _level_loss(self, level: int, logits: Any, target: Tensor, soft_target: Tensor | None) -> Tensor:
+    def _level_loss(self, level: int, logits: Any, target: Tensor, soft_target: Any) -> Tensor:
         share = self.distill[level - 1]
         criterion = self.criterion if callable(self.criterion) else self.criterion[level - 1]
         if share == 0 or soft_target is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nestify.errors import OutputError, RecipeError, foreign_code
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 
@@ -63,7 +63,7 @@ class TensorBoardLog(Observer):
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Add the accuracies and losses of the levels on the validation images."""
         if moment in ("epoch", "after"):
-            names = results[0].values if results else ()
+            names = results[0].metric.values if results else ()
             rows = {name: [getattr(result, name) for result in results] for name in names}
             with self._writing():
                 self._add("validation", [result.level for result in results], rows)

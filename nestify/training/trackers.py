@@ -13,7 +13,7 @@ from typing import Any
 
 from nestify.addresses import hide_passwords_in
 from nestify.errors import OutputError, RecipeError, foreign_code
-from nestify.evaluation.agreement import Score
+from nestify.evaluation.measure import Score
 from nestify.training.observer import Moment, Observer, Phase
 from nestify.training.progress import StepLog
 from nestify.training.tracker_runs import MlflowRun, TrackedRun, Tracker, WandbRun, wandb_can_start
@@ -64,7 +64,7 @@ class TrackerLog(Observer):
 
     def evaluated(self, moment: Moment, epoch: int, results: Sequence[Score]) -> None:
         """Send what was measured on the validation images: of the levels, or of the dense model."""
-        names = results[0].values if results else ()
+        names = results[0].metric.values if results else ()
         rows = {name: [getattr(result, name) for result in results] for name in names}
         group = moment if moment in ("original", "before") else "validation"
         self._send(_values(group, [result.level for result in results], rows))

@@ -102,6 +102,9 @@ LOADERS: dict[str, Callable[[Path, Images, int], Call]] = {
     "engine": on_engine,
 }
 
+DENSE = tuple(runtime for runtime in LOADERS if runtime != "engine")
+"""Runtimes of dense models; float32 and int8 ratios are to the fastest of those in `RUNTIMES`."""
+
 
 def run_alone(runtime: str, path: Path) -> tuple[float, float]:
     """Load a model in a process of its own.
@@ -144,19 +147,19 @@ def resident() -> float:
     return int(line.split()[1]) / 1024
 
 
-def make_models(name: str, folder: Path, sparsities: Sequence[int]) -> dict[tuple[str, str], Path]:
+def make_models(
+    name: str, folder: Path, sparsities: Sequence[int], runtimes: Sequence[str]
+) -> dict[tuple[str, str], Path]:
     """Return the models to measure, by runtime and variant."""
     images = np.random.default_rng(SEED).standard_normal((4, 3, 224, 224), np.float32)
     dense = folder / "dense.onnx"
     export(name, dense, folder / "dense.pt")
     quantise(dense, folder / "int8.onnx", images)
-    found = {
-        (runtime, dtype): path
-        for runtime in RUNTIMES
-        for dtype, path in (("float32", dense), ("int8", folder / "int8.onnx"))
-    }
-    found["openvino bf16", "float32"] = dense
-    found["torch", "float32"] = found["torch.compile", "float32"] = folder / "dense.pt"
+    found: dict[tuple[str, str], Path] = {}
+    for runtime in runtimes:
+        found[runtime, "float32"] = folder / "dense.pt" if runtime.startswith("torch") else dense
+        if runtime in RUNTIMES:
+            found[runtime, "int8"] = folder / "int8.onnx"
     model = onnx.load(dense)
     for sparsity in sparsities:
         sparse = mask(model, sparsity / 100)
@@ -170,12 +173,17 @@ def make_models(name: str, folder: Path, sparsities: Sequence[int]) -> dict[tupl
 
 
 def measure(
-    name: str, sparsities: Sequence[int], threads: Sequence[int], seconds: float, memory: bool
+    name: str,
+    sparsities: Sequence[int],
+    threads: Sequence[int],
+    seconds: float,
+    memory: bool,
+    runtimes: Sequence[str],
 ) -> None:
     """Print one row of ratios per number of threads, and one of memory and load time."""
     images = np.random.default_rng(SEED).standard_normal((1, 3, 224, 224), np.float32)
     with tempfile.TemporaryDirectory() as folder:
-        models = make_models(name, Path(folder), sparsities)
+        models = make_models(name, Path(folder), sparsities, runtimes)
         for count in threads:
             calls = {
                 number: LOADERS[runtime](path, images, count)
@@ -188,7 +196,8 @@ def measure(
             quartiles = np.percentile(times, [25, 75], axis=0)
             first = dict(zip(models, quartiles[0], strict=True))
             best, best8 = (
-                min(first[runtime, dtype] for runtime in RUNTIMES) for dtype in ("float32", "int8")
+                min(first[runtime, dtype] for runtime in RUNTIMES if runtime in runtimes)
+                for dtype in ("float32", "int8")
             )
             cells = [f"{first[runtime, dtype] / best:.2f}" for runtime, dtype in models]
             over8 = [f"{first['engine', f'{sparsity} %'] / best8:.2f}" for sparsity in sparsities]
@@ -209,6 +218,7 @@ def main() -> None:
     """Print Markdown: ratios on standard output; memory, load time and size on standard error."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--runtimes", nargs="+", default=DENSE, choices=DENSE, metavar="NAME")
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--sparsities", nargs="+", type=int, default=SPARSITIES, metavar="PERCENT")
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -219,17 +229,16 @@ def main() -> None:
         print_memory_and_time(options.load[0], Path(options.load[1]))
         return
     titles = ["model", "threads", "best dense ms"]
-    titles += [f"{runtime} {dtype}" for runtime in RUNTIMES for dtype in ("float32", "int8")]
-    titles += [
-        "openvino bf16",
-        "torch",
-        "torch.compile",
-        *(f"{sparsity} %" for sparsity in options.sparsities),
-    ]
+    for runtime in options.runtimes:
+        titles += (
+            [f"{runtime} {dtype}" for dtype in ("float32", "int8")] if runtime in RUNTIMES else [runtime]
+        )
+    titles += [f"{sparsity} %" for sparsity in options.sparsities]
     titles += ["sparse over int8", "spread"]
     print(f"| {' | '.join(titles)} |\n|{'---|' * len(titles)}", flush=True)
     for name in options.models:
-        measure(name, options.sparsities, options.threads, options.seconds, not options.no_memory)
+        memory = not options.no_memory
+        measure(name, options.sparsities, options.threads, options.seconds, memory, options.runtimes)
 
 
 if __name__ == "__main__":

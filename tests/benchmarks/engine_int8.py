@@ -1,7 +1,8 @@
 """Measures sparse int8 models on the engine next to dense int8 ones on ONNX Runtime, OpenVINO and NNCF.
 
-Masks are random and uniform, in groups of four input channels. All models take turns on one thread, so that
-other load slows all of them alike; times are 25th percentiles of the processor time.
+Masks are random and uniform, in groups of four inputs of each convolution and linear layer. All models take
+turns on one thread, so that other load slows all of them alike; times are 25th percentiles of the processor
+time.
 
 Run: OMP_NUM_THREADS=1 python -m tests.benchmarks.engine_int8 [--models NAME ...] [--seconds 10]
 """
@@ -9,6 +10,7 @@ Run: OMP_NUM_THREADS=1 python -m tests.benchmarks.engine_int8 [--models NAME ...
 import argparse
 import tempfile
 import time
+from collections.abc import Sequence
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -30,20 +32,26 @@ SPARSITIES = (50, 70, 80, 90, 95)
 
 
 def mask_quads(model: onnx.ModelProto, sparsity: float) -> onnx.ModelProto:
-    """Return a copy in which a random share of each convolution's groups of four inputs is 0."""
+    """Return a copy in which a random share of each layer's groups of four inputs is 0."""
     rng, model = np.random.default_rng(SEED), onnx.ModelProto.FromString(model.SerializeToString())
     constants = {entry.name: entry for entry in model.graph.initializer}
     for node in model.graph.node:
-        if node.op_type != "Conv" or attributes(node).get("group", 1) > 1:
+        name = node.input[1] if node.op_type in ("Conv", "Gemm", "MatMul") else ""
+        if name not in constants or attributes(node).get("group", 1) > 1:
             continue
-        weight = numpy_helper.to_array(constants[node.input[1]])
-        outputs, inputs, height, width = weight.shape
+        weight = numpy_helper.to_array(constants[name])
+        by_row = node.op_type == "MatMul" or (
+            node.op_type == "Gemm" and not attributes(node).get("transB", 0)
+        )
+        by_output = weight.swapaxes(0, 1) if by_row else weight
+        outputs, inputs, *kernel = by_output.shape
         if inputs % QUAD:
             continue
         kept = np.ones(weight.size // QUAD, bool)
         kept[rng.permutation(kept.size)[: round(sparsity * kept.size)]] = False
-        kept = kept.reshape(outputs, -1, 1, height, width).repeat(QUAD, 2).reshape(weight.shape)
-        constants[node.input[1]].CopyFrom(numpy_helper.from_array(weight * kept, node.input[1]))
+        masked = by_output * kept.reshape(outputs, -1, *kernel).repeat(QUAD, 1)
+        masked = np.ascontiguousarray(masked.swapaxes(0, 1) if by_row else masked)
+        constants[name].CopyFrom(numpy_helper.from_array(masked, name))
     return model
 
 
@@ -61,19 +69,19 @@ def on_nncf(path: Path, images: Images, calibration: Images) -> Call:
     return RUNTIMES["openvino"](quantised, images, 1)
 
 
-def measure(name: str, seconds: float) -> None:
+def measure(name: str, sparsities: Sequence[int], seconds: float) -> None:
     """Print one row of ratios."""
     calibration = np.random.default_rng(SEED).standard_normal((4, 3, 224, 224), np.float32)
     images = calibration[:1]
     with tempfile.TemporaryDirectory() as folder:
         dense, int8 = Path(folder) / "dense.onnx", Path(folder) / "int8.onnx"
-        export(name, dense)
+        export(name, dense, Path(folder) / "dense.pt")
         quantise(dense, int8, calibration)
         rivals = {runtime: load(int8, images, 1) for runtime, load in RUNTIMES.items()}
         if find_spec("nncf"):
             rivals["NNCF"] = on_nncf(dense, images, calibration)
         calls: dict[str, Call] = dict(rivals)
-        for sparsity in SPARSITIES:
+        for sparsity in sparsities:
             path = Path(folder) / f"{sparsity}.onnx"
             onnx.save(mask_quads(onnx.load(dense), sparsity / 100), Path(folder) / "masked.onnx")
             quantise(Path(folder) / "masked.onnx", Path(folder) / "masked8.onnx", calibration)
@@ -100,10 +108,11 @@ def main() -> None:
     """Print Markdown, with a table per model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--sparsities", nargs="+", type=int, default=SPARSITIES, metavar="PERCENT")
     parser.add_argument("--seconds", type=float, default=10.0)
     options = parser.parse_args()
     for name in options.models:
-        measure(name, options.seconds)
+        measure(name, options.sparsities, options.seconds)
 
 
 if __name__ == "__main__":

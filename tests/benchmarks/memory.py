@@ -28,8 +28,10 @@ def measure(what: str, model: str, folder: Path) -> None:
 
     import nestify
     import nestify.compression.compress
+    from nestify.schedule import refit
 
     torch.set_num_threads(1)
+    refit.ITERATIONS = 1  # the solver takes as much memory in each
     if what == "compress":
         nestify.compression.compress.compress(
             model,

@@ -25,7 +25,8 @@ from torch.nn import functional
 from torch.nn.utils import prune
 
 import nestify
-from nestify.compression.inputs import Inputs, augmentation, frozen_teacher, open_inputs
+from nestify.compression.inputs import Inputs, augmentation, open_inputs
+from nestify.compression.models import frozen_teacher
 from nestify.data.loaders import Loader, eval_loader, train_loader
 from nestify.machine import pick_workers
 from nestify.recipe.recipe import Recipe, load_recipe

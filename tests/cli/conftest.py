@@ -30,6 +30,27 @@ def digits_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def quads_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained nested file whose levels have blocks of 1x4, of which some layers are packed."""
+    path = tmp_path_factory.mktemp("quads") / "quads.nested.safetensors"
+    done = nestify(
+        "compress",
+        "digits",
+        *UNTRAINED,
+        "--pattern",
+        "1x4",
+        "--score",
+        "uniform",
+        "--levels",
+        "0.6,0",
+        "-o",
+        path,
+    )
+    assert done.code == 0, done.err
+    return path
+
+
+@pytest.fixture(scope="session")
 def digits_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A few digits as a folder of splits with class folders; tests must not change it."""
     root = tmp_path_factory.mktemp("images")

@@ -63,7 +63,7 @@ def test_real_jobs_are_done_skipped_and_done_again_where_the_recipe_changed() ->
         path = Path("out", job["name"], job["file"])
         file = open_nested_file(path)
         assert abs(file.manifest.levels[0].achieved_sparsity - sparsity) < 1e-4
-        assert job["top1"] == [level.metrics.top1 for level in file.manifest.levels]
+        assert job["scores"] == [level.metrics.top1 for level in file.manifest.levels]
         assert job["bytes"] == path.stat().st_size
         assert stored_recipe(path)["level"][0]["sparsity"] == sparsity
         assert "top-1" in Path("out", job["name"], "log.txt").read_text()
@@ -175,7 +175,7 @@ def test_results_as_a_table() -> None:
     assert lines[2].split("  ")[0] == "job"
     row = lines[4].split()
     assert row[:3] == ["few-level1.sparsity=0.9", "done", "0"]
-    top1 = json.loads(Path("out/results.jsonl").read_text().splitlines()[0])["top1"]
+    top1 = json.loads(Path("out/results.jsonl").read_text().splitlines()[0])["scores"]
     assert " ".join(row[4:-1]) == " / ".join(f"{value:.2f}" for value in top1)
     shard = nestify("batch", "few.toml", "--out", "out", "--shard", "3/3")
     assert shard.code == 0

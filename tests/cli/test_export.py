@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -90,12 +91,19 @@ def test_json(digits_file: Path) -> None:
     document = nestify(*words).document
     difference = document.pop("max_logit_difference")
     assert 0 <= difference <= document.pop("tolerance")
+    file = open_nested_file(digits_file)
+    begin, end = file.prefix_bytes(1), file.prefix_bytes(2)
+    level_sha256 = sha256(digits_file.read_bytes()[begin:end]).hexdigest()
+    metadata = {entry.key: entry.value for entry in onnx.load("digits.onnx").metadata_props}
+    assert metadata["level_sha256"] == level_sha256
     assert document == {
         "schema_version": 1,
         "file": str(digits_file),
         "level": 2,
         "name": "level2",
         "sparsity": pytest.approx(0.8, abs=1e-5),
+        "level_sha256": level_sha256,
+        "source_sha256": open_nested_file(digits_file).manifest.source_sha256,
         "format": "onnx",
         "output": "digits.onnx",
         "bytes": Path("digits.onnx").stat().st_size,

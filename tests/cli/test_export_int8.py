@@ -8,7 +8,6 @@ import pytest
 
 import nestify.engine
 from nestify.model.spec import synthetic_input
-from tests.cli.driver import UNTRAINED
 from tests.cli.driver import nestify as run
 from tests.engine.conftest import library, library_path
 
@@ -19,27 +18,6 @@ ONE = ["--level", "1", "--sparse", "--int8"]
 @pytest.fixture(autouse=True)
 def _engine(library: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-
-
-@pytest.fixture(scope="session")
-def quads_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An untrained nested file whose levels have blocks of 1x4, of which some layers are packed."""
-    path = tmp_path_factory.mktemp("quads") / "quads.nested.safetensors"
-    done = run(
-        "compress",
-        "digits",
-        *UNTRAINED,
-        "--pattern",
-        "1x4",
-        "--score",
-        "uniform",
-        "--levels",
-        "0.6,0",
-        "-o",
-        path,
-    )
-    assert done.code == 0, done.err
-    return path
 
 
 def test_an_int8_export(quads_file: Path) -> None:

@@ -40,6 +40,7 @@ def test_what_was_pushed_is_sliced_by_the_commands_that_are_printed(hub: Hub, di
     assert files[digits_file.name] == digits_file.read_bytes()
     assert len(hub.repos["me/digits"].commits) == 1
     assert not hub.repos["me/digits"].private
+    assert "--license" not in done.out
 
     command = done.out.splitlines()[-1].split()
     assert command[0] == "nestify"
@@ -70,6 +71,20 @@ def test_json_private_and_a_folder(hub: Hub, digits_file: Path) -> None:
     assert document["address"] == f"hf://me/digits/{digits_file.name}"
     assert document["url"] == f"{hub.address}/me/digits"
     assert len(document["commit"]) == 40
+    assert document["license"] == "mit"
+
+
+def test_a_missing_licence_is_said(hub: Hub, digits_file: Path) -> None:
+    assert "--license" in on_hub(hub, "push", digits_file, "me/digits").out
+
+
+def test_metadata_that_is_not_yaml_is_refused(hub: Hub, digits_file: Path) -> None:
+    assert nestify("card", digits_file, "-o", "folder").code == 0
+    Path("folder/README.md").write_text("---\nlicense: [mit\n---\n\n# Mine\n")
+    done = on_hub(hub, "push", "folder", "me/digits")
+    assert (done.code, done.out) == (3, "")
+    assert "README.md" in done.message
+    assert hub.repos == {}
 
 
 def test_private_is_not_pushed_to_a_public_repository(hub: Hub, digits_file: Path) -> None:

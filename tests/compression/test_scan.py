@@ -74,6 +74,7 @@ def test_measures_by_their_definitions() -> None:
     assert found.divergence == pytest.approx(float((p * np.log(p / q)).sum(1).mean()), rel=1e-4)
     assert found.agreement == 100 * np.mean(p.argmax(1) == q.argmax(1))
     assert found.top1 == 100 * np.mean(q.argmax(1) == target.numpy())
+    assert Probe(model, images[:8], images, None).measure(other).top1 is None
 
 
 def test_the_original_agrees_with_itself_after_a_measurement_of_its_statistics() -> None:

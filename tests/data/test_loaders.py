@@ -193,6 +193,14 @@ def test_processes_share_out_evaluation_images_exactly(folder: Path) -> None:
     assert sorted(chain(*shares)) == sorted(ALL)  # 21 images over 4 processes, none twice
 
 
+def test_a_process_may_have_no_share_of_the_evaluation_images(folder: Path) -> None:
+    images = open_images(str(folder), max_images=2)
+    shares = [
+        greys(eval_loader(images, PREPROCESSING, batch_size=4, rank=rank, world_size=3)) for rank in range(3)
+    ]
+    assert list(map(len, shares)) == [1, 1, 0]
+
+
 def test_shuffled_evaluation(folder: Path) -> None:
     images = open_images(str(folder))
     shuffled = greys(eval_loader(images, PREPROCESSING, batch_size=4, shuffle_seed=0))

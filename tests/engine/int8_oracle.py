@@ -61,6 +61,37 @@ def random_case(rng: np.random.Generator, case: Convolution, with_residual: bool
     return found, expected
 
 
+def random_linear(
+    rng: np.random.Generator, tokens: int, inputs: int, outputs: int, block: int = 0
+) -> tuple[Uint8, Uint8]:
+    """Run a random linear layer; returns the engine's result and NumPy's, (tokens, outputs)."""
+    weight = random_quads(rng, (outputs, inputs, 1, 1), rng.uniform(0.05, 0.6))
+    bias = rng.integers(-20_000, 20_000, outputs, np.int32)
+    multipliers = rng.uniform(0, 0.004, outputs).astype(np.float32)
+    features, units = rng.integers(0, 256, (tokens, inputs), np.uint8), random_units(rng)
+    case = Convolution(1, 1, inputs, outputs, (tokens, 1))
+    # The same sums as those of a 1x1 convolution over an image of one column.
+    sums = integer_sums(features.T[None, :, :, None].copy(), weight, case, units.input_zero)
+    expected = requantise(sums + bias[:, None, None], multipliers, units, None)
+    packed = pack_int8(QuadWeight.from_dense(weight), bias, multipliers, block)
+    found = np.full((tokens, outputs), 99, np.uint8)
+    assert run_linear_int8(packed, features, found, units) is None
+    return found, expected[0, :, :, 0].T
+
+
+def run_linear_int8(packed: Bytes, features: Uint8, found: Uint8, units: Units) -> str | None:
+    """Run a packed linear layer into `found`; returns the library's message."""
+    return load_library().call(
+        "nestify_linear_int8",
+        pointer(packed),
+        ctypes.c_int64(packed.nbytes),
+        pointer(features),
+        ctypes.c_int64(len(features)),
+        (ctypes.c_int32 * 4)(units.input_zero, units.output_zero, units.low, units.high),
+        pointer(found),
+    )
+
+
 def integer_sums(images: Uint8, weight: NDArray[np.int8], case: Convolution, zero: int) -> NDArray[np.int64]:
     """The exact sums of products, where padding has the zero point's value."""
     top, left, bottom, right = case.pads
@@ -121,6 +152,9 @@ def check(seed: int, count: int) -> None:
         case = random_convolution(rng)
         found, expected = random_case(rng, case, with_residual=bool(index % 2))
         assert np.array_equal(found, expected), case
+        sizes = (int(rng.integers(1, 130)), int(rng.integers(1, 300)), int(rng.integers(1, 150)))
+        found, expected = random_linear(rng, *sizes, block=int(rng.choice([0, 1, 7, 64])))
+        assert np.array_equal(found, expected), sizes
     print(load_library().isa)
 
 

@@ -42,6 +42,15 @@ def biased(builder: QuadBuilder, given: str) -> str:
     return name
 
 
+def linear(builder: QuadBuilder, given: str, *, bias: bool = True, density: float = 0.3) -> str:
+    """A linear layer from SIDE to 48 features, as exports of transformers have it."""
+    rng = np.random.default_rng(len(builder.nodes))
+    kept = rng.random((-(-SIDE // 4), 48)) < density
+    weight = rng.standard_normal((SIDE, 48)) * kept.repeat(4, axis=0)[:SIDE]
+    name = builder.node("MatMul", given, builder.constant(weight / 4))
+    return builder.node("Add", name, builder.constant(rng.standard_normal(48))) if bias else name
+
+
 @pytest.fixture
 def rewrite(library: Library, tmp_path: Path) -> Rewrite:
     """Quantises and rewrites a model, and compares it with what ONNX Runtime computes in float32 and int8."""
@@ -112,6 +121,24 @@ def test_a_clamped_convolution_keeps_its_clamp_before_the_sum(rewrite: Rewrite) 
     clamped = builder.node("Relu", builder.conv(first))
     nodes, _ = rewrite(builder.model(builder.conv(builder.node("Add", clamped, first))))
     assert operators(nodes).count("Add") == 1
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_linear_layers(rewrite: Rewrite, bias: bool) -> None:
+    """The last dimension of the images serves as features; a bias that is added is part of the layer."""
+    builder = QuadBuilder()
+    nodes, choices = rewrite(builder.model(linear(builder, "images", bias=bias)))
+    assert operators(nodes) == ["QuantizeLinear", "SparseLinearInt8", "DequantizeLinear"]
+    assert [(choice.operator, choice.reason) for choice in choices] == [("MatMul", "")]
+
+
+def test_a_linear_layer_on_few_tokens_stays_dense(rewrite: Rewrite) -> None:
+    builder = QuadBuilder()
+    builder.constants.append(numpy_helper.from_array(np.array([1, 2]), "axes"))
+    pooled = builder.node("ReduceMean", "images", "axes", keepdims=0)
+    nodes, choices = rewrite(builder.model(linear(builder, pooled)))
+    assert "SparseLinearInt8" not in operators(nodes)
+    assert choices[0].reason == "it has too few positions"
 
 
 def test_groups(rewrite: Rewrite) -> None:

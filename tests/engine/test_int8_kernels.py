@@ -13,7 +13,14 @@ from hypothesis import strategies as st
 from nestify.engine.library import VARIABLE, Library
 from nestify.engine.pack import Bytes, SparseWeight, check_packed, pack
 from nestify.engine.pack_int8 import QuadWeight, pack_int8
-from tests.engine.int8_oracle import Units, random_case, random_quads, run_conv_int8
+from tests.engine.int8_oracle import (
+    Units,
+    random_case,
+    random_linear,
+    random_quads,
+    run_conv_int8,
+    run_linear_int8,
+)
 from tests.engine.oracle import Convolution, random_convolution, run_conv
 from tests.engine.test_kernels import CASES
 
@@ -32,6 +39,21 @@ def test_convolutions(library: Library, name: str, residual: bool) -> None:
 def test_any_convolution(library: Library, seed: int) -> None:
     rng = np.random.default_rng(seed)
     found, expected = random_case(rng, random_convolution(rng), bool(seed % 2))
+    np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    tokens=st.integers(1, 130),
+    inputs=st.integers(1, 300),
+    outputs=st.integers(1, 150),
+    block=st.sampled_from([0, 1, 7, 64]),
+)
+def test_any_linear_layer(
+    library: Library, seed: int, tokens: int, inputs: int, outputs: int, block: int
+) -> None:
+    found, expected = random_linear(np.random.default_rng(seed), tokens, inputs, outputs, block)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -111,21 +133,30 @@ def test_damage_is_named(library: Library, place: int | str, dtype: str, value: 
     assert word in problem
 
 
+def linear_layer() -> Bytes:
+    """3 outputs and 12 inputs, blocks of two quads."""
+    rng = np.random.default_rng(0)
+    weight = QuadWeight.from_dense(random_quads(rng, (3, 12, 1, 1), 0.5))
+    return pack_int8(weight, rng.integers(-99, 99, 3, np.int32), np.full(3, 0.01, np.float32), 2)
+
+
 def fuzz(seed: int, count: int) -> int:
     """Damage layers at random; run those that are accepted. Returns how many were."""
-    rng, sound = np.random.default_rng(seed), small_layer()
+    rng, sounds = np.random.default_rng(seed), (small_layer(), linear_layer())
     images = rng.integers(0, 256, (1, 12, 7, 6), np.uint8)
     case, accepted = Convolution(1, 2, 6, 3, (7, 6), (3, 2), (2, 1), (1, 0, 1, 1)), 0
-    for _ in range(count):
-        packed = sound.copy()
+    for number in range(count):
+        packed = sounds[number % 2].copy()
         for _ in range(int(rng.integers(1, 4))):
             place = int(rng.integers(64 if rng.random() < 0.5 else len(packed)))
             packed[place] = rng.integers(256) if rng.random() < 0.5 else packed[place] ^ 1 << rng.integers(8)
         if check_packed(packed) is None:
             found = np.zeros((1, 6, 4, 6), np.uint8)
             channels = int(packed[40:44].view("<u4")[0]) * int(packed[16:20].view("<u4")[0])
-            if channels <= 12:  # the C function takes the images' channels from the layer
+            if channels <= 12:  # the C functions take the number of channels from the layer
                 run_conv_int8(packed, images, found, case, Units(3, 5), None)
+                if int(packed[8:12].view("<u4")[0]) <= 3:  # and that of the outputs
+                    run_linear_int8(packed, images.reshape(-1, 12), np.zeros((42, 3), np.uint8), Units(3, 5))
             accepted += 1
     return accepted
 
@@ -159,6 +190,9 @@ def test_layers_of_the_other_type_are_refused(library: Library) -> None:
     found = np.zeros((1, 3, 2, 2), np.uint8)
     problem = run_conv_int8(plain, np.zeros((1, 4, 2, 2), np.uint8), found, case, Units(), None)
     assert "type" in (problem or "")
+    tokens = np.zeros((4, 4), np.uint8)
+    assert "type" in (run_linear_int8(plain, tokens, np.zeros((4, 3), np.uint8), Units()) or "")
+    assert "not linear" in (run_linear_int8(small_layer(), tokens, np.zeros((4, 6), np.uint8), Units()) or "")
     floats = np.zeros((1, 12, 7, 6), np.float32)
     case = Convolution(1, 2, 6, 3, (7, 6), (3, 2))
     assert "type" in (run_conv(small_layer(), floats, np.zeros((1, 6, 5, 5), np.float32), case, None) or "")

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from nestify.evaluation.accuracy import evaluate, evaluate_levels
+from nestify.evaluation.accuracy import Accuracy, evaluate
+from nestify.evaluation.measure import measure_levels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
+from nestify.recipe.metric import TOP1
 
 
 def test_figures_are_those_of_numpy() -> None:
@@ -38,7 +40,9 @@ def test_each_level_is_evaluated_as_itself_and_the_mode_comes_back(
     images = torch.randn(6, 3, 32, 32)
     nested.train()
     target = nested.at_level(2)(images).argmax(-1)
-    low, full = evaluate_levels(nested, [(images, target)], [1, 2])
+    low, full = measure_levels(nested, [(images, target)], [1, 2], TOP1)
+    assert isinstance(low, Accuracy)
+    assert isinstance(full, Accuracy)
     assert nested.training
     assert full.top1 == 100
     assert low.top1 == pytest.approx(

@@ -8,15 +8,11 @@ import torch
 from torch import nn
 
 from nestify.errors import DivergedError
-from nestify.evaluation.agreement import (
-    Agreement,
-    Replay,
-    check_finite,
-    evaluate_agreement,
-    evaluate_level_agreement,
-)
+from nestify.evaluation.agreement import Agreement, Replay, Similarity, evaluate_agreement
+from nestify.evaluation.measure import check_finite, measure_levels
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
+from nestify.recipe.metric import AGREEMENT
 
 
 def test_figures_are_those_of_numpy() -> None:
@@ -29,6 +25,7 @@ def test_figures_are_those_of_numpy() -> None:
     )
     ours, theirs = images @ level, images @ original
     cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
+    assert isinstance(result, Agreement)
     assert (result.level, result.images) == (4, 23)
     assert result.agreement == pytest.approx(100 * (ours.argmax(1) == theirs.argmax(1)).mean())
     assert result.cosine == pytest.approx(cosine.mean(), rel=1e-5)
@@ -42,7 +39,8 @@ def test_a_level_agrees_with_itself_and_the_mode_comes_back(make_model: Callable
     nested = NestedModel(model, describe_model(model), ["a", "b"])
     nested.train()
     batches = [(torch.randn(3, 3, 32, 32), None) for _ in range(2)]
-    [result] = evaluate_level_agreement(nested, nested.at_level(2), batches, [2])
+    [result] = measure_levels(nested, batches, [2], AGREEMENT, reference=nested.at_level(2))
+    assert isinstance(result, Agreement)
     assert result.agreement == 100
     assert result.cosine == pytest.approx(1)
     assert result.cosine <= 1
@@ -57,7 +55,29 @@ def test_sums_are_those_of_all_processes() -> None:
         pieces,
         total=lambda sums: sums + torch.tensor([2.0, 0, 0]),
     )
+    assert isinstance(result, Agreement)
     assert (result.images, result.agreement) == (4, 50)
+
+
+def test_similarity_of_feature_maps_is_that_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    ours, theirs = ([rng.normal(size=(7, *shape)) for shape in ((3, 4, 4), (5, 2, 2))] for _ in range(2))
+    flat = [(one.reshape(7, -1), other.reshape(7, -1)) for one, other in zip(ours, theirs, strict=True)]
+    cosines = [
+        (one * other).sum(1) / np.linalg.norm(one, axis=1) / np.linalg.norm(other, axis=1)
+        for one, other in flat
+    ]
+    expected = np.mean(cosines)
+    [result] = evaluate_agreement(
+        {1: lambda _: list(map(torch.tensor, ours))},
+        lambda _: list(map(torch.tensor, theirs)),
+        [(torch.zeros(7, 1), None)],
+        of_classes=False,
+    )
+    assert isinstance(result, Similarity)
+    assert result.cosine == pytest.approx(expected)
+    assert result.score == pytest.approx(100 * expected)
+    assert result.images == 7
 
 
 def test_a_reference_is_computed_once() -> None:

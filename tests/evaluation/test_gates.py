@@ -30,6 +30,27 @@ def test_each_limit_holds_up_to_itself() -> None:
     assert set(states(over, level).values()) == {"missed"}
 
 
+@pytest.mark.parametrize(
+    ("gate", "key", "value", "score"),
+    [
+        ("min_map", "map", 70.0, 70),
+        ("min_agreement", "agreement", 70.0, 70),
+        ("min_cosine", "cosine", 0.7, 70),
+    ],
+)
+def test_limits_of_other_metrics(gate: str, key: str, value: float, score: float) -> None:
+    level = {"top1": None, key: value}
+    assert states(Gates.model_validate({gate: score}), level) == {(1, gate): "met"}
+    assert states(Gates.model_validate({gate: score + 0.1}), level) == {(1, gate): "missed"}
+    assert states(Gates(min_top1=0), level) == {(1, "min_top1"): "missed"}
+
+
+def test_drops_of_precision_are_from_the_full_level() -> None:
+    levels = [{"top1": None, "map": 60.0}, {"top1": None, "map": 63.0}]
+    assert states(Gates(max_drop=3), *levels) == {(1, "max_drop"): "met"}
+    assert states(Gates(max_drop=2.9), *levels) == {(1, "max_drop"): "missed"}
+
+
 def test_a_limit_of_a_level_stands_in_for_that_of_all() -> None:
     gates = Gates(
         min_top1=60, max_bytes="1MB", level={"level1": LevelGates(min_top1=10), "2": LevelGates(min_top1=80)}

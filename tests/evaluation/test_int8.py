@@ -70,9 +70,9 @@ def test_the_accuracy_is_that_of_what_was_written(digits: Path, exported: Export
     assert done.int8 is not None
     found, right = predicted(done.path, digits, batch=1)
     assert done.int8.images == len(right)
-    assert done.int8.top1 == pytest.approx(100 * float((found == right).mean()), abs=1e-6)
+    assert done.int8.score == pytest.approx(100 * float((found == right).mean()), abs=1e-6)
     level = nestify.evaluate(digits, DIGITS, level=2)
-    assert done.int8.float32_top1 == pytest.approx(level.levels[0].top1, abs=1e-4)
+    assert done.int8.float32_score == pytest.approx(level.levels[0].top1, abs=1e-4)
     assert done.int8.drop <= 100
     assert done.dtype == "int8"
 
@@ -170,7 +170,7 @@ def test_a_fixed_batch(digits: Path, tmp_path: Path, batch: int) -> None:
     done = export_int8(digits, 2, DIGITS, output=path, batch=batch, max_drop=100, calibrate_images=10)
     assert done.int8 is not None
     found, right = predicted(path, digits, batch)
-    assert done.int8.top1 == pytest.approx(100 * (found == right).mean(), abs=1.0)
+    assert done.int8.score == pytest.approx(100 * (found == right).mean(), abs=1.0)
 
 
 def test_openvino_runs_the_same_model(digits: Path, exported: Exported, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_openvino_runs_the_same_model(digits: Path, exported: Exported, tmp_path
     done = export_int8(digits, 2, DIGITS, "openvino", tmp_path / "a.openvino", max_drop=100)
     assert done.int8 is not None
     assert exported.int8 is not None
-    assert done.int8.top1 == pytest.approx(exported.int8.top1, abs=1.5)
+    assert done.int8.score == pytest.approx(exported.int8.score, abs=1.5)
     assert done.bytes < 2 * exported.bytes
 
 

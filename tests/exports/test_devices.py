@@ -248,14 +248,12 @@ def test_a_missing_package_is_one_sentence(
     [
         ("onnx", {"dtype": "float16"}, "--dtype float16 applies to packed layers in ONNX; add --sparse"),
         ("pt2", {"dtype": "int8"}, "--dtype int8 is not one of the types of --format pt2"),
-        ("openvino", {"dtype": "int8"}, "give float32 or float16"),
+        ("openvino", {"dtype": "bfloat16"}, "give float32 or float16"),
         ("coreml", {"opset": 18}, "--opset 18 applies to --format onnx"),
-        (
-            "coreml",
-            {"pictures": True},
-            "--with-preprocessing applies to --format onnx, pt2, openvino and exec",
-        ),
-        ("timm", {"pictures": True}, "not to timm; leave it out"),
+        ("openvino", {"dtype": "int8"}, "give --int8 --data"),
+        ("executorch", {"dtype": "int8"}, "give float32"),
+        ("coreml", {"pictures": True}, "--with-preprocessing .* coreml: .* no arrays of uint8; .* Vision"),
+        ("timm", {"pictures": True}, "timm: .* timm.data.create_transform"),
     ],
 )
 def test_options_that_do_not_apply(

@@ -51,6 +51,7 @@ def test_places(folders: Path, format: str | None, output: str | None, expected:
         (None, None, RecipeError, "format of the export is not given"),
         ("tflite", None, RecipeError, "format 'tflite' is not one of timm, onnx, pt2"),
         (None, "model.bin", RecipeError, "does not end with one of .safetensors, .onnx, .pt2"),
+        (None, "model.tflite", RecipeError, "--format pt2 --batch 1"),
         ("coreml", "any/", OutputError, "does not end with .mlpackage"),
         ("coreml", "full", OutputError, "is not an empty folder; give a new one"),
         (None, "model", RecipeError, "add --format"),

@@ -158,7 +158,9 @@ def test_a_missing_package_is_named(
     monkeypatch.setitem(sys.modules, package, None)
     error = refused(nn.Flatten(), make_model, target_in(tmp_path, "onnx"))
     assert isinstance(error, RecipeError)
-    assert str(error) == f"format onnx needs the package {package}; pip install 'nestify[onnx]'"
+    assert (
+        str(error) == f"format onnx needs the package {package}; pip install 'nestify[onnx]' (about 120 MB)"
+    )
 
 
 def test_what_is_too_large_for_one_onnx_file(

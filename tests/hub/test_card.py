@@ -16,7 +16,7 @@ from nestify.file.manifest import Metrics
 from nestify.file.reader import open_nested_file
 from nestify.file.summary import read_report
 from nestify.file.writer import write_nested_file
-from nestify.hub.card import CardOptions
+from nestify.hub.card_options import CardOptions
 from nestify.hub.folder import write_card
 from nestify.hub.markdown import fenced, literal
 from tests.file.builders import description, small_state

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestify.model import masking
 from nestify.model.masking import MaskedWeight, masked_weight
 
 USES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tensor], Tensor]]] = {
@@ -21,6 +22,12 @@ USES: dict[str, tuple[tuple[int, ...], tuple[int, ...], Callable[[Tensor, Tensor
         (2, 4, 8, 8),
         lambda x, w: functional.conv2d(x, (w - w.mean((1, 2, 3), keepdim=True)) / w.std()),
     ),
+    "convolution of a graph": (
+        (6, 4, 3, 3),
+        (2, 4, 8, 8),
+        torch.ops.aten.conv2d.default,
+    ),
+    "a gradient that two weights share": ((3, 5), (3, 5), lambda x, w: x * 2 + w),
     "two uses": ((5, 5), (3, 5), lambda x, w: functional.linear(functional.linear(x, w), w)),
 }
 
@@ -50,6 +57,22 @@ def test_gradient_of_the_mask_passes_gradcheck() -> None:
     assert torch.autograd.gradcheck(lambda w: masked_weight(w, entry, 2).square(), (weight,))
 
 
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_large_weights_are_masked_piece_by_piece(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(masking, "_PIECE", 100)
+    weight = torch.randn(7, 4, 3, 3).to(memory_format=layout).requires_grad_()
+    entry = torch.randint(1, 4, weight.shape, dtype=torch.uint8)
+    images = torch.randn(2, 4, 8, 8).to(memory_format=layout)
+    plain = weight.detach().clone().requires_grad_()
+    functional.conv2d(images, plain * (entry <= 2)).square().sum().backward()
+    functional.conv2d(images, MaskedWeight(weight, entry, 2)).square().sum().backward()
+    assert weight.grad is not None
+    assert plain.grad is not None
+    torch.testing.assert_close(weight.grad, plain.grad)
+
+
 def test_shape_and_type_are_those_of_the_weight() -> None:
     masked = MaskedWeight(torch.randn(4, 3, dtype=torch.float16), torch.ones(4, 3, dtype=torch.uint8), 1)
     assert (masked.shape, masked.dtype, masked.ndim) == ((4, 3), torch.float16, 2)
@@ -60,8 +83,8 @@ def test_products_are_freed_before_the_backward() -> None:
     products: list[weakref.ref[Any]] = []
 
     class Watched(MaskedWeight):
-        def product(self) -> Tensor:
-            product = super().product()
+        def product(self, in_place: bool = False) -> Tensor:
+            product = super().product(in_place)
             products.append(weakref.ref(product.untyped_storage()))
             return product
 

@@ -50,7 +50,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     few = {"train.epochs": 0, "train.eval_before": False, "train.recalibrate_batches": 1}
     few |= {"data.max_train": 100, "data.max_val": 50, "output": folder / "net.nested.safetensors"}
     done = nestify.compress("digits", few)
-    job = JobResult(name="few-seed1", recipe="few.toml", state="done", exit_code=0, top1=[61.5, 87.25])
+    job = JobResult(name="few-seed1", recipe="few.toml", state="done", exit_code=0, scores=[61.5, 87.25])
     made = [
         done,
         nestify.plan("digits", few),
@@ -75,6 +75,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             private=False,
             file="net.nested.safetensors",
             levels=("level1",),
+            license=None,
         ),
         nestify.Scan(
             model="net",

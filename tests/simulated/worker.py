@@ -1,9 +1,8 @@
-"""Two processes that train together on simulated devices: `python -m tests.simulated.worker FILE FILE`."""
+"""One of two processes that train together on simulated devices: see `main` for the arguments."""
 
-import os
 import sys
-import traceback
 import warnings
+from contextlib import nullcontext
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # deprecation warnings while torch is imported by other packages
@@ -15,25 +14,34 @@ with warnings.catch_warnings():
 from nestify import accelerator
 from nestify.errors import ProcessError
 from nestify.training.process_group import join_process_group
+from nestify.training.sync_norm import synced_batch_norm
 from tests import simulated
 from tests.simulated.collectives import register_backend
 from tests.simulated.steps import all_tensors, make_batch, make_stepper
 
 
-def main(path: str) -> None:
-    """Perform two steps in one of the processes, and save the tensors in a file.
+def main(path: str, schedule: str, exchange: str, synced: bool) -> None:
+    """Perform three steps, the last one without waiting for the device, and save the tensors in a file.
 
     Args:
         path: file to write.
+        schedule: kind of the levels.
+        exchange: number type in which gradients are exchanged.
+        synced: whether batch norm normalises by the images of both processes.
     """
     assert simulated.load_device() == ""
     accelerator.GPU = simulated.NAME
     register_backend()
-    with join_process_group(accelerator.pick_device("auto")) as (world, device):
+    dtype = getattr(torch, exchange)
+    with join_process_group(accelerator.pick_device("auto"), exchange=dtype) as (world, device):
         assert str(device) == f"{simulated.NAME}:{world.rank}"
-        training = make_stepper("weight", device, world=world)
-        for step in range(2):
-            training.step([make_batch(device, 2 * step + world.rank)])
+        training = make_stepper(schedule, device, world=world)
+        with synced_batch_norm(training.nested, world) if synced else nullcontext():
+            for step in range(3):  # the first two choose the weights
+                batch = make_batch(device, 2 * step + world.rank)
+                simulated.reset_work()
+                training.step([batch])
+        assert simulated.work().waits == {}, simulated.work().waits
         statistics = world.all_gather(float(world.all_reduce(torch.ones(1, device=device))))
         assert statistics == [2.0, 2.0]
         with pytest.raises(ProcessError, match=f"simccl: a tensor is on {simulated.NAME}"):
@@ -41,20 +49,5 @@ def main(path: str) -> None:
         save_file(all_tensors(training), path)
 
 
-def fork(rank: int, path: str) -> int:
-    """Start a process of this rank, without the imports, and return its number."""
-    if child := os.fork():
-        return child
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank))
-    try:
-        main(path)
-    except BaseException:
-        traceback.print_exc()
-        os._exit(1)
-    os._exit(0)
-
-
 if __name__ == "__main__":
-    children = [fork(rank, path) for rank, path in enumerate(sys.argv[1:])]
-    statuses = [os.waitpid(child, 0)[1] for child in children]
-    sys.exit(any(statuses))
+    main(*sys.argv[1:4], synced=sys.argv[4] == "synced")

@@ -67,7 +67,7 @@ def run(
 
 def test_all_levels_learn_while_sparsity_rises_to_its_exact_target(make_model: MakeModel) -> None:
     trained, logs = run(make_task(make_model), options(epochs=8.0), Ramp(LEVELS, 24, 12))
-    assert all(top1 > 90 for top1 in logs[-1].top1)
+    assert all(top1 > 90 for top1 in logs[-1].scores)
     assert logs[-1].losses[0] < logs[0].losses[0]
     sparsities = [log.sparsity[0] for log in logs]
     assert sparsities == sorted(sparsities)

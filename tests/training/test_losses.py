@@ -10,7 +10,7 @@ import nestify
 from nestify.errors import RecipeError
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.options import TrainOptions
-from nestify.training.losses import balanced_weights, label_loss
+from nestify.training.losses import balanced_weights, label_loss, multi_label_loss
 
 
 def loss(options: dict[str, Any], counts: list[int] | None = None, **augment: float) -> Any:
@@ -40,6 +40,20 @@ def test_binary_cross_entropy() -> None:
     p, hot = torch.sigmoid(logits).numpy(), np.eye(3)[target]
     expected = -(hot * np.log(p) + (1 - hot) * np.log(1 - p)).mean()
     assert float(loss({"loss": "bce"})(logits, target)) == pytest.approx(expected, rel=1e-4)
+
+
+def test_loss_of_several_labels() -> None:
+    torch.manual_seed(0)
+    logits, target = torch.randn(8, 3), torch.randint(0, 2, (8, 3)).float()
+    p, marked = torch.sigmoid(logits).numpy(), target.numpy()
+    terms = -(marked * np.log(p) + (1 - marked) * np.log(1 - p))
+    plain = multi_label_loss(TrainOptions(loss="bce"), AugmentOptions())
+    assert float(plain(logits, target)) == pytest.approx(terms.mean(), rel=1e-4)
+    balanced = multi_label_loss(TrainOptions(loss="bce"), AugmentOptions(), [20, 50, 0], 100)
+    weights = np.where(marked > 0, [4.0, 1.0, 1.0], 1.0)  # images without over images with the label
+    assert float(balanced(logits, target)) == pytest.approx((weights * terms).mean(), rel=1e-4)
+    asymmetric = multi_label_loss(TrainOptions(loss="asl"), AugmentOptions())
+    assert type(asymmetric).__name__ == "AsymmetricLossMultiLabel"
 
 
 def test_the_usual_loss_is_cross_entropy() -> None:

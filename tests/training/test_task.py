@@ -10,6 +10,7 @@ from torch.nn import functional
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
+from nestify.recipe.metric import AGREEMENT
 from nestify.schedule.weights import select_entry_levels
 from nestify.training.task import NestedTask, Teacher, TeacherKind
 
@@ -88,7 +89,7 @@ def test_without_labels_the_targets_do_not_matter(
         weights=WEIGHTS,
         distill=[1.0] * 3,
         teacher=Teacher(kind, frozen, mean=(0.5,) * 3, std=(0.5,) * 3, temperature=2.0),
-        labelled=False,
+        metric=AGREEMENT,
     )
     loss = task(images, target)["loss"]
     torch.testing.assert_close(loss, task(images, (target + 1) % 10)["loss"], rtol=0, atol=0)

@@ -12,6 +12,7 @@ from nestify.compression.batch.jobs import LOG, RECIPE, RESULT, Job
 from nestify.errors import BadFileError
 from nestify.file.summary import read_report
 from nestify.files import atomic_file, checkpoint_path
+from nestify.recipe.metric import TOP1
 
 SCHEMA_VERSION = 1
 
@@ -38,7 +39,8 @@ class JobResult(BaseModel):
         versions: versions of packages that a checkpoint depends on.
         file: name of the nested file in the job's folder.
         bytes: size of the nested file.
-        top1: top-1 accuracies of the levels in percent, core first.
+        metric: what the levels are judged by; see `recipe.metric`.
+        scores: scores of the levels in percent, core first.
     """
 
     model_config = ConfigDict(frozen=True, strict=True)
@@ -56,7 +58,8 @@ class JobResult(BaseModel):
     versions: dict[str, str] = {}
     file: str | None = None
     bytes: int | None = None
-    top1: list[float | None] = []
+    metric: str = TOP1.key
+    scores: list[float | None] = []
 
 
 def pending(job: Job) -> JobResult:
@@ -124,7 +127,8 @@ def add_measurements(job: Job, result: JobResult) -> JobResult:
         update={
             "file": output.name,
             "bytes": _size(output),
-            "top1": [level.top1 for level in report.levels],
+            "metric": report.metric.key,
+            "scores": [level.score for level in report.levels],
         }
     )
 

@@ -12,7 +12,7 @@ import { prepare } from "./pixels.js";
 
 const MOST_CLASSES = 5;
 const TIMED_RUNS = 10;
-const TIMED_MILLISECONDS = 1000;
+const TIMED_MILLISECONDS = 500;
 
 const find = (id) => document.getElementById(id);
 
@@ -70,17 +70,20 @@ class Level {
   async run(input) {
     const size = this.page.file.manifest.model.preprocessing.input_size;
     const feeds = { images: new ort.Tensor("float32", input, [1, ...size]) };
-    let logits = (await this.session.run(feeds)).logits.data; // the first run prepares the network
+    const { logits } = await this.session.run(feeds);
+    const severalLabels = this.entry.metrics.map !== undefined;
+    this.showClasses(severalLabels ? sigmoid(logits.data) : softmax(logits.data, this.entry.temperature ?? 1));
+    await new Promise((resolve) => setTimeout(resolve)); // so that the browser shows them
     const times = [];
-    for (let begin = performance.now(); times.length < TIMED_RUNS; ) {
+    const begin = performance.now();
+    do {
       const start = performance.now();
-      logits = (await this.session.run(feeds)).logits.data;
+      await this.session.run(feeds);
       times.push(performance.now() - start);
-      if (performance.now() - begin > TIMED_MILLISECONDS) break;
-    }
-    times.sort((left, right) => left - right);
-    this.query(".time").textContent = `${times[Math.floor(times.length / 2)].toPrecision(3)} ms`;
-    this.showClasses(softmax(logits, this.entry.temperature ?? 1));
+    } while (performance.now() - begin < TIMED_MILLISECONDS);
+    // Only the last runs count: while it runs, the browser replaces the runtime's code by faster code.
+    const last = times.slice(-TIMED_RUNS).sort((left, right) => left - right);
+    this.query(".time").textContent = `${last[Math.floor(last.length / 2)].toPrecision(3)} ms`;
   }
 
   showClasses(shares) {
@@ -175,11 +178,12 @@ class Page {
     }
   }
 
+  /** Fetch a level, and run it; the other levels that have been fetched too, so that their times compare. */
   async use(level) {
-    await this.marked(level, async () => {
-      await level.open();
-      if (this.input) await level.run(this.input);
-    });
+    await this.marked(level, () => level.open());
+    if (!this.input) return;
+    const others = this.levels.filter((each) => each.session && each !== level);
+    for (const each of [level, ...others]) await this.marked(each, () => each.run(this.input));
   }
 
   /** Take a picture, and run every level that has been fetched; the first picture fetches the core level. */
@@ -188,8 +192,7 @@ class Page {
     const { pixels, input } = prepare(await decode(blob, preprocessing.exif_orientation), preprocessing);
     this.input = input;
     show(pixels);
-    const ready = this.levels.filter((level) => level.session);
-    for (const level of ready.length ? ready : this.levels.slice(0, 1)) await this.use(level);
+    await this.use(this.levels.find((level) => level.session) ?? this.levels[0]);
   }
 
   async marked(level, work) {
@@ -269,6 +272,10 @@ function softmax(logits, temperature) {
   const powers = Array.from(logits, (logit) => Math.exp((logit - highest) / temperature));
   const total = powers.reduce((left, right) => left + right, 0);
   return powers.map((power) => power / total);
+}
+
+function sigmoid(logits) {
+  return Array.from(logits, (logit) => 1 / (1 + Math.exp(-logit)));
 }
 
 function factsOf({ achieved_sparsity: sparsity, width = 1, depth = 1 }) {

@@ -9,7 +9,7 @@ namespace {
 
 using nestify::Geometry;
 
-constexpr int32_t kInterface = 3;
+constexpr int32_t kInterface = 4;
 
 const char* answer(std::string problem) {
   static thread_local std::string kept;
@@ -180,5 +180,20 @@ const char* nestify_conv_int8(const void* bytes, int64_t size, const uint8_t* in
     call.epilogue = {limits[0], limits[1], limits[2], limits[3], residual, limits[4], residual_scale};
     if (problem = nestify::check_epilogue(call.epilogue); !problem.empty()) return problem;
     return nestify::run_conv_int8(call) ? "" : "out of memory";
+  });
+}
+
+const char* nestify_linear_int8(const void* bytes, int64_t size, const uint8_t* input, int64_t tokens,
+                                const int32_t limits[4], uint8_t* output) {
+  return guarded([&]() -> std::string {
+    if (std::string problem = without_variant(); !problem.empty()) return problem;
+    nestify::PackedLayer layer;
+    if (tokens < 0) return "a negative size";
+    if (std::string problem = open_layer(bytes, size, true, layer); !problem.empty()) return problem;
+    if (layer.shape.groups != 1 || layer.shape.taps() != 1) return "the layer is not linear";
+    nestify::Int8LinearCall call{&layer, input, output, tokens, {}, {}};
+    call.epilogue = {limits[0], limits[1], limits[2], limits[3]};
+    if (std::string problem = nestify::check_epilogue(call.epilogue); !problem.empty()) return problem;
+    return nestify::run_linear_int8(call) ? "" : "out of memory";
   });
 }

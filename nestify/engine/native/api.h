@@ -63,3 +63,8 @@ NESTIFY_EXPORT const char* nestify_conv_int8(const void* bytes, int64_t size, co
                                              int64_t height, int64_t width, const int64_t geometry[8],
                                              const int32_t limits[5], const uint8_t* residual, float residual_scale,
                                              uint8_t* output, int64_t output_bytes);
+
+// Runs a packed int8 layer as a linear layer, on one thread: uint8 (tokens, inputs) to (tokens, outputs).
+//   limits: zero points of input and output, lowest and highest output
+NESTIFY_EXPORT const char* nestify_linear_int8(const void* bytes, int64_t size, const uint8_t* input, int64_t tokens,
+                                               const int32_t limits[4], uint8_t* output);

@@ -81,6 +81,16 @@ struct LinearCall {
   Parallel parallel;
 };
 
+// input (tokens, channels) to output (tokens, outputs); its epilogue has no residual
+struct Int8LinearCall {
+  const PackedLayer* layer;
+  const uint8_t* input;
+  uint8_t* output;
+  int64_t tokens;
+  Int8Epilogue epilogue;
+  Parallel parallel;
+};
+
 // Returns an empty string, or why a geometry is refused.
 std::string check_geometry(const ConvGeometry& geometry);
 
@@ -95,6 +105,7 @@ std::string output_size(const Geometry& shape, const ConvGeometry& geometry, int
 bool run_conv(const ConvCall& call);
 bool run_linear(const LinearCall& call);
 bool run_conv_int8(const Int8Call& call);
+bool run_linear_int8(const Int8LinearCall& call);
 
 // A kernel for one instruction set.
 struct Variant {
@@ -102,6 +113,7 @@ struct Variant {
   bool (*conv)(const ConvCall&);
   bool (*linear)(const LinearCall&);
   bool (*conv_int8)(const Int8Call&);
+  bool (*linear_int8)(const Int8LinearCall&);
 };
 
 // Returns the fastest variant of this processor, or the one that NESTIFY_ENGINE_ISA names; null if that one
@@ -127,12 +139,15 @@ bool linear(const LinearCall& call);
 }  // namespace generic
 namespace avx512_vnni {
 bool conv_int8(const Int8Call& call);
+bool linear_int8(const Int8LinearCall& call);
 }  // namespace avx512_vnni
 namespace neon_dot {
 bool conv_int8(const Int8Call& call);
+bool linear_int8(const Int8LinearCall& call);
 }  // namespace neon_dot
 namespace generic_int8 {
 bool conv_int8(const Int8Call& call);
+bool linear_int8(const Int8LinearCall& call);
 }  // namespace generic_int8
 
 }  // namespace nestify

@@ -1,8 +1,10 @@
-// The custom operators nestify::SparseConv, nestify::SparseLinear and nestify::SparseConvInt8 of ONNX Runtime.
+// The custom operators SparseConv, SparseLinear, SparseConvInt8 and SparseLinearInt8 of ONNX Runtime, domain nestify.
 //
 // Inputs: activations (float32), a packed layer (uint8 constant), optionally a residual of the output's shape.
 // Attributes: low and high, between which the result is clamped; for SparseConv also strides, pads and dilations
-// as for ONNX's Conv. SparseConvInt8 has activations, residual and output in uint8, and the attributes of Int8Epilogue. A layer is checked when a session is created, so that a damaged model is refused then.
+// as for ONNX's Conv. The int8 operators have activations, residual and output in uint8, and the attributes of
+// Int8Epilogue; SparseLinearInt8 has no residual. A layer is checked when a session is created, so that a damaged
+// model is refused then.
 #include <algorithm>
 #include <cstdlib>
 #include <cstring>
@@ -176,6 +178,21 @@ struct Kernel {
     return {shape[0], layer.shape.groups * layer.shape.outputs, call.out_h, call.out_w};
   }
 
+  void check_linear() const {
+    if (layer.shape.groups != 1 || layer.shape.taps() != 1) throw Refusal("the layer of a linear operator is not linear");
+  }
+
+  // Counts the tokens of a linear layer's input, and returns the shape of its output.
+  std::vector<int64_t> measure_tokens(const OrtValue* value, int64_t features, int64_t& tokens) const {
+    std::vector<int64_t> shape = shape_of(value);
+    if (shape.empty() || shape.back() != features)
+      throw Refusal("a sparse linear layer got an input that does not have its features");
+    tokens = 1;
+    for (size_t i = 0; i + 1 < shape.size(); i++) tokens *= shape[i];
+    shape.back() = layer.shape.outputs;
+    return shape;
+  }
+
   Parallel parallel(OrtKernelContext* context) const {
     return Parallel{threads, context, [](void* to, size_t count, void (*task)(void*, size_t), void* state) {
                       const auto* running = static_cast<const OrtKernelContext*>(to);
@@ -217,21 +234,14 @@ struct ConvKernel final : FloatKernel {
 };
 
 struct LinearKernel final : FloatKernel {
-  LinearKernel(const OrtKernelInfo* info, int64_t n_threads) : FloatKernel(info, n_threads) {
-    if (layer.shape.groups != 1 || layer.shape.taps() != 1) throw Refusal("the layer of a SparseLinear is not linear");
-  }
+  LinearKernel(const OrtKernelInfo* info, int64_t n_threads) : FloatKernel(info, n_threads) { check_linear(); }
 
   void compute(OrtKernelContext* context) const override {
     const OrtValue* tokens = input(context, 0);
-    std::vector<int64_t> shape = shape_of(tokens);
-    if (shape.empty() || shape.back() != layer.shape.inputs)
-      throw Refusal("SparseLinear got an input that does not have its features");
     LinearCall call{};
     call.layer = &layer;
     call.input = data_of<float>(tokens);
-    call.tokens = 1;
-    for (size_t i = 0; i + 1 < shape.size(); i++) call.tokens *= shape[i];
-    shape.back() = layer.shape.outputs;
+    const std::vector<int64_t> shape = measure_tokens(tokens, layer.shape.inputs, call.tokens);
     call.epilogue = epilogue(context, shape);
     call.output = output<float>(context, shape);
     call.parallel = parallel(context);
@@ -239,17 +249,25 @@ struct LinearKernel final : FloatKernel {
   }
 };
 
-struct ConvInt8Kernel final : Kernel {
+// A layer that computes in int8.
+struct Int8Kernel : Kernel {
   static constexpr ONNXTensorElementDataType kType = ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8;
-  ConvGeometry geometry;
   Int8Epilogue epilogue;
 
-  ConvInt8Kernel(const OrtKernelInfo* info, int64_t n_threads)
-      : Kernel(info, n_threads, true), geometry(geometry_of(info)) {
+  Int8Kernel(const OrtKernelInfo* info, int64_t n_threads) : Kernel(info, n_threads, true) {
     epilogue.input_zero = byte(info, "input_zero");
     epilogue.output_zero = byte(info, "output_zero");
     epilogue.low = byte(info, "low");
     epilogue.high = byte(info, "high");
+    check(check_epilogue(epilogue));
+  }
+};
+
+struct ConvInt8Kernel final : Int8Kernel {
+  ConvGeometry geometry;
+
+  ConvInt8Kernel(const OrtKernelInfo* info, int64_t n_threads)
+      : Int8Kernel(info, n_threads), geometry(geometry_of(info)) {
     epilogue.residual_zero = byte(info, "residual_zero");
     epilogue.residual_scale = number(info, "residual_scale");
     check(check_epilogue(epilogue));
@@ -265,6 +283,23 @@ struct ConvInt8Kernel final : Kernel {
     call.output = output<uint8_t>(context, result);
     call.parallel = parallel(context);
     if (!run_conv_int8(call)) throw std::bad_alloc();
+  }
+};
+
+struct LinearInt8Kernel final : Int8Kernel {
+  LinearInt8Kernel(const OrtKernelInfo* info, int64_t n_threads) : Int8Kernel(info, n_threads) { check_linear(); }
+
+  void compute(OrtKernelContext* context) const override {
+    const OrtValue* tokens = input(context, 0);
+    Int8LinearCall call{};
+    call.layer = &layer;
+    call.input = data_of<uint8_t>(tokens);
+    const std::vector<int64_t> shape = measure_tokens(tokens, layer.channels, call.tokens);
+    if (residual<uint8_t>(context, shape)) throw Refusal("SparseLinearInt8 adds no residual");
+    call.epilogue = epilogue;
+    call.output = output<uint8_t>(context, shape);
+    call.parallel = parallel(context);
+    if (!run_linear_int8(call)) throw std::bad_alloc();
   }
 };
 
@@ -312,16 +347,19 @@ struct Domain {
   Operator<ConvKernel> conv;
   Operator<LinearKernel> linear;
   Operator<ConvInt8Kernel> conv_int8;
+  Operator<LinearInt8Kernel> linear_int8;
   OrtCustomOpDomain* handle = nullptr;
 
   explicit Domain(int64_t threads)
       : conv([](const OrtCustomOp*) { return "SparseConv"; }, threads),
         linear([](const OrtCustomOp*) { return "SparseLinear"; }, threads),
-        conv_int8([](const OrtCustomOp*) { return "SparseConvInt8"; }, threads) {
+        conv_int8([](const OrtCustomOp*) { return "SparseConvInt8"; }, threads),
+        linear_int8([](const OrtCustomOp*) { return "SparseLinearInt8"; }, threads) {
     check(g_api->CreateCustomOpDomain(kDomain, &handle));
     check(g_api->CustomOpDomain_Add(handle, &conv));
     check(g_api->CustomOpDomain_Add(handle, &linear));
     check(g_api->CustomOpDomain_Add(handle, &conv_int8));
+    check(g_api->CustomOpDomain_Add(handle, &linear_int8));
   }
 };
 

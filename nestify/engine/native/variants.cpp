@@ -46,13 +46,13 @@ struct Entry {
 };
 const Entry kVariants[] = {
 #if defined(__x86_64__)
-    {{"avx512", avx512::conv, avx512::linear, avx512_vnni::conv_int8}, has_avx512_vnni},
-    {{"avx512", avx512::conv, avx512::linear, generic_int8::conv_int8}, has_avx512_alone},
-    {{"avx2", avx2::conv, avx2::linear, generic_int8::conv_int8}, has_avx2},
+    {{"avx512", avx512::conv, avx512::linear, avx512_vnni::conv_int8, avx512_vnni::linear_int8}, has_avx512_vnni},
+    {{"avx512", avx512::conv, avx512::linear, generic_int8::conv_int8, generic_int8::linear_int8}, has_avx512_alone},
+    {{"avx2", avx2::conv, avx2::linear, generic_int8::conv_int8, generic_int8::linear_int8}, has_avx2},
 #elif defined(__aarch64__)
-    {{"generic", generic::conv, generic::linear, neon_dot::conv_int8}, has_dot_products},
+    {{"generic", generic::conv, generic::linear, neon_dot::conv_int8, neon_dot::linear_int8}, has_dot_products},
 #endif
-    {{"generic", generic::conv, generic::linear, generic_int8::conv_int8}, has_only_plain_int8},
+    {{"generic", generic::conv, generic::linear, generic_int8::conv_int8, generic_int8::linear_int8}, has_only_plain_int8},
 };
 
 const Variant* choose(const char* name, std::string& problem) {
@@ -98,6 +98,11 @@ bool run_linear(const LinearCall& call) {
 bool run_conv_int8(const Int8Call& call) {
   std::string problem;
   return variant(problem)->conv_int8(call);
+}
+
+bool run_linear_int8(const Int8LinearCall& call) {
+  std::string problem;
+  return variant(problem)->linear_int8(call);
 }
 
 std::string check_geometry(const ConvGeometry& g) {

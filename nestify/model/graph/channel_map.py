@@ -1,7 +1,9 @@
 """The groups of coupled channels of a model, and its networks with fewer channels."""
 
-from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
+import json
+from collections import OrderedDict, defaultdict
+from collections.abc import Collection, Hashable, Mapping, Sequence
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -16,7 +18,7 @@ from nestify.model.graph.groups import Group, find_groups, frozen_dimensions
 from nestify.model.graph.skipping import prune_graph
 from nestify.model.graph.subnetwork import build_network
 from nestify.model.graph.trace import Traced, trace
-from nestify.model.spec import state_tensors
+from nestify.model.spec import ModelSpec, state_tensors
 
 
 def map_channels(
@@ -36,6 +38,41 @@ def map_channels(
         UnsupportedModelError: if torch cannot trace the model, or the analysis does not support an operation.
     """
     return ChannelMap(analyse(trace(model, input_size), keep_outputs))
+
+
+REMEMBERED = 4
+"""Number of architectures whose channels `map_built_channels` remembers."""
+
+_remembered: OrderedDict[Hashable, "ChannelMap"] = OrderedDict()
+
+
+def map_built_channels(network: nn.Module, spec: ModelSpec, *, keep_outputs: bool = True) -> "ChannelMap":
+    """Find the channels of a network that was built from its description, and has not been changed since.
+
+    As `map_channels`, but the channels of the last architectures are remembered, because tracing takes
+    seconds and all levels of a file need the same channels.
+
+    Args:
+        network: the network, with any weights.
+        spec: its description.
+        keep_outputs: whether the channels of the model's outputs are kept in full.
+
+    Raises:
+        UnsupportedModelError: as `map_channels` does.
+    """
+    tensors = tuple(
+        (name, tuple(tensor.shape), tensor.dtype, tensor.device)
+        for name, tensor in chain(network.named_parameters(), network.named_buffers())
+    )
+    kwargs = json.dumps(spec.kwargs, sort_keys=True, default=repr)
+    key = (type(network), spec.architecture, kwargs, spec.input_size, keep_outputs, tensors)
+    found = _remembered.pop(key, None)
+    if found is None:
+        found = map_channels(network, spec.input_size, keep_outputs=keep_outputs)
+    _remembered[key] = found
+    while len(_remembered) > REMEMBERED:
+        _remembered.popitem(last=False)
+    return found
 
 
 class ChannelMap:

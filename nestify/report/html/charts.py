@@ -9,6 +9,7 @@ from math import dist
 from typing import Literal
 
 from nestify.file.summary import LevelReport, Report
+from nestify.recipe.metric import metric_of
 from nestify.report.html.labels import Box, Label, place_labels
 from nestify.report.table import mebibytes, quantity
 
@@ -132,7 +133,7 @@ class Chart:
         x_title: quantity and unit of the x axis.
         y_title: quantity and unit of the y axis.
         x: the x axis.
-        y: the y axis, top-1 or agreement in percent.
+        y: the y axis, the score in percent.
         marks: points of all series, in drawing order.
         links: horizontal lines (x1, x2, y) between the marks of a level.
         labels: names of the levels, or their numbers if there is no room for all names.
@@ -163,7 +164,7 @@ class Chart:
 
 @dataclass(frozen=True)
 class _Dot:
-    """A point in units of the data: cost in MACs or bytes, score (top-1 or agreement) in percent."""
+    """A point in units of the data: cost in MACs or bytes, score in percent."""
 
     kind: Kind
     cost: float
@@ -173,7 +174,7 @@ class _Dot:
 
 def macs_chart(report: Report) -> Chart | None:
     """Return the chart of scores against effective and dense MACs; None if no level has all three values."""
-    groups, title = [], report.score_title
+    groups, title = [], report.metric.title
     for level in report.levels:
         if level.score is None or level.dense_macs is None or level.effective_macs is None:
             continue
@@ -196,7 +197,7 @@ def macs_chart(report: Report) -> Chart | None:
 
 def bytes_chart(report: Report) -> Chart | None:
     """Return the chart of scores against bytes of the prefix; None if no level was evaluated."""
-    groups, title = [], report.score_title
+    groups, title = [], report.metric.title
     for level in report.levels:
         if level.score is None:
             continue
@@ -209,12 +210,12 @@ def bytes_chart(report: Report) -> Chart | None:
 
 
 def score_subject(report: Report) -> str:
-    """Return what the levels of a report are judged by: accuracy, or agreement with the original model."""
-    return "Accuracy" if report.score_title == "top-1" else "Agreement"
+    """Return what the levels of a report are judged by, for headings."""
+    return report.metric.subject
 
 
 def _untrained(level: LevelReport, cost: float, title: str) -> list[_Dot]:
-    before = level.top1_before if level.agreement_before is None else level.agreement_before
+    before = metric_of(level).score_before(level)
     if before is None:
         return []
     return [_Dot("untrained", cost, before, f"{level.name}: {title} {before:.2f} % before training")]
@@ -236,7 +237,7 @@ def _chart(
     if not groups:
         return None
     dots = [dot for _, group in groups for dot in group]
-    original = report.original.get("top1")
+    original = report.original.get(report.metric.key)
     if original is not None and not 0 <= original <= 100:  # the file is not trusted
         original = None
     largest = max(dot.cost for dot in dots)
@@ -263,7 +264,7 @@ def _chart(
         key=key,
         title=title,
         x_title=x_title,
-        y_title=f"{report.score_title}, %",
+        y_title=f"{report.metric.title}, %",
         x=x,
         y=y,
         marks=tuple(marks),

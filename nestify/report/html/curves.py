@@ -80,7 +80,7 @@ def curve_charts(report: Report, history: History) -> list[CurveChart]:
         for line in history.validation
     ]
     losses, scored = [], []
-    title = report.score_title
+    title = report.metric.title
     for level in range(1, len(names) + 1):
         found = {epoch: levels[level] for epoch, levels in scores if level in levels}
         losses.append([(epoch, score.loss) for epoch, score in found.items() if score.loss is not None])
@@ -95,7 +95,7 @@ def curve_charts(report: Report, history: History) -> list[CurveChart]:
         made += [
             _chart("train-loss", "Training: loss", names, *_losses(history.training, len(names))),
             _chart("train-top1", f"Training: {title}", names, *_scores(history.training, len(names), title)),
-            _chart("validation-loss", "Validation: cross-entropy", names, "loss", losses),
+            _chart("validation-loss", "Validation: loss", names, "loss", losses),
             _chart("validation-top1", f"Validation: {title}", names, f"{title}, %", scored),
         ]
     return [chart for chart in made if chart is not None]

@@ -210,17 +210,16 @@ def _finalize(value: object) -> object:
 def _facts(report: Report) -> list[tuple[str, str]]:
     """Return the facts at the top of the page, as pairs of name and value."""
     size = f"{mebibytes(report.file_bytes)} MiB ({report.file_bytes:,} bytes)"
-    original = (
-        "top-1 before nesting",
-        f"{number(report.original.get('top1'))} %" if "top1" in report.original else "-",
-    )
+    metric = report.metric
+    before = report.original.get(metric.key)
+    original = (f"{metric.title} before nesting", "-" if before is None else f"{number(before)} %")
     return [
         ("classes", str(report.num_classes or "none: a backbone")),
         ("input", "x".join(map(str, report.input_size))),
         ("schedule", report.schedule),
         ("levels", str(len(report.levels))),
         ("file", size),
-        *([original] if report.score_title == "top-1" else [("labels", "none were read")]),
+        ("labels", "none were read") if metric.is_comparison else original,
     ]
 
 

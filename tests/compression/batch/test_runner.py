@@ -32,7 +32,7 @@ def test_a_failure_does_not_stop_the_others(fakes: Fakes) -> None:
         ("e", "done", 0, ""),
     ]
     assert result.exit_code == 3
-    assert [job.top1 for job in result.jobs] == [TOP1, [], TOP1, [], TOP1]
+    assert [job.scores for job in result.jobs] == [TOP1, [], TOP1, [], TOP1]
     size = os.stat(os.environ["FAKE_FILE"]).st_size
     assert [job.bytes for job in result.jobs] == [size, None, size, None, size]
 
@@ -136,11 +136,11 @@ def test_a_job_whose_batch_vanished_goes_on(fakes: Fakes) -> None:
 
 def test_an_older_file_is_not_taken_for_that_of_a_failure(fakes: Fakes) -> None:
     recipe = write_recipe(fakes.folder / "a.toml", "missed")
-    assert fakes.run([recipe]).jobs[0].top1 == TOP1
+    assert fakes.run([recipe]).jobs[0].scores == TOP1
     output = fakes.folder / "out" / "a" / "missed.nested.safetensors"
     output.rename(output.with_name("exit 1.nested.safetensors"))
     [job] = fakes.run([write_recipe(fakes.folder / "a.toml", "exit 1")]).jobs
-    assert (job.exit_code, job.top1, job.bytes) == (1, [], None)
+    assert (job.exit_code, job.scores, job.bytes) == (1, [], None)
 
 
 def test_a_job_that_leaves_no_readable_file_has_failed(fakes: Fakes) -> None:

@@ -10,8 +10,10 @@ import timm
 import torch
 
 from nestify.errors import UnsupportedModelError
+from nestify.model.graph import channel_map
 from nestify.model.graph.axes import Axes, Indices, take_indices
-from nestify.model.graph.channel_map import map_channels
+from nestify.model.graph.channel_map import REMEMBERED, ChannelMap, map_built_channels, map_channels
+from nestify.model.spec import describe_model
 from tests.model.graph.builders import MODELS, example, half, narrow, random_units
 
 CPU = torch.device("cpu")
@@ -133,6 +135,42 @@ def test_the_map_does_not_keep_the_model_alive() -> None:
     del model
     gc.collect()
     assert weight() is None
+
+
+def groups_of(channels: ChannelMap) -> list[list[tuple[str, int, list[object]]]]:
+    return [[(m.name, m.dim, m.indices.tolist()) for m in group.members] for group in channels.groups]
+
+
+def test_the_channels_of_an_architecture_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = (timm.create_model("test_resnet", num_classes=10) for _ in range(2))
+    spec = describe_model(first, (3, 64, 64))
+    channels = map_built_channels(first, spec)
+    weight = weakref.ref(first.get_parameter("fc.weight"))
+    del first
+    gc.collect()
+    assert weight() is None
+    with monkeypatch.context() as patch:
+        patch.setattr(channel_map, "trace", None)
+        assert map_built_channels(second, spec) is channels
+    assert groups_of(channels) == groups_of(map_channels(second, (3, 64, 64)))
+
+
+def test_every_difference_of_the_architecture_is_searched_again() -> None:
+    sizes = {"": (3, 64, 64), "size": (3, 96, 96), "width": (3, 64, 64), "classes": (3, 64, 64)}
+    kwargs = {"width": {"channels": (16, 32, 64, 96)}, "classes": {"num_classes": 7}}
+    networks = {
+        name: timm.create_model("test_resnet", **{"num_classes": 10, **kwargs.get(name, {})})
+        for name in sizes
+    }
+    networks |= {"bfloat16": deepcopy(networks[""]).bfloat16()}
+    found = {}
+    for name, network in networks.items():
+        size = sizes.get(name, (3, 64, 64))
+        found[name] = map_built_channels(network, describe_model(network, size))
+        assert groups_of(found[name]) == groups_of(map_channels(network, size))
+    spec = describe_model(networks[""], (3, 64, 64))
+    assert map_built_channels(networks[""], spec, keep_outputs=False) is not found[""]
+    assert len(networks) > REMEMBERED == len(channel_map._remembered)
 
 
 @pytest.mark.parametrize("kept", [[0, 1, 2], [1], [3, 4, 7], [0, 7], []])
