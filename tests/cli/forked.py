@@ -137,8 +137,9 @@ def _run(
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
-    sys.stdin, sys.stdout = open(0), open(1, "w")  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace")  # noqa: SIM115
+    # Python never closes the numbers of standard streams either, whatever takes the place of the objects.
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
     sys.argv = ["nestify", *words]
     torch.set_num_threads(1)  # OMP_NUM_THREADS is read when torch is imported
     if before is not None:

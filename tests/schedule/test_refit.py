@@ -109,7 +109,7 @@ SPARSITIES, WIDTHS = ((0.9, 0.5, 0.0), (0.9, 0.2, 0.0)), ((0.25, 0.5, 1.0), (0.2
     ("name", "make", "sizes"),
     [
         ("test_resnet", sparse, SPARSITIES),
-        ("test_efficientnet", narrow, WIDTHS),
+        pytest.param("test_efficientnet", narrow, WIDTHS, marks=pytest.mark.long),
         ("test_vit", narrow, WIDTHS),
         pytest.param("test_resnet", narrow, WIDTHS, marks=pytest.mark.long),
         pytest.param("test_efficientnet", sparse, SPARSITIES, marks=pytest.mark.long),

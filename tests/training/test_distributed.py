@@ -153,6 +153,7 @@ def test_processes_that_hold_different_entry_levels_are_refused(monkeypatch: pyt
     World(0, 2).sync_entry_levels(nested)
 
 
+@pytest.mark.long  # by torchrun; test_processes.py has the same of srun
 def test_a_process_that_dies_ends_the_run() -> None:
     endless = ("--epochs", "1000", "--batch-size", "8", "-o", "a")
     process = start(*VIT, *endless)
