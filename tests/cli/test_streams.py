@@ -68,9 +68,11 @@ def test_a_standard_output_that_was_never_open(command: str) -> None:
 @pytest.mark.parametrize("stream", ["pipe", "full", "closed"])
 def test_errors_keep_their_exit_code(command: str, stream: str) -> None:
     code = 3 if command == "report nowhere" else 2
-    options = {"preexec_fn": lambda: os.close(2)} if stream == "closed" else {}
     file = os.open("/dev/full", os.O_WRONLY) if stream == "full" else closed_pipe()
-    done = finish(spawn(*command.split(), stderr=file, **options))
+    if stream == "closed":
+        done = finish(spawn(*command.split(), stderr=file, preexec_fn=lambda: os.close(2)))
+    else:
+        done = finish(fork(*command.split(), stderr=file))
     os.close(file)
     assert (done.code, done.out) == (code, "")
 
