@@ -50,7 +50,7 @@ def _fixed_seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_model() -> Callable[..., nn.Module]:
     """A function that makes a timm model with random weights and random batch-norm statistics."""
 

@@ -16,11 +16,21 @@ from nestify.evaluation.int8 import export_int8
 from nestify.file.reader import open_nested_file
 from nestify.model.spec import describe_model
 from tests.backbone_walk import EMBEDDING, FEATURES, SCHEDULES, make_backbone, run_onnx, walk_backbone
+from tests.engine.conftest import library, library_path
 
-FAST: list[tuple[str, dict[str, Any], int]] = [
-    ("test_resnet", FEATURES, 64),
-    ("test_vit", {**FEATURES, "img_size": 64}, 64),
-    ("test_efficientnet", EMBEDDING, 64),
+__all__ = ["library", "library_path"]  # fixtures
+
+FAST: list[tuple[str, dict[str, Any], int, set[str]]] = [
+    ("test_resnet", FEATURES, 64, {"channel", "kept"}),
+    ("test_vit", {**FEATURES, "img_size": 64}, 64, {"layer"}),
+    ("test_efficientnet", EMBEDDING, 64, {"weight", "combined"}),
+]
+"""Models, and the schedules that each walks by default; the others are `long`."""
+
+WALKS = [
+    pytest.param(name, kwargs, side, schedule, marks=() if schedule in default else pytest.mark.long)
+    for name, kwargs, side, default in FAST
+    for schedule in SCHEDULES
 ]
 
 LONG: list[tuple[str, dict[str, Any], int]] = [
@@ -58,8 +68,7 @@ def channels_that_apply(schedule: str, made: Any) -> bool:
     return bool(full == made.original and (narrower or core == full))
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize(("name", "kwargs", "side"), FAST)
+@pytest.mark.parametrize(("name", "kwargs", "side", "schedule"), WALKS)
 def test_backbone_passes_the_walk(
     name: str, kwargs: dict[str, Any], side: int, schedule: str, tmp_path: Path
 ) -> None:
@@ -145,6 +154,7 @@ def test_timm_loads_an_exported_backbone(backbone: Path, tmp_path: Path) -> None
         nestify.export(backbone, 1, "timm", output=f"{tmp_path}/folder/")
 
 
+@pytest.mark.usefixtures("library")
 def test_sparse_engine_returns_all_maps(backbone: Path, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():

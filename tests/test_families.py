@@ -29,10 +29,7 @@ FAST: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "mambaout": ("test_mambaout", {}),
     "maxxvit": ("test_coatnet", {}),  # convolutions and attention with relative positions
-    "mlp_mixer": ("gmlp_ti16_224", {}),
-    "mobilevit": ("mobilevit_xxs", {}),
     "nfnet": ("test_nfnet", {}),  # standardised weights
-    "repghost": ("repghostnet_050", {}),
     "resnet": ("test_resnet", {}),
     "sequencer": (  # LSTM
         "sequencer2d_s",

@@ -22,6 +22,7 @@ import pytest
 from nestify.cli.app import run
 from nestify.file.reader import open_nested_file
 from nestify.training.stepper import Stepper
+from tests.cli.forked import Forked
 
 UNTRAINED = (
     *("--epochs", "0", "--max-train", "200", "--max-val", "100"),
@@ -92,18 +93,29 @@ def spawn(*words: str | os.PathLike[str], **options: Any) -> "subprocess.Popen[s
     return subprocess.Popen([sys.executable, "-m", "nestify", *map(os.fspath, words)], **{**pipes, **options})
 
 
-def at_terminal(width: int, *words: str | Path, program: Sequence[str] = ("-m", "nestify")) -> list[str]:
+def fork(
+    *words: str | os.PathLike[str], stdout: int | None = None, stderr: int | None = None, **options: Any
+) -> Forked:
+    """Start a command in its own process as `spawn` does, but without the imports; see `Forked`."""
+    return Forked([*map(os.fspath, words)], environment(), (None, stdout, stderr), **options)
+
+
+def at_terminal(width: int, *words: str | Path, program: Sequence[str] = ()) -> list[str]:
     """Run a command at a terminal and return the lines that it prints, without escape sequences.
 
     Args:
         width: columns of the terminal.
         words: the command line.
-        program: arguments of Python that run nestify.
+        program: arguments of Python that run something else than nestify.
     """
     master, slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
-    command = [sys.executable, *program, *map(str, words)]
-    process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment())
+    process: subprocess.Popen[bytes] | Forked
+    if program:
+        command = [sys.executable, *program, *map(str, words)]
+        process = subprocess.Popen(command, stdin=slave, stdout=slave, stderr=slave, env=environment())
+    else:
+        process = Forked([*map(str, words)], environment(), (slave, slave, slave))
     os.close(slave)
     shown = b""
     while True:
@@ -131,9 +143,10 @@ def environment(**changes: str) -> Mapping[str, str]:
     return {**kept, "OMP_NUM_THREADS": "1", "TERM": "xterm", **changes}
 
 
-def finish(process: "subprocess.Popen[str]", timeout: float = 60) -> Outcome:
+def finish(process: "subprocess.Popen[str] | Forked", timeout: float = 60) -> Outcome:
     """Wait for a spawned command and return its result."""
     out, err = process.communicate(timeout=timeout)
+    assert process.returncode is not None
     return Outcome(process.returncode, out or "", err or "")
 
 

@@ -28,11 +28,11 @@ def executed_macs(model: torch.nn.Module) -> int:
     [
         ("channel", ["macs=0.25", "macs=2M"], UNTRAINED),
         pytest.param("channel", ["params=70K", "params=0.5"], UNTRAINED, marks=pytest.mark.long),
-        ("channel", ["bytes=300KB"], SHORT),
+        pytest.param("channel", ["bytes=300KB"], SHORT, marks=pytest.mark.long),
         pytest.param("weight", ["params=40K", "params=0.5"], SHORT, marks=pytest.mark.long),
         ("weight", ["bytes=200KB", "bytes=1MB"], SHORT),
         pytest.param("weight", ["macs=0.25", "macs=0.5"], SHORT, marks=pytest.mark.long),
-        ("weight", ["macs=0.25", "macs=0.5"], (*SHORT, "--score", "per_mac")),
+        ("weight", ["macs=0.25", "macs=0.5"], (*UNTRAINED, "--score", "per_mac")),
     ],
 )
 def test_a_level_meets_its_budget(

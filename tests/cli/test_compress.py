@@ -47,7 +47,8 @@ def test_table_on_stdout_progress_on_stderr_log_next_to_the_file(tmp_path: Path)
 
 
 def test_levels_before_training_are_evaluated_by_default() -> None:
-    done = nestify("compress", "digits", *TWO_STEPS, "--set", "train.eval_before=true", "--json")
+    both = ("--set", "train.eval_before=true", "--set", "schedule.fit=false")
+    done = nestify("compress", "digits", *TWO_STEPS, *both, "--json")
     [before] = [
         event for event in events(Path("digits.metrics.jsonl"), "evaluation") if event["moment"] == "before"
     ]

@@ -51,8 +51,16 @@ def loaded_logits(path: Path) -> np.ndarray:
         return np.asarray(model.eval()(images)[0])
 
 
-@pytest.mark.parametrize("format", SUFFIXES)
-@pytest.mark.parametrize("level", ["1", "level3"])
+@pytest.mark.parametrize(
+    ("level", "format"),
+    [
+        pytest.param(level, format, marks=pytest.mark.long)
+        if (level, format) == ("level3", "onnx")
+        else (level, format)
+        for level in ("1", "level3")
+        for format in SUFFIXES
+    ],
+)
 def test_formats(digits_file: Path, format: str, level: str) -> None:
     path = Path(f"plain{SUFFIXES[format]}")
     done = nestify("export", digits_file, "--level", level, "--format", format, "-o", path)

@@ -11,7 +11,8 @@ from nestify.cli.flags import with_recipe_flags
 from nestify.recipe.flags import FlaggedField, flagged_fields
 from nestify.recipe.recipe import Recipe, load_recipe
 
-from .driver import environment, finish, nestify, spawn
+from .driver import environment, finish, nestify
+from .forked import Forked
 
 COMMANDS = ("batch", "bench", "compress", "doctor", "eval", "export", "pick", "report", "slice", "verify")
 
@@ -165,7 +166,7 @@ def test_shells_complete_choices(words: str, expected: str) -> None:
         "COMP_WORDS": f"nestify {words}",
         "COMP_CWORD": str(len(words.split(" "))),
     }
-    done = finish(spawn(env=environment(**request)))
+    done = finish(Forked([], environment(**request)))
     assert (done.code, done.out.split()) == (0, expected.split())
 
 

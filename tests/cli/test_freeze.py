@@ -8,7 +8,7 @@ from nestify.file.reader import open_nested_file
 from tests.cli.driver import CHECKPOINT, DIGITS, events, interrupt, nestify, stored_recipe
 
 FEW = (
-    *("--max-train", "96", "--max-val", "20", "--batch-size", "16", "--epochs", "2", "--workers", "0"),
+    *("--max-train", "48", "--max-val", "20", "--batch-size", "16", "--epochs", "2", "--workers", "0"),
     *("--set", "train.recalibrate_batches=2", "--set", "train.eval_before=false"),
 )
 OUTPUT = Path("mine.nested.safetensors")
@@ -49,15 +49,15 @@ def test_recipe_log_and_progress(recipe: str) -> None:
     assert [level.get("freeze") for level in levels] == [True, None, None]
     trained = events(Path("mine.metrics.jsonl"), "train")
     assert [event["epoch"] for event in trained] == [1, 2, 3, 4]
-    assert [event["step"] for event in trained] == [6, 12, 18, 24]
-    assert {event["total_steps"] for event in trained} == {24}
+    assert [event["step"] for event in trained] == [3, 6, 9, 12]
+    assert {event["total_steps"] for event in trained} == {12}
     assert [[loss is None for loss in event["losses"]] for event in trained] == [
         [False, True, True],
         [False, True, True],
         [True, False, False],
         [True, False, False],
     ]
-    assert "24 of nested training" in done.err
+    assert "12 of nested training" in done.err
 
 
 def test_a_run_that_is_interrupted_in_each_stage_resumes_there(recipe: str) -> None:
@@ -65,13 +65,13 @@ def test_a_run_that_is_interrupted_in_each_stage_resumes_there(recipe: str) -> N
     assert nestify(*command).code == 0
     whole = OUTPUT.read_bytes()
     OUTPUT.unlink()
-    assert interrupt(8, *command).code == 130  # in the second epoch of the first stage
-    second = interrupt(12, *command, "--resume")  # in the second epoch of the second stage
+    assert interrupt(5, *command).code == 130  # in the second epoch of the first stage
+    second = interrupt(7, *command, "--resume")  # in the second epoch of the second stage
     assert second.code == 130
-    assert "resuming at step 8 of 24 of the training" in second.err
+    assert "resuming at step 5 of 12 of the training" in second.err
     again = nestify(*command, "--resume")
     assert again.code == 0, again.err
-    assert "resuming at step 20 of 24 of the training" in again.err
+    assert "resuming at step 10 of 12 of the training" in again.err
     assert OUTPUT.read_bytes() == whole
 
 

@@ -33,7 +33,10 @@ def table() -> Path:
     return path
 
 
-@pytest.mark.parametrize("schedule", [(), ("--schedule", "channel", "--levels", "0.25,0.5,1")])
+@pytest.mark.parametrize(
+    "schedule",
+    [(), pytest.param(("--schedule", "channel", "--levels", "0.25,0.5,1"), marks=pytest.mark.long)],
+)
 def test_the_core_level_predicts_the_coarse_classes(
     schedule: tuple[str, ...], table: Path, digits_folder: Path
 ) -> None:

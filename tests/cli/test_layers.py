@@ -14,36 +14,36 @@ SHORT = (
     *("--epochs", "1", "--batch-size", "16", "--max-train", "32", "--max-val", "20"),
     *("--set", "train.eval_before=false"),
 )
-KWARGS = {"img_size": 32, "patch_size": 8}
+KWARGS = {"img_size": 32, "patch_size": 8, "depth": 4}
 
 
 @pytest.fixture(scope="module")
 def vit(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
-    """Command line that compresses a transformer of six blocks with random weights."""
+    """Command line that compresses a transformer of four blocks with random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("vit") / "vit.safetensors"
     save_file(timm.create_model("test_vit", num_classes=10, **KWARGS).state_dict(), path)
-    kwargs = "model.kwargs={img_size=32, patch_size=8}"
+    kwargs = "model.kwargs={img_size=32, patch_size=8, depth=4}"
     return "compress", "digits", "--set", "model.name=test_vit", "--checkpoint", str(path), "--set", kwargs
 
 
 @pytest.fixture(scope="module")
 def shallow_file(vit: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("shallow") / "shallow.nested.safetensors"
-    done = nestify(*vit, "--schedule", "layer", "--levels", "0.5,0.8,1", *SHORT, "-o", path)
+    done = nestify(*vit, "--schedule", "layer", "--levels", "0.5,0.75,1", *SHORT, "-o", path)
     assert done.code == 0, done.err
     return path
 
 
 def test_shallower_levels_are_really_smaller(shallow_file: Path) -> None:
     levels = nestify("report", shallow_file, "--json").document["levels"]
-    assert [level["depth"] for level in levels] == [0.5, 0.8, 1.0]
-    assert [len(level["skipped"]) for level in levels] == [3, 1, 0]
+    assert [level["depth"] for level in levels] == [0.5, 0.75, 1.0]
+    assert [len(level["skipped"]) for level in levels] == [2, 1, 0]
     assert set(levels[1]["skipped"]) < set(levels[0]["skipped"])
     block = 4 * 64 * 64 + 2 * 64 * 192 + (192 + 64) + (192 + 64) + 4 * 64  # including biases and norms
     parameters = [level["parameters"] for level in levels]
     assert parameters[2] - parameters[1] == block
-    assert parameters[1] - parameters[0] == 2 * block
+    assert parameters[1] - parameters[0] == block
     assert levels[0]["dense_macs"] < 0.6 * levels[2]["dense_macs"]
     assert levels[0]["prefix_bytes"] < 0.65 * levels[2]["prefix_bytes"]
     head = nestify("report", shallow_file).out.splitlines()[2].split()
@@ -89,7 +89,7 @@ def test_blocks_may_be_ranked_by_their_loss(vit: tuple[str, ...], tmp_path: Path
     done = nestify(*words, *UNTRAINED, "-o", path)
     assert done.code == 0, done.err
     assert stored_recipe(path)["schedule"]["rank"] == "loss"
-    assert len(package.read_report(path).levels[0].skipped) == 3
+    assert len(package.read_report(path).levels[0].skipped) == 2
 
 
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ extends = "digits"
 [model]
 name = "test_vit"
 checkpoint = "{checkpoint}"
-kwargs = {{ img_size = 32, patch_size = 8 }}
+kwargs = {{ img_size = 32, patch_size = 8, depth = 4 }}
 [schedule]
 kind = "combined"
 [[level]]

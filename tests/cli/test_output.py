@@ -16,7 +16,7 @@ from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.training.stepper import Stepper
 from tests.cli.conftest import Refused
-from tests.cli.driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, nestify, spawn
+from tests.cli.driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, fork, nestify, spawn
 
 START = ("compress", "digits", *UNTRAINED, "-o")
 
@@ -133,7 +133,7 @@ def test_an_export_to_a_full_disk(small_disk: Path, digits_file: Path, form: str
     fill(small_disk)
     ending = "safetensors" if form == "timm" else form
     words = ("export", digits_file, "--level", "1", "--format", form, "-o", small_disk / f"a.{ending}")
-    done = finish(spawn(*words))  # torch would end the process
+    done = finish(fork(*words))  # torch would end the process
     assert done.code == 3, done.err
     assert "make room" in done.message
     assert {path.name for path in small_disk.iterdir()} == {"fill"}
@@ -203,7 +203,7 @@ def test_a_job_whose_log_is_a_pipe(tmp_path: Path) -> None:
 def test_two_runs_with_one_output(tmp_path: Path) -> None:
     """The second run is refused until the first one has ended, also if it was killed."""
     words = ("compress", "digits", *TWO_STEPS, "--epochs", "500", "-o")
-    first = spawn(*words, "a.nested.safetensors")
+    first = fork(*words, "a.nested.safetensors")
     try:
         assert first.stderr is not None
         for line in first.stderr:
@@ -281,7 +281,7 @@ def test_a_reader_that_closes_the_pipe(digits_file: Path) -> None:
         (("eval", digits_file, "--data", DIGITS, "--max-images", "300", "--min-top1", "100"), 1),
     ):
         reader, writer = os.pipe()
-        process = spawn(*words, stdout=writer)
+        process = (fork if "eval" in words else spawn)(*words, stdout=writer)
         os.close(writer)
         os.close(reader)
         done = finish(process)
@@ -309,7 +309,7 @@ def test_a_closed_standard_output(digits_file: Path) -> None:
 
 def test_a_closed_standard_error_does_not_stop_the_work(tmp_path: Path) -> None:
     reader, writer = os.pipe()
-    process = spawn("compress", "digits", *UNTRAINED, stderr=writer)
+    process = fork("compress", "digits", *UNTRAINED, stderr=writer)
     os.close(writer)
     os.close(reader)
     assert finish(process).code == 0

@@ -1,13 +1,15 @@
 """Interrupted runs, which the same command resumes."""
 
+import os
 import signal
-import subprocess
-import sys
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cli.driver import environment, interrupt, nestify
+from nestify.training.stepper import Stepper
+from tests.cli.driver import finish, fork, interrupt, nestify
 
 FEW = (
     *("--max-train", "64", "--max-val", "20", "--batch-size", "16", "--epochs", "2", "--levels", "0.9,0"),
@@ -18,24 +20,18 @@ OUTPUT = Path("digits.nested.safetensors")
 KEPT = Path("digits.resume.safetensors")
 
 
-STOPPED_IN_STEP_6 = """
-import os, sys
-from nestify.cli.app import main
-from nestify.training.stepper import Stepper
+def stop_in_step_6(number: int) -> None:
+    """Let this process send a signal to itself and all of its workers in the second epoch."""
+    original, begun = Stepper.step, 0
 
-number, original, begun = int(sys.argv.pop(1)), Stepper.step, 0
+    def step(self: Stepper, *given: Any) -> None:
+        nonlocal begun
+        begun += 1
+        if begun == 6:
+            os.killpg(0, number)
+        original(self, *given)
 
-def step(*given):
-    global begun
-    begun += 1
-    if begun == 6:
-        os.killpg(0, number)
-    original(*given)
-
-Stepper.step = step
-main()
-"""
-"""A program that sends a signal to itself and all of its workers in the second epoch."""
+    Stepper.step = step  # type: ignore[method-assign]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
@@ -43,9 +39,9 @@ def test_an_interrupted_run_resumes_to_the_same_bytes(number: int, code: int) ->
     assert nestify(*COMMAND).code == 0
     whole = OUTPUT.read_bytes()
     OUTPUT.unlink()
-    command = [sys.executable, "-c", STOPPED_IN_STEP_6, str(int(number)), *COMMAND, "--workers", "2"]
-    done = subprocess.run(command, env=environment(), start_new_session=True, check=False)
-    assert done.returncode == code
+    stop = partial(stop_in_step_6, int(number))
+    done = finish(fork(*COMMAND, "--workers", "2", start_new_session=True, before=stop))
+    assert done.code == code
     assert KEPT.exists()
     assert not OUTPUT.exists()
     again = nestify(*COMMAND, "--resume")

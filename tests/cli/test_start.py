@@ -1,32 +1,40 @@
 """Commands that must start fast and print nothing extra: help, version, reports."""
 
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 import nestify as package
-from tests.cli.driver import UNTRAINED, environment, finish, nestify, spawn
+from tests.cli.driver import UNTRAINED, environment, finish, fork, nestify, spawn
 
 RUN_AND_LIST = """
-import sys
+import json, sys
 from nestify.cli.app import run
-code = run(sys.argv[1:])
-loaded = [name for name in ("torch", "timm", "torchvision", "PIL") if name in sys.modules]
-print("loaded:", loaded, "code:", code, file=sys.stderr)
+for words in json.loads(sys.argv[1]):
+    code = run(words)
+    loaded = [name for name in ("torch", "timm", "torchvision", "PIL") if name in sys.modules]
+    print("loaded:", loaded, "code:", code, file=sys.stderr)
 """
 
 
-def loaded_by(*words: str) -> str:
-    command = [sys.executable, "-c", RUN_AND_LIST, *words]
+def loaded_after(*commands: Sequence[str]) -> list[str]:
+    """Run commands one after another in one process; return what is imported after each, and its code."""
+    command = [sys.executable, "-c", RUN_AND_LIST, json.dumps(commands)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment())
-    return done.stderr.splitlines()[-1]
+    return [line for line in done.stderr.splitlines() if line.startswith("loaded: ")]
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
+def loaded_by(*words: str) -> str:
+    [found] = loaded_after(words)
+    return found
+
+
+def test_help_and_recipes_import_no_torch() -> None:
+    commands = (
         ["--help"],
         ["batch", "--help"],
         ["compress", "--help"],
@@ -42,15 +50,15 @@ def loaded_by(*words: str) -> str:
         ["slice", "--help"],
         ["verify", "--help"],
         ["doctor", "--help"],
-    ],
-)
-def test_help_and_recipes_import_no_torch(words: list[str]) -> None:
-    assert loaded_by(*words) == "loaded: [] code: 0"
+    )
+    assert dict(zip(map(tuple, commands), loaded_after(*commands), strict=True)) == {
+        tuple(words): "loaded: [] code: 0" for words in commands
+    }
 
 
 def test_report_imports_no_torch(digits_file: Path) -> None:
-    assert loaded_by("report", str(digits_file), "--layers") == "loaded: [] code: 0"
-    assert loaded_by("report", str(digits_file), "--json") == "loaded: [] code: 0"
+    reports = [["report", str(digits_file), format] for format in ("--layers", "--json")]
+    assert loaded_after(*reports) == ["loaded: [] code: 0"] * 2
 
 
 def test_a_wrong_recipe_is_reported_without_torch() -> None:
@@ -98,7 +106,7 @@ def test_a_clean_run_prints_only_its_progress(digits_file: Path) -> None:
     assert (own.code, other.code) == (0, 0)
     assert other.err == own.err
     assert other.out == own.out
-    assert finish(spawn("eval", digits_file, "--data", "embedded/digits", "--max-images", "10")).err == ""
+    assert finish(fork("eval", digits_file, "--data", "embedded/digits", "--max-images", "10")).err == ""
     assert finish(spawn("report", digits_file)).err == ""
 
 

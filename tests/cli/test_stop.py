@@ -13,13 +13,13 @@ import nestify as package
 from nestify.cli.app import main
 from nestify.compression import compress as api
 from nestify.signals import STOP_SIGNALS
-from tests.cli.driver import UNTRAINED, Outcome, finish, nestify, spawn
+from tests.cli.driver import UNTRAINED, Outcome, finish, fork, nestify
 
 
 def stopped(number: int, *words: str) -> Outcome:
     """Run compress, end it by a signal after its first epoch, and check that no process is left."""
     endless = ("--epochs", "1000", "--max-train", "64", "--max-val", "10", "--set", "train.eval_before=false")
-    process = spawn("compress", "digits", *endless, *words, start_new_session=True)
+    process = fork("compress", "digits", *endless, *words, start_new_session=True)
     assert process.stderr is not None
     for line in process.stderr:
         if line.startswith("train epoch 1"):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.driver import TWO_STEPS, environment, finish, spawn
+from tests.cli.driver import TWO_STEPS, environment, finish, fork, spawn
 
 GUARDED = "from nestify.cli.streams import guard_streams\nguard_streams()\n"
 
@@ -29,15 +29,19 @@ def words_of(command: str, digits_file: Path) -> list[str]:
 
 COMMANDS = (
     *("--help", "batch --help", "--version", "guide", "guide levels", "slice FILE --level 1 -o a"),
-    *("report FILE --json", "report FILE --format html", "compress digits --dry-run"),
+    *("report FILE --json", "report FILE --format html"),
 )
+FORKED = ("compress digits --dry-run",)
 SLOW = ("doctor", "verify FILE")
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(pytest.param(c, marks=pytest.mark.long) for c in SLOW)])
+@pytest.mark.parametrize(
+    "command", [*COMMANDS, *FORKED, *(pytest.param(c, marks=pytest.mark.long) for c in SLOW)]
+)
 def test_a_reader_that_is_gone_changes_nothing(command: str, digits_file: Path) -> None:
     writer = closed_pipe()
-    done = finish(spawn(*words_of(command, digits_file), stdout=writer))
+    words = words_of(command, digits_file)
+    done = finish((fork if command in FORKED else spawn)(*words, stdout=writer))
     os.close(writer)
     assert (done.code, done.err) == (0, "")
 
@@ -64,9 +68,11 @@ def test_a_standard_output_that_was_never_open(command: str) -> None:
 @pytest.mark.parametrize("stream", ["pipe", "full", "closed"])
 def test_errors_keep_their_exit_code(command: str, stream: str) -> None:
     code = 3 if command == "report nowhere" else 2
-    options = {"preexec_fn": lambda: os.close(2)} if stream == "closed" else {}
     file = os.open("/dev/full", os.O_WRONLY) if stream == "full" else closed_pipe()
-    done = finish(spawn(*command.split(), stderr=file, **options))
+    if stream == "closed":
+        done = finish(spawn(*command.split(), stderr=file, preexec_fn=lambda: os.close(2)))
+    else:
+        done = finish(fork(*command.split(), stderr=file))
     os.close(file)
     assert (done.code, done.out) == (code, "")
 
@@ -79,7 +85,7 @@ def test_both_streams_in_one_pipe() -> None:
 
 def test_a_terminal_that_is_closed_does_not_stop_a_training(tmp_path: Path) -> None:
     master, slave = pty.openpty()
-    process = spawn("compress", "digits", *TWO_STEPS, stderr=slave, start_new_session=True)
+    process = fork("compress", "digits", *TWO_STEPS, stderr=slave, start_new_session=True)
     os.close(slave)
     assert os.read(master, 100)
     os.close(master)
@@ -88,10 +94,7 @@ def test_a_terminal_that_is_closed_does_not_stop_a_training(tmp_path: Path) -> N
 
 
 def test_nohup_is_honoured(tmp_path: Path) -> None:
-    def ignore() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-
-    process = spawn("compress", "digits", *TWO_STEPS, preexec_fn=ignore)
+    process = fork("compress", "digits", *TWO_STEPS, ignored=[signal.SIGHUP])
     assert process.stderr is not None
     assert process.stderr.readline()
     process.send_signal(signal.SIGHUP)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nestify.training import display
-from tests.cli.driver import TWO_STEPS, UNTRAINED, at_terminal, finish, nestify, spawn
+from tests.cli.driver import TWO_STEPS, UNTRAINED, at_terminal, finish, fork, nestify
 
 
 @pytest.mark.parametrize("words", [["-q", "compress"], ["compress", "--quiet"]])
@@ -30,7 +30,7 @@ def test_quiet_at_a_terminal() -> None:
 
 def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
-    many = ("--epochs", "1", "--batch-size", "4", "--max-train", "120", *UNTRAINED[4:])
+    many = ("--epochs", "1", "--batch-size", "4", "--max-train", "40", "--max-val", "20", *UNTRAINED[6:])
     usual = nestify("compress", "digits", *many)
     verbose = nestify("compress", "digits", *many, "-v")
     assert usual.out == verbose.out
@@ -39,7 +39,7 @@ def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verbose_shows_what_libraries_log() -> None:
-    done = finish(spawn("--verbose", "compress", "digits", *UNTRAINED))
+    done = finish(fork("--verbose", "compress", "digits", *UNTRAINED))
     assert done.code == 0
     assert "fvcore.nn.precise_bn" in done.err
 

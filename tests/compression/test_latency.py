@@ -188,6 +188,7 @@ def test_a_missed_latency_is_an_error_after_the_file_is_written(
     monkeypatch.setattr(latency, "bench", measured(0.5))
     output = tmp_path / "a.safetensors"
     options = {**FEW, "levels": "latency=0.3,latency=0.5,1", "train.epochs": 0, "output": str(output)}
+    options |= {"schedule.fit": False, "train.eval_before": False, "train.recalibrate_batches": 1}
     with pytest.raises(BudgetError, match=r"level\[1\].budget = latency=0.3 was missed"):
         package.compress("digits", options, observer=Observer())
     assert len(package.read_report(output).levels) == 3

@@ -75,7 +75,12 @@ def same_tensors(one: nn.Module, other: nn.Module) -> bool:
     ("schedule", "levels", "more"),
     [
         ("weight", "0.9,0.5,0", {"schedule.ramp": 0.5, "train.teacher": "original"}),
-        ("weight", "macs=0.4,1", {"schedule.ramp": 0.5, "train.teacher": "none"}),
+        pytest.param(
+            "weight",
+            "macs=0.4,1",
+            {"schedule.ramp": 0.5, "train.teacher": "none"},
+            marks=pytest.mark.long,
+        ),
         ("channel", "0.25,0.5,1", {"train.teacher": "self"}),
     ],
 )

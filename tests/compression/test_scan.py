@@ -137,6 +137,7 @@ def test_refusals(options: dict[str, object], words: str) -> None:
 
 def test_the_command(tmp_path: Path) -> None:
     few = ("scan", "digits", "--images", "16", "--sparsities", "0.9", "--only", "weight,layer")
+    few += ("--set", "schedule.fit_images=16", "--set", "data.max_train=64", "--set", "data.max_val=20")
     page, recipe = tmp_path / "scan.html", tmp_path / "recipe.toml"
     done = command(*few, "--budget", "macs=0.4", "-o", recipe, "--html", page, "--json")
     assert done.code == 0, done.err

@@ -35,24 +35,44 @@ def compressed(path: Path, **options: Any) -> tuple[Report, dict[str, Tensor]]:
     return done.report, {n: t.detach() for n, t in nested.shared_tensors().items() if t.ndim > 1}
 
 
-@pytest.mark.parametrize("levels", [SPARSE, CHANNELS])
-def test_fit_false_keeps_the_weights_of_the_checkpoint(tmp_path: Path, levels: dict[str, Any]) -> None:
+Run = tuple[Report, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Channels without training and without a fit."""
+    path = tmp_path_factory.mktemp("plain") / "a"
+    return compressed(path, **CHANNELS, **{"train.epochs": 0, "schedule.fit": False})
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Channels without training, fitted."""
+    return compressed(tmp_path_factory.mktemp("fitted") / "a", **CHANNELS, **{"train.epochs": 0})
+
+
+@pytest.fixture(scope="module")
+def sparse_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file with a sparse level without training and without a fit."""
+    path = tmp_path_factory.mktemp("sparse") / "a"
+    compressed(path, **SPARSE, **{"train.epochs": 0, "schedule.fit": False})
+    return path
+
+
+@pytest.mark.parametrize("kind", ["sparse", "channels"])
+def test_fit_false_keeps_the_weights_of_the_checkpoint(sparse_path: Path, plain: Run, kind: str) -> None:
     original = load_file(CHECKPOINT)
-    _, plain = compressed(tmp_path / "a", **levels, **{"train.epochs": 0, "schedule.fit": False})
-    for name, weight in plain.items():
+    sparse = {n: t.detach() for n, t in nestify.load(sparse_path).shared_tensors().items() if t.ndim > 1}
+    for name, weight in (sparse if kind == "sparse" else plain[1]).items():
         values, expected = (tensor.flatten().sort().values for tensor in (weight, original[name]))
         assert torch.equal(values, expected), name  # channels are sorted
 
 
-def test_refitted_levels_classify_better(tmp_path: Path) -> None:
+def test_refitted_levels_classify_better(plain: Run, fitted: Run) -> None:
     """The narrow level gains at least 10 points of 100 images, and the full level loses at most one image."""
-    plain, fitted = (
-        compressed(tmp_path / str(fit), **CHANNELS, **{"train.epochs": 0, "schedule.fit": fit})[0]
-        for fit in (False, True)
-    )
-    (before, _), (after, full) = ([level.top1 or 0 for level in report.levels] for report in (plain, fitted))
+    (before, _), (after, full) = ([level.top1 or 0 for level in made[0].levels] for made in (plain, fitted))
     assert after >= before + 10
-    assert full >= plain.original["top1"] - 1.01
+    assert full >= plain[0].original["top1"] - 1.01
 
 
 @pytest.mark.parametrize("levels", [SPARSE, CHANNELS])
@@ -70,15 +90,14 @@ def test_training_starts_from_the_original_weights(tmp_path: Path, levels: dict[
     assert before[0] != before[1]
 
 
-def test_untrained_and_stored_levels_are_the_same(tmp_path: Path) -> None:
-    report, _ = compressed(tmp_path / "a", **CHANNELS, **{"train.epochs": 0})
+def test_untrained_and_stored_levels_are_the_same(fitted: Run) -> None:
+    report, _ = fitted
     assert [level.top1_before for level in report.levels] == [level.top1 for level in report.levels]
 
 
-def test_a_full_level_keeps_its_statistics_if_nothing_was_fitted(tmp_path: Path) -> None:
-    compressed(tmp_path / "a", **SPARSE, **{"train.epochs": 0, "schedule.fit": False})
+def test_a_full_level_keeps_its_statistics_if_nothing_was_fitted(sparse_path: Path) -> None:
     original = load_file(CHECKPOINT)
-    full = nestify.load(tmp_path / "a").own_tensors(2)
+    full = nestify.load(sparse_path).own_tensors(2)
     assert all(torch.equal(tensor, original[name]) for name, tensor in full.items())
 
 

@@ -33,9 +33,13 @@ MODELS = [
 
 @pytest.fixture(autouse=True)
 def _every_layer(library: Library, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack_every_layer(monkeypatch)
+
+
+def pack_every_layer(patch: pytest.MonkeyPatch) -> None:
     """Pack layers of every size."""
-    monkeypatch.setattr(plan, "LEAST_MACS", 0)
-    monkeypatch.setattr(plan, "LEAST_POSITIONS", 1)
+    patch.setattr(plan, "LEAST_MACS", 0)
+    patch.setattr(plan, "LEAST_POSITIONS", 1)
 
 
 def nested_file(
@@ -74,6 +78,16 @@ def traced_alone(file: NestedFile, level: int, folder: Path) -> Path:
     return nestify.engine.export_sparse(file.path, level, folder / f"{level}.onnx").path
 
 
+@pytest.fixture(scope="module")
+def resnet(library: Library, tmp_path_factory: pytest.TempPathFactory) -> tuple[NestedFile, list[Path]]:
+    """A file of test_resnet, and its packed levels, each traced with its own weights."""
+    folder = tmp_path_factory.mktemp("resnet")
+    with pytest.MonkeyPatch.context() as patch:
+        pack_every_layer(patch)
+        file = nested_file(folder, "test_resnet")
+        return file, [traced_alone(file, level, folder) for level in range(1, LEVELS + 1)]
+
+
 def constants(path: Path) -> list[bytes]:
     """The values of all initializers in their order; the optimiser generates some names."""
     return [numpy_helper.to_array(tensor).tobytes() for tensor in onnx.load(path).graph.initializer]
@@ -81,10 +95,16 @@ def constants(path: Path) -> list[bytes]:
 
 @pytest.mark.parametrize("architecture", MODELS)
 def test_one_graph_serves_all_levels(
-    tmp_path: Path, architecture: str, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    architecture: str,
+    resnet: tuple[NestedFile, list[Path]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    file = nested_file(tmp_path, architecture)
-    expected = [traced_alone(file, level, tmp_path) for level in range(1, LEVELS + 1)]
+    if architecture == "test_resnet":
+        file, expected = resnet
+    else:
+        file = nested_file(tmp_path, architecture)
+        expected = [traced_alone(file, level, tmp_path) for level in range(1, LEVELS + 1)]
     traces: list[object] = []
     capture = onnx_export.capture
     monkeypatch.setattr(onnx_export, "capture", lambda *given: (traces.append(given), capture(*given))[1])
@@ -105,22 +125,22 @@ def test_weights_that_are_stored_in_half_precision(tmp_path: Path) -> None:
     assert constants(path) == constants(traced_alone(file, 1, tmp_path))
 
 
-def test_other_machines_round_differently(tmp_path: Path) -> None:
+def test_other_machines_round_differently(tmp_path: Path, resnet: tuple[NestedFile, list[Path]]) -> None:
     """Stored logits that are off by more than an export may be are compared by torch on this machine."""
     file = nested_file(tmp_path, "test_resnet", off=3e-3)
     path = packed_model(file, 1, tmp_path / "cache")
-    assert constants(path) == constants(traced_alone(file, 1, tmp_path))
+    assert constants(path) == constants(resnet[1][0])  # the weights are the same
     wrong = tmp_path / "wrong"
     wrong.mkdir()
     with pytest.raises(BadFileError, match="gives other logits"):
         packed_model(nested_file(wrong, "test_resnet", off=0.1), 1, wrong / "cache")
 
 
-def test_a_damaged_graph_is_made_again(tmp_path: Path) -> None:
-    file = nested_file(tmp_path, "test_resnet")
+def test_a_damaged_graph_is_made_again(tmp_path: Path, resnet: tuple[NestedFile, list[Path]]) -> None:
+    file, alone = resnet
     packed_model(file, 1, tmp_path / "cache")
     [graph] = (tmp_path / "cache").glob("*.graph.onnx")
     graph.write_bytes(graph.read_bytes()[:1000])
     path = packed_model(file, 2, tmp_path / "cache")
-    assert constants(path) == constants(traced_alone(file, 2, tmp_path))
+    assert constants(path) == constants(alone[1])
     assert graph.stat().st_size > 1000

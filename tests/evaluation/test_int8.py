@@ -18,6 +18,7 @@ from nestify.evaluation.int8 import export_int8
 from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
 from nestify.exports.openvino import openvino_core
 from nestify.exports.target import ExportFormat
+from nestify.exports.write import Exported
 from nestify.file.loading import load_level
 from nestify.file.reader import open_nested_file
 from tests.exports.builders import facts_of
@@ -45,6 +46,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def exported(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The full level in int8, for the stock runtime."""
+    return export_int8(digits, 2, DIGITS, output=tmp_path_factory.mktemp("full") / "a.onnx", max_drop=100)
+
+
 def predicted(path: Path, file: Path, batch: int = 50) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes that an ONNX model predicts in the stock runtime, and the right ones."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
@@ -58,8 +65,8 @@ def predicted(path: Path, file: Path, batch: int = 50) -> tuple[np.ndarray, np.n
     return np.concatenate(found), np.concatenate(right)
 
 
-def test_the_accuracy_is_that_of_what_was_written(digits: Path, tmp_path: Path) -> None:
-    done = export_int8(digits, 2, DIGITS, output=tmp_path / "a.onnx", max_drop=100)
+def test_the_accuracy_is_that_of_what_was_written(digits: Path, exported: Exported) -> None:
+    done = exported
     assert done.int8 is not None
     found, right = predicted(done.path, digits, batch=1)
     assert done.int8.images == len(right)
@@ -70,9 +77,8 @@ def test_the_accuracy_is_that_of_what_was_written(digits: Path, tmp_path: Path) 
     assert done.dtype == "int8"
 
 
-def test_weights_are_signed_per_channel_and_activations_unsigned(digits: Path, tmp_path: Path) -> None:
-    done = export_int8(digits, "1", DIGITS, output=tmp_path / "a.onnx", max_drop=100, calibrate_images=8)
-    graph = onnx.load(done.path).graph
+def test_weights_are_signed_per_channel_and_activations_unsigned(digits: Path, exported: Exported) -> None:
+    graph = onnx.load(exported.path).graph
     tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     made = {name: node for node in graph.node for name in node.output}
     layers = [node for node in graph.node if node.op_type == "Conv"]
@@ -82,7 +88,8 @@ def test_weights_are_signed_per_channel_and_activations_unsigned(digits: Path, t
         assert weights.dtype == np.int8
         assert scales.shape == (len(weights),)
         assert tensors[made[node.input[0]].input[2]].dtype == np.uint8
-    assert done.bytes < 0.5 * sum(p.numel() * 4 for p in load_level(open_nested_file(digits), 1).parameters())
+    level = load_level(open_nested_file(digits), 2)
+    assert exported.bytes < 0.5 * sum(parameter.numel() * 4 for parameter in level.parameters())
 
 
 def test_calibration_does_not_touch_the_images_that_evaluate(
@@ -96,7 +103,7 @@ def test_calibration_does_not_touch_the_images_that_evaluate(
         return original(data, split, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("nestify.data.validation.open_images", watched)
-    export_int8(digits, 1, DIGITS, output=tmp_path / "a.onnx", max_drop=100, max_images=50)
+    export_int8(digits, "1", DIGITS, output=tmp_path / "a.onnx", max_drop=100, max_images=50)
     assert splits == ["train", "validation"]
 
 
@@ -166,16 +173,16 @@ def test_a_fixed_batch(digits: Path, tmp_path: Path, batch: int) -> None:
     assert done.int8.score == pytest.approx(100 * (found == right).mean(), abs=1.0)
 
 
-def test_openvino_runs_the_same_model(digits: Path, tmp_path: Path) -> None:
+def test_openvino_runs_the_same_model(digits: Path, exported: Exported, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is an extra")
-    onnx_model = export_int8(digits, 2, DIGITS, output=tmp_path / "a.onnx", max_drop=100)
     done = export_int8(digits, 2, DIGITS, "openvino", tmp_path / "a.openvino", max_drop=100)
     assert done.int8 is not None
-    assert onnx_model.int8 is not None
-    assert done.int8.score == pytest.approx(onnx_model.int8.score, abs=1.5)
-    assert done.bytes < 2 * onnx_model.bytes
+    assert exported.int8 is not None
+    assert done.int8.score == pytest.approx(exported.int8.score, abs=1.5)
+    assert done.bytes < 2 * exported.bytes
 
 
+@pytest.mark.long  # the two tests beside it have one of both each
 def test_pictures_in_int8_on_openvino(digits: Path, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is an extra")
     done = export_int8(

@@ -96,7 +96,18 @@ def check_all_formats(plain: nn.Module, folder: Path) -> None:
     assert_same(run_onnx(done[ExportFormat.onnx].path, images), plain, images, 1e-4)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.fixture(scope="module")
+def stock(make_model: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[ExportFormat, Exported]:
+    """test_resnet in every stock format."""
+    torch.manual_seed(0)
+    plain, folder = make_model("test_resnet"), tmp_path_factory.mktemp("stock")
+    return {format: exported(plain, target_in(folder, format)) for format in STOCK}
+
+
+@pytest.mark.parametrize(
+    "name",  # the next test but one exports another test_vit
+    [pytest.param(name, marks=pytest.mark.long) if name == "test_vit" else name for name in MODELS],
+)
 def test_models_in_all_formats(make_model: Make, tmp_path: Path, name: str) -> None:
     check_all_formats(make_model(name, **MODELS[name]), tmp_path)
 
@@ -148,18 +159,14 @@ def test_tied_tensors_are_under_all_their_names(make_model: Make, tmp_path: Path
             assert torch.equal(file.get_tensor(name), tensor), name
 
 
-def test_every_format_holds_the_facts(make_model: Make, tmp_path: Path) -> None:
-    plain = make_model("test_resnet").eval()
-    facts = facts_of(plain, SIDE)
-    for format in STOCK:
-        export_level(plain, facts, target_in(tmp_path, format))
-    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+def test_every_format_holds_the_facts(stock: dict[ExportFormat, Exported]) -> None:
+    with safe_open(stock[ExportFormat.timm].path, "pt") as file:
         texts = file.metadata()
     assert texts.pop("format") == "pt"  # without it, other libraries do not know what they read
     check_texts(texts)
-    check_texts({prop.key: prop.value for prop in onnx.load(tmp_path / "model.onnx").metadata_props})
+    check_texts({prop.key: prop.value for prop in onnx.load(stock[ExportFormat.onnx].path).metadata_props})
     extra = {"nestify.json": ""}
-    torch.export.load(tmp_path / "model.pt2", extra_files=extra)
+    torch.export.load(stock[ExportFormat.pt2].path, extra_files=extra)
     found = json.loads(extra["nestify.json"])
     assert found["classes"] == NAMES
     assert (found["architecture"], found["level"], found["level_name"]) == ("test_resnet", 2, "laptop")
@@ -179,16 +186,17 @@ def check_texts(texts: dict[str, str]) -> None:
     assert texts["producer"].startswith("nestify ")
 
 
-def test_onnx_names_its_ends_and_leaves_the_batch_open(make_model: Make, tmp_path: Path) -> None:
-    plain = make_model("test_resnet")
-    done = exported(plain, target_in(tmp_path, "onnx"))
+def test_onnx_names_its_ends_and_leaves_the_batch_open(
+    make_model: Make, stock: dict[ExportFormat, Exported], tmp_path: Path
+) -> None:
+    done = stock[ExportFormat.onnx]
     model = onnx.load(done.path)
     ends = [(end.name, shape_of(end)) for end in (*model.graph.input, *model.graph.output)]
     assert ends == [("images", ["batch", 3, SIDE, SIDE]), ("logits", ["batch", 10])]
     assert [(entry.domain, entry.version) for entry in model.opset_import] == [("", 18)]
     assert not any(node.metadata_props or node.doc_string for node in model.graph.node)
     assert done.opset == 18
-    newer = exported(plain, target_in(tmp_path, "onnx"), batch=2, opset=20)
+    newer = exported(make_model("test_resnet"), target_in(tmp_path, "onnx"), batch=2, opset=20)
     model = onnx.load(newer.path)
     assert shape_of(model.graph.input[0]) == [2, 3, SIDE, SIDE]
     assert model.opset_import[0].version == newer.opset == 20
@@ -198,9 +206,9 @@ def shape_of(end: onnx.ValueInfoProto) -> list[str | int]:
     return [dim.dim_param or dim.dim_value for dim in end.type.tensor_type.shape.dim]
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
-def test_no_path_of_this_machine_is_in_it(make_model: Make, tmp_path: Path, format: str) -> None:
-    data = exported(make_model("test_resnet"), target_in(tmp_path, format)).path.read_bytes()
+@pytest.mark.parametrize("format", [ExportFormat.onnx, ExportFormat.pt2])
+def test_no_path_of_this_machine_is_in_it(stock: dict[ExportFormat, Exported], format: ExportFormat) -> None:
+    data = stock[format].path.read_bytes()
     for module in (timm, torch):
         assert str(Path(module.__file__ or "").parent).encode() not in data
 

@@ -135,8 +135,10 @@ def test_a_training_step_equals_that_of_the_plain_network(level: int) -> None:
     "architecture",
     [
         "test_resnet",
-        "test_vit",
-        *(pytest.param(name, marks=pytest.mark.long) for name in ("test_efficientnet", "test_convnext")),
+        *(
+            pytest.param(name, marks=pytest.mark.long)
+            for name in ("test_vit", "test_efficientnet", "test_convnext")
+        ),
     ],
 )
 def test_levels_are_the_same_after_saving_and_loading(tmp_path: Path, architecture: str) -> None:

@@ -109,7 +109,7 @@ SPARSITIES, WIDTHS = ((0.9, 0.5, 0.0), (0.9, 0.2, 0.0)), ((0.25, 0.5, 1.0), (0.2
     ("name", "make", "sizes"),
     [
         ("test_resnet", sparse, SPARSITIES),
-        ("test_efficientnet", narrow, WIDTHS),
+        pytest.param("test_efficientnet", narrow, WIDTHS, marks=pytest.mark.long),
         ("test_vit", narrow, WIDTHS),
         pytest.param("test_resnet", narrow, WIDTHS, marks=pytest.mark.long),
         pytest.param("test_efficientnet", sparse, SPARSITIES, marks=pytest.mark.long),
@@ -144,8 +144,15 @@ def test_lower_levels_do_not_depend_on_the_levels_above(
         torch.testing.assert_close(tensor, cores[1][key], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize(("make", "sizes"), [(sparse, (0.7, 0.0)), (narrow, (0.5, 1.0))])
-@pytest.mark.parametrize("name", ["test_resnet", "test_efficientnet"])
+@pytest.mark.parametrize(
+    ("name", "make", "sizes"),
+    [
+        ("test_resnet", sparse, (0.7, 0.0)),
+        ("test_efficientnet", narrow, (0.5, 1.0)),
+        pytest.param("test_resnet", narrow, (0.5, 1.0), marks=pytest.mark.long),
+        pytest.param("test_efficientnet", sparse, (0.7, 0.0), marks=pytest.mark.long),
+    ],
+)
 def test_a_level_comes_nearer_to_the_original(
     make_model: MakeModel,
     name: str,

@@ -32,7 +32,9 @@ CASES = {schedule: {"schedule": schedule} for schedule in SCHEDULES} | {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long) if name == "transformer" else name for name in CASES]
+)
 def test_steps_give_the_tensors_of_the_cpu_and_wait_for_nothing(name: str, gpu: torch.device) -> None:
     accumulate = 2 if name == "mixup" else 1
     expected = run_steps(make_stepper(device="cpu", **CASES[name]), 3, accumulate)
@@ -53,7 +55,11 @@ def different(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
 
 @pytest.mark.parametrize(
     ("architecture", "schedule", "ceiling"),
-    [("test_resnet", "weight", 1.15), ("test_resnet", "channel", 1.2), ("test_vit", "weight", 1.15)],
+    [
+        ("test_resnet", "weight", 1.15),
+        ("test_resnet", "channel", 1.2),
+        pytest.param("test_vit", "weight", 1.15, marks=pytest.mark.long),
+    ],
 )
 def test_a_step_launches_little_more_than_the_plain_steps_of_its_levels(
     architecture: str, schedule: str, ceiling: float, gpu: torch.device

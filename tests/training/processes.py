@@ -10,9 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["nestify.compression.compress", "tests.training.test_distributed", "tests.training.test_processes"]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "nestify.cli.app",
+        "nestify.compression.compress",
+        "tests.training.test_distributed",
+        "tests.training.test_processes",
+    ]
 )
 
 
@@ -20,6 +25,16 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])
+
+
+def srun_environment(size: int) -> dict[str, str]:
+    """Return what srun sets for all processes of a run; each has SLURM_PROCID and SLURM_LOCALID besides."""
+    return {
+        "SLURM_STEP_NUM_TASKS": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "OMP_NUM_THREADS": "1",
+    }
 
 
 class Processes:
@@ -33,14 +48,8 @@ class Processes:
 
     def __init__(self, size: int, function: Callable[..., Any], *arguments: Any) -> None:
         self.folder = Path(tempfile.mkdtemp())
-        environment = {
-            "SLURM_STEP_NUM_TASKS": str(size),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
-            "OMP_NUM_THREADS": "1",
-        }
-        given = (environment, Path.cwd(), self.folder, function, arguments)
-        self.processes = [_CONTEXT.Process(target=_call, args=(rank, *given)) for rank in range(size)]
+        given = (srun_environment(size), Path.cwd(), self.folder, function, arguments)
+        self.processes = [CONTEXT.Process(target=_call, args=(rank, *given)) for rank in range(size)]
         for process in self.processes:
             process.start()
 

@@ -21,8 +21,9 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.training.distributed import World, read_requests
 from nestify.training.stepper import Stepper
-from tests.cli.driver import Outcome, nestify
-from tests.training.processes import Processes
+from tests.cli.driver import Outcome, environment, finish, nestify
+from tests.cli.forked import Forked
+from tests.training.processes import Processes, srun_environment
 
 DIGITS = Path(package.__file__).parent / "recipes" / "digits"
 VIT = (
@@ -152,6 +153,7 @@ def test_processes_that_hold_different_entry_levels_are_refused(monkeypatch: pyt
     World(0, 2).sync_entry_levels(nested)
 
 
+@pytest.mark.long  # by torchrun; test_processes.py has the same of srun
 def test_a_process_that_dies_ends_the_run() -> None:
     endless = ("--epochs", "1000", "--batch-size", "8", "-o", "a")
     process = start(*VIT, *endless)
@@ -176,14 +178,18 @@ def fail_in_the_first_step(rank: int, words: tuple[str, ...]) -> Outcome:
 
 def test_a_signal_stops_all_processes_after_the_same_step() -> None:
     endless = ("--epochs", "60", "--batch-size", "8", "-o", "a")
-    process = start(*VIT, *endless)
-    assert process.stderr is not None
-    for line in process.stderr:
+    variables = {**environment(), **srun_environment(2)}
+    first, second = (
+        Forked([*VIT, *endless], {**variables, "SLURM_PROCID": rank, "SLURM_LOCALID": rank}) for rank in "01"
+    )
+    assert first.stderr is not None
+    for line in first.stderr:
         if line.startswith("train epoch 1 "):
             break
     time.sleep(0.2)
-    process.send_signal(signal.SIGTERM)
-    process.communicate(timeout=120)
+    first.send_signal(signal.SIGTERM)
+    for process in (first, second):
+        assert finish(process, timeout=120).code == 143
     assert Path("a.resume.safetensors").exists()
     assert not Path("a").exists()
     resumed, _ = Processes(2, fail_in_the_first_step, (*VIT, *endless)).join()

@@ -42,8 +42,16 @@ class Variant:
 
 VARIANTS = {
     "ramp to the end": Variant({"schedule.ramp": 1.0, "train.opt": "lamb", "train.channels_last": True}),
-    "budgets": Variant({"levels": "macs=0.4,1", "train.eval_before": False}, cuts=(9,)),
-    "channels": Variant({"schedule.kind": "channel", "levels": "0.5,1", "train.bn": "recalibrate"}),
+    "budgets": Variant({"levels": "macs=0.4,1", "train.eval_before": False, "train.epochs": 1}, cuts=(5,)),
+    "channels": Variant(
+        {
+            "schedule.kind": "channel",
+            "levels": "0.5,1",
+            "train.bn": "recalibrate",
+            "train.eval_before": False,
+        },
+        cuts=(1, 2, 5),
+    ),
     "averaged": Variant({"train.ema_decay": 0.9, "train.opt": "adamw", "train.clip_grad": 1.0}),
     "hierarchy, calibration": Variant(
         {
@@ -87,6 +95,14 @@ def run(options: Mapping[str, object] = {}, **more: Any) -> bytes:
     return OUTPUT.read_bytes()
 
 
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The nested file of a run without further options."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("uninterrupted"))
+        return run()
+
+
 def interrupt_after(steps: int, options: Mapping[str, object] = {}, **more: Any) -> None:
     """Start or resume a run, and interrupt it after `steps` steps."""
     original_step, done = Stepper.step, 0
@@ -104,7 +120,7 @@ def interrupt_after(steps: int, options: Mapping[str, object] = {}, **more: Any)
             run(options, **more)
 
 
-LONG = ("averaged", "ramp to the end", "random numbers, no fine-tuning")
+LONG = ("averaged", "ramp to the end", "random numbers, no fine-tuning", "hierarchy, calibration")
 
 
 @pytest.mark.parametrize(
@@ -183,8 +199,7 @@ def test_zero_minutes_save_no_checkpoint() -> None:
     assert not CHECKPOINT.exists()
 
 
-def test_an_error_between_steps_saves_the_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    uninterrupted = run()
+def test_an_error_between_steps_saves_the_last_step(uninterrupted: bytes) -> None:
     steps: list[int] = []
 
     class Broken(Observer):
@@ -242,8 +257,7 @@ def test_options_that_do_not_change_the_result_may_differ() -> None:
     run({**free, "gates.min_top1": 1}, resume=True)
 
 
-def test_restart_starts_from_scratch() -> None:
-    uninterrupted = run()
+def test_restart_starts_from_scratch(uninterrupted: bytes) -> None:
     interrupt_after(4)
     recorder = Recorder()
     assert run(resume=False, observer=recorder) == uninterrupted

@@ -187,7 +187,7 @@ def test_a_tracker_receives_metrics_options_and_files(received: Received, name: 
     assert (received.started, received.ends) == ([None], [True])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["wandb", pytest.param("mlflow", marks=pytest.mark.long)])
 def test_a_resumed_run_continues_the_trackers_run(received: Received, name: str) -> None:
     interrupt_run(name, steps=9)
     assert (received.started, received.ends, received.files) == ([None], [False], {})
@@ -205,8 +205,15 @@ class Warnings(Observer):
         self.texts.append(text)
 
 
-@pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("call", ["log", "files"])
+@pytest.mark.parametrize(
+    ("name", "call"),
+    [
+        ("wandb", "log"),
+        ("mlflow", "files"),
+        pytest.param("mlflow", "log", marks=pytest.mark.long),
+        pytest.param("wandb", "files", marks=pytest.mark.long),
+    ],
+)
 def test_a_tracker_that_fails_is_one_warning(received: Received, name: str, call: str) -> None:
     received.fails_at = call
     seen = Warnings()
