@@ -6,7 +6,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from nestify.data.dataset import Images, open_images, open_splits
@@ -314,6 +314,7 @@ def test_damage_in_the_middle_of_a_tar(tmp_path: Path) -> None:
         open_images(str(path))
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 @given(
     st.dictionaries(
         st.lists(st.text("aAbB0129-. _", min_size=1, max_size=3), min_size=1, max_size=2).map("/".join),
