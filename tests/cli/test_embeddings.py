@@ -15,9 +15,14 @@ from nestify.data.loaders import eval_loader
 from nestify.file.reader import open_nested_file
 from tests.cli.driver import CHECKPOINT, nestify
 
+UNFITTED = ("--set", "schedule.fit=false")
 MODEL = ("test_resnet", "--checkpoint", CHECKPOINT, "--input-size", "32", "--workers", "0", "--unlabelled")
 BACKBONE = ("--set", "model.kwargs.num_classes=0")
-SHORT = ("--schedule", "channel", "--levels", "0.5,1", "--epochs", "1", "--batch-size", "32", "--lr", "0.001")
+STEPS = (
+    *("--epochs", "1", "--batch-size", "32", "--lr", "0.001", "--max-train", "160", "--max-val", "50"),
+    *("--set", "train.recalibrate_batches=2"),
+)
+SHORT = ("--schedule", "channel", "--levels", "0.5,1", *STEPS, "--set", "schedule.fit_images=64")
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +106,9 @@ def test_feature_maps_learn_too(digits_folder: Path, tmp_path: Path) -> None:
     path = tmp_path / "maps.nested.safetensors"
     maps = ("--set", "model.pretrained=false", "--set", "model.kwargs.features_only=true")
     words = ("--input-size", "32", "--workers", "0", "--unlabelled", "--data", digits_folder / "train")
-    done = nestify("compress", "test_resnet", *maps, *words, "--levels", "0.5,0", *SHORT[4:], "-o", path)
+    done = nestify(
+        "compress", "test_resnet", *maps, *words, "--levels", "0.5,0", *STEPS, *UNFITTED, "-o", path
+    )
     assert done.code == 0, done.err
     full = open_nested_file(path).manifest.levels[1]
     assert (

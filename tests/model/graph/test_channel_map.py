@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from collections import OrderedDict
 from copy import copy, deepcopy
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph import channel_map
 from nestify.model.graph.axes import Axes, Indices, take_indices
-from nestify.model.graph.channel_map import REMEMBERED, ChannelMap, map_built_channels, map_channels
+from nestify.model.graph.channel_map import ChannelMap, map_built_channels, map_channels
 from nestify.model.spec import describe_model
 from tests.model.graph.builders import MODELS, example, half, narrow, random_units
 
@@ -142,6 +143,7 @@ def groups_of(channels: ChannelMap) -> list[list[tuple[str, int, list[object]]]]
 
 
 def test_the_channels_of_an_architecture_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_map, "_remembered", OrderedDict())
     first, second = (timm.create_model("test_resnet", num_classes=10) for _ in range(2))
     spec = describe_model(first, (3, 64, 64))
     channels = map_built_channels(first, spec)
@@ -155,22 +157,32 @@ def test_the_channels_of_an_architecture_are_remembered(monkeypatch: pytest.Monk
     assert groups_of(channels) == groups_of(map_channels(second, (3, 64, 64)))
 
 
-def test_every_difference_of_the_architecture_is_searched_again() -> None:
-    sizes = {"": (3, 64, 64), "size": (3, 96, 96), "width": (3, 64, 64), "classes": (3, 64, 64)}
-    kwargs = {"width": {"channels": (16, 32, 64, 96)}, "classes": {"num_classes": 7}}
+def test_every_difference_of_the_architecture_is_searched_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(channel_map, "REMEMBERED", 2)
+    monkeypatch.setattr(channel_map, "_remembered", OrderedDict())
     networks = {
-        name: timm.create_model("test_resnet", **{"num_classes": 10, **kwargs.get(name, {})})
-        for name in sizes
+        "": timm.create_model("test_resnet", num_classes=10),
+        "width": timm.create_model("test_resnet", num_classes=10, channels=(16, 32, 64, 96)),
+        "classes": timm.create_model("test_resnet", num_classes=7),
     }
-    networks |= {"bfloat16": deepcopy(networks[""]).bfloat16()}
-    found = {}
-    for name, network in networks.items():
-        size = sizes.get(name, (3, 64, 64))
-        found[name] = map_built_channels(network, describe_model(network, size))
-        assert groups_of(found[name]) == groups_of(map_channels(network, size))
-    spec = describe_model(networks[""], (3, 64, 64))
-    assert map_built_channels(networks[""], spec, keep_outputs=False) is not found[""]
-    assert len(networks) > REMEMBERED == len(channel_map._remembered)
+    networks["bfloat16"] = deepcopy(networks[""]).bfloat16()
+    searched: list[object] = []
+
+    def count(network: torch.nn.Module, *given: object, **options: object) -> object:
+        searched.append(network)
+        return object()
+
+    monkeypatch.setattr(channel_map, "map_channels", count)
+    for network in networks.values():
+        map_built_channels(network, describe_model(network, (3, 64, 64)))
+    assert searched == list(networks.values())
+    same = networks["bfloat16"]
+    map_built_channels(same, describe_model(same, (3, 64, 64)))
+    assert searched == list(networks.values())
+    map_built_channels(same, describe_model(same, (3, 96, 96)))
+    map_built_channels(same, describe_model(same, (3, 64, 64)), keep_outputs=False)
+    assert searched[4:] == [same, same]
+    assert len(channel_map._remembered) == 2
 
 
 @pytest.mark.parametrize("kept", [[0, 1, 2], [1], [3, 4, 7], [0, 7], []])
