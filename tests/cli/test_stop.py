@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,7 +28,11 @@ def stopped(number: int, *words: str) -> Outcome:
     process.send_signal(number)
     done = finish(process)
     assert done.out == ""
-    left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, check=False).stdout
+    for _ in range(100):  # helpers of multiprocessing end when they see that their parent has
+        left = subprocess.run(["pgrep", "-g", str(process.pid)], capture_output=True, check=False).stdout
+        if not left:
+            break
+        time.sleep(0.1)
     assert left == b""
     return done
 

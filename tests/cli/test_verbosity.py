@@ -30,7 +30,7 @@ def test_quiet_at_a_terminal() -> None:
 
 def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
-    many = ("--epochs", "1", "--batch-size", "4", "--max-train", "40", "--max-val", "20", *UNTRAINED[6:])
+    many = ("--epochs", "1", "--batch-size", "4", "--max-train", "84", "--max-val", "20", *UNTRAINED[6:])
     usual = nestify("compress", "digits", *many)
     verbose = nestify("compress", "digits", *many, "-v")
     assert usual.out == verbose.out

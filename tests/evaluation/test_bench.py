@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nestify.accelerator import clock_of
 from nestify.errors import BadFileError, RecipeError
-from nestify.evaluation import bench as benching
+from nestify.evaluation import on_engine
 from nestify.evaluation.bench import bench, saved_measurement
 from nestify.file.reader import NestedFile
 from nestify.file.summary import read_report
@@ -42,7 +42,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     def stand_in(file: NestedFile, level: int) -> nn.Module:
         return Recording(level, made)
 
-    monkeypatch.setattr(benching, "load_level", stand_in)
+    monkeypatch.setattr(on_engine, "load_level", stand_in)
     return made
 
 
@@ -83,7 +83,7 @@ def test_threads_are_restored_after_an_error(path: Path, monkeypatch: pytest.Mon
     def broken(file: NestedFile, level: int) -> nn.Module:
         return nn.Linear(1, 1)
 
-    monkeypatch.setattr(benching, "load_level", broken)
+    monkeypatch.setattr(on_engine, "load_level", broken)
     threads = torch.get_num_threads()
     with pytest.raises(RuntimeError):
         bench(path, threads=(threads + 1,))

@@ -16,6 +16,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.levels import Level
+from nestify.recipe.metric import AGREEMENT, TOP1
 from nestify.recipe.options import TrainOptions
 from nestify.schedule.channels import channel_counts
 from nestify.schedule.ramp import Ramp
@@ -106,7 +107,7 @@ def make_stepper(
         compiled=compiled,
         recompute=chosen.grad_checkpointing,
         sandwich=chosen.sandwich,
-        labelled=labelled,
+        metric=TOP1 if labelled else AGREEMENT,
     )
     ramp = Ramp(levels, 1, 1) if nested.entry_levels.total else None
     return Stepper(task, chosen, augment, epoch_steps=4, total=total, ramp=ramp, score="lamp", world=world)
