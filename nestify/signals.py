@@ -27,10 +27,11 @@ class DeferredSignals:
         self._handlers: dict[int, Any] = {}
 
     def deliver(self) -> None:
-        """Deliver the deferred signal, if any."""
+        """Deliver the deferred signal, or the one that was put into `pending`, if any."""
         if self.pending is None:
             return
         number, self.pending = self.pending, None
+        self._restore()
         signal.raise_signal(number)
         self._install()  # the work continues if the handler returns
 

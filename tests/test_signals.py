@@ -41,6 +41,17 @@ def test_a_signal_waits_until_it_is_delivered(number: int, handled: list[int]) -
     assert signal.getsignal(number) is handler
 
 
+def test_a_signal_of_another_process_is_delivered(handled: list[int]) -> None:
+    """As where several processes agree to stop, and this one received no signal itself."""
+    with defer_signals() as deferred:
+        deferred.pending = signal.SIGTERM
+        deferred.deliver()
+        assert (deferred.pending, handled) == (None, [signal.SIGTERM])
+        os.kill(os.getpid(), signal.SIGINT)
+        assert (deferred.pending, handled) == (signal.SIGINT, [signal.SIGTERM])
+    assert handled == [signal.SIGTERM, signal.SIGINT]
+
+
 def test_a_second_signal_is_delivered_at_once(handled: list[int]) -> None:
     with defer_signals():
         os.kill(os.getpid(), signal.SIGTERM)
