@@ -169,13 +169,23 @@ def _read(graph: QuantisedGraph, node: Any, source: Any, weight: QuadWeight) -> 
     return Int8Layer(node, weight, scales, bias, given, result, [*fused, last], None, step is not None)
 
 
-def _take_residual(graph: QuantisedGraph, layer: Int8Layer, taken: set[int]) -> None:
-    """Take over an addition that follows, so that what is added is not rounded in between."""
+def _following_addition(
+    graph: QuantisedGraph, layer: Int8Layer, taken: set[int]
+) -> tuple[Any, Any, str] | None:
+    """Return the dequantisation and the addition that follow a layer, and the name of what is added."""
     source = graph.consumer(layer.output.name, "DequantizeLinear")
     addition = None if source is None else graph.consumer(source.output[0], "Add")
     if source is None or addition is None or id(addition) in taken:
+        return None
+    return source, addition, next((name for name in addition.input if name != source.output[0]), "")
+
+
+def _take_residual(graph: QuantisedGraph, layer: Int8Layer, taken: set[int]) -> None:
+    """Take over an addition that follows, so that what is added is not rounded in between."""
+    found = _following_addition(graph, layer, taken)
+    if found is None:
         return
-    other = next((name for name in addition.input if name != source.output[0]), "")
+    source, addition, other = found
     added, shape = graph.dequantised(other), graph.shape(layer.node.output[0])
     if added is None or shape is None or graph.shape(other) != shape:
         return
@@ -192,11 +202,10 @@ def _take_residual(graph: QuantisedGraph, layer: Int8Layer, taken: set[int]) -> 
 
 def _take_bias(graph: QuantisedGraph, layer: Int8Layer, taken: set[int]) -> None:
     """Take over the addition of a bias after a MatMul, so that the product is not rounded in between."""
-    source = graph.consumer(layer.output.name, "DequantizeLinear")
-    addition = None if source is None else graph.consumer(source.output[0], "Add")
-    if source is None or addition is None or id(addition) in taken:
+    found = _following_addition(graph, layer, taken)
+    if found is None:
         return
-    other = next((name for name in addition.input if name != source.output[0]), "")
+    source, addition, other = found
     bias, last = graph.float_constant(other), graph.consumer(addition.output[0], "QuantizeLinear")
     result = None if last is None else graph.activations(last, last.output[0])
     if last is None or result is None or bias is None or bias.shape != layer.scales.shape:
