@@ -5,6 +5,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Sequence
+from functools import cache
 from types import FrameType
 from typing import Annotated, NoReturn
 
@@ -41,6 +42,9 @@ OUT_OF_MEMORY = 3
 BUG = 70
 INTERRUPTED = 130
 TERMINATED = 143
+
+get_command = cache(typer.main.get_command)
+"""Return the command of an application, made once: typer takes a twentieth of a second."""
 
 app = typer.Typer(
     name="nestify",
@@ -143,7 +147,7 @@ def run(arguments: Sequence[str]) -> int:
     """
     wants_traceback = "--traceback" in arguments
     words = take_verbosity([word for word in arguments if word != "--traceback"])
-    command = typer.main.get_command(app)
+    command = get_command(app)
     try:
         # Not app(words): typer would handle Ctrl-C and broken pipes itself.
         with printable_warnings(), command.make_context("nestify", words) as context:

@@ -112,6 +112,13 @@ def export(
         int | None,
         typer.Option("--max-images", min=1, help="Images to evaluate --int8 on.", show_default="all"),
     ] = None,
+    reduce_range: Annotated[
+        bool,
+        typer.Option(
+            "--reduce-range",
+            help="Give --int8 weights of 7 bits, whose sums do not saturate on x86 without VNNI.",
+        ),
+    ] = False,
     with_preprocessing: Annotated[
         bool,
         typer.Option(
@@ -142,6 +149,7 @@ def export(
         "--calibrate-images": calibrate_images,
         "--max-drop": max_drop,
         "--max-images": max_images,
+        "--reduce-range": reduce_range or None,
     }
     _check_options(format, sparse, int8, dtype, with_preprocessing, for_int8)
     if int8:
@@ -165,6 +173,7 @@ def export(
                 opset=opset,
                 with_preprocessing=with_preprocessing,
                 sparse=sparse,
+                reduce_range=reduce_range,
                 progress=progress,
             )
     elif sparse:

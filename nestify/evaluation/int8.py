@@ -17,6 +17,7 @@ from nestify.evaluation.comparison import choose_metric
 from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration
 from nestify.evaluation.precision import average_precision
 from nestify.evaluation.quantiser import Kind, Quantised, Quantiser
+from nestify.evaluation.runtimes import sums_saturate
 from nestify.exports.draft import Runner, probes
 from nestify.exports.export import open_level
 from nestify.exports.options import check_int8, check_options
@@ -49,6 +50,7 @@ def export_int8(
     opset: int | None = None,
     with_preprocessing: bool = False,
     sparse: bool = False,
+    reduce_range: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
     """Write one level as an int8 model for ONNX Runtime or OpenVINO, if its accuracy is near the level's.
@@ -76,6 +78,8 @@ def export_int8(
         opset: version of ONNX's operators.
         with_preprocessing: as for `nestify.export`.
         sparse: whether sparse layers are packed for the sparse engine, for onnx.
+        reduce_range: whether weights have 7 bits, with which sums of dense layers saturate on no processor;
+            with 8 they do on x86 without VNNI.
         progress: called after each batch with the images that were evaluated, and their total; None shows a
             bar at a terminal and in a notebook.
 
@@ -112,10 +116,10 @@ def export_int8(
     make_probes = picture_probes if with_preprocessing else probes
     expected = make_probes(plain, facts, batch)
     with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
-        kind = Kind(target.format, batch, opset, sparse=sparse, pictures=with_preprocessing)
+        kind = Kind(target.format, batch, opset, sparse, with_preprocessing, reduce_range)
         quantiser = Quantiser(plain, facts, images.calibration, Path(folder), kind)
         with shown_progress(progress, "images") as advance:
-            made, result = _within_limit(quantiser, images, plain, max_drop, advance)
+            made, result = _within_limit(quantiser, kind, images, plain, max_drop, advance)
         done = keep(made.draft, expected, facts, target, batch)
         return replace(done, int8=result, packed_layers=made.packed_layers)
 
@@ -186,9 +190,10 @@ class _Images:
 
 @torch.no_grad()
 def _within_limit(
-    quantiser: Quantiser, images: _Images, plain: Runner, max_drop: float, advance: Progress
+    quantiser: Quantiser, kind: Kind, images: _Images, plain: Runner, max_drop: float, advance: Progress
 ) -> tuple[Quantised, Int8]:
     """Return the int8 model with the fewest layers in float32 that was found to be within the limit."""
+    saturates = kind.format is ExportFormat.onnx and not kind.reduce_range and sums_saturate()
     level = _predict(plain, images, advance)
     kept_float = 0
     while True:
@@ -204,6 +209,8 @@ def _within_limit(
             images=len(level.outputs),
             calibration_images=len(images.calibration),
             float_layers=tuple(layers),
+            reduce_range=kind.reduce_range,
+            saturates=saturates,
         )
         if result.drop <= max_drop:
             return made, result
@@ -212,8 +219,9 @@ def _within_limit(
             raise GateFailed(
                 f"int8 takes {quantiser.title} from {before:.2f} % to {score:.2f} % {images.metric.title} "
                 f"({result.images} images; {len(layers)} of {len(quantiser.layers)} layers in float32), more "
-                f"than --max-drop {max_drop:g}, so it was not kept; give more --calibrate-images, or a "
-                "larger --max-drop"
+                f"than --max-drop {max_drop:g}, so it was not kept; give "
+                f"{'--reduce-range, as sums saturate on this processor, ' * saturates}more "
+                "--calibrate-images, or a larger --max-drop"
             )
 
 

@@ -41,6 +41,7 @@ class Kind:
         opset: version of ONNX's operators; None for the default.
         sparse: whether sparse layers are packed for the sparse engine, for onnx.
         pictures: whether the written model takes pictures and preprocesses them.
+        reduce_range: whether weights have 7 bits, with which sums saturate on no processor.
     """
 
     format: ExportFormat
@@ -48,6 +49,7 @@ class Kind:
     opset: int | None = None
     sparse: bool = False
     pictures: bool = False
+    reduce_range: bool = False
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ class Quantiser:
         return sorted(errors, key=lambda layer: -errors[layer])
 
     def _quantise(self, images: Tensor, float_layers: Sequence[str]) -> Path:
-        path = self._folder / "int8.onnx"
-        quantise_optimised(self._model, path, images.numpy(), float_layers, self._kind.batch or 1)
+        path, kind = self._folder / "int8.onnx", self._kind
+        quantise_optimised(
+            self._model, path, images.numpy(), float_layers, kind.batch or 1, kind.reduce_range
+        )
         return path

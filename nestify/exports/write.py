@@ -37,6 +37,9 @@ class Int8:
         images: number of these images.
         calibration_images: number of images that the ranges of activations come from.
         float_layers: names of the layers that stayed in float32.
+        reduce_range: whether the weights have 7 bits.
+        saturates: whether sums saturated in dense layers on the processor that evaluated the model, as they
+            do on x86 without VNNI.
     """
 
     metric: Metric
@@ -46,6 +49,8 @@ class Int8:
     images: int
     calibration_images: int
     float_layers: Sequence[str]
+    reduce_range: bool
+    saturates: bool
 
     @property
     def drop(self) -> float:

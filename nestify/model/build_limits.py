@@ -7,7 +7,9 @@ allocated, and a deadline ends loops that do neither.
 
 import ctypes
 import math
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -47,7 +49,7 @@ class BuildLimits:
         operators: number of calls of torch's operators.
         number: largest number among the arguments.
         bytes: bytes of all parameters and buffers, and of any one tensor.
-        seconds: time.
+        seconds: processor time, so that a busy machine refuses no more than an idle one.
         reason: where the limits come from, to follow "more than 3 GB, ".
     """
 
@@ -239,24 +241,44 @@ def _result_bytes(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -
 
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
-    """Raise `_TooSlow` in this thread when the time has passed; works in every thread, without signals."""
-    thread = ctypes.c_ulong(threading.get_ident())
+    """Raise `_TooSlow` in this thread when it has used its time; works in every thread, without signals."""
+    thread = threading.get_ident()
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    time_used = _clock_of_this_thread()
+    end = time_used() + seconds
     lock = threading.Lock()
-    is_done = False
+    is_done = threading.Event()
 
-    def stop() -> None:
+    def watch() -> None:
+        while (left := end - time_used()) > 0:
+            if is_done.wait(left):  # time passes at least as fast as one thread can use it
+                return
         with lock:
-            if not is_done:
-                raise_in(thread, ctypes.py_object(_TooSlow))
+            if not is_done.is_set():
+                raise_in(ctypes.c_ulong(thread), ctypes.py_object(_TooSlow))
 
-    timer = threading.Timer(seconds, stop)
-    timer.daemon = True
-    timer.start()
+    threading.Thread(target=watch, daemon=True).start()
     try:
         yield
     finally:
-        timer.cancel()
         with lock:
-            is_done = True
-        raise_in(thread, None)  # one that has not arrived yet
+            is_done.set()
+        raise_in(ctypes.c_ulong(thread), None)  # one that has not arrived yet
+
+
+def _clock_of_this_thread() -> Callable[[], float]:
+    """Return a function that tells this thread's processor time in seconds to any thread.
+
+    Where a thread's time is not known to others, it is that of the process, which includes other threads.
+    """
+    if sys.platform != "linux":
+        return time.process_time
+    clock = time.pthread_getcpuclockid(threading.get_ident())
+
+    def time_used() -> float:
+        try:
+            return time.clock_gettime(clock)
+        except OSError:  # the thread has ended
+            return 0.0
+
+    return time_used

@@ -248,6 +248,11 @@ def _int8_notes(int8: "Int8") -> list[str]:
     if int8.float_layers:
         names = ", ".join(int8.float_layers)
         lines.append(f"Layers in float32, because they cost most in int8: {names}.")
+    if int8.saturates:
+        lines.append(
+            "Sums of dense layers saturate on this processor, as on all x86 without VNNI: the model may "
+            "predict better on others, and with --reduce-range as well on all."
+        )
     return lines
 
 

@@ -91,6 +91,7 @@ def test_a_job_that_missed_a_gate_is_not_run_again(
     assert nestify("batch", "few.toml", "--out", "out", "--rerun").err.count("began") == 2
 
 
+@pytest.mark.long
 def test_real_jobs_are_interrupted_and_resumed() -> None:
     write("long.toml", epochs=1000)
     folder = Path("out", "long-level1.sparsity=0.9")

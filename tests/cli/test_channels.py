@@ -84,12 +84,14 @@ def test_training_moves_the_shared_weights(tmp_path: Path) -> None:
     assert torch.equal(weight, model.network.state_dict()["conv1.0.weight"][: weight.shape[0]])
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes(narrow_file: Path, tmp_path: Path) -> None:
     again = tmp_path / "narrow.nested.safetensors"
     assert nestify("compress", "digits", *WIDTHS, *UNTRAINED, "-o", again).code == 0
     assert again.read_bytes() == narrow_file.read_bytes()
 
 
+@pytest.mark.long
 def test_a_recipe_gives_the_same_levels(narrow_file: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "narrow.toml"
     recipe.write_text(

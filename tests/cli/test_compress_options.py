@@ -77,6 +77,7 @@ def test_skipped_layers_are_not_masked() -> None:
     assert torch.equal(core[classifier], pretrained[classifier])
 
 
+@pytest.mark.long
 def test_scores_distribute_the_weights_differently() -> None:
     shares = {}
     for score in ("lamp", "magnitude", "per_mac", "uniform", "erk"):
@@ -161,6 +162,7 @@ def test_teachers() -> None:
     assert other == by_teacher["original"]
 
 
+@pytest.mark.long
 def test_averaged_weights() -> None:
     losses()
     plain = weights(3)

@@ -92,6 +92,7 @@ def test_reports_and_neighbours(learned: Path, digits_folder: Path, tmp_path: Pa
     assert [level["features"] for level in document["levels"]] == ["embedding"] * 2
 
 
+@pytest.mark.long
 def test_int8_is_compared_with_the_level(learned: Path, digits_folder: Path, tmp_path: Path) -> None:
     output = tmp_path / "core.onnx"
     words = ("--level", "1", "--int8", "--data", digits_folder, "-o", output, "--json")

@@ -56,6 +56,7 @@ def test_a_packed_export(digits_file: Path) -> None:
     assert document["max_logit_difference"] < 1e-4
 
 
+@pytest.mark.long
 def test_a_packed_export_in_float16(digits_file: Path, tmp_path: Path) -> None:
     single = run("export", digits_file, "--level", "1", "--sparse", "--json", "-o", "one.onnx").document
     words = ["export", digits_file, "--level", "1", "--sparse", "--dtype", "float16", "-o", "two.onnx"]

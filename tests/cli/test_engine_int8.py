@@ -24,6 +24,7 @@ def _engine(library: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+@pytest.mark.long
 def test_accuracy_is_that_of_the_exported_model(quads_file: Path, digits_folder: Path) -> None:
     """The exported model on the same images, in a session of its own, is right as often."""
     data = ("--data", digits_folder, "--calibrate-images", "40")
@@ -61,6 +62,7 @@ def test_what_is_measured_is_packed_and_kept(quads_file: Path, digits_folder: Pa
     assert len(list(folder.iterdir())) == 4
 
 
+@pytest.mark.long
 def test_without_labels(quads_file: Path, digits_folder: Path, tmp_path: Path) -> None:
     flat = tmp_path / "flat"
     flat.mkdir()
@@ -73,6 +75,7 @@ def test_without_labels(quads_file: Path, digits_folder: Path, tmp_path: Path) -
     assert full["cosine"] < 1
 
 
+@pytest.mark.long
 def test_latency_in_int8_is_a_measurement_of_its_own(quads_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "digits.nested.safetensors"
     file.write_bytes(quads_file.read_bytes())

@@ -104,6 +104,7 @@ def test_levels_stay_and_old_slices_upgrade(
         assert Path(name).read_bytes() == OUTPUT.read_bytes()
 
 
+@pytest.mark.long
 def test_blocks(vit: Path) -> None:
     """A shallower level of a transformer: norms and biases of its blocks stay too."""
     kwargs = "model.kwargs={img_size=32, patch_size=8, depth=3}"

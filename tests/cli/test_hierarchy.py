@@ -77,6 +77,7 @@ def test_the_core_level_predicts_the_coarse_classes(
     assert "its own classifier" in " ".join(report.out.split())
 
 
+@pytest.mark.long
 def test_exports_predict_the_levels_own_classes(table: Path) -> None:
     assert nestify("compress", "digits", *UNTRAINED, "--hierarchy", table, "-o", "a").code == 0
     images = torch.randn(2, 3, 32, 32)

@@ -142,7 +142,7 @@ def test_unexpected_exceptions(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
         monkeypatch.setattr(sys, "argv", ["nestify"])
         monkeypatch.setattr(app, "take_verbosity", lambda words: words)
-        monkeypatch.setattr(app.typer.main, "get_command", lambda made: _Failing(fail))
+        monkeypatch.setattr(app, "get_command", lambda made: _Failing(fail))
         assert app.run([]) in (3, 70)
         shown = capsys.readouterr().err
         assert is_clean(shown.replace("\nplease report", ""))

@@ -120,6 +120,7 @@ def test_everything_that_shows_scores_shows_precisions(learned: Path, tmp_path: 
     assert "min_map" in missed.out
 
 
+@pytest.mark.long
 def test_int8_is_judged_by_precision(learned: Path, photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "core.onnx"
     options = ("--level", "1", "--int8", "--data", photos, "--max-drop", "100", "-o", output)

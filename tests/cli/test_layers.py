@@ -83,6 +83,7 @@ def test_all_other_commands_work(shallow_file: Path, tmp_path: Path) -> None:
     assert sizes[0] < 0.7 * sizes[1]
 
 
+@pytest.mark.long
 def test_blocks_may_be_ranked_by_their_loss(vit: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "ranked.nested.safetensors"
     words = (*vit, "--schedule", "layer", "--levels", "0.5,1", "--set", "schedule.rank=loss")

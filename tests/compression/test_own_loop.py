@@ -275,6 +275,7 @@ def test_a_copy_is_a_loop_of_its_own() -> None:
     assert not gradients(nested)
 
 
+@pytest.mark.long
 def test_images_of_an_iterator_serve_all_levels() -> None:
     """A generator ends when the first level has read it."""
     images = [batch(16)] * 3

@@ -119,12 +119,14 @@ def test_one_graph_serves_all_levels(
     assert sum(".packed" in tensor.name for tensor in onnx.load(expected[0]).graph.initializer) > 5
 
 
+@pytest.mark.long
 def test_weights_that_are_stored_in_half_precision(tmp_path: Path) -> None:
     file = nested_file(tmp_path, "test_resnet", torch.bfloat16)
     path = packed_model(file, 1, tmp_path / "cache")
     assert constants(path) == constants(traced_alone(file, 1, tmp_path))
 
 
+@pytest.mark.long
 def test_other_machines_round_differently(tmp_path: Path, resnet: tuple[NestedFile, list[Path]]) -> None:
     """Stored logits that are off by more than an export may be are compared by torch on this machine."""
     file = nested_file(tmp_path, "test_resnet", off=3e-3)

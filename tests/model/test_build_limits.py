@@ -1,6 +1,8 @@
 """A model that asks for too much is refused while it is built; the reasons are checked, not the times."""
 
+import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +69,13 @@ def test_the_deadline_holds_in_any_thread_and_reaches_no_other() -> None:
     thread.start()
     thread.join(60)
     assert outcomes == ["stopped"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the time of the whole process counts")
+def test_time_in_which_others_run_does_not_count() -> None:
+    limits = BuildLimits(1000, 1000, 2**24, 2**28, 0.2, "beyond this test")
+    with limited_build({}, limits):
+        time.sleep(0.6)
 
 
 def test_nothing_remains_after_the_block() -> None:

@@ -82,6 +82,7 @@ def test_a_search_takes_at_most_a_tenth_of_the_training_and_a_hundred_steps(step
         assert search_steps(steps) == 100
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_short_runs_search")
 def test_a_run_is_the_same_as_one_with_the_rates_that_it_finds() -> None:
     more = {"finetune.epochs": 2, "model.pretrained": False, "model.checkpoint": "none"}
@@ -125,6 +126,7 @@ def test_a_resumed_run_does_not_search_again(monkeypatch: pytest.MonkeyPatch) ->
     assert resumed == whole
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_short_runs_search")
 def test_levels_that_are_trained_in_stages_or_added_later_use_one_search() -> None:
     run(**{"levels": "0.9,0", "level[1].freeze": True})
@@ -188,6 +190,7 @@ def search(task: NestedTask, **more: Any) -> RateSearch:
     return search_rate(task, Batches(12), options(), AugmentOptions(), steps=260, levels=LEVELS, **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_a_search_changes_neither_model_nor_random_numbers(make_model: MakeModel) -> None:
     """Mixing draws random numbers; the soft targets are measured without it."""
     task = make_task(make_model)
