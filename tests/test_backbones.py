@@ -21,9 +21,9 @@ from tests.engine.conftest import library, library_path
 __all__ = ["library", "library_path"]  # fixtures
 
 FAST: list[tuple[str, dict[str, Any], int, set[str]]] = [
-    ("test_resnet", FEATURES, 64, {"channel", "kept"}),
+    ("test_resnet", FEATURES, 64, {"channel"}),
     ("test_vit", {**FEATURES, "img_size": 64}, 64, {"layer"}),
-    ("test_efficientnet", EMBEDDING, 64, {"weight", "combined"}),
+    ("test_efficientnet", EMBEDDING, 64, {"weight"}),
 ]
 """Models, and the schedules that each walks by default; the others are `long`."""
 

@@ -26,13 +26,15 @@ def executed_macs(model: torch.nn.Module) -> int:
 @pytest.mark.parametrize(
     ("kind", "budgets", "options"),
     [
-        ("channel", ["macs=0.25", "macs=2M"], UNTRAINED),
+        pytest.param("channel", ["macs=0.25", "macs=2M"], UNTRAINED, marks=pytest.mark.long),
         pytest.param("channel", ["params=70K", "params=0.5"], UNTRAINED, marks=pytest.mark.long),
         pytest.param("channel", ["bytes=300KB"], SHORT, marks=pytest.mark.long),
         pytest.param("weight", ["params=40K", "params=0.5"], SHORT, marks=pytest.mark.long),
         ("weight", ["bytes=200KB", "bytes=1MB"], SHORT),
         pytest.param("weight", ["macs=0.25", "macs=0.5"], SHORT, marks=pytest.mark.long),
-        ("weight", ["macs=0.25", "macs=0.5"], (*UNTRAINED, "--score", "per_mac")),
+        pytest.param(
+            "weight", ["macs=0.25", "macs=0.5"], (*UNTRAINED, "--score", "per_mac"), marks=pytest.mark.long
+        ),
     ],
 )
 def test_a_level_meets_its_budget(

@@ -65,12 +65,14 @@ def combined(path: Path) -> str:
     [
         pytest.param(["--levels", "0.95,0.8,0.5"], 3, "0", marks=pytest.mark.long),
         (["--levels", "0.95,0.8,0"], 1, "0.6,0.3,0"),
-        (["--levels", "0.95,0.8,0", "--score", "erk", "--skip", "first"], 2, "0"),
+        pytest.param(
+            ["--levels", "0.95,0.8,0", "--score", "erk", "--skip", "first"], 2, "0", marks=pytest.mark.long
+        ),
         (["--levels", "0.9,0.8,0", "--dtype", "bfloat16"], 2, "0.1"),
-        (["--levels", "0.9,0.8,0", "--pattern", "8x1"], 1, "0.5,0"),
+        pytest.param(["--levels", "0.9,0.8,0", "--pattern", "8x1"], 1, "0.5,0", marks=pytest.mark.long),
         (["--levels", "1:4,2:4,0"], 1, "2:4,3:4,0"),
-        (["--levels", "0.9,0.5,0", "--bn", "recalibrate"], 2, "0"),
-        (["--schedule", "channel", "--levels", "0.5,1"], 1, "0.75,1"),
+        pytest.param(["--levels", "0.9,0.5,0", "--bn", "recalibrate"], 2, "0", marks=pytest.mark.long),
+        pytest.param(["--schedule", "channel", "--levels", "0.5,1"], 1, "0.75,1", marks=pytest.mark.long),
         pytest.param(["--schedule", "channel", "--levels", "0.25,0.5,1"], 2, "1", marks=pytest.mark.long),
         pytest.param(
             ["--schedule", "channel", "--levels", "macs=0.25,macs=0.5,1"], 2, "1", marks=pytest.mark.long

@@ -28,6 +28,7 @@ def test_quiet_at_a_terminal() -> None:
     assert "Written" in shown
 
 
+@pytest.mark.long
 def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "SECONDS_BETWEEN_LINES", 0.0)
     many = ("--epochs", "1", "--batch-size", "4", "--max-train", "84", "--max-val", "20", *UNTRAINED[6:])

@@ -81,7 +81,7 @@ def same_tensors(one: nn.Module, other: nn.Module) -> bool:
             {"schedule.ramp": 0.5, "train.teacher": "none"},
             marks=pytest.mark.long,
         ),
-        ("channel", "0.25,0.5,1", {"train.teacher": "self"}),
+        pytest.param("channel", "0.25,0.5,1", {"train.teacher": "self"}, marks=pytest.mark.long),
     ],
 )
 def test_the_same_weights_as_compress(

@@ -135,6 +135,7 @@ def test_refusals(options: dict[str, object], words: str) -> None:
         nestify.scan("digits", **options)  # type: ignore[arg-type]
 
 
+@pytest.mark.long
 def test_the_command(tmp_path: Path) -> None:
     few = ("scan", "digits", "--images", "16", "--sparsities", "0.9", "--only", "weight,layer")
     few += ("--set", "schedule.fit_images=16", "--set", "data.max_train=64", "--set", "data.max_val=20")

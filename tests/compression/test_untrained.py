@@ -59,7 +59,7 @@ def sparse_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("kind", ["sparse", "channels"])
+@pytest.mark.parametrize("kind", [pytest.param("sparse", marks=pytest.mark.long), "channels"])
 def test_fit_false_keeps_the_weights_of_the_checkpoint(sparse_path: Path, plain: Run, kind: str) -> None:
     original = load_file(CHECKPOINT)
     sparse = {n: t.detach() for n, t in nestify.load(sparse_path).shared_tensors().items() if t.ndim > 1}
@@ -75,7 +75,7 @@ def test_refitted_levels_classify_better(plain: Run, fitted: Run) -> None:
     assert full >= plain[0].original["top1"] - 1.01
 
 
-@pytest.mark.parametrize("levels", [SPARSE, CHANNELS])
+@pytest.mark.parametrize("levels", [SPARSE, pytest.param(CHANNELS, marks=pytest.mark.long)])
 def test_training_starts_from_the_original_weights(tmp_path: Path, levels: dict[str, Any]) -> None:
     """The untrained column differs; every tensor of the trained files is the same."""
     files, before = [], []

@@ -144,7 +144,7 @@ def run_executorch(path: Path, pictures: np.ndarray) -> Any:
     ("format", "package", "run"),
     [
         ("pt2", "torch", run_pt2),
-        ("openvino", "openvino", run_openvino),
+        pytest.param("openvino", "openvino", run_openvino, marks=pytest.mark.long),
         ("executorch", "executorch.runtime", run_executorch),
     ],
 )

@@ -228,6 +228,7 @@ def _root_logger() -> tuple[object, ...]:
     return root.manager.disable, root.level, root.filters[:], root.handlers[:]
 
 
+@pytest.mark.long
 def test_it_is_silent_and_leaves_no_trace(
     make_model: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -110,7 +110,7 @@ SPARSITIES, WIDTHS = ((0.9, 0.5, 0.0), (0.9, 0.2, 0.0)), ((0.25, 0.5, 1.0), (0.2
     [
         ("test_resnet", sparse, SPARSITIES),
         pytest.param("test_efficientnet", narrow, WIDTHS, marks=pytest.mark.long),
-        ("test_vit", narrow, WIDTHS),
+        pytest.param("test_vit", narrow, WIDTHS, marks=pytest.mark.long),
         pytest.param("test_resnet", narrow, WIDTHS, marks=pytest.mark.long),
         pytest.param("test_efficientnet", sparse, SPARSITIES, marks=pytest.mark.long),
         pytest.param("test_vit", sparse, SPARSITIES, marks=pytest.mark.long),

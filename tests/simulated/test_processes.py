@@ -15,8 +15,10 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.mark.parametrize(
     "options",
-    [("weight", "float32", "own"), ("channel", "bfloat16", "synced")],
-    ids=["masked", "narrower, 16 bits, synced"],
+    [
+        pytest.param(("weight", "float32", "own"), id="masked", marks=pytest.mark.long),
+        pytest.param(("channel", "bfloat16", "synced"), id="narrower, 16 bits, synced"),
+    ],
 )
 def test_two_processes_on_two_devices_hold_the_same_tensors_and_do_not_wait(
     options: tuple[str, str, str], gpu: torch.device, tmp_path: Path

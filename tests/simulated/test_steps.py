@@ -32,8 +32,11 @@ CASES = {schedule: {"schedule": schedule} for schedule in SCHEDULES} | {
 }
 
 
+LONG = ("teacher", "checkpointing", "transformer", "unlabelled", "sandwich", "layer", "combined")
+
+
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long) if name == "transformer" else name for name in CASES]
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in CASES]
 )
 def test_steps_give_the_tensors_of_the_cpu_and_wait_for_nothing(name: str, gpu: torch.device) -> None:
     accumulate = 2 if name == "mixup" else 1

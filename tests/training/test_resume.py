@@ -120,7 +120,7 @@ def interrupt_after(steps: int, options: Mapping[str, object] = {}, **more: Any)
             run(options, **more)
 
 
-LONG = ("averaged", "ramp to the end", "random numbers, no fine-tuning", "hierarchy, calibration")
+LONG = ("averaged", "budgets", "ramp to the end", "random numbers, no fine-tuning", "hierarchy, calibration")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import pytest
 import timm
 import torch
 from numpy.typing import NDArray
@@ -35,6 +36,12 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
     "ghostnet_050": (64, {}),
 }
 """Name -> image side in pixels, arguments that make the model small."""
+
+NAMES = [
+    pytest.param(name, marks=pytest.mark.long if name in ("ghostnet_050", "botnet26t_256") else ())
+    for name in MODELS
+]
+"""The names, of which two are long: their graphs have most nodes, and other models have their operators."""
 
 
 @dataclass(frozen=True)

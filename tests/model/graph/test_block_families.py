@@ -25,7 +25,9 @@ MODELS: dict[str, tuple[dict[str, Any], int, int]] = {
 """Name -> arguments that make the model small, number of blocks that are modules, and that are branches."""
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name == "levit_128s" else ()) for name in MODELS]
+)
 def test_skipping_blocks_equals_disabling_modules(name: str) -> None:
     kwargs, modules, branches = MODELS[name]
     model = timm.create_model(name, num_classes=10, **kwargs).double().eval()

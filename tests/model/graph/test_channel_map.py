@@ -15,7 +15,7 @@ from nestify.model.graph import channel_map
 from nestify.model.graph.axes import Axes, Indices, take_indices
 from nestify.model.graph.channel_map import ChannelMap, map_built_channels, map_channels
 from nestify.model.spec import describe_model
-from tests.model.graph.builders import MODELS, example, half, narrow, random_units
+from tests.model.graph.builders import NAMES, example, half, narrow, random_units
 
 CPU = torch.device("cpu")
 
@@ -31,7 +31,7 @@ def replace_indices(axes: Axes, name: str, dim: int, kept: Indices | None) -> di
     return new
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_axes_and_kept_units_are_inverse(name: str) -> None:
     channels = example(name).channels
     for seed in range(3):
@@ -42,7 +42,7 @@ def test_axes_and_kept_units_are_inverse(name: str) -> None:
         assert all(np.array_equal(a, b) for a, b in zip(channels.kept_units(named), kept, strict=True))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_axes_name_every_dimension_with_channels(name: str) -> None:
     case = example(name)
     axes = case.channels.axes([None] * len(case.channels.groups))

@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from nestify.model.graph.channel_map import ChannelMap, map_channels, permute_channels
 from nestify.model.graph.groups import Group
-from tests.model.graph.builders import MODELS, difference, example, random_units, run_level, zero_units
+from tests.model.graph.builders import NAMES, difference, example, random_units, run_level, zero_units
 
 Change = Callable[[Tensor], Tensor]
 
@@ -240,7 +240,7 @@ def test_a_dimension_outside_of_groups_has_a_reason(name: str, reason: str) -> N
     assert found.frozen["first.weight", 1] == "conv2d in first"
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_weight_is_in_a_group_or_has_a_reason(name: str) -> None:
     channels, model = example(name).channels, example(name).model
     grouped = {place for group in channels.groups for place in places(group)}

@@ -36,7 +36,12 @@ SEQUENCER: dict[str, Any] = {
 
 
 @pytest.mark.parametrize(
-    ("name", "kwargs"), [("test_vit", {"img_size": 64}), ("test_resnet", {}), ("sequencer2d_s", SEQUENCER)]
+    ("name", "kwargs"),
+    [
+        ("test_vit", {"img_size": 64}),
+        ("test_resnet", {}),
+        pytest.param("sequencer2d_s", SEQUENCER, marks=pytest.mark.long),
+    ],
 )
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_they_agree_with_the_report(name: str, kwargs: dict[str, Any], device: str) -> None:

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from nestify.model.graph.channel_map import permute_channels
-from tests.model.graph.builders import MODELS, example
+from tests.model.graph.builders import NAMES, example
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_permutation_of_every_group_keeps_the_logits(name: str) -> None:
     case = example(name)
     rng = np.random.default_rng(0)
@@ -25,7 +25,7 @@ def test_a_permutation_of_every_group_keeps_the_logits(name: str) -> None:
             assert case.error(model(case.images)) < 1e-10
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_exactly_the_members_of_groups_change(name: str) -> None:
     case = example(name)
     model = deepcopy(case.model)
@@ -36,13 +36,7 @@ def test_exactly_the_members_of_groups_change(name: str) -> None:
     assert moved == members & set(case.channels.names)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=pytest.mark.long if name in ("ghostnet_050", "botnet26t_256") else ())
-        for name in MODELS
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_member_is_needed(name: str) -> None:
     """A permutation without one of the tensors changes the logits."""
     case = example(name)

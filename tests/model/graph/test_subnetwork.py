@@ -15,6 +15,7 @@ from nestify.model.graph.channel_map import map_channels
 from nestify.model.spec import state_tensors
 from tests.model.graph.builders import (
     MODELS,
+    NAMES,
     cut,
     difference,
     example,
@@ -46,7 +47,7 @@ def timm_of_half_width(name: str, tensors: dict[str, Tensor]) -> nn.Module:
     return model.eval()
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_a_level_with_all_units_has_the_logits_of_the_model(name: str) -> None:
     case = example(name)
     every = [np.arange(group.units) for group in case.channels.groups]
@@ -55,7 +56,7 @@ def test_a_level_with_all_units_has_the_logits_of_the_model(name: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_dropping_equals_zeroing_in_groups_that_are_not_mixed(name: str) -> None:
     case = example(name)
     prefix = [
@@ -86,7 +87,7 @@ def test_a_level_has_the_logits_of_the_narrower_timm_model(name: str, scattered:
     assert difference(found, expected) < 1e-10 * case.spread
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", NAMES)
 def test_half_the_width_has_about_a_quarter_of_the_macs(name: str) -> None:
     case = example(name)
     skeleton = narrow(case.channels, [np.arange(max(1, g.units // 2)) for g in case.channels.groups])
