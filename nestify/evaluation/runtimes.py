@@ -98,6 +98,40 @@ def quantise_optimised(
             nodes_to_exclude=list(float_nodes),
             reduce_range=reduce_range,
         )
+    if float_nodes:
+        onnx = import_module("onnx")
+        model = onnx.load(output)
+        _leave_outputs(model.graph, set(float_nodes))
+        onnx.save(model, output)
+
+
+def _leave_outputs(graph: Any, names: set[str]) -> None:
+    """Remove the quantisation of the outputs of nodes that stay in float32.
+
+    When onnxruntime loads a model, it quantises the weights of any layer between a DequantizeLinear and a
+    QuantizeLinear, with one scale for all channels.
+    """
+    readers: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in set(node.input):
+            readers.setdefault(name, []).append(node)
+    outputs, removed = {value.name for value in graph.output}, []
+    for node in [each for each in graph.node if each.name in names]:
+        plain = readers.get(node.output[0], [])
+        quantised = [each for each in plain if each.op_type == "QuantizeLinear"]
+        restored = [reader for each in quantised for reader in readers.get(each.output[0], [])]
+        same = {node.output[0], *(each.output[0] for each in restored)}  # tensors that become one
+        [node.output[0]] = (same & outputs) or {node.output[0]}
+        for reader in [each for name in same for each in readers.get(name, [])]:
+            for place, name in enumerate(reader.input):
+                if name in same:
+                    reader.input[place] = node.output[0]
+        removed += [*quantised, *restored]
+    for node in removed:
+        graph.node.remove(node)
+    used = {name for node in graph.node for name in node.input}
+    for tensor in [each for each in graph.initializer if each.name not in used]:
+        graph.initializer.remove(tensor)
 
 
 @cache

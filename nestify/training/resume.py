@@ -226,15 +226,19 @@ class Checkpoints(CheckpointHook):
             return
         with defer_signals() as self._signals:
             yield self
+            if any(self._world.all_gather(self._signals.pending is not None)):
+                self._signals.pending = self._signals.pending or signal.SIGTERM
 
     def interruptible(self, batches: Loader) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an evaluation between two steps, which a signal may end.
 
-        The training needs no checkpoint there, because one was saved before the evaluation.
+        The training needs no checkpoint there, because one was saved before the evaluation. Several processes
+        agree to stop in their next step instead, since the others would wait for one that has ended.
         """
         with closing(batches.epoch(0)) as epoch_batches:
             for batch in epoch_batches:
-                self._signals.deliver()
+                if self._world.size == 1:
+                    self._signals.deliver()
                 yield batch
 
     @property

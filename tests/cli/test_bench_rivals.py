@@ -43,6 +43,7 @@ def test_levels_and_rivals(digits_file: Path, digits_folder: Path, monkeypatch: 
         assert each["over_best_int8"] == pytest.approx(each["p25_seconds"] / by_dtype["int8"]["p25_seconds"])
 
 
+@pytest.mark.long
 def test_a_table_without_the_engine(digits_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NESTIFY_ENGINE_LIBRARY", "none.so")
     monkeypatch.setenv("COLUMNS", "200")

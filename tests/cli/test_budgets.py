@@ -62,6 +62,7 @@ def test_a_level_meets_its_budget(
         assert cost == pytest.approx(budget.target(whole), rel=0.02)
 
 
+@pytest.mark.long
 def test_a_level_of_a_recipe_meets_its_budget(tmp_path: Path) -> None:
     recipe, path = tmp_path / "a.toml", tmp_path / "a.safetensors"
     recipe.write_text(

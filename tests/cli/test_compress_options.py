@@ -66,6 +66,7 @@ def test_blocks() -> None:
         assert not blocks.all()
 
 
+@pytest.mark.long
 def test_skipped_layers_are_not_masked() -> None:
     first, classifier = "conv1.0.weight", "fc.weight"
     assert {first, classifier} <= {layer["name"] for layer in compressed()[0]["layers"]}
@@ -153,6 +154,7 @@ def test_batch_norm_private_or_recalibrated() -> None:
         assert not torch.equal(weights(1)[statistics], weights(3)[statistics]), mode
 
 
+@pytest.mark.long
 def test_teachers() -> None:
     by_teacher = {teacher: losses("--teacher", teacher) for teacher in ("original", "self", "both", "none")}
     assert len({tuple(each) for each in by_teacher.values()}) == 4

@@ -26,7 +26,7 @@ RESNET = (
 
 LEFT_OVER = [
     pytest.param(schedule, images, batch, epochs, marks=() if default else pytest.mark.long)
-    for number, (images, batch) in enumerate([(9, 4), (14, 1), (3, 2), (2, 1)])
+    for number, (images, batch) in enumerate([(9, 4), (6, 1), (3, 2), (2, 1)])
     for schedule in ("weight", "channel")
     for epochs in ("0", "1")
     for default in [(schedule == "weight") == (number % 2 == 0) and epochs == str(number // 2)]

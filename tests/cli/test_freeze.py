@@ -28,6 +28,7 @@ def hashes(path: str | Path) -> list[str]:
     return [level.sha256 for level in open_nested_file(path).manifest.levels]
 
 
+@pytest.mark.long
 def test_a_frozen_level_is_the_level_trained_alone_and_extended(recipe: str) -> None:
     assert nestify("compress", recipe, *FEW, "-o", OUTPUT).code == 0
     only_core = ("--levels", "0.95,0", "--set", "level[2].weight=0")

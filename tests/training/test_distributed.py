@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -15,11 +17,13 @@ from safetensors.torch import save_file
 from torch import distributed, nn
 
 import nestify as package
+from nestify.data.loaders import Loader
 from nestify.errors import DataError, ProcessError
 from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.training.distributed import World, read_requests
+from nestify.training.resume import Checkpoints
 from nestify.training.stepper import Stepper
 from tests.cli.driver import Outcome, environment, finish, nestify
 from tests.cli.forked import Forked
@@ -195,6 +199,32 @@ def test_a_signal_stops_all_processes_after_the_same_step() -> None:
     resumed, _ = Processes(2, fail_in_the_first_step, (*VIT, *endless)).join()
     assert re.search(r"resuming at step \d+ of 360 of the training", resumed.err), resumed.err
     assert resumed.code == 3
+
+
+def signal_in_an_evaluation() -> None:
+    """Let this process receive a signal in the evaluation after its first epoch."""
+    original = Checkpoints.interruptible
+
+    def signalled(self: Checkpoints, batches: Loader) -> Iterator[Any]:
+        os.kill(os.getpid(), signal.SIGTERM)
+        yield from original(self, batches)
+
+    Checkpoints.interruptible = signalled  # type: ignore[method-assign]
+
+
+def test_a_signal_to_one_process_in_an_evaluation_stops_all() -> None:
+    variables = {**environment(), **srun_environment(2)}
+    processes = [
+        Forked(
+            [*VIT, "--epochs", "60", "--batch-size", "8", "-o", "a"],
+            {**variables, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
+            before=signal_in_an_evaluation if rank else None,
+        )
+        for rank in (0, 1)
+    ]
+    assert [finish(process, timeout=120).code for process in processes] == [143, 143]
+    assert Path("a.resume.safetensors").exists()
+    assert not Path("a").exists()
 
 
 @pytest.mark.parametrize(

@@ -128,6 +128,7 @@ def scalars() -> dict[str, list[tuple[int, float]]]:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in tags}
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tensorboard() -> None:
     pytest.importorskip("tensorboard")

@@ -68,11 +68,12 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"schedule.kind": "channel", "levels": "0.5,1"},
-        {**DEEPER, "schedule.kind": "layer", "levels": "0.5,1"},
+        pytest.param({}, id="weight", marks=pytest.mark.long),
+        pytest.param({"schedule.kind": "channel", "levels": "0.5,1"}, id="channel"),
+        pytest.param(
+            {**DEEPER, "schedule.kind": "layer", "levels": "0.5,1"}, id="layer", marks=pytest.mark.long
+        ),
     ],
-    ids=["weight", "channel", "layer"],
 )
 def test_synced_batch_norm_trains_like_one_process_with_the_combined_batches(
     options: dict[str, object],
@@ -272,6 +273,7 @@ def test_images_that_one_process_cannot_read_are_skipped() -> None:
     assert counts == [13] * len(counts)
 
 
+@pytest.mark.long
 def test_16_bit_exchange_is_close() -> None:
     together(2, {"output": "a.safetensors"})
     together(2, {"output": "b.safetensors", "train.exchange": "bfloat16"})

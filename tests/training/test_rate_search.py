@@ -105,6 +105,7 @@ def test_a_run_is_the_same_as_one_with_the_rates_that_it_finds() -> None:
     assert plain == searching
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("_short_runs_search")
 def test_a_resumed_run_does_not_search_again(monkeypatch: pytest.MonkeyPatch) -> None:
     whole, _ = run()
@@ -151,6 +152,7 @@ def short_run(_: int, words: tuple[str, ...]) -> Outcome:
     return nestify(*words)
 
 
+@pytest.mark.long
 def test_two_processes_search_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     words = ("compress", "digits", "--max-train", "96", "--max-val", "20", "--batch-size", "4")
