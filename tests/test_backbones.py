@@ -126,6 +126,7 @@ def test_each_level_may_have_a_loss_of_its_own() -> None:
         nested.backward(torch.randn(2, 3, 64, 64), None, losses[:2])
 
 
+@pytest.mark.long
 def test_exports_have_named_outputs(backbone: Path, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)
     with torch.no_grad():
@@ -154,6 +155,7 @@ def test_timm_loads_an_exported_backbone(backbone: Path, tmp_path: Path) -> None
         nestify.export(backbone, 1, "timm", output=f"{tmp_path}/folder/")
 
 
+@pytest.mark.long
 @pytest.mark.usefixtures("library")
 def test_sparse_engine_returns_all_maps(backbone: Path, tmp_path: Path) -> None:
     images = torch.randn(2, 3, 64, 64)

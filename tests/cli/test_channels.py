@@ -73,6 +73,7 @@ def test_all_other_commands_work(narrow_file: Path, tmp_path: Path) -> None:
     assert "export it as onnx or pt2" in refused.message
 
 
+@pytest.mark.long
 def test_training_moves_the_shared_weights(tmp_path: Path) -> None:
     path = tmp_path / "trained.nested.safetensors"
     done = nestify("compress", "digits", *WIDTHS, *TWO_STEPS, "-o", path)

@@ -112,6 +112,7 @@ def test_two_levels_with_names() -> None:
     ]
 
 
+@pytest.mark.long
 def test_a_step_trains_some_of_five_levels() -> None:
     words = ["--levels", "0.95,0.9,0.8,0.5,0"]
     of_all = losses(*words, "--set", "train.sandwich=5")

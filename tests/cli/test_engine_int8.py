@@ -93,6 +93,7 @@ def test_latency_in_int8_is_a_measurement_of_its_own(quads_file: Path, tmp_path:
     assert "the top-1 that of float32" in run(*picked).err
 
 
+@pytest.mark.long
 def test_levels_of_other_patterns_run_dense(digits_file: Path, digits_folder: Path) -> None:
     done = run("bench", digits_file, *QUICK, *ON_ENGINE, "--level", "1", "--data", digits_folder)
     assert done.code == 0, done.err

@@ -45,6 +45,7 @@ def test_verbose_shows_what_libraries_log() -> None:
     assert "fvcore.nn.precise_bn" in done.err
 
 
+@pytest.mark.long
 def test_quiet_picks_and_batches(digits_file: Path) -> None:
     done = nestify("-q", "pick", digits_file, "--max-bytes", "1GB")
     assert (done.code, done.err) == (0, "")

@@ -51,6 +51,7 @@ def run(
     return done.path.read_bytes(), dict(done.manifest.recipe), seen.texts
 
 
+@pytest.mark.long
 def test_a_flat_folder_equals_a_run_with_the_chosen_values(tmp_path: Path, checkpoint: str) -> None:
     """Ten images of each of three classes, for a checkpoint of seven and a batch of 64."""
     data = make_folder(tmp_path / "photos", {"a": 10, "b": 10, "c": 10})

@@ -86,6 +86,7 @@ def vit(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     return {"model.name": "test_vit", "model.checkpoint": str(path), "model.kwargs": kwargs}
 
 
+@pytest.mark.long
 def test_where_time_is_proportional_to_macs_both_budgets_give_the_same_widths(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

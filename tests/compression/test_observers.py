@@ -116,6 +116,7 @@ def test_a_dry_run_prints_notices(overrides: dict[str, Any]) -> None:
 END = "compress has ended"
 
 
+@pytest.mark.long
 def test_a_terminal_shows_what_the_command_shows(overrides: dict[str, Any]) -> None:
     values = {key: str(value) if isinstance(value, Path) else value for key, value in overrides.items()}
     code = "import nestify; " + f"; print('{END}'); ".join(

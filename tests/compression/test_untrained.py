@@ -75,7 +75,8 @@ def test_refitted_levels_classify_better(plain: Run, fitted: Run) -> None:
     assert full >= plain[0].original["top1"] - 1.01
 
 
-@pytest.mark.parametrize("levels", [SPARSE, pytest.param(CHANNELS, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("levels", [SPARSE, CHANNELS])
 def test_training_starts_from_the_original_weights(tmp_path: Path, levels: dict[str, Any]) -> None:
     """The untrained column differs; every tensor of the trained files is the same."""
     files, before = [], []

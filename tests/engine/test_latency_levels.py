@@ -16,6 +16,7 @@ from nestify.training.observer import Observer
 FEW = {"data.max_train": 64, "data.max_val": 32, "train.batch_size": 32}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "core", "full"),
     [

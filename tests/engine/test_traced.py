@@ -138,6 +138,7 @@ def test_other_machines_round_differently(tmp_path: Path, resnet: tuple[NestedFi
         packed_model(nested_file(wrong, "test_resnet", off=0.1), 1, wrong / "cache")
 
 
+@pytest.mark.long
 def test_a_damaged_graph_is_made_again(tmp_path: Path, resnet: tuple[NestedFile, list[Path]]) -> None:
     file, alone = resnet
     packed_model(file, 1, tmp_path / "cache")

@@ -179,6 +179,7 @@ def test_a_fixed_batch(digits: Path, tmp_path: Path, batch: int) -> None:
     assert done.int8.score == pytest.approx(100 * (found == right).mean(), abs=1.0)
 
 
+@pytest.mark.long
 def test_openvino_runs_the_same_model(digits: Path, exported: Exported, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is an extra")
     done = export_int8(digits, 2, DIGITS, "openvino", tmp_path / "a.openvino", max_drop=100)
@@ -206,6 +207,7 @@ def test_pictures_in_int8_on_openvino(digits: Path, tmp_path: Path) -> None:
     assert compiled(np.zeros((2, 20, 30, 3), np.uint8))["logits"].shape == (2, 10)
 
 
+@pytest.mark.long
 def test_pictures_in_int8(digits: Path, tmp_path: Path) -> None:
     done = export_int8(
         digits,

@@ -78,6 +78,7 @@ def test_openvino(make_model: Make, tmp_path: Path, name: str, dtype: str, toler
     assert done.bytes == sum(path.stat().st_size for path in done.path.iterdir())
 
 
+@pytest.mark.long
 def test_an_operator_that_openvino_lacks_is_named(make_model: Make, tmp_path: Path) -> None:
     """This model resizes its position embedding in every pass, as its images are smaller than usual."""
     imported("openvino")

@@ -118,6 +118,7 @@ def test_more_models_in_all_formats(make_model: Make, tmp_path: Path, name: str)
     check_all_formats(make_model(name, **SLOW[name]), tmp_path)
 
 
+@pytest.mark.long
 def test_the_printed_line_loads_it_without_nestify(make_model: Make, tmp_path: Path) -> None:
     plain = make_model("test_vit", img_size=SIDE, global_pool="avg")
     images = torch.randn(4, 3, SIDE, SIDE)
@@ -213,6 +214,7 @@ def test_no_path_of_this_machine_is_in_it(stock: dict[ExportFormat, Exported], f
         assert str(Path(module.__file__ or "").parent).encode() not in data
 
 
+@pytest.mark.long
 def test_a_traced_graph_is_exported_too(make_model: Make, tmp_path: Path) -> None:
     """A narrower level is no timm model, but a graph."""
     timm_model = make_model("test_resnet").eval()

@@ -229,6 +229,7 @@ def test_a_narrow_level_is_recalibrated_like_a_plain_network(sizes: tuple[int, .
         torch.testing.assert_close(nested(inputs, level=1), plain(inputs), rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_values_cached_in_eval_mode_are_dropped() -> None:
     """LeViT computes its position biases only once in eval mode; permuted channels need new ones."""
     torch.manual_seed(0)

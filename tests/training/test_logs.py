@@ -144,6 +144,7 @@ def test_tensorboard() -> None:
     assert found["validation/top1/level1"][-1] == (14, pytest.approx(last))
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 @pytest.mark.parametrize("steps", [7])
 def test_a_resumed_run_continues_its_events(steps: int) -> None:

@@ -48,6 +48,7 @@ def test_float16_on_a_cpu_is_refused() -> None:
         Precision(CPU, True, "float16")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "levels",
     [

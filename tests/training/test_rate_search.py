@@ -229,6 +229,7 @@ def test_the_best_of_the_second_round_is_scaled_to_the_length_of_the_training(ma
     assert search(task) == found
 
 
+@pytest.mark.long
 def test_the_result_is_not_below_the_lowest_rate_of_the_schedule(make_model: MakeModel) -> None:
     chosen = options(min_lr=0.5)
     task = make_task(make_model)
