@@ -25,7 +25,7 @@ from nestify.training.stepper import Stepper
 from tests.cli.forked import Forked
 
 UNTRAINED = (
-    *("--epochs", "0", "--max-train", "100", "--max-val", "50"),
+    *("--epochs", "0", "--max-train", "200", "--max-val", "100"),
     *("--set", "train.recalibrate_batches=2", "--set", "train.eval_before=false"),
     *("--set", "schedule.fit=false"),
 )
