@@ -17,6 +17,10 @@ def library_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         find_compiler()
     except BuildError as error:
         pytest.skip(str(error))
+    installed = Path(libraries.__file__).with_name(LIBRARY_NAME)
+    sources = [*installed.with_name("native").rglob("*"), installed.with_name("build.py")]
+    if installed.is_file() and installed.stat().st_mtime > max(path.stat().st_mtime for path in sources):
+        return installed  # an editable install has compiled it
     path = tmp_path_factory.getbasetemp().parent / f"engine-{sources_digest()}" / LIBRARY_NAME
     if not path.is_file():
         compile_library(path)

@@ -169,6 +169,7 @@ def test_the_costliest_layer_comes_first(make_model: Callable[..., nn.Module], t
         assert (quantiser.make([best]).run(images) - exact).abs().max() > 0.05 * exact.abs().max()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("batch", [4])
 def test_a_fixed_batch(digits: Path, tmp_path: Path, batch: int) -> None:
     """359 images are no multiple of 4."""

@@ -214,6 +214,7 @@ def test_a_search_changes_neither_model_nor_random_numbers(make_model: MakeModel
     assert found.start == pytest.approx(plain.start, rel=1e-5)
 
 
+@pytest.mark.long
 def test_the_best_of_the_second_round_is_scaled_to_the_length_of_the_training(make_model: MakeModel) -> None:
     task = make_task(make_model)
     found = search(task)

@@ -183,7 +183,13 @@ LAYERS: dict[type[Layer], list[int]] = {
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: layer.__name__)
+@pytest.mark.parametrize(
+    "layer",
+    [
+        pytest.param(layer, id=layer.__name__, marks=pytest.mark.long if layer is Lstm else ())
+        for layer in LAYERS
+    ],
+)
 def test_layers(layer: type[Layer]) -> None:
     model = layer().double().eval()
     for name, tensor in model.state_dict().items():
