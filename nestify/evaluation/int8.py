@@ -119,7 +119,7 @@ def export_int8(
         kind = Kind(target.format, batch, opset, sparse, with_preprocessing, reduce_range)
         quantiser = Quantiser(plain, facts, images.calibration, Path(folder), kind)
         with shown_progress(progress, "images") as advance:
-            made, result = _within_limit(quantiser, kind, images, plain, max_drop, advance)
+            made, result = _within_limit(quantiser, images, plain, max_drop, advance)
         done = keep(made.draft, expected, facts, target, batch)
         return replace(done, int8=result, packed_layers=made.packed_layers)
 
@@ -190,9 +190,10 @@ class _Images:
 
 @torch.no_grad()
 def _within_limit(
-    quantiser: Quantiser, kind: Kind, images: _Images, plain: Runner, max_drop: float, advance: Progress
+    quantiser: Quantiser, images: _Images, plain: Runner, max_drop: float, advance: Progress
 ) -> tuple[Quantised, Int8]:
     """Return the int8 model with the fewest layers in float32 that was found to be within the limit."""
+    kind = quantiser.kind
     saturates = kind.format is ExportFormat.onnx and not kind.reduce_range and sums_saturate()
     level = _predict(plain, images, advance)
     kept_float = 0

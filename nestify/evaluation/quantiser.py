@@ -79,6 +79,7 @@ class Quantiser:
 
     Attributes:
         title: what messages call the level.
+        kind: what kind of models.
         layers: names of the layers that hold weights, in the order of the graph.
 
     Raises:
@@ -95,8 +96,8 @@ class Quantiser:
             load_library()
         if kind.format is ExportFormat.openvino:
             import_openvino()
-        self.title = facts.title
-        self._plain, self._facts, self._images, self._folder, self._kind = plain, facts, images, folder, kind
+        self.title, self.kind = facts.title, kind
+        self._plain, self._facts, self._images, self._folder = plain, facts, images, folder
         exported = folder / "float32.onnx"
         exported.write_bytes(translate(plain, facts, kind.batch, kind.opset).SerializeToString())
         self._model = folder / "optimised.onnx"
@@ -116,24 +117,24 @@ class Quantiser:
             float_layers: names of the layers that stay in float32.
         """
         path = self._quantise(self._images, float_layers)
-        if self._kind.format is ExportFormat.openvino:
-            translated = to_openvino(path, self._facts, self._kind.batch)
+        if self.kind.format is ExportFormat.openvino:
+            translated = to_openvino(path, self._facts, self.kind.batch)
             run = self._padded(run_model(translated))
-            if self._kind.pictures:
-                translated = with_preprocessing(translated, self._facts, self._kind.batch)
-            name = "pictures" if self._kind.pictures else "images"
+            if self.kind.pictures:
+                translated = with_preprocessing(translated, self._facts, self.kind.batch)
+            name = "pictures" if self.kind.pictures else "images"
             draft = openvino_draft(translated, self._facts, "int8", LOGIT_TOLERANCE, name)
             return Quantised(draft, run)
         onnx = import_module("onnx")
         model = onnx.load(path)
         onnx.helper.set_model_props(model, self._facts.metadata())
-        if self._kind.sparse:
+        if self.kind.sparse:
             packed = sum(choice.is_sparse for choice in make_sparse_int8(model))
             path.write_bytes(model.SerializeToString())
             run = as_network(Session(path, torch.get_num_threads()))
             made = model_draft(model, reopen_packed, packed_load_line, LOGIT_TOLERANCE, "int8")
             return Quantised(made, self._padded(run), packed)
-        if self._kind.pictures:
+        if self.kind.pictures:
             made = pictures_draft(model, self._facts, LOGIT_TOLERANCE, "int8")
         else:
             line = partial(load_line, kind=self._facts.output)
@@ -142,7 +143,7 @@ class Quantiser:
 
     def _padded(self, run: Runner) -> Runner:
         """Return a runner for batches of any size of a model for batches of one size."""
-        if (size := self._kind.batch) is None:
+        if (size := self.kind.batch) is None:
             return run
 
         def padded(images: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ class Quantiser:
         return sorted(errors, key=lambda layer: -errors[layer])
 
     def _quantise(self, images: Tensor, float_layers: Sequence[str]) -> Path:
-        path, kind = self._folder / "int8.onnx", self._kind
+        path, kind = self._folder / "int8.onnx", self.kind
         quantise_optimised(
             self._model, path, images.numpy(), float_layers, kind.batch or 1, kind.reduce_range
         )

@@ -130,7 +130,8 @@ def _leave_outputs(graph: Any, names: set[str]) -> None:
     for node in removed:
         graph.node.remove(node)
     used = {name for node in graph.node for name in node.input}
-    for tensor in [each for each in graph.initializer if each.name not in used]:
+    unused = {name for node in removed for name in node.input} - used  # scales and zero points
+    for tensor in [each for each in graph.initializer if each.name in unused]:
         graph.initializer.remove(tensor)
 
 

@@ -242,7 +242,7 @@ def _result_bytes(func: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -
 @contextmanager
 def _deadline(seconds: float) -> Iterator[None]:
     """Raise `_TooSlow` in this thread when it has used its time; works in every thread, without signals."""
-    thread = threading.get_ident()
+    thread = ctypes.c_ulong(threading.get_ident())
     raise_in = ctypes.pythonapi.PyThreadState_SetAsyncExc
     time_used = _clock_of_this_thread()
     end = time_used() + seconds
@@ -255,7 +255,7 @@ def _deadline(seconds: float) -> Iterator[None]:
                 return
         with lock:
             if not is_done.is_set():
-                raise_in(ctypes.c_ulong(thread), ctypes.py_object(_TooSlow))
+                raise_in(thread, ctypes.py_object(_TooSlow))
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -263,11 +263,11 @@ def _deadline(seconds: float) -> Iterator[None]:
     finally:
         with lock:
             is_done.set()
-        raise_in(ctypes.c_ulong(thread), None)  # one that has not arrived yet
+        raise_in(thread, None)  # one that has not arrived yet
 
 
 def _clock_of_this_thread() -> Callable[[], float]:
-    """Return a function that tells this thread's processor time in seconds to any thread.
+    """Return a function that reads this thread's processor time, in seconds, from any thread.
 
     Where a thread's time is not known to others, it is that of the process, which includes other threads.
     """

@@ -226,8 +226,8 @@ class Checkpoints(CheckpointHook):
             return
         with defer_signals() as self._signals:
             yield self
-            if any(self._world.all_gather(self._signals.pending is not None)):
-                self._signals.pending = self._signals.pending or signal.SIGTERM
+            if any(self._world.all_gather(self.stop_requested)):
+                self._stop()
 
     def interruptible(self, batches: Loader) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the batches of an evaluation between two steps, which a signal may end.
@@ -283,8 +283,12 @@ class Checkpoints(CheckpointHook):
             self._save(training, self._world)
             training.forget_requests()
         if stopping:
-            self._signals.pending = self._signals.pending or signal.SIGTERM
-            self._signals.deliver()
+            self._stop()
+
+    def _stop(self) -> None:
+        """Deliver the deferred signal, or SIGTERM if it was another process that received one."""
+        self._signals.pending = self._signals.pending or signal.SIGTERM
+        self._signals.deliver()
 
     def on_failure(self, training: Stepper) -> None:
         """Save a checkpoint, unless the exception came in the middle of a step, and deliver a signal."""

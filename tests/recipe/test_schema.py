@@ -146,7 +146,7 @@ VALUES = (
 )
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(place=st.sampled_from(options()), value=VALUES)
 def test_what_the_loader_reads_the_schema_accepts(place: tuple[str, str], value: object) -> None:
     table = table_with(*place, value)
@@ -158,7 +158,7 @@ SPANS = {("model", "kwargs"), ("augment", "scale"), ("augment", "ratio")}
 """Options whose validators compare several values, which JSON Schema cannot say."""
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=400, deadline=None)
 @given(place=st.sampled_from(sorted({*options()} - SPANS)), value=VALUES)
 def test_what_the_schema_accepts_the_loader_reads(place: tuple[str, str], value: object) -> None:
     table = table_with(*place, value)

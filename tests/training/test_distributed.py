@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -212,13 +212,27 @@ def signal_in_an_evaluation() -> None:
     Checkpoints.interruptible = signalled  # type: ignore[method-assign]
 
 
-def test_a_signal_to_one_process_in_an_evaluation_stops_all() -> None:
+def signal_after_the_last_step() -> None:
+    """Let this process receive a signal when no step is left in which the processes could agree."""
+    original = Stepper.finish
+
+    def signalled(self: Stepper) -> NestedModel:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(self)
+
+    Stepper.finish = signalled  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize(
+    ("before", "epochs"), [(signal_in_an_evaluation, "60"), (signal_after_the_last_step, "1")]
+)
+def test_a_signal_to_one_process_between_steps_stops_all(before: Callable[[], None], epochs: str) -> None:
     variables = {**environment(), **srun_environment(2)}
     processes = [
         Forked(
-            [*VIT, "--epochs", "60", "--batch-size", "8", "-o", "a"],
+            [*VIT, "--epochs", epochs, "--batch-size", "8", "-o", "a"],
             {**variables, "SLURM_PROCID": str(rank), "SLURM_LOCALID": str(rank)},
-            before=signal_in_an_evaluation if rank else None,
+            before=before if rank else None,
         )
         for rank in (0, 1)
     ]

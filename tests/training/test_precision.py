@@ -49,13 +49,7 @@ def test_float16_on_a_cpu_is_refused() -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize(
-    "levels",
-    [
-        {"levels": "0.9,0"},
-        pytest.param({"schedule.kind": "channel", "levels": "0.5,1"}, marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("levels", [{"levels": "0.9,0"}, {"schedule.kind": "channel", "levels": "0.5,1"}])
 def test_training_in_bfloat16(
     levels: dict[str, object], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,7 @@ NAMES = [
     pytest.param(name, marks=pytest.mark.long if name in ("ghostnet_050", "botnet26t_256") else ())
     for name in MODELS
 ]
-"""The names, of which two are long: their graphs have most nodes, and other models have their operators."""
+"""The names as parameters of tests, of which two are `long`."""
 
 
 @dataclass(frozen=True)
