@@ -124,6 +124,14 @@ Int8 = Annotated[
     typer.Option("--int8", help="With --engine: run levels in int8, as export --sparse --int8 writes them."),
 ]
 
+ReduceRange = Annotated[
+    bool,
+    typer.Option(
+        "--reduce-range",
+        help="Give --int8 weights of 7 bits, whose sums do not saturate on x86 without VNNI.",
+    ),
+]
+
 
 def parse_percent(text: str) -> float:
     """Parse a percentage in [0, 100]: `70` or `70%`; below 1 only with its sign, because 0.7 may mean 70 %.

@@ -15,6 +15,7 @@ from nestify.cli.arguments import (
     Engine,
     Int8,
     NestedFileOrAddress,
+    ReduceRange,
     choice_option,
     parse_percent,
 )
@@ -178,6 +179,7 @@ def evaluate(
             "--calibrate-images", min=1, help="Training images to calibrate --int8 on.", show_default="100"
         ),
     ] = None,
+    reduce_range: ReduceRange = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate levels on labelled images, with the model, preprocessing and classes stored in the file.
@@ -239,6 +241,7 @@ def evaluate(
             engine=engine,
             int8=int8,
             calibrate_images=calibrate_images or CALIBRATION_IMAGES,
+            reduce_range=reduce_range,
             progress=progress,
         )
     for warning in done.warnings:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import AsJson, NestedFileOrAddress, choice_option
+from nestify.cli.arguments import AsJson, NestedFileOrAddress, ReduceRange, choice_option
 from nestify.errors import RecipeError
 from nestify.exports.target import ExportFormat, PackedType
 
@@ -112,13 +112,7 @@ def export(
         int | None,
         typer.Option("--max-images", min=1, help="Images to evaluate --int8 on.", show_default="all"),
     ] = None,
-    reduce_range: Annotated[
-        bool,
-        typer.Option(
-            "--reduce-range",
-            help="Give --int8 weights of 7 bits, whose sums do not saturate on x86 without VNNI.",
-        ),
-    ] = False,
+    reduce_range: ReduceRange = False,
     with_preprocessing: Annotated[
         bool,
         typer.Option(

@@ -22,6 +22,7 @@ from nestify.evaluation.consensus import Consensus, Network, Recorder
 from nestify.evaluation.joint import JointEvaluation
 from nestify.evaluation.measure import Score, measure
 from nestify.evaluation.on_engine import CALIBRATION_IMAGES, Calibration, check_int8, level_opener
+from nestify.evaluation.runtimes import SATURATES, sums_saturate
 from nestify.file.class_accuracy import LevelClasses, check_evaluation_savable, save_class_accuracy
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.machine import pick_workers, workers_warning
@@ -96,6 +97,7 @@ def evaluate(
     engine: bool = False,
     int8: bool = False,
     calibrate_images: int = CALIBRATION_IMAGES,
+    reduce_range: bool = False,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
 
@@ -130,6 +132,8 @@ def evaluate(
         engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
         int8: with `engine`, whether it computes in int8, as `nestify.export` writes it with sparse layers.
         calibrate_images: number of training images to calibrate int8 on, balanced over the classes.
+        reduce_range: whether weights of dense int8 layers have 7 bits, with which sums saturate on no
+            processor.
 
     Raises:
         NestifyError: if the file or the images are not right, or there is no such level or option, or the
@@ -159,14 +163,14 @@ def evaluate(
     file.check_whole(file.n_levels if unlabelled and original is None else max(numbers))
     where = pick_device(engine_device(device) if engine else device)
     workers = pick_workers(workers, where)
-    check_int8(int8, engine)
+    check_int8(int8, engine, reduce_range)
     calibration = None
     if int8:
         calibration = Calibration.open(
             file, data, calibrate_images, labels=labels, data_root=data_root, labelled=not unlabelled
         )
     model = file.manifest.model
-    open_level = level_opener(file, where, engine, calibration)
+    open_level = level_opener(file, where, engine, calibration, reduce_range)
     images, used = open_evaluation_images(
         data,
         split,
@@ -203,7 +207,9 @@ def evaluate(
     if recorder is not None:
         found = joint.evaluate(recorder.predictions(parents, model.num_classes))
     by_class = [] if metric is not TOP1 else [counter.counts() for counter in counters]
-    warnings = [*images.notices, *filter(None, [images.order_notice, workers_warning(workers)])]
+    saturation = SATURATES if int8 and not reduce_range and sums_saturate() else None
+    notices = [images.order_notice, workers_warning(workers), saturation]
+    warnings = [*images.notices, *filter(None, notices)]
     for text in warnings:
         find_caller().warn(text)
     return Evaluation(

@@ -91,7 +91,11 @@ class Calibration:
 
 
 def int8_model(
-    file: NestedFile, number: int, images: Tensor, cache: str | os.PathLike[str] | None = None
+    file: NestedFile,
+    number: int,
+    images: Tensor,
+    reduce_range: bool = False,
+    cache: str | os.PathLike[str] | None = None,
 ) -> Path:
     """Return the path of a level's packed int8 model in a cache folder; it is made if it is not there.
 
@@ -101,6 +105,7 @@ def int8_model(
         file: the nested file.
         number: number of the level.
         images: preprocessed calibration images (B, C, H, W).
+        reduce_range: whether weights of dense layers have 7 bits; see `Kind`.
         cache: the folder; None for the user's cache folder.
 
     Raises:
@@ -108,24 +113,29 @@ def int8_model(
     """
     load_library()
     calibrated = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    target = cached_target(file, number, ["int8", calibrated, import_runtime().__version__], cache)
+    keys = ["int8", calibrated, *["reduced range"] * reduce_range, import_runtime().__version__]
+    target = cached_target(file, number, keys, cache)
     if not target.path.is_file():
         facts, plain = ExportFacts.for_level(file.manifest, number), load_level(file, number)
         expected = probes(plain, facts, None)
         with tempfile.TemporaryDirectory(prefix="nestify-int8-") as folder:
-            kind = Kind(ExportFormat.onnx, sparse=True)
+            kind = Kind(ExportFormat.onnx, sparse=True, reduce_range=reduce_range)
             made = Quantiser(plain, facts, images, Path(folder), kind).make([])
             keep(made.draft, expected, facts, target, None)
     return target.path
 
 
-def int8_network(file: NestedFile, number: int, images: Tensor) -> Runner:
+def int8_network(file: NestedFile, number: int, images: Tensor, reduce_range: bool = False) -> Runner:
     """Return a level in int8 on the engine, with as many threads as torch has; see `int8_model`."""
-    return as_network(Session(int8_model(file, number, images), torch.get_num_threads()))
+    return as_network(Session(int8_model(file, number, images, reduce_range), torch.get_num_threads()))
 
 
 def level_opener(
-    file: NestedFile, device: torch.device, engine: bool, calibration: Calibration | None
+    file: NestedFile,
+    device: torch.device,
+    engine: bool,
+    calibration: Calibration | None,
+    reduce_range: bool = False,
 ) -> Callable[[int], Runner]:
     """Return a function that loads a level by its number.
 
@@ -134,19 +144,22 @@ def level_opener(
         device: device that torch computes on.
         engine: whether the sparse engine runs the level, in place of torch.
         calibration: images to calibrate int8 on; None for float32.
+        reduce_range: whether weights of dense int8 layers have 7 bits; see `Kind`.
     """
     if calibration is not None:
-        return partial(int8_network, file, images=calibration.images)
+        return partial(int8_network, file, images=calibration.images, reduce_range=reduce_range)
     if engine:
         return partial(engine_network, file)
     return lambda number: load_level(file, number).to(device)
 
 
-def check_int8(int8: bool, engine: bool) -> None:
-    """Refuse int8 without the engine.
+def check_int8(int8: bool, engine: bool, reduce_range: bool = False) -> None:
+    """Refuse int8 without the engine, and a reduced range without int8.
 
     Raises:
         RecipeError: if it was asked for.
     """
     if int8 and not engine:
         raise RecipeError("--int8 is measured on the sparse engine; add --engine, or leave --int8 out")
+    if reduce_range and not int8:
+        raise RecipeError("--reduce-range has no use without --int8; add it, or leave the option out")

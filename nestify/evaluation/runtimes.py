@@ -135,6 +135,13 @@ def _leave_outputs(graph: Any, names: set[str]) -> None:
         graph.initializer.remove(tensor)
 
 
+SATURATES = (
+    "Sums of dense int8 layers saturate on this processor, as on all x86 without VNNI: the model may predict "
+    "better on others, and with --reduce-range as well on all."
+)
+"""What users are told on such a processor."""
+
+
 @cache
 def sums_saturate() -> bool:
     """Return whether sums of products saturate at 16 bits in onnxruntime's int8 models on this processor.

@@ -249,10 +249,9 @@ def _int8_notes(int8: "Int8") -> list[str]:
         names = ", ".join(int8.float_layers)
         lines.append(f"Layers in float32, because they cost most in int8: {names}.")
     if int8.saturates:
-        lines.append(
-            "Sums of dense layers saturate on this processor, as on all x86 without VNNI: the model may "
-            "predict better on others, and with --reduce-range as well on all."
-        )
+        from nestify.evaluation.runtimes import SATURATES  # loaded where there is such a result
+
+        lines.append(SATURATES)
     return lines
 
 

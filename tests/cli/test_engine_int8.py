@@ -4,7 +4,9 @@ import json
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 
 import nestify.engine
 from nestify.data.dataset import open_images
@@ -93,6 +95,37 @@ def test_latency_in_int8_is_a_measurement_of_its_own(quads_file: Path, tmp_path:
     assert "the top-1 that of float32" in run(*picked).err
 
 
+@pytest.mark.parametrize("saturates", [True, False])
+def test_saturation_is_said_and_a_reduced_range_avoids_it(
+    quads_file: Path, digits_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, saturates: bool
+) -> None:
+    monkeypatch.setattr("nestify.evaluation.evaluate.sums_saturate", lambda: saturates)
+    words = (
+        "eval",
+        quads_file,
+        "--data",
+        digits_folder,
+        "--level",
+        "2",
+        *ON_ENGINE,
+        "--calibrate-images",
+        "20",
+    )
+    assert ("--reduce-range" in run(*words).err) == saturates
+    done = run(*words, "--reduce-range")
+    assert done.code == 0
+    assert "--reduce-range" not in done.err
+    largest = [
+        max(
+            int(np.abs(numpy_helper.to_array(tensor).astype(np.int64)).max())
+            for tensor in onnx.load(path).graph.initializer
+            if tensor.data_type == onnx.TensorProto.INT8
+        )
+        for path in sorted((tmp_path / "cache" / "nestify" / "engine" / "models").iterdir())
+    ]
+    assert sorted(largest) == [64, 127]  # two models, of 7 and of 8 bits
+
+
 @pytest.mark.long
 def test_levels_of_other_patterns_run_dense(digits_file: Path, digits_folder: Path) -> None:
     done = run("bench", digits_file, *QUICK, *ON_ENGINE, "--level", "1", "--data", digits_folder)
@@ -112,6 +145,7 @@ def test_rivals_have_levels_in_int8(quads_file: Path) -> None:
     [
         (("eval", "--data", "x", "--int8"), "add --engine"),
         (("eval", "--data", "x", "--calibrate-images", "9"), "add it"),
+        (("eval", "--data", "x", "--reduce-range"), "add it"),
         (("bench", "--int8"), "add --engine"),
         (("bench", "--int8", "--rivals"), "--rivals and --int8 exclude"),
         (("pick", "--max-latency", "1s", "--int8"), "add --engine"),
