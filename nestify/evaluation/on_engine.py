@@ -30,6 +30,9 @@ CALIBRATION_IMAGES = 100
 TIMED_IMAGES = 16
 """Number of calibration images where only time is measured, which hardly depends on the ranges."""
 
+INT8_MODELS = "2"
+"""Version of the int8 models in the cache, raised when the same calibration gives another model."""
+
 SEED = 0
 
 
@@ -113,7 +116,7 @@ def int8_model(
     """
     load_library()
     calibrated = hashlib.sha256(images.numpy().tobytes()).hexdigest()
-    keys = ["int8", calibrated, *["reduced range"] * reduce_range, import_runtime().__version__]
+    keys = ["int8", INT8_MODELS, calibrated, *["reduced range"] * reduce_range, import_runtime().__version__]
     target = cached_target(file, number, keys, cache)
     if not target.path.is_file():
         facts, plain = ExportFacts.for_level(file.manifest, number), load_level(file, number)

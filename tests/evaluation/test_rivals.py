@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from onnx import numpy_helper
@@ -48,15 +49,12 @@ class Net(nn.Module):
         return logits
 
 
-@pytest.fixture
-def model(tmp_path: Path, images: np.ndarray) -> tuple[Path, np.ndarray]:
-    """An ONNX model for any number of images, and torch's logits for `images`."""
-    net = Net().eval()
+def save_onnx(net: nn.Module, images: np.ndarray, path: Path) -> Path:
+    """Translate a network, for any number of images."""
     batch = torch.export.Dim("batch")
-    path = tmp_path / "net.onnx"
     torch.onnx.export(
         net,
-        (torch.zeros(2, 3, 12, 12),),
+        (torch.zeros(2, *images.shape[1:]),),
         path,
         dynamo=True,
         external_data=False,
@@ -64,6 +62,14 @@ def model(tmp_path: Path, images: np.ndarray) -> tuple[Path, np.ndarray]:
         input_names=["images"],
         dynamic_shapes=({0: batch},),
     )
+    return path
+
+
+@pytest.fixture
+def model(tmp_path: Path, images: np.ndarray) -> tuple[Path, np.ndarray]:
+    """An ONNX model for any number of images, and torch's logits for `images`."""
+    net = Net().eval()
+    path = save_onnx(net, images, tmp_path / "net.onnx")
     with torch.no_grad():
         return path, net(torch.from_numpy(images)).numpy()
 
@@ -101,6 +107,40 @@ def test_int8_weights_have_a_scale_per_channel(
     assert weight.op_type == "DequantizeLinear"
     assert constants[weight.input[0]].dtype == np.int8
     assert constants[weight.input[1]].shape == (8,)
+
+
+class Attention(nn.Module):
+    """Attention to 400 tokens almost equally, which 8 bits cannot hold, in a residual block."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.norm = nn.Linear(3, 16), nn.LayerNorm(16)
+        self.q, self.k, self.v = (nn.Linear(16, 16) for _ in range(3))
+        self.last, self.head = nn.LayerNorm(16), nn.Linear(16, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        tokens: Tensor = self.embed(images.flatten(2).transpose(1, 2))
+        given = self.norm(tokens)
+        shares = (self.q(given) @ self.k(given).transpose(1, 2) / 16).softmax(-1)
+        logits: Tensor = self.head(self.last(tokens + 8 * (shares @ self.v(given))).mean(1))
+        return logits
+
+
+def test_attention_stays_in_float32(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    net = Attention().eval()
+    images = np.random.default_rng(1).standard_normal((4, 3, 20, 20)).astype(np.float32)
+    path = save_onnx(net, images, tmp_path / "net.onnx")
+    quantise(path, tmp_path / "int8.onnx", images)
+    with torch.no_grad():
+        expected = net(torch.from_numpy(images)).numpy()
+    [logits] = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"images": images})
+    np.testing.assert_allclose(logits, expected, atol=0.03 * np.abs(expected).max())
+    nodes = onnx.load(tmp_path / "int8.onnx").graph.node
+    quantised = {name for node in nodes if node.op_type == "QuantizeLinear" for name in node.input[:1]}
+    softmax, *_ = [node for node in nodes if node.op_type == "Softmax"]
+    assert quantised.isdisjoint([*softmax.input, *softmax.output])
+    assert sum(node.op_type == "DequantizeLinear" for node in nodes) > 5  # the linear layers
 
 
 def test_ratios_are_to_the_fastest_dense_network_of_a_type() -> None:
