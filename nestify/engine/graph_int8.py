@@ -1,4 +1,4 @@
-"""Rewriting a quantised ONNX model: layers whose weight has few quads become the engine's int8 operators."""
+"""Rewriting a quantised ONNX model: sparse and depthwise layers become the engine's int8 operators."""
 
 import json
 from collections.abc import Sequence
@@ -13,12 +13,19 @@ from onnx import helper, numpy_helper
 
 from nestify.engine.graph import DOMAIN, METADATA_KEY, drop_unused
 from nestify.engine.model_graph import attributes
-from nestify.engine.pack_int8 import QuadWeight, pack_int8
+from nestify.engine.pack_int8 import QUAD, DepthwiseWeight, QuadWeight
 from nestify.engine.plan import LEAST_MACS, LEAST_POSITIONS, Choice
 from nestify.engine.quantised_graph import Quantised, QuantisedGraph
 
 FORMAT = 2
 HIGHEST_DENSITY = 0.55
+
+STEM_TAPS = 49
+"""Largest kernel of a dense layer that is packed if it reads one quad, as the first layer of a network does.
+
+ONNX Runtime is slow at these, but faster where kernels are patches of 16x16.
+"""
+
 LARGEST_MULTIPLIER = 0.5
 """What the packed format allows; see native/packed.h."""
 
@@ -27,7 +34,7 @@ EMPTY_MULTIPLIER = np.float32(2**-16)
 
 @dataclass
 class Int8Layer:
-    """A layer that becomes sparse, and the nodes that are fused into it.
+    """A layer that is packed, and the nodes that are fused into it.
 
     Attributes:
         node: the Conv, Gemm or MatMul.
@@ -42,7 +49,7 @@ class Int8Layer:
     """
 
     node: Any
-    weight: QuadWeight
+    weight: QuadWeight | DepthwiseWeight
     scales: NDArray[np.float32]
     bias: NDArray[np.int32] | None
     input: Quantised
@@ -86,13 +93,15 @@ def _plan(graph: QuantisedGraph) -> tuple[list[Int8Layer], list[Choice]]:
         if found is None:
             continue
         source, weight = found
-        quads = QuadWeight.from_dense(weight, attributes(node).get("group", 1))
+        groups = attributes(node).get("group", 1)
+        is_depthwise = groups > 1 and weight.shape[:2] == (groups, 1)
+        packed = DepthwiseWeight(weight[:, 0]) if is_depthwise else QuadWeight.from_dense(weight, groups)
         shape = graph.shape(node.output[0])
         positions = None if shape is None else prod(shape[2:] if node.op_type == "Conv" else shape[:-1])
         macs = None if positions is None else positions * weight.size
-        layer = _read(graph, node, source, quads)
-        reason = _why_dense(graph, node, quads, positions, layer)
-        choices.append(Choice(source.input[0], node.op_type, round(quads.density, 6), macs, reason))
+        layer = _read(graph, node, source, packed)
+        reason = _why_dense(graph, node, packed, positions, layer)
+        choices.append(Choice(source.input[0], node.op_type, round(packed.density, 6), macs, reason))
         if layer and not reason:
             (_take_residual if node.op_type == "Conv" else _take_bias)(graph, layer, taken)
             taken.update(id(fused) for fused in layer.fused)
@@ -117,18 +126,26 @@ def _weight(graph: QuantisedGraph, node: Any) -> tuple[Any, NDArray[np.int8]] | 
 
 
 def _why_dense(
-    graph: QuantisedGraph, node: Any, weight: QuadWeight, positions: int | None, layer: Int8Layer | None
+    graph: QuantisedGraph,
+    node: Any,
+    weight: QuadWeight | DepthwiseWeight,
+    positions: int | None,
+    layer: Int8Layer | None,
 ) -> str:
     """Return why a layer stays dense, or an empty string."""
     outputs, inputs, groups, height, width = weight.shape
     macs = None if positions is None else positions * outputs * inputs * groups * height * width
+    options, is_depthwise = attributes(node), isinstance(weight, DepthwiseWeight)
+    is_stem = node.op_type == "Conv" and inputs <= QUAD and height * width <= STEM_TAPS
+    is_slow = options.get("strides", [1, 1])[-1] > 2 or options.get("dilations", [1, 1])[-1] > 1
     reasons = {
-        "it uses auto_pad": attributes(node).get("auto_pad", b"NOTSET") != b"NOTSET",
-        "it is depthwise": groups > 1 and inputs == 1,
-        "it is not sparse enough": weight.density > HIGHEST_DENSITY,
+        "it uses auto_pad": options.get("auto_pad", b"NOTSET") != b"NOTSET",
+        "it is depthwise, with several outputs per channel": groups > 1 and inputs == 1 and not is_depthwise,
+        "it is depthwise, with a stride above 2 or dilated": is_depthwise and is_slow,
+        "it is not sparse enough": weight.density > HIGHEST_DENSITY and not (is_depthwise or is_stem),
         "the size of its output is not known": macs is None,
         "it has too few positions": node.op_type != "Conv" and (positions or 0) < LEAST_POSITIONS,
-        "it is too small": macs is not None and macs < LEAST_MACS,
+        "it is too small": macs is not None and macs < LEAST_MACS and not is_depthwise,
         "it is not quantised as the engine needs": layer is None,
         # ONNX Runtime pools uint8 fast only in the layout that its own convolutions have.
         "its output is pooled": layer is not None and graph.is_pooled(layer.output.name),
@@ -137,7 +154,9 @@ def _why_dense(
     return next((reason for reason, holds in reasons.items() if holds), "")
 
 
-def _read(graph: QuantisedGraph, node: Any, source: Any, weight: QuadWeight) -> Int8Layer | None:
+def _read(
+    graph: QuantisedGraph, node: Any, source: Any, weight: QuadWeight | DepthwiseWeight
+) -> Int8Layer | None:
     """Return the layer of a node between quantised tensors; None where anything is not as needed."""
     options = attributes(node)
     if options.get("transA", 0) or options.get("alpha", 1.0) != 1 or options.get("beta", 1.0) != 1:
@@ -246,18 +265,15 @@ def _rewrite(model: onnx.ModelProto, graph: QuantisedGraph, layers: Sequence[Int
 
 
 def _pack(layer: Int8Layer) -> NDArray[np.uint8]:
-    weight, outputs = layer.weight, len(layer.scales)
-    rows = np.repeat(np.arange(outputs), np.diff(weight.starts))
-    totals = np.zeros(outputs, np.int64)
-    np.add.at(totals, rows, weight.quads.sum(axis=1, dtype=np.int64))
-    bias = (0 if layer.bias is None else layer.bias.astype(np.int64)) - layer.input.zero * totals
+    weight = layer.weight
+    bias = (0 if layer.bias is None else layer.bias.astype(np.int64)) - layer.input.zero * weight.totals
     multipliers = _multipliers(layer)
     # The scale of an output without weights means nothing, and its sum is its bias.
-    empty = np.diff(weight.starts) == 0
+    empty = weight.counts == 0
     bias = np.where(empty, np.rint(bias * multipliers / EMPTY_MULTIPLIER), bias)
     multipliers[empty] = EMPTY_MULTIPLIER
     limit = np.iinfo(np.int32)
-    return pack_int8(weight, np.clip(bias, limit.min, limit.max).astype(np.int32), multipliers)
+    return weight.pack(np.clip(bias, limit.min, limit.max).astype(np.int32), multipliers)
 
 
 def _multipliers(layer: Int8Layer) -> NDArray[np.float32]:
@@ -267,7 +283,7 @@ def _multipliers(layer: Int8Layer) -> NDArray[np.float32]:
 
 def _is_in_range(layer: Int8Layer) -> bool:
     """Return whether the packed format can hold the multipliers; those of empty rows do not count."""
-    used = np.diff(layer.weight.starts) > 0
+    used = layer.weight.counts > 0
     return not bool((_multipliers(layer)[used] > LARGEST_MULTIPLIER).any())
 
 

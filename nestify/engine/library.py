@@ -10,7 +10,7 @@ from typing import Any
 from nestify.engine.build import LIBRARY_NAME, BuildError, compile_library, sources_digest
 from nestify.errors import SetupError
 
-INTERFACE = 4
+INTERFACE = 5
 """What `nestify_engine_interface` returns; see native/api.cpp."""
 
 VARIABLE = "NESTIFY_ENGINE_LIBRARY"

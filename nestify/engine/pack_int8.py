@@ -1,4 +1,4 @@
-"""Packing a sparse int8 layer, whose weights are in groups of four input channels."""
+"""Packing int8 layers: sparse ones, whose weights are in groups of four inputs, and depthwise ones."""
 
 import ctypes
 from dataclasses import dataclass
@@ -53,6 +53,71 @@ class QuadWeight:
         """Share of the quads that are not zero, in [0, 1]."""
         outputs, inputs, groups, height, width = self.shape
         return len(self.quads) / max(1, outputs * -(-inputs // QUAD) * groups * height * width)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of quads of each output: int64 (outputs of all groups,)."""
+        return np.diff(self.starts)
+
+    @property
+    def totals(self) -> NDArray[np.int64]:
+        """Sum of the weights of each output: int64 (outputs of all groups,)."""
+        totals = np.zeros(len(self.starts) - 1, np.int64)
+        rows = np.repeat(np.arange(len(totals)), self.counts)
+        np.add.at(totals, rows, self.quads.sum(axis=1, dtype=np.int64))
+        return totals
+
+    def pack(self, bias: NDArray[np.int32] | None, multipliers: Floats) -> Bytes:
+        """Pack the layer; see `pack_int8`."""
+        return pack_int8(self, bias, multipliers)
+
+
+@dataclass(frozen=True)
+class DepthwiseWeight:
+    """The int8 weight of a depthwise layer, with one output for each channel.
+
+    Attributes:
+        weight: int8 (channels, kernel height, kernel width).
+    """
+
+    weight: NDArray[np.int8]
+
+    @property
+    def shape(self) -> tuple[int, int, int, int, int]:
+        """Outputs and inputs per group, groups, kernel height and width."""
+        channels, height, width = self.weight.shape
+        return 1, 1, channels, height, width
+
+    @property
+    def density(self) -> float:
+        """Share of the weights that are not zero, in [0, 1]."""
+        return float(np.count_nonzero(self.weight)) / max(1, self.weight.size)
+
+    @property
+    def counts(self) -> NDArray[np.int64]:
+        """Number of weights of each channel that are not zero: int64 (channels,)."""
+        return np.asarray(np.count_nonzero(self.weight, axis=(1, 2)), np.int64)
+
+    @property
+    def totals(self) -> NDArray[np.int64]:
+        """Sum of the weights of each channel: int64 (channels,)."""
+        return np.asarray(self.weight.sum(axis=(1, 2), dtype=np.int64))
+
+    def pack(self, bias: NDArray[np.int32] | None, multipliers: Floats) -> Bytes:
+        """Pack the layer, with all of its weights; the arguments and errors are those of `pack_int8`."""
+        library = load_library()
+        shape, size = (ctypes.c_int64 * 5)(*self.shape), ctypes.c_int64()
+        weight = np.ascontiguousarray(self.weight, np.int8)
+        multipliers = np.ascontiguousarray(multipliers, np.float32)
+        assert multipliers.shape == (len(weight),)
+        if bias is not None:
+            bias = np.ascontiguousarray(bias, np.int32)
+            assert bias.shape == multipliers.shape
+        check(library.call("nestify_packed_depthwise_size", shape, ctypes.byref(size)))
+        packed = np.zeros(size.value, np.uint8)
+        values = map(pointer, (weight, bias, multipliers))
+        check(library.call("nestify_pack_depthwise", shape, *values, pointer(packed), size))
+        return packed
 
 
 def pack_int8(

@@ -2,7 +2,7 @@
 
 import ctypes
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from nestify.engine.library import load_library
 from nestify.engine.pack import Bytes, pointer
-from nestify.engine.pack_int8 import QuadWeight, pack_int8
+from nestify.engine.pack_int8 import DepthwiseWeight, QuadWeight, pack_int8
 from tests.engine.oracle import Convolution, random_convolution
 
 Uint8 = NDArray[np.uint8]
@@ -59,6 +59,34 @@ def random_case(rng: np.random.Generator, case: Convolution, with_residual: bool
     found = np.full(sums.shape, 99, np.uint8)
     assert run_conv_int8(packed, images, found, case, units, residual) is None
     return found, expected
+
+
+def random_depthwise(rng: np.random.Generator) -> Convolution:
+    """Any geometry of a depthwise layer; half are those that have kernels of their own."""
+    case = replace(random_convolution(rng), groups=int(rng.integers(2, 9)), inputs=1, outputs=1)
+    if rng.random() < 0.5:
+        side, stride = int(rng.choice([3, 5, 7])), int(rng.integers(1, 3))
+        image = tuple(rng.integers(side, side + 90, 2).tolist())
+        case = replace(case, kernel=(side, side), strides=(stride, stride), dilations=(1, 1), image=image)
+    return case
+
+
+def random_depthwise_case(
+    rng: np.random.Generator, case: Convolution, with_residual: bool
+) -> tuple[Uint8, Uint8]:
+    """Run a random depthwise layer; returns the engine's result and NumPy's."""
+    channels = case.groups
+    weight = rng.integers(-128, 128, (channels, 1, *case.kernel)).astype(np.int8)
+    bias = rng.integers(-20_000, 20_000, channels, np.int32)
+    multipliers = rng.uniform(0, 0.02, channels).astype(np.float32)
+    images = rng.integers(0, 256, (case.batch, channels, *case.image), np.uint8)
+    units = random_units(rng)
+    sums = integer_sums(images, weight, case, units.input_zero) + bias[:, None, None]
+    residual = rng.integers(0, 256, sums.shape, np.uint8) if with_residual else None
+    found = np.full(sums.shape, 99, np.uint8)
+    packed = DepthwiseWeight(weight[:, 0]).pack(bias, multipliers)
+    assert run_conv_int8(packed, images, found, case, units, residual) is None
+    return found, requantise(sums, multipliers, units, residual)
 
 
 def random_linear(
@@ -151,6 +179,9 @@ def check(seed: int, count: int) -> None:
     for index in range(count):
         case = random_convolution(rng)
         found, expected = random_case(rng, case, with_residual=bool(index % 2))
+        assert np.array_equal(found, expected), case
+        case = random_depthwise(rng)
+        found, expected = random_depthwise_case(rng, case, with_residual=bool(index % 2))
         assert np.array_equal(found, expected), case
         sizes = (int(rng.integers(1, 130)), int(rng.integers(1, 300)), int(rng.integers(1, 150)))
         found, expected = random_linear(rng, *sizes, block=int(rng.choice([0, 1, 7, 64])))

@@ -182,6 +182,41 @@ int64_t int8_differences(int64_t inputs, int64_t outputs, int64_t side, int64_t 
   return differences;
 }
 
+// The same for a depthwise convolution.
+int64_t depthwise_differences(int64_t channels, int64_t side, int64_t k, int64_t stride, int64_t pad) {
+  const int64_t zero = 37, out = (side + 2 * pad - k) / stride + 1;
+  const int64_t geometry[8] = {stride, stride, pad, pad, pad, pad, 1, 1}, shape[5] = {1, 1, channels, k, k};
+  const std::vector<uint8_t> random = bytes_at_random(size_t(channels * k * k));
+  const std::vector<int8_t> weights(random.begin(), random.end());
+  const std::vector<float> multipliers(size_t(channels), 1.0f / 512);
+  int64_t size = 0;
+  const char* problem = nestify_packed_depthwise_size(shape, &size);
+  std::vector<int64_t> bytes(size_t(size / 8 + 1));
+  if (!problem)
+    problem = nestify_pack_depthwise(shape, weights.data(), nullptr, multipliers.data(), bytes.data(), size);
+  const std::vector<uint8_t> x = bytes_at_random(size_t(channels * side * side));
+  std::vector<uint8_t> found(size_t(channels * out * out)), added(found.size(), 200);
+  const int32_t limits[5] = {int32_t(zero), 90, 3, 250, 180};
+  if (!problem)
+    problem = nestify_conv_int8(bytes.data(), size, x.data(), 1, side, side, geometry, limits, added.data(), 0.5f,
+                                found.data(), int64_t(found.size()));
+  if (problem) std::printf("%s\n", problem), std::exit(2);
+  int64_t differences = 0;
+  for (int64_t i = 0; i < channels; i++)
+    for (int64_t y = 0; y < out; y++)
+      for (int64_t z = 0; z < out; z++) {
+        int64_t sum = 0;
+        for (int64_t t = 0; t < k * k; t++) {
+          const int64_t row = y * stride + t / k - pad, column = z * stride + t % k - pad;
+          const bool inside = row >= 0 && row < side && column >= 0 && column < side;
+          sum += weights[size_t(i * k * k + t)] * int64_t(inside ? x[size_t((i * side + row) * side + column)] : zero);
+        }
+        const double scaled = std::nearbyint(double(sum) / 512 + 10) + 90;  // 10 is (200 - 180) / 2
+        differences += found[size_t((i * out + y) * out + z)] != uint8_t(std::clamp(scaled, 3.0, 250.0));
+      }
+  return differences;
+}
+
 // The same for a linear layer.
 int64_t int8_linear_differences(int64_t tokens, int64_t inputs, int64_t outputs) {
   const PackedInt8 layer = make_int8(inputs, outputs, 1);
@@ -215,6 +250,9 @@ int main() {
   for (const int64_t tokens : {1, 2, 50, 197}) worst = std::max(worst, linear_error(tokens, 100, 72));
   int64_t differences = int8_differences(64, 32, 14, 1, 1, 0) + int8_differences(1030, 9, 7, 1, 1, 0);
   differences += int8_differences(33, 24, 15, 3, 1, 1) + int8_differences(16, 16, 28, 3, 2, 1);
+  for (const int64_t k : {3, 4, 5, 7})
+    for (const int64_t stride : {1, 2, 3})
+      for (const int64_t side : {7, 16, 37}) differences += depthwise_differences(5, side, k, stride, k / 2);
   for (const int64_t tokens : {1, 2, 50, 197}) differences += int8_linear_differences(tokens, 101, 75);
   const char* isa = "";
   nestify_engine_isa(&isa);

@@ -153,6 +153,30 @@ def test_groups(rewrite: Rewrite) -> None:
     assert operators(nodes).count("SparseConvInt8") == 2
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("side", [3, 5])
+def test_depthwise_layers(rewrite: Rewrite, stride: int, side: int) -> None:
+    """They are packed with all of their weights; with a residual too."""
+    builder = QuadBuilder()
+    first = builder.node("Relu", builder.conv("images"))
+    shape, around = (32, 1, side, side), [side // 2] * 4
+    weight = builder.constant(np.random.default_rng(3).standard_normal(shape) / side)
+    depthwise = builder.node("Conv", first, weight, group=32, pads=around, strides=[stride, stride])
+    last = builder.node("Add", depthwise, first) if stride == 1 else depthwise
+    nodes, choices = rewrite(builder.model(builder.conv(last)))
+    assert operators(nodes) == ["QuantizeLinear", *["SparseConvInt8"] * 3, "DequantizeLinear"]
+    assert choices[1].density > 0.95
+    assert len(nodes[2].input) == (3 if stride == 1 else 2)
+
+
+def test_few_inputs_are_packed_though_they_are_dense(rewrite: Rewrite) -> None:
+    """As those of the first convolution, which reads the channels of an image."""
+    builder = QuadBuilder()
+    nodes, choices = rewrite(builder.model(builder.conv("images", 64, group=8, density=1)))
+    assert "SparseConvInt8" in operators(nodes)
+    assert choices[0].density > 0.95
+
+
 def test_outputs_without_weights(rewrite: Rewrite) -> None:
     """Their scale, which the quantiser chooses freely, has no influence."""
     builder = QuadBuilder()
@@ -171,10 +195,13 @@ def test_what_stays_dense_has_a_reason(rewrite: Rewrite) -> None:
     pooled = builder.node(
         "MaxPool", builder.conv(dense), kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1]
     )
-    depthwise = builder.conv(pooled, group=32)
-    small = builder.conv(depthwise, strides=[10, 10])
+    dilated = builder.conv(pooled, group=32, pads=[2, 2, 2, 2], dilations=[2, 2])
+    several = builder.conv(dilated, 64, group=32)
+    fewer = builder.node("MaxPool", several, kernel_shape=[3, 3], strides=[2, 2])
+    wide = builder.constant(np.random.default_rng(4).standard_normal((32, 64, 1, 1)))
+    small = builder.conv(builder.node("Conv", fewer, wide), strides=[10, 10])
     nodes, choices = rewrite(builder.model(small))
-    words = ["not sparse enough", "pooled", "depthwise", "too small"]
+    words = ["not sparse", "pooled", "or dilated", "several outputs", "not sparse", "too small"]
     for choice, word in zip(choices, words, strict=True):
         assert word in choice.reason
     assert "SparseConvInt8" not in operators(nodes)

@@ -15,12 +15,14 @@ from onnx import TensorProto, helper, numpy_helper
 
 from nestify.engine.library import VARIABLE, Library
 from nestify.engine.pack import Bytes, SparseWeight, check_packed, pack
-from nestify.engine.pack_int8 import QuadWeight, pack_int8
+from nestify.engine.pack_int8 import DepthwiseWeight, QuadWeight, pack_int8
 from nestify.engine.session import start_session
 from nestify.errors import BadFileError
 from tests.engine.int8_oracle import (
     Units,
     random_case,
+    random_depthwise,
+    random_depthwise_case,
     random_linear,
     random_quads,
     run_conv_int8,
@@ -44,6 +46,14 @@ def test_convolutions(library: Library, name: str, residual: bool) -> None:
 def test_any_convolution(library: Library, seed: int) -> None:
     rng = np.random.default_rng(seed)
     found, expected = random_case(rng, random_convolution(rng), bool(seed % 2))
+    np.testing.assert_array_equal(found, expected)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32 - 1))
+def test_any_depthwise_layer(library: Library, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    found, expected = random_depthwise_case(rng, random_depthwise(rng), bool(seed % 2))
     np.testing.assert_array_equal(found, expected)
 
 
@@ -145,18 +155,51 @@ def linear_layer() -> Bytes:
     return pack_int8(weight, rng.integers(-99, 99, 3, np.int32), np.full(3, 0.01, np.float32), 2)
 
 
+def depthwise_layer() -> Bytes:
+    """12 channels, kernels of 3x2."""
+    rng = np.random.default_rng(0)
+    weight = DepthwiseWeight(rng.integers(-128, 128, (12, 3, 2)).astype(np.int8))
+    return weight.pack(rng.integers(-99, 99, 12, np.int32), np.full(12, 0.01, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("offset", "dtype", "value", "word"),
+    [
+        (8, "<u4", 2, "one of its channels in each group"),
+        (12, "<u4", 2, "one of its channels in each group"),
+        (40, "<u4", 0, "one of its channels in each group"),
+        (16, "<u4", 11, "weights"),
+        (16, "<u4", 2**31, "groups"),
+        (20, "<u4", 4, "weights"),
+        (24, "<u4", 5, "weights"),
+        (28, "<u4", 6, "weights"),
+        (32, "<u8", 35, "weights"),
+        (60, "<u4", 1, "reserved"),
+        (64 + 4 * 36 + 4 * 12, "<f4", np.nan, "multiplier"),
+        (64 + 4 * 36 + 4 * 23, "<f4", 0.6, "multiplier"),
+    ],
+)
+def test_damage_of_a_depthwise_layer_is_named(
+    library: Library, offset: int, dtype: str, value: float, word: str
+) -> None:
+    packed = depthwise_layer()
+    assert len(packed) == 64 + 4 * 36 + 4 * 12 + 4 * 12
+    packed[offset : offset + np.dtype(dtype).itemsize].view(dtype)[0] = value
+    assert word in (check_packed(packed) or "")
+
+
 def fuzz(seed: int, count: int) -> int:
     """Damage layers at random; run those that are accepted. Returns how many were."""
-    rng, sounds = np.random.default_rng(seed), (small_layer(), linear_layer())
+    rng, sounds = np.random.default_rng(seed), (small_layer(), linear_layer(), depthwise_layer())
     images = rng.integers(0, 256, (1, 12, 7, 6), np.uint8)
     case, accepted = Convolution(1, 2, 6, 3, (7, 6), (3, 2), (2, 1), (1, 0, 1, 1)), 0
     for number in range(count):
-        packed = sounds[number % 2].copy()
+        packed = sounds[number % 3].copy()
         for _ in range(int(rng.integers(1, 4))):
             place = int(rng.integers(64 if rng.random() < 0.5 else len(packed)))
             packed[place] = rng.integers(256) if rng.random() < 0.5 else packed[place] ^ 1 << rng.integers(8)
         if check_packed(packed) is None:
-            found = np.zeros((1, 6, 4, 6), np.uint8)
+            found = np.zeros((1, 12 if number % 3 == 2 else 6, 4, 6), np.uint8)
             channels = int(packed[40:44].view("<u4")[0]) * int(packed[16:20].view("<u4")[0])
             if channels <= 12:  # the C functions take the number of channels from the layer
                 run_conv_int8(packed, images, found, case, Units(3, 5), None)
@@ -197,7 +240,9 @@ def test_layers_of_the_other_type_are_refused(library: Library) -> None:
     assert "type" in (problem or "")
     tokens = np.zeros((4, 4), np.uint8)
     assert "type" in (run_linear_int8(plain, tokens, np.zeros((4, 3), np.uint8), Units()) or "")
-    assert "not linear" in (run_linear_int8(small_layer(), tokens, np.zeros((4, 6), np.uint8), Units()) or "")
+    single = DepthwiseWeight(np.ones((1, 1, 1), np.int8)).pack(None, np.full(1, 0.01, np.float32))
+    for layer in (small_layer(), depthwise_layer(), single):
+        assert "not linear" in (run_linear_int8(layer, tokens, np.zeros((4, 12), np.uint8), Units()) or "")
     floats = np.zeros((1, 12, 7, 6), np.float32)
     case = Convolution(1, 2, 6, 3, (7, 6), (3, 2))
     assert "type" in (run_conv(small_layer(), floats, np.zeros((1, 6, 5, 5), np.float32), case, None) or "")

@@ -38,7 +38,7 @@ def places(packed: Bytes) -> dict[str, int]:
         (4, "<u4", 0, "format 0"),
         (4, "<u4", 2, "size"),
         (4, "<u4", 3, "channels"),
-        (4, "<u4", 4, "format 4"),
+        (4, "<u4", 5, "format 5"),
         (8, "<u4", 0, "outputs"),
         (8, "<u4", 2**31, "outputs"),
         (12, "<u4", 2**31, "inputs"),

@@ -9,7 +9,7 @@ namespace {
 
 using nestify::Geometry;
 
-constexpr int32_t kInterface = 4;
+constexpr int32_t kInterface = 5;
 
 const char* answer(std::string problem) {
   static thread_local std::string kept;
@@ -128,6 +128,22 @@ const char* nestify_pack_int8(const int64_t shape[5], const int64_t* starts, con
   });
 }
 
+const char* nestify_packed_depthwise_size(const int64_t shape[5], int64_t* size) {
+  return guarded([&] {
+    uint64_t bytes = 0;
+    std::string problem = nestify::packed_depthwise_size(geometry_of(shape), bytes);
+    *size = int64_t(bytes);
+    return problem;
+  });
+}
+
+const char* nestify_pack_depthwise(const int64_t shape[5], const int8_t* weights, const int32_t* bias,
+                                   const float* multipliers, void* bytes, int64_t size) {
+  return guarded([&] {
+    return nestify::pack_depthwise(geometry_of(shape), weights, bias, multipliers, bytes, uint64_t(size));
+  });
+}
+
 const char* nestify_check_packed(const void* bytes, int64_t size) {
   return guarded([&] {
     nestify::PackedLayer layer;
@@ -159,7 +175,7 @@ const char* nestify_linear(const void* bytes, int64_t size, const float* input, 
     nestify::PackedLayer layer;
     if (tokens < 0) return "a negative size";
     if (std::string problem = open_layer(bytes, size, false, layer); !problem.empty()) return problem;
-    if (layer.shape.groups != 1 || layer.shape.taps() != 1) return "the layer is not linear";
+    if (!layer.is_linear()) return "the layer is not linear";
     const nestify::LinearCall call{&layer, input, output, tokens, nestify::Epilogue{residual, low, high}, {}};
     return nestify::run_linear(call) ? "" : "out of memory";
   });
@@ -190,7 +206,7 @@ const char* nestify_linear_int8(const void* bytes, int64_t size, const uint8_t* 
     nestify::PackedLayer layer;
     if (tokens < 0) return "a negative size";
     if (std::string problem = open_layer(bytes, size, true, layer); !problem.empty()) return problem;
-    if (layer.shape.groups != 1 || layer.shape.taps() != 1) return "the layer is not linear";
+    if (!layer.is_linear()) return "the layer is not linear";
     nestify::Int8LinearCall call{&layer, input, output, tokens, {}, {}};
     call.epilogue = {limits[0], limits[1], limits[2], limits[3]};
     if (std::string problem = nestify::check_epilogue(call.epilogue); !problem.empty()) return problem;

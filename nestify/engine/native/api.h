@@ -38,6 +38,11 @@ NESTIFY_EXPORT const char* nestify_pack_int8(const int64_t shape[5], const int64
                                              const int8_t* quads, const int32_t* bias, const float* multipliers,
                                              int64_t block_rows, void* bytes, int64_t size);
 
+// The same for a depthwise int8 layer: shape has one output and one input, and weights are [groups][height][width].
+NESTIFY_EXPORT const char* nestify_packed_depthwise_size(const int64_t shape[5], int64_t* size);
+NESTIFY_EXPORT const char* nestify_pack_depthwise(const int64_t shape[5], const int8_t* weights, const int32_t* bias,
+                                                  const float* multipliers, void* bytes, int64_t size);
+
 // Checks a packed layer, which may come from anywhere.
 NESTIFY_EXPORT const char* nestify_check_packed(const void* bytes, int64_t size);
 

@@ -179,7 +179,7 @@ struct Kernel {
   }
 
   void check_linear() const {
-    if (layer.shape.groups != 1 || layer.shape.taps() != 1) throw Refusal("the layer of a linear operator is not linear");
+    if (!layer.is_linear()) throw Refusal("the layer of a linear operator is not linear");
   }
 
   // Counts the tokens of a linear layer's input, and returns the shape of its output.

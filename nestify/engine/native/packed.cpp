@@ -59,6 +59,19 @@ bool make_layout(const Geometry& g, int64_t block_rows, uint64_t weights, uint32
   return true;
 }
 
+// Offsets of the arrays of a depthwise layer; false if they are too large.
+bool make_depthwise_layout(const Geometry& g, Layout& layout) {
+  const uint64_t channels = uint64_t(g.groups), quads = uint64_t(g.groups * g.kernel_h * g.row_quads());
+  uint64_t offset = layout.values = sizeof(PackedHeader);
+  if (quads > kMostWeights || !advance(offset, quads, sizeof(int32_t))) return false;
+  layout.bias = offset;
+  if (!advance(offset, channels, sizeof(int32_t))) return false;
+  layout.multipliers = offset;
+  if (!advance(offset, channels, sizeof(float))) return false;
+  layout.end = offset;
+  return true;
+}
+
 template <class T>
 const T* at(const void* bytes, uint64_t offset) {
   return reinterpret_cast<const T*>(static_cast<const char*>(bytes) + offset);
@@ -91,6 +104,29 @@ int64_t choose_block_rows(const Geometry& g, int64_t weights) {
   return (g.inputs + blocks - 1) / blocks * g.taps();  // blocks of about equal size
 }
 
+std::string check_multipliers(const float* multipliers, int64_t count) {
+  for (int64_t o = 0; o < count; o++)
+    if (!(multipliers[o] >= 0 && multipliers[o] <= kLargestMultiplier)) return "a multiplier is out of range";
+  return "";
+}
+
+std::string open_depthwise(const void* bytes, uint64_t size, const PackedHeader& header, const Geometry& g,
+                           PackedLayer& layer) {
+  if (g.outputs != 1 || g.inputs != 1 || header.channels != 1)
+    return "a depthwise layer does not have one of its channels in each group";
+  Layout layout;
+  if (header.block_rows || header.weights != uint64_t(g.groups * g.kernel_h * g.row_quads()))
+    return "its number of weights is not that of its kernels";
+  if (!make_depthwise_layout(g, layout) || layout.end != size) return "its size is not what its header says";
+  layer.shape = g;
+  layer.is_depthwise = true;
+  layer.channels = 1;
+  layer.quads = at<int32_t>(bytes, layout.values);
+  layer.sums = at<int32_t>(bytes, layout.bias);
+  layer.multipliers = at<float>(bytes, layout.multipliers);
+  return check_multipliers(layer.multipliers, g.groups);
+}
+
 std::string check_rows(const Geometry& g, const SparseRows& rows) {
   const int64_t outputs = g.groups * g.outputs;
   if (rows.starts[0] != 0) return "the first row does not start at 0";
@@ -116,13 +152,19 @@ std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer) {
   if (reinterpret_cast<uintptr_t>(bytes) % alignof(float)) return "it is not aligned";
   std::memcpy(&header, bytes, sizeof header);
   if (header.magic != kMagic) return "it is not a packed layer of this byte order";
-  if (header.format != kFloat32 && header.format != kFloat16 && header.format != kInt8)
-    return "it has format " + std::to_string(header.format) + ", not 1, 2 or 3";
+  if (header.format < kFloat32 || header.format > kDepthwiseInt8)
+    return "it has format " + std::to_string(header.format) + ", not 1, 2, 3 or 4";
   const bool is_int8 = header.format == kInt8;
   for (uint32_t word : header.reserved)
     if (word) return "a reserved word of its header is not 0";
   Geometry g{header.outputs, header.inputs, header.groups, header.kernel_h, header.kernel_w};
   if (std::string problem = check_shape(g); !problem.empty()) return problem;
+  if (header.format == kDepthwiseInt8) {
+    PackedLayer found;
+    std::string problem = open_depthwise(bytes, size, header, g, found);
+    if (problem.empty()) layer = std::move(found);
+    return problem;
+  }
   if (is_int8 ? (header.channels + uint64_t(3)) / 4 != header.inputs : header.channels != 0)
     return "its number of channels is not that of its quads";
   const int64_t block_rows = header.block_rows;
@@ -141,9 +183,8 @@ std::string open_packed(const void* bytes, uint64_t size, PackedLayer& layer) {
     found.quads = at<int32_t>(bytes, layout.values);
     found.sums = at<int32_t>(bytes, layout.bias);
     found.multipliers = at<float>(bytes, layout.multipliers);
-    for (int64_t o = 0; o < g.groups * g.outputs; o++)
-      if (!(found.multipliers[o] >= 0 && found.multipliers[o] <= kLargestMultiplier))
-        return "a multiplier is out of range";
+    if (std::string problem = check_multipliers(found.multipliers, g.groups * g.outputs); !problem.empty())
+      return problem;
   } else if (header.format == kFloat16) {
     found.converted.reset(new float[header.weights]);
     if (!from_halves(at<uint16_t>(bytes, layout.values), header.weights, found.converted.get()))
@@ -251,6 +292,40 @@ std::string pack(const Geometry& g, const SparseRows& rows, int64_t block_rows, 
     }
   }
   *starts = int32_t(packed);
+  return "";
+}
+
+std::string packed_depthwise_size(const Geometry& g, uint64_t& size) {
+  if (std::string problem = check_shape(g); !problem.empty()) return problem;
+  if (g.outputs != 1 || g.inputs != 1) return "the layer is not depthwise";
+  Layout layout;
+  if (!make_depthwise_layout(g, layout)) return "the layer is too large";
+  size = layout.end;
+  return "";
+}
+
+std::string pack_depthwise(const Geometry& g, const int8_t* weights, const int32_t* bias, const float* multipliers,
+                           void* bytes, uint64_t size) {
+  uint64_t due = 0;
+  if (std::string problem = packed_depthwise_size(g, due); !problem.empty()) return problem;
+  if (due != size) return "the buffer does not have the layer's size";
+  Layout layout{};
+  make_depthwise_layout(g, layout);
+  PackedHeader header{};
+  header.magic = kMagic;
+  header.format = kDepthwiseInt8;
+  header.outputs = header.inputs = header.channels = 1;
+  header.groups = uint32_t(g.groups);
+  header.kernel_h = uint32_t(g.kernel_h);
+  header.kernel_w = uint32_t(g.kernel_w);
+  header.weights = uint64_t(g.groups * g.kernel_h * g.row_quads());
+  std::memset(bytes, 0, size);
+  std::memcpy(bytes, &header, sizeof header);
+  auto* quads = const_cast<int8_t*>(at<int8_t>(bytes, layout.values));
+  for (int64_t row = 0; row < g.groups * g.kernel_h; row++)
+    std::memcpy(quads + row * g.row_quads() * 4, weights + row * g.kernel_w, size_t(g.kernel_w));
+  if (bias) std::memcpy(static_cast<char*>(bytes) + layout.bias, bias, size_t(g.groups) * sizeof(int32_t));
+  std::memcpy(static_cast<char*>(bytes) + layout.multipliers, multipliers, size_t(g.groups) * sizeof(float));
   return "";
 }
 

@@ -16,6 +16,10 @@
 // An int8 layer (format 3) multiplies quads: four input channels of one tap. Its header counts quads as inputs and
 // weights, and has the number of channels of a group as `channels`. Its values are quads of int8, its bias is int32,
 // and multipliers, float32 [groups * outputs], follow the bias: a sum times its multiplier is in units of the output.
+//
+// A depthwise int8 layer (format 4) has one input and one output in each group, and keeps all weights. A quad holds four
+// neighbours of a row of a kernel, so that a row has (kernel_w + 3) / 4 of them; the header counts these as weights, and
+// its blocks have no rows. After it come the quads [groups][kernel_h][quads of a row], the bias and the multipliers.
 #pragma once
 #include <cstdint>
 #include <memory>
@@ -24,7 +28,7 @@
 namespace nestify {
 
 constexpr uint32_t kMagic = 0x4b50534e;  // "NSPK"
-enum Format : uint32_t { kFloat32 = 1, kFloat16 = 2, kInt8 = 3 };  // by the type of the weights
+enum Format : uint32_t { kFloat32 = 1, kFloat16 = 2, kInt8 = 3, kDepthwiseInt8 = 4 };  // by the type of the weights
 constexpr int64_t kMostOutputs = 65536;    // of one group: an output is stored as uint16
 constexpr int64_t kMostBlockRows = 65536;  // likewise a column inside its block
 constexpr float kLargestMultiplier = 0.5f, kLargestScale = 1e6f;  // int8 results stay in the range of int32
@@ -45,6 +49,7 @@ static_assert(sizeof(PackedHeader) == 64, "the header has a fixed size");
 struct Geometry {
   int64_t outputs = 0, inputs = 0, groups = 1, kernel_h = 1, kernel_w = 1;
   int64_t taps() const { return kernel_h * kernel_w; }
+  int64_t row_quads() const { return (kernel_w + 3) / 4; }  // of a depthwise int8 layer
   int64_t reduction() const { return inputs * taps(); }
 };
 
@@ -56,6 +61,7 @@ struct PackedLayer {
   const int32_t* starts = nullptr;
   const float* values = nullptr;
   const float* bias = nullptr;
+  bool is_depthwise = false;  // a depthwise int8 layer has neither starts nor columns nor order
   int64_t channels = 0;  // of a group of an int8 layer, which has what follows in place of values and bias
   const int32_t* quads = nullptr;
   const int32_t* sums = nullptr;
@@ -63,6 +69,8 @@ struct PackedLayer {
   const uint16_t* columns = nullptr;
   const uint16_t* order = nullptr;
   std::unique_ptr<float[]> converted;
+
+  bool is_linear() const { return shape.groups == 1 && shape.taps() == 1 && !is_depthwise; }
 };
 
 // Weights as rows of (column, value) pairs: one row per output of all groups.
@@ -86,5 +94,12 @@ std::string packed_size(const Geometry& shape, const SparseRows& rows, int64_t& 
 
 // Packs a layer into `size` bytes, as returned by packed_size for the same arguments.
 std::string pack(const Geometry& shape, const SparseRows& rows, int64_t block_rows, void* bytes, uint64_t size);
+
+// Computes how many bytes a depthwise int8 layer has when it is packed.
+std::string packed_depthwise_size(const Geometry& shape, uint64_t& size);
+
+// Packs weights [groups][kernel_h][kernel_w] into `size` bytes.
+std::string pack_depthwise(const Geometry& shape, const int8_t* weights, const int32_t* bias, const float* multipliers,
+                           void* bytes, uint64_t size);
 
 }  // namespace nestify
