@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -120,20 +121,23 @@ def compile_library(output: Path, target: Target = TARGETS["native"]) -> None:
         BuildError: if there is no compiler, it fails, or the library cannot be written.
     """
     compiler = _cross_compiler(target) if target.triple else find_compiler()
-    position = () if target.system == "win32" else ("-fPIC",)
-    temporary = output.with_name(f".{os.getpid()}.{output.name}")
-    command = [*compiler, *FLAGS, *position, *map(str, sources()), "-o", str(temporary)]
+    flags = [] if target.system == "win32" else ["-fPIC"]
+    if target.system == "darwin":  # what a program that links the library looks for
+        flags.append(f"-Wl,-install_name,@rpath/{target.library_name}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode:
-            lines = [line for line in done.stderr.splitlines() if "error" in line] or done.stderr.splitlines()
-            reason = lines[0].strip()[:300] if lines else f"exit code {done.returncode}"
-            raise BuildError(f"{compiler[0]} cannot compile the engine ({reason}); {HINT}, or set CXX")
-        os.replace(temporary, output)
+        # zig writes an import library for Windows beside the library, which nobody needs.
+        with tempfile.TemporaryDirectory(prefix=".", dir=output.parent) as folder:
+            built = Path(folder) / output.name
+            command = [*compiler, *FLAGS, *flags, *map(str, sources()), "-o", str(built)]
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                lines = done.stderr.splitlines()
+                lines = [line for line in lines if "error" in line] or lines
+                reason = lines[0].strip()[:300] if lines else f"exit code {done.returncode}"
+                raise BuildError(f"{compiler[0]} cannot compile the engine ({reason}); {HINT}, or set CXX")
+            os.replace(built, output)
     except OSError as error:
         raise BuildError(
             f"{output}: cannot be built ({error.strerror or error}); {HINT}, or set CXX"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

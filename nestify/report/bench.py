@@ -61,7 +61,8 @@ def int8_notes(report: Report, measurements: Sequence[Measurement]) -> list[str]
     notes = ["All levels ran in int8, the full one too; nestify eval --engine --int8 measures accuracy."]
     if dense:
         notes.append(
-            f"In int8 the engine packs levels of pattern {INT8_PATTERN} alone: {', '.join(dense)} ran dense."
+            f"In int8 the engine packs sparse layers of pattern {INT8_PATTERN} alone: those of "
+            f"{', '.join(dense)} ran dense."
         )
     return notes
 

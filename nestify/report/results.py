@@ -212,7 +212,10 @@ def exported_notes(done: "Exported") -> list[str]:
     if done.int8 is not None:
         lines.extend(_int8_notes(done.int8))
     if done.int8 is not None and done.packed_layers == 0:
-        lines.append("No layer is packed: in int8 the engine runs levels that are made with --pattern 1x4.")
+        lines.append(
+            "No layer is packed: in int8 the engine runs depthwise layers, and large ones of levels that are "
+            "made with --pattern 1x4."
+        )
     elif done.packed_layers is not None:
         lines.append(
             f"{done.packed_layers} layers are packed for the sparse engine; other programs register its "

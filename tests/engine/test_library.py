@@ -81,19 +81,37 @@ def test_other_platforms(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, triple: str, library: str
 ) -> None:
     """They are compiled by ziglang, here one that writes down its arguments."""
-    (tmp_path / "ziglang.py").write_text("import sys; open(sys.argv[-1], 'w').write(' '.join(sys.argv[1:]))")
+    (tmp_path / "ziglang.py").write_text(
+        "import sys\nopen(sys.argv[-1], 'w').write(' '.join(sys.argv[1:]))\n"
+        "open(sys.argv[-1] + '.lib', 'w').write('an import library, as zig makes one for Windows')"
+    )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(building, "find_spec", lambda name: name == "ziglang")
     monkeypatch.setenv("CXX", "none")
     monkeypatch.setenv(building.TARGET_VARIABLE, name)
     target = building.chosen_target()
-    compile_library(tmp_path / target.library_name, target)
-    command = (tmp_path / library).read_text().split()
+    compile_library(tmp_path / "new" / target.library_name, target)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [library]
+    command = (tmp_path / "new" / library).read_text().split()
     assert command[:3] == ["c++", "-target", triple]
     assert ("-fPIC" in command) == (name != "windows-x86_64")
+    assert any(word.endswith("-install_name,@rpath/" + library) for word in command) == (
+        name == "macos-arm64"
+    )
     monkeypatch.setattr(building, "find_spec", lambda name: None)
     with pytest.raises(BuildError, match=f"{triple}; pip install ziglang"):
         compile_library(tmp_path / "other", target)
+
+
+@pytest.mark.long
+def test_ziglang_makes_the_same_choice(
+    tmp_path: Path, library: Library, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its libraries once found no instruction set of any x86 processor."""
+    pytest.importorskip("ziglang", reason="pip install ziglang")
+    monkeypatch.setenv("CXX", f"{sys.executable} -m ziglang c++")
+    compile_library(tmp_path / "library.so")
+    assert Library(tmp_path / "library.so").isa == library.isa
 
 
 def test_an_unknown_platform(monkeypatch: pytest.MonkeyPatch) -> None:

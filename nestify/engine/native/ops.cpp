@@ -18,6 +18,9 @@
 
 #include "api.h"
 #include "kernel.h"
+#if defined(_WIN32) && !defined(_MSC_VER)
+#define _Return_type_success_(X)  // an annotation of MSVC that the header uses; it defines the others itself
+#endif
 #include "onnxruntime/onnxruntime_c_api.h"
 
 namespace nestify {

@@ -3,7 +3,9 @@
 #include <cstring>
 #include <new>
 
-#if defined(__aarch64__) && defined(__linux__)
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__aarch64__) && defined(__linux__)
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
@@ -14,15 +16,33 @@ namespace nestify {
 namespace {
 
 #if defined(__x86_64__)
-bool has_avx512() {
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw");
+// What the processor has, and the system saves the registers of. __builtin_cpu_supports is not used: in a library that
+// zig 0.17 has compiled, its answer is always no.
+struct Features {
+  bool avx2 = false, avx512 = false, vnni = false;
+
+  Features() {
+    unsigned a = 0, b = 0, c = 0, d = 0, saved = 0, high = 0;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return;
+    const bool has_fma = c & bit_FMA;
+    __asm__("xgetbv" : "=a"(saved), "=d"(high) : "c"(0));
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return;
+    constexpr unsigned kVectors = 0x06, kWideVectors = 0xe6;  // of `saved`: SSE and AVX, and AVX-512 as well
+    constexpr unsigned kParts = bit_AVX512F | bit_AVX512VL | bit_AVX512DQ | bit_AVX512BW;
+    avx2 = (saved & kVectors) == kVectors && has_fma && (b & bit_AVX2);
+    avx512 = (saved & kWideVectors) == kWideVectors && avx2 && (b & kParts) == kParts;
+    vnni = avx512 && (c & bit_AVX512VNNI) && (b & bit_BMI2);
+  }
+};
+
+const Features& features() {
+  static const Features found;
+  return found;
 }
-bool has_avx512_vnni() {
-  return has_avx512() && __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("bmi2");
-}
-bool has_avx512_alone() { return has_avx512() && !has_avx512_vnni(); }
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
+
+bool has_avx512_vnni() { return features().vnni; }
+bool has_avx512_alone() { return features().avx512 && !features().vnni; }
+bool has_avx2() { return features().avx2; }
 bool has_only_plain_int8() { return true; }
 #elif defined(__aarch64__)
 bool has_dot_products() {
