@@ -159,7 +159,10 @@ def measure(model: str, schedule: str, formats: list[str], folder: Path) -> list
     """Nest a model and export its core level in each format."""
     with tempfile.TemporaryDirectory(dir=folder) as name:
         place = Path(name)
-        nested = nest(model, schedule, place, folder)
+        try:
+            nested = nest(model, schedule, place, folder)
+        except nestify.NestifyError as error:  # the model has no such levels
+            return [Cell(format, refusal=str(error)) for format in formats]
         return [export_core(nested, format, place, folder / "images") for format in formats]
 
 
