@@ -141,6 +141,10 @@ namespace avx512_vnni {
 bool conv_int8(const Int8Call& call);
 bool linear_int8(const Int8LinearCall& call);
 }  // namespace avx512_vnni
+namespace avx2_int8 {
+bool conv_int8(const Int8Call& call);
+bool linear_int8(const Int8LinearCall& call);
+}  // namespace avx2_int8
 namespace neon_dot {
 bool conv_int8(const Int8Call& call);
 bool linear_int8(const Int8LinearCall& call);

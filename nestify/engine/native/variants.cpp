@@ -67,8 +67,8 @@ struct Entry {
 const Entry kVariants[] = {
 #if defined(__x86_64__)
     {{"avx512", avx512::conv, avx512::linear, avx512_vnni::conv_int8, avx512_vnni::linear_int8}, has_avx512_vnni},
-    {{"avx512", avx512::conv, avx512::linear, generic_int8::conv_int8, generic_int8::linear_int8}, has_avx512_alone},
-    {{"avx2", avx2::conv, avx2::linear, generic_int8::conv_int8, generic_int8::linear_int8}, has_avx2},
+    {{"avx512", avx512::conv, avx512::linear, avx2_int8::conv_int8, avx2_int8::linear_int8}, has_avx512_alone},
+    {{"avx2", avx2::conv, avx2::linear, avx2_int8::conv_int8, avx2_int8::linear_int8}, has_avx2},
 #elif defined(__aarch64__)
     {{"generic", generic::conv, generic::linear, neon_dot::conv_int8, neon_dot::linear_int8}, has_dot_products},
 #endif
