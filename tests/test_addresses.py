@@ -7,7 +7,7 @@ import pytest
 
 from nestify.addresses import hide_passwords
 from nestify.errors import DataError, RecipeError
-from tests.cli.driver import UNTRAINED, nestify
+from tests.cli.driver import QUICK, nestify
 
 SECRET = "hunter2"
 ADDRESSES = (
@@ -91,7 +91,7 @@ def test_commands_that_fail(command: tuple[str, ...], address: str) -> None:
 def test_manifest_and_log(tmp_path: Path) -> None:
     """A baseline at an address with a password would be stored with the recipe."""
     kwargs = f'gates.baseline="https://me:{SECRET}@127.0.0.1:9/x"'
-    done = nestify("compress", "digits", *UNTRAINED, "--set", kwargs)
+    done = nestify("compress", "digits", *QUICK, "--set", kwargs)
     assert SECRET not in done.out + done.err
     recipe = {
         "extends": "digits",

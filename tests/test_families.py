@@ -48,7 +48,13 @@ FAST: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("family", FAST)
+SLOWER = ("dla", "maxxvit", "vision_transformer_relpos")
+"""Families of `FAST` that are `long`: others have grouped convolutions and relative positions too."""
+
+
+@pytest.mark.parametrize(
+    "family", [pytest.param(family, marks=pytest.mark.long if family in SLOWER else ()) for family in FAST]
+)
 def test_model_passes_the_walk(family: str) -> None:
     name, kwargs = FAST[family]
     assert name in timm.list_models(module=family)

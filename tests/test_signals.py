@@ -103,6 +103,7 @@ def test_child_signals_are_deferred(handled: list[int]) -> None:
     assert handled == [signal.SIGCHLD]
 
 
+@pytest.mark.long
 def test_the_tests_set_their_own_handlers() -> None:
     """A background job of a shell script ignores SIGINT, and so would every program that the tests start."""
     code = "import signal, subprocess, sys; signal.signal(signal.SIGINT, signal.SIG_IGN); "

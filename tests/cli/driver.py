@@ -31,6 +31,9 @@ UNTRAINED = (
 )
 """Options of a run without training, which takes about a second."""
 
+QUICK = (*UNTRAINED, "--max-train", "64", "--max-val", "20")
+"""The same in half the time, for tests that read no accuracies."""
+
 TWO_STEPS = (
     *("--epochs", "0.3", "--batch-size", "32", "--max-train", "200", "--max-val", "50"),
     *("--set", "train.recalibrate_batches=2", "--set", "train.eval_before=false"),

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.cli.conftest import Refused
-from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, nestify
+from tests.cli.driver import CHECKPOINT, QUICK, TWO_STEPS, nestify
 
-START = ("compress", "digits", *UNTRAINED, "--checkpoint")
+START = ("compress", "digits", *QUICK, "--checkpoint")
 
 
 class Bomb:
@@ -149,7 +149,7 @@ def test_changes_on_reading_are_told(as_teacher: bool, tmp_path: Path) -> None:
     weights["fc.weight_orig"] = weights.pop("fc.weight")
     weights["fc.weight_mask"] = torch.ones_like(weights["fc.weight_orig"])
     torch.save({"net": weights, "epoch": 3}, "wrapped.pth")
-    words = (*UNTRAINED, "--checkpoint", "wrapped.pth")
+    words = (*QUICK, "--checkpoint", "wrapped.pth")
     if as_teacher:
         words = (*TWO_STEPS, "--teacher", "test_resnet", "--set", "train.teacher_checkpoint=wrapped.pth")
     told = nestify("compress", "digits", *words, "-o", "x.nested.safetensors")

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Refused
-from tests.cli.driver import UNTRAINED, nestify
+from tests.cli.driver import QUICK, nestify
 
-START = ("compress", "digits", *UNTRAINED)
+START = ("compress", "digits", *QUICK)
 
 
 @pytest.mark.parametrize(

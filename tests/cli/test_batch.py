@@ -22,7 +22,7 @@ RECIPE = """
 extends = "digits"
 seed = {seed}
 [matrix]
-"level[1].sparsity" = [0.9, 0.95]
+"level[1].sparsity" = {sparsities}
 [data]
 max_train = 64
 max_val = 20
@@ -38,8 +38,8 @@ LEAVE_A_FILE = "import json, shutil, sys; shutil.copy(sys.argv[1], json.load(ope
 LONG = "a-recipe-of-a-long-name-that-says-all"
 
 
-def write(path: str, epochs: float = 0, seed: int = 1) -> None:
-    Path(path).write_text(RECIPE.format(epochs=epochs, seed=seed))
+def write(path: str, epochs: float = 0, seed: int = 1, sparsities: tuple[float, ...] = (0.9, 0.95)) -> None:
+    Path(path).write_text(RECIPE.format(epochs=epochs, seed=seed, sparsities=[*sparsities]))
 
 
 @pytest.fixture
@@ -49,17 +49,19 @@ def quick_jobs(monkeypatch: pytest.MonkeyPatch, digits_file: Path) -> None:
     monkeypatch.setattr(module, "run_batch", partial(module.run_batch, command=command))
 
 
-def test_real_jobs_are_done_skipped_and_done_again_where_the_recipe_changed() -> None:
-    write("few.toml")
+@pytest.mark.parametrize("sparsities", [(0.95,), pytest.param((0.9, 0.95), marks=pytest.mark.long)])
+def test_real_jobs_are_done_skipped_and_done_again_where_the_recipe_changed(
+    sparsities: tuple[float, ...],
+) -> None:
+    write("few.toml", sparsities=sparsities)
     done = nestify("batch", "few.toml", "--out", "out", "--max-parallel", "2", "--json")
     assert done.code == 0, done.err
     assert {line for line in done.err.splitlines() if line.endswith("began")} == {
-        "few-level1.sparsity=0.9: began",
-        "few-level1.sparsity=0.95: began",
+        f"few-level1.sparsity={sparsity}: began" for sparsity in sparsities
     }
     document = done.document
     assert (document["schema_version"], document["exit_code"], document["shard"]) == (1, 0, "1/1")
-    for job, sparsity in zip(document["jobs"], (0.9, 0.95), strict=True):
+    for job, sparsity in zip(document["jobs"], sparsities, strict=True):
         path = Path("out", job["name"], job["file"])
         file = open_nested_file(path)
         assert abs(file.manifest.levels[0].achieved_sparsity - sparsity) < 1e-4
@@ -69,8 +71,9 @@ def test_real_jobs_are_done_skipped_and_done_again_where_the_recipe_changed() ->
         assert "top-1" in Path("out", job["name"], "log.txt").read_text()
     again = nestify("batch", "few.toml", "--out", "out")
     assert again.code == 0
-    assert [line.split(": ")[1] for line in again.err.splitlines()] == ["done earlier, skipped"] * 2
-    assert again.out.startswith("2 of 2 jobs done in out\n")
+    n = len(sparsities)
+    assert [line.split(": ")[1] for line in again.err.splitlines()] == ["done earlier, skipped"] * n
+    assert again.out.startswith(f"{n} of {n} job{'s' * (n > 1)} done in out\n")
 
 
 def test_a_job_that_missed_a_gate_is_not_run_again(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import nestify as package
-from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, nestify, stored_recipe
+from tests.cli.driver import CHECKPOINT, QUICK, TWO_STEPS, nestify, stored_recipe
 
 WIDTHS = ("--schedule", "channel", "--levels", "0.25,0.5,1")
 
@@ -15,7 +15,7 @@ WIDTHS = ("--schedule", "channel", "--levels", "0.25,0.5,1")
 @pytest.fixture(scope="module")
 def narrow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("narrow") / "narrow.nested.safetensors"
-    done = nestify("compress", "digits", *WIDTHS, *UNTRAINED, "-o", path)
+    done = nestify("compress", "digits", *WIDTHS, *QUICK, "-o", path)
     assert done.code == 0, done.err
     return path
 
@@ -88,7 +88,7 @@ def test_training_moves_the_shared_weights(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes(narrow_file: Path, tmp_path: Path) -> None:
     again = tmp_path / "narrow.nested.safetensors"
-    assert nestify("compress", "digits", *WIDTHS, *UNTRAINED, "-o", again).code == 0
+    assert nestify("compress", "digits", *WIDTHS, *QUICK, "-o", again).code == 0
     assert again.read_bytes() == narrow_file.read_bytes()
 
 
@@ -100,7 +100,7 @@ def test_a_recipe_gives_the_same_levels(narrow_file: Path, tmp_path: Path) -> No
         "[[level]]\nwidth = 0.25\n[[level]]\nwidth = 0.5\n[[level]]\nwidth = 1.0\n"
     )
     plans = [
-        nestify("compress", *words, *UNTRAINED, "--dry-run", "--json").document
+        nestify("compress", *words, *QUICK, "--dry-run", "--json").document
         for words in (["digits", *WIDTHS], [recipe])
     ]
     levels = [[level["dense_macs"] for level in plan["levels"]] for plan in plans]
@@ -126,14 +126,14 @@ def test_widths_that_do_not_nest(levels: str, expected: str) -> None:
 
 def test_the_default_widths(tmp_path: Path) -> None:
     words = ("test_resnet", "--checkpoint", CHECKPOINT, "--data", "embedded/digits")
-    done = nestify("compress", *words, "--schedule", "channel", *UNTRAINED, "--dry-run", "--json")
+    done = nestify("compress", *words, "--schedule", "channel", *QUICK, "--dry-run", "--json")
     assert done.code == 0, done.err
     widths = [level["width"] for level in json.loads(done.out)["levels"]]
     assert widths == [0.25, 0.5, 1.0]
 
 
 def test_levels_that_would_be_the_same(tmp_path: Path) -> None:
-    done = nestify("compress", "digits", "--schedule", "channel", "--levels", "0.99,1", *UNTRAINED)
+    done = nestify("compress", "digits", "--schedule", "channel", "--levels", "0.99,1", *QUICK)
     assert done.code == 2
     assert (
         "level[1].width = 0.99 gives test_resnet the same channels as level[2]; choose widths" in done.message

@@ -8,7 +8,7 @@ import torch
 from nestify import load
 from nestify.file.reader import open_nested_file
 from nestify.files import metrics_path
-from tests.cli.driver import CHECKPOINT, TWO_STEPS, UNTRAINED, events, nestify, stored_recipe
+from tests.cli.driver import CHECKPOINT, QUICK, TWO_STEPS, events, nestify, stored_recipe
 
 PLAN_STEPS = 132  # 6 epochs of 1438 images in batches of 64, the last incomplete one dropped
 
@@ -58,7 +58,7 @@ def test_levels_before_training_are_evaluated_by_default() -> None:
 
 
 def test_json_is_one_document() -> None:
-    done = nestify("compress", "digits", *UNTRAINED, "--json", "-o", "a.safetensors")
+    done = nestify("compress", "digits", *QUICK, "--json", "-o", "a.safetensors")
     assert done.code == 0
     document = done.document
     assert document["schema_version"] == 1
@@ -100,8 +100,9 @@ def test_an_option_beats_the_recipe_and_the_recipe_the_default(tmp_path: Path) -
 
 def test_the_seed_decides_every_byte() -> None:
     """It decides the order of images, augmentation, mixup, the levels of a step, and dropout."""
-    chances = ("--levels", "0.9,0.8,0.5,0.3,0", "--epochs", "1", "--max-train", "64", "--max-val", "10")
-    for setting in ("train.sandwich=3", "augment.mixup=0.2", "model.kwargs.drop_rate=0.3"):
+    chances = ("--levels", "0.9,0.8,0.5,0", "--epochs", "1", "--max-train", "32", "--batch-size", "16")
+    chances += ("--max-val", "10")
+    for setting in ("train.sandwich=2", "augment.mixup=0.2", "model.kwargs.drop_rate=0.3"):
         chances += ("--set", setting)
     output = Path("out.safetensors")
     for name, seed in (("first", "1"), ("second", "1"), ("other", "2")):
@@ -117,7 +118,7 @@ def test_the_seed_decides_every_byte() -> None:
 def test_an_older_file_is_replaced(tmp_path: Path) -> None:
     output = tmp_path / "digits.nested.safetensors"
     output.write_text("something else")
-    assert nestify("compress", "digits", *UNTRAINED).code == 0
+    assert nestify("compress", "digits", *QUICK).code == 0
     assert open_nested_file(output).n_levels == 3
 
 

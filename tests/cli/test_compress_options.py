@@ -21,7 +21,7 @@ LOG = Path("out.metrics.jsonl")
 
 def compressed(*words: str | Path) -> list[dict[str, Any]]:
     """Return the levels of a run without training."""
-    done = nestify("compress", "digits", *UNTRAINED, "-o", OUTPUT, "--json", *words)
+    done = nestify("compress", "digits", *UNTRAINED, *FEW, "-o", OUTPUT, "--json", *words)
     assert done.code == 0, done.err
     levels: list[dict[str, Any]] = done.document["levels"]
     return levels
@@ -138,6 +138,7 @@ def test_a_fraction_of_an_epoch_is_rounded_up_to_steps() -> None:
         assert nestify(*words, "--epochs", str(epochs)).document["steps"] == ceil(epochs * 6), epochs
 
 
+@pytest.mark.long  # compression/test_untrained.py has the same
 def test_without_fit_and_training_the_weights_are_the_pretrained_ones() -> None:
     compressed("--set", "schedule.fit=false")
     pretrained = load_file(CHECKPOINT)
@@ -177,6 +178,7 @@ def test_averaged_weights() -> None:
     assert 0 < moved[0] < moved[1]
 
 
+@pytest.mark.long  # the next test mixes, too
 def test_mixup_and_smoothing() -> None:
     mixed = losses(
         "--set", "augment.mixup=0.2", "--set", "augment.cutmix=1.0", "--set", "augment.smoothing=0.1"

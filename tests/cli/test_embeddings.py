@@ -22,7 +22,7 @@ STEPS = (
     *("--epochs", "1", "--batch-size", "32", "--lr", "0.001", "--max-train", "160", "--max-val", "50"),
     *("--set", "train.recalibrate_batches=2"),
 )
-SHORT = ("--schedule", "channel", "--levels", "0.5,1", *STEPS, "--set", "schedule.fit_images=64")
+SHORT = ("--schedule", "channel", "--levels", "0.5,1", *STEPS, "--set", "schedule.fit_images=16")
 
 
 @pytest.fixture(scope="module")

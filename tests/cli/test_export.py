@@ -55,7 +55,7 @@ def loaded_logits(path: Path) -> np.ndarray:
     ("level", "format"),
     [
         pytest.param(level, format, marks=pytest.mark.long)
-        if (level, format) == ("level3", "onnx")
+        if (level, format) in (("1", "onnx"), ("level3", "onnx"), ("level3", "pt2"))
         else (level, format)
         for level in ("1", "level3")
         for format in SUFFIXES

@@ -115,8 +115,10 @@ def test_calibration_uses_training_images(
     assert [images.shape for images in seen] == [(200, 3, 32, 32)]
 
 
+@pytest.mark.long
 def test_levels_without_packed_layers_are_told(quads_file: Path) -> None:
     words = ["--data", "embedded/digits", "--max-images", "20", "--max-drop", "100", "-o", "phone.onnx"]
+    words += ["--calibrate-images", "10"]
     done = run("export", quads_file, "--level", "2", "--sparse", "--int8", *words)
     assert done.code == 0
     assert "--pattern 1x4" in done.out

@@ -64,13 +64,13 @@ def combined(path: Path) -> str:
     ("options", "keep", "added"),
     [
         pytest.param(["--levels", "0.95,0.8,0.5"], 3, "0", marks=pytest.mark.long),
-        (["--levels", "0.95,0.8,0"], 1, "0.6,0.3,0"),
+        pytest.param(["--levels", "0.95,0.8,0"], 1, "0.6,0.3,0", marks=pytest.mark.long),
         pytest.param(
             ["--levels", "0.95,0.8,0", "--score", "erk", "--skip", "first"], 2, "0", marks=pytest.mark.long
         ),
-        (["--levels", "0.9,0.8,0", "--dtype", "bfloat16"], 2, "0.1"),
+        pytest.param(["--levels", "0.9,0.8,0", "--dtype", "bfloat16"], 2, "0.1", marks=pytest.mark.long),
         pytest.param(["--levels", "0.9,0.8,0", "--pattern", "8x1"], 1, "0.5,0", marks=pytest.mark.long),
-        (["--levels", "1:4,2:4,0"], 1, "2:4,3:4,0"),
+        pytest.param(["--levels", "1:4,2:4,0"], 1, "2:4,3:4,0", marks=pytest.mark.long),
         pytest.param(["--levels", "0.9,0.5,0", "--bn", "recalibrate"], 2, "0", marks=pytest.mark.long),
         pytest.param(["--schedule", "channel", "--levels", "0.5,1"], 1, "0.75,1", marks=pytest.mark.long),
         pytest.param(["--schedule", "channel", "--levels", "0.25,0.5,1"], 2, "1", marks=pytest.mark.long),
@@ -155,6 +155,7 @@ def test_what_the_file_says(sparse_file: Path) -> None:
     assert "level3" in next(line for line in shown.out.splitlines() if "added" in line)
 
 
+@pytest.mark.long
 def test_a_file_can_be_extended_twice(sparse_file: Path) -> None:
     once = nestify("extend", sparse_file, "--levels", "0.5", *ORIGINAL, "-o", "once.safetensors")
     assert once.code == 0, once.err
@@ -239,6 +240,7 @@ def test_other_models_and_files(sparse_file: Path, vit: Path, tmp_path: Path) ->
     assert refused("damaged.safetensors", "--levels", "0", *ORIGINAL).code == 3
 
 
+@pytest.mark.long  # test_a_level_in_place ends with the same refusal
 def test_files_that_cannot_be_extended(tmp_path: Path) -> None:
     full = nestify("compress", "digits", *TWO_STEPS, "-o", "full.safetensors")
     assert full.code == 0
@@ -257,9 +259,13 @@ def test_a_checkpoint_that_is_not_the_original_is_noticed(sparse_file: Path) -> 
     assert "SHA-256 differs" in done.err
 
 
-FEW = ("--max-train", "32", "--max-val", "20", "--batch-size", "16", "--epochs", "3", "--workers", "0")
+FEW = (
+    *("--max-train", "32", "--max-val", "20", "--batch-size", "16", "--epochs", "3", "--workers", "0"),
+    *("--set", "train.eval_before=false"),
+)
 
 
+@pytest.mark.long  # test_resume.py has the same of a whole run
 def test_an_interrupted_run_resumes_to_the_same_bytes(sparse_file: Path) -> None:
     command = ("extend", sparse_file, "--levels", "0.4,0", *ORIGINAL, *FEW, "-o", OUTPUT)
     assert nestify(*command).code == 0

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.driver import CHECKPOINT, UNTRAINED, nestify
+from tests.cli.driver import CHECKPOINT, QUICK, nestify
 from tests.file.damage import damage
 
 BAD_FILE, BAD_RECIPE = 3, 2
@@ -93,11 +93,12 @@ NAMES = (
 """Arguments of timm's ResNet and of `create_model`."""
 
 
-def test_random_kwargs(copy: Path) -> None:
+@pytest.mark.parametrize("count", [20, pytest.param(60, marks=pytest.mark.long)])
+def test_random_kwargs(copy: Path, count: int) -> None:
     generator = random.Random(15)
     original = copy.read_bytes()
     codes = set()
-    for _ in range(60):
+    for _ in range(count):
         kwargs = {name: random_value(generator) for name in generator.sample(NAMES, generator.randint(1, 3))}
         copy.write_bytes(original)
         damage(copy, lambda parts: parts.manifest["model"]["kwargs"].update(kwargs))  # noqa: B023
@@ -263,7 +264,7 @@ def test_addresses(address: str, tmp_path: Path) -> None:
 )
 def test_hierarchies(text: str, tmp_path: Path) -> None:
     (tmp_path / "classes.csv").write_text(text, encoding="utf-8")
-    done = nestify("compress", "digits", *UNTRAINED, "--hierarchy", tmp_path / "classes.csv")
+    done = nestify("compress", "digits", *QUICK, "--hierarchy", tmp_path / "classes.csv")
     assert done.code == BAD_FILE, done.err
     assert "classes.csv: " in done.message
 
@@ -271,7 +272,7 @@ def test_hierarchies(text: str, tmp_path: Path) -> None:
 def test_a_hierarchy_that_is_not_a_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "classes.csv")
     for path in (tmp_path / "classes.csv", tmp_path):
-        assert nestify("compress", "digits", *UNTRAINED, "--hierarchy", path).code == BAD_FILE
+        assert nestify("compress", "digits", *QUICK, "--hierarchy", path).code == BAD_FILE
 
 
 @pytest.mark.parametrize(

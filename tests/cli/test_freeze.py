@@ -61,6 +61,7 @@ def test_recipe_log_and_progress(recipe: str) -> None:
     assert "12 of nested training" in done.err
 
 
+@pytest.mark.long  # training/test_resume.py interrupts fine-tuning and training
 def test_a_run_that_is_interrupted_in_each_stage_resumes_there(recipe: str) -> None:
     command = ("compress", recipe, *FEW, "-o", OUTPUT)
     assert nestify(*command).code == 0

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from nestify.file.summary import read_report
-from tests.cli.driver import UNTRAINED, nestify
+from tests.cli.driver import QUICK, nestify
 
 HOLDS = "[gates]\nmin_top1 = 0\nmax_bytes = '1GB'\n"
 FAILS = "[gates]\nmax_bytes = '200kB'\n"
@@ -67,7 +67,7 @@ def test_baseline(digits_file: Path, gates: Path, tmp_path: Path) -> None:
 
 def test_compare(digits_file: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.nested.safetensors"
-    assert nestify("compress", "digits", *UNTRAINED, "--levels", "0.9,0.8,0", "-o", other).code == 0
+    assert nestify("compress", "digits", *QUICK, "--levels", "0.9,0.8,0", "-o", other).code == 0
     done = nestify("report", other, "--compare", digits_file, "--layers")
     assert (done.code, done.err) == (0, "")
     assert f"Changes are from {digits_file} to {other}." in done.out
@@ -83,11 +83,11 @@ def test_compare(digits_file: Path, tmp_path: Path) -> None:
 def test_gates_of_a_recipe_decide_the_exit_code(tmp_path: Path) -> None:
     recipe = tmp_path / "r.toml"
     recipe.write_text('extends = "digits"\noutput = "d.nested.safetensors"\n[gates]\nmax_bytes = "200kB"\n')
-    done = nestify("compress", recipe, *UNTRAINED)
+    done = nestify("compress", recipe, *QUICK)
     assert done.code == 1
     assert done.out.count("MISSED") == 2
     assert Path("d.nested.safetensors").exists()
-    done = nestify("compress", recipe, *UNTRAINED, "--json", "--set", "gates.max_bytes=10MB")
+    done = nestify("compress", recipe, *QUICK, "--json", "--set", "gates.max_bytes=10MB")
     assert done.code == 0
     assert done.document["passed"]
 
@@ -99,7 +99,7 @@ def test_refusals(digits_file: Path, gates: Path) -> None:
     assert "gates.level.watch" in done.message
     assert nestify("report", digits_file, "--check", "none.toml").code == 2
     assert nestify("report", digits_file, "--compare", "none.nested.safetensors").code == 3
-    done = nestify("compress", "digits", *UNTRAINED, "--set", "gates.baseline=none.json")
+    done = nestify("compress", "digits", *QUICK, "--set", "gates.baseline=none.json")
     assert done.code == 3
     assert "none.json: cannot be read" in done.message
     assert not Path("digits.metrics.jsonl").exists()  # before any work

@@ -95,7 +95,9 @@ def _move(folder: Path) -> None:
     first.rename(folder / "4" / first.name.replace(".png", "-3.png"))
 
 
-@pytest.mark.parametrize("change", [_remove, _rename, _move])
+@pytest.mark.parametrize(
+    "change", [_rename, *(pytest.param(change, marks=pytest.mark.long) for change in (_remove, _move))]
+)
 def test_a_folder_that_has_changed(flat: Path, photos: Path, change: Any) -> None:
     change(photos)
     images = evaluate(flat, photos)["images"]

@@ -17,7 +17,10 @@ from tests.cli.driver import CHECKPOINT, nestify
 from tests.evaluation.test_precision import by_definition
 
 MODEL = ("test_resnet", "--checkpoint", CHECKPOINT, "--input-size", "32", "--workers", "0")
-SHORT = ("--levels", "0.5,0", "--epochs", "1", "--finetune-epochs", "2", "--batch-size", "32")
+SHORT = (
+    *("--levels", "0.5,0", "--epochs", "1", "--finetune-epochs", "2", "--batch-size", "32"),
+    *("--set", "schedule.fit=false"),
+)
 RULES = {"even": (0, 2, 4, 6, 8), "loop": (0, 6, 8, 9), "big": (5, 6, 7, 8, 9)}
 
 

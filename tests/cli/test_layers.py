@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 import nestify as package
-from tests.cli.driver import UNTRAINED, nestify, stored_recipe
+from tests.cli.driver import QUICK, nestify, stored_recipe
 
 SHORT = (
     *("--epochs", "1", "--batch-size", "16", "--max-train", "32", "--max-val", "20"),
@@ -67,6 +67,7 @@ def test_a_level_is_the_plain_model_without_the_blocks(shallow_file: Path) -> No
             torch.testing.assert_close(package.load(shallow_file, level=number + 1)(images), expected)
 
 
+@pytest.mark.long  # test_channels.py has the same of narrower levels
 def test_all_other_commands_work(shallow_file: Path, tmp_path: Path) -> None:
     assert nestify("verify", shallow_file).code == 0
     slim = tmp_path / "slim.safetensors"
@@ -87,7 +88,7 @@ def test_all_other_commands_work(shallow_file: Path, tmp_path: Path) -> None:
 def test_blocks_may_be_ranked_by_their_loss(vit: tuple[str, ...], tmp_path: Path) -> None:
     path = tmp_path / "ranked.nested.safetensors"
     words = (*vit, "--schedule", "layer", "--levels", "0.5,1", "--set", "schedule.rank=loss")
-    done = nestify(*words, *UNTRAINED, "-o", path)
+    done = nestify(*words, *QUICK, "-o", path)
     assert done.code == 0, done.err
     assert stored_recipe(path)["schedule"]["rank"] == "loss"
     assert len(package.read_report(path).levels[0].skipped) == 2
@@ -99,13 +100,13 @@ def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
     save_file(timm.create_model("densenet121", num_classes=10, **kwargs).state_dict(), path)
     words = ("--set", "model.name=densenet121", "--checkpoint", path)
     words = (*words, "--set", "model.kwargs={block_config=[1, 1], growth_rate=8}")
-    done = nestify("compress", "digits", *words, "--schedule", "layer", "--levels", "0.5,1", *UNTRAINED)
+    done = nestify("compress", "digits", *words, "--schedule", "layer", "--levels", "0.5,1", *QUICK)
     assert done.code == 3
     assert "densenet121 has no residual blocks that can be skipped; use --schedule channel" in done.message
 
 
 def test_depths_that_give_the_same_blocks() -> None:
-    done = nestify("compress", "digits", "--schedule", "layer", "--levels", "0.5,1", *UNTRAINED)
+    done = nestify("compress", "digits", "--schedule", "layer", "--levels", "0.5,1", *QUICK)
     assert done.code == 2
     assert "level[1].depth = 0.5 gives test_resnet the same blocks as level[2]" in done.message
     assert "has 1 that can be skipped" in done.message

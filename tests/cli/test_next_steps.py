@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from nestify.cli.compress import next_steps
-from tests.cli.driver import UNTRAINED, nestify
+from tests.cli.driver import QUICK, UNTRAINED, nestify
 
 
 def test_the_suggested_commands_run(tmp_path: Path) -> None:
-    done = nestify("compress", "digits", *UNTRAINED, "-o", "it's new.nested.safetensors")
+    done = nestify("compress", "digits", *QUICK, "-o", "it's new.nested.safetensors")
     assert done.code == 0
     suggested = [shlex.split(line) for line in done.err.split("Next:\n")[1].splitlines()]
     assert [words[:2] for words in suggested] == [
@@ -27,9 +27,11 @@ def test_the_suggested_commands_run(tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize("words", [["--quiet"], ["--json"], ["--dry-run"]])
+@pytest.mark.parametrize(
+    "words", [["--quiet"], pytest.param(["--json"], marks=pytest.mark.long), ["--dry-run"]]
+)
 def test_programs_get_no_suggestions(words: list[str]) -> None:
-    done = nestify("compress", "digits", *UNTRAINED, *words)
+    done = nestify("compress", "digits", *QUICK, *words)
     assert done.code == 0
     assert "Next:" not in done.out + done.err
 

@@ -16,9 +16,9 @@ from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.training.stepper import Stepper
 from tests.cli.conftest import Refused
-from tests.cli.driver import CHECKPOINT, DIGITS, TWO_STEPS, UNTRAINED, events, finish, fork, nestify, spawn
+from tests.cli.driver import CHECKPOINT, DIGITS, QUICK, TWO_STEPS, events, finish, fork, nestify, spawn
 
-START = ("compress", "digits", *UNTRAINED, "-o")
+START = ("compress", "digits", *QUICK, "-o")
 
 
 def test_no_place_for_the_output(refused: Refused, tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_no_place_for_the_output(refused: Refused, tmp_path: Path) -> None:
         ("/proc/a.safetensors", f"cannot be written (No such file or directory){remedy}"),
     ):
         assert refused(3, *START, output) == f"output = {output} {expected} (flag: --output)"
-    words = ("compress", "digits", *UNTRAINED, "--finetune-epochs", "1", "--set")
+    words = ("compress", "digits", *QUICK, "--finetune-epochs", "1", "--set")
     assert refused(3, *words, "finetune.save=nowhere/a.safetensors").startswith(
         "finetune.save = nowhere/a.safetensors cannot be written"
     )
@@ -114,7 +114,8 @@ def test_a_disk_that_is_full_while_checkpoints_are_written(
             filled.unlink()
 
     monkeypatch.setattr(Stepper, "step", step_and_free)
-    done = nestify("compress", "digits", *TWO_STEPS, "--epochs", "3", "--log", "csv", "-o", output)
+    two_per_epoch = (*TWO_STEPS, "--max-train", "64", "--epochs", "3")
+    done = nestify("compress", "digits", *two_per_epoch, "--log", "csv", "-o", output)
     assert done.code == 0, done.err
     assert "the checkpoint was not saved, and will be tried again" in done.err
     assert "make room" in done.err
@@ -159,7 +160,7 @@ def no_waiting() -> Iterator[None]:
 )
 def test_pipes_in_the_place_of_a_runs_files(tmp_path: Path, refused: Refused, ending: str) -> None:
     os.mkfifo(tmp_path / f"digits{ending}")
-    message = refused(3, "compress", "digits", *UNTRAINED, "--log", "csv")
+    message = refused(3, "compress", "digits", *QUICK, "--log", "csv")
     assert f"digits{ending}" in message
     assert "not a regular file" in message
 
@@ -173,9 +174,9 @@ def test_pipes_in_the_place_of_a_runs_files(tmp_path: Path, refused: Refused, en
         (2, ("batch", "pipe.toml", "--out", "jobs")),
         (2, ("report", "digits.nested.safetensors", "--check", "pipe.toml")),
         (3, ("report", "digits.nested.safetensors", "--compare", "pipe.json")),
-        (3, ("compress", "digits", *UNTRAINED, "--hierarchy", "pipe.csv")),
-        (3, ("compress", "digits", *UNTRAINED, "--checkpoint", "pipe.safetensors")),
-        (3, ("compress", "digits", *UNTRAINED, "--data", "pipe.tar")),
+        (3, ("compress", "digits", *QUICK, "--hierarchy", "pipe.csv")),
+        (3, ("compress", "digits", *QUICK, "--checkpoint", "pipe.safetensors")),
+        (3, ("compress", "digits", *QUICK, "--data", "pipe.tar")),
         (3, ("eval", "pipe.safetensors", "--data", "embedded/digits")),
     ],
 )
@@ -212,16 +213,16 @@ def test_two_runs_with_one_output(tmp_path: Path) -> None:
         log = (tmp_path / "a.metrics.jsonl").read_bytes()
         # all of them have the same log
         for other in ("a.nested.safetensors", "a.safetensors", f"{tmp_path}/./a.nested.safetensors"):
-            done = nestify("compress", "digits", *UNTRAINED, "--restart", "-o", other)
+            done = nestify("compress", "digits", *QUICK, "--restart", "-o", other)
             assert done.code == 2, done.err
             assert Path(other).name in done.message
             assert "-o" in done.message
         assert (tmp_path / "a.metrics.jsonl").read_bytes().startswith(log)
-        assert nestify("compress", "digits", *UNTRAINED, "-o", "b.nested.safetensors").code == 0
+        assert nestify("compress", "digits", *QUICK, "-o", "b.nested.safetensors").code == 0
     finally:
         first.kill()
         first.communicate()
-    done = nestify("compress", "digits", *UNTRAINED, "--restart", "-o", "a.nested.safetensors")
+    done = nestify("compress", "digits", *QUICK, "--restart", "-o", "a.nested.safetensors")
     assert done.code == 0, done.err
     assert not list(tmp_path.glob("*.lock"))
 
@@ -309,7 +310,7 @@ def test_a_closed_standard_output(digits_file: Path) -> None:
 
 def test_a_closed_standard_error_does_not_stop_the_work(tmp_path: Path) -> None:
     reader, writer = os.pipe()
-    process = fork("compress", "digits", *UNTRAINED, stderr=writer)
+    process = fork("compress", "digits", *QUICK, stderr=writer)
     os.close(writer)
     os.close(reader)
     assert finish(process).code == 0

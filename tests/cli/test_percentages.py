@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.driver import UNTRAINED, nestify
+from tests.cli.driver import QUICK, nestify
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,6 @@ def test_percent_signs_of_a_gate(limit: str, code: int, digits_file: Path) -> No
 
 def test_a_budget_without_its_unit() -> None:
     words = ("--schedule", "channel", "--levels", "macs=25,1")
-    done = nestify("compress", "digits", *UNTRAINED, *words)
+    done = nestify("compress", "digits", *QUICK, *words)
     assert done.code == 2
     assert "did you mean macs=0.25?" in done.message

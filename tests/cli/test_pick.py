@@ -3,10 +3,12 @@
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 
+from nestify.evaluation import bench as benching
 from tests.cli.driver import environment, nestify
 from tests.cli.test_start import loaded_by
 
@@ -76,7 +78,8 @@ def test_no_level_meets_them(digits_file: Path) -> None:
     )
 
 
-def test_the_latency_is_measured_here(digits_file: Path) -> None:
+def test_the_latency_is_measured_here(digits_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(benching, "bench", partial(benching.bench, rounds=3, warmup=0))
     words = ("pick", digits_file, "--max-latency", "1000s", "--batch-size", "3", "--threads", "1", "--json")
     document = nestify(*words).document
     assert document["limits"] == {"latency": 1000}

@@ -99,8 +99,8 @@ def test_private_is_not_pushed_to_a_public_repository(hub: Hub, digits_file: Pat
     ("path", "status", "remedy"),
     [
         ("/api/repos/create", 401, "hf auth login"),
-        ("/api/repos/create", 403, "HF_TOKEN"),
-        ("/api/validate-yaml", 400, "licence"),
+        pytest.param("/api/repos/create", 403, "HF_TOKEN", marks=pytest.mark.long),
+        pytest.param("/api/validate-yaml", 400, "licence", marks=pytest.mark.long),
         ("/api/models/me/digits/commit/main", 403, "hf auth login"),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from safetensors import safe_open
 
 from nestify.file.reader import open_nested_file
-from tests.cli.driver import TWO_STEPS, UNTRAINED, at_terminal, nestify, stored_recipe
+from tests.cli.driver import QUICK, TWO_STEPS, at_terminal, nestify, stored_recipe
 
 ALL_COLUMNS = [
     *("level", "name", "sparsity", "parameters", "non-zero", "dense MACs", "effective MACs", "prefix MiB"),
@@ -90,7 +90,7 @@ def test_html_has_the_curves_of_the_run_next_to_the_file() -> None:
     assert page.count("<polyline") == 4 * 3
     Path("a.metrics.jsonl").rename("b.metrics.jsonl")
     Path("a.nested.safetensors").rename("b.nested.safetensors")
-    nestify("compress", "digits", *UNTRAINED, "-o", "b2.nested.safetensors")
+    nestify("compress", "digits", *QUICK, "-o", "b2.nested.safetensors")
     Path("b2.nested.safetensors").replace("b.nested.safetensors")
     page = nestify("report", "b.nested.safetensors", "--format", "html").out
     assert "b.metrics.jsonl is the log of another run" in page

@@ -14,10 +14,19 @@ from tests.cli.driver import finish, fork, interrupt, nestify
 FEW = (
     *("--max-train", "64", "--max-val", "20", "--batch-size", "16", "--epochs", "2", "--levels", "0.9,0"),
     *("--set", "train.recalibrate_batches=1", "--set", "schedule.fit=false"),
+    *("--set", "train.eval_before=false"),
 )
 COMMAND = ("compress", "digits", *FEW, "--workers", "0")
 OUTPUT = Path("digits.nested.safetensors")
 KEPT = Path("digits.resume.safetensors")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The nested file of a run that nothing interrupts."""
+    path = tmp_path_factory.mktemp("whole") / OUTPUT
+    assert nestify(*COMMAND, "-o", path).code == 0
+    return path.read_bytes()
 
 
 def stop_in_step_6(number: int) -> None:
@@ -35,10 +44,7 @@ def stop_in_step_6(number: int) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
-def test_an_interrupted_run_resumes_to_the_same_bytes(number: int, code: int) -> None:
-    assert nestify(*COMMAND).code == 0
-    whole = OUTPUT.read_bytes()
-    OUTPUT.unlink()
+def test_an_interrupted_run_resumes_to_the_same_bytes(number: int, code: int, whole: bytes) -> None:
     stop = partial(stop_in_step_6, int(number))
     done = finish(fork(*COMMAND, "--workers", "2", start_new_session=True, before=stop))
     assert done.code == code

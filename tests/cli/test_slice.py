@@ -164,9 +164,14 @@ def test_verbose_shows_no_secrets(server: Server) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+    ("moment", "number", "code", "word"),
+    [
+        ("head", signal.SIGINT, 130, "interrupted"),
+        ("body", signal.SIGTERM, 143, "terminated"),
+        pytest.param("head", signal.SIGTERM, 143, "terminated", marks=pytest.mark.long),
+        pytest.param("body", signal.SIGINT, 130, "interrupted", marks=pytest.mark.long),
+    ],
 )
-@pytest.mark.parametrize("moment", ["head", "body"])
 def test_signals_while_a_server_is_slow(
     number: int, code: int, word: str, moment: str, server: Server, tmp_path: Path
 ) -> None:

@@ -14,7 +14,7 @@ import nestify as package
 from nestify.cli.app import main
 from nestify.compression import compress as api
 from nestify.signals import STOP_SIGNALS
-from tests.cli.driver import UNTRAINED, Outcome, finish, fork, nestify
+from tests.cli.driver import QUICK, Outcome, finish, fork, nestify
 
 
 def stopped(number: int, *words: str) -> Outcome:
@@ -41,10 +41,9 @@ def stopped(number: int, *words: str) -> Outcome:
     ("number", "code", "word", "workers"),
     [
         (signal.SIGINT, 130, "interrupted", "2"),
-        (signal.SIGTERM, 143, "terminated", "0"),
-        *(
+        *(  # test_resume.py ends a run by SIGTERM too
             pytest.param(number, 143, "terminated", "0", marks=pytest.mark.long)
-            for number in (signal.SIGUSR1, signal.SIGHUP)
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
         ),
     ],
 )
@@ -73,7 +72,7 @@ def test_a_bug_is_printed_with_how_to_report_it(monkeypatch: pytest.MonkeyPatch)
         raise ZeroDivisionError("unforeseen")
 
     monkeypatch.setattr(api, "compress", break_down)
-    done = nestify("compress", "digits", *UNTRAINED)
+    done = nestify("compress", "digits", *QUICK)
     assert done.code == 70
     assert done.err.splitlines() == [
         f"nestify: this is a bug in nestify {package.__version__}: ZeroDivisionError: unforeseen",
@@ -97,7 +96,7 @@ def test_traceback_before_or_after_the_command() -> None:
 @pytest.mark.parametrize("ask", [lambda: torch.empty(2**58), lambda: bytearray(2**58)])
 def test_too_little_memory(ask: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "compress", lambda *_, **__: ask())
-    done = nestify("compress", "digits", *UNTRAINED)
+    done = nestify("compress", "digits", *QUICK)
     assert done.code == 3
     assert done.message.startswith("out of memory: ")
     assert done.message.endswith("use a smaller --batch-size or --input-size")

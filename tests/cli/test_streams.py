@@ -27,12 +27,9 @@ def words_of(command: str, digits_file: Path) -> list[str]:
     return [str(digits_file) if word == "FILE" else word for word in command.split()]
 
 
-COMMANDS = (
-    *("--help", "batch --help", "--version", "guide", "guide levels", "slice FILE --level 1 -o a"),
-    *("report FILE --json", "report FILE --format html"),
-)
+COMMANDS = ("--help", "guide levels", "slice FILE --level 1 -o a", "report FILE --json")
 FORKED = ("compress digits --dry-run",)
-SLOW = ("doctor", "verify FILE")
+SLOW = ("doctor", "verify FILE", "batch --help", "--version", "guide", "report FILE --format html")
 
 
 @pytest.mark.parametrize(
@@ -46,7 +43,13 @@ def test_a_reader_that_is_gone_changes_nothing(command: str, digits_file: Path) 
     assert (done.code, done.err) == (0, "")
 
 
-@pytest.mark.parametrize("command", ["--help", "compress --help", "--version", "guide levels"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("--help", "guide levels"),
+        *(pytest.param(command, marks=pytest.mark.long) for command in ("compress --help", "--version")),
+    ],
+)
 def test_a_full_disk_is_reported_in_one_sentence(command: str) -> None:
     with open("/dev/full", "w") as full:
         done = finish(spawn(*command.split(), stdout=full))
@@ -64,8 +67,16 @@ def test_a_standard_output_that_was_never_open(command: str) -> None:
     assert "standard output is closed" in done.message
 
 
-@pytest.mark.parametrize("command", ["unknown", "report", "report nowhere", "compress digits --epochs -1"])
-@pytest.mark.parametrize("stream", ["pipe", "full", "closed"])
+@pytest.mark.parametrize(
+    ("command", "stream"),
+    [
+        pytest.param(
+            command, stream, marks=() if "pipe" in stream or "nowhere" in command else pytest.mark.long
+        )
+        for command in ("unknown", "report", "report nowhere", "compress digits --epochs -1")
+        for stream in ("pipe", "full", "closed")
+    ],
+)
 def test_errors_keep_their_exit_code(command: str, stream: str) -> None:
     code = 3 if command == "report nowhere" else 2
     file = os.open("/dev/full", os.O_WRONLY) if stream == "full" else closed_pipe()

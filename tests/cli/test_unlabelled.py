@@ -15,7 +15,8 @@ from nestify.file.reader import open_nested_file
 from tests.cli.driver import CHECKPOINT, nestify
 
 MODEL = ("test_resnet", "--checkpoint", CHECKPOINT, "--input-size", "32", "--workers", "0", "--unlabelled")
-SHORT = ("--levels", "0.5,0", "--epochs", "1", "--batch-size", "32", "--lr", "0.001")
+UNFITTED = ("--set", "schedule.fit=false")
+SHORT = ("--levels", "0.5,0", "--epochs", "1", "--batch-size", "32", "--lr", "0.001", *UNFITTED)
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +162,7 @@ def test_the_classifier_stays_whatever_the_folders_are(digits_folder: Path, tmp_
     for name in "012":
         shutil.copytree(digits_folder / "train" / name, data / name)
     words = ("--levels", "0.5,0", "--epochs", "0", "--batch-size", "16", "-o", tmp_path / "o.safetensors")
-    done = nestify("compress", *MODEL, "--data", data, *words)
+    done = nestify("compress", *MODEL, "--data", data, *words, "--set", "schedule.fit_images=16")
     assert done.code == 0, done.err
     manifest = open_nested_file(tmp_path / "o.safetensors").manifest
     assert manifest.model.num_classes == 10
@@ -202,7 +203,7 @@ def test_class_names_name_the_outputs(photos: Path, tmp_path: Path) -> None:
     output = tmp_path / "o.safetensors"
     words = ("--data", photos, "--class-names", names, "--levels", "0.5,0", "--epochs", "0", "-o", output)
     names.write_text("\n".join(f"digit {k}" for k in range(10)))
-    assert nestify("compress", *MODEL, *words).code == 0
+    assert nestify("compress", *MODEL, *words, *UNFITTED).code == 0
     assert open_nested_file(output).manifest.model.class_names == [f"digit {k}" for k in range(10)]
     names.write_text("one\ntwo\n")
     assert "--class-names" in nestify("compress", *MODEL, *words).message

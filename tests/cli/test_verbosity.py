@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 
 from nestify.training import display
-from tests.cli.driver import TWO_STEPS, UNTRAINED, at_terminal, finish, fork, nestify
+from tests.cli.driver import QUICK, TWO_STEPS, UNTRAINED, at_terminal, finish, fork, nestify
 
 
-@pytest.mark.parametrize("words", [["-q", "compress"], ["compress", "--quiet"]])
+@pytest.mark.parametrize(
+    "words",  # test_next_steps.py has a run with the second one too
+    [["-q", "compress"], pytest.param(["compress", "--quiet"], marks=pytest.mark.long)],
+)
 def test_quiet(words: list[str]) -> None:
-    done = nestify(*words, "digits", *UNTRAINED)
+    done = nestify(*words, "digits", *QUICK)
     assert (done.code, done.err) == (0, "")
     assert "Written: digits.nested.safetensors" in done.out
 
@@ -40,7 +43,7 @@ def test_verbose_prints_more(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_verbose_shows_what_libraries_log() -> None:
-    done = finish(fork("--verbose", "compress", "digits", *UNTRAINED))
+    done = finish(fork("--verbose", "compress", "digits", *QUICK))
     assert done.code == 0
     assert "fvcore.nn.precise_bn" in done.err
 

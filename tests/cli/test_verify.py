@@ -115,11 +115,17 @@ def test_a_missing_file(tmp_path: Path) -> None:
     assert "no such file" in done.message
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_accuracy_and_fingerprints_are_those_of_what_was_stored(tmp_path: Path, dtype: str) -> None:
-    path = tmp_path / "half.nested.safetensors"
-    done = nestify("compress", "digits", *UNTRAINED, "--dtype", dtype, "-o", path)
+@pytest.fixture(scope="module", params=["float16", pytest.param("bfloat16", marks=pytest.mark.long)])
+def half(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A nested file in half precision, and its type; tests must not change it."""
+    path = tmp_path_factory.mktemp(request.param) / "half.nested.safetensors"
+    done = nestify("compress", "digits", *UNTRAINED, "--dtype", request.param, "-o", path)
     assert done.code == 0, done.err
+    return path, request.param
+
+
+def test_accuracy_and_fingerprints_are_those_of_what_was_stored(half: tuple[Path, str]) -> None:
+    path, dtype = half
     assert all(check.off is not None and check.off < 1e-6 for check in package.verify(path).levels)
     stored = [level.top1 for level in package.read_report(path).levels]
     again = package.evaluate(path, "embedded/digits", max_images=100, workers=0)
@@ -129,10 +135,8 @@ def test_accuracy_and_fingerprints_are_those_of_what_was_stored(tmp_path: Path, 
     assert manifest.recipe["dtype"] == dtype
 
 
-def test_half_the_bytes(digits_file: Path, tmp_path: Path) -> None:
-    path = tmp_path / "half.nested.safetensors"
-    assert nestify("compress", "digits", *UNTRAINED, "--dtype", "float16", "-o", path).code == 0
-    assert open_nested_file(path).layout.ends[-1] < 0.55 * open_nested_file(digits_file).layout.ends[-1]
+def test_half_the_bytes(digits_file: Path, half: tuple[Path, str]) -> None:
+    assert open_nested_file(half[0]).layout.ends[-1] < 0.55 * open_nested_file(digits_file).layout.ends[-1]
 
 
 def test_an_unknown_dtype() -> None:

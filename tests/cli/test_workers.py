@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.driver import UNTRAINED, nestify
+from tests.cli.driver import QUICK, nestify
 
 ONE = "data.workers = 2 is more than the processors that this process may use (1)"
 
@@ -25,7 +25,7 @@ def _one_processor() -> Iterator[None]:
 @pytest.mark.parametrize("command", [pytest.param("compress", marks=pytest.mark.long), "eval"])
 def test_only_nestify_warns(command: str, digits_file: Path, digits_folder: Path) -> None:
     words = {
-        "compress": ("compress", "digits", *UNTRAINED),
+        "compress": ("compress", "digits", *QUICK),
         "eval": ("eval", digits_file, "--data", digits_folder),
     }
     done = nestify(*words[command], "--workers", "2")

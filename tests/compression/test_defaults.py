@@ -46,6 +46,7 @@ def run(
 ) -> tuple[bytes, dict[str, object], Sequence[str]]:
     """Compress without training; return the file, the stored recipe and the warnings."""
     given = {**KWARGS, "data.path": str(data), "model.checkpoint": checkpoint, "train.epochs": 0}
+    given["schedule.fit"] = False
     seen = Warnings()
     done = compress("test_resnet", {**given, "output": output, "levels": "0.5,0", **options}, observer=seen)
     return done.path.read_bytes(), dict(done.manifest.recipe), seen.texts

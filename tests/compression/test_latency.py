@@ -53,7 +53,7 @@ def _table(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("nestify.compression.preflight.load_library", lambda: None)
 
 
-@pytest.mark.parametrize("score", ["uniform", "lamp", "per_mac"])
+@pytest.mark.parametrize("score", ["uniform", "lamp", pytest.param("per_mac", marks=pytest.mark.long)])
 def test_levels_keep_what_their_predicted_time_allows(score: str) -> None:
     options = {**FEW, "levels": "latency=0.19,latency=0.4,1", "schedule.score": score}
     plan = package.plan("digits", options)
@@ -128,6 +128,7 @@ def test_blocks_that_are_skipped_take_no_time(
         package.plan("digits", {**options, "levels": "latency=0.4,1"})
 
 
+@pytest.mark.long
 def test_the_time_of_a_combined_level_is_that_of_its_channels_and_density(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -183,6 +184,7 @@ def test_nothing_is_measured_without_such_a_budget() -> None:
     assert latency.missed_latencies(Path("there-is-none"), levels, Observer()) == []
 
 
+@pytest.mark.long  # test_own_loop.py has the same of another budget
 def test_a_missed_latency_is_an_error_after_the_file_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +192,7 @@ def test_a_missed_latency_is_an_error_after_the_file_is_written(
     output = tmp_path / "a.safetensors"
     options = {**FEW, "levels": "latency=0.3,latency=0.5,1", "train.epochs": 0, "output": str(output)}
     options |= {"schedule.fit": False, "train.eval_before": False, "train.recalibrate_batches": 1}
+    options["schedule.score"] = "uniform"
     with pytest.raises(BudgetError, match=r"level\[1\].budget = latency=0.3 was missed"):
         package.compress("digits", options, observer=Observer())
     assert len(package.read_report(output).levels) == 3

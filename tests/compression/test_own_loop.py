@@ -349,7 +349,7 @@ def test_the_other_examples_of_the_guide(number: int) -> None:
     nested = loop("0.9,0")
     before = deepcopy(nested.state_dict())
     given = {
-        "model": timm.create_model("resnet18", num_classes=10),
+        "model": timm.create_model("test_resnet", num_classes=10),
         "loader": [batch()] * 2,
         "nested": nested,
         "optimizer": torch.optim.SGD(nested.parameters(), lr=0.1),

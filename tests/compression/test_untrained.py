@@ -124,7 +124,7 @@ class Notes(nestify.Observer):
 
 def noted(path: Path, **options: Any) -> Notes:
     notes = Notes()
-    few = {"data.max_train": 64, "data.max_val": 20, "train.epochs": 0}
+    few = {"data.max_train": 64, "data.max_val": 20, "train.epochs": 0, "schedule.fit_images": 21}
     nestify.compress("digits", {**FEW, **few, **options, "output": path}, observer=notes)
     return notes
 
@@ -149,6 +149,7 @@ def test_a_full_level_that_loses_too_much_gets_more_protection(
     assert all(torch.equal(tensor, original[name]) for name, tensor in nested.shared_tensors().items())
 
 
+@pytest.mark.long
 def test_levels_are_refitted_to_the_original_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the full level is sparse, so that its batch norm is not the original network's."""
     expected, differing = load_file(CHECKPOINT), []

@@ -296,12 +296,13 @@ def test_tar(tmp_path: Path, workers: int) -> None:
     assert greys(eval_loader(images, PREPROCESSING, batch_size=4, workers=workers)) == ALL
 
 
-def test_workers_read_a_tar_that_the_parent_reads(tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [2, pytest.param(5, marks=pytest.mark.long)])
+def test_workers_read_a_tar_that_the_parent_reads(tmp_path: Path, times: int) -> None:
     images = open_images(str(make_tar(tmp_path / "d.tar", {"cat": 50, "dog": 50})))
     expected = greys(eval_loader(images, PREPROCESSING, batch_size=4))
     reading = iter(eval_loader(images, PREPROCESSING, batch_size=4))
     next(reading)
-    for _ in range(5):
+    for _ in range(times):
         assert greys(eval_loader(images, PREPROCESSING, batch_size=1, workers=2)) == expected
     reading.close()
 

@@ -24,6 +24,8 @@ from nestify.file.reader import open_nested_file
 from tests.exports.builders import facts_of
 
 DIGITS = "embedded/digits"
+IMAGES = 100
+"""Number of images that `exported` was evaluated on."""
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +51,19 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def exported(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
     """The full level in int8, for the stock runtime."""
-    return export_int8(digits, 2, DIGITS, output=tmp_path_factory.mktemp("full") / "a.onnx", max_drop=100)
+    output = tmp_path_factory.mktemp("full") / "a.onnx"
+    return export_int8(digits, 2, DIGITS, output=output, max_drop=100, max_images=IMAGES)
 
 
-def predicted(path: Path, file: Path, batch: int = 50) -> tuple[np.ndarray, np.ndarray]:
+def predicted(
+    path: Path, file: Path, batch: int = 50, max_images: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the classes that an ONNX model predicts in the stock runtime, and the right ones."""
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     preprocessing = open_nested_file(file).manifest.model.preprocessing.model_dump()
     found, right = [], []
-    for images, target in eval_loader(open_images(DIGITS, "validation"), preprocessing, batch_size=batch):
+    chosen = open_images(DIGITS, "validation").at_most(max_images, 0)
+    for images, target in eval_loader(chosen, preprocessing, batch_size=batch):
         if len(images) == batch:
             [logits] = session.run(["logits"], {"images": images.numpy()})
             found.append(logits.argmax(1))
@@ -68,10 +74,10 @@ def predicted(path: Path, file: Path, batch: int = 50) -> tuple[np.ndarray, np.n
 def test_the_accuracy_is_that_of_what_was_written(digits: Path, exported: Exported) -> None:
     done = exported
     assert done.int8 is not None
-    found, right = predicted(done.path, digits, batch=1)
-    assert done.int8.images == len(right)
+    found, right = predicted(done.path, digits, batch=1, max_images=IMAGES)
+    assert done.int8.images == len(right) == IMAGES
     assert done.int8.score == pytest.approx(100 * float((found == right).mean()), abs=1e-6)
-    level = nestify.evaluate(digits, DIGITS, level=2)
+    level = nestify.evaluate(digits, DIGITS, level=2, max_images=IMAGES, seed=0)
     assert done.int8.float32_score == pytest.approx(level.levels[0].top1, abs=1e-4)
     assert done.int8.drop <= 100
     assert done.dtype == "int8"
@@ -103,7 +109,8 @@ def test_calibration_does_not_touch_the_images_that_evaluate(
         return original(data, split, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("nestify.data.validation.open_images", watched)
-    export_int8(digits, "1", DIGITS, output=tmp_path / "a.onnx", max_drop=100, max_images=50)
+    few = {"max_images": 50, "calibrate_images": 10}
+    export_int8(digits, "1", DIGITS, output=tmp_path / "a.onnx", max_drop=100, **few)  # type: ignore[arg-type]
     assert splits == ["train", "validation"]
 
 
@@ -117,8 +124,9 @@ def test_a_drop_above_the_limit_keeps_nothing(
         return Quantised(None, lambda images: torch.zeros(len(images), 10))  # type: ignore[arg-type]
 
     monkeypatch.setattr(Quantiser, "make", useless)
+    few = {"max_images": 50, "calibrate_images": 4}
     with pytest.raises(GateFailed, match=r"--max-drop 0\.5"):
-        export_int8(digits, 2, DIGITS, output=tmp_path / "a.onnx", max_drop=0.5, calibrate_images=4)
+        export_int8(digits, 2, DIGITS, output=tmp_path / "a.onnx", max_drop=0.5, **few)  # type: ignore[arg-type]
     assert list(tmp_path.iterdir()) == []
     assert tried[:3] == [0, 1, 2]
     assert tried[1:] == [2**power for power in range(len(tried) - 1)]
@@ -183,7 +191,8 @@ def test_a_fixed_batch(digits: Path, tmp_path: Path, batch: int) -> None:
 @pytest.mark.long
 def test_openvino_runs_the_same_model(digits: Path, exported: Exported, tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="openvino is an extra")
-    done = export_int8(digits, 2, DIGITS, "openvino", tmp_path / "a.openvino", max_drop=100)
+    output = tmp_path / "a.openvino"
+    done = export_int8(digits, 2, DIGITS, "openvino", output, max_drop=100, max_images=IMAGES)
     assert done.int8 is not None
     assert exported.int8 is not None
     assert done.int8.score == pytest.approx(exported.int8.score, abs=1.5)

@@ -52,8 +52,8 @@ def off(found: np.ndarray, wanted: np.ndarray) -> float:
 @pytest.mark.parametrize(
     ("name", "dtype", "tolerance"),
     [
-        ("test_resnet", "float16", 3e-2),
         ("vit_tiny_patch16_224", "float32", 1e-4),
+        pytest.param("test_resnet", "float16", 3e-2, marks=pytest.mark.long),
         *(
             pytest.param(name, "float32", 1e-4, marks=pytest.mark.long)
             for name in ("test_resnet", "test_efficientnet", "test_convnext")
@@ -92,21 +92,23 @@ def test_an_operator_that_openvino_lacks_is_named(make_model: Make, tmp_path: Pa
     )
 
 
-def test_half_precision_halves_the_file(make_model: Make, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def half_of_two(make_model: Make, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a model in half precision, which takes two images per call."""
     imported("openvino")
-    plain, facts = one_layer(), facts_of(make_model("test_resnet"), SIDE)
-    target = target_in(tmp_path, "openvino")
-    export_level(plain, facts, target, dtype="float16")
-    weights = sum(parameter.numel() for parameter in plain.parameters())
-    size = (target.path / "openvino_model.bin").stat().st_size
+    target = target_in(tmp_path_factory.mktemp("half"), "openvino")
+    facts = facts_of(make_model("test_resnet"), SIDE)
+    return export_level(one_layer(), facts, target, dtype="float16", batch=2).path
+
+
+def test_half_precision_halves_the_file(half_of_two: Path) -> None:
+    weights = sum(parameter.numel() for parameter in one_layer().parameters())
+    size = (half_of_two / "openvino_model.bin").stat().st_size
     assert size / weights == pytest.approx(2, abs=0.02)  # bytes
 
 
-def test_a_batch_of_one_size(make_model: Make, tmp_path: Path) -> None:
-    imported("openvino")
-    facts = facts_of(make_model("test_resnet"), SIDE)
-    done = export_level(one_layer(), facts, target_in(tmp_path, "openvino"), batch=2)
-    model = openvino_export.openvino_core().read_model(done.path / "openvino_model.xml")
+def test_a_batch_of_one_size(half_of_two: Path) -> None:
+    model = openvino_export.openvino_core().read_model(half_of_two / "openvino_model.xml")
     assert str(model.input("images").partial_shape) == f"[2,3,{SIDE},{SIDE}]"
 
 
@@ -115,12 +117,9 @@ class _SignalStack(ctypes.Structure):
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc/self/maps is Linux's")
-def test_signal_handlers_can_run_afterwards(make_model: Make, tmp_path: Path) -> None:
+def test_signal_handlers_can_run_afterwards(half_of_two: Path) -> None:
     """The stack that Python's signal handlers run on is still mapped when models are gone, in any order."""
-    imported("openvino")
-    facts = facts_of(make_model("test_resnet"), SIDE)
-    path = export_level(one_layer(), facts, target_in(tmp_path, "openvino")).path
-    runners = [openvino_export.run_model(path / openvino_export.FILE) for _ in range(3)]
+    runners = [openvino_export.run_model(half_of_two / openvino_export.FILE) for _ in range(3)]
     del runners[0], runners[0], runners
     gc.collect()
     stack = _SignalStack()
@@ -130,6 +129,7 @@ def test_signal_handlers_can_run_afterwards(make_model: Make, tmp_path: Path) ->
         assert any(int(start, 16) <= stack.start < int(end, 16) for start, end in ranges)
 
 
+@pytest.mark.long  # test_write.py has the same of two other formats
 def test_other_weights_are_not_kept(
     make_model: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,7 +160,14 @@ def coreml_values(path: Path) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    ("dtype", "bits"), [("float16", 16), pytest.param("float32", 32, marks=pytest.mark.long), ("int8", 8)]
+    ("dtype", "bits"),
+    [
+        ("int8", 8),
+        *(  # the next two tests have packages of float16
+            pytest.param(dtype, bits, marks=pytest.mark.long)
+            for dtype, bits in (("float16", 16), ("float32", 32))
+        ),
+    ],
 )
 def test_coreml(make_model: Make, tmp_path: Path, dtype: str, bits: int) -> None:
     """The classifier's weights are found in the package, and its size follows from the type."""

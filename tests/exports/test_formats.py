@@ -23,7 +23,6 @@ from tests.exports.builders import NAMES, facts_of, target_in
 Make = Callable[..., nn.Module]
 
 MODELS: dict[str, dict[str, Any]] = {
-    "test_resnet": {},
     "test_vit": {"img_size": 64, "global_pool": "avg"},
     "beit_base_patch16_224": {  # attention with a bias, whose memory layout depends on gradients
         **{"img_size": 64, "embed_dim": 48, "num_heads": 3, "depth": 1},
@@ -81,10 +80,13 @@ def assert_same(found: Tensor, plain: nn.Module, images: Tensor, tolerance: floa
     assert float((found.detach() - expected).abs().max()) <= tolerance * float(expected.abs().max())
 
 
-def check_all_formats(plain: nn.Module, folder: Path) -> None:
+def in_all_formats(plain: nn.Module, folder: Path) -> dict[ExportFormat, Exported]:
+    return {format: exported(plain, target_in(folder, format)) for format in STOCK}
+
+
+def check_all_formats(plain: nn.Module, done: dict[ExportFormat, Exported]) -> None:
     """Every format gives the plain model's logits for images that the export has not seen."""
     images = torch.randn(5, 3, SIDE, SIDE)
-    done = {format: exported(plain, target_in(folder, format)) for format in STOCK}
     facts = facts_of(plain, SIDE)
     with torch.no_grad():
         loaded = timm.create_model(
@@ -97,25 +99,33 @@ def check_all_formats(plain: nn.Module, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def stock(make_model: Make, tmp_path_factory: pytest.TempPathFactory) -> dict[ExportFormat, Exported]:
-    """test_resnet in every stock format."""
+def resnet(make_model: Make) -> nn.Module:
     torch.manual_seed(0)
-    plain, folder = make_model("test_resnet"), tmp_path_factory.mktemp("stock")
-    return {format: exported(plain, target_in(folder, format)) for format in STOCK}
+    return make_model("test_resnet")
 
 
-@pytest.mark.parametrize(
-    "name",  # the next test but one exports another test_vit
-    [pytest.param(name, marks=pytest.mark.long) if name == "test_vit" else name for name in MODELS],
-)
+@pytest.fixture(scope="module")
+def stock(resnet: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[ExportFormat, Exported]:
+    """test_resnet in every stock format."""
+    return in_all_formats(resnet, tmp_path_factory.mktemp("stock"))
+
+
+def test_a_convolutional_model_in_all_formats(resnet: nn.Module, stock: dict[ExportFormat, Exported]) -> None:
+    check_all_formats(resnet, stock)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", MODELS)
 def test_models_in_all_formats(make_model: Make, tmp_path: Path, name: str) -> None:
-    check_all_formats(make_model(name, **MODELS[name]), tmp_path)
+    plain = make_model(name, **MODELS[name])
+    check_all_formats(plain, in_all_formats(plain, tmp_path))
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", SLOW)
 def test_more_models_in_all_formats(make_model: Make, tmp_path: Path, name: str) -> None:
-    check_all_formats(make_model(name, **SLOW[name]), tmp_path)
+    plain = make_model(name, **SLOW[name])
+    check_all_formats(plain, in_all_formats(plain, tmp_path))
 
 
 @pytest.mark.long

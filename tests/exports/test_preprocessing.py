@@ -143,7 +143,7 @@ def run_executorch(path: Path, pictures: np.ndarray) -> Any:
 @pytest.mark.parametrize(
     ("format", "package", "run"),
     [
-        ("pt2", "torch", run_pt2),
+        pytest.param("pt2", "torch", run_pt2, marks=pytest.mark.long),
         pytest.param("openvino", "openvino", run_openvino, marks=pytest.mark.long),
         ("executorch", "executorch.runtime", run_executorch),
     ],

@@ -23,8 +23,8 @@ NARROW = {"embed_dim": 32, "num_heads": 1}
 @pytest.mark.parametrize(
     ("smaller", "skipped", "changed"),
     [
-        (shallow, (), {}),  # a graph, with all that the model has
-        (half, (), NARROW),
+        pytest.param(shallow, (), {}, marks=pytest.mark.long),  # a graph, with all that the model has
+        pytest.param(half, (), NARROW, marks=pytest.mark.long),
         (shallow, ("blocks.1",), {"depth": 1}),
         (half, ("blocks.1",), NARROW | {"depth": 1}),
     ],
@@ -77,9 +77,10 @@ def test_what_a_level_lacks_is_as_timm_makes_it(tmp_path: Path) -> None:
 
 def test_a_level_that_timm_does_not_build(tmp_path: Path) -> None:
     model = alive("test_efficientnet")
+    level, facts = half(model, SIDE), facts_of(model, SIDE)
     for target in (target_in(tmp_path, "timm"), Target(tmp_path / "new", ExportFormat.timm, folder=True)):
         with pytest.raises(UnsupportedModelError) as caught:
-            export_level(half(model, SIDE), facts_of(model, SIDE), target)
+            export_level(level, facts, target)
         assert str(caught.value) == (
             "level 2 (laptop) of test_efficientnet is not a network that timm builds (the size of "
             "'conv_stem.weight' is no argument); export it as onnx or pt2"

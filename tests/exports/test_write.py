@@ -102,7 +102,7 @@ def test_logits_that_are_no_numbers_are_not_kept(make_model: Make, tmp_path: Pat
     assert "by nan of the largest" in str(error)
 
 
-@pytest.mark.parametrize("format", ["onnx", "pt2"])
+@pytest.mark.parametrize("format", [pytest.param("onnx", marks=pytest.mark.long), "pt2"])
 def test_a_batch_that_is_written_into_the_model(make_model: Make, tmp_path: Path, format: str) -> None:
     def count(logits: Tensor) -> Tensor:
         return logits * len(list(range(logits.shape[0])))

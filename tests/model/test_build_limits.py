@@ -139,9 +139,15 @@ def test_limits_do_not_change_random_weights() -> None:
     assert all(torch.equal(free[name], limited[name]) for name in free)
 
 
-@pytest.mark.parametrize("has_checkpoint", [True, False])
 @pytest.mark.parametrize(
-    "kwargs", [{"layers": [2_000_000] * 4}, {"channels": [2_000_000] * 4}, {"layers": [10**9] * 4}]
+    ("kwargs", "has_checkpoint"),
+    [
+        pytest.param(
+            kwargs, has, marks=pytest.mark.long if not has and kwargs == {"layers": [2_000_000] * 4} else ()
+        )
+        for has in (True, False)
+        for kwargs in ({"layers": [2_000_000] * 4}, {"channels": [2_000_000] * 4}, {"layers": [10**9] * 4})
+    ],
 )
 def test_arguments_of_a_recipe(has_checkpoint: bool, kwargs: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "a.safetensors"

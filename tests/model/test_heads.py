@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -25,11 +26,11 @@ from tests.model.test_level_sizes import SIDE, narrow_model
 MakeModel = Callable[..., nn.Module]
 PARENTS = [0, 1, 1, 2, 0, 2, 2, 0, 1, 2]
 COARSE = [3, 10, 10]
-MODELS: dict[str, dict[str, int]] = {
+MODELS: dict[str, dict[str, Any]] = {
     "test_resnet": {},
     "test_vit": {"img_size": 64},
     "test_efficientnet": {},
-    "levit_128s": {},
+    "levit_128s": {"embed_dim": [32, 48, 64], "num_heads": [2, 3, 4], "depth": [1, 1, 1]},
 }
 
 

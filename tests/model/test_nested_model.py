@@ -23,7 +23,10 @@ LEVELS = [Level("core", 0.9), Level("middle", 0.6), Level("full", 0.2)]
 NAMES = ["core", "middle", "full"]
 # a convnet, a vision transformer, a depthwise net, and one whose modules have several names
 MODELS = ["test_resnet", "test_vit", "test_efficientnet", "coat_tiny"]
-SIZES = {"test_vit": {"img_size": 64}, "coat_tiny": {"img_size": 32}}
+SIZES = {
+    "test_vit": {"img_size": 64},
+    "coat_tiny": {"img_size": 32, "embed_dims": [32] * 4, "serial_depths": [1] * 4, "parallel_depth": 1},
+}
 
 
 def nest(model: nn.Module, levels: Sequence[Level] = LEVELS, bn: BatchNormMode = "private") -> NestedModel:

@@ -3,6 +3,7 @@
 import json
 import math
 import tomllib
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ LEVELS = [{"sparsity": 0.5}, {"sparsity": 0.0}]
 
 def accepts(table: object) -> bool:
     """Return whether an independent validator accepts a recipe under the schema."""
+    return bool(validator().is_valid(table))
+
+
+@cache
+def validator() -> Any:
     jsonschema = pytest.importorskip("jsonschema", reason="jsonschema is not installed")
-    return bool(jsonschema.Draft202012Validator(recipe_schema()).is_valid(table))
+    return jsonschema.Draft202012Validator(recipe_schema())
 
 
 def options() -> list[tuple[str, str]]:

@@ -48,7 +48,12 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """One result of each public function."""
     folder = tmp_path_factory.mktemp("results")
     few = {"train.epochs": 0, "train.eval_before": False, "train.recalibrate_batches": 1}
-    few |= {"data.max_train": 100, "data.max_val": 50, "output": folder / "net.nested.safetensors"}
+    few |= {
+        "schedule.fit": False,
+        "data.max_train": 100,
+        "data.max_val": 50,
+        "output": folder / "net.nested.safetensors",
+    }
     done = nestify.compress("digits", few)
     job = JobResult(name="few-seed1", recipe="few.toml", state="done", exit_code=0, scores=[61.5, 87.25])
     made = [

@@ -10,11 +10,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "nestify.cli.app",
         "nestify.compression.compress",
+        "torch.export._trace",  # what a run imports when it maps channels
         "tests.training.test_distributed",
         "tests.training.test_processes",
     ]
@@ -78,6 +81,7 @@ def _call(
     arguments: tuple[Any, ...],
 ) -> None:
     os.environ.update(environment, SLURM_PROCID=str(rank), SLURM_LOCALID=str(rank))
+    torch.set_num_threads(1)  # OMP_NUM_THREADS is read when torch is imported
     os.chdir(folder)
     try:
         result = function(rank, *arguments)

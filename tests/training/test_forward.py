@@ -45,7 +45,9 @@ def gradients(nested: NestedModel, recompute: bool, **options: object) -> dict[s
     return {name: p.grad for name, p in nested.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("architecture", ["test_vit", "test_resnet", "test_convnext"])
+@pytest.mark.parametrize(
+    "architecture", ["test_vit", "test_resnet", pytest.param("test_convnext", marks=pytest.mark.long)]
+)
 def test_gradients_are_the_same_as_without_checkpointing(architecture: str, make_model: MakeModel) -> None:
     size = {"img_size": 32} if architecture == "test_vit" else {}
     nested = masked(make_model(architecture, **size))

@@ -26,6 +26,7 @@ FEW: Mapping[str, object] = {
     "train.batch_size": 32,
     "train.recalibrate_batches": 1,
     "train.eval_before": False,
+    "schedule.fit": False,
 }
 
 

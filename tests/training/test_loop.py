@@ -24,8 +24,8 @@ LEVELS = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
 class Squares:
     """Batches of a task that a network can learn: whether the left half of an image is brighter."""
 
-    def __init__(self, batches: int = 6) -> None:
-        self.batches = batches
+    def __init__(self, batches: int = 6, images: int = 16) -> None:
+        self.batches, self.images = batches, images
         self.place = 0
         self.epochs: list[int] = []
 
@@ -36,8 +36,8 @@ class Squares:
         self.epochs.append(number)
         generator = torch.Generator().manual_seed(number)
         for place in range(self.batches):
-            images = torch.randn(16, 3, 32, 32, generator=generator)
-            target = torch.randint(2, (16,), generator=generator)
+            images = torch.randn(self.images, 3, 32, 32, generator=generator)
+            target = torch.randint(2, (self.images,), generator=generator)
             images[target == 1, :, :, :16] += 1
             images[target == 0, :, :, 16:] += 1
             self.place = place + 1
@@ -58,10 +58,10 @@ def options(**values: object) -> TrainOptions:
 
 
 def run(
-    task: NestedTask, chosen: TrainOptions, ramp: Ramp | None = None
+    task: NestedTask, chosen: TrainOptions, ramp: Ramp | None = None, data: Squares | None = None
 ) -> tuple[NestedModel, list[StepLog]]:
     logs: list[StepLog] = []
-    trained = train(task, Squares(), chosen, AugmentOptions(), ramp=ramp, on_log=logs.append)
+    trained = train(task, data or Squares(), chosen, AugmentOptions(), ramp=ramp, on_log=logs.append)
     return trained, logs
 
 
@@ -84,7 +84,7 @@ def test_entry_levels_are_frozen_after_the_ramp(make_model: MakeModel) -> None:
     def record(log: StepLog) -> None:
         seen.append({name: entry.clone() for name, entry in nested.entry.items()})
 
-    train(task, Squares(), options(), AugmentOptions(), ramp=Ramp(LEVELS, 12, 4), on_log=record)
+    train(task, Squares(images=4), options(), AugmentOptions(), ramp=Ramp(LEVELS, 12, 4), on_log=record)
     later = seen[3:]  # the logs after step 12
     assert len(later) >= 2
     for name, entry in later[0].items():
@@ -118,7 +118,7 @@ def test_cosine_ends_at_the_smallest_rate_and_warms_up(make_model: MakeModel) ->
     task = make_task(make_model)
     train(
         task,
-        Squares(4),
+        Squares(4, images=2),
         options(epochs=10.0, lr=0.02, min_lr=0.001, warmup_epochs=2.0),
         AugmentOptions(),
         on_log=lambda log: rates.append(log.lr),
@@ -130,7 +130,7 @@ def test_cosine_ends_at_the_smallest_rate_and_warms_up(make_model: MakeModel) ->
 
 def test_the_running_average_is_returned(make_model: MakeModel) -> None:
     task = make_task(make_model)
-    trained, _ = run(task, options(ema_decay=0.9), Ramp(LEVELS, 12, 4))
+    trained, _ = run(task, options(ema_decay=0.9), Ramp(LEVELS, 12, 4), Squares(images=4))
     last = task.get_trainable_module()
     assert isinstance(last, NestedModel)
     assert trained is not last
@@ -159,6 +159,6 @@ def test_same_seed_gives_the_same_weights(make_model: MakeModel) -> None:
     states = []
     for _ in range(2):
         torch.manual_seed(3)
-        trained, _ = run(make_task(make_model), options(epochs=1.0), Ramp(LEVELS, 3, 2))
+        trained, _ = run(make_task(make_model), options(epochs=1.0), Ramp(LEVELS, 3, 2), Squares(images=4))
         states.append(trained.state_dict())
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

@@ -27,6 +27,8 @@ SMALL: Mapping[str, object] = {
     "train.batch_size": 16,
     "train.epochs": 1.5,
     "train.recalibrate_batches": 2,
+    "train.eval_before": False,
+    "schedule.fit": False,
     "augment.hflip": 0,
     "levels": "0.8,0",
 }
@@ -69,7 +71,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
     "options",
     [
         pytest.param({}, id="weight", marks=pytest.mark.long),
-        pytest.param({"schedule.kind": "channel", "levels": "0.5,1"}, id="channel"),
+        pytest.param({"schedule.kind": "channel", "levels": "0.5,1", "data.max_train": 32}, id="channel"),
         pytest.param(
             {**DEEPER, "schedule.kind": "layer", "levels": "0.5,1"}, id="layer", marks=pytest.mark.long
         ),
@@ -93,6 +95,7 @@ def test_synced_batch_norm_trains_like_one_process_with_the_combined_batches(
 def test_levels_without_training_are_those_of_one_process() -> None:
     """Each process refits them on all images."""
     options = {"train.epochs": 0, "schedule.kind": "channel", "levels": "0.5,1"}
+    options |= {"schedule.fit": True, "schedule.fit_images": 16}
     for size in (1, 2):
         together(size, {**options, "output": f"{size}.safetensors"})
     one, two = (weights(Path(f"{size}.safetensors")) for size in (1, 2))
@@ -206,7 +209,9 @@ def fail_to_save(rank: int, failure: Exception) -> None:
     run(rank, {})
 
 
-@pytest.mark.parametrize("failure", [MemoryError("no memory"), DivergedError("level 1")])
+@pytest.mark.parametrize(
+    "failure", [pytest.param(MemoryError("no memory"), marks=pytest.mark.long), DivergedError("level 1")]
+)
 def test_a_checkpoint_that_rank_0_cannot_save_ends_all(failure: Exception) -> None:
     first, second = Processes(2, fail_to_save, failure).join()
     assert isinstance(first, type(failure))

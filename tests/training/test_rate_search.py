@@ -188,8 +188,10 @@ class Batches(Squares):
     left_out = 0
 
 
-def search(task: NestedTask, **more: Any) -> RateSearch:
-    return search_rate(task, Batches(12), options(), AugmentOptions(), steps=260, levels=LEVELS, **more)  # type: ignore[arg-type]
+def search(task: NestedTask, images: int = 16, **more: Any) -> RateSearch:
+    return search_rate(
+        task, Batches(12, images), options(), AugmentOptions(), steps=260, levels=LEVELS, **more
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.long
@@ -258,7 +260,7 @@ def test_a_search_without_a_result_gives_the_default(
 ) -> None:
     task = make_task(make_model)
     task.criterion = Constant(value)
-    found = search(task)
+    found = search(task, images=2)
     assert found.lr == 0.01
     assert found.best is None
     assert problem in found.problem

@@ -120,7 +120,7 @@ def interrupt_after(steps: int, options: Mapping[str, object] = {}, **more: Any)
             run(options, **more)
 
 
-LONG = ("averaged", "budgets", "ramp to the end", "random numbers, no fine-tuning", "hierarchy, calibration")
+LONG = ("averaged", "budgets", "ramp to the end", "random numbers, no fine-tuning", "channels")
 
 
 @pytest.mark.parametrize(
@@ -252,11 +252,13 @@ def test_other_versions_weights_and_images_are_refused(monkeypatch: pytest.Monke
 
 
 def test_options_that_do_not_change_the_result_may_differ() -> None:
-    interrupt_after(4)
-    free = {"data.workers": 1, "train.checkpoint_minutes": 5, "data.on_bad_image": "skip"}
+    short = {"train.eval_before": False, "train.epochs": 2, "finetune.epochs": 0}
+    interrupt_after(4, short)
+    free = {**short, "data.workers": 1, "train.checkpoint_minutes": 5, "data.on_bad_image": "skip"}
     run({**free, "gates.min_top1": 1}, resume=True)
 
 
+@pytest.mark.long  # the command's test of refusals ends with --restart too
 def test_restart_starts_from_scratch(uninterrupted: bytes) -> None:
     interrupt_after(4)
     recorder = Recorder()

@@ -41,7 +41,11 @@ def pids(fakes: Fakes) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 143)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        *(pytest.param(number, 143, marks=pytest.mark.long) for number in (signal.SIGTERM, signal.SIGUSR1)),
+    ],
 )
 def test_a_signal_is_passed_on_once(number: int, code: int, fakes: Fakes) -> None:
     process = start(fakes, fakes.recipes(a="wait", b="wait", c="wait"))

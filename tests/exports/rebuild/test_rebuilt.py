@@ -38,6 +38,9 @@ NARROW: dict[str, tuple[Kwargs, Kwargs]] = {
 }
 """Arguments of a model, and those of the one with half of every group's units; the others stay."""
 
+SLOW = ("swin_tiny_patch4_window7_224", "convnext_atto", "cait_xxs24_224")
+"""Models among them that are `long`."""
+
 
 def rebuilt(model: nn.Module, level: nn.Module, side: int = SIDE) -> Rebuilt | str:
     spec = describe_model(model, (3, side, side))
@@ -60,7 +63,9 @@ def check(model: nn.Module, level: nn.Module, expected: Kwargs, side: int = SIDE
             assert torch.allclose(network(images), logits, rtol=0, atol=1e-6 * float(logits.abs().max()))
 
 
-@pytest.mark.parametrize("name", NARROW)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in NARROW]
+)
 def test_narrower_levels(name: str) -> None:
     given, expected = NARROW[name]
     model = alive(name, **given)
@@ -68,7 +73,7 @@ def test_narrower_levels(name: str) -> None:
     check(model, half(model, side), expected, side)
 
 
-@pytest.mark.parametrize("traced", [False, True])
+@pytest.mark.parametrize("traced", [False, pytest.param(True, marks=pytest.mark.long)])
 def test_a_level_without_blocks(traced: bool) -> None:
     model = alive("test_vit", img_size=SIDE, depth=5)
     skipped = ("blocks.1", "blocks.3")
@@ -76,6 +81,7 @@ def test_a_level_without_blocks(traced: bool) -> None:
     check(model, level, {"depth": 3})
 
 
+@pytest.mark.long
 def test_blocks_of_stages() -> None:
     model = alive("convnext_atto", dims=[8, 8, 16, 16], depths=[3, 1, 4, 1])
     blocks = ("stages.0.blocks.0", "stages.2.blocks.1", "stages.2.blocks.2")
@@ -93,9 +99,16 @@ def test_the_full_model_is_its_own_level() -> None:
     check(model, model, {})
 
 
-def test_the_level_stays_as_it_was() -> None:
+@pytest.fixture(scope="module")
+def half_vit() -> tuple[nn.Module, nn.Module]:
+    """A transformer and its level of half the width; tests must not change them."""
+    torch.manual_seed(0)
     model = alive("test_vit", img_size=SIDE)
-    level = half(model, SIDE)
+    return model, half(model, SIDE)
+
+
+def test_the_level_stays_as_it_was(half_vit: tuple[nn.Module, nn.Module]) -> None:
+    model, level = half_vit
     before = {name: tensor.clone() for name, tensor in level.state_dict().items()}
     found = rebuilt(model, level)
     assert isinstance(found, Rebuilt)
@@ -116,10 +129,11 @@ def test_the_level_stays_as_it_was() -> None:
             "no arguments give 'blocks.0.attn.qkv.weight' shape 48x24",
         ),
         # the norm of its weights depends on their number in the full model
-        (
+        pytest.param(
             "nf_resnet26",
             {"depths": [1, 1, 1, 1], "channels": [64, 64, 128, 128], "alpha": 0.3},
             OTHERWISE,
+            marks=pytest.mark.long,
         ),
     ],
 )
@@ -164,16 +178,17 @@ def test_heads_that_show_in_no_shape_are_told_apart() -> None:
     assert rebuilt(model, level) == OTHERWISE
 
 
-def test_what_the_search_finds_is_not_trusted(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = alive("test_vit", img_size=SIDE)
-    level = half(model, SIDE)
+def test_what_the_search_finds_is_not_trusted(
+    half_vit: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(Search, "run", lambda search: None)
-    assert rebuilt(model, level) == OTHERWISE
+    assert rebuilt(*half_vit) == OTHERWISE
 
 
-def test_a_network_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = alive("test_vit", img_size=SIDE)
-    level = half(model, SIDE)
+def test_a_network_that_does_not_run(
+    half_vit: tuple[nn.Module, nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, level = half_vit
 
     def fail(model: nn.Module, images: Tensor) -> Tensor:
         raise RuntimeError("these heads do not fit")
@@ -182,6 +197,7 @@ def test_a_network_that_does_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert rebuilt(model, level) == OTHERWISE
 
 
+@pytest.mark.long
 def test_blocks_that_take_turns() -> None:
     """Windows shift in every second block of a Swin; without the first, timm would shift in the wrong one."""
     model = alive("swin_tiny_patch4_window7_224", img_size=112, embed_dim=8, depths=[4, 1], num_heads=[2, 2])

@@ -37,11 +37,11 @@ MODELS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 """Name -> image side in pixels, arguments that make the model small."""
 
-NAMES = [
-    pytest.param(name, marks=pytest.mark.long if name in ("ghostnet_050", "botnet26t_256") else ())
-    for name in MODELS
-]
-"""The names as parameters of tests, of which two are `long`."""
+SLOW = ("ghostnet_050", "botnet26t_256", "mobilenetv3_small_050", "resnext50_32x4d")
+"""Those whose tests are `long`."""
+
+NAMES = [pytest.param(name, marks=pytest.mark.long if name in SLOW else ()) for name in MODELS]
+"""The names as parameters of tests."""
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,7 @@ STEPS: list[Step] = [
 ]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(program=st.lists(st.tuples(st.sampled_from(STEPS), st.integers(0, 9), st.integers(0, 9)), max_size=8))
 def test_any_program_has_the_logits_of_the_model(program: list[tuple[Step, int, int]]) -> None:
     def between(y: Tensor) -> Tensor:

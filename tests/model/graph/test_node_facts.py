@@ -52,7 +52,7 @@ def moves(draw: st.DrawFn) -> list[tuple[int, ...] | list[int]]:
     return done + (back if draw(st.integers(0, 3)) else back[:-1])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(moves())
 def test_moves_that_cancel_leave_every_element_in_its_place(moves: list[tuple[int, ...] | list[int]]) -> None:
     array = np.arange(2 * math.prod(SIZE)).reshape(2, *SIZE)

@@ -104,7 +104,7 @@ def flops(module: nn.Module, images: Tensor) -> int:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("batch", [1, 2, 7])
+@pytest.mark.parametrize("batch", [1, pytest.param(2, marks=pytest.mark.long), 7])
 @pytest.mark.parametrize("name", ["test_vit", "swin_tiny_patch4_window7_224", "resnext50_32x4d"])
 def test_a_level_accepts_any_number_of_images(name: str, batch: int) -> None:
     case = example(name)
