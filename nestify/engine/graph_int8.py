@@ -26,6 +26,9 @@ STEM_TAPS = 49
 ONNX Runtime is slow at these, but faster where kernels are patches of 16x16.
 """
 
+LEAST_PLANE = 49
+"""Positions of a depthwise layer's output from which on the engine is faster than ONNX Runtime: 7 x 7."""
+
 LARGEST_MULTIPLIER = 0.5
 """What the packed format allows; see native/packed.h."""
 
@@ -137,6 +140,7 @@ def _why_dense(
     macs = None if positions is None else positions * outputs * inputs * groups * height * width
     options, is_depthwise = attributes(node), isinstance(weight, DepthwiseWeight)
     is_stem = node.op_type == "Conv" and inputs <= QUAD and height * width <= STEM_TAPS
+    least = LEAST_PLANE if is_depthwise else 0 if node.op_type == "Conv" else LEAST_POSITIONS
     is_slow = options.get("strides", [1, 1])[-1] > 2 or options.get("dilations", [1, 1])[-1] > 1
     reasons = {
         "it uses auto_pad": options.get("auto_pad", b"NOTSET") != b"NOTSET",
@@ -144,7 +148,7 @@ def _why_dense(
         "it is depthwise, with a stride above 2 or dilated": is_depthwise and is_slow,
         "it is not sparse enough": weight.density > HIGHEST_DENSITY and not (is_depthwise or is_stem),
         "the size of its output is not known": macs is None,
-        "it has too few positions": node.op_type != "Conv" and (positions or 0) < LEAST_POSITIONS,
+        "it has too few positions": (positions or 0) < least,
         "it is too small": macs is not None and macs < LEAST_MACS and not is_depthwise,
         "it is not quantised as the engine needs": layer is None,
         # ONNX Runtime pools uint8 fast only in the layout that its own convolutions have.

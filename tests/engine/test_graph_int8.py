@@ -169,6 +169,13 @@ def test_depthwise_layers(rewrite: Rewrite, stride: int, side: int) -> None:
     assert len(nodes[2].input) == (3 if stride == 1 else 2)
 
 
+def test_depthwise_layers_of_small_images_stay_dense(rewrite: Rewrite) -> None:
+    builder = QuadBuilder()
+    small = builder.conv("images", strides=[3, 3])
+    _, choices = rewrite(builder.model(builder.conv(builder.conv(small, group=32, strides=[2, 2]))))
+    assert choices[1].reason == "it has too few positions"
+
+
 def test_few_inputs_are_packed_though_they_are_dense(rewrite: Rewrite) -> None:
     """As those of the first convolution, which reads the channels of an image."""
     builder = QuadBuilder()
