@@ -17,18 +17,6 @@ static INLINE Sums dot(Sums sum, Sums words, Sums weight) {
   return sum;
 }
 
-template <int kStep>
-static INLINE Sums neighbours(const uint8_t* from) {
-  Sums words;
-  for (int i = 0; i < kLanes; i++) {
-    uint32_t word;
-    __builtin_memcpy(&word, from + i * kStep, sizeof word);
-    words[i] = word;
-  }
-  return words;
-}
-
-#include "kernel_int8_copy.inc"
 #include "kernel_int8_plain.inc"
 
 #include "kernel_int8.inc"
