@@ -89,7 +89,9 @@ def export(
     ] = None,
     split: Annotated[
         str | None,
-        typer.Option("--split", help="Split to evaluate --int8 on.", show_default="validation"),
+        typer.Option(
+            "--split", "--val-split", help="Split to evaluate --int8 on.", show_default="validation"
+        ),
     ] = None,
     calibrate_images: Annotated[
         int | None,

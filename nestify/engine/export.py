@@ -81,9 +81,11 @@ def _export(
     batch: int | None = None,
     opset: int | None = None,
 ) -> "Exported":
+    from nestify.exports.onnx import import_packages, translate
+
+    import_packages()  # which names a missing one; what follows only imports them
     from nestify.engine.graph import make_sparse
     from nestify.exports.draft import probes
-    from nestify.exports.onnx import translate
     from nestify.exports.write import keep
     from nestify.file.loading import load_level
 
@@ -106,6 +108,9 @@ def _pack_traced(
     """
     import torch
 
+    from nestify.exports.onnx import import_packages
+
+    import_packages()
     from nestify.engine.graph import make_sparse
     from nestify.engine.traced import fill_constants, traced_level
     from nestify.exports.draft import Probe

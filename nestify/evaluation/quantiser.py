@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 
 from nestify.engine.export import as_network, packed_load_line, reopen_packed
-from nestify.engine.graph_int8 import make_sparse_int8
 from nestify.engine.library import load_library
 from nestify.engine.session import Session
 from nestify.evaluation.runtimes import optimise, quantise_optimised
@@ -129,6 +128,8 @@ class Quantiser:
         model = onnx.load(path)
         onnx.helper.set_model_props(model, self._facts.metadata())
         if self.kind.sparse:
+            from nestify.engine.graph_int8 import make_sparse_int8  # needs the onnx package
+
             packed = sum(choice.is_sparse for choice in make_sparse_int8(model))
             path.write_bytes(model.SerializeToString())
             run = as_network(Session(path, torch.get_num_threads()))
