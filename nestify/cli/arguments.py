@@ -132,6 +132,13 @@ ReduceRange = Annotated[
     ),
 ]
 
+TrainSplit = Annotated[
+    str | None,
+    typer.Option(
+        "--train-split", help="Split of --data to calibrate int8 on.", show_default="the training split"
+    ),
+]
+
 
 def parse_percent(text: str) -> float:
     """Parse a percentage in [0, 100]: `70` or `70%`; below 1 only with its sign, because 0.7 may mean 70 %.

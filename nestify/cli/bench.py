@@ -6,7 +6,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nestify.cli.arguments import AsJson, Device, Engine, Int8, NestedFileOrAddress, parse_whole_numbers
+from nestify.cli.arguments import (
+    AsJson,
+    Device,
+    Engine,
+    Int8,
+    NestedFileOrAddress,
+    TrainSplit,
+    parse_whole_numbers,
+)
 from nestify.errors import RecipeError
 
 if TYPE_CHECKING:
@@ -72,6 +80,7 @@ def bench(
             show_default="random images",
         ),
     ] = None,
+    train_split: TrainSplit = None,
     as_json: AsJson = False,
 ) -> None:
     """Measure how long levels take for a batch of synthetic images, and show their MACs.
@@ -86,6 +95,8 @@ def bench(
         raise RecipeError(
             "--data calibrates the int8 models of --rivals and --int8; add one of them or leave --data out"
         )
+    if train_split is not None and data is None:
+        raise RecipeError("--train-split has no use without --data; add it, or leave the option out")
     for option, given in {"--save": save, "--int8": int8}.items():
         if rivals and given:
             raise RecipeError(f"--rivals and {option} exclude each other; leave one of them out")
@@ -102,6 +113,7 @@ def bench(
             seconds=seconds,
             rounds=rounds,
             data=data,
+            train_split=train_split,
         )
         _write_rivals(found, as_json)
         return
@@ -123,6 +135,7 @@ def bench(
         engine=engine,
         int8=int8,
         data=data,
+        train_split=train_split,
     )
     if as_json:
         document = {

@@ -16,6 +16,7 @@ from nestify.cli.arguments import (
     Int8,
     NestedFileOrAddress,
     ReduceRange,
+    TrainSplit,
     choice_option,
     parse_percent,
 )
@@ -179,6 +180,7 @@ def evaluate(
             "--calibrate-images", min=1, help="Training images to calibrate --int8 on.", show_default="100"
         ),
     ] = None,
+    train_split: TrainSplit = None,
     reduce_range: ReduceRange = False,
     as_json: AsJson = False,
 ) -> None:
@@ -216,8 +218,9 @@ def evaluate(
     given = {TOP1: min_top1, MAP: min_map, AGREEMENT: min_agreement, COSINE: min_cosine}
     limits = {metric: limit for metric, limit in given.items() if limit is not None}
     check_limits(limits, labels is not None, unlabelled)
-    if calibrate_images is not None and not int8:
-        raise RecipeError("--calibrate-images has no use without --int8; add it, or leave the option out")
+    for option, value in {"--calibrate-images": calibrate_images, "--train-split": train_split}.items():
+        if value is not None and not int8:
+            raise RecipeError(f"{option} has no use without --int8; add it, or leave the option out")
     with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress, catch_warnings():
         simplefilter("ignore", NestifyWarning)  # they are in the result, and printed below
         done = run(
@@ -241,6 +244,7 @@ def evaluate(
             engine=engine,
             int8=int8,
             calibrate_images=calibrate_images or CALIBRATION_IMAGES,
+            train_split=train_split,
             reduce_range=reduce_range,
             progress=progress,
         )

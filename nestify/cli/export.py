@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nestify.cli.arguments import AsJson, NestedFileOrAddress, ReduceRange, choice_option
+from nestify.cli.arguments import AsJson, NestedFileOrAddress, ReduceRange, TrainSplit, choice_option
 from nestify.errors import RecipeError
 from nestify.exports.target import ExportFormat, PackedType
 
@@ -87,6 +87,7 @@ def export(
             help="Table of the labels of each image for --int8, of levels that predict several.",
         ),
     ] = None,
+    train_split: TrainSplit = None,
     split: Annotated[
         str | None,
         typer.Option(
@@ -141,6 +142,7 @@ def export(
         "--data": data,
         "--data-root": data_root,
         "--labels": labels,
+        "--train-split": train_split,
         "--split": split,
         "--calibrate-images": calibrate_images,
         "--max-drop": max_drop,
@@ -162,6 +164,7 @@ def export(
                 calibrate_images=calibrate_images or CALIBRATION_IMAGES,
                 max_drop=MAX_DROP if max_drop is None else max_drop,
                 labels=labels,
+                train_split=train_split,
                 split=split,
                 data_root=data_root,
                 max_images=max_images,

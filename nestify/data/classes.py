@@ -93,8 +93,8 @@ def fit_classes(
         if unknown := [name for name in found if forms[name] not in index]:
             raise DataError(
                 f"{source}: class {list_few(unknown)} is not among the model's {len(wanted)} classes "
-                f"({list_few(wanted)}); rename or remove the classes that the model does not have, or "
-                "evaluate without classes (--unlabelled)"
+                f"({list_few(wanted)}); rename or remove the classes that the model does not have, name the "
+                "splits (--train-split, --val-split) if they are splits, or use no classes (--unlabelled)"
             )
         return Classes(tuple(wanted), count, tuple(index[forms[name]] for name in found))
     if count is not None and len(found) != count:

@@ -171,5 +171,17 @@ def _notices(listing: Listing, depth: int, names: Sequence[str]) -> list[str]:
         if deeper:
             folder = "/".join(deeper.split("/")[depth:])
             inner = f"; folders inside them, such as {folder}, are no classes"
+            if _look_like_splits(listing, depth):
+                inner += "; if the first ones are splits, name them with --train-split and --val-split"
         notices.append(f"the classes are {where}: {few}{inner}")
     return notices
+
+
+def _look_like_splits(listing: Listing, depth: int) -> bool:
+    """Return whether two or more class folders all hold folders of the same names, as splits do."""
+    inside: dict[str, set[str]] = {}
+    for folder in listing.image_folders:
+        parts = folder.split("/")[depth:]
+        inside.setdefault(parts[0], set()).update(parts[1:2])
+    held = list(inside.values())
+    return len(held) > 1 and len(held[0]) > 1 and all(names == held[0] for names in held)

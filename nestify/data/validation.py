@@ -166,6 +166,7 @@ def open_calibration_images(
     held_out: HeldOut | None,
     count: int,
     *,
+    split: str | None = None,
     labelled: bool = True,
     labels: str | None = None,
     data_root: str | None = None,
@@ -179,13 +180,14 @@ def open_calibration_images(
         data: images, as for `open_images`; all of them if there are no splits.
         held_out: the file's record of how its validation images were held out; None if it has none.
         count: number of images, balanced over the classes.
+        split: name of the training split; None for that of `held_out`, or `train`.
         labelled: whether labels are read.
 
     The other arguments and errors are those of `open_images`.
     """
     images = open_images(
         data,
-        "train" if held_out is None else held_out.split,
+        split or ("train" if held_out is None else held_out.split),
         labelled=labelled,
         labels=labels,
         data_root=data_root,

@@ -190,6 +190,7 @@ def bench(
     engine: bool = False,
     int8: bool = False,
     data: str | os.PathLike[str] | None = None,
+    train_split: str | None = None,
     clock: Clock | None = None,
 ) -> Bench:
     """Measure the latency of levels for one batch of synthetic images, in turns with the full level.
@@ -208,6 +209,7 @@ def bench(
         engine: whether the sparse engine runs all levels, the full one too, on the CPU, in place of torch.
         int8: with `engine`, whether all levels are quantised to int8, the full one too.
         data: images to calibrate int8 on, as for `compress`; None for random ones.
+        train_split: name of the split of `data` that they are taken from; None for `train`.
         clock: returns seconds since a fixed moment; None for wall time.
 
     Raises:
@@ -227,7 +229,7 @@ def bench(
     calibration = None
     if int8:
         file.check_classifies("--int8")
-        calibration = Calibration.open(file, data, TIMED_IMAGES)
+        calibration = Calibration.open(file, data, TIMED_IMAGES, train_split=train_split)
     open_level = level_opener(file, where, engine, calibration)
     networks: dict[int, Network] = {}
     if not engine:

@@ -97,6 +97,7 @@ def evaluate(
     engine: bool = False,
     int8: bool = False,
     calibrate_images: int = CALIBRATION_IMAGES,
+    train_split: str | None = None,
     reduce_range: bool = False,
 ) -> Evaluation:
     """Evaluate levels of a nested file, which contains the model, its preprocessing and its classes.
@@ -132,6 +133,7 @@ def evaluate(
         engine: whether the sparse engine computes the logits, on the CPU, in place of torch.
         int8: with `engine`, whether it computes in int8, as `nestify.export` writes it with sparse layers.
         calibrate_images: number of training images to calibrate int8 on, balanced over the classes.
+        train_split: name of the split that they are taken from; None for `train`.
         reduce_range: whether weights of dense int8 layers have 7 bits, with which sums saturate on no
             processor.
 
@@ -167,7 +169,13 @@ def evaluate(
     calibration = None
     if int8:
         calibration = Calibration.open(
-            file, data, calibrate_images, labels=labels, data_root=data_root, labelled=not unlabelled
+            file,
+            data,
+            calibrate_images,
+            train_split=train_split,
+            labels=labels,
+            data_root=data_root,
+            labelled=not unlabelled,
         )
     model = file.manifest.model
     open_level = level_opener(file, where, engine, calibration, reduce_range)

@@ -43,6 +43,7 @@ def export_int8(
     calibrate_images: int = CALIBRATION_IMAGES,
     max_drop: float = MAX_DROP,
     labels: str | os.PathLike[str] | None = None,
+    train_split: str | None = None,
     split: str | None = None,
     data_root: str | None = None,
     max_images: int | None = None,
@@ -71,6 +72,7 @@ def export_int8(
             precision; a level that learned without labels is compared with the int8 model, and needs no
             labels.
         labels: CSV table of the labels of each image, of levels that predict several.
+        train_split: name of the split to calibrate on; None for `train`.
         split: name of the split to evaluate on; None for `validation`.
         data_root: folder of a named data set.
         max_images: maximum number of images to evaluate on, balanced over the classes.
@@ -107,6 +109,7 @@ def export_int8(
         metric,
         calibrate_images,
         max_images,
+        train_split=train_split,
         split=split,
         data=os.fspath(data),
         labels=labels,
@@ -161,6 +164,7 @@ class _Images:
         calibrate_images: int,
         max_images: int | None,
         *,
+        train_split: str | None,
         split: str | None,
         data: str,
         labels: str | None,
@@ -170,7 +174,13 @@ class _Images:
         model, held_out = file.manifest.model, file.manifest.held_out
         labelled = not metric.is_comparison
         calibration = Calibration.open(
-            file, data, calibrate_images, labels=labels, data_root=data_root, labelled=labelled
+            file,
+            data,
+            calibrate_images,
+            train_split=train_split,
+            labels=labels,
+            data_root=data_root,
+            labelled=labelled,
         )
         used, _ = open_evaluation_images(
             data,

@@ -55,6 +55,7 @@ class Calibration:
         data: str | os.PathLike[str] | None,
         count: int = CALIBRATION_IMAGES,
         *,
+        train_split: str | None = None,
         labels: str | None = None,
         data_root: str | None = None,
         labelled: bool = True,
@@ -65,6 +66,7 @@ class Calibration:
             file: the nested file.
             data: images, as for `compress`; None for random numbers, which serve to measure time.
             count: number of images, balanced over the classes.
+            train_split: name of the training split; None for that of the file, or `train`.
             labels: table of several labels per image, as for `compress`.
             data_root: folder of a named data set.
             labelled: whether the images have labels, which they are balanced by.
@@ -83,6 +85,7 @@ class Calibration:
             os.fspath(data),
             file.manifest.held_out,
             count,
+            split=train_split,
             labels=labels,
             data_root=data_root,
             class_names=model.class_names,

@@ -134,6 +134,7 @@ def bench_rivals(
     seconds: float = Effort.seconds,
     rounds: int | None = None,
     data: str | os.PathLike[str] | None = None,
+    train_split: str | None = None,
 ) -> Rivals:
     """Measure levels in torch and on the sparse engine, in turns with the full level on other runtimes.
 
@@ -151,6 +152,7 @@ def bench_rivals(
         seconds: seconds of each measurement, at least 10 rounds.
         rounds: exact number of rounds in place of `seconds`.
         data: images that int8 models are calibrated on; None for random ones.
+        train_split: name of the split of `data` that they are taken from; None for `train`.
 
     Raises:
         NestifyError: if the file, the images or an option is not right, or the full level cannot be exported.
@@ -163,7 +165,7 @@ def bench_rivals(
     full = file.n_levels
     numbers = range(1, full + 1) if level == "all" else sorted({file.level_index(str(level)), full})
     skipped: list[str] = []
-    calibration = Calibration.open(file, data, TIMED_IMAGES)
+    calibration = Calibration.open(file, data, TIMED_IMAGES, train_split=train_split)
     with tempfile.TemporaryDirectory(prefix="nestify-rivals-") as folder:
         entrants = {
             **_levels(file, numbers, calibration, skipped),

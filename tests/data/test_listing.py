@@ -108,6 +108,22 @@ def test_the_first_folder_is_the_class(tmp_path: Path, write: type[write_folder]
 
 
 @WRITE
+@pytest.mark.parametrize(
+    ("paths", "told"),
+    [
+        (("fit/cat/a.png", "fit/dog/a.png", "check/cat/a.png", "check/dog/a.png"), True),
+        (("cat/big/a.png", "cat/small/a.png", "dog/big/a.png", "dog/a.png"), False),
+        (("cat/best/a.png", "dog/best/a.png"), False),
+    ],
+)
+def test_splits_of_other_names_are_suspected(
+    tmp_path: Path, write: type[write_folder], paths: tuple[str, ...], told: bool
+) -> None:
+    notice = open_images(str(write(tmp_path / "d.tar", shades(*paths)))).notices[0]
+    assert ("name them with --train-split and --val-split" in notice) == told
+
+
+@WRITE
 def test_folder_around_the_classes(tmp_path: Path, write: type[write_folder]) -> None:
     photos = shades("./photos/all/cat/1.png", "./photos/all/dog/1.png", "./photos/.x/cat/1.png")
     images = open_images(str(write(tmp_path / "d.tar", photos)))
