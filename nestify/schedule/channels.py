@@ -76,8 +76,11 @@ def importance_orders(groups: Sequence[Group], tensors: Mapping[str, Tensor]) ->
 
     Groups that the model's outputs have channels of keep their order, so that the outputs stay the same.
 
-    A unit's importance is the squared norm of its weights. Each weight tensor of the group is scaled to a
-    mean of 1 over the units, so that a tensor with larger weights does not count for more.
+    A unit's importance is the squared norm of its weights, those of norm layers and layer scales included:
+    batch norm takes away the scale of the weights before it, and gives the channel that of its own weight.
+    Each tensor of the group is scaled to a mean of 1 over the units, so that a tensor with larger weights
+    does not count for more. (Magnitude importance of coupled groups, with norms: Fang et al., "DepGraph:
+    Towards Any Structural Pruning", 2023, section 3.3.)
 
     Args:
         groups: the coupled channels.
@@ -93,9 +96,15 @@ def _importance(group: Group, tensors: Mapping[str, Tensor]) -> NDArray[np.float
     total = np.zeros(group.units)
     for member in group.members:
         weight = tensors.get(member.name)
-        if weight is None or weight.ndim < 2 or not weight.is_floating_point():
+        if weight is None or not weight.is_floating_point() or not _scales(member.name, weight):
             continue
         squares = weight.detach().double().square().transpose(0, member.dim).flatten(1).sum(1).cpu().numpy()
         energy = squares[member.indices].sum(1)
         total += energy / max(float(energy.mean()), np.finfo(np.float64).tiny)
     return total
+
+
+def _scales(name: str, tensor: Tensor) -> bool:
+    """Return whether a network multiplies by a tensor: not a bias, nor a statistic of a batch norm."""
+    last = name.rpartition(".")[2]
+    return tensor.ndim >= 2 or not (last.endswith(("bias", "beta")) or last.startswith("running_"))
