@@ -98,8 +98,8 @@ def _importance(group: Group, tensors: Mapping[str, Tensor]) -> NDArray[np.float
         weight = tensors.get(member.name)
         if weight is None or not weight.is_floating_point() or not _scales(member.name, weight):
             continue
-        squares = weight.detach().double().square().transpose(0, member.dim).flatten(1).sum(1).cpu().numpy()
-        energy = squares[member.indices].sum(1)
+        squares = weight.detach().double().square().movedim(member.dim, 0)
+        energy = squares.reshape(len(squares), -1).sum(1).cpu().numpy()[member.indices].sum(1)
         total += energy / max(float(energy.mean()), np.finfo(np.float64).tiny)
     return total
 

@@ -80,3 +80,23 @@ def test_every_tensor_of_a_group_has_the_same_influence() -> None:
     b = (second**2).sum(0).reshape(2, 6).sum(0)
     expected = np.argsort(-(a / a.mean() + b / b.mean()))
     assert order.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize(
+    ("name", "counts"),
+    [
+        ("bn1.weight", True),
+        ("ls1.gamma", True),
+        ("gamma_1", True),
+        ("bn1.bias", False),
+        ("attn.q_bias", False),
+        ("bn1.running_mean", False),
+        ("bn1.running_var", False),
+    ],
+)
+def test_scales_count_and_offsets_do_not(name: str, counts: bool) -> None:
+    """All weights are equal, so that the order is that of the vector, or stays as it is."""
+    members = tuple(Member(each, 0, np.arange(4).reshape(4, 1)) for each in ("conv.weight", name))
+    tensors = {"conv.weight": torch.ones(4, 3, 1, 1), name: torch.tensor([0.5, -2.0, 1.0, 0.1])}
+    [order] = importance_orders([Group(4, members, ())], tensors)
+    assert order.tolist() == ([1, 2, 0, 3] if counts else [0, 1, 2, 3])
