@@ -1,8 +1,10 @@
 """This machine: its processor, its memory, and the number of processes that load images."""
 
+import ctypes
 import os
 import platform
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,3 +84,15 @@ def workers_warning(workers: int, available: int | None = None) -> str | None:
         f"data.workers = {workers} is more than the processors that this process may use ({available}), so "
         f"the workers compete for them; use --workers {available} or fewer"
     )
+
+
+def release_memory() -> None:
+    """Give free memory back to the system.
+
+    The C library of Linux (glibc) keeps freed memory for each thread that used it, which adds up where
+    several threads use large tensors in turns. Elsewhere this does nothing.
+    """
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)

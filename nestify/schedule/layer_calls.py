@@ -89,6 +89,7 @@ def layer_calls(
             if isinstance(item, BaseException):
                 raise item
             yield item
+            del item  # with what the layer reads, which may be as large as what the next one reads
             thread.resume.release()
     finally:
         thread.stopped = True

@@ -29,12 +29,17 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from nestify.machine import release_memory
 from nestify.model.nested_model import NestedModel
-from nestify.schedule.layer_calls import LayerCall, layer_calls
+from nestify.schedule.layer_calls import LayerCall
 from nestify.schedule.least_squares import Equations, solve
+from nestify.schedule.parted_calls import PartedCalls, images_ahead, part_images
 
 POSITIONS = 64
-"""Positions of a feature map that are used of each image."""
+"""Positions of a feature map that are used of each image; more in layers that run on a part of the images."""
+
+MOST_INPUTS = 2**24
+"""Numbers that a layer of one network reads at a time; with more, it runs on a part of the images."""
 
 MOST_NUMBERS = 2**22
 """Numbers in the columns of one network that are in memory at a time."""
@@ -78,8 +83,8 @@ def refit(
 
     Args:
         nested: the model with its entry levels chosen.
-        images: training images (B, C, H, W) on the model's device. All of them run through two networks at
-            once, which takes their activations of the largest layers.
+        images: training images (B, C, H, W) on the model's device. They run through two networks at once,
+            as many as `MOST_INPUTS` allows, at least eight.
         protect: weight of the full level's squared error while lower levels are fitted.
         original: the network whose outputs the levels get back, in eval mode; a copy of the model's network
             by default.
@@ -95,8 +100,9 @@ def refit(
     if only is not None:
         entry = {name: levels for name, levels in entry.items() if name in only}
     fitted: dict[str, None] = {}
+    room = images_ahead(original, images[:1], MOST_INPUTS)
     for level in range(1, nested.n_levels + 1):
-        fit = _LevelFit(nested, level, original, entry, protect if level < nested.n_levels else 0.0)
+        fit = _LevelFit(nested, level, original, entry, protect if level < nested.n_levels else 0.0, room)
         with closing(fit.run(images)) as weights:
             for name, weight in weights:
                 shared[name].copy_(weight)
@@ -114,6 +120,7 @@ class _LevelFit:
         original: the network before anything was fitted.
         entry: entry levels of the shared weights.
         protect: weight of the full level's squared error.
+        room: for each layer of `original`, the number of images that may have joined.
     """
 
     def __init__(
@@ -123,43 +130,62 @@ class _LevelFit:
         original: nn.Module,
         entry: dict[str, Tensor],
         protect: float,
+        room: Sequence[int],
     ) -> None:
         self.nested, self.level, self.entry, self.protect = nested, level, entry, protect
-        self.original = original
+        self.original, self.room = original, room
         self.plain = nested.at_level(level)
 
     def run(self, images: Tensor) -> Generator[tuple[str, Tensor], None, None]:
         """Fit the layers one after the other, and yield the name and the full weight of each."""
         fitted: set[str] = set()
-        targets = layer_calls(self.original, images, batch_statistics=False)
-        calls = layer_calls(self.plain, images, batch_statistics=self.nested.is_reduced(self.level))
+        parts = part_images(images, self.room[0] if self.room else len(images))
+        targets = PartedCalls(self.original, parts, batch_statistics=False)
+        calls = PartedCalls(self.plain, parts, batch_statistics=self.nested.is_reduced(self.level))
         with closing(targets), closing(calls):
-            for call in calls:
-                own = self.entry.get(call.name)
-                if own is None or call.name in fitted or not self._can_fit(own):
+            while calls.advance():
+                name, weight = calls.calls[0].name, calls.calls[0].weight
+                own = self.entry.get(name)
+                if own is None or name in fitted or not self._can_fit(own):
                     continue
-                target = next((other for other in targets if other.name == call.name), None)
-                if target is None:  # the level's layers come in another order
+                while targets.advance() and targets.calls[0].name != name:
+                    pass
+                if not targets.calls:  # the level's layers come in another order
                     break
-                solution = self._fit(call, target, seed=len(fitted))
+                while (more := targets.next_part) and targets.images + more <= self.room[targets.passed - 1]:
+                    targets.join()
+                    calls.join()
+                if len(parts) > 1:  # of images so large that it is worth the time
+                    release_memory()
+                positions = POSITIONS * len(images) // targets.images
+                solution = self._fit(
+                    list(zip(targets.calls, calls.calls, strict=True)), positions, len(fitted)
+                )
                 if bool(solution.isfinite().all()):  # 32-bit sums of very large inputs may overflow
-                    used, places = solution * (own <= self.level), self._places(call.name, solution)
-                    call.weight.copy_(used if places is None else used[places])
-                    fitted.add(call.name)
-                    yield call.name, solution
+                    used, places = solution * (own <= self.level), self._places(name, solution)
+                    weight.copy_(used if places is None else used[places])
+                    fitted.add(name)
+                    yield name, solution
 
     def _can_fit(self, entry: Tensor) -> bool:
         """Whether the level has own weights in a layer, and higher levels can make up for their change."""
         higher = (entry > self.level) & (entry <= self.nested.n_levels)
         return bool((entry == self.level).any()) and (not self.protect or bool(higher.any()))
 
-    def _fit(self, call: LayerCall, target: LayerCall, seed: int) -> Tensor:
-        """Fit one layer, and return its full weight."""
+    def _fit(self, pairs: Sequence[tuple[LayerCall, LayerCall]], positions: int, seed: int) -> Tensor:
+        """Fit one layer, and return its full weight.
+
+        Args:
+            pairs: its calls in the original network and in the level, of each part of the images.
+            positions: number of positions of a feature map to use of each image.
+            seed: seed of their choice.
+        """
+        target, call = pairs[0]
         entry, name, n = self.entry[call.name], call.name, self.nested.n_levels
         places = self._places(name, target.weight)
         wanted = _by_group(target.weight, target.groups).transpose(1, 2)  # (g, c, o)
         rows, own_sums, sums = 0, _Sums(), _Sums()
-        for inputs, own_inputs in _pieces(target, call, seed):  # (g, R, c), (g', R, c')
+        for inputs, own_inputs in _pieces(pairs, positions, seed):  # (g, R, c), (g', R, c')
             rows += inputs.shape[1]
             outputs = (inputs @ wanted).transpose(1, 2)  # (g, o, R)
             if self.protect:
@@ -208,14 +234,18 @@ class _Sums:
             self.products.baddbmm_(outputs, inputs)
 
 
-def _pieces(target: LayerCall, call: LayerCall, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _pieces(
+    pairs: Sequence[tuple[LayerCall, LayerCall]], positions: int, seed: int
+) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield the columns of both calls at the same positions, of as many images as fit in memory together."""
-    each = POSITIONS * target.weight[0].numel() * target.groups
-    size = max(1, MOST_NUMBERS // each)
-    for start in range(0, len(target.inputs), size):
-        parts = (replace(c, inputs=c.inputs[start : start + size]) for c in (target, call))
-        inputs, own_inputs = (part.columns(POSITIONS, seed + start) for part in parts)
-        yield inputs, own_inputs
+    target, _ = pairs[0]
+    size = max(1, MOST_NUMBERS // (positions * target.weight[0].numel() * target.groups))
+    for pair in pairs:
+        for start in range(0, len(pair[0].inputs), size):
+            parts = (replace(call, inputs=call.inputs[start : start + size]) for call in pair)
+            inputs, own_inputs = (part.columns(positions, seed + start) for part in parts)
+            yield inputs, own_inputs
+        seed += len(pair[0].inputs)
 
 
 @torch.no_grad()
