@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -54,10 +54,12 @@ def atomic_file(
             temporary.unlink()
 
 
-def _refusal(name: str, error: Exception) -> OutputError:
+def _refusal(
+    name: str, error: Exception, other: str = "choose a folder that exists and can be written to"
+) -> OutputError:
     reason = getattr(error, "strerror", None) or str(error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    remedy = "make room" if full else "choose a folder that exists and can be written to"
+    remedy = "make room" if full else other
     return OutputError(f"{name}: cannot be written ({reason}); {remedy}, what was there before is unchanged")
 
 
@@ -98,10 +100,7 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
         check(temporary)
         os.replace(temporary, target)
     except OSError as error:
-        raise OutputError(
-            f"{path}: cannot be written ({error.strerror or error}); choose a new folder in one that can "
-            "be written to"
-        ) from error
+        raise _refusal(os.fspath(path), error, "choose a new folder in one that can be written to") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone after the rename
 
@@ -130,7 +129,7 @@ def lock_output(output: Path, warn: Callable[[str], None]) -> Iterator[None]:
     """Keep other runs from writing the same output and logs until the end of the block.
 
     The lock is an advisory lock of the file `NAME.lock` next to the output. The system releases it when the
-    process ends, however it ends. The file is removed at the end of the block.
+    process ends, however it ends. The file is removed at the end of the block, unless something is in it.
 
     Args:
         output: path of the nested file.
@@ -161,8 +160,33 @@ def lock_output(output: Path, warn: Callable[[str], None]) -> Iterator[None]:
         yield
     finally:
         with suppress(OSError):  # while it is locked, so that no other run loses a lock that it holds
-            path.unlink()
+            if not path.stat().st_size:  # a file with content is the user's, such as uv.lock
+                path.unlink()
         lock.release()
+
+
+def is_same_file(path: str | os.PathLike[str], other: str | os.PathLike[str]) -> bool:
+    """Whether two paths, links followed, lead to the same file, which need not exist."""
+    try:
+        return os.path.realpath(path) == os.path.realpath(other) or os.path.samefile(path, other)
+    except (OSError, ValueError):  # one does not exist, or is no path, such as an address
+        return False
+
+
+def check_apart(output: str | os.PathLike[str], inputs: Mapping[str, str | os.PathLike[str] | None]) -> None:
+    """Refuse to write to a file that is read, because what is in it would be lost.
+
+    Args:
+        output: the path to write.
+        inputs: what messages call each file that is read, such as `the nested file`, and its path; None if
+            it is not given.
+
+    Raises:
+        OutputError: if the output is one of them.
+    """
+    for what, path in inputs.items():
+        if path is not None and is_same_file(output, path):
+            raise OutputError(f"{os.fspath(output)}: is {what}; choose another path")
 
 
 def is_special(path: Path) -> bool:

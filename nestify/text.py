@@ -6,6 +6,8 @@ where text leaves the program: in the message of every error, in table cells, an
 
 import re
 import unicodedata
+from math import isfinite
+from typing import Any
 
 from nestify.addresses import hide_passwords
 
@@ -53,3 +55,12 @@ def _is_hidden(letter: str) -> bool:
 
 def _code(letter: str) -> str:
     return letter.encode("ascii", "backslashreplace").decode() if letter > "\x7f" else f"\\x{ord(letter):02x}"
+
+
+def without_non_finite(value: Any) -> Any:
+    """Return plain values with None in place of NaN and infinity, which JSON does not have."""
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_non_finite(item) for key, item in value.items()}
+    return list(map(without_non_finite, value)) if isinstance(value, list | tuple) else value

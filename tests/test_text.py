@@ -6,7 +6,7 @@ import unicodedata
 import pytest
 
 from nestify.errors import DataError, RecipeError
-from nestify.text import LONGEST, printable, printable_lines
+from nestify.text import LONGEST, printable, printable_lines, without_non_finite
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,14 @@ def test_the_problems_of_a_recipe_are_one_line_each() -> None:
     many = str(RecipeError([f"problem {number}" for number in range(10_000)])).split("\n")
     assert len(many) < 100
     assert many[-1].endswith("other problems are not listed")
+
+
+def test_json_has_neither_nan_nor_infinity() -> None:
+    values = {
+        "loss": float("nan"),
+        "rows": [(1.5, float("inf")), {"x": -float("inf")}],
+        "name": "nan",
+        "n": 1,
+    }
+    due = {"loss": None, "rows": [[1.5, None], {"x": None}], "name": "nan", "n": 1}
+    assert without_non_finite(values) == due

@@ -1,6 +1,5 @@
 """`nestify batch`: run many recipes, each in its own process and folder."""
 
-import json
 import signal
 import sys
 import time
@@ -15,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 
 from nestify.cli.arguments import Settings, complete_recipe
-from nestify.cli.output import Verbosity, print_unless_quiet, verbosity
+from nestify.cli.output import Verbosity, json_text, print_unless_quiet, verbosity
 from nestify.compression.batch.batch import Standing
 from nestify.compression.batch.jobs import Job
 from nestify.compression.batch.results import SCHEMA_VERSION, JobResult
@@ -118,7 +117,7 @@ def plan_document(plan: Sequence[tuple[Job, Standing]]) -> str:
         }
         for job, standing in plan
     ]
-    return json.dumps({"schema_version": SCHEMA_VERSION, "jobs": jobs}, indent=2) + "\n"
+    return json_text({"schema_version": SCHEMA_VERSION, "jobs": jobs})
 
 
 def _describe(result: JobResult) -> str:
@@ -196,7 +195,7 @@ def batch(
             observer=display,
         )
     if as_json:
-        write_result(json.dumps(result.to_dict(), indent=2) + "\n", None)
+        write_result(json_text(result.to_dict()), None)
     else:
         write_result(render(*batch_screen(result), sys.stdout), None)
     if result.exit_code:

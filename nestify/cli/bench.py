@@ -1,6 +1,5 @@
 """`nestify bench`: measure latency and throughput of the levels of a nested file on this machine."""
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated
 
@@ -117,7 +116,7 @@ def bench(
         )
         _write_rivals(found, as_json)
         return
-    from nestify.cli.output import print_unless_quiet, write_result
+    from nestify.cli.output import json_text, print_unless_quiet, write_result
     from nestify.evaluation.bench import bench as run
     from nestify.report.bench import bench_document, bench_sheets, int8_notes, masked_notes, noise_notes
     from nestify.report.text import render
@@ -144,7 +143,7 @@ def bench(
             "measurements": [bench_document(done.report, measurement) for measurement in done.measurements],
             "saved": None if done.saved is None else str(done.saved),
         }
-        write_result(json.dumps(document, indent=2) + "\n", None)
+        write_result(json_text(document), None)
     else:
         measured = (done.report, done.measurements)
         notes = masked_notes(*measured) + int8_notes(*measured) + noise_notes(*measured)
@@ -155,13 +154,13 @@ def bench(
 
 
 def _write_rivals(found: "Rivals", as_json: bool) -> None:
-    from nestify.cli.output import write_result
+    from nestify.cli.output import json_text, write_result
     from nestify.report.rivals import rivals_document, rivals_notes, rivals_sheets
     from nestify.report.text import render
 
     if as_json:
         document = {"schema_version": SCHEMA_VERSION, "file": found.path, **rivals_document(found)}
-        write_result(json.dumps(document, indent=2) + "\n", None)
+        write_result(json_text(document), None)
     else:
         title = f"{found.path}, {found.report.architecture}"
         write_result(render(title, rivals_sheets(found), rivals_notes(found), sys.stdout), None)

@@ -1,6 +1,5 @@
 """`nestify card`: write the folder of a repository on the hub, with a model card."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -62,7 +61,7 @@ def card(
     --save) and latencies (nestify bench --save) that are stored next to the file are in the card. Edit it as
     you like, then upload the folder with nestify push.
     """
-    from nestify.cli.output import Verbosity, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, verbosity, write_result
     from nestify.hub.folder import write_card
     from nestify.report.results import card_lines
     from nestify.terminal import progress_bar
@@ -79,7 +78,7 @@ def card(
             progress=progress,
         )
     text = "\n".join(map(printable, card_lines(done))) + "\n"
-    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else text, None)
+    write_result(json_text(_document(done)) if as_json else text, None)
 
 
 def _document(done: "Card") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`nestify compress`: make a nested file from a pretrained model."""
 
-import json
 import shlex
 import sys
 from collections.abc import Callable
@@ -98,14 +97,14 @@ def run(source: str, overrides: dict[str, object], resume: bool | None, dry_run:
         from nestify.compression.preflight import with_further_problems
 
         raise with_further_problems(error) from None
-    from nestify.cli.output import write_result
+    from nestify.cli.output import json_text, write_result
     from nestify.compression import compress as api
     from nestify.report.plan import plan_document, plan_text
     from nestify.training.display import Display
 
     if dry_run:
         plan = api.plan(recipe, estimate=True, observer=Display(quiet=True))
-        text = json.dumps(plan_document(plan), indent=2) + "\n" if as_json else plan_text(plan, sys.stdout)
+        text = json_text(plan_document(plan)) if as_json else plan_text(plan, sys.stdout)
         write_result(text, None)
         return
     show_run(lambda observer: api.compress(recipe, observer=observer, resume=resume), as_json)
@@ -122,6 +121,7 @@ def show_run(start: "Callable[[Observer | None], Result]", as_json: bool) -> Non
         Verbosity,
         gates_document,
         gates_sheets,
+        json_text,
         print_unless_quiet,
         refuse_missed,
         verbosity,
@@ -141,7 +141,7 @@ def show_run(start: "Callable[[Observer | None], Result]", as_json: bool) -> Non
     report = read_report(result.path)
     if as_json:
         document = {**report.to_dict(layers=True), **gates_document(result.gates)}
-        write_result(json.dumps(document, indent=2) + "\n", None)
+        write_result(json_text(document), None)
         display.repeat_warnings()
         refuse_missed(report.path, result.gates)
         return

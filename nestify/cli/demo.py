@@ -1,6 +1,5 @@
 """`nestify demo`: write a page that runs the levels of a nested file in a browser."""
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +55,7 @@ def demo(
     the device, and shows the classes, the time and the bytes. Any web server that supports range requests can
     host the folder; --serve is one. Needs pip install 'nestify\\[onnx]'.
     """
-    from nestify.cli.output import Verbosity, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, verbosity, write_result
     from nestify.demo.serve import make_server, parse_address
     from nestify.demo.write import check_demo_folder, write_demo
     from nestify.report.results import demo_lines
@@ -76,7 +75,7 @@ def demo(
         with progress_bar("bytes", hidden=verbosity() is Verbosity.quiet) as progress:
             done = write_demo(file, output, pictures=picture or (), runtime=runtime, progress=progress)
         text = "\n".join(map(printable, demo_lines(done))) + "\n"
-        write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else text, None)
+        write_result(json_text(_document(done)) if as_json else text, None)
         folder = done.folder
     if address is None:
         return

@@ -1,7 +1,6 @@
 """`nestify doctor`: check which of the packages and devices that nestify uses this machine has."""
 
 import importlib
-import json
 import os
 import platform
 import shutil
@@ -262,12 +261,12 @@ def doctor(
 
     It changes nothing and does not use the network.
     """
-    from nestify.cli.output import write_result
+    from nestify.cli.output import json_text, write_result
     from nestify.report.text import render
 
     found = diagnose()
     if as_json:
-        write_result(json.dumps(found.to_dict(), indent=2) + "\n", None)
+        write_result(json_text(found.to_dict()), None)
     else:
         title = f"nestify {found.nestify}, Python {found.python}, {found.platform}"
         write_result(render(title, _sheets(found), _notes(found), sys.stdout), None)

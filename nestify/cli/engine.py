@@ -1,6 +1,5 @@
 """`nestify engine`: the sparse engine's library, for other programs."""
 
-import json
 from typing import Annotated
 
 import typer
@@ -25,7 +24,7 @@ def engine(
     variable NESTIFY_ENGINE_LIBRARY names another library, and NESTIFY_ENGINE_ISA (avx512, avx2, generic) an
     instruction set.
     """
-    from nestify.cli.output import write_result
+    from nestify.cli.output import json_text, write_result
     from nestify.engine.library import build as compile_library
     from nestify.engine.library import find_library, load_library
     from nestify.errors import RecipeError
@@ -40,6 +39,6 @@ def engine(
     loaded = load_library()
     if as_json:
         document = {"schema_version": SCHEMA_VERSION, "library": str(loaded.path), "isa": loaded.isa}
-        write_result(json.dumps(document, indent=2) + "\n", None)
+        write_result(json_text(document), None)
     else:
         write_result(f"{loaded.path}\ninstruction set: {loaded.isa}\n", None)

@@ -1,6 +1,5 @@
 """`nestify eval`: measure what the levels of a nested file are judged by."""
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -192,7 +191,7 @@ def evaluate(
     images/s counts only the forward passes, not image loading. With --level, --consensus and --cascade use
     the levels up to that one.
     """
-    from nestify.cli.output import Verbosity, print_unless_quiet, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, print_unless_quiet, verbosity, write_result
     from nestify.errors import GateFailed, NestifyWarning, RecipeError
     from nestify.evaluation.evaluate import evaluate as run
     from nestify.evaluation.on_engine import CALIBRATION_IMAGES
@@ -251,7 +250,7 @@ def evaluate(
     for warning in done.warnings:
         print_stderr(f"warning: {warning}")
     if as_json:
-        write_result(json.dumps(_document(done, limits), indent=2) + "\n", None)
+        write_result(json_text(_document(done, limits)), None)
         if done.images.changed:
             print_stderr(f"warning: {images_note(done.images)}")
     else:
@@ -291,7 +290,7 @@ def _refuse_others(context: typer.Context, names: Sequence[str]) -> None:
 
 def _evaluate_knn(file: str, data: str, as_json: bool, **options: Any) -> None:
     """Measure and print the k-NN accuracy of levels."""
-    from nestify.cli.output import Verbosity, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, verbosity, write_result
     from nestify.evaluation.knn import evaluate_knn
     from nestify.report.evaluation import knn_notes, knn_table
     from nestify.report.text import render
@@ -300,7 +299,7 @@ def _evaluate_knn(file: str, data: str, as_json: bool, **options: Any) -> None:
     with progress_bar("images", hidden=verbosity() is Verbosity.quiet) as progress:
         done = evaluate_knn(file, data, progress=progress, **options)
     if as_json:
-        write_result(json.dumps({"schema_version": SCHEMA_VERSION, **asdict(done)}, indent=2) + "\n", None)
+        write_result(json_text({"schema_version": SCHEMA_VERSION, **asdict(done)}), None)
     else:
         title = f"{done.path} on {data}, k-NN"
         write_result(render(title, [knn_table(done)], knn_notes(done), sys.stdout), None)

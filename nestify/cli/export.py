@@ -1,6 +1,5 @@
 """`nestify export`: write one level as a plain model that runs without nestify."""
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -133,7 +132,7 @@ def export(
     pip install 'nestify\\[onnx]'. A model of --sparse needs the engine's library where it runs. One of --int8
     is evaluated on the validation images, and kept only if it loses at most --max-drop points.
     """
-    from nestify.cli.output import Verbosity, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, verbosity, write_result
     from nestify.report.results import exported_notes
     from nestify.terminal import progress_bar
     from nestify.text import printable
@@ -195,8 +194,8 @@ def export(
             with_preprocessing=with_preprocessing,
         )
     lines = [f"{file}: {done.facts.title}", *exported_notes(done), f"Written: {done.path}"]
-    text = json.dumps(_document(file, done), indent=2) if as_json else "\n".join(map(printable, lines))
-    write_result(text + "\n", None)
+    text = json_text(_document(file, done)) if as_json else "\n".join(map(printable, lines)) + "\n"
+    write_result(text, None)
 
 
 def _check_options(

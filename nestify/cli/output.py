@@ -1,5 +1,6 @@
 """Where results go: standard output or a file; progress and messages go to standard error."""
 
+import json
 import logging
 import sys
 import warnings
@@ -18,7 +19,7 @@ from nestify.files import atomic_file
 from nestify.report.evaluation import gates_table, missed_gates
 from nestify.report.sheet import Sheet
 from nestify.terminal import encodable, print_stderr
-from nestify.text import printable, printable_lines
+from nestify.text import printable, printable_lines, without_non_finite
 
 
 class Verbosity(IntEnum):
@@ -100,6 +101,11 @@ def printable_warnings() -> Iterator[None]:
         yield
     finally:
         warnings.showwarning = before
+
+
+def json_text(document: object) -> str:
+    """Return a result as the text of one JSON document; NaN and infinity, which JSON lacks, become null."""
+    return json.dumps(without_non_finite(document), indent=2) + "\n"
 
 
 def write_result(text: str, output: Path | None) -> None:

@@ -1,6 +1,5 @@
 """`nestify pick`: choose the best level of a nested file that meets limits on this machine."""
 
-import json
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -78,7 +77,7 @@ def pick(
     limits = _parse_limits(
         {"latency": max_latency, "bytes": max_bytes, "macs": max_macs, "params": max_params, "top1": min_top1}
     )
-    from nestify.cli.output import print_unless_quiet, write_result
+    from nestify.cli.output import json_text, print_unless_quiet, write_result
     from nestify.evaluation.pick import pick as run
     from nestify.report.evaluation import pick_notes, pick_table
     from nestify.report.text import render
@@ -94,7 +93,7 @@ def pick(
         int8=int8,
     )
     if as_json:
-        write_result(json.dumps(_document(done), indent=2) + "\n", None)
+        write_result(json_text(_document(done)), None)
         done.check()
     else:
         title = f"{done.path}: {', '.join(map(str, limits))}"

@@ -1,6 +1,5 @@
 """`nestify push`: upload a nested file and its model card to the hub."""
 
-import json
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -39,7 +38,7 @@ def push(
     replaced, as one commit. To edit the card first, write the folder with nestify card and push the folder.
     Log in with hf auth login, or set HF_TOKEN.
     """
-    from nestify.cli.output import Verbosity, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, verbosity, write_result
     from nestify.hub.push import push as run
     from nestify.report.results import pushed_lines
     from nestify.terminal import is_terminal
@@ -55,7 +54,7 @@ def push(
         bars=is_terminal(sys.stderr) and verbosity() is not Verbosity.quiet,
     )
     text = "\n".join(map(printable, pushed_lines(done))) + "\n"
-    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else text, None)
+    write_result(json_text(_document(done)) if as_json else text, None)
 
 
 def _document(done: "Pushed") -> dict[str, Any]:

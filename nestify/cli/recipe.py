@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from nestify.cli.arguments import AsJson, Command, Group, Settings, complete_recipe
-from nestify.cli.output import write_result
+from nestify.cli.output import json_text, write_result
 from nestify.errors import RecipeError
 from nestify.recipe.sources import parse_setting
 
@@ -60,7 +60,7 @@ def check(
             lines.append(f"{printable(file)}: ok, {number} levels{jobs}\n")
         entries.append({"recipe": file, "problems": problems, "jobs": len(variants)})
     document = {"schema_version": SCHEMA_VERSION, "recipes": entries, "passed": not errors}
-    write_result(json.dumps(document, indent=2) + "\n" if as_json else "".join(lines), None)
+    write_result(json_text(document) if as_json else "".join(lines), None)
     if errors:
         raise joined(errors)
 

@@ -1,6 +1,5 @@
 """`nestify report`: show the contents of a nested file, without data and without torch."""
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -60,11 +59,17 @@ def report(
     stored as a .json file. --format html writes a nested file's report as one page with charts, every layer
     and the recipe; the page needs no network and no scripts.
     """
-    from nestify.cli.output import refuse_missed, write_result
+    from nestify.cli.output import json_text, refuse_missed, write_result
     from nestify.evaluation.gates import check_gates
     from nestify.file.summary import open_report
+    from nestify.files import check_apart
     from nestify.recipe.gates import load_gates
 
+    if output is not None:
+        read = {"the nested file itself": file, "the file to compare with": other, "the file of gates": check}
+        check_apart(output, read)
+    if as_json and format not in (ReportFormat.table, ReportFormat.json):
+        raise RecipeError(f"--json and --format {format} exclude each other; leave one of them out")
     gates = load_gates(check, compared=other is not None) if check else None
     data = open_report(file)
     baseline = open_report(other) if other else None
@@ -75,7 +80,7 @@ def report(
             f"{file}: a stored report lacks some of what --format html shows; give the nested file instead"
         )
     if format is ReportFormat.json:
-        text = json.dumps(_document(data, baseline, results, layers, bool(gates)), indent=2) + "\n"
+        text = json_text(_document(data, baseline, results, layers, bool(gates)))
     elif format is ReportFormat.html:
         text = _page(data, baseline, results)
     else:

@@ -1,6 +1,5 @@
 """`nestify scan`: what each layer, group of channels and block costs if it is left out."""
 
-import json
 import sys
 from functools import partial
 from pathlib import Path
@@ -82,14 +81,21 @@ def scan(
     show how often the predicted class is still that of the original model.
     """
     from nestify.errors import RecipeError
+    from nestify.files import check_apart
 
     if output is not None and budget is None:
         raise RecipeError("-o writes the suggested recipe, which needs --budget, such as --budget macs=0.5")
+    overrides |= dict(parse_setting(text) for text in settings or [])
+    read = {"the recipe": recipe, "the checkpoint": overrides.get("model.checkpoint")}
+    for path in (html, output):
+        if path is not None:
+            check_apart(path, {what: each for what, each in read.items() if isinstance(each, str)})
+    if html is not None and output is not None:
+        check_apart(output, {"the page of --html too": html})
     kinds = _parts(only)
     numbers = {"--sparsities": sparsities, "--widths": widths}
     shares = {option: _numbers(option, text) for option, text in numbers.items()}
-    overrides |= dict(parse_setting(text) for text in settings or [])
-    from nestify.cli.output import Verbosity, print_unless_quiet, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, print_unless_quiet, verbosity, write_result
     from nestify.compression.scan import scan as run
     from nestify.report.html.scan import scan_page
     from nestify.report.scan import scan_document, scan_screen
@@ -116,7 +122,7 @@ def scan(
         assert done.suggestion is not None
         write_result(done.suggestion.recipe, output)
     if as_json:
-        write_result(json.dumps(scan_document(done), indent=2) + "\n", None)
+        write_result(json_text(scan_document(done)), None)
     else:
         write_result(render(*scan_screen(done), sys.stdout), None)
         if done.suggestion is not None and output is None:

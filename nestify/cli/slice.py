@@ -1,6 +1,5 @@
 """`nestify slice`: write the first levels of a nested file as a nested file."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,7 @@ def slice_levels(
 
     Only the header and these levels are read, from disk or by range requests.
     """
-    from nestify.cli.output import Verbosity, verbosity, write_result
+    from nestify.cli.output import Verbosity, json_text, verbosity, write_result
     from nestify.errors import RecipeError
     from nestify.file.slicing import slice_file, upgrade_slice
     from nestify.report.results import sliced_lines
@@ -50,7 +49,7 @@ def slice_levels(
             assert upgrade is not None
             done = upgrade_slice(file, level, upgrade, progress=progress)
     text = "\n".join(map(printable, sliced_lines(done))) + "\n"
-    write_result(json.dumps(_document(done), indent=2) + "\n" if as_json else text, None)
+    write_result(json_text(_document(done)) if as_json else text, None)
 
 
 def _document(done: "Sliced") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """`nestify verify`: check that a nested file contains what its manifest describes."""
 
-import json
 import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ def verify(
 
     Each level is rebuilt from its own prefix alone, as on a device. Exit with 3 if a level fails a check.
     """
-    from nestify.cli.output import write_result
+    from nestify.cli.output import json_text, write_result
     from nestify.errors import BadFileError
     from nestify.evaluation.verify import verify as run
     from nestify.report.table import verification_notes, verification_table
@@ -30,7 +29,7 @@ def verify(
     done = run(file)
     bad = [level for level in done.levels if level.problem is not None]
     if as_json:
-        write_result(json.dumps(_document(done), indent=2) + "\n", None)
+        write_result(json_text(_document(done)), None)
     else:
         text = render(done.name, [verification_table(done)], verification_notes(done), sys.stdout)
         write_result(text, None)

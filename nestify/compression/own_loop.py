@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
 
+import torch
 from torch import nn
 
 from nestify.compression.latency import LayerTimer
@@ -69,12 +70,14 @@ def nest(
         RecipeError: if the levels or options are not right, or a budget cannot be met.
         UnsupportedModelError: if nestify cannot handle the model.
     """
-    if ramp_steps < 0:
-        raise RecipeError(f"ramp_steps = {ramp_steps} is negative; give a number of steps, or 0")
-    if not (teacher is None or teacher == "self" or isinstance(teacher, nn.Module)):
-        raise RecipeError(f"teacher = {teacher!r} is no model; give a torch module, 'self' or None")
+    _check_model(model)
+    if type(ramp_steps) is not int or ramp_steps < 0:
+        raise RecipeError(f"ramp_steps = {ramp_steps!r} is not a whole number of steps, 0 or more")
+    if input_size is not None and not _is_image_size(input_size):
+        raise RecipeError(f"input_size = {input_size!r} is not (channels, height, width) in pixels")
     recipe = _recipe(model, levels, schedule, score, options, seed)
     spec = describe_model(model, input_size)
+    _check_teacher(teacher, model, spec)
     _check_backbone(spec, recipe, teacher)
     if recipe.schedule.rank == "loss" and images is None:
         raise RecipeError('schedule.rank = "loss" is measured on images; give images=')
@@ -110,6 +113,8 @@ def _recipe(
             )
     architecture = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
     table = {"model": {"name": architecture or type(model).__name__}, "data": {"path": OWN_LOOP}}
+    if levels is not None and not isinstance(levels, str):
+        levels = [each.item() if hasattr(each, "item") else each for each in levels]  # of NumPy and torch too
     given = {"levels": levels, "schedule.kind": schedule, "schedule.score": score, "seed": seed, **options}
     recipe = checked_recipe(table, "", given)
     for k, level in enumerate(recipe.level, start=1):
@@ -117,6 +122,57 @@ def _recipe(
             key = "freeze" if level.freeze else "classes"
             raise RecipeError(f"level[{k}].{key} needs nestify.compress; leave it out of the options of nest")
     return recipe
+
+
+def _check_model(model: nn.Module) -> None:
+    """Refuse a model whose levels could not be trained.
+
+    Raises:
+        RecipeError: if it is compiled already, or its weights are not float32.
+    """
+    if hasattr(model, "_orig_mod"):
+        raise RecipeError(
+            "the model was compiled by torch.compile; give the one that was compiled, model._orig_mod"
+        )
+    for name, parameter in model.named_parameters():
+        if parameter.dtype != torch.float32:
+            kind = str(parameter.dtype).removeprefix("torch.")
+            raise RecipeError(
+                f"{name} is {kind}, and levels are trained in float32; give model.float(), and call backward "
+                "under torch.autocast for mixed precision"
+            )
+
+
+def _is_image_size(size: object) -> bool:
+    return (
+        isinstance(size, Sequence)
+        and len(size) == 3
+        and all(isinstance(side, int) and side > 0 for side in size)
+    )
+
+
+def _check_teacher(teacher: object, model: nn.Module, spec: ModelSpec) -> None:
+    """Refuse a teacher that is none, or whose predictions the levels cannot learn from.
+
+    Raises:
+        RecipeError: if it is no module, shares weights with the model, or predicts other classes.
+    """
+    if teacher is None or teacher == "self":
+        return
+    if not isinstance(teacher, nn.Module):
+        raise RecipeError(f"teacher = {teacher!r} is no model; give a torch module, 'self' or None")
+    own = {id(parameter) for parameter in model.parameters()}
+    if any(id(parameter) in own for parameter in teacher.parameters()):
+        raise RecipeError(
+            "teacher shares weights with the model, and a teacher's weights are frozen; give a copy that was "
+            "made before, copy.deepcopy(model)"
+        )
+    classes = getattr(teacher, "num_classes", None)
+    if spec.output == "logits" and isinstance(classes, int) and classes != spec.num_classes:
+        raise RecipeError(
+            f"teacher predicts {classes} classes, and the model {spec.num_classes}; give a teacher that was "
+            "trained on the same classes"
+        )
 
 
 def _check_backbone(spec: ModelSpec, recipe: Recipe, teacher: object) -> None:

@@ -16,7 +16,7 @@ from nestify.data.source import locate_split
 from nestify.engine.library import load_library
 from nestify.errors import DataError, NestifyError, OutputError, RecipeError, foreign_code, joined
 from nestify.exports.onnx import import_packages
-from nestify.files import checkpoint_path, metrics_path, sibling
+from nestify.files import checkpoint_path, is_same_file, metrics_path, sibling
 from nestify.model.pretrained import check_name
 from nestify.model.weights_file import check_is_file
 from nestify.recipe.options import TEACHERS
@@ -73,8 +73,7 @@ def _problems(recipe: Recipe, broken: Sequence[str]) -> list[NestifyError]:
     if data.hierarchy is not None:
         checks.append(("data.hierarchy", partial(_check_table, Path(data.hierarchy))))
     if recipe.finetune.save is not None:
-        path = Path(recipe.finetune.save)
-        checks.append(("finetune.save", partial(check_output, recipe, "finetune.save", path)))
+        checks.append(("finetune.save", partial(_check_save, recipe, Path(recipe.finetune.save))))
     problems: list[NestifyError] = []
     for key, check in checks:
         try:
@@ -94,6 +93,14 @@ def _check_outputs(recipe: Recipe) -> None:
     if "csv" in recipe.train.log:
         check_output(recipe, "the table next to the output", sibling(output, ".csv"))
         check_output(recipe, "the table of the fine-tuning", sibling(output, ".finetune.csv"))
+
+
+def _check_save(recipe: Recipe, path: Path) -> None:
+    check_output(recipe, "finetune.save", path)
+    output = recipe.output_path
+    for what, other in (("output", output), ("the run's checkpoint", checkpoint_path(output))):
+        if is_same_file(path, other):
+            raise OutputError(f"finetune.save = {path} is {what} too; give each file a name of its own")
 
 
 def _check_engine(recipe: Recipe) -> None:
@@ -134,15 +141,21 @@ def _check_table(path: Path) -> None:
 
 
 def check_output(recipe: Recipe, option: str, path: Path) -> None:
-    """Check that a result can be written, and that it replaces no input of the run."""
-    inputs = [other for other in (recipe.model.checkpoint, recipe.train.teacher_checkpoint) if other]
+    """Check that a result can be written, and that it replaces no input of the run but the baseline."""
+    model, data, train = recipe.model, recipe.data, recipe.train
+    inputs = {
+        "checkpoint": (model.checkpoint, train.teacher_checkpoint),
+        "table": (data.labels, data.hierarchy),
+        "list of class names": (data.class_names,),
+    }
     try:
         if path.is_dir():
             raise OutputError(f"{option} = {path} is a folder; give the path of a file in it")
         if path.exists() and not path.is_file():
             raise OutputError(f"{option} = {path} is not a regular file; choose another path")
-        if path.exists() and any(os.path.exists(other) and path.samefile(other) for other in inputs):
-            raise OutputError(f"{option} = {path} is the checkpoint of this run; choose another path")
+        for what, paths in inputs.items():
+            if any(is_same_file(path, other) for other in paths if other):
+                raise OutputError(f"{option} = {path} is the {what} of this run; choose another path")
         with TemporaryFile(dir=Path(os.path.realpath(path)).parent):
             pass
     except (OSError, ValueError) as error:  # ValueError: a NUL, or a character that no name can have

@@ -218,7 +218,7 @@ class Run:
         observer.stage("evaluating the levels")
         after = self.passes.evaluate_levels(nested, numbers)
         observer.evaluated("after", int(recipe.train.epochs), after)
-        check_finite(after, "train.lr")
+        check_finite(after, "train.lr" if recipe.train.epochs else None)
         for problem in find_problems(nested, self.recipe, original, after):
             observer.warned(problem)
 
@@ -295,7 +295,7 @@ class Run:
         self.observer.stage("evaluating the original model")
         original = self.passes.evaluate_dense(network)
         self.observer.evaluated("original", 0, [original])
-        check_finite([original], "finetune.lr")
+        check_finite([original], "finetune.lr" if self.recipe.finetune.epochs else None)
         return original
 
     def _nest(self, network: nn.Module) -> NestedDesign:

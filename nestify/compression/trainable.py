@@ -147,7 +147,8 @@ class TrainableNestedModel(NestedModel):
             The path.
 
         Raises:
-            RecipeError: if sparsity is still increasing, or the number of names is not that of classes.
+            RecipeError: if sparsity is still increasing, or the names are not one for each class.
+            DivergedError: if a level returns values that are not finite.
             BudgetError: if a level missed its budget; the file is still written.
             OutputError: if the file cannot be written, or cannot be loaded again.
         """
@@ -236,6 +237,11 @@ class _Loop:
 
     def restore(self, state: Sequence[float]) -> None:
         step, *sparsities = state
+        if (found := len(sparsities)) != (count := len(self._ramp.levels)):
+            raise RecipeError(
+                f"the state is that of {found} levels, and this model has {count}; call nest with the "
+                "arguments that it was stored with"
+            )
         self._step = int(step)
         if not any(map(isnan, sparsities)):
             self._ramp.set_final_sparsities(sparsities)

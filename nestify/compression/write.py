@@ -1,5 +1,6 @@
 """Writing the result of a run, and checking the written file."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -100,14 +101,12 @@ def write_model(
         record: what the file stores as its recipe.
 
     Raises:
-        RecipeError: if the number of names is not that of classes.
+        RecipeError: if the names are not one for each class.
+        DivergedError: if a level returns values that are not finite.
         BudgetError: if a level missed its budget; the file is still written.
         OutputError: if the file cannot be written, or cannot be loaded again.
     """
-    if class_names and len(class_names) != nested.spec.num_classes:
-        raise RecipeError(
-            f"{len(class_names)} class names were given for a model of {nested.spec.num_classes} classes"
-        )
+    _check_names(class_names, nested.spec.num_classes)
     copied = _copy_on_cpu(nested)
     count = count_macs(copied.network, copied.spec.input_size)
     missed = replace(solver, count=count).check(copied, levels)
@@ -127,6 +126,20 @@ def write_model(
     write_compressed(recipe, done, record=record)
     if missed:
         raise BudgetError(f"{'; '.join(missed)}; {recipe.output_path} was written")
+
+
+def _check_names(names: Sequence[str], count: int) -> None:
+    """Refuse names that do not tell the classes of a model apart.
+
+    Raises:
+        RecipeError: if they are no texts, or not as many as the classes, or one occurs twice.
+    """
+    if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
+        raise RecipeError(f"class_names = {names!r} is not a list of texts; give one for each class")
+    if names and len(names) != count:
+        raise RecipeError(f"{len(names)} class names were given for a model of {count} classes")
+    if twice := [name for name, times in Counter(names).items() if times > 1]:
+        raise RecipeError(f"class_names has {twice[0]!r} twice; give each class a name of its own")
 
 
 def _copy_on_cpu(nested: NestedModel) -> NestedModel:

@@ -83,15 +83,24 @@ class LocalReader:
         return image.path if absolute and not self._is_tar else image.name
 
 
+_PACKED = {".zip", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar"}
+"""Endings of archives that are not read."""
+
+
 def no_images(root: Path, listing: Listing | None = None, labelled: bool = True) -> DataError:
     """Return the error for a folder or tar without images."""
     if listing is not None and listing.ignored:
         holds = count_kinds(kind for _, kind in listing.ignored)
     else:
         holds = names_in_folder(root) if root.is_dir() else "nothing"
+    kinds = set() if listing is None else {kind for _, kind in listing.ignored}
+    remedy = "`nestify guide images` lists the formats"
+    if root.is_dir() and kinds & _PACKED:
+        remedy = "unpack its archives, or repack them as train.tar and validation.tar"
+    elif root.is_dir() and ".tar" in kinds:
+        remedy = f"shards are read as --data wds/{root}, and an archive of class folders by its own path"
     return DataError(
-        f"{root}: no images{' in class folders' if labelled else ''}; it holds {holds}; "
-        "`nestify guide images` lists the formats"
+        f"{root}: no images{' in class folders' if labelled else ''}; it holds {holds}; {remedy}"
     )
 
 

@@ -63,7 +63,7 @@ class Session:
         Raises:
             DataError: if the images do not have the model's shape.
         """
-        step = self._batch or 1
+        images, step = np.asarray(images), self._batch or 1
         wanted = tuple(extent if isinstance(extent, int) else None for extent in self._shape[1:])
         fits = images.ndim == len(self._shape) and all(
             due in (None, extent) for due, extent in zip(wanted, images.shape[1:], strict=True)

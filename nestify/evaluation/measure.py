@@ -75,12 +75,12 @@ def measure_levels(
         nested.train(was_training)
 
 
-def check_finite(results: Sequence[Score], option: str) -> None:
+def check_finite(results: Sequence[Score], option: str | None) -> None:
     """Refuse networks that diverged in their last training step, which only an evaluation detects.
 
     Args:
         results: results of levels, or of the dense model as level 0.
-        option: key of the learning rate, for the message.
+        option: key of the learning rate, for the message; None if nothing was trained.
 
     Raises:
         DivergedError: when a loss or a similarity is not finite.
@@ -92,6 +92,5 @@ def check_finite(results: Sequence[Score], option: str) -> None:
             name, value = "loss", result.loss
         if not isfinite(value):
             whose = f"level {result.level}" if result.level else "the dense model"
-            raise DivergedError(
-                f"the {name} of {whose} on the validation images is {value}; a smaller {option} may help"
-            )
+            remedy = f"a smaller {option} may help" if option else "give another checkpoint, or train it"
+            raise DivergedError(f"the {name} of {whose} on the validation images is {value}; {remedy}")

@@ -150,12 +150,26 @@ def pick(
         int8: with `engine`, whether the latency is that of int8; the top-1 stays the one of float32.
 
     Raises:
-        NestifyError: see `choose` and `bench`; also if no such measurement was saved.
+        NestifyError: see `choose` and `bench`; also if no such measurement was saved, or if options of a
+            measurement are given without a limit on latency.
     """
     _check(limits)
-    report = read_report(path)
     if not any(limit.limited == "latency" for limit in limits):
-        return choose(report, limits)
+        given = {
+            "--batch-size": batch_size != 1,
+            "--threads": threads is not None,
+            "--device": device != "auto",
+            "--saved": saved,
+            "--engine": engine,
+            "--int8": int8,
+        }
+        if unused := [name for name, is_given in given.items() if is_given]:
+            raise RecipeError(
+                f"{', '.join(unused)}: only a limit on latency needs a measurement; add --max-latency, or "
+                "leave the rest out"
+            )
+        return choose(read_report(path), limits)
+    report = read_report(path)
     from nestify.evaluation import bench as benching
 
     counts = None if threads is None else (threads,)

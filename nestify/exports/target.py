@@ -12,6 +12,7 @@ from typing import Any
 
 from nestify.errors import OutputError, RecipeError
 from nestify.file.manifest import Manifest
+from nestify.files import check_apart
 from nestify.model.outputs import OutputKind, output_kind
 from nestify.version import __version__
 
@@ -237,8 +238,7 @@ def _place(source: Path, format: str | None, output: str | os.PathLike[str]) -> 
     chosen = _format(format) if format else _guess(path)
     if not _has_suffix(path, chosen):
         raise OutputError(f"{path}: does not end with {chosen.suffix}; --format {chosen} writes such files")
-    if path.exists() and source.exists() and path.samefile(source):
-        raise OutputError(f"{path}: is the nested file itself; choose another path")
+    check_apart(path, {"the nested file itself": source if source.exists() else None})
     if not path.parent.is_dir():
         raise OutputError(f"{path}: its folder does not exist; create it, or choose another path")
     return _folder(path, chosen) if chosen.is_folder else Target(path, chosen)

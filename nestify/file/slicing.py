@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from nestify.errors import BadFileError, OutputError, RecipeError
+from nestify.errors import BadFileError, RecipeError
 from nestify.file.axes import cut_axes
 from nestify.file.checks import check_manifest
 from nestify.file.layout import Layout, encode_header
@@ -19,7 +19,7 @@ from nestify.file.manifest import Manifest
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.file.source import LocalFile, pieces
 from nestify.file.untrusted import GET_ANOTHER, Refusal
-from nestify.files import atomic_file
+from nestify.files import atomic_file, check_apart
 from nestify.shown import Shown
 from nestify.terminal import Progress, shown_progress
 
@@ -71,7 +71,8 @@ def slice_file(
         whole = open_nested_file(source, truncated=True)
         keep = whole.level_index(str(level))
         whole.check_whole(keep)
-        _check_apart(whole, output)
+        if isinstance(whole.source, LocalFile):
+            check_apart(output, {"the file to be sliced": whole.source.name})
         header = sliced_header(whole, keep)
         file.write(header)
         data_bytes = whole.layout.ends[keep - 1]
@@ -211,13 +212,6 @@ class _ProgressCounter:
     def add(self, count: int) -> None:
         self._done += count
         self._progress(self._done, self._total)
-
-
-def _check_apart(whole: NestedFile, output: str | os.PathLike[str]) -> None:
-    """Refuse to replace the source, because its higher levels would be lost."""
-    local = isinstance(whole.source, LocalFile) and os.path.exists(output)
-    if local and os.path.samefile(whole.source.name, output):
-        raise OutputError(f"{os.fspath(output)}: is the file to be sliced; choose another path")
 
 
 def _names(file: NestedFile, count: int) -> tuple[str, ...]:

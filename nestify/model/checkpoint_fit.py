@@ -1,7 +1,7 @@
 """Whether the tensors of a checkpoint fit a model, and which of them do not."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +13,28 @@ def without_modules(weights: Weights, modules: tuple[str, ...]) -> dict[str, Ten
     """Return the weights that belong to none of the given modules."""
     prefixes = tuple(f"{module}." for module in modules)
     return {key: tensor for key, tensor in weights.items() if not key.startswith(prefixes)}
+
+
+def inside_wrapper(weights: Weights, layers: Sequence[str]) -> tuple[dict[str, Tensor], str] | None:
+    """Return the weights of a model that is a part of another module, and the prefix of their names.
+
+    Args:
+        weights: the tensors of the checkpoint, such as `model.conv1.weight` and `criterion.weight`.
+        layers: names of layers that the model has at the top, such as its first one.
+
+    Returns:
+        The weights without their prefix; None if the model is no part, or not of one module only.
+    """
+    for layer in layers:
+        key = f"{layer}.weight"
+        found = {name.removesuffix(key) for name in weights if name.endswith(f".{key}")}
+        # Blocks inside the model may have layers of the same name.
+        prefixes = [each for each in found if not each.startswith(tuple(found - {each}))]
+        if key not in weights and len(prefixes) == 1:
+            [prefix] = prefixes
+            inner = {name.removeprefix(prefix): t for name, t in weights.items() if name.startswith(prefix)}
+            return inner, prefix
+    return None
 
 
 def difference_from(expected: Weights, weights: Weights, new: tuple[str, ...], unknown: bool = True) -> str:

@@ -3,10 +3,12 @@
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from nestify.errors import UnsupportedModelError
+from nestify.model.spec import ModelSpec, synthetic_input
 
 Outputs = Tensor | list[Tensor]
 """Logits or an embedding (B, C), or a list of feature maps (B, C, H, W) or (B, H, W, C)."""
@@ -39,9 +41,16 @@ def as_list(outputs: Outputs) -> list[Tensor]:
     return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
-def channel_counts(outputs: Outputs, channels_last: bool) -> list[int]:
-    """Return the number of channels of each tensor."""
-    return [each.shape[_channel_dim(each, channels_last)] for each in as_list(outputs)]
+@torch.no_grad()
+def output_channels(network: nn.Module, spec: ModelSpec) -> tuple[int, ...]:
+    """Run a network, and return the number of channels of each tensor that it returns.
+
+    Args:
+        network: the network, in eval mode.
+        spec: description of the model that it is, or a level of.
+    """
+    outputs = network(synthetic_input(spec.input_size).to(next(network.parameters()).device))
+    return tuple(each.shape[_channel_dim(each, spec.channels_last)] for each in as_list(outputs))
 
 
 def channel_means(outputs: Outputs, channels_last: bool) -> list[list[float]]:

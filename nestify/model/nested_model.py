@@ -9,20 +9,14 @@ from torch.func import functional_call
 
 from nestify.errors import RecipeError
 from nestify.model.batch_norm import own_names
+from nestify.model.call_lock import CallLock
 from nestify.model.entry_levels import EntryLevels, NestedState
-from nestify.model.feature_maps import Outputs, channel_counts, checked_outputs
+from nestify.model.feature_maps import Outputs, checked_outputs, output_channels
 from nestify.model.heads import head_names, resize_rows, set_classes
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.masking import MaskedWeight, NamedTensors, UnmaskedWeights, masked_weight, tensor_versions
 from nestify.model.projection import own_projection, shared_parts
-from nestify.model.spec import (
-    ModelSpec,
-    owner,
-    state_tensors,
-    synthetic_input,
-    tied_across_modules,
-    tied_names,
-)
+from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
 from nestify.recipe.options import BatchNormMode
 from nestify.shown import Shown
 
@@ -94,6 +88,7 @@ class NestedModel(Shown, nn.Module):
         )
         self.unmasked = UnmaskedWeights(self.entry, self._cut_if_used)
         self._cached: tuple[object, dict[str, Tensor]] | None = None
+        self._calls = CallLock()
         assert entry is None or entry.n_levels == self.n_levels
 
     def _initial_copy(self, level: int, name: str, shared: Tensor) -> Tensor:
@@ -109,7 +104,7 @@ class NestedModel(Shown, nn.Module):
         """
         if level in self.level_names:
             return self.level_names.index(str(level)) + 1
-        number = int(level) if isinstance(level, int) or level.isdecimal() else 0
+        number = int(level) if str(level).isdecimal() else 0
         if not 1 <= number <= self.n_levels:
             names = ", ".join(f"{k} ({name})" for k, name in enumerate(self.level_names, start=1))
             raise RecipeError(f"there is no level {level!r}; give one of {names}")
@@ -214,7 +209,7 @@ class NestedModel(Shown, nn.Module):
         return tensors
 
     def forward(self, images: Tensor, level: int | str | None = None) -> Outputs:
-        """Compute the logits of a level, its embedding, or its feature maps.
+        """Compute the logits of a level, its embedding, or its feature maps; one call at a time.
 
         Args:
             images: (B, C, H, W), preprocessed according to `spec.preprocessing`.
@@ -228,19 +223,17 @@ class NestedModel(Shown, nn.Module):
             RecipeError: if the model has no such level.
         """
         number = self.n_levels if level is None else self.level_number(level)
-        return self.run(*self.view(number, images.device, torch.is_grad_enabled()), images)
+        with self._calls.held():  # other levels replace the tensors of the same modules
+            return self.run(*self.view(number, images.device, torch.is_grad_enabled()), images)
 
     def run(self, module: nn.Module, tensors: dict[str, Tensor], images: Tensor) -> Outputs:
         """Run a module with the tensors that `view` returned with it; see `forward`."""
         found = functional_call(module, tensors, (images,), tie_weights=False) if tensors else module(images)
         return checked_outputs(found, self.spec.architecture)
 
-    @torch.no_grad()
     def feature_channels(self, level: int | str) -> tuple[int, ...]:
         """Return the channels of each feature map of a level, or the length of its embedding or logits."""
-        plain = self.at_level(level)
-        images = synthetic_input(self.spec.input_size).to(next(plain.parameters()).device)
-        return tuple(channel_counts(plain(images), self.spec.channels_last))
+        return output_channels(self.at_level(level), self.spec)
 
     def view(self, level: int, device: torch.device, lazy: bool) -> tuple[nn.Module, dict[str, Tensor]]:
         """Return a module, and the tensors that `torch.func.functional_call` needs to run it as a level.
@@ -280,7 +273,10 @@ class NestedModel(Shown, nn.Module):
 
         This is a timm model, or for a smaller level a network made by torch.export.
         """
-        number = self.level_number(level)
+        with self._calls.held():
+            return self._plain(self.level_number(level))
+
+    def _plain(self, number: int) -> nn.Module:
         tensors = self.projection(number, lazy=True)  # so that one masked weight at a time is in memory
         if self.level_sizes and self.is_smaller(number):
             return self.level_sizes.make_network(number, tensors)

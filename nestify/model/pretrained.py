@@ -19,7 +19,7 @@ from torch import nn
 from nestify.errors import CheckpointError, RecipeError, foreign_code
 from nestify.files import atomic_file
 from nestify.model.build_limits import BuildLimits, limited_build
-from nestify.model.checkpoint_fit import Weights, difference_from, without_modules
+from nestify.model.checkpoint_fit import Weights, difference_from, inside_wrapper, without_modules
 from nestify.model.hub import hub_or_cache
 from nestify.model.spec import Kwargs, ModelSpec, NoRandomFill, describe_model
 from nestify.model.weights_file import read_weights
@@ -83,13 +83,15 @@ def load_pretrained(
     if input_size is not None:
         arguments = _with_input_size(name, arguments, input_size)
     file = None if checkpoint is None else read_weights(Path(checkpoint))
+    notices = () if file is None else file.notices
     on_hub = name.startswith(_HUB_PREFIXES)
     uses_hub = on_hub or (file is None and pretrained and not name.startswith("local-dir:"))
     with hub_or_cache(uses_hub) as problems, _raise_as_checkpoint_error(name, options[1], problems):
         if file is None:
             model = _create_pretrained(name, pretrained, arguments, new_head_classes)
         else:
-            model = _create_with(name, file.tensors, arguments, new_head_classes, str(checkpoint))
+            model, notice = _create_from(name, file.tensors, arguments, new_head_classes, str(checkpoint))
+            notices += notice
     _check_finite(model, name, options[1])
     model.eval()
     size = None if input_size is None else (_in_chans(model), *_height_and_width(input_size))
@@ -98,7 +100,7 @@ def load_pretrained(
         spec=describe_model(model, input_size=size),
         source_sha256=None if checkpoint is None else _sha256(Path(checkpoint)),
         new_head=new_head_classes is not None or (file is None and not pretrained),
-        notices=() if file is None else file.notices,
+        notices=notices,
     )
 
 
@@ -181,6 +183,39 @@ def _create_pretrained(
     return model
 
 
+def _create_from(
+    name: str, weights: Weights, arguments: Kwargs, new_head_classes: int | None, source: str
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """Make a model with a checkpoint's weights, also where the model is a part of another module.
+
+    Returns:
+        The model, and a sentence that names the part, if so.
+    """
+    random_state = torch.get_rng_state()
+    try:
+        return _create_with(name, weights, arguments, new_head_classes, source), ()
+    except CheckpointError:
+        cfg = _known_cfg(name)
+        found = inside_wrapper(weights, _as_tuple(cfg.first_conv if cfg else None))
+        if found is None:
+            raise
+        inner, prefix = found
+        torch.set_rng_state(random_state)
+        try:
+            model = _create_with(name, inner, arguments, new_head_classes, source)
+        except CheckpointError:
+            model = None
+        if model is None:
+            raise
+    others = len(weights) - len(inner)
+    rest = f", without {others} other tensors" if others else ""
+    return model, (f"checkpoint {source}: using the weights under {prefix.rstrip('.')}{rest}",)
+
+
+def _known_cfg(name: str) -> Any:
+    return timm.models.get_pretrained_cfg(name.removeprefix("local-dir:"), allow_unregistered=True)
+
+
 def _create_with(
     name: str, weights: Weights, arguments: Kwargs, new_head_classes: int | None, source: str
 ) -> nn.Module:
@@ -192,7 +227,7 @@ def _create_with(
     Raises:
         CheckpointError: if they do not fit the model, apart from a new classifier.
     """
-    probe_cfg = timm.models.get_pretrained_cfg(name.removeprefix("local-dir:"), allow_unregistered=True)
+    probe_cfg = _known_cfg(name)
     names = _as_tuple(probe_cfg.classifier if probe_cfg else None)
     if arguments.get("num_classes") == 0:
         weights = without_modules(weights, names)

@@ -2,6 +2,8 @@
 
 import argparse
 import os
+import pickle
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -87,10 +89,45 @@ def check_is_file(path: Path) -> None:
 
 
 def _load(path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        return load_file(path)
-    with torch.serialization.safe_globals([argparse.Namespace]):  # timm's scripts store their arguments
-        return torch.load(path, map_location="cpu", weights_only=True)
+    """Load the content of a file, whose first bytes say how it is stored; its name does not matter.
+
+    Raises:
+        CheckpointError: if the file is a pointer of Git LFS, or a nested file.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_LFS_POINTER))
+    if start == _LFS_POINTER:
+        raise CheckpointError(
+            f"checkpoint {path} is a pointer of Git LFS, not the weights themselves; fetch them with git lfs "
+            "pull"
+        )
+    header = int.from_bytes(start[:8], "little")
+    is_safetensors = start[8:9] == b"{" and header < path.stat().st_size
+    is_pickle = start.startswith((b"PK", b"\x80"))  # a zip archive of torch.save, or a pickle
+    if is_safetensors or (path.suffix == ".safetensors" and not is_pickle):
+        tensors = load_file(path)
+        if any(_IN_NESTED_FILE.match(name) for name in tensors):
+            raise CheckpointError(
+                f"checkpoint {path} is a nested file; give a plain model, such as one of its levels: "
+                "nestify export FILE --level LEVEL --format timm"
+            )
+        return tensors
+    try:
+        # timm's scripts store their arguments; torch would go by the ending of a path
+        with torch.serialization.safe_globals([argparse.Namespace]), path.open("rb") as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message proposes to run what is in the file
+        raise ValueError(
+            "it is no file of torch.save, or holds objects of Python other than tensors"
+        ) from error
+    except RuntimeError as error:
+        if "TorchScript" in str(error):
+            raise ValueError("it is a TorchScript archive, which holds a program") from error
+        raise
+
+
+_LFS_POINTER = b"version https://git-lfs"
+_IN_NESTED_FILE = re.compile(r"level[0-9]+/")
 
 
 def _find_state_dict(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:

@@ -3,19 +3,17 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from nestify.recipe.paths import INPUT_FILES
 from nestify.recipe.recipe import Recipe
 
 FREE = {
     "output",
     "data.workers",
-    "data.class_names",  # the classes are compared instead
-    "data.hierarchy",  # the class map in it is compared instead
     "data.on_bad_image",  # a run that refuses such images has met none
     "train.checkpoint_minutes",
     "train.timeout_minutes",
     "train.log",
-    "model.checkpoint",  # its contents are compared instead
-    "train.teacher_checkpoint",
+    *INPUT_FILES,  # weights, classes and labels in them are compared instead
 }
 """Options that the result does not depend on."""
 

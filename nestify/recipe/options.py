@@ -32,7 +32,7 @@ ConsensusKind = Literal["mean", "learned"]
 Loss = Literal["ce", "bce", "poly", "asl"]
 OnBadImage = Literal["refuse", "skip"]
 
-CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".bin")
+CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin")
 TEACHERS = ("original", "self", "both", "none")
 """Teachers that come from the run itself; anything else is the name of a timm model."""
 

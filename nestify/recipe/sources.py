@@ -20,13 +20,13 @@ from nestify.files import is_special
 from nestify.recipe.level_options import DEFAULT_LEVELS, QUANTITY
 from nestify.recipe.level_texts import parse_levels
 from nestify.recipe.options import CHECKPOINT_ENDINGS
+from nestify.recipe.paths import IMAGES, INPUT_FILES, LOCAL_MODEL, MAY_BE_ELSEWHERE, MODELS
 from nestify.recipe.problems import DEEPEST, Problem, format_toml, is_too_deep
 from nestify.text import printable
 
 Table = dict[str, Any]
 
 RECIPE_ENDINGS = (".toml", ".json")
-_WITH_PATHS = ("model", "data", "train", "gates")
 
 _HUB = re.compile(r"(local-dir|hf-hub|hf_hub):", re.IGNORECASE)
 _LEVEL_AS_TABLE = re.compile(r"levels?\.([0-9]{1,3})\.(.+)")
@@ -217,8 +217,8 @@ def _syntax_error(message: str, text: str) -> str:
 def _resolve_paths(table: Table, folder: Path) -> Table:
     """Resolve relative paths against the recipe's folder, so that a recipe means the same in every folder.
 
-    Images are also searched in the current folder, if the recipe's folder has nothing of that name. Outputs
-    are written relative to the current folder.
+    Images, and tables about them, are also searched in the current folder, if the recipe's folder has nothing
+    of that name. Outputs are written relative to the current folder.
     """
 
     def below(text: str, must_exist: bool = False) -> str:
@@ -228,28 +228,22 @@ def _resolve_paths(table: Table, folder: Path) -> Table:
     def resolve(key: str, value: object) -> object:
         if not isinstance(value, str) or value in ("", "none"):
             return value
-        if key in ("checkpoint", "teacher_checkpoint", "baseline"):
-            return below(value)
-        if key in ("path", "root", "hierarchy", "class_names"):
-            return value if _DATASET.match(value) else below(value, must_exist=True)
-        prefix, separator, rest = value.partition(":")
-        local = key in ("name", "teacher") and prefix == "local-dir" and rest
-        return f"{prefix}{separator}{below(rest)}" if local else value
+        if key == "data.path" and _DATASET.match(value):
+            return value
+        if key in (*INPUT_FILES, *IMAGES):
+            return below(value, must_exist=key in MAY_BE_ELSEWHERE)
+        rest = value.removeprefix(LOCAL_MODEL)
+        return f"{LOCAL_MODEL}{below(rest)}" if key in MODELS and rest not in ("", value) else value
 
     def resolve_all(name: str, part: object) -> object:
         if not isinstance(part, dict):
             return part
-        if name in _WITH_PATHS:
-            return {key: resolve(key, value) for key, value in part.items()}
         if name != "matrix":
-            return part
-        return {key: of_axis(key, values) for key, values in part.items()}
-
-    def of_axis(key: str, values: object) -> object:
-        section, _, option = key.partition(".")
-        if section in _WITH_PATHS and isinstance(values, list):
-            return [resolve(option, value) for value in values]
-        return values
+            return {key: resolve(f"{name}.{key}", value) for key, value in part.items()}
+        return {
+            key: [resolve(key, value) for value in values] if isinstance(values, list) else values
+            for key, values in part.items()
+        }
 
     return {name: resolve_all(name, part) for name, part in table.items()}
 

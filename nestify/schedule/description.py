@@ -1,16 +1,16 @@
 """The description of a run that goes into its nested file."""
 
-import os
 from collections.abc import Sequence
 from importlib.metadata import version
 from itertools import chain
-from pathlib import Path
+from math import isfinite
 from typing import Any
 
 import torch
 
 from nestify.addresses import hide_passwords_in
 from nestify.data.hierarchy import ClassLevels
+from nestify.errors import DivergedError
 from nestify.evaluation.calibration import Calibration
 from nestify.evaluation.measure import Score
 from nestify.file.fingerprint import fingerprint_parts
@@ -21,6 +21,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
 from nestify.recipe.levels import Level
 from nestify.recipe.metric import metric_of_run
+from nestify.recipe.paths import without_folders
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.costs import LevelCost
 
@@ -87,7 +88,7 @@ def describe(
         schedule=recipe.schedule.kind,
         levels=described,
         original=_original(original),
-        recipe=_without_folders(recipe.to_dict()),
+        recipe=_recorded(recipe),
         seed=recipe.seed,
         versions={name: version(name) for name in ("nestify", "torch", "timm")},
         source_sha256=source_sha256,
@@ -144,24 +145,9 @@ def prefix_bytes(
     return planned_bytes(state, plain.model_copy(update={"levels": described}), dtype)
 
 
-def _without_folders(options: dict[str, Any]) -> dict[str, Any]:
-    """Reduce the output and absolute paths in a recipe's options to names, and leave passwords out."""
-    keys = [
-        ("data", "path"),
-        ("data", "root"),
-        ("data", "hierarchy"),
-        ("data", "class_names"),
-        ("data", "labels"),
-    ]
-    keys += [("model", "checkpoint")]
-    keys += [("train", "teacher_checkpoint"), ("finetune", "save")]
-    for section, key in keys:
-        value = options[section].get(key)
-        if value is not None and os.path.isabs(value):
-            options[section][key] = Path(value).name
-    if options["output"] is not None:
-        options["output"] = Path(options["output"]).name
-    return {name: hide_passwords_in(value) for name, value in options.items()}
+def _recorded(recipe: Recipe) -> dict[str, Any]:
+    """Return the options that the file holds: without folders of absolute paths, and without passwords."""
+    return {name: hide_passwords_in(value) for name, value in without_folders(recipe.to_dict()).items()}
 
 
 def _model_entry(spec: ModelSpec, class_names: Sequence[str] | None, keep_outputs: bool) -> ModelEntry:
@@ -200,6 +186,11 @@ def _level(
     outputs = [[0.0] * nested.classes[k - 1]]
     if fingerprints or spec.output != "logits":
         outputs = fingerprint_parts(lazy_level(nested, k), spec.input_size, spec.channels_last)
+    if not all(map(isfinite, chain.from_iterable(outputs))):
+        raise DivergedError(
+            f"level {k} ({level.name}) returns values that are not finite for an image of random pixels; its "
+            "weights have diverged, or are too large for their type: train with a smaller learning rate"
+        )
     return LevelDescription(
         name=level.name,
         sparsity=level.sparsity,

@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, fields
 from io import FileIO
-from math import isfinite
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,6 +20,7 @@ from nestify.addresses import hide_passwords
 from nestify.errors import OutputError
 from nestify.evaluation.measure import Score
 from nestify.files import sibling
+from nestify.text import without_non_finite
 from nestify.training.observer import Moment, Observer, Phase, RateSearch
 from nestify.training.progress import StepLog
 from nestify.training.tensorboard import TensorBoardLog, summary_writer
@@ -110,7 +110,7 @@ class MetricsLog(Observer):
     def _write(self, record: dict[str, Any]) -> None:
         record["seconds"] = self._seconds()
         failed_before = bool(self._waiting)
-        line = hide_passwords(json.dumps(_replace_non_finite(record)))
+        line = hide_passwords(json.dumps(without_non_finite(record)))
         self._waiting.append(f"{line}\n".encode())
         self._write_waiting(warn=not failed_before)
 
@@ -143,15 +143,6 @@ def open_truncated(path: Path, size: int) -> FileIO:
     file.truncate(min(size, path.stat().st_size))
     file.seek(0, os.SEEK_END)
     return file
-
-
-def _replace_non_finite(value: Any) -> Any:
-    """Replace NaN and infinity, which JSON does not have, by None."""
-    if isinstance(value, float):
-        return value if isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: _replace_non_finite(item) for key, item in value.items()}
-    return [_replace_non_finite(item) for item in value] if isinstance(value, list) else value
 
 
 _EPOCH = "csv_epoch"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nestify.compression import write as api
 from nestify.errors import BadFileError
@@ -244,6 +244,15 @@ def test_a_last_step_that_diverges(refused: Refused) -> None:
     message = refused(4, "compress", "digits", *TWO_STEPS, *finetuned, "--set", "finetune.lr=1e30")
     assert message.startswith("the loss of the dense model on the validation images is ")
     assert "; a smaller finetune.lr may help, with --restart" in message
+
+
+def test_a_checkpoint_that_predicts_nothing(refused: Refused) -> None:
+    """No learning rate is named if nothing was trained."""
+    weights = load_file(CHECKPOINT)
+    weights["layer1.0.bn1.running_var"].fill_(-1)
+    save_file(weights, "broken.safetensors")
+    message = refused(4, *START, "a.safetensors", "--checkpoint", "broken.safetensors")
+    assert message.startswith("the loss of the dense model on the validation images is nan; give another ")
 
 
 def test_a_file_that_does_not_load_again_is_not_kept(

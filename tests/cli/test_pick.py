@@ -121,6 +121,14 @@ def test_a_saved_latency(file: Path) -> None:
         (("--max-params", "2MB"), "--max-params '2MB' is not understood; give 2M"),
         (("--min-top1", "0"), "--min-top1 '0' is not above 0 and finite; give a percentage"),
         (("--min-top1", "101"), "--min-top1 101 is above 100 percent"),
+        (
+            ("--max-bytes", "1GB", "--engine", "--threads", "2"),
+            "--threads, --engine: only a limit on latency",
+        ),
+        (
+            ("--min-top1", "1", "--saved"),
+            "--saved: only a limit on latency needs a measurement; add --max-lat",
+        ),
         (("--max-latency", "1s", "--batch-size", "0"), "--batch-size 0 is not from 1 to 65536"),
         (("--max-latency", "1s", "--threads", "-1"), "--threads -1 is not from 1 to 1024"),
     ],

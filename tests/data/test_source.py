@@ -97,6 +97,16 @@ def test_other_files_only(tmp_path: Path) -> None:
         open_images(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("name", "remedy"),
+    [("a.zip", "unpack its archives"), ("b.tar.gz", "unpack its archives"), ("shard-0.tar", "--data wds/")],
+)
+def test_archives_in_a_folder_name_the_remedy(name: str, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(DataError, match=f"no images in class folders; it holds .*{remedy}"):
+        open_images(str(tmp_path))
+
+
 def test_images_without_class_folders(tmp_path: Path) -> None:
     make_folder(tmp_path, {".": 3})
     with pytest.raises(DataError, match="images are outside class folders"):

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,21 @@ def test_numpy_and_onnxruntime_are_enough(path: Path, library_path: Path, tmp_pa
     environment = {VARIABLE: str(library_path), "PYTHONPATH": ":".join(sys.path)}
     subprocess.run(command, check=True, env=environment)
     np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), Session(path, 1)(images(3)), atol=1e-5)
+
+
+def test_lists_are_images_too(path: Path) -> None:
+    session = Session(path, 1)
+    np.testing.assert_array_equal(session(images(2).tolist()), session(images(2)))
+
+
+def test_several_threads_share_a_session(path: Path) -> None:
+    session = Session(path, 2)
+    inputs = [image[None] for image in images(4)]
+    due = [session(image) for image in inputs]
+    with ThreadPoolExecutor(4) as threads:
+        found = list(threads.map(session, inputs * 10))
+    for logits, wanted in zip(found, due * 10, strict=True):
+        np.testing.assert_array_equal(logits, wanted)
 
 
 def test_one_image_at_a_time_or_many(path: Path) -> None:

@@ -228,3 +228,23 @@ def test_overflow_of_wider_floats_is_refused(state: dict[str, Tensor], tmp_path:
     path = saved(state | {"bn1.bias": wide}, tmp_path / "wide.safetensors")
     with pytest.raises(CheckpointError, match=r"bn1.bias has values that are not finite"):
         load_pretrained("test_resnet", checkpoint=path)
+
+
+@pytest.mark.parametrize("prefix", ["model.", "net.backbone.", "timm_model.", "ema."])
+@pytest.mark.parametrize("new_head_classes", [None, 3])
+def test_a_model_inside_another_module_is_found(
+    prefix: str, new_head_classes: int | None, state: dict[str, Tensor], tmp_path: Path
+) -> None:
+    wrapped = {f"{prefix}{key}": tensor for key, tensor in state.items()}
+    path = saved({**wrapped, "criterion.weight": torch.ones(10)}, tmp_path / "wrapped.safetensors")
+    found = load_pretrained("test_resnet", checkpoint=path, new_head_classes=new_head_classes)
+    assert torch.equal(found.model.state_dict()[CONV], state[CONV])
+    assert found.spec.num_classes == (new_head_classes or 10)
+    told = f"{path}: using the weights under {prefix[:-1]}, without 1 other tensors"
+    assert [notice.removeprefix("checkpoint ") for notice in found.notices] == [told]
+
+
+def test_two_models_inside_another_module_are_refused(state: dict[str, Tensor], tmp_path: Path) -> None:
+    both = {f"{prefix}{key}": tensor.clone() for prefix in ("a.", "b.") for key, tensor in state.items()}
+    with pytest.raises(CheckpointError, match=r"keys are unknown \(a\."):
+        load_pretrained("test_resnet", checkpoint=saved(both, tmp_path / "both.safetensors"))

@@ -112,3 +112,33 @@ def test_masks_of_other_weights_are_left_alone(tmp_path: Path) -> None:
     state = {"a_orig": torch.ones(2), "a": torch.ones(2), "a_mask": torch.ones(2), "b_orig": torch.ones(2)}
     state |= {"c_orig": torch.ones(2), "c_mask": torch.ones(3)}
     assert read_weights(saved(state, tmp_path / "odd.pth")).tensors.keys() == state.keys()
+
+
+def test_the_bytes_of_a_file_count_and_not_its_name(tmp_path: Path) -> None:
+    state = small_state()
+    save_file(state, tmp_path / "a.pth")
+    torch.save(state, tmp_path / "b.safetensors")
+    for name in ("a.pth", "b.safetensors"):
+        assert torch.equal(read_weights(tmp_path / name).tensors["conv.weight"], state["conv.weight"])
+
+
+def test_a_pointer_of_git_lfs_names_the_remedy(tmp_path: Path) -> None:
+    for name in ("a.safetensors", "a.pth"):
+        (tmp_path / name).write_text(
+            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0\nsize 12345\n"
+        )
+        with pytest.raises(CheckpointError, match=r"Git LFS.* git lfs pull"):
+            read_weights(tmp_path / name)
+
+
+def test_a_nested_file_is_no_checkpoint(tmp_path: Path) -> None:
+    save_file({"level1/values/conv.weight": torch.ones(2)}, tmp_path / "nested.safetensors")
+    with pytest.raises(CheckpointError, match=r"is a nested file; .* nestify export"):
+        read_weights(tmp_path / "nested.safetensors")
+
+
+def test_a_pickled_model_does_not_say_how_to_run_it(tmp_path: Path) -> None:
+    path = saved(nn.Linear(1, 1), tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=r"holds objects .* save only its state_dict") as caught:
+        read_weights(path)
+    assert "weights_only" not in str(caught.value)

@@ -63,7 +63,7 @@ def problems(options: dict[str, object]) -> list[str]:
         (
             "model.checkpoint",
             "a.onnx",
-            '"a.onnx" is not a checkpoint\'s name; it ends in .safetensors, .pth, .pth.tar, .pt, .bin',
+            '"a.onnx" is not a checkpoint\'s name; it ends in .safetensors, .pth, .pth.tar, .pt, .ckpt, .bin',
         ),
         ("model.kwargs", 3, "3 is not a table (further arguments of timm.create_model)"),
         (

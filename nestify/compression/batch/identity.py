@@ -8,21 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from nestify.recipe.flat_options import FREE, flat_options
+from nestify.recipe.paths import INPUT_FILES, LOCAL_MODEL, MODELS
 from nestify.recipe.recipe import Recipe
 from nestify.recipe.sources import is_named_data
 from nestify.version import __version__
 
 SMALL = 64 * 2**20
 """Archives of images below this number of bytes are identified by their bytes instead of their size."""
-
-_BY_BYTES = (
-    "model.checkpoint",
-    "train.teacher_checkpoint",
-    "data.hierarchy",
-    "data.class_names",
-    "gates.baseline",
-)
-_LOCAL = "local-dir:"
 
 
 class Contents:
@@ -58,7 +50,7 @@ def job_identity(recipe: Recipe, contents: Contents) -> str:
         key: _option_value(key, value, contents) for key, value in flat_options(recipe) if key not in FREE
     }
     options |= {
-        key: value and contents.of_bytes(value) for key, value in flat_options(recipe) if key in _BY_BYTES
+        key: value and contents.of_bytes(value) for key, value in flat_options(recipe) if key in INPUT_FILES
     }
     if is_named_data(recipe.data.path) and not recipe.data.path.startswith("wds/"):
         options["data.root"] = None  # a folder for downloads, which can fill while the job runs
@@ -69,8 +61,8 @@ def _option_value(key: str, value: Any, contents: Contents) -> Any:
     """Return an option's value, or the hash of the file or folder that it names."""
     if not isinstance(value, str):
         return value
-    if key in ("model.name", "train.teacher") and value.startswith(_LOCAL):
-        return contents.of_bytes(value.removeprefix(_LOCAL))
+    if key in MODELS and value.startswith(LOCAL_MODEL):
+        return contents.of_bytes(value.removeprefix(LOCAL_MODEL))
     if key == "data.root":
         return contents.of_images(value)
     if key == "data.path" and os.path.isdir(shards := value.removeprefix("wds/")) and shards != value:

@@ -12,6 +12,7 @@ from nestify.compression.batch.identity import Contents, job_identity
 from nestify.compression.batch.matrix import NO_SETTINGS, Variant, expand
 from nestify.errors import OutputError, RecipeError
 from nestify.files import is_special
+from nestify.recipe.paths import IMAGES, INPUT_FILES, LOCAL_MODEL, MODELS
 from nestify.recipe.recipe import Recipe
 from nestify.recipe.sources import is_named_data
 
@@ -136,34 +137,17 @@ def _clashes(variant: Variant) -> list[str]:
 
 def _with_absolute_paths(recipe: Recipe, folder: Path) -> Recipe:
     """Return the recipe with outputs in a folder, and with absolute paths of inputs."""
-    model, data, train, save = recipe.model, recipe.data, recipe.train, recipe.finetune.save
+    data, save = recipe.data, recipe.finetune.save
     is_local = not is_named_data(data.path) and os.path.exists(data.path)
-    return recipe.model_copy(
-        update={
-            "output": str(folder / recipe.output_path.name),
-            "model": model.model_copy(
-                update={"name": _local_model(model.name), "checkpoint": _absolute(model.checkpoint)}
-            ),
-            "data": data.model_copy(
-                update={
-                    "path": os.path.abspath(data.path) if is_local else data.path,
-                    "root": _absolute(data.root),
-                    "hierarchy": _absolute(data.hierarchy),
-                    "class_names": _absolute(data.class_names),
-                }
-            ),
-            "train": train.model_copy(
-                update={
-                    "teacher": _local_model(train.teacher),
-                    "teacher_checkpoint": _absolute(train.teacher_checkpoint),
-                }
-            ),
-            "gates": recipe.gates.model_copy(update={"baseline": _absolute(recipe.gates.baseline)}),
-            "finetune": recipe.finetune.model_copy(
-                update={"save": save and str(folder / Path(save).name)},
-            ),
-        }
-    )
+    sections: dict[str, dict[str, object]] = {"finetune": {"save": save and str(folder / Path(save).name)}}
+    for key in (*INPUT_FILES, *IMAGES, *MODELS):
+        section, _, option = key.partition(".")
+        value = getattr(getattr(recipe, section), option)
+        absolute = _local_model(value) if key in MODELS else _absolute(value)
+        sections.setdefault(section, {})[option] = absolute
+    sections["data"]["path"] = os.path.abspath(data.path) if is_local else data.path
+    changed = {name: getattr(recipe, name).model_copy(update=values) for name, values in sections.items()}
+    return recipe.model_copy(update={"output": str(folder / recipe.output_path.name), **changed})
 
 
 def _absolute(path: str | None) -> str | None:
@@ -171,5 +155,5 @@ def _absolute(path: str | None) -> str | None:
 
 
 def _local_model(name: str) -> str:
-    prefix, _, folder = name.partition(":")
-    return f"{prefix}:{os.path.abspath(folder)}" if prefix == "local-dir" and folder else name
+    folder = name.removeprefix(LOCAL_MODEL)
+    return f"{LOCAL_MODEL}{os.path.abspath(folder)}" if folder not in ("", name) else name

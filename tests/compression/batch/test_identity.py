@@ -21,6 +21,7 @@ def place(tmp_path: Path) -> Path:
         (root / name).write_bytes(name.encode())
     (root / "a.safetensors").write_bytes(b"weights")
     (root / "classes.csv").write_text("fine,coarse\n")
+    (root / "labels.csv").write_text("file,labels\n")
     return root
 
 
@@ -92,6 +93,15 @@ def test_contents_that_make_a_difference(change: Callable[[Path], object], place
     before = hash_of(place)
     change(place)
     assert hash_of(place) != before
+
+
+def test_labels_count_by_their_content(place: Path, tmp_path: Path) -> None:
+    options = {"data__hierarchy": None, "data__labels": str(place / "labels.csv")}
+    before = hash_of(place, **options)
+    moved = shutil.copy(place / "labels.csv", tmp_path / "moved.csv")
+    assert hash_of(place, **{**options, "data__labels": str(moved)}) == before
+    (place / "labels.csv").write_text("file,labels\ncat/1.png,cat\n")
+    assert hash_of(place, **options) != before
 
 
 def test_large_archives_are_known_by_their_size(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

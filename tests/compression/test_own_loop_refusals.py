@@ -1,0 +1,101 @@
+"""What `nest`, `load_state_dict` and `save` refuse in a sentence, before a training is spoiled by it."""
+
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+import nestify
+from nestify.compression.trainable import TrainableNestedModel
+from nestify.errors import DivergedError, RecipeError
+
+SHAPE = (3, 32, 32)
+
+
+def small_model(classes: int = 3) -> nn.Module:
+    model: nn.Module = timm.create_model("test_resnet", num_classes=classes)
+    return model
+
+
+def nest(model: nn.Module | None = None, levels: Any = "0.5,0", **options: Any) -> TrainableNestedModel:
+    model = small_model() if model is None else model
+    return nestify.nest(model, levels, **{"input_size": SHAPE, **options})
+
+
+def test_a_teacher_shares_no_weight_with_the_model() -> None:
+    """Its weights are frozen, so that the levels would not learn."""
+    model = small_model()
+    with pytest.raises(RecipeError, match=r"teacher shares weights .* copy\.deepcopy\(model\)"):
+        nest(model, teacher=model)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    nest(model, teacher=deepcopy(model))
+
+
+def test_a_teacher_predicts_the_classes_of_the_model() -> None:
+    with pytest.raises(RecipeError, match="teacher predicts 5 classes, and the model 3"):
+        nest(teacher=small_model(5))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_levels_are_trained_in_float32(dtype: torch.dtype) -> None:
+    with pytest.raises(RecipeError, match=r"is b?float\d+, .* give model\.float\(\)"):
+        nest(small_model().to(dtype))
+
+
+def test_a_compiled_model_is_refused_with_the_remedy() -> None:
+    with pytest.raises(RecipeError, match=r"torch\.compile; give .*_orig_mod"):
+        nest(torch.compile(small_model()))  # type: ignore[arg-type]  # torch's own annotation
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ramp_steps": 0.5}, "ramp_steps = 0.5 is not a whole number"),
+        ({"ramp_steps": "10"}, "ramp_steps = '10' is not a whole number"),
+        ({"ramp_steps": True}, "ramp_steps = True is not a whole number"),
+        ({"input_size": 32}, "input_size = 32 is not"),
+        ({"input_size": (32, 32)}, r"input_size = \(32, 32\) is not"),
+    ],
+)
+def test_arguments_of_other_types(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        nest(**options)
+
+
+@pytest.mark.parametrize("levels", [np.array([0.5, 0.0]), torch.tensor([0.5, 0.0]), (x for x in (0.5, 0))])
+def test_levels_may_be_any_sequence_of_numbers(levels: Any) -> None:
+    assert nest(levels=levels).sparsity(1) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_state_of_other_levels_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"that of 2 levels, and this model has 3; call nest"):
+        nest(levels="0.9,0.5,0").load_state_dict(nest().state_dict())
+
+
+@pytest.mark.parametrize(
+    ("names", "words"),
+    [
+        ("abc", "'abc' is not a list of texts"),
+        ([1, 2, 3], r"\[1, 2, 3\] is not a list of texts"),
+        (["a", "b", "a"], "'a' twice"),
+        (["a", "b"], "2 class names"),
+    ],
+)
+def test_names_tell_the_classes_apart(names: Any, words: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=words):
+        nest().save(tmp_path / "a.safetensors", names)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_diverged_model_is_not_saved(tmp_path: Path) -> None:
+    nested = nest()
+    with torch.no_grad():
+        nested.network.get_parameter("fc.weight")[0, 0] = float("nan")
+    with pytest.raises(DivergedError, match=r"level 1 \(level1\) returns values that are not finite"):
+        nested.save(tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
