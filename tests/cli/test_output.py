@@ -251,7 +251,7 @@ def test_a_checkpoint_that_predicts_nothing(refused: Refused) -> None:
     weights = load_file(CHECKPOINT)
     weights["layer1.0.bn1.running_var"].fill_(-1)
     save_file(weights, "broken.safetensors")
-    message = refused(4, *START, "a.safetensors", "--checkpoint", "broken.safetensors")
+    message = refused(4, *START, "digits.nested.safetensors", "--checkpoint", "broken.safetensors")
     assert message.startswith("the loss of the dense model on the validation images is nan; give another ")
 
 
