@@ -131,6 +131,8 @@ class _LevelFit:
     def run(self, images: Tensor) -> Generator[tuple[str, Tensor], None, None]:
         """Fit the layers one after the other, and yield the name and the full weight of each."""
         fitted: set[str] = set()
+        names = set(self.nested.spec.maskable)
+        pending = {name for name, own in self.entry.items() if name in names and self._can_fit(own)}
         targets = layer_calls(self.original, images, batch_statistics=False)
         calls = layer_calls(self.plain, images, batch_statistics=self.nested.is_reduced(self.level))
         with closing(targets), closing(calls):
@@ -147,6 +149,8 @@ class _LevelFit:
                     call.weight.copy_(used if places is None else used[places])
                     fitted.add(call.name)
                     yield call.name, solution
+                    if pending <= fitted:  # what comes after the last layer to fit need not run
+                        break
 
     def _can_fit(self, entry: Tensor) -> bool:
         """Whether the level has own weights in a layer, and higher levels can make up for their change."""
