@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from nestify.compression.inputs import Inputs
+from nestify.data.classes import list_few
 from nestify.errors import BadFileError, CheckpointError, DataError, OutputError, RecipeError, foreign_code
 from nestify.file.layout import encode_header
 from nestify.file.loading import load_nested
@@ -45,6 +46,11 @@ class BaseFile:
         self.count = file.n_levels
         self.state = file.state()
 
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of its classes or labels, in the order of its logits; None if it has none."""
+        return self.file.manifest.model.class_names or None
+
     def identity(self) -> dict[str, str]:
         """Return the file's part of the identity of a run: one hash of all its levels."""
         hashes = "".join(level.sha256 for level in self.file.manifest.levels)
@@ -60,21 +66,22 @@ class BaseFile:
         Raises:
             CheckpointError: if the model predicts other classes.
             DataError: if the images have other classes.
-            RecipeError: if other validation images would be held out.
+            RecipeError: if other validation images would be held out, or the new levels of a backbone would
+                return other channels.
         """
         name, manifest = self.file.name, self.file.manifest
         spec, entry = inputs.pretrained.spec, manifest.model
+        if spec.output != "logits" and not entry.keep_outputs and any(x.width < 1 for x in manifest.levels):
+            raise RecipeError(
+                f"the levels of {name} return fewer channels than the original (schedule.keep_outputs = "
+                "false), so that levels above them cannot learn from it; nest all levels at once"
+            )
         if spec.num_classes != entry.num_classes:
             raise CheckpointError(
                 f"the checkpoint predicts {spec.num_classes} classes, {name} {entry.num_classes}; give the "
                 "model that the file was made from, after its fine-tuning (finetune.save)"
             )
-        ours, theirs = inputs.labels.class_names, entry.class_names
-        if ours and theirs and list(ours) != theirs:
-            raise DataError(
-                f"the images have other classes than {name}, or another order; give the images of the same "
-                "classes as data.path"
-            )
+        self._check_classes(inputs)
         if manifest.held_out != inputs.held_out_record:
             raise RecipeError(
                 f"data.holdout and seed = {inputs.recipe.seed} hold out other validation images than those "
@@ -88,6 +95,24 @@ class BaseFile:
             )
         spec = replace(spec, preprocessing=entry.preprocessing.model_dump())
         return replace(inputs, pretrained=replace(inputs.pretrained, spec=spec))
+
+    def _check_classes(self, inputs: Inputs) -> None:
+        """Check that the images have the file's classes, of which the recipe may give the order.
+
+        Raises:
+            DataError: if they do not.
+        """
+        name, theirs, images = self.file.name, self.class_names, inputs.train_images
+        if not theirs or not images.class_names:
+            return
+        if list(images.class_names) != theirs:
+            raise DataError(f"data.class_names has other names than {name}, or another order; leave it out")
+        index_of = images.classes.index_of
+        if missing := [theirs[k] for k in range(len(theirs)) if index_of is not None and k not in index_of]:
+            raise DataError(
+                f"{images.source}: has no images of {list_few(missing)}, which {name} predicts; give the "
+                "images of the same classes as data.path, or their table as data.labels"
+            )
 
     def sizes(self, levels: Sequence[Level], removable: Removable | None) -> list[LevelSize]:
         """Return the sizes of the file's levels, core first.

@@ -6,9 +6,10 @@ from copy import deepcopy
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn import functional
 
+from nestify.compression.shared_prefix import SharedPrefix, can_share
 from nestify.model.batch_norm import recalibrate, relate_statistics, running_statistics
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
@@ -70,13 +71,34 @@ class Probe:
         fitting: images (B, C, H, W) that candidates are fitted on.
         measuring: other images, that candidates are measured on.
         target: (B,) classes of the latter; None without labels.
+        graph: the same network, made by torch.export: passes of networks that are made by it too begin where
+            they differ from it. None: they begin at the start.
+
+    Attributes:
+        plain: the network that sparse layers are measured in: `graph` if it is given.
+        statistics: its running statistics.
     """
 
-    def __init__(self, network: nn.Module, fitting: Tensor, measuring: Tensor, target: Tensor | None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        fitting: Tensor,
+        measuring: Tensor,
+        target: Tensor | None,
+        graph: fx.GraphModule | None = None,
+    ) -> None:
         self.network, self.fitting = network, fitting
         self._images, self._target = measuring, target
-        self.statistics = running_statistics(network)
-        measured = deepcopy(network)
+        self._passes: tuple[SharedPrefix, SharedPrefix] | None = None
+        self.plain: nn.Module = network
+        if graph is not None and can_share(graph):
+            self.plain = graph
+            self._passes = (
+                SharedPrefix(graph, fitting, batch_statistics=True),
+                SharedPrefix(graph, measuring, batch_statistics=False),
+            )
+        self.statistics = running_statistics(self.plain)
+        measured = deepcopy(self.plain)
         recalibrate(measured, [fitting], 1)
         self._measured_statistics = running_statistics(measured)
         with torch.no_grad():
@@ -91,10 +113,13 @@ class Probe:
         """
         if not self.statistics:
             return
-        recalibrate(network, [self.fitting], 1)
-        own = running_statistics(network)
+        if self._passes is not None and isinstance(network, fx.GraphModule):
+            names = self._passes[0].measure_norms(network)  # those before have the original's
+        else:
+            recalibrate(network, [self.fitting], 1)
+            names = list(running_statistics(network))
         parts = [
-            {name: cut(name, tensor) for name, tensor in statistics.items() if name in own}
+            {name: cut(name, statistics[name]) for name in names}
             for statistics in (self._measured_statistics, self.statistics)
         ]
         relate_statistics(network, *parts)
@@ -102,7 +127,10 @@ class Probe:
     @torch.no_grad()
     def measure(self, network: nn.Module) -> Measured:
         """Compare a network, in eval mode, with the original one."""
-        logits = network(self._images).float()
+        if self._passes is not None and isinstance(network, fx.GraphModule):
+            logits = self._passes[1].run(network).float()
+        else:
+            logits = network(self._images).float()
         divergence = functional.kl_div(
             logits.log_softmax(-1), self._expected.log_softmax(-1), reduction="batchmean", log_target=True
         )
@@ -129,8 +157,11 @@ def sparse_layers(
         sparsities: sparsities of each layer.
         count: MACs of the network.
     """
-    copied = deepcopy(probe.network)  # because the original is in the middle of a pass
+    copied = deepcopy(probe.plain)  # because the original is in the middle of a pass
     state = state_tensors(copied)
+    if not set(names) <= state.keys():  # a graph lacks the weights that no prediction depends on
+        copied = deepcopy(probe.network)
+        state = state_tensors(copied)
 
     def measure(name: str, weight: Tensor, mask: Tensor, sparsity: float) -> Change:
         before = {name: state[name].clone(), **{key: state[key].clone() for key in probe.statistics}}
@@ -253,3 +284,10 @@ def shallower_networks(removable: Removable) -> list[Smaller]:
         )
         for block in removable.layers.blocks
     ]
+
+
+def whole_network(network: nn.Module, removable: Removable) -> fx.GraphModule:
+    """Return the network that lacks nothing, as torch.export makes it, with copies of the weights."""
+    full = tuple(group.units for group in removable.channels.groups)
+    sizes = LevelSizes(removable.channels, removable.layers, (full,), (frozenset(),))
+    return sizes.make_network(1, state_tensors(network))

@@ -8,10 +8,12 @@ from nestify.compression.base import BaseFile
 from nestify.compression.compress import Result, run_compress
 from nestify.compression.preflight import check_recipe
 from nestify.errors import RecipeError
+from nestify.file.manifest import Manifest
 from nestify.file.reader import NestedFile, open_nested_file
 from nestify.files import sibling
 from nestify.recipe.extension import Extended, extension_recipe
 from nestify.recipe.levels import Level, parse_pattern
+from nestify.recipe.metric import METRICS, Metric
 from nestify.recipe.recipe import Recipe
 from nestify.training.observer import Observer
 
@@ -80,6 +82,7 @@ def plan_extension(file: NestedFile, levels: object, overrides: Mapping[str, obj
             architecture=manifest.model.architecture,
             kwargs=manifest.model.kwargs,
             input_size=manifest.model.preprocessing.input_size,
+            metric=_metric_of_levels(manifest),
         ),
         levels,
         overrides,
@@ -89,3 +92,9 @@ def plan_extension(file: NestedFile, levels: object, overrides: Mapping[str, obj
         recipe = recipe.model_copy(update={"output": output})
     check_recipe(recipe)
     return recipe
+
+
+def _metric_of_levels(manifest: Manifest) -> Metric | None:
+    """Return what the levels of a file are judged by; None if they were not evaluated."""
+    measured = (level.metrics for level in manifest.levels)
+    return next((m for each in measured for m in METRICS if getattr(each, m.key) is not None), None)

@@ -1,5 +1,6 @@
 """Opening the inputs of a recipe: images, model, teacher, optimizer."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -60,20 +61,24 @@ class Inputs:
     min_images: int
 
 
-def open_inputs(recipe: Recipe, observer: Observer, processes: int) -> Inputs:
+def open_inputs(
+    recipe: Recipe, observer: Observer, processes: int, class_names: Sequence[str] | None = None
+) -> Inputs:
     """Open the images, the model and the teacher of a recipe, and check that they fit each other.
 
     Args:
         recipe: what to open.
         observer: notified of each stage.
         processes: number of processes that share the run.
+        class_names: names of classes or labels in the model's order, if the recipe does not give it; None
+            for the order of the data.
 
     Raises:
         NestifyError: if the recipe, the checkpoint or the images are not right.
     """
     observer.stage("opening images")
     recipe = with_holdout(with_learning(recipe), observer)
-    train_images, val_images = open_recipe_images(recipe)
+    train_images, val_images = open_recipe_images(recipe, class_names)
     held_out_record = None
     if recipe.data.holdout is not None:
         held_out_record = record_held_out(
@@ -162,8 +167,13 @@ def images_per_statistic(
     return 2
 
 
-def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
-    """Open the training and validation images of a recipe."""
+def open_recipe_images(recipe: Recipe, class_names: Sequence[str] | None = None) -> tuple[Images, Images]:
+    """Open the training and validation images of a recipe.
+
+    Args:
+        recipe: the recipe.
+        class_names: as for `open_inputs`.
+    """
     data = recipe.data
     return open_splits(
         data.path,
@@ -171,7 +181,7 @@ def open_recipe_images(recipe: Recipe) -> tuple[Images, Images]:
         validation_split=data.val_split,
         holdout=data.holdout,
         data_root=data.root,
-        class_names=data.class_names,
+        class_names=data.class_names or class_names,
         labelled=not data.unlabelled,
         labels=data.labels,
         on_bad_image=data.on_bad_image,

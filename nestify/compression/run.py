@@ -77,7 +77,8 @@ class Run:
         recipe = with_fast_computing(recipe, self.device)
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.base = base
-        self.inputs = open_inputs(recipe, observer, world.size)
+        class_names = None if base is None or recipe.data.unlabelled else base.class_names
+        self.inputs = open_inputs(recipe, observer, world.size, class_names)
         if base is not None:
             self.inputs = base.check_inputs(self.inputs, observer)
         self.recipe = recipe = self.inputs.recipe

@@ -23,6 +23,7 @@ from nestify.compression.candidates import (
     narrower_networks,
     shallower_networks,
     sparse_layers,
+    whole_network,
 )
 from nestify.compression.inputs import Inputs, open_inputs
 from nestify.compression.suggestion import Suggestion, check_budget, suggest
@@ -119,7 +120,7 @@ def scan(
     network, spec = inputs.pretrained.model, inputs.pretrained.spec
     notes: list[str] = []
     removable = _find_removable(inputs, kinds, observer, notes)
-    probe = _probe(inputs, images)
+    probe = _probe(inputs, images, removable)
     count = count_macs(network, spec.input_size)
     observer.stage(f"measuring on {images} images")
     names = masked_names(spec, recipe.schedule.skip) if "weight" in kinds else ()
@@ -163,14 +164,13 @@ def _find_removable(
     inputs: Inputs, kinds: Sequence[Part], observer: Observer, notes: list[str]
 ) -> Removable | None:
     """Find channels and blocks, and sort the channels by importance; a note says if that is not possible."""
-    if not {"channel", "layer"} & set(kinds):
-        return None
     network, spec = inputs.pretrained.model, inputs.pretrained.spec
     observer.stage("finding what can be left out")
     try:
         removable = find_removable(network, spec)
     except UnsupportedModelError as error:
-        notes.append(f"Channels and blocks were not measured: {error}.")
+        if {"channel", "layer"} & set(kinds):
+            notes.append(f"Channels and blocks were not measured: {error}.")
         return None
     order_channels(network, removable)
     if "channel" in kinds and not removable.channels.groups:
@@ -190,7 +190,7 @@ def _shuffled(inputs: Inputs, batch_size: int | None = None) -> Loader:
     )
 
 
-def _probe(inputs: Inputs, images: int) -> Probe:
+def _probe(inputs: Inputs, images: int, removable: Removable | None) -> Probe:
     """Read the images to fit and to measure on."""
     batches: list[tuple[Tensor, Tensor]] = list(islice(_shuffled(inputs, images), 2))
     if len(batches) < 2 or len(batches[1][1]) < images:
@@ -199,6 +199,8 @@ def _probe(inputs: Inputs, images: int) -> Probe:
             "--images"
         )
     (fitting, _), (measuring, target) = batches
+    network = inputs.pretrained.model.eval()
     with torch.no_grad():
         labels = None if inputs.metric.is_comparison else target
-        return Probe(inputs.pretrained.model.eval(), fitting, measuring, labels)
+        graph = None if removable is None else whole_network(network, removable)
+        return Probe(network, fitting, measuring, labels, graph)

@@ -205,7 +205,7 @@ class _IgnoreNone(nn.Module):
             self.model(images)
 
 
-class _Statistics(fx.Interpreter):
+class GraphStatistics(fx.Interpreter):
     """An interpreter of a network made by torch.export that sums up the batch statistics of its norms.
 
     Every batch norm normalises by the batch. A batch's weight is its number of images over that of the first
@@ -224,12 +224,17 @@ class _Statistics(fx.Interpreter):
         self._images = 0
         self._share = 1.0
 
-    def add(self, images: Tensor) -> None:
-        """Run the network on a batch (B, C, H, W), and add its statistics."""
+    def add(self, images: Tensor, known: Mapping[fx.Node, Any] | None = None) -> None:
+        """Run the network on a batch (B, C, H, W), and add its statistics.
+
+        Args:
+            images: the batch.
+            known: outputs of nodes that need not run; None for those whose output nothing else reads.
+        """
         self._images = self._images or len(images)
         self._share = len(images) / self._images
         self.weight += self._share
-        self.run(images)
+        self.run(images, initial_env=None if known is None else dict(known))
 
     def run_node(self, n: fx.Node) -> Any:
         if n.target is not torch.ops.aten.batch_norm.default:
@@ -240,22 +245,26 @@ class _Statistics(fx.Interpreter):
         self.sums[n] = mean + self._share * x.mean(dims), square + self._share * x.square().mean(dims)
         return functional.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
 
+    def store(self) -> list[str]:
+        """Set the running statistics of the norms that have run, and return their names in the network."""
+        assert isinstance(self.module, fx.GraphModule)
+        names = []
+        for node, (means, squares) in self.sums.items():
+            own = [str(argument.target) for argument in node.args[3:5] if isinstance(argument, fx.Node)]
+            mean, variance = map(self.module.get_buffer, own)
+            mean.copy_(means / self.weight)
+            variance.copy_((squares / self.weight - mean.square()).clamp_min(0))
+            names += own
+        return names
+
 
 def _recalibrate_graph(model: fx.GraphModule, batches: Iterable[Tensor], n_batches: int) -> int:
     """Do the work of `recalibrate` for a network made by torch.export."""
-    statistics = _Statistics(model)
+    statistics = GraphStatistics(model)
     for images in islice(batches, n_batches):
         statistics.add(images)
-    for node, (means, squares) in statistics.sums.items():
-        mean, variance = (model.get_buffer(str(argument.target)) for argument in _running_statistics(node))
-        mean.copy_(means / statistics.weight)
-        variance.copy_((squares / statistics.weight - mean.square()).clamp_min(0))
+    statistics.store()
     return len(statistics.sums)
-
-
-def _running_statistics(norm: fx.Node) -> list[fx.Node]:
-    """Return the arguments of a batch norm that are its running mean and running variance."""
-    return [argument for argument in norm.args[3:5] if isinstance(argument, fx.Node)]
 
 
 @contextmanager

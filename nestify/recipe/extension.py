@@ -16,6 +16,7 @@ from nestify.errors import BadFileError, RecipeError
 from nestify.recipe.level_options import Kind
 from nestify.recipe.level_texts import parse_levels
 from nestify.recipe.levels import Level
+from nestify.recipe.metric import MAP, Metric
 from nestify.recipe.options import TEACHERS
 from nestify.recipe.problems import sentence
 from nestify.recipe.recipe import Recipe, checked_recipe
@@ -25,9 +26,13 @@ SET_BY_FILE = (
     *("dtype", "model.name", "model.kwargs", "model.input_size", "model.new_head", "model.pretrained"),
     *("data.hierarchy", "data.exif_orientation", "data.holdout", "train.bn"),
     *("schedule.kind", "schedule.divisor", "schedule.pattern", "schedule.skip", "schedule.rank"),
+    "schedule.keep_outputs",
     *("finetune.epochs", "finetune.lr", "finetune.save"),
 )
-"""Options that the levels of a file depend on, so that a run which adds levels cannot change them."""
+"""Options that the levels of a file depend on, so that a run which adds levels cannot change them.
+
+A table stands for all keys in it.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Extended:
         architecture: timm's name of its architecture, without a tag.
         kwargs: further arguments of `timm.create_model`.
         input_size: (channels, height, width) in pixels.
+        metric: what its levels are judged by; None if they were not evaluated.
     """
 
     name: str
@@ -51,6 +57,7 @@ class Extended:
     architecture: str
     kwargs: Mapping[str, Any]
     input_size: tuple[int, int, int]
+    metric: Metric | None = None
 
 
 def extension_recipe(file: Extended, levels: object, overrides: Mapping[str, object]) -> Recipe:
@@ -69,6 +76,7 @@ def extension_recipe(file: Extended, levels: object, overrides: Mapping[str, obj
     options = {key: value for key, value in overrides.items() if value is not None}
     _check_not_full(file)
     _check_free(file, options)
+    _check_metric(file, options)
     recorded = _recorded(file)
     table = deepcopy(recorded.to_dict())
     for key in ("output", "gates", "finetune"):
@@ -105,13 +113,36 @@ def _check_not_full(file: Extended) -> None:
 
 def _check_free(file: Extended, options: Mapping[str, object]) -> None:
     """Refuse options that follow from the file."""
-    own = tuple(f"level[{k}]." for k in range(1, len(file.levels) + 1))
+    own = (
+        *(f"level[{k}]." for k in range(1, len(file.levels) + 1)),
+        *(f"{key}." for key in SET_BY_FILE),
+    )
     wrong = [
         key for key in options if key in SET_BY_FILE or key in ("level", "levels") or key.startswith(own)
     ]
     if wrong:
         raise RecipeError(
             [f"{key} follows from {file.name}, whose levels stay as they are; leave it out" for key in wrong]
+        )
+
+
+def _check_metric(file: Extended, options: Mapping[str, object]) -> None:
+    """Refuse options by which new levels would be judged by something else, so could not be compared."""
+    metric = file.metric
+    if metric is None:
+        return
+    wrong = []
+    if options.get("data.unlabelled", metric.is_comparison) != metric.is_comparison:
+        wrong.append("data.unlabelled")
+    if "data.labels" in options and metric is not MAP:
+        wrong.append("data.labels")
+    if wrong:
+        raise RecipeError(
+            [
+                f"{key}: the levels of {file.name} are judged by their {metric.title}, so that levels above "
+                "them must be too; leave it out"
+                for key in wrong
+            ]
         )
 
 
@@ -139,12 +170,18 @@ def _model(file: Extended, recorded: Recipe, options: Mapping[str, object]) -> T
     return {
         "name": name if published else file.architecture,
         "pretrained": True,
-        "kwargs": {
-            key: value for key, value in file.kwargs.items() if key not in ("num_classes", "img_size")
-        },
+        "kwargs": {key: value for key, value in file.kwargs.items() if _is_kept(key, value)},
         "new_head": False,
         "input_size": list(file.input_size[1:]),
     }
+
+
+def _is_kept(argument: str, value: object) -> bool:
+    """Whether an argument of the file's model makes that of the new levels; the rest follows from other keys.
+
+    The number of classes is the checkpoint's; without a classifier it is 0.
+    """
+    return argument != "img_size" and (argument != "num_classes" or value == 0)
 
 
 def _level_table(level: Level) -> Table:

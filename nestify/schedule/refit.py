@@ -139,6 +139,8 @@ class _LevelFit:
     def run(self, images: Tensor) -> Generator[tuple[str, Tensor], None, None]:
         """Fit the layers one after the other, and yield the name and the full weight of each."""
         fitted: set[str] = set()
+        maskable = set(self.nested.spec.maskable)
+        pending = {name for name, own in self.entry.items() if name in maskable and self._can_fit(own)}
         parts = part_images(images, self.room[0] if self.room else len(images))
         targets = PartedCalls(self.original, parts, batch_statistics=False)
         calls = PartedCalls(self.plain, parts, batch_statistics=self.nested.is_reduced(self.level))
@@ -166,6 +168,8 @@ class _LevelFit:
                     weight.copy_(used if places is None else used[places])
                     fitted.add(name)
                     yield name, solution
+                    if pending <= fitted:  # what comes after the last layer to fit need not run
+                        break
 
     def _can_fit(self, entry: Tensor) -> bool:
         """Whether the level has own weights in a layer, and higher levels can make up for their change."""

@@ -119,6 +119,31 @@ def test_feature_maps_learn_too(digits_folder: Path, tmp_path: Path) -> None:
     assert full.metrics.cosine_before == pytest.approx(1)
 
 
+@pytest.mark.parametrize("maps", [False, pytest.param(True, marks=pytest.mark.long)])
+def test_a_level_is_added_and_the_core_stays(
+    maps: bool, learned: Path, digits_folder: Path, tmp_path: Path
+) -> None:
+    """Backbones take their weights from a checkpoint that has a classifier too."""
+    whole, core, larger = learned, tmp_path / "core.safetensors", tmp_path / "larger.safetensors"
+    data = ("--data", digits_folder / "train")
+    if maps:
+        whole = tmp_path / "maps.nested.safetensors"
+        words = ("--set", "model.kwargs.features_only=true", *data)
+        made = nestify("compress", *MODEL, *words, "--levels", "0.5,0", *STEPS, *UNFITTED, "-o", whole)
+        assert made.code == 0, made.err
+    assert nestify("slice", whole, "--level", "1", "-o", core).code == 0
+    options = ("--checkpoint", CHECKPOINT, *data, "--workers", "0", "--epochs", "0", "-o", larger)
+    done = nestify("extend", core, "--levels", "0" if maps else "1", *options)
+    assert done.code == 0, done.err
+    old, new = open_nested_file(core).manifest, open_nested_file(larger).manifest
+    assert new.levels[0] == old.levels[0]
+    assert new.levels[1].metrics.cosine == pytest.approx(1, abs=1e-4)
+    assert new.levels[1].feature_channels == open_nested_file(whole).manifest.levels[1].feature_channels
+    assert nestify("verify", larger).code == 0
+    assert nestify("slice", larger, "--level", "1", "-o", tmp_path / "again.safetensors").code == 0
+    assert (tmp_path / "again.safetensors").read_bytes() == core.read_bytes()
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

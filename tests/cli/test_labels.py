@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import pytest
+from safetensors.torch import save_file
 
 import nestify as library
 from nestify.data.dataset import open_images
@@ -134,6 +135,29 @@ def test_int8_is_judged_by_precision(learned: Path, photos: Path, tmp_path: Path
     found = done.document["int8"]
     assert found["drop"] == pytest.approx(found["float32_map"] - found["map"])
     assert onnxruntime.InferenceSession(str(output)).get_outputs()[0].name == "logits"
+
+
+def test_a_level_is_added_with_the_labels_in_another_order(
+    learned: Path, photos: Path, tmp_path: Path
+) -> None:
+    core, larger, checkpoint = (tmp_path / f"{name}.safetensors" for name in ("core", "larger", "dense"))
+    assert nestify("slice", learned, "--level", "1", "-o", core).code == 0
+    save_file(library.load(learned, level=2).state_dict(), checkpoint)
+    rows = [line.split(",") for line in (photos / "labels.csv").read_text().split()]
+    for name, columns in (("turned", (0, 3, 1, 2)), ("fewer", (0, 1, 2))):
+        table = "\n".join(",".join(row[column] for column in columns) for row in rows)
+        (tmp_path / f"{name}.csv").write_text(table)
+    words = ("extend", core, "--levels", "0", "--checkpoint", checkpoint, "--data", photos)
+    words = (*words, "--epochs", "0", "--workers", "0", "--labels")
+    done = nestify(*words, tmp_path / "turned.csv", "-o", larger)
+    assert done.code == 0, done.err
+    old, new = open_nested_file(core).manifest, open_nested_file(larger).manifest
+    assert new.levels[0] == old.levels[0]
+    trained = open_nested_file(learned).manifest.levels[1].metrics.map
+    assert new.levels[1].metrics.map == pytest.approx(trained, abs=0.5)  # the same labels by name
+    refused = nestify(*words, tmp_path / "fewer.csv", "-o", larger)
+    assert refused.code == 3
+    assert "'big'" in refused.message
 
 
 @pytest.mark.parametrize(

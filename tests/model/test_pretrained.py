@@ -33,6 +33,31 @@ def test_checkpoint_gives_its_weights_and_classes(checkpoint: Path) -> None:
     assert "state_dict" not in loaded.model.pretrained_cfg
 
 
+@pytest.mark.parametrize(
+    ("name", "side"),
+    [("test_resnet", 64), ("test_convnext", 64), ("test_efficientnet", 64), ("test_vit", 160)],
+    ids=str,
+)
+def test_feature_maps_have_the_weights_of_a_checkpoint_with_a_classifier(
+    name: str, side: int, tmp_path: Path, make_model: MakeModel
+) -> None:
+    """timm gives some of these backbones other names of tensors, and leaves the last layers out."""
+    classifier = make_model(name).eval()
+    save_file(classifier.state_dict(), tmp_path / "classifier.safetensors")
+    kwargs = {"features_only": True}
+    loaded = load_pretrained(name, checkpoint=tmp_path / "classifier.safetensors", kwargs=kwargs)
+    image = torch.randn(1, 3, side, side)
+    with torch.no_grad():
+        wanted = classifier.forward_intermediates(image, intermediates_only=True)
+        maps = loaded.model(image)
+    for own, other in zip(maps, wanted[-len(maps) :], strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-5, atol=1e-5)
+    deeper = {"test_resnet": {"layers": [2, 1, 1, 1]}, "test_vit": {"depth": 7}}.get(name)
+    if deeper is not None:
+        with pytest.raises(CheckpointError, match="missing"):
+            load_pretrained(name, checkpoint=tmp_path / "classifier.safetensors", kwargs={**kwargs, **deeper})
+
+
 @pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"state_dict": s, "epoch": 3}])
 def test_pth_with_weights_only(
     wrap: Callable[[object], object], tmp_path: Path, make_model: MakeModel
