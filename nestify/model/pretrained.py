@@ -205,7 +205,7 @@ def _create_from(
         if model is None:
             raise
     others = len(weights) - len(inner)
-    rest = f", without {others} other tensors" if others else ""
+    rest = f", without {others} other tensor{'s' * (others > 1)}" if others else ""
     return model, (f"checkpoint {source}: using the weights under {prefix.rstrip('.')}{rest}",)
 
 
