@@ -129,7 +129,7 @@ def write_model(
 
 
 def _check_names(names: Sequence[str], count: int) -> None:
-    """Refuse names that do not tell the classes of a model apart.
+    """Refuse names that do not identify the classes of a model.
 
     Raises:
         RecipeError: if they are no texts, or not as many as the classes, or one occurs twice.
