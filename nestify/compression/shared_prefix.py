@@ -115,7 +115,7 @@ def _shared_calls(original: fx.GraphModule, network: fx.GraphModule) -> list[fx.
 
 
 def _key(argument: fx.Node, places: dict[fx.Node, int]) -> str:
-    """Return a key that is the same for a node in two graphs: the place of a call, or the name of a tensor."""
+    """Return a key of a node that is the same in two graphs: the place of a call, or the name of a tensor."""
     return f"call {places[argument]}" if argument in places else f"{argument.op} {argument.target}"
 
 
