@@ -1,7 +1,7 @@
 """Nest the backbone of a detector, and train RetinaNet heads for all of its levels in an own loop.
 
     pip install nestify torchvision
-    python recipes/detector.py [STEPS] [LEVELS]
+    python recipes/detector.py [STEPS] [LEVELS]    # 300 steps and the widths 0.25,0.5,1
 
 The images are canvases with one to three of the handwritten digits that are included in nestify. Each level
 has its own neck and head, because narrower levels have fewer feature channels. The script prints the loss and
@@ -9,8 +9,8 @@ the average precision (IoU 0.5, on images that were not trained on) of each leve
 `detector.nested.safetensors`, which holds the backbone of every level.
 """
 
+import argparse
 import io
-import sys
 import tarfile
 from collections import OrderedDict
 from pathlib import Path
@@ -133,5 +133,18 @@ def main(steps: int = 300, levels: str = "0.25,0.5,1") -> list[float]:
     return precisions
 
 
+def parse_steps(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of steps; give 1 or more")
+    return int(text)
+
+
 if __name__ == "__main__":
-    main(*(kind(text) for kind, text in zip((int, str), sys.argv[1:], strict=False)))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("steps", type=parse_steps, nargs="?", default=300, help="training steps")
+    parser.add_argument("levels", nargs="?", default="0.25,0.5,1", help="widths of the levels, core first")
+    given = parser.parse_args()
+    try:
+        main(given.steps, given.levels)
+    except nestify.NestifyError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")

@@ -7,8 +7,8 @@ Multiple Layers of Features from Tiny Images", 2009). cifar100-superclasses.csv 
 its 20 superclasses.
 """
 
+import argparse
 import io
-import sys
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -29,9 +29,8 @@ def write_tar(path: Path, images: Iterable[tuple[Image.Image, int]], classes: li
             tar.addfile(info, file)
 
 
-def main() -> None:
+def main(folder: Path) -> None:
     """Download the data set, and write both archives."""
-    folder = Path(sys.argv[1] if len(sys.argv) > 1 else "cifar100")
     folder.mkdir(parents=True, exist_ok=True)
     for split in ("train", "test"):
         images = CIFAR100(str(folder), train=split == "train", download=True)
@@ -40,4 +39,6 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("cifar100"), help="where to write")
+    main(parser.parse_args().folder)

@@ -6,6 +6,7 @@
 The images are part of scikit-learn, so nothing is downloaded. SOURCE.md next to the archives describes them.
 """
 
+import argparse
 import io
 import random
 import sys
@@ -61,4 +62,6 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else EMBEDDED)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, nargs="?", default=EMBEDDED, help="where to write")
+    main(parser.parse_args().folder)

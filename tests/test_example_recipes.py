@@ -2,6 +2,8 @@
 
 import importlib.util
 import io
+import runpy
+import sys
 import tarfile
 from pathlib import Path
 
@@ -51,6 +53,38 @@ def test_cifar100_is_written_as_it_is_read(tmp_path: Path) -> None:
         found = [np.asarray(Image.open(io.BytesIO(tar.extractfile(name).read()))) for name in names]  # type: ignore[union-attr]
     assert [name.split("/")[0] for name in names] == [("apple", "bear", "cloud")[label] for label in labels]
     np.testing.assert_array_equal(np.stack(found), pixels)
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "said"),
+    [
+        ("detector.py --help", 0, "training steps"),
+        ("make_cifar100.py --help", 0, "where to write"),
+        ("make_digits.py --help", 0, "where to write"),
+        ("detector.py 0", 2, "1 or more"),
+        ("detector.py 1 0.5", 2, "levels"),
+        ("detector.py 1 0.5,1 more", 2, "more"),
+        ("make_digits.py a b", 2, "b"),
+    ],
+)
+def test_scripts_say_what_they_take(
+    command: str,
+    code: int,
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    pytest.importorskip("torchvision")
+    monkeypatch.chdir(tmp_path)
+    words = command.split()
+    monkeypatch.setattr(sys, "argv", words)
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(FOLDER / words[0]), run_name="__main__")
+    shown = capsys.readouterr()
+    assert ended.value.code == code
+    assert said in (shown.err if code else shown.out)
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_class_of_cifar100_has_a_superclass() -> None:

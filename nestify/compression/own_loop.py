@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from nestify.compression.latency import LayerTimer
-from nestify.compression.trainable import OWN_LOOP, Batch, TrainableNestedModel, pictures_of
+from nestify.compression.trainable import Batch, TrainableNestedModel, pictures_of
 from nestify.data.hierarchy import ClassLevels
 from nestify.errors import NestifyWarning, RecipeError
 from nestify.model.spec import ModelSpec, describe_model
 from nestify.recipe.level_options import Kind, Score
+from nestify.recipe.options import OWN_LOOP
 from nestify.recipe.recipe import Recipe, checked_recipe
 from nestify.schedule.budgets import design_levels
 from nestify.training.distributed import SINGLE

@@ -28,9 +28,6 @@ from nestify.training.joint_task import JointTask
 from nestify.training.make_task import Task, make_task
 from nestify.training.task import Criterion, LevelResult, NestedTask, TeacherKind
 
-OWN_LOOP = "own training loop"
-"""What the recipe in the nested file says about the images."""
-
 Batch = Tensor | Sequence[Any]
 """Images (B, C, H, W), or a sequence that starts with them."""
 

@@ -17,7 +17,7 @@ from nestify.recipe.level_options import Kind
 from nestify.recipe.level_texts import parse_levels
 from nestify.recipe.levels import Level
 from nestify.recipe.metric import MAP, Metric
-from nestify.recipe.options import TEACHERS
+from nestify.recipe.options import OWN_LOOP, TEACHERS
 from nestify.recipe.problems import sentence
 from nestify.recipe.recipe import Recipe, checked_recipe
 from nestify.recipe.sources import Table
@@ -84,10 +84,10 @@ def extension_recipe(file: Extended, levels: object, overrides: Mapping[str, obj
     table["model"] = _model(file, recorded, options)
     table["data"] |= {"root": None, "hierarchy": None, "class_names": None, "workers": None}
     if "data.path" not in options and not os.path.exists(recorded.data.path):
-        raise RecipeError(
-            f"data.path is not given, and there is no {recorded.data.path!r} here, which {file.name} was "
-            "trained on; give the images to train on"
-        )
+        gone = f"and there is no {recorded.data.path!r} here, which {file.name} was trained on"
+        if recorded.data.path == OWN_LOOP:
+            gone = f"and {file.name} was trained in a loop of its own"
+        raise RecipeError(f"data.path is not given, {gone}; give the images to train on")
     if recorded.train.teacher not in TEACHERS and "train.teacher" not in options:
         raise RecipeError(
             f"{file.name} was trained with train.teacher = {recorded.train.teacher!r}; give it again, or the "

@@ -36,6 +36,9 @@ CHECKPOINT_ENDINGS = (".safetensors", ".pth", ".pth.tar", ".pt", ".ckpt", ".bin"
 TEACHERS = ("original", "self", "both", "none")
 """Teachers that come from the run itself; anything else is the name of a timm model."""
 
+OWN_LOOP = "own training loop"
+"""What `data.path` is in files that a loop of the user's own has made."""
+
 USUAL_HOLDOUT = 0.1
 """Share of the training images to validate on where the data has no validation split."""
 

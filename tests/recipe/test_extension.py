@@ -63,3 +63,9 @@ def test_levels_that_were_not_judged_may_be_extended_by_any_images() -> None:
     assert extension_recipe(FILE, "0", {"data.labels": "labels.csv"}).data.labels == "labels.csv"
     given = extension_recipe(replace(FILE, metric=MAP), "0", {"data.labels": "labels.csv"})
     assert given.data.labels == "labels.csv"
+
+
+def test_images_of_a_file_from_a_loop_of_its_own_are_asked_for() -> None:
+    recipe = {"model": {"name": "resnet18"}, "data": {"path": "own training loop"}}
+    with pytest.raises(RecipeError, match=r"data\.path is not given.*core\.safetensors.*loop of its own"):
+        extension_recipe(replace(FILE, recipe=recipe), "0", {"model.checkpoint": "resnet18.safetensors"})
