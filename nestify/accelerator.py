@@ -23,6 +23,9 @@ DEVICES = ("auto", "cpu", GPU, "mps")
 
 DEVICE_EXAMPLES = f"auto, cpu, {GPU}, {GPU}:1 or mps"
 
+NO_FLOAT64 = frozenset({"mps"})
+"""Kinds of devices without 64-bit floating-point numbers."""
+
 
 @dataclass(frozen=True)
 class GpuFacts:
@@ -42,6 +45,11 @@ class GpuFacts:
 def is_gpu(device: "torch.device") -> bool:
     """Return whether a device is a GPU with its own memory."""
     return device.type == GPU
+
+
+def as_float64(tensor: "torch.Tensor") -> "torch.Tensor":
+    """Return a tensor in float64, on the CPU if its own device has no such numbers."""
+    return (tensor.cpu() if tensor.device.type in NO_FLOAT64 else tensor).double()
 
 
 def list_gpus() -> list[GpuFacts]:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestify.accelerator import as_float64
 from nestify.evaluation.accuracy import Timer
 from nestify.model.feature_maps import as_list, each_tensor
 from nestify.recipe.metric import AGREEMENT, COSINE, Judged, Metric
@@ -137,7 +138,7 @@ def cosine_similarity(outputs: list[Tensor], expected: list[Tensor]) -> Tensor:
     """Return the cosine similarity of the outputs for each image, averaged over several outputs; (B,)."""
     pairs = zip(outputs, expected, strict=True)
     found = [
-        functional.cosine_similarity(one.double().flatten(1), other.double().flatten(1), dim=1)
+        functional.cosine_similarity(as_float64(one).flatten(1), as_float64(other).flatten(1), dim=1)
         for one, other in pairs
     ]
     return torch.stack(found).mean(0)

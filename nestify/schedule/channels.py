@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from timm.layers import make_divisible
 from torch import Tensor
 
+from nestify.accelerator import as_float64
 from nestify.model.graph.groups import Group
 from nestify.recipe.levels import Level
 
@@ -98,7 +99,7 @@ def _importance(group: Group, tensors: Mapping[str, Tensor]) -> NDArray[np.float
         weight = tensors.get(member.name)
         if weight is None or not weight.is_floating_point() or not _scales(member.name, weight):
             continue
-        squares = weight.detach().double().square().movedim(member.dim, 0)
+        squares = as_float64(weight.detach()).square().movedim(member.dim, 0)
         energy = squares.reshape(len(squares), -1).sum(1).cpu().numpy()[member.indices].sum(1)
         total += energy / max(float(energy.mean()), np.finfo(np.float64).tiny)
     return total

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from nestify.accelerator import as_float64
 from nestify.errors import UnsupportedModelError
 from nestify.model.graph.channel_map import map_channels, permute_channels
 from nestify.model.graph.groups import Group
@@ -88,7 +89,7 @@ def _energies(group: Group, tensors: Mapping[str, Tensor]) -> NDArray[np.float64
         is_read = weight is not None and weight.ndim >= 2 and member.dim == 1 and weight.is_floating_point()
         if weight is None or not is_read or member.indices.shape[1] != 1:
             continue
-        rows = weight.detach().double().transpose(0, 1).flatten(1).square().cpu().numpy()
+        rows = as_float64(weight.detach()).transpose(0, 1).flatten(1).square().cpu().numpy()
         rows = rows[member.indices[:, 0]]
         found.append(rows / max(float(rows.mean()), np.finfo(np.float64).tiny))
     return np.concatenate(found, axis=1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from nestify.accelerator import as_float64
 from nestify.model.entry_levels import EntryLevels
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern
@@ -89,8 +90,9 @@ def _lamp(energy: Tensor) -> Tensor:
     largest unit of every layer scores 1, so no layer becomes empty before all layers have one unit left.
     """
     ordered, index = energy.sort(descending=True)
-    not_smaller = ordered.cumsum(0, dtype=torch.float64).clamp_min_(torch.finfo(torch.float64).tiny)
-    return torch.empty_like(energy).scatter_(0, index, (ordered / not_smaller).float())
+    exact = as_float64(ordered)
+    not_smaller = exact.cumsum(0).clamp_min_(torch.finfo(torch.float64).tiny)
+    return torch.empty_like(energy).scatter_(0, index, (exact / not_smaller).float().to(energy.device))
 
 
 def _enter_by_global_rank(

@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from timm.task.evaluator import ClassificationEvaluator
+from torch.utils import _pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import nestify as package
+from nestify import accelerator
 from nestify.compression.compress import compress
 from nestify.file.reader import open_nested_file
 from tests.cli.driver import DIGITS, TWO_STEPS, nestify
@@ -79,3 +84,37 @@ def test_commands_with_a_gpu(gpu: torch.device, monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(torch.simulated, "get_rng_state", fail)  # type: ignore[attr-defined]
     package.load("x")
+
+
+class _Refuse64(TorchDispatchMode):
+    """Fails where the simulated device would hold a 64-bit floating-point number, which Apple's cannot."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        results = func(*args, **(kwargs or {}))
+        for each in _pytree.tree_leaves(results):
+            if isinstance(each, torch.Tensor) and each.device.type == NAME:
+                assert each.dtype != torch.float64, func
+        return results
+
+
+def test_a_device_without_float64(gpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accelerator, "NO_FLOAT64", frozenset({NAME}))
+
+    def reset(self: ClassificationEvaluator) -> None:
+        """Reset as timm does on Apple's devices."""
+        self.num_samples = 0
+        self.loss_sum = torch.zeros((), device=self.device)
+        self.counts = torch.zeros(3, dtype=torch.int64, device=self.device)
+
+    monkeypatch.setattr(ClassificationEvaluator, "reset", reset)
+    quick = (*TWO_STEPS, "--restart", "--set", "train.amp=false")
+    with _Refuse64():
+        for schedule in (
+            ("--schedule", "weight", "--levels", "0.9,0", "--pattern", "1x4", "--set", "schedule.ramp=0.5"),
+            ("--schedule", "channel", "--levels", "0.5,1"),
+        ):
+            done = nestify("compress", "digits", *quick, *schedule, "-o", "x")
+            assert done.code == 0, done.err
+        for words in (("--unlabelled",), ("--consensus", "mean", "--cascade", "0.8")):
+            done = nestify("eval", "x", "--data", str(DIGITS), "--max-images", "20", *words)
+            assert done.code == 0, done.err
