@@ -62,7 +62,7 @@ def test_cifar100_is_written_as_it_is_read(tmp_path: Path) -> None:
         ("make_cifar100.py --help", 0, "where to write"),
         ("make_digits.py --help", 0, "where to write"),
         ("detector.py 0", 2, "1 or more"),
-        ("detector.py 1 0.5", 2, "levels"),
+        ("detector.py 1 0.5", 2, "1 level given"),
         ("detector.py 1 0.5,1 more", 2, "more"),
         ("make_digits.py a b", 2, "b"),
     ],
