@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 import torch
@@ -21,7 +21,8 @@ from nestify.files import atomic_file
 from nestify.model.build_limits import BuildLimits, limited_build
 from nestify.model.checkpoint_fit import Weights, difference_from, inside_wrapper, without_modules
 from nestify.model.hub import hub_or_cache
-from nestify.model.spec import Kwargs, ModelSpec, NoRandomFill, describe_model, returns_feature_maps
+from nestify.model.recorded_loads import as_tuple, classifier_modules, difference_of_load, recorded_loads
+from nestify.model.spec import Kwargs, ModelSpec, NoRandomFill, describe_model
 from nestify.model.weights_file import read_weights
 
 _HUB_PREFIXES = ("hf-hub:", "hf_hub:")
@@ -171,11 +172,11 @@ def _create_pretrained(
         with limited_build(arguments, BuildLimits.for_this_machine()), NoRandomFill():
             timm.create_model(name, pretrained=False, **arguments)
         torch.set_rng_state(random_state)
-    with _recorded_loads() as loads:
+    with recorded_loads() as loads:
         model: nn.Module = timm.create_model(name, pretrained=pretrained, **arguments)
-    new = _heads(model) if new_head_classes is not None else ()
+    new = classifier_modules(model) if new_head_classes is not None else ()
     # Some of the files that timm publishes contain more than its models use.
-    if problems := _difference_of_load(model, loads, new, unknown=name.startswith("local-dir:")):
+    if problems := difference_of_load(model, loads, new, unknown=name.startswith("local-dir:")):
         raise CheckpointError(f"the weights of {name} do not fit it with model.kwargs: {problems}")
     return model
 
@@ -193,7 +194,7 @@ def _create_from(
         return _create_with(name, weights, arguments, new_head_classes, source), ()
     except CheckpointError:
         cfg = _known_cfg(name)
-        found = inside_wrapper(weights, _as_tuple(cfg.first_conv if cfg else None))
+        found = inside_wrapper(weights, as_tuple(cfg.first_conv if cfg else None))
         if found is None:
             raise
         inner, prefix = found
@@ -226,7 +227,7 @@ def _create_with(
         CheckpointError: if they do not fit the model, apart from a new classifier.
     """
     probe_cfg = _known_cfg(name)
-    names = _as_tuple(probe_cfg.classifier if probe_cfg else None)
+    names = as_tuple(probe_cfg.classifier if probe_cfg else None)
     has_maps = bool(arguments.get("features_only"))
     if has_maps or arguments.get("num_classes") == 0:
         weights = without_modules(weights, names)
@@ -248,14 +249,14 @@ def _create_with(
         model: nn.Module = timm.create_model(
             name, pretrained=False, pretrained_cfg_overlay=overlay, **arguments
         )
-    new = _heads(model) if new_head_classes is not None else ()
+    new = classifier_modules(model) if new_head_classes is not None else ()
     difference = difference_from(model.state_dict(), weights, new, unknown=not has_maps)
     if not difference:
         model.load_state_dict(without_modules(weights, new), strict=False)
         return model
     torch.set_rng_state(random_state)  # as if the model had been made once
     refused = f"checkpoint {source} does not fit {name}"
-    with foreign_code(lambda reason: CheckpointError(f"{refused}: {difference}")), _recorded_loads() as loads:
+    with foreign_code(lambda reason: CheckpointError(f"{refused}: {difference}")), recorded_loads() as loads:
         model = timm.create_model(
             name,
             pretrained=True,
@@ -265,72 +266,9 @@ def _create_with(
     cfg = model.pretrained_cfg
     assert isinstance(cfg, dict)
     cfg.pop("state_dict", None)  # otherwise every copy of the model would contain the checkpoint
-    if problems := _difference_of_load(model, loads, new):
+    if problems := difference_of_load(model, loads, new):
         raise CheckpointError(f"{refused}: {problems}")
     return model
-
-
-def _difference_of_load(
-    model: nn.Module, loads: "Sequence[_Load]", new: tuple[str, ...], unknown: bool = True
-) -> str:
-    """Describe which weights did not fit when timm loaded them; empty if all fit, or none were loaded.
-
-    timm makes a backbone with feature maps of a network that has loaded its weights before. The classifier
-    of that network, and what else it has above the maps, does not matter.
-
-    Args:
-        model: the model that timm returned.
-        loads: what was loaded while it was made.
-        new: modules that load nothing.
-        unknown: whether keys that the model does not have count.
-    """
-    if not loads:
-        return ""
-    own = [load for load in loads if load.module is model]
-    load = (own or loads)[-1]
-    if returns_feature_maps(model):
-        new, unknown = (*new, *_heads(load.module)), False
-    elif not own:
-        return ""
-    return difference_from(load.module.state_dict(), load.weights, new, unknown)
-
-
-def _heads(model: nn.Module) -> tuple[str, ...]:
-    """Return the module names of a timm model's classifiers."""
-    return _as_tuple((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
-
-
-def _as_tuple(names: str | Sequence[str] | None) -> tuple[str, ...]:
-    return (names,) if isinstance(names, str) else tuple(names or ())
-
-
-class _Load(NamedTuple):
-    """A state dict that a module has loaded."""
-
-    module: nn.Module
-    weights: Weights
-
-
-@contextmanager
-def _recorded_loads() -> Iterator[list[_Load]]:
-    """Record the state dicts that modules load.
-
-    timm ignores missing and unknown keys if the classifier is new, and for some architectures always, so
-    parts of a network could stay random.
-    """
-    loads: list[_Load] = []
-    load_state_dict = nn.Module.load_state_dict
-
-    def record(self: nn.Module, state_dict: Weights, *args: Any, **kwargs: Any) -> Any:
-        result = load_state_dict(self, state_dict, *args, **kwargs)
-        loads.append(_Load(self, dict(state_dict)))
-        return result
-
-    nn.Module.load_state_dict = record  # type: ignore[method-assign]
-    try:
-        yield loads
-    finally:
-        nn.Module.load_state_dict = load_state_dict  # type: ignore[method-assign]
 
 
 @contextmanager

@@ -240,7 +240,7 @@ def test_a_model_inside_another_module_is_found(
     found = load_pretrained("test_resnet", checkpoint=path, new_head_classes=new_head_classes)
     assert torch.equal(found.model.state_dict()[CONV], state[CONV])
     assert found.spec.num_classes == (new_head_classes or 10)
-    told = f"{path}: using the weights under {prefix[:-1]}, without 1 other tensors"
+    told = f"{path}: using the weights under {prefix[:-1]}, without 1 other tensor"
     assert [notice.removeprefix("checkpoint ") for notice in found.notices] == [told]
 
 
