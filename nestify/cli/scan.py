@@ -22,6 +22,7 @@ USED = (
     "data.train_split",
     "data.class_names",
     "data.on_bad_image",
+    "data.unlabelled",
 )
 """Keys and sections of a recipe that `scan` has flags for."""
 

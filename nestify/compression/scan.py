@@ -110,7 +110,7 @@ def scan(
     if inputs.metric not in (TOP1, AGREEMENT):
         raise RecipeError(
             f"scan compares predicted classes, and {recipe.model.name} predicts no single class; leave out "
-            "--labels, or num_classes and features_only in model.kwargs"
+            "data.labels, or num_classes and features_only in model.kwargs"
         )
     if inputs.pretrained.new_head:
         raise RecipeError(

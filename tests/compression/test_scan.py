@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from torch import nn
 
 import nestify
@@ -149,6 +150,21 @@ def test_the_command(tmp_path: Path) -> None:
     assert tomllib.loads(recipe.read_text())["level"][0] == {"budget": "macs=0.4"}
     assert nestify.load_recipe(recipe).level[0].budget == "macs=0.4"
     assert json.dumps(document)
+
+
+def test_images_without_labels(tmp_path: Path) -> None:
+    """A flat folder is enough, because a change is compared with the original's predictions."""
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    few = ("--images", "8", "--sparsities", "0.9", "--only", "layer", "--json")
+    done = command("scan", "digits", "--data", tmp_path, "--unlabelled", *few)
+    assert done.code == 0, done.err
+    changes = done.document["changes"]
+    assert changes
+    assert {change["kind"] for change in changes} == {"layer"}
+    assert all("top1" not in change and 0 <= change["agreement"] <= 100 for change in changes)
 
 
 @pytest.mark.parametrize(
