@@ -182,6 +182,11 @@ def _notices(listing: Listing, depth: int, names: Sequence[str]) -> list[str]:
             inner = f"; folders inside them, such as {folder}, are no classes"
             if _look_like_splits(listing, depth):
                 inner += "; if the first ones are splits, name them with --train-split and --val-split"
+        if len(above) > 1:
+            inner += (
+                f"; the images of {' and '.join(above)} are used together: to train on one and validate on "
+                "another, give a folder in which each split is a folder or a .tar"
+            )
         notices.append(f"the classes are {where}: {few}{inner}")
     return notices
 

@@ -132,6 +132,16 @@ def test_folder_around_the_classes(tmp_path: Path, write: type[write_folder]) ->
 
 
 @WRITE
+def test_splits_that_are_joined_are_named(tmp_path: Path, write: type[write_folder]) -> None:
+    photos = shades(
+        "photos/train/cat/1.png", "photos/train/dog/1.png", "photos/val/cat/2.png", "photos/val/dog/2.png"
+    )
+    images = open_images(str(write(tmp_path / "d.tar", photos)))
+    assert images.class_names == ("cat", "dog")
+    assert "the images of photos/train and photos/val are used together" in images.notices[-1]
+
+
+@WRITE
 def test_a_known_class_is_no_folder_around_classes(tmp_path: Path, write: type[write_folder]) -> None:
     days = shades("dog/day0/1.png", "dog/day1/1.png")
     images = open_images(str(write(tmp_path / "d.tar", days)), class_names=["cat", "dog"])
