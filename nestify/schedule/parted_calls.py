@@ -5,9 +5,10 @@ images alone; the next part starts when less room is needed, and catches up with
 has passed, with their weights as they are by then.
 """
 
+from collections import deque
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +57,7 @@ class PartedCalls:
             self._network, self._parts[len(self._runs)], batch_statistics=self._batch_statistics
         )
         self._runs.append(run)
-        for place in range(self.passed):
-            call = next(run)
-            if place == self.passed - 1:
-                self.calls.append(call)
+        self.calls.extend(deque(islice(run, self.passed), maxlen=1))  # the call of the current layer
         if len(self._runs) > 1:
             release_memory()
 
@@ -94,5 +92,7 @@ def images_ahead(network: nn.Module, image: Tensor, numbers: int) -> list[int]:
 
 
 def part_images(images: Tensor, first: int) -> list[Tensor]:
-    """Divide images (B, C, H, W) into parts of `first` images each, at least `FEWEST`."""
-    return list(images.split(max(FEWEST, first)))
+    """Divide images (B, C, H, W) into parts of `first` images or `FEWEST`; the last may have a few more."""
+    size = max(FEWEST, first)
+    count = max(1, len(images) // size + (len(images) % size >= FEWEST))
+    return [images[k * size : (k + 1) * size if k < count - 1 else None] for k in range(count)]

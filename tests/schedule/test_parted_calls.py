@@ -61,6 +61,7 @@ def test_parts_are_the_images_in_order(count: int, first: int) -> None:
     parts = part_images(images, first)
     assert torch.equal(torch.cat(parts), images)
     assert all(len(part) == max(FEWEST, first) for part in parts[:-1])
+    assert len(parts) == 1 or len(parts[-1]) >= FEWEST
 
 
 def weights_after(images: Tensor, room: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> Tensor:
