@@ -31,7 +31,7 @@ SET_BY_FILE = (
 )
 """Options that the levels of a file depend on, so that a run which adds levels cannot change them.
 
-A table stands for all keys in it.
+A table includes all keys in it.
 """
 
 
