@@ -45,6 +45,7 @@ def test_failed_assertions_pass_only_if_they_are_ours() -> None:
         (ValueError(), "ValueError"),
         (ValueError("\n  first line\nsecond line"), "first line"),
         (ValueError("only an introduction:"), "only an introduction:"),
+        (ValueError("It is one sentence."), "It is one sentence"),
         (ValueError("a b" + "x" * 1000), "a b" + "x" * 222 + " ...(1,003 characters)... " + "x" * 75),
     ],
 )

@@ -288,7 +288,7 @@ def _raise_as_checkpoint_error(name: str, option: str, problems: Sequence[str]) 
                 f"network, or set {option} to a file with the weights"
             )
         return CheckpointError(
-            f"{name} cannot be created with its weights ({reason.rstrip('.')}); "
+            f"{name} cannot be created with its weights ({reason}); "
             f"set {option} to a file with the weights, or check model.kwargs"
         )
 

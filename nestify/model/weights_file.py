@@ -50,7 +50,7 @@ def read_weights(path: Path) -> CheckpointWeights:
 
     def describe(reason: str) -> CheckpointError:
         return CheckpointError(
-            f"checkpoint {path} cannot be read ({reason.rstrip('.')}); it may be truncated, or contain more "
+            f"checkpoint {path} cannot be read ({reason}); it may be truncated, or contain more "
             "than weights: copy it again, or save only its state_dict"
         )
 
