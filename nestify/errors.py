@@ -154,8 +154,8 @@ def foreign_reason(error: Exception) -> str:
     """Return the line of a library's message that says most, or the exception's type if there is none.
 
     A line that ends in a colon only introduces the next one, as "Error(s) in loading state_dict for X:".
-    A message of one word, such as the key of a KeyError, is preceded by the type. A full stop at the end is left
-    out, because the line becomes a part of our sentence.
+    A message of one word, such as the key of a KeyError, is preceded by the type. A full stop at the end is
+    left out, because the line becomes a part of our sentence.
     """
     lines = [line.strip() for line in hide_passwords(str(error)).splitlines() if line.strip()]
     line = next((line for line in lines if not line.endswith(":")), lines[0] if lines else "")

@@ -1,4 +1,4 @@
-"""Atomic writes of files and folders, and the names of the files of a run."""
+"""Atomic writes of files and folders, names of the files of a run, and what a file is by its first bytes."""
 
 import errno
 import os
@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 from uuid import uuid4
 
 from nestify.errors import OutputError, RecipeError
@@ -207,3 +207,43 @@ def metrics_path(output: Path) -> Path:
 def checkpoint_path(output: Path) -> Path:
     """Return the path of a run's checkpoint: `resnet.resume.safetensors` for `resnet.nested.safetensors`."""
     return sibling(output, ".resume.safetensors")
+
+
+class FileKind(NamedTuple):
+    """What a file is.
+
+    Attributes:
+        name: what follows "is": an article and a noun.
+        remedy: what the user can do about it; empty if that depends on what the file was given for.
+    """
+
+    name: str
+    remedy: str = ""
+
+
+_WEB_PAGE = FileKind("a web page", "download the file again: its address may need a token")
+
+_STARTS = (
+    (
+        0,
+        b"version https://git-lfs",
+        FileKind("a pointer of Git LFS, not the file itself", "fetch it with git lfs pull"),
+    ),
+    (0, b"<!doctype", _WEB_PAGE),
+    (0, b"<html", _WEB_PAGE),
+    (0, b"<?xml", FileKind("an XML file, such as an export to OpenVINO")),
+    (0, b"PK\x03\x04", FileKind("a zip archive, such as a pt2 export or a checkpoint of torch.save")),
+    (0, b"\x80", FileKind("a pickle, such as a checkpoint of torch.save")),
+    (0, b"\x08", FileKind("no safetensors file, but probably an ONNX model")),
+    (4, b"ET12", FileKind("an export to ExecuTorch")),
+    (4, b"TFL3", FileKind("a LiteRT model")),
+)
+
+START_BYTES = max(at + len(start) for at, start, _ in _STARTS)
+"""Number of first bytes that `recognise` looks at."""
+
+
+def recognise(first: bytes) -> FileKind | None:
+    """Return the kind of a file, no safetensors file, that begins with these bytes; None if unknown."""
+    lower = first[:START_BYTES].lower()
+    return next((kind for at, start, kind in _STARTS if lower.startswith(start.lower(), at)), None)

@@ -16,6 +16,7 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from nestify.errors import CheckpointError, foreign_code
+from nestify.files import START_BYTES, recognise
 
 USUAL_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which timm's scripts store a state dict, the preferred first: averaged weights."""
@@ -92,18 +93,17 @@ def _load(path: Path) -> Any:
     """Load the content of a file, whose first bytes say how it is stored; its name does not matter.
 
     Raises:
-        CheckpointError: if the file is a pointer of Git LFS, or a nested file.
+        CheckpointError: if the file is a nested file, or of a kind that holds no weights.
     """
     with path.open("rb") as file:
-        start = file.read(len(_LFS_POINTER))
-    if start == _LFS_POINTER:
-        raise CheckpointError(
-            f"checkpoint {path} is a pointer of Git LFS, not the weights themselves; fetch them with git lfs "
-            "pull"
-        )
+        start = file.read(START_BYTES)
     header = int.from_bytes(start[:8], "little")
-    is_safetensors = start[8:9] == b"{" and header < path.stat().st_size
+    looks_like_safetensors = start[8:9] == b"{"
+    is_safetensors = looks_like_safetensors and header < path.stat().st_size
     is_pickle = start.startswith((b"PK", b"\x80"))  # a zip archive of torch.save, or a pickle
+    if not looks_like_safetensors and not is_pickle and (kind := recognise(start)):
+        remedy = kind.remedy or "give weights in safetensors, or as torch.save writes them"
+        raise CheckpointError(f"checkpoint {path} is {kind.name}; {remedy}")
     if is_safetensors or (path.suffix == ".safetensors" and not is_pickle):
         tensors = load_file(path)
         if any(_IN_NESTED_FILE.match(name) for name in tensors):
@@ -126,7 +126,6 @@ def _load(path: Path) -> Any:
         raise
 
 
-_LFS_POINTER = b"version https://git-lfs"
 _IN_NESTED_FILE = re.compile(r"level[0-9]+/")
 
 

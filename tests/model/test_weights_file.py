@@ -122,13 +122,23 @@ def test_the_bytes_of_a_file_count_and_not_its_name(tmp_path: Path) -> None:
         assert torch.equal(read_weights(tmp_path / name).tensors["conv.weight"], state["conv.weight"])
 
 
-def test_a_pointer_of_git_lfs_names_the_remedy(tmp_path: Path) -> None:
-    for name in ("a.safetensors", "a.pth"):
-        (tmp_path / name).write_text(
-            "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0\nsize 12345\n"
-        )
-        with pytest.raises(CheckpointError, match=r"Git LFS.* git lfs pull"):
-            read_weights(tmp_path / name)
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+            "Git LFS.* git lfs pull",
+        ),
+        (b"<!DOCTYPE html><html><title>Sign in</title></html>", "is a web page; download the file again"),
+        (b"\x08\n\x12\x07pytorch\x1a\x062.14.1", "probably an ONNX model; give weights in safetensors"),
+        (b"\x08\x02" + bytes(6) + b'{"conv.weight":', r"truncated"),
+    ],
+)
+def test_what_holds_no_weights_is_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        read_weights(tmp_path / name)
 
 
 def test_a_nested_file_is_no_checkpoint(tmp_path: Path) -> None:
