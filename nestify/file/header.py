@@ -78,7 +78,7 @@ def _header_bytes(source: ByteSource) -> bytes:
         raise Refusal(f"has {source.size} bytes and is not a safetensors file", NOT_NESTED)
     length = int.from_bytes(source.read(0, HEADER_LENGTH_BYTES), "little")
     if length > MAX_HEADER_BYTES:
-        if kind := recognise(source.read(0, min(START_BYTES, source.size))):
+        if kind := recognise(bytes(source.read(0, min(START_BYTES, source.size)))):
             raise Refusal(f"is {kind.name}", kind.remedy or NOT_NESTED)
         raise Refusal(
             f"is not a safetensors file, or its header of {length} bytes is above the limit of 64 MiB",
