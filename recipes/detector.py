@@ -1,12 +1,13 @@
 """Nest the backbone of a detector, and train RetinaNet heads for all of its levels in an own loop.
 
     pip install nestify torchvision
-    python recipes/detector.py [STEPS] [LEVELS]    # 300 steps and the widths 0.25,0.5,1
+    python recipes/detector.py [STEPS] [LEVELS]    # 2000 steps and the widths 0.25,0.5,1
 
 The images are canvases with one to three of the handwritten digits that are included in nestify. Each level
 has its own neck and head, because narrower levels have fewer feature channels. The script prints the loss and
 the average precision (IoU 0.5, on images that were not trained on) of each level, and writes
-`detector.nested.safetensors`, which holds the backbone of every level.
+`detector.nested.safetensors`, which holds the backbone of every level. 2000 steps take about five minutes of
+one processor and 1 GB of memory.
 """
 
 import argparse
@@ -102,7 +103,7 @@ def average_precision(found: list[Boxes], wanted: list[Boxes]) -> float:
     return 100 * float(precision[right].sum()) / total
 
 
-def main(steps: int = 300, levels: str = "0.25,0.5,1") -> list[float]:
+def main(steps: int = 2000, levels: str = "0.25,0.5,1") -> list[float]:
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = timm.create_model("test_resnet", features_only=True, out_indices=(2, 3, 4))
@@ -141,7 +142,7 @@ def parse_steps(text: str) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("steps", type=parse_steps, nargs="?", default=300, help="training steps")
+    parser.add_argument("steps", type=parse_steps, nargs="?", default=2000, help="training steps")
     parser.add_argument("levels", nargs="?", default="0.25,0.5,1", help="widths of the levels, core first")
     given = parser.parse_args()
     try:
