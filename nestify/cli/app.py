@@ -123,11 +123,12 @@ def main() -> NoReturn:
         app(prog_name="nestify")
     try:
         for number in STOP_SIGNALS:
-            # SIGINT raises KeyboardInterrupt already; nohup ignores SIGHUP
-            if number != signal.SIGINT and signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, _terminate)
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                signal.signal(number, _stop)
         code = run(sys.argv[1:])
+        _end_at_once()
     except (KeyboardInterrupt, _Terminated) as stop:  # before `run` could handle it
+        _end_at_once()
         code = _report_stop(stop, False)
     try:
         sys.stdout.flush()  # at Python's exit a failure could not be reported
@@ -152,17 +153,23 @@ def run(arguments: Sequence[str]) -> int:
         # Not app(words): typer would handle Ctrl-C and broken pipes itself.
         with printable_warnings(), command.make_context("nestify", words) as context:
             command.invoke(context)
-    except NestifyError as error:
-        for note in getattr(error, "__notes__", []):
-            print_stderr(printable(note, LONGEST_MESSAGE))
-        return _print_error(str(error), error.exit_code, wants_traceback)
     except typer.Exit as end:
         return end.exit_code
     except (KeyboardInterrupt, _Terminated) as stop:
         return _report_stop(stop, wants_traceback)
     except Exception as error:
+        if _stops:  # code that was interrupted, or cleaned up, has raised this in place of the stop
+            return _report_stop(_stops[0], wants_traceback)
+        if isinstance(error, NestifyError):
+            return _report_error(error, wants_traceback)
         return _report_exception(error, wants_traceback)
     return 0
+
+
+def _report_error(error: NestifyError, wants_traceback: bool) -> int:
+    for note in getattr(error, "__notes__", []):
+        print_stderr(printable(note, LONGEST_MESSAGE))
+    return _print_error(str(error), error.exit_code, wants_traceback)
 
 
 def _report_stop(stop: BaseException, wants_traceback: bool) -> int:
@@ -214,5 +221,17 @@ class _Terminated(BaseException):
     """SIGTERM, SIGHUP or SIGUSR1 as an exception, so that temporary files are removed before the exit."""
 
 
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise _Terminated
+_stops: list[BaseException] = []
+"""What `_stop` has raised, which libraries may catch, or replace by an exception of their own."""
+
+
+def _stop(number: int, frame: FrameType | None) -> NoReturn:
+    _stops.append(KeyboardInterrupt() if number == signal.SIGINT else _Terminated())
+    raise _stops[-1]
+
+
+def _end_at_once() -> None:
+    """Let signals end the process, because nothing is left to clean up but what Python's exit does."""
+    for number in STOP_SIGNALS:
+        if signal.getsignal(number) is _stop:
+            signal.signal(number, signal.SIG_DFL)

@@ -3,16 +3,19 @@
 import re
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 import nestify as package
+from nestify.cli import app
 from nestify.cli.app import main
 from nestify.compression import compress as api
+from nestify.errors import UnsupportedModelError
 from nestify.signals import STOP_SIGNALS
 from tests.cli.driver import QUICK, Outcome, finish, fork, nestify
 
@@ -102,17 +105,75 @@ def test_too_little_memory(ask: Callable[[], object], monkeypatch: pytest.Monkey
     assert done.message.endswith("use a smaller --batch-size or --input-size")
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_before_any_work(
-    number: int, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+CODES = [(signal.SIGTERM, 143), (signal.SIGINT, 130)]
+
+
+@pytest.fixture
+def exit_code(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int]]:
+    """Runs the program as `python -m nestify compress digits` does, and returns its exit code."""
+    monkeypatch.setattr("sys.argv", ["nestify", "compress", "digits", *QUICK])
     before = {each: signal.getsignal(each) for each in STOP_SIGNALS}
-    monkeypatch.setattr("nestify.cli.app.take_verbosity", lambda words: signal.raise_signal(number))
-    try:
+
+    def run_program() -> int:
         with pytest.raises(SystemExit) as stop:
             main()
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, handler)
-    assert stop.value.code == code
+        assert isinstance(stop.value.code, int)
+        return stop.value.code
+
+    yield run_program
+    getattr(app, "_stops", []).clear()
+    for each, handler in before.items():
+        signal.signal(each, handler)
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+def test_a_signal_before_any_work(
+    number: int,
+    code: int,
+    exit_code: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr("nestify.cli.app.take_verbosity", lambda words: signal.raise_signal(number))
+    assert exit_code() == code
     assert capsys.readouterr().err.endswith("; no output was written\n")
+
+
+@pytest.mark.parametrize(("number", "code"), CODES)
+@pytest.mark.parametrize(
+    "error", [UnsupportedModelError("not understood"), RuntimeError("no mode is active")]
+)
+def test_a_signal_that_a_library_replaces_by_its_own_error(
+    error: Exception,
+    number: int,
+    code: int,
+    exit_code: Callable[[], int],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As torch.export does, whose clean-up fails in the middle of a trace."""
+
+    def fail(*_: object, **__: object) -> None:
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise error from None
+
+    monkeypatch.setattr(api, "compress", fail)
+    assert exit_code() == code
+    assert capsys.readouterr().err.endswith("; no output was written\n")
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+@pytest.mark.parametrize("moment", ["atexit.register(stop)", "sys.stdout.flush = stop"])
+def test_a_signal_at_the_exit_prints_no_traceback(moment: str, number: int) -> None:
+    program = f"""
+import atexit, signal, sys
+from nestify.cli import app
+def stop(): signal.raise_signal({int(number)})
+def work(words): {moment}; return 0
+app.run = work
+app.main()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (-number, "")
