@@ -39,7 +39,7 @@ def with_recipe_flags(command: Callable[..., None], leave_out: Collection[str] =
         try:
             command(**values, overrides=overrides)
         except NestifyError as error:
-            error.args = (name_flags(Recipe, str(error)),)
+            error.args = (name_flags(Recipe, str(error), leave_out),)
             raise
 
     signature = inspect.signature(command)

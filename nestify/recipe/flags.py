@@ -1,7 +1,7 @@
 """Flags of `nestify compress`, declared where the fields of a recipe are. Does not import torch."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from types import NoneType, UnionType
@@ -75,7 +75,7 @@ def flagged_fields(recipe: type[BaseModel]) -> list[FlaggedField]:
     return sorted(found, key=lambda each: (panels.index(each.panel), "." not in each.key))
 
 
-def name_flags(recipe: type[BaseModel], text: str) -> str:
+def name_flags(recipe: type[BaseModel], text: str, leave_out: Collection[str] = ()) -> str:
     """Name the flags of the recipe keys in a message, at the end of each line: `(flag: --data)`.
 
     A flag that the line names already is left out. The sizes of levels belong to `--levels`.
@@ -83,8 +83,10 @@ def name_flags(recipe: type[BaseModel], text: str) -> str:
     Args:
         recipe: class of the recipe.
         text: a message of one or more lines.
+        leave_out: dotted keys whose flags the command does not have.
     """
-    flags = {field.key: "/".join(field.names) for field in flagged_fields(recipe)}
+    fields = [field for field in flagged_fields(recipe) if field.key not in leave_out]
+    flags = {field.key: "/".join(field.names) for field in fields}
     return "\n".join(_name_in_line(flags, line) for line in text.split("\n"))
 
 

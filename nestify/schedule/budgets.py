@@ -3,6 +3,7 @@
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 from torch import Tensor, nn
 
@@ -224,10 +225,13 @@ class Solver:
         return shares
 
     def _solve(self, lower: Sequence[LevelSize], k: int, level: Level) -> LevelSize:
-        """Find the size of level `k` by bisection over all its possible sizes."""
+        """Find the size of level `k` by bisection over its possible sizes, none below the level below."""
         budget = level.budget
         assert budget is not None
-        path = self._possible_sizes(level)
+        axis = solved_axis(self.recipe.schedule.kind)
+        sign = -1 if axis == "sparsity" else 1
+        least = sign * getattr(lower[-1].level, axis) if lower else -inf
+        path = [size for size in self._possible_sizes(level) if sign * getattr(size.level, axis) >= least]
         costs: dict[int, float] = {}
 
         def cost(index: int) -> float:
@@ -242,7 +246,6 @@ class Solver:
                 return path[index]
         if largest >= 0 and (size := self._grow_groups(path[largest:], lower, k, budget)):
             return size
-        axis = solved_axis(self.recipe.schedule.kind)
         costs_text = " or ".join(
             f"{_format_cost(cost(index))} ({axis} {getattr(path[index].level, axis):.4g})"
             for index in nearest

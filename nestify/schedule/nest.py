@@ -139,8 +139,8 @@ def nest(
     masked = masked_names(spec, recipe.schedule.skip) if sparse or removable is None else ()
     level_sizes = None
     if removable is not None:
-        counts = tuple(size.counts for size in without_shrinking(sizes))
-        skipped = tuple(size.skipped for size in sizes)
+        nesting = without_shrinking(sizes)
+        counts, skipped = tuple(size.counts for size in nesting), tuple(size.skipped for size in nesting)
         level_sizes = LevelSizes(removable.channels, removable.layers, counts, skipped)
     names = [level.name for level in levels]
     nested = NestedModel(
@@ -162,14 +162,16 @@ def nest(
 
 
 def without_shrinking(sizes: Sequence[LevelSize]) -> list[LevelSize]:
-    """Return the sizes, core first, each raised to at least the channel counts of the level below.
+    """Return the sizes, core first, each with at least the channels and blocks of the level below.
 
-    Rounding can make a count smaller than that of the level below.
+    Rounding can make a count smaller than that of the level below, and blocks that are ranked again for a
+    file that is extended may have another order.
     """
     raised: list[LevelSize] = []
     for size in sizes:
-        below = raised[-1].counts if raised else size.counts
-        raised.append(replace(size, counts=tuple(map(max, size.counts, below))))
+        below = raised[-1] if raised else size
+        counts, skipped = tuple(map(max, size.counts, below.counts)), size.skipped & below.skipped
+        raised.append(replace(size, counts=counts, skipped=skipped))
     return raised
 
 

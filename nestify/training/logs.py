@@ -147,6 +147,9 @@ def open_truncated(path: Path, size: int) -> FileIO:
 
 _EPOCH = "csv_epoch"
 
+_HEADER = "epoch,train_"
+"""How the first line of a table of timm's writer begins."""
+
 
 class _Row(NamedTuple):
     """A row of a table: one epoch, with its values by column."""
@@ -186,6 +189,7 @@ class CsvLog(Observer):
         self._row: tuple[Phase, StepLog] | None = None
         for phase, epoch in self._written.items():
             try:
+                _check_table(self._paths[phase])
                 trim_summary(str(self._paths[phase]), epoch + 1 if epoch else 0)
             except (OSError, ValueError) as error:  # ValueError: the file is not a table of this kind
                 raise self._write_error(self._paths[phase], error) from error
@@ -251,6 +255,20 @@ class CsvLog(Observer):
         return OutputError(
             f"{path} cannot be written ({reason}); choose another --output or leave out --log csv"
         )
+
+
+def _check_table(path: Path) -> None:
+    """Check that a table, if there is one, was written by a run.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it has another header.
+    """
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:  # UnicodeDecodeError is a ValueError
+            header = file.readline(len(_HEADER) + 1)
+        if header and not header.startswith(_HEADER):
+            raise ValueError
 
 
 def check_logs(names: Sequence[str]) -> None:

@@ -200,7 +200,7 @@ def refused(*words: str | Path) -> Outcome:
         (["--levels", "0.8"], ["level[3].sparsity = 0.8", "not below"]),
         (["--levels", "0,0.5"], ["level[4].sparsity = 0.5"]),
         (["--levels", "1"], ["level[3].sparsity = 1.0", "[0, 1)"]),
-        (["--levels", "wide"], ["wide", "sparsity"]),
+        (["--levels", "wide"], ["wide", "sparsity", "schedule.pattern", "(flag: --levels)"]),
         (["--levels", "macs=0.5,0"], ["level[3].budget", "give sparsities"]),
         (["--levels", "0", "--set", "schedule.kind=channel"], ["schedule.kind", "leave it out"]),
         (["--levels", "0", "--set", "level[1].sparsity=0.9"], ["level[1].sparsity", "leave it out"]),

@@ -94,6 +94,15 @@ def test_blocks_may_be_ranked_by_their_loss(vit: tuple[str, ...], tmp_path: Path
     assert len(package.read_report(path).levels[0].skipped) == 2
 
 
+def test_a_budget_below_what_the_level_below_has(vit: tuple[str, ...]) -> None:
+    """Only sizes that nest are tried, and named as the nearest."""
+    done = nestify(*vit, "--schedule", "layer", "--levels", "0.75,macs=0.3,1", *QUICK, "--dry-run")
+    assert done.code == 2
+    assert "level[2].budget = macs=0.3 cannot be met within 2%" in done.message
+    assert "(depth 0.75)" in done.message
+    assert "--levels" in done.message
+
+
 def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "dense.safetensors"
     kwargs = {"block_config": [1, 1], "growth_rate": 8}

@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nestify.model.graph.blocks import Block, Stage
+from nestify.recipe.levels import Level
 from nestify.schedule.blocks import kept_blocks, rank_by_loss, rank_evenly
+from nestify.schedule.nest import LevelSize, without_shrinking
 
 
 def stages_of(sizes: Sequence[int]) -> list[Stage]:
@@ -83,3 +85,12 @@ def test_blocks_are_ranked_by_their_loss() -> None:
     ranking = rank_by_loss(stage.blocks, loss)
     assert [cost[block] for block in ranking] == [6, 5, 4, 3, 2, 1, 0]
     assert calls == [1] * 7
+
+
+def test_levels_have_the_channels_and_blocks_of_the_levels_below() -> None:
+    """Also where counts are rounded, or blocks are ranked in another order than for the levels below."""
+    level = Level("one", 0.0)
+    given = (((4, 8), "ab"), ((6, 6), "ac"), ((8, 8), ""))
+    raised = without_shrinking([LevelSize(level, counts, frozenset(names)) for counts, names in given])
+    assert [size.counts for size in raised] == [(4, 8), (6, 8), (8, 8)]
+    assert [size.skipped for size in raised] == [{"a", "b"}, {"a"}, set()]

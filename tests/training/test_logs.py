@@ -66,7 +66,7 @@ def rows(path: Path) -> list[dict[str, str]]:
 
 
 def test_a_row_per_epoch() -> None:
-    TABLE.write_text("epoch,other\n1,2\n")  # a table of an older run
+    TABLE.write_text("epoch,train_other\n1,2\n")  # a table of an older run
     run("csv")
     lines = metrics("train")
     table = rows(TABLE)
@@ -104,11 +104,15 @@ def test_a_table_that_cannot_be_written() -> None:
         run("csv")
 
 
-def test_a_file_that_is_not_a_log_is_left_unchanged() -> None:
-    TABLE.write_text("name,size\nmine,3\n")
-    with pytest.raises(OutputError, match=r"run\.csv cannot be written .*not a log.*choose another --output"):
+@pytest.mark.parametrize("name", ["run.csv", "run.finetune.csv"])
+@pytest.mark.parametrize(
+    "content", [b"name,size\nmine,3\n", b"1,cat\n2,dog\n", b"id,class\n", b"epoch,lr\n1,2\n", b"\xff\xfe1,2"]
+)
+def test_a_file_that_is_not_a_log_is_left_unchanged(content: bytes, name: str) -> None:
+    Path(name).write_bytes(content)
+    with pytest.raises(OutputError, match=rf"{name} cannot be written .*not a log.*choose another --output"):
         run("csv")
-    assert TABLE.read_text() == "name,size\nmine,3\n"
+    assert Path(name).read_bytes() == content
 
 
 def test_without_tensorboard_no_work_is_done(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
