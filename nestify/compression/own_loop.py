@@ -129,8 +129,13 @@ def _check_model(model: nn.Module) -> None:
     """Refuse a model whose levels could not be trained.
 
     Raises:
-        RecipeError: if it is compiled already, or its weights are not float32.
+        RecipeError: if it is compiled already, its weights are not float32, or torch records no gradients.
     """
+    if torch.is_inference_mode_enabled() or any(each.is_inference() for each in model.parameters()):
+        raise RecipeError(
+            "tensors that are made under torch.inference_mode cannot be trained; make the model, and call "
+            "nest, outside of it"
+        )
     if hasattr(model, "_orig_mod"):
         raise RecipeError(
             "the model was compiled by torch.compile; give the one that was compiled, model._orig_mod"

@@ -103,7 +103,8 @@ class TrainableNestedModel(NestedModel):
             The results of the levels, full level first: `level`, `loss`, `logits`, `weight`.
 
         Raises:
-            RecipeError: if a loss function does not return one number, or there are not as many as levels.
+            RecipeError: if a loss function does not return one number, there are not as many as levels, or
+                gradients are switched off.
         """
         return self._loop.backward(self, images, target, loss_fn, backward)
 
@@ -197,6 +198,11 @@ class _Loop:
         if isinstance(self._task, JointTask):
             raise RecipeError(
                 "this model was given to task(), whose loss has a backward pass of its own; use one"
+            )
+        if not torch.is_grad_enabled():
+            raise RecipeError(
+                "backward needs gradients, which torch.no_grad and torch.inference_mode switch off; call it "
+                "outside of them"
             )
         world = _world()
         if self._task is None:

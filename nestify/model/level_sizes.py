@@ -4,11 +4,13 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import NoReturn
 
 import numpy as np
 import torch
 from torch import Tensor, fx
 
+from nestify.errors import RecipeError
 from nestify.model.entry_levels import box_levels
 from nestify.model.graph.axes import Axes, Indices, take_indices
 from nestify.model.graph.block_map import BlockMap
@@ -66,6 +68,12 @@ class LevelSizes:
 
     def __deepcopy__(self, memo: object) -> "LevelSizes":
         return self  # immutable, apart from its cache of skeletons
+
+    def __reduce__(self) -> NoReturn:
+        raise RecipeError(
+            "a nested model with narrower or shallower levels cannot be pickled, because it holds traces of "
+            "torch; store its state_dict(), or a nested file (save), which nestify.load reads"
+        )
 
     @property
     def _units(self) -> tuple[int, ...]:

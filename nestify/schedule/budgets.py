@@ -55,7 +55,7 @@ class NestedDesign:
         """A function that solves sparsities for their budgets again; None if no level has one."""
         if self.removable is not None or not any(level.budget for level in self.levels):
             return None
-        return lambda: [size.level for size in self.solver.sizes()]
+        return self.solver.levels  # a method of the solver, so that a copy of the design has its own
 
 
 def design_levels(
@@ -190,6 +190,10 @@ class Solver:
         blocks = 0 if removable is None else len(removable.ranking)
         check_distinct(self.spec, sizes, recipe.schedule.divisor, blocks)
         return sizes
+
+    def levels(self) -> list[Level]:
+        """Solve the budgets as `sizes` does, and return the levels alone."""
+        return [size.level for size in self.sizes()]
 
     def check(self, nested: NestedModel, levels: Sequence[Level]) -> list[str]:
         """Return a message for each level of a finished model whose cost does not meet its budget.

@@ -1,5 +1,7 @@
 """What `nest`, `load_state_dict` and `save` refuse in a sentence, before a training is spoiled by it."""
 
+import io
+import pickle
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -50,6 +52,50 @@ def test_levels_are_trained_in_float32(dtype: torch.dtype) -> None:
 def test_a_compiled_model_is_refused_with_the_remedy() -> None:
     with pytest.raises(RecipeError, match=r"torch\.compile; give .*_orig_mod"):
         nest(torch.compile(small_model()))  # type: ignore[arg-type]  # torch's own annotation
+
+
+@pytest.mark.parametrize("schedule", ["weight", "channel"])
+def test_tensors_that_cannot_be_trained(schedule: str) -> None:
+    levels = "0.5,0" if schedule == "weight" else "0.5,1"
+    model = small_model()
+    with torch.inference_mode(), pytest.raises(RecipeError, match=r"torch\.inference_mode .* outside"):
+        nest(model, levels, schedule=schedule)
+    with torch.inference_mode():
+        made_inside = small_model()
+    with pytest.raises(RecipeError, match=r"torch\.inference_mode .* outside"):
+        nest(made_inside, levels, schedule=schedule)
+    nest(model, levels, schedule=schedule)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_backward_pass_without_gradients(mode: type) -> None:
+    nested = nest()
+    batch = torch.randn(2, *SHAPE), torch.zeros(2, dtype=torch.long)
+    with mode(), pytest.raises(RecipeError, match=r"torch\.no_grad and torch\.inference_mode .* outside"):
+        nested.backward(*batch)
+    nested.backward(*batch)
+
+
+@pytest.mark.parametrize("schedule", ["channel", "layer"])
+def test_pickled_traces_name_what_can_be_stored(schedule: str) -> None:
+    model = timm.create_model("test_vit", num_classes=3, img_size=32)
+    nested = nest(model, "0.5,1", schedule=schedule)
+    for store in (pickle.dumps, lambda model: torch.save(model, io.BytesIO())):
+        with pytest.raises(RecipeError, match=r"state_dict\(\).*nestify\.load"):
+            store(nested)
+    deepcopy(nested)
+
+
+def test_a_copy_solves_its_budgets_for_its_own_weights() -> None:
+    nested = nest(levels="macs=0.5,0", score="magnitude", ramp_steps=2)
+    copy = deepcopy(nested)
+    with torch.no_grad():  # so that other layers keep their weights, with other MACs
+        for number, parameter in enumerate(copy.network.parameters()):
+            parameter.mul_(1 + number)
+    alone = nest(deepcopy(copy.network), "macs=0.5,0", score="magnitude", ramp_steps=2)
+    for each in (nested, copy, alone):
+        each.update(2)
+    assert copy.sparsity(1) == alone.sparsity(1) != nested.sparsity(1)
 
 
 @pytest.mark.parametrize(
