@@ -304,9 +304,12 @@ def open_splits(
     if holdout is None and locate_split(data, train_split, data_root).overlaps(
         validation := locate_split(data, validation_split, data_root)
     ):
+        remedy = "name the splits with --train-split and --val-split"
+        if validation.is_tar:
+            remedy = "a tar is one split: give a folder with a tar of each, such as train.tar and val.tar"
         raise DataError(
-            f"{validation}: training and validation would use the same images; name the splits with "
-            "--train-split and --val-split, or set training images aside with --holdout 0.1"
+            f"{validation}: training and validation would use the same images; {remedy}, or set training "
+            "images aside with --holdout 0.1"
         )
     if isinstance(class_names, str):
         class_names = read_class_names(class_names)

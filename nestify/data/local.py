@@ -19,6 +19,7 @@ class LocalReader:
         class_names: names that classes are known to have, if any.
         labelled: whether folders are classes; if not, images may lie in any folder, or in none.
         table: labels of the images, in place of folders.
+        joins_splits: whether the images of all splits inside are wanted together.
 
     Attributes:
         class_to_idx: index of each class, in natural order; empty without labels.
@@ -27,7 +28,8 @@ class LocalReader:
         notices: sentences about what was left out, and how classes were found.
 
     Raises:
-        DataError: if there are no images, or it is not clear what their classes are.
+        DataError: if there are no images, it is not clear what their classes are, or they are of several
+            splits.
     """
 
     def __init__(
@@ -36,12 +38,15 @@ class LocalReader:
         class_names: Sequence[str] | None = None,
         labelled: bool = True,
         table: LabelTable | None = None,
+        joins_splits: bool = False,
     ) -> None:
         self._root = root
         self._is_tar = root.is_file()
         listing = list_tar(root) if self._is_tar else list_folder(root)
         if not listing.images:
             raise no_images(root, listing, labelled and table is None)
+        if not joins_splits:
+            _refuse_splits(root, listing, class_names or (), labelled and table is None)
         self._images = listing.images
         self.folders = listing.identities
         self.targets: list[int] | list[tuple[int, ...]]
@@ -126,6 +131,32 @@ def _class_depth(root: Path, listing: Listing, known: Sequence[str]) -> int:
             break
         depth += 1
     return depth
+
+
+def _refuse_splits(root: Path, listing: Listing, known: Sequence[str], has_classes: bool) -> None:
+    """Refuse images of several splits, of which some are there to measure what was learned from the others.
+
+    Args:
+        root: the folder or tar.
+        listing: its images.
+        known: names that classes are known to have.
+        has_classes: whether the innermost folders may be classes, whatever their names are.
+
+    Raises:
+        DataError: naming the splits.
+    """
+    innermost = min(folder.count("/") for folder in listing.image_folders)
+    for depth in range(innermost + (not has_classes)):
+        found = sorted(_folders_at(listing, depth))
+        names = {name.rpartition("/")[2] for name in found}
+        if len(names) > 1 and names <= SPLITS and not names & set(known):
+            held = " and ".join(found)
+            raise DataError(
+                f"{root}: holds several splits, {held}; give a folder in which each is a folder or a .tar, "
+                "such as train.tar and val.tar, or join them with --train-split . (a dot)"
+            )
+        if len(found) > 1:
+            return
 
 
 def _folders_at(listing: Listing, depth: int) -> set[str]:

@@ -162,8 +162,8 @@ def _local_split(path: Path, split: str) -> Path:
         option = {TRAIN_NAMES: "--train-split", VALIDATION_NAMES: "--val-split"}.get(synonyms)
         raise DataError(
             f"{path}: no split {split!r}; it holds {names_in_folder(path)}; name the right one with "
-            f"{option or '--train-split or --val-split'} (. is the folder itself), or set training images "
-            "aside with --holdout 0.1"
+            f"{option or '--train-split or --val-split'} (. is the folder itself); compress can also set "
+            "training images aside (--holdout 0.1)"
         )
     return path
 
@@ -196,7 +196,8 @@ def open_split(
         DataError: if it cannot be opened; the message says why and what to do.
     """
     if not source.name:
-        reader = LocalReader(Path(source.root or ""), class_names, labelled, table)
+        joined = source.split == "."
+        reader = LocalReader(Path(source.root or ""), class_names, labelled, table, joined)
         return ImageDataset(source.root, reader=reader)
     if table is not None:
         raise RecipeError(f"--labels {table.path} is for a folder or a tar, not for {source}; leave it out")

@@ -256,7 +256,14 @@ def _create_with(
         return model
     torch.set_rng_state(random_state)  # as if the model had been made once
     refused = f"checkpoint {source} does not fit {name}"
-    with foreign_code(lambda reason: CheckpointError(f"{refused}: {difference}")), recorded_loads() as loads:
+    remedy = ""
+    if not difference_from(model.state_dict(), weights, (*new, *classifier_modules(model))):
+        remedy = "; it lacks the classifier alone, which compress --new-head makes and trains"
+
+    def describe(reason: str) -> CheckpointError:
+        return CheckpointError(f"{refused}: {difference}{remedy}")
+
+    with foreign_code(describe), recorded_loads() as loads:
         model = timm.create_model(
             name,
             pretrained=True,
@@ -267,7 +274,7 @@ def _create_with(
     assert isinstance(cfg, dict)
     cfg.pop("state_dict", None)  # otherwise every copy of the model would contain the checkpoint
     if problems := difference_of_load(model, loads, new):
-        raise CheckpointError(f"{refused}: {problems}")
+        raise CheckpointError(f"{refused}: {problems}{remedy}")
     return model
 
 

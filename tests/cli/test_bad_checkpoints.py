@@ -91,6 +91,22 @@ def test_another_architecture(refused: Refused) -> None:
     assert "keys are unknown (blocks." in message
 
 
+@pytest.mark.parametrize(("name", "head"), [("test_resnet", "fc"), ("test_vit", "head")])
+def test_a_checkpoint_without_a_classifier(name: str, head: str, refused: Refused) -> None:
+    """Only where nothing else is missing does a new classifier help."""
+    weights = timm.create_model(name, num_classes=10).state_dict()
+    words = (*START, "headless.safetensors", "--set", f"model.name={name}", "--set", "model.input_size=160")
+    del weights[f"{head}.weight"], weights[f"{head}.bias"]
+    save_file(weights, "headless.safetensors")
+    message = refused(3, *words)
+    assert f"2 keys are missing ({head}.weight, {head}.bias); it lacks the classifier alone" in message
+    assert "--new-head" in message
+    assert nestify(*words, "--new-head", "--dry-run").code == 0
+    del weights[next(iter(weights))]
+    save_file(weights, "headless.safetensors")
+    assert "--new-head" not in refused(3, *words)
+
+
 def test_a_layer_of_another_shape(refused: Refused) -> None:
     weights = load_file(CHECKPOINT)
     weights["conv1.0.weight"] = weights["conv1.0.weight"][:, :1].contiguous()

@@ -1,6 +1,7 @@
 """Images that are missing, empty, damaged, or whose classes do not fit the model."""
 
 import shutil
+import tarfile
 from pathlib import Path
 
 from tests.cli.conftest import Refused
@@ -31,8 +32,22 @@ def test_missing_split(refused: Refused, images: Path) -> None:
     (images / "validation").rename(images / "checking")
     message = refused(3, *START, images)
     assert "no split 'validation'; it holds checking/, train/; name the right one with --val-split" in message
-    assert message.endswith("--holdout 0.1")
+    assert message.endswith("compress can also set training images aside (--holdout 0.1)")
     assert nestify(*START, images, "--holdout", "0.1", "--dry-run").code == 0
+
+
+def test_splits_inside_a_tar(refused: Refused, images: Path, digits_file: Path) -> None:
+    """A tar is one split, so that images to validate on would be trained on."""
+    with tarfile.open("photos.tar", "w") as tar:
+        tar.add(images, "photos")
+    for command in (START, ("eval", digits_file, "--data"), ("scan", "test_resnet", "--data")):
+        message = refused(3, *command, "photos.tar")
+        assert (
+            "photos.tar: holds several splits, photos/train and photos/validation; give a folder" in message
+        )
+        assert "--train-split ." in message
+    message = refused(3, *START, "photos.tar", "--val-split", "val")
+    assert "a tar is one split: give a folder with a tar of each" in message
 
 
 def test_one_split_that_is_named_twice(refused: Refused, images: Path) -> None:

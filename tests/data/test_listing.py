@@ -136,9 +136,36 @@ def test_splits_that_are_joined_are_named(tmp_path: Path, write: type[write_fold
     photos = shades(
         "photos/train/cat/1.png", "photos/train/dog/1.png", "photos/val/cat/2.png", "photos/val/dog/2.png"
     )
-    images = open_images(str(write(tmp_path / "d.tar", photos)))
+    data = str(write(tmp_path / "d.tar", photos))
+    images = open_images(data, ".")
     assert images.class_names == ("cat", "dog")
     assert "the images of photos/train and photos/val are used together" in images.notices[-1]
+    for split in ("train", "val"):
+        with pytest.raises(DataError, match=r"splits, photos/train and photos/val; .* --train-split \."):
+            open_images(data, split)
+        with pytest.raises(DataError, match=r"splits, photos/train and photos/val; .* --train-split \."):
+            open_images(data, split, labelled=False)
+
+
+@WRITE
+@pytest.mark.parametrize(
+    ("paths", "refused"),
+    [
+        (("a/train/1.png", "a/validation/2.png"), True),
+        (("a/train/x/1.png", "a/test/2.png"), True),
+        (("a/train/x/1.png", "b/val/2.png"), False),
+        (("a/train/1.png", "a/cat/2.png"), False),
+        (("a/train/1.png",), False),
+    ],
+)
+def test_splits_of_images_without_labels(
+    paths: tuple[str, ...], refused: bool, write: type[write_folder], tmp_path: Path
+) -> None:
+    data = str(write(tmp_path / "d.tar", shades(*paths)))
+    if refused:
+        with pytest.raises(DataError, match=r"holds several splits, .* or join them"):
+            open_images(data, labelled=False)
+    assert len(open_images(data, "." if refused else "train", labelled=False)) == len(paths)
 
 
 @WRITE
@@ -151,7 +178,7 @@ def test_a_known_class_is_no_folder_around_classes(tmp_path: Path, write: type[w
 @WRITE
 def test_splits_are_not_classes(tmp_path: Path, write: type[write_folder]) -> None:
     files = shades("x/train/cat/1.png", "x/train/dog/1.png", "x/val/cat/1.png", "x/val/dog/1.png")
-    images = open_images(str(write(tmp_path / "d.tar", files)))
+    images = open_images(str(write(tmp_path / "d.tar", files)), ".")
     assert images.class_names == ("cat", "dog")
     assert len(images) == 4
     assert "the classes are the folders in x/train and x/val: cat, dog" in images.notices[0]
