@@ -99,6 +99,9 @@ def atomic_folder(path: Path, check: Callable[[Path], object]) -> Iterator[Path]
                     os.fsync(handle.fileno())
         check(temporary)
         os.replace(temporary, target)
+    except OutputError as error:  # of a file inside
+        error.args = (str(error).replace(os.fspath(temporary), os.fspath(path)),)
+        raise
     except OSError as error:
         raise _refusal(os.fspath(path), error, "choose a new folder in one that can be written to") from error
     finally:

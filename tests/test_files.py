@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nestify.errors import OutputError
-from nestify.files import atomic_folder, check_apart, is_same_file, lock_output
+from nestify.files import atomic_file, atomic_folder, check_apart, is_same_file, lock_output
 
 
 def test_the_same_file_by_other_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,6 +39,19 @@ def test_a_folder_that_cannot_be_written_names_the_remedy(full: bool, tmp_path: 
         atomic_folder(tmp_path / "new", lambda _: None),
     ):
         raise OSError(code, os.strerror(code))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_inside_a_folder_is_named_by_its_place(tmp_path: Path) -> None:
+    """And not by the temporary folder, which is gone when the message is read."""
+    folder = tmp_path / "new"
+    with (
+        pytest.raises(OutputError) as told,
+        atomic_folder(folder, lambda _: None) as temporary,
+        atomic_file(temporary / "a" / "model"),
+    ):
+        pass
+    assert str(told.value).startswith(f"{folder / 'a' / 'model'}: cannot be written")
     assert list(tmp_path.iterdir()) == []
 
 
