@@ -2,17 +2,19 @@
 
     python tests/benchmarks/pictures.py FILE --pictures photos/ --data images/
 
-Each photograph is resized to each size by Pillow, and given to two exports of one level: to the one made with
-`--with-preprocessing` as it is, and to the plain one after timm's own transform. Each cell is the largest
-difference of a logit between the two, relative to the largest logit of the picture. For int8, both exports
-are quantised alike, so that the difference is that of the preprocessing alone.
+Each photograph, in its own size and resized to others by Pillow, is given to two exports of one level: to the
+one made with `--with-preprocessing` as it is, and to the plain one after timm's own transform. Each cell is
+the largest difference of a logit between the two, relative to the largest logit of the picture, and the share
+of pictures for which both predict the same class. For int8, both exports are quantised alike, so that the
+difference is that of the preprocessing alone.
 """
 
 import argparse
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +31,8 @@ import nestify
 from nestify.evaluation.int8 import export_int8
 from nestify.file.reader import open_nested_file
 
-SIZES = ((1, 1), (5, 7), (40, 1000), (64, 64), (427, 640), (1080, 1920), (2048, 2048), (3024, 4032))
-"""Height and width in pixels; the last is a photograph of a phone."""
+SIZES = (None, (1, 1), (5, 7), (40, 1000), (64, 64), (427, 640), (1080, 1920), (2048, 2048), (3024, 4032))
+"""Height and width in pixels; the last is a photograph of a phone, None the photograph's own size."""
 
 Run = Callable[[np.ndarray], Any]
 
@@ -88,19 +90,25 @@ def main() -> int:
     preprocessing = open_nested_file(options.file).manifest.model.preprocessing.model_dump()
     preprocessing.pop("exif_orientation")
     transform = timm.data.create_transform(**preprocessing)
-    photographs = [
-        Image.open(path).convert("RGB") for path in sorted(options.pictures.iterdir()) if path.is_file()
-    ]
+    photographs = [path for path in sorted(options.pictures.iterdir()) if path.is_file()]
     formats = options.formats.split(",")
     with tempfile.TemporaryDirectory() as folder:
         pairs = [pair(each, options, Path(folder)) for each in formats]
+        print(f"{len(photographs)} photographs")
         print("| pictures |", " | ".join(formats), "|")
         print("|---|" + "---|" * len(formats))
-        for height, width in SIZES:
-            shown = [each.resize((width, height), Image.Resampling.LANCZOS) for each in photographs]
-            cells = [difference(*runs, shown, transform) for runs in pairs]
-            print(f"| {height} x {width} |", " | ".join(cells), "|", flush=True)
+        for size in SIZES:
+            title = f"{size[0]} x {size[1]}" if size else "own size"
+            cells = compare(pairs, read(photographs, size), transform)
+            print(f"| {title} |", " | ".join(cells), "|", flush=True)
     return 0
+
+
+def read(photographs: Iterable[Path], size: tuple[int, int] | None) -> Iterable[Image.Image]:
+    """Yield each photograph in RGB, resized to a height and width."""
+    for path in photographs:
+        picture = Image.open(path).convert("RGB")
+        yield picture.resize(size[::-1], Image.Resampling.LANCZOS) if size else picture
 
 
 def pair(name: str, options: argparse.Namespace, folder: Path) -> tuple[Run, Run]:
@@ -126,17 +134,44 @@ def pair(name: str, options: argparse.Namespace, folder: Path) -> tuple[Run, Run
     return runs[0], runs[1]
 
 
-def difference(pictured: Run, plain: Run, shown: Sequence[Image.Image], transform: Any) -> str:
-    """Return the text of a cell."""
-    worst = 0.0
-    for picture in shown:
-        try:
-            found = pictured(np.asarray(picture)[None])
-        except Exception as error:  # any exception of a runtime is a result
-            return f"{type(error).__name__}: {str(error).strip()[:60]}"
-        wanted = plain(transform(picture)[None].numpy())
-        worst = max(worst, float(np.abs(found - wanted).max() / np.abs(wanted).max()))
-    return f"{worst:.0e}"
+@dataclass
+class Cell:
+    """What the two exports of one format make of the same pictures.
+
+    Attributes:
+        largest: largest difference of a logit, relative to the largest logit of its picture.
+        same: number of pictures for which both predict the same class.
+        count: number of pictures.
+        error: what the runtime said of the first picture that it refused; None if it refused none.
+    """
+
+    largest: float = 0.0
+    same: int = 0
+    count: int = 0
+    error: str | None = None
+
+    def __str__(self) -> str:
+        return self.error or f"{self.largest:.0e}, {100 * self.same / self.count:.0f} %"
+
+
+def compare(pairs: list[tuple[Run, Run]], pictures: Iterable[Image.Image], transform: Any) -> list[str]:
+    """Return the text of each format's cell."""
+    cells = [Cell() for _ in pairs]
+    for picture in pictures:
+        pixels, prepared = np.array(picture)[None], transform(picture)[None].numpy()
+        for cell, (pictured, plain) in zip(cells, pairs, strict=True):
+            if cell.error:
+                continue
+            try:
+                found = pictured(pixels)
+            except Exception as error:  # any exception of a runtime is a result
+                cell.error = f"{type(error).__name__}: {str(error).strip()[:60]}"
+                continue
+            wanted = plain(prepared)
+            cell.largest = max(cell.largest, float(np.abs(found - wanted).max() / np.abs(wanted).max()))
+            cell.same += int(found.argmax() == wanted.argmax())
+            cell.count += 1
+    return [str(cell) for cell in cells]
 
 
 if __name__ == "__main__":
