@@ -10,6 +10,9 @@ _WITHOUT_PICTURES = {
 }
 """Why the preprocessing cannot be part of an export in a format, and what to do."""
 
+MOST_IMAGES = 4096
+"""Largest number of images per call that an export is fixed to: it is compared with the level on them."""
+
 INT8_FORMATS = (ExportFormat.onnx, ExportFormat.openvino)
 """Formats with calibrated int8 models."""
 
@@ -68,7 +71,7 @@ def check_options(
         raise RecipeError(
             f"--batch {batch} does not apply to --format timm, which accepts any batch size; leave it out"
         )
-    if batch is not None and batch < 1:
+    if batch is not None and not 1 <= batch <= MOST_IMAGES:
         raise RecipeError(
-            f"--batch {batch} is not a number of images; give 1 or more, or leave it out for any number"
+            f"--batch {batch} is not from 1 to {MOST_IMAGES} images; leave it out for any number"
         )

@@ -150,6 +150,7 @@ def test_the_zeros_are_those_of_the_level(digits_file: Path) -> None:
         (["--level", "1", "--format", "onnx", "-o", "a.pt2"], 3, "a.pt2: does not end with .onnx"),
         (["--level", "1", "-o", "none/a.onnx"], 3, "none/a.onnx: its folder does not exist"),
         (["--level", "1", "-o", "a.pt2", "--opset", "18"], 2, "--opset 18 applies to --format onnx"),
+        (["--level", "1", "-o", "a.onnx", "--batch", "1000000000"], 2, "--batch 1000000000 is not from 1 to"),
         (["--level", "1", "-o", "a.safetensors", "--batch", "2"], 2, "--batch 2 does not apply to"),
         (["--level", "1", "-o", "a.onnx", "--opset", "1000"], 2, "opset 1000 is not a version of ONNX"),
     ],
