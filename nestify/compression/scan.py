@@ -26,7 +26,7 @@ from nestify.compression.candidates import (
     whole_network,
 )
 from nestify.compression.inputs import Inputs, open_inputs
-from nestify.compression.suggestion import Suggestion, check_budget, suggest
+from nestify.compression.suggestion import Suggestion, check_budget, suggest, try_schedules
 from nestify.data.loaders import Loader, eval_loader
 from nestify.errors import DataError, RecipeError, UnsupportedModelError
 from nestify.recipe.level_options import Part
@@ -122,6 +122,10 @@ def scan(
     removable = _find_removable(inputs, kinds, observer, notes)
     probe = _probe(inputs, images, removable)
     count = count_macs(network, spec.input_size)
+    shuffled = partial(_shuffled, inputs)
+    tried = []
+    if budget is not None:  # first, so that nothing was measured in vain if it cannot be met
+        tried = try_schedules(inputs, network, budget, probe.measure, shuffled, observer)
     observer.stage(f"measuring on {images} images")
     names = masked_names(spec, recipe.schedule.skip) if "weight" in kinds else ()
     smaller = []
@@ -139,9 +143,7 @@ def scan(
         progress(len(changes), total)
     suggestion = None
     if budget is not None:
-        suggestion = suggest(
-            inputs, network, budget, changes, probe.measure, partial(_shuffled, inputs), observer
-        )
+        suggestion = suggest(inputs, network, budget, tried, changes, probe.measure, shuffled, observer)
     return Scan(
         model=recipe.model.name,
         images=images,

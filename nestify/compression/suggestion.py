@@ -74,40 +74,62 @@ def check_budget(budget: str) -> None:
         raise RecipeError(f"--budget {budget}: {error}; give macs=0.5, params=2M or bytes=4MB") from None
 
 
-def suggest(
+def try_schedules(
     inputs: Inputs,
     network: nn.Module,
     budget: str,
-    changes: Sequence[Change],
     measure: Callable[[nn.Module], Measured],
     batches: Callable[[], Loader],
     observer: Observer,
-) -> Suggestion:
-    """Try the schedules for a budget, and return the best one's recipe.
+) -> list[Attempt]:
+    """Try each schedule for a budget.
 
     Args:
         inputs: the opened inputs.
         network: the original network.
         budget: the budget of the core level.
-        changes: what `scan` measured, from which layers are chosen that stay dense.
         measure: compares a network with the original one.
         batches: returns the training images, shuffled.
         observer: notified of each attempt.
 
     Raises:
-        RecipeError: if no schedule can meet the budget.
+        RecipeError: if no schedule can meet the budget, with the reason of each.
     """
     tried = []
     for schedule in SCHEDULES:
-        for skip in dict.fromkeys(((), _sensitive(changes) if schedule == "weight" else ())):
-            observer.stage(
-                f"trying schedule {schedule} for {budget}" + (" with dense layers" if skip else "")
-            )
-            tried.append(_try(inputs, network, budget, schedule, skip, measure, batches, observer))
-    usable = [attempt for attempt in tried if attempt.measured is not None]
-    if not usable:
-        raise RecipeError(f"--budget {budget}: {tried[0].refused}; give a larger budget")
-    best = max(usable, key=_quality)
+        observer.stage(f"trying schedule {schedule} for {budget}")
+        tried.append(_try(inputs, network, budget, schedule, (), measure, batches, observer))
+    if all(attempt.measured is None for attempt in tried):
+        about = f"level[1].budget = {budget} "  # what the budget is called in the recipes that were tried
+        raise RecipeError(
+            [f"--budget {budget}, {x.schedule} levels: {x.refused.removeprefix(about)}" for x in tried]
+        )
+    return tried
+
+
+def suggest(
+    inputs: Inputs,
+    network: nn.Module,
+    budget: str,
+    tried: Sequence[Attempt],
+    changes: Sequence[Change],
+    measure: Callable[[nn.Module], Measured],
+    batches: Callable[[], Loader],
+    observer: Observer,
+) -> Suggestion:
+    """Return the recipe of the best schedule for a budget; sparse levels are tried with dense layers too.
+
+    Args:
+        tried: what `try_schedules` returned, whose arguments the others are.
+        changes: what `scan` measured, from which layers are chosen that stay dense.
+    """
+    weight, *others = tried
+    tried = [weight]
+    if skip := _sensitive(changes):
+        observer.stage(f"trying schedule weight for {budget} with dense layers")
+        tried.append(_try(inputs, network, budget, "weight", skip, measure, batches, observer))
+    tried += others
+    best = max((attempt for attempt in tried if attempt.measured is not None), key=_quality)
     return Suggestion(
         budget,
         tried,

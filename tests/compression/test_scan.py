@@ -136,6 +136,19 @@ def test_refusals(options: dict[str, object], words: str) -> None:
         nestify.scan("digits", **options)  # type: ignore[arg-type]
 
 
+def test_a_budget_that_no_schedule_meets_is_refused_before_anything_is_measured() -> None:
+    def progress(done: int, total: int) -> None:
+        raise AssertionError("a candidate was measured")
+
+    few = {"schedule.fit_images": 4, "data.max_train": 32, "data.max_val": 8}
+    with pytest.raises(NestifyError) as told:
+        nestify.scan("digits", few, images=4, kinds=["weight"], budget="bytes=1", progress=progress)
+    lines = str(told.value).splitlines()
+    starts = [f"--budget bytes=1, {kind} levels: cannot be met within 2%" for kind in ("weight", "channel")]
+    assert [line[: len(start)] for line, start in zip(lines, starts, strict=False)] == starts
+    assert all("choose the nearest that can be met" in line for line in lines)
+
+
 @pytest.mark.long
 def test_the_command(tmp_path: Path) -> None:
     few = ("scan", "digits", "--images", "16", "--sparsities", "0.9", "--only", "weight,layer")
