@@ -85,6 +85,7 @@ def main() -> int:
     parser.add_argument("--level", default="1")
     parser.add_argument("--pictures", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--data", help="images to calibrate int8 on", metavar="FOLDER")
+    parser.add_argument("--split", help="its split of other images, if it is not validation")
     parser.add_argument("--formats", default=",".join(FORMATS), metavar="A,B")
     options = parser.parse_args()
     preprocessing = open_nested_file(options.file).manifest.model.preprocessing.model_dump()
@@ -125,6 +126,7 @@ def pair(name: str, options: argparse.Namespace, folder: Path) -> tuple[Run, Run
                 format,
                 output,
                 max_drop=100,
+                split=options.split,
                 max_images=100,
                 with_preprocessing=with_preprocessing,
             )
