@@ -135,6 +135,8 @@ def test_options_in_the_prose_exist() -> None:
     elsewhere = {
         "--durations",
         "--folder",
+        "--per-tensor",
+        "--sweep",
         "--with",
         *slurms,
     }  # of pytest, of programs in tests/benchmarks, SLURM's
