@@ -229,10 +229,10 @@ _WEB_PAGE = FileKind("a web page", "download the file again: its address may nee
 _STARTS = (
     (
         0,
-        b"version https://git-lfs",
+        b"version ",
         FileKind("a pointer of Git LFS, not the file itself", "fetch it with git lfs pull"),
     ),
-    (0, b"<!doctype", _WEB_PAGE),
+    (0, b"<!doctyp", _WEB_PAGE),
     (0, b"<html", _WEB_PAGE),
     (0, b"<?xml", FileKind("an XML file, such as an export to OpenVINO")),
     (0, b"PK\x03\x04", FileKind("a zip archive, such as a pt2 export or a checkpoint of torch.save")),
@@ -242,11 +242,12 @@ _STARTS = (
     (4, b"TFL3", FileKind("a LiteRT model")),
 )
 
-START_BYTES = max(at + len(start) for at, start, _ in _STARTS)
-"""Number of first bytes that `recognise` looks at."""
-
 
 def recognise(first: bytes) -> FileKind | None:
-    """Return the kind of a file, no safetensors file, that begins with these bytes; None if unknown."""
-    lower = first[:START_BYTES].lower()
+    """Return the kind of a file, no safetensors file, that begins with these bytes; None if unknown.
+
+    Args:
+        first: at least eight bytes, as many as the length of a safetensors header takes.
+    """
+    lower = first.lower()
     return next((kind for at, start, kind in _STARTS if lower.startswith(start.lower(), at)), None)

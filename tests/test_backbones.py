@@ -57,7 +57,7 @@ LONG: list[tuple[str, dict[str, Any], int]] = [
         224,
     ),
     ("vgg11", {}, 64),
-    ("xcit_nano_12_p16_224", {"depth": 2}, 224),
+    ("xcit_nano_12_p16_224", {"depth": 3}, 224),
 ]
 
 

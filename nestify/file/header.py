@@ -21,7 +21,7 @@ from nestify.file.layout import (
 )
 from nestify.file.source import ByteSource
 from nestify.file.untrusted import GET_ANOTHER, NOT_NESTED, Refusal, quoted, strict_json
-from nestify.files import START_BYTES, recognise
+from nestify.files import recognise
 
 HEADER_LENGTH_BYTES = 8
 MAX_DIMS = 16
@@ -76,9 +76,10 @@ def _header_bytes(source: ByteSource) -> bytes:
         raise Refusal("is empty")
     if source.size < HEADER_LENGTH_BYTES:
         raise Refusal(f"has {source.size} bytes and is not a safetensors file", NOT_NESTED)
-    length = int.from_bytes(source.read(0, HEADER_LENGTH_BYTES), "little")
+    start = bytes(source.read(0, HEADER_LENGTH_BYTES))
+    length = int.from_bytes(start, "little")
     if length > MAX_HEADER_BYTES:
-        if kind := recognise(bytes(source.read(0, min(START_BYTES, source.size)))):
+        if kind := recognise(start):
             raise Refusal(f"is {kind.name}", kind.remedy or NOT_NESTED)
         raise Refusal(
             f"is not a safetensors file, or its header of {length} bytes is above the limit of 64 MiB",

@@ -16,7 +16,7 @@ from timm.models import clean_state_dict
 from torch import Tensor, nn
 
 from nestify.errors import CheckpointError, foreign_code
-from nestify.files import START_BYTES, recognise
+from nestify.files import recognise
 
 USUAL_WRAPPERS = ("state_dict_ema", "model_ema", "state_dict", "model")
 """Keys under which timm's scripts store a state dict, the preferred first: averaged weights."""
@@ -96,7 +96,7 @@ def _load(path: Path) -> Any:
         CheckpointError: if the file is a nested file, or of a kind that holds no weights.
     """
     with path.open("rb") as file:
-        start = file.read(START_BYTES)
+        start = file.read(9)  # the length of a safetensors header, and its first character
     header = int.from_bytes(start[:8], "little")
     looks_like_safetensors = start[8:9] == b"{"
     is_safetensors = looks_like_safetensors and header < path.stat().st_size

@@ -227,7 +227,7 @@ def test_a_web_page(server: Server) -> None:
     server.behaviour = lambda visit: visit.answer(200, b"<html>", Content_Type="text/html; charset=utf-8")
     assert "web page; give the address of the nested file itself" in once(server)
     server.behaviour = lambda visit: visit.answer(body=b"<!doctype html>"[:8], Content_Type="text/html")
-    assert "is not a safetensors file" in refused(server.url)
+    assert "is a web page; download the file again" in refused(server.url)
 
 
 @pytest.mark.parametrize(

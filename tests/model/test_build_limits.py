@@ -131,6 +131,15 @@ def test_real_models_are_far_below_the_limits_of_their_own_tensors() -> None:
         assert build_model(name, {}, random_weights=False, limits=limits).state_dict().keys() == state.keys()
 
 
+def test_the_classifier_that_timm_builds_and_cuts_off_is_within_the_limits() -> None:
+    kwargs = {"features_only": True}
+    cut = build_model("vgg11", kwargs, random_weights=False)
+    tensors = cut.state_dict().values()
+    limits = BuildLimits.for_tensors(len(tensors), sum(tensor.numel() for tensor in tensors), "file")
+    again = build_model("vgg11", kwargs, random_weights=False, limits=limits)
+    assert again.state_dict().keys() == cut.state_dict().keys()
+
+
 def test_limits_do_not_change_random_weights() -> None:
     torch.manual_seed(0)
     free = build_model("test_vit", {}).state_dict()
