@@ -38,9 +38,6 @@ from nestify.schedule.parted_calls import PartedCalls, images_ahead, part_images
 POSITIONS = 64
 """Positions of a feature map that are used of each image; more in layers that run on a part of the images."""
 
-MANY_WEIGHTS = 2**20
-"""Weights of a layer from which giving freed memory back takes little time beside fitting it."""
-
 MOST_INPUTS = 2**24
 """Numbers that a layer of one network reads at a time; with more, it runs on a part of the images."""
 
@@ -160,7 +157,7 @@ class _LevelFit:
                 while (more := targets.next_part) and targets.images + more <= self.room[targets.passed - 1]:
                     targets.join()
                     calls.join()
-                if len(parts) > 1 or own.numel() >= MANY_WEIGHTS:
+                if len(parts) > 1:  # of images so large that it is worth the time
                     release_memory()
                 positions = POSITIONS * len(images) // targets.images
                 solution = self._fit(
