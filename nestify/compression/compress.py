@@ -120,9 +120,11 @@ def run_compress(
         resume: as in `compress`.
         base: the file that the run extends; None without one.
     """
-    exchange = getattr(torch, recipe.train.exchange)
-    minutes = recipe.train.timeout_minutes
-    with join_process_group(pick_device(recipe.device), minutes, exchange) as (world, device):
+    train = recipe.train
+    joined = join_process_group(
+        pick_device(recipe.device), train.timeout_minutes, getattr(torch, train.exchange), train.overlap
+    )
+    with joined as (world, device):
         if observer is not None or not world.is_main:
             return _compress(recipe, observer or Observer(), resume, world, device, base)
         with usual_observer() as display:

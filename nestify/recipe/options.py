@@ -305,6 +305,12 @@ class TrainOptions(Section):
         description="number type in which several processes exchange gradients; bfloat16 halves the bytes",
         exclude_if=lambda value: value == "float32",
     )
+    overlap: bool = Field(
+        default=False,
+        description="whether several processes exchange the gradients of weights that no lower level uses "
+        "while the lower levels run, which saves time where the exchange is slow",
+        exclude_if=lambda value: not value,
+    )
     timeout_minutes: float = Field(
         default=30.0,
         gt=0,

@@ -1,8 +1,9 @@
 """Collective operations of a run in several processes, one per device.
 
 Every process runs the same program on its share of the images; after each step all processes hold the same
-weights. A step runs one backward pass per level, and the gradients of all levels meet in the shared weights;
-then one all-reduce averages them, however many levels there are. PyTorch's wrappers do not fit that:
+weights. A step runs one backward pass per level, and the gradients of all levels meet in the shared weights,
+which are exchanged once, however many levels there are (`nestify/training/exchange.py`). PyTorch's wrappers
+do not fit that:
 
 - DistributedDataParallel averages during the backward pass, and expects one backward pass per step that
   reaches every parameter, but here each level has its own, and private tensors get a gradient only from
@@ -11,10 +12,6 @@ then one all-reduce averages them, however many levels there are. PyTorch's wrap
   buffers before each step, entry levels included.
 - FSDP2 replaces the parameters of a block when the block runs, and so overwrites the tensors of the level
   that `functional_call` has put there: the logits are those of another network, again without an error.
-
-The exchange is one flat tensor rather than buckets that overlap with the backward pass. Narrower levels cut
-their tensors from the shared ones before their forward pass, so autograd accumulates the shared gradients at
-the very end of a backward pass, and buckets would find nothing to overlap with.
 """
 
 import hashlib
@@ -26,23 +23,44 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from nestify.accelerator import HostCopy
 from nestify.errors import NestifyError, ProcessError
 from nestify.model.nested_model import NestedModel
 
 T = TypeVar("T")
 
-STATISTICS = ("running_mean", "running_var")
-"""Endings of the names of buffers that hold statistics of the images."""
 
-SAVE = 2**16
-"""What a request for a checkpoint adds to the number of processes that were asked to stop."""
+class PendingSum:
+    """The sums of tensors over all processes, in one flat tensor that may still be on its way.
 
+    Args:
+        flat: this process's numbers; becomes the sums.
+        work: what torch.distributed returned.
+    """
 
-def read_requests(sums: HostCopy) -> tuple[bool, bool]:
-    """Return whether any process was asked to stop, and whether a checkpoint is due."""
-    asked = int(sums.read()[0])
-    return asked % SAVE > 0, asked >= SAVE
+    def __init__(self, flat: Tensor, work: distributed.Work) -> None:
+        self._flat = flat
+        self._work: distributed.Work | None = work
+
+    def wait(self) -> Tensor:
+        """Return the flat tensor of the sums. On a GPU the host does not wait.
+
+        Raises:
+            ProcessError: if another process has ended.
+        """
+        if self._work is not None:
+            with collective():
+                self._work.wait()
+            self._work = None
+        return self._flat
+
+    def copy_to(self, tensors: Sequence[Tensor]) -> None:
+        """Write the sums into tensors of the shapes that were summed; counts are left out."""
+        sums = self.wait()
+        sizes = [tensor.numel() for tensor in tensors]
+        parts = sums[: sum(sizes)].split(sizes)
+        if tensors:  # a model may have no statistics
+            views = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=True)]
+            torch._foreach_copy_(list(tensors), views)
 
 
 @dataclass(frozen=True)
@@ -55,79 +73,40 @@ class World:
         processors: number of processors for each process, the least of all nodes; None if there is only
             one process.
         exchange: number type in which gradients are exchanged.
+        overlap: whether a part of the gradients is exchanged while lower levels still run.
     """
 
     rank: int = 0
     size: int = 1
     processors: int | None = None
     exchange: torch.dtype = torch.float32
+    overlap: bool = False
 
     @property
     def is_main(self) -> bool:
         """Whether this process has rank 0, which writes files and reports progress."""
         return self.rank == 0
 
-    def average(
-        self, nested: nn.Module, images: int, stop: bool = False, save: bool = False
-    ) -> HostCopy | None:
-        """Average gradients and running statistics over the images of all processes, in one all-reduce.
-
-        If gradients are exchanged in 16 bits, the statistics are exchanged apart, in 32 bits. The host does
-        not wait for the device, except in a process without images.
-
-        Args:
-            nested: the model; its gradients are those of the mean loss over this process's images.
-            images: number of these images, the weight of this process in the average; 0 if none could be
-                read, and the gradients then do not count.
-            stop: whether this process was asked to stop.
-            save: whether a checkpoint is due; only rank 0 asks for one.
-
-        Returns:
-            What the processes ask for, for `read_requests`; None if there is a single process.
-        """
-        if self.size == 1:
-            return None
-        gradients = [parameter.grad for parameter in nested.parameters() if parameter.grad is not None]
-        statistics = [b for name, b in nested.named_buffers() if name.endswith(STATISTICS)]
-        counts = [gradients[0].new_full((1,), float(number)) for number in (images, stop + SAVE * save)]
-        if self.exchange == torch.float32:
-            sums = self._sum([*gradients, *statistics], images, counts)
-            summed = [(sums, [*gradients, *statistics])]
-        else:
-            sums = self._sum(statistics, images, counts)
-            summed = [(sums, statistics), (self._sum(gradients, images, dtype=self.exchange), gradients)]
-        total, requests = sums[-2], sums[-1:]
-        if images or float(total):
-            for flat, tensors in summed:
-                parts = flat.split([tensor.numel() for tensor in tensors] + [len(counts)] * (flat is sums))
-                views = [part.view(tensor.shape) for part, tensor in zip(parts, tensors, strict=False)]
-                torch._foreach_copy_(tensors, views)
-            torch._foreach_div_([*gradients, *statistics], total)
-        else:  # no process has images
-            torch._foreach_zero_(gradients)
-        return HostCopy(requests)
-
-    def _sum(
+    def start_sum(
         self,
         tensors: Sequence[Tensor],
         weight: int,
         counts: Sequence[Tensor] = (),
         dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
-        """Return the weighted sums of tensors over all processes, and sums of counts, in one flat tensor.
+    ) -> PendingSum:
+        """Start to sum tensors over all processes, weighted by process, and counts, which are not.
 
         Args:
             tensors: are left unchanged.
             weight: weight of this process; with 0 its tensors may hold any values, NaN included.
-            counts: (1,) each, summed without the weight.
+            counts: (1,) each.
             dtype: number type of the exchange.
         """
         flat = torch.cat([*(tensor.detach().reshape(-1).to(dtype) for tensor in tensors), *counts])
         weighted = flat[: len(flat) - len(counts)]
         weighted.mul_(weight) if weight else weighted.zero_()
         with collective():
-            distributed.all_reduce(flat)
-        return flat
+            return PendingSum(flat, distributed.all_reduce(flat, async_op=True))
 
     def broadcast(self, module: nn.Module) -> None:
         """Copy the parameters and buffers of rank 0 to all processes."""

@@ -41,9 +41,13 @@ class LevelGradients:
         self._fixed = {name: entry.to(device) for name, entry in fixed.items()}
         self._flat = FlatEntryCache()
 
+    def entry_levels(self) -> dict[str, Tensor]:
+        """Return the entry levels of the shared tensors in which levels differ, by state-dict name."""
+        return self._fixed | dict(self._nested.entry.items())
+
     def apply(self) -> None:
         """Scale the gradients, which are the sums over all levels."""
-        entry = self._fixed | dict(self._nested.entry.items())
+        entry = self.entry_levels()
         gradients = {name: self._nested.shared_tensor(name).grad for name in entry}
         found = {name: gradient for name, gradient in gradients.items() if gradient is not None}
         if self._factors.device.type != "cpu" and found:

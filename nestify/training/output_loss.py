@@ -75,8 +75,9 @@ def feature_distance(outputs: Any, target: Any, temperature: float = 1.0) -> Ten
     """Return the distance of features from those of a teacher: 1 - cosine + MSE, averaged over the batch.
 
     The cosine compares directions. The MSE compares lengths too, and is divided by the mean square of the
-    teacher's features, so that the loss does not depend on their unit. Of several feature maps it is the
-    mean.
+    teacher's features of the same image, so that the loss does not depend on their unit, nor on the other
+    images of the batch; but by no less than a tenth of the mean square of the batch, which limits the part of
+    an image that has hardly any features. Of several feature maps it is the mean.
 
     Args:
         outputs: features of the student: an embedding (B, features), or feature maps (B, C, H, W), each
@@ -92,8 +93,9 @@ def feature_distance(outputs: Any, target: Any, temperature: float = 1.0) -> Ten
         assert one.shape == other.shape, (one.shape, other.shape)
         one, other = one.float().flatten(1), other.detach().float().flatten(1)
         cosine = functional.cosine_similarity(one, other, dim=1).mean()
-        scale = other.square().mean().clamp_min(1e-12)
-        losses.append(1 - cosine + functional.mse_loss(one, other) / scale)
+        squares = other.square().mean(1)
+        scale = torch.maximum(squares, 0.1 * squares.mean()).clamp_min(1e-12)
+        losses.append(1 - cosine + ((one - other).square().mean(1) / scale).mean())
     return torch.stack(losses).mean()
 
 

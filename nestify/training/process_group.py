@@ -4,6 +4,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import timedelta
 
 import torch
@@ -18,7 +19,10 @@ from nestify.training.distributed import World, is_peer_error, peer_error
 
 @contextmanager
 def join_process_group(
-    device: torch.device, minutes: float = 30.0, exchange: torch.dtype = torch.float32
+    device: torch.device,
+    minutes: float = 30.0,
+    exchange: torch.dtype = torch.float32,
+    overlap: bool = False,
 ) -> Iterator[tuple[World, torch.device]]:
     """Join the process group of what torchrun, srun or mpirun started, until the end of the block.
 
@@ -27,7 +31,7 @@ def join_process_group(
     Args:
         device: the device of this process, from `pick_device`.
         minutes: how long a process waits for the others.
-        exchange: number type in which gradients are exchanged.
+        exchange, overlap: as in `World`.
 
     Yields:
         The processes of the run, and the device of this process.
@@ -43,7 +47,7 @@ def join_process_group(
     gpu = claim_gpu(device)
     _start(launch, device, minutes)
     try:
-        world = _meet(launch, device, gpu, exchange)
+        world = replace(_meet(launch, device, gpu), exchange=exchange, overlap=overlap)
         yield world, device
     except NestifyError:
         raise
@@ -81,16 +85,15 @@ def _start(launch: Launch, device: torch.device, minutes: float) -> None:
         ) from error
 
 
-def _meet(launch: Launch, device: torch.device, gpu: str, exchange: torch.dtype) -> World:
+def _meet(launch: Launch, device: torch.device, gpu: str) -> World:
     """Exchange what the processes must know of each other; each backend is used, so that it starts here.
 
     Args:
         launch: this process.
         device: its device.
         gpu: what `claim_gpu` returned for the device.
-        exchange: number type in which gradients are exchanged.
     """
-    world = World(launch.rank, launch.size, exchange=exchange)
+    world = World(launch.rank, launch.size)
     host = socket.gethostname()
     met = world.all_gather((host, processors(), gpu))
     for rank, (_, _, other) in enumerate(met):
@@ -103,4 +106,4 @@ def _meet(launch: Launch, device: torch.device, gpu: str, exchange: torch.dtype)
     mine = set(processors())
     sharing = sum(name == host and bool(mine & set(used)) for name, used, _ in met)
     each = min(world.all_gather(max(1, len(mine) // sharing)))  # the same everywhere: streams depend on it
-    return World(launch.rank, launch.size, each, exchange)
+    return replace(world, processors=each)

@@ -29,7 +29,7 @@ class StepLog:
             share of the images.
         sparsity: sparsity of each level at this step, core first.
         lr: learning rate.
-        images: number of training images in this epoch so far, over all processes.
+        images: number of training images since the epoch began or the run was resumed, over all processes.
         epoch_ended: whether the epoch has ended.
         metric: what the levels are judged by.
     """
@@ -152,10 +152,9 @@ class Progress:
 
     def state(self) -> dict[str, Any]:
         """Return the state, for `restore`."""
-        return {"sums": self._sums_and_counts(), "images": self.images}
+        return {"sums": self._sums_and_counts()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state; call `update_sparsity` for the sparsities, which the state does not contain."""
         self._sums.copy_(state["sums"][:, :2])
         self._counts = [int(count) for count in state["sums"][:, 2].tolist()]
-        self.images = int(state["images"])

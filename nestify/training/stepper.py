@@ -20,7 +20,8 @@ from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import optimizer_state, restore_optimizer
-from nestify.training.distributed import SINGLE, STATISTICS, World, read_requests
+from nestify.training.distributed import SINGLE, World
+from nestify.training.exchange import STATISTICS, GradientExchange, read_requests
 from nestify.training.frozen import FrozenLevels
 from nestify.training.gradients import LevelGradients
 from nestify.training.health import RampWatch
@@ -104,6 +105,7 @@ class Stepper:
         world.broadcast(nested)
         self._frozen = FrozenLevels(nested, frozen)
         self._gradients = LevelGradients(nested, task.level_weights)
+        self._exchange = GradientExchange(world, nested, self._gradients.entry_levels)
         nested.train()
         self._progress = Progress(nested, task.device, task.metric)
 
@@ -125,14 +127,15 @@ class Stepper:
             self._choose_weights(self._ramp, step)
         self._optimizer.zero_grad(set_to_none=True)
         task.step = step
-        images = sum(len(target) for _, target in batches)
+        readable = [batch for batch in batches if len(batch[1])]
+        images = sum(len(target) for _, target in readable)
         self._seed(self._world.rank)
-        for batch in batches:
-            if len(batch[1]):
-                self._accumulate(*batch, share=len(batch[1]) / images)
+        self._exchange.start([level for level, _ in task.draw_levels()], images)
+        for number, batch in enumerate(readable, start=1):
+            self._accumulate(*batch, share=len(batch[1]) / images, last=number == len(readable))
         if not images:
             self._accumulate_nothing()
-        asked = self._world.average(self.nested, images, stop, save)
+        asked = self._exchange.finish(stop, save)
         self._seed(self._world.size)  # the same in all processes, for optimizers that draw
         self._gradients.apply()
         self._frozen.drop_gradients()
@@ -150,14 +153,20 @@ class Stepper:
         self.position.step += 1
         self.interrupted = False
 
-    def _accumulate(self, images: Tensor, target: Tensor, share: float) -> None:
-        """Accumulate the gradients of a batch, weighted by its share of the step's images."""
+    def _accumulate(self, images: Tensor, target: Tensor, share: float, last: bool) -> None:
+        """Accumulate the gradients of a batch, weighted by its share of the step's images.
+
+        With the last batch, their exchange begins.
+        """
         task = self.task
         images, target = images.to(task.device, non_blocking=True), target.to(task.device, non_blocking=True)
         labels = target
         if self._mixup is not None:
             images, target = self._mixup(images, target)
-        results = task.backward(images, target, lambda loss: self._scaler.scale(share * loss))
+        done = self._exchange.level_done if last else None
+        results = task.backward(
+            images, target, lambda loss: self._scaler.scale(share * loss), level_done=done
+        )
         labels = labels if task.predicted is None else task.predicted
         self._progress.add([(result, task.to_level_classes(result.level, labels)) for result in results])
 
@@ -175,7 +184,7 @@ class Stepper:
             images, target = self._mixup(images, target)
         statistics = [b for name, b in self.nested.named_buffers() if name.endswith(STATISTICS)]
         before = [tensor.clone() for tensor in statistics]
-        self.task.backward(images, target, self._scaler.scale)
+        self.task.backward(images, target, self._scaler.scale, level_done=self._exchange.level_done)
         for tensor, values in zip(statistics, before, strict=True):
             tensor.copy_(values)
 

@@ -280,6 +280,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         target: Tensor,
         scale: Callable[[Tensor], Tensor] = lambda loss: loss,
         run: Callable[[Tensor], object] = Tensor.backward,
+        level_done: Callable[[int], None] | None = None,
     ) -> list[LevelResult]:
         """Run forward and backward of every level in turn, so that only one level's graph is in memory.
 
@@ -291,6 +292,7 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             target: (B,) class indices, or (B, classes) soft targets.
             scale: applied to a loss before its backward pass, for gradient scaling.
             run: runs a backward pass from the scaled loss, 0-d.
+            level_done: called with a level as soon as its gradients have been added.
 
         Returns:
             The results of the levels that ran, full level first.
@@ -303,6 +305,8 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
             with unweighted_gradients([t for t in own if t.requires_grad], result.weight), adding:
                 run(scale(loss))
             results.append(result)
+            if level_done is not None:
+                level_done(result.level)
 
         with self._recomputing():
             self.for_each_level(images, target, run_backward, separate=images.device.type != "cpu")

@@ -16,12 +16,16 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param(("weight", "float32", "own"), id="masked", marks=pytest.mark.long),
-        pytest.param(("channel", "bfloat16", "synced"), id="narrower, 16 bits, synced"),
+        pytest.param(("weight", "float32", "own", "late"), id="masked", marks=pytest.mark.long),
+        pytest.param(("weight", "float32", "own", "early"), id="in pieces"),
+        pytest.param(("channel", "bfloat16", "synced", "late"), id="narrower, 16 bits, synced"),
+        pytest.param(
+            ("combined", "bfloat16", "synced", "early"), id="both, 16 bits, in pieces", marks=pytest.mark.long
+        ),
     ],
 )
 def test_two_processes_on_two_devices_hold_the_same_tensors_and_do_not_wait(
-    options: tuple[str, str, str], gpu: torch.device, tmp_path: Path
+    options: tuple[str, ...], gpu: torch.device, tmp_path: Path
 ) -> None:
     with socket.socket() as found:
         found.bind(("localhost", 0))

@@ -20,7 +20,7 @@ from tests.simulated.collectives import register_backend
 from tests.simulated.steps import all_tensors, make_batch, make_stepper
 
 
-def main(path: str, schedule: str, exchange: str, synced: bool) -> None:
+def main(path: str, schedule: str, exchange: str, synced: bool, overlap: bool) -> None:
     """Perform three steps, the last one without waiting for the device, and save the tensors in a file.
 
     Args:
@@ -28,12 +28,14 @@ def main(path: str, schedule: str, exchange: str, synced: bool) -> None:
         schedule: kind of the levels.
         exchange: number type in which gradients are exchanged.
         synced: whether batch norm normalises by the images of both processes.
+        overlap: whether a part of the gradients is exchanged while lower levels still run.
     """
     assert simulated.load_device() == ""
     accelerator.GPU = simulated.NAME
     register_backend()
     dtype = getattr(torch, exchange)
-    with join_process_group(accelerator.pick_device("auto"), exchange=dtype) as (world, device):
+    joined = join_process_group(accelerator.pick_device("auto"), exchange=dtype, overlap=overlap)
+    with joined as (world, device):
         assert str(device) == f"{simulated.NAME}:{world.rank}"
         training = make_stepper(schedule, device, world=world)
         with synced_batch_norm(training.nested, world) if synced else nullcontext():
@@ -50,5 +52,5 @@ def main(path: str, schedule: str, exchange: str, synced: bool) -> None:
 
 
 if __name__ == "__main__":
-    path, schedule, exchange, norms = sys.argv[1:]
-    main(path, schedule, exchange, norms == "synced")
+    path, schedule, exchange, norms, moment = sys.argv[1:]
+    main(path, schedule, exchange, norms == "synced", moment == "early")

@@ -14,7 +14,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import distributed, nn
 
 import nestify as package
 from nestify.data.loaders import Loader
@@ -22,7 +21,7 @@ from nestify.errors import DataError, ProcessError
 from nestify.file.reader import open_nested_file
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
-from nestify.training.distributed import World, read_requests
+from nestify.training.distributed import World
 from nestify.training.resume import Checkpoints
 from nestify.training.stepper import Stepper
 from tests.cli.driver import Outcome, environment, finish, nestify
@@ -111,37 +110,9 @@ def test_the_same_run_of_two_processes_gives_the_same_bytes() -> None:
     assert Path("a/x").read_bytes() == Path("b/x").read_bytes()
 
 
-@pytest.mark.parametrize("stop", [False, True])
-def test_average_weighs_every_process_by_its_images(stop: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = (nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)) for _ in range(2))
-    expected = {}
-    for name, parameter in ours.named_parameters():
-        other = theirs.get_parameter(name)
-        if not name.startswith("2."):  # a parameter that no level has reached has no gradient
-            parameter.grad, other.grad = torch.randn_like(parameter), torch.randn_like(other)
-            expected[name] = (5 * parameter.grad + 3 * other.grad) / 8
-    for name in ("1.running_mean", "1.running_var"):
-        ours.get_buffer(name).normal_()
-        theirs.get_buffer(name).normal_()
-        expected[name] = (5 * ours.get_buffer(name) + 3 * theirs.get_buffer(name)) / 8
-    sent: list[torch.Tensor] = []
-    monkeypatch.setattr(distributed, "all_reduce", lambda flat: sent.append(flat.clone()))
-    World(1, 2).average(theirs, 3, stop)
-    monkeypatch.setattr(distributed, "all_reduce", lambda flat: flat.add_(sent[0]))
-    requests = World(0, 2).average(ours, 5, save=True)
-    assert requests is not None
-    assert read_requests(requests) == (stop, True)
-    for name, mean in expected.items():
-        found = ours.get_buffer(name) if "running" in name else ours.get_parameter(name).grad
-        assert found is not None
-        torch.testing.assert_close(found, mean)
-    assert ours.get_parameter("2.weight").grad is None
-
-
 def test_a_single_process_exchanges_nothing() -> None:
     single, tensor = World(), torch.ones(2)
     assert single.is_main
-    assert single.average(nn.Linear(1, 1), 4, stop=True) is None
     assert single.all_reduce(tensor) is tensor
     assert single.broadcast_object("a") == "a"
     assert single.all_gather("a") == ["a"]

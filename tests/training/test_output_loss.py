@@ -12,10 +12,27 @@ def test_is_one_minus_cosine_plus_relative_mse() -> None:
     rng = np.random.default_rng(0)
     ours, theirs = (rng.normal(size=(4, 6)).astype(np.float32) for _ in range(2))
     cosine = (ours * theirs).sum(1) / np.linalg.norm(ours, axis=1) / np.linalg.norm(theirs, axis=1)
-    expected = 1 - cosine.mean() + ((ours - theirs) ** 2).mean() / (theirs**2).mean()
+    relative = ((ours - theirs) ** 2).mean(1) / (theirs**2).mean(1)
+    expected = 1 - cosine.mean() + relative.mean()
     assert float(feature_distance(torch.tensor(ours), torch.tensor(theirs))) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def test_of_a_batch_is_the_mean_of_its_parts() -> None:
+    """As gradients of several processes and accumulated batches are."""
+    ours = torch.randn(6, 5)
+    theirs = torch.randn(6, 5).sign() * torch.tensor([2.0, 3.0, 4.0, 5.0, 6.0, 7.0])[:, None]
+    parts = [feature_distance(ours[part], theirs[part]) for part in (slice(0, 2), slice(2, 6))]
+    torch.testing.assert_close(feature_distance(ours, theirs), (2 * parts[0] + 4 * parts[1]) / 6)
+
+
+def test_the_part_of_an_empty_image_is_limited() -> None:
+    theirs = torch.ones(4, 5)
+    theirs[0] = 0
+    loss = feature_distance(1.5 * torch.ones(4, 5), theirs)
+    # cosine 0 and 1, 1, 1; errors 2.25 and 0.25, 0.25, 0.25; mean square 0.75
+    assert float(loss) == pytest.approx(1 - 0.75 + (2.25 / 0.075 + 0.75) / 4)
 
 
 def test_of_several_maps_it_is_the_mean() -> None:

@@ -161,9 +161,9 @@ def note_draws(rank: int) -> list[float]:
     drawn: list[float] = []
     original = Stepper._accumulate
 
-    def noting(self: Stepper, *batch: torch.Tensor, share: float) -> None:
+    def noting(self: Stepper, *batch: torch.Tensor, **given: Any) -> None:
         drawn.append(float(torch.rand(())))
-        original(self, *batch, share=share)
+        original(self, *batch, **given)
 
     Stepper._accumulate = noting  # type: ignore[method-assign,assignment]
     run(rank, RANDOM)
@@ -276,6 +276,24 @@ def test_images_that_one_process_cannot_read_are_skipped() -> None:
     names = {f"{index:03}.png" for index in range(7)}
     assert skipped == {"training": names, "validation": names}
     assert counts == [13] * len(counts)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        pytest.param({"train.accumulate": 2, "train.batch_size": 4, "data.max_train": 32}, id="weight"),
+        pytest.param(
+            {"schedule.kind": "channel", "levels": "0.5,0.75,1", "train.sandwich": 2},
+            id="channel",
+            marks=pytest.mark.long,
+        ),
+    ],
+)
+def test_an_exchange_in_pieces_changes_nothing(options: dict[str, object]) -> None:
+    together(2, {**options, "output": "whole.safetensors"})
+    together(2, {**options, "output": "pieces.safetensors", "train.overlap": True})
+    whole, pieces = weights(Path("whole.safetensors")), weights(Path("pieces.safetensors"))
+    assert all(torch.equal(pieces[name], tensor) for name, tensor in whole.items())
 
 
 @pytest.mark.long

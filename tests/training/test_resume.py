@@ -14,6 +14,7 @@ from nestify.compression import compress as api
 from nestify.errors import CheckpointError, DataError, OutputError, RecipeError
 from nestify.training import resume
 from nestify.training.observer import Observer
+from nestify.training.progress import StepLog
 from nestify.training.stepper import Stepper
 
 OUTPUT = Path("run.nested.safetensors")
@@ -157,6 +158,11 @@ class Recorder(Observer):
     def __init__(self) -> None:
         self.stages: list[str] = []
         self.warnings: list[str] = []
+        self.images: list[int] = []
+
+    def stepped(self, phase: str, log: StepLog) -> None:
+        if phase == "train" and log.epoch_ended:
+            self.images.append(log.images)
 
     def stage(self, text: str) -> None:
         self.stages.append(text)
@@ -170,6 +176,7 @@ def test_a_resumed_run_reports_its_position_and_does_nothing_twice() -> None:
     recorder = Recorder()
     run(observer=recorder)
     assert "resuming at step 4 of 8 of the training" in recorder.stages
+    assert recorder.images[0] == 2 * 16  # steps 5 and 6, the time of which is known
     for done in ("fine-tuning the dense model", "evaluating the original model"):
         assert done not in recorder.stages
     assert "evaluating the levels before training" not in recorder.stages
