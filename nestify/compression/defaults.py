@@ -17,6 +17,7 @@ from nestify.recipe.level_options import LONG_RUN_RAMP, LONG_RUN_STEPS
 from nestify.recipe.options import LEAST_FINETUNE_EPOCHS, USUAL_HOLDOUT, DataOptions
 from nestify.recipe.recipe import Recipe
 from nestify.training.observer import Observer, Phase
+from nestify.training.usual_rate import usual_rate
 
 LEAST_FINETUNE_STEPS = 100
 """Steps that a new classifier is trained for at least, where one pass over the images has few."""
@@ -131,6 +132,28 @@ def with_ramp(recipe: Recipe, steps: int) -> Recipe:
     if recipe.schedule.ramp is not None:
         return recipe
     return _with(recipe, "schedule", ramp=LONG_RUN_RAMP if steps >= LONG_RUN_STEPS else 0.0)
+
+
+def with_usual_rates(recipe: Recipe) -> Recipe:
+    """Set the learning rates that a recipe leaves open, by the optimizer.
+
+    Raises:
+        RecipeError: if `train.min_lr` is above such a rate.
+    """
+    usual = usual_rate(recipe.train.opt)
+    if recipe.train.lr is None and recipe.train.min_lr > usual:
+        raise RecipeError(
+            f"train.min_lr = {recipe.train.min_lr:g} is above the default learning rate of "
+            f"{recipe.train.opt}, {usual:g}; the learning rate falls from --lr (train.lr) to train.min_lr"
+        )
+    phases: tuple[Phase, ...] = ("finetune", "train")
+    return with_rates(recipe, {phase: usual for phase in phases if getattr(recipe, phase).lr is None})
+
+
+def numeric_rates(recipe: Recipe, finetune_steps: int, train_steps: int) -> dict[str, float]:
+    """Return the learning rates of the trainings that take place and search for none, by section."""
+    trainings = (("finetune", recipe.finetune.lr, finetune_steps), ("train", recipe.train.lr, train_steps))
+    return {section: lr for section, lr, steps in trainings if steps and isinstance(lr, float)}
 
 
 def with_rates(recipe: Recipe, rates: Mapping[Phase, float]) -> Recipe:

@@ -12,7 +12,13 @@ from torch import nn
 from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
-from nestify.compression.defaults import with_fast_computing, with_ramp, with_rates
+from nestify.compression.defaults import (
+    numeric_rates,
+    with_fast_computing,
+    with_ramp,
+    with_rates,
+    with_usual_rates,
+)
 from nestify.compression.inputs import augmentation, open_inputs, round_to_stored
 from nestify.compression.latency import LayerTimer
 from nestify.compression.models import OWN_TEACHERS, frozen_teacher
@@ -74,7 +80,7 @@ class Run:
         random_seed(recipe.seed)  # Python's and NumPy's generators too, which mixup draws from
         self.observer, self.world = observer, world
         self.device = device or pick_device(recipe.device)
-        recipe = with_fast_computing(recipe, self.device)
+        recipe = with_usual_rates(with_fast_computing(recipe, self.device))
         self.precision = Precision(self.device, recipe.train.amp, recipe.train.amp_dtype)
         self.base = base
         class_names = None if base is None or recipe.data.unlabelled else base.class_names
@@ -161,6 +167,7 @@ class Run:
             finetune_steps=finetune_steps,
             steps=self._stage_steps * len(self.stages),
             search_steps=search_steps,
+            rates=numeric_rates(self.recipe, finetune_steps, self._stage_steps),
             ramp=self.recipe.schedule.ramp or 0.0,
             uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,

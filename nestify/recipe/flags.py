@@ -141,7 +141,8 @@ def _bare_type(annotation: Any) -> tuple[Any, tuple[str, ...]]:
         return _bare_type(get_args(annotation)[0])
     if get_origin(annotation) not in (Union, UnionType):
         return annotation, ()
-    members = [_bare_type(each)[0] for each in get_args(annotation) if each is not NoneType]
+    members = [_bare_type(each)[0] for each in get_args(annotation)]
+    members = [each for each in members if each is not NoneType and each is not None]
     if len(members) == 1:
         return _bare_type(members[0])
     [kind] = [each for each in members if get_origin(each) is not Literal]

@@ -45,18 +45,24 @@ USUAL_HOLDOUT = 0.1
 DEFAULT_LR = 0.01
 """Learning rate, unless the recipe says otherwise or asks for a search that finds none."""
 
+ADAPTIVE_LR = 0.0005
+"""The same for optimizers whose steps do not depend on the size of the gradient, such as AdamW."""
+
 LEAST_FINETUNE_EPOCHS = 5
 """Passes over the training images that a new classifier is trained for, unless the recipe says otherwise."""
 
-AUTO, NUMBER = "auto", "number"
+AUTO, NUMBER, USUAL = "auto", "number", "usual"
 
 Text = Annotated[str, Field(min_length=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 PositiveInt = Annotated[int, Field(ge=1)]
 LearningRate = Annotated[
-    Annotated[float, Field(gt=0), Tag(NUMBER)] | Annotated[Literal["auto"], Tag(AUTO)],
-    Discriminator(lambda value: AUTO if value == AUTO else NUMBER),  # so that errors are about one of them
+    Annotated[float, Field(gt=0), Tag(NUMBER)]
+    | Annotated[Literal["auto"], Tag(AUTO)]
+    | Annotated[None, Tag(USUAL)],
+    # so that errors are about one of them
+    Discriminator(lambda value: AUTO if value == AUTO else USUAL if value is None else NUMBER),
 ]
 """A learning rate, or "auto": a short search before the training finds it."""
 
@@ -188,8 +194,9 @@ class TrainOptions(Section):
         default=64, ge=1, description="images per training step and device"
     )
     lr: Annotated[LearningRate, Flag(Panel.training)] = Field(
-        default=DEFAULT_LR,
-        description="learning rate after the warmup; auto tries several in short trainings first",
+        default=None,
+        description=f"learning rate after the warmup; by default {DEFAULT_LR}, and {ADAPTIVE_LR} for AdamW "
+        "and its like; auto tries several in short trainings first",
     )
     opt: Annotated[Text, Flag(Panel.training)] = Field(
         default="sgd", description="timm's name of the optimizer"
@@ -334,8 +341,9 @@ class FinetuneOptions(Section):
         f"{LEAST_FINETUNE_EPOCHS} or more for a new classifier, and else 0",
     )
     lr: LearningRate = Field(
-        default=DEFAULT_LR,
-        description="initial learning rate; auto tries several in short trainings first",
+        default=None,
+        description=f"initial learning rate; by default {DEFAULT_LR}, and {ADAPTIVE_LR} for AdamW and its "
+        "like; auto tries several in short trainings first",
     )
     save: Annotated[Text, AfterValidator(_saved), in_schema(pattern=r"\.safetensors$")] | None = Field(
         default=None,

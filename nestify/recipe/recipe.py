@@ -31,7 +31,6 @@ from nestify.recipe.levels import MAX_LEVELS, Level
 from nestify.recipe.loss_options import loss_problems
 from nestify.recipe.model_options import ModelOptions
 from nestify.recipe.options import (
-    AUTO,
     DEFAULT_LR,
     TEACHERS,
     DataOptions,
@@ -305,10 +304,11 @@ def _conflicts(recipe: Recipe, broken: Sequence[str]) -> list[Problem]:
         ),
         (
             ("train.min_lr", "train.lr"),
-            train.min_lr > (DEFAULT_LR if isinstance(train.lr, str) else train.lr),
-            f"train.min_lr = {train.min_lr:g} is above train.lr = {format_toml(train.lr)}; "
-            "the learning rate falls from lr to min_lr"
-            + (f", and a search without a result takes {DEFAULT_LR:g}" if train.lr == AUTO else ""),
+            train.min_lr > (train.lr if isinstance(train.lr, float) else DEFAULT_LR),
+            f"train.min_lr = {train.min_lr:g} is above "
+            + ("the default of train.lr" if train.lr is None else f"train.lr = {format_toml(train.lr)}")
+            + "; the learning rate falls from lr to min_lr"
+            + ("" if isinstance(train.lr, float) else f", and the default is at most {DEFAULT_LR:g}"),
         ),
         (
             ("train.warmup_epochs", "train.epochs"),

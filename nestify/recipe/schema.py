@@ -52,7 +52,8 @@ def recipe_schema() -> Schema:
             field.pop("title", None)
             if "default" in field and field["default"] is None:
                 del field["default"]  # TOML has no null
-                field["anyOf"] = list(_with_none(field["anyOf"]))
+                forms = "anyOf" if "anyOf" in field else "oneOf"
+                field[forms] = list(_with_none(field[forms]))
     schema["properties"]["level"].pop("default")  # depends on schedule.kind
     schema["properties"] |= _OF_FILES
     description = "A recipe of nestify: everything that one run of nestify compress does."

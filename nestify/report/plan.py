@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any, TextIO
 
-from nestify.recipe.options import DEFAULT_LR
 from nestify.report.sheet import Column, Sheet
 from nestify.report.table import class_columns, is_patterned, mebibytes, quantity, size_columns
 from nestify.report.text import Screen, render
@@ -57,11 +56,13 @@ def plan_screen(plan: "Plan") -> Screen:
         f"images: {plan.train_images} to train on, {plan.val_images} to validate on",
         f"steps: {plan.finetune_steps} of fine-tuning, {plan.steps} of nested training",
     ]
+    for section, lr in plan.rates.items():
+        notes.append(f"learning rate: {lr:g} ({section}.lr)")
     for section, steps in plan.search_steps.items():
         notes.append(
             f"learning rate: searched in {steps} steps of short trainings ({section}.lr = auto)"
             if steps
-            else f"learning rate: {DEFAULT_LR:g}, because there are too few steps for {section}.lr = auto"
+            else f"learning rate: the default, because there are too few steps for {section}.lr = auto"
         )
     if plan.maskable and plan.steps:
         notes.append(
@@ -121,6 +122,7 @@ def plan_document(plan: "Plan") -> dict[str, Any]:
         "finetune_steps": plan.finetune_steps,
         "steps": plan.steps,
         **({"search_steps": dict(plan.search_steps)} if plan.search_steps else {}),
+        "rates": dict(plan.rates),
         "ramp": plan.ramp,
         "seconds": plan.seconds,
         "memory_bytes": plan.memory_bytes,

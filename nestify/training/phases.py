@@ -178,7 +178,7 @@ class Phases:
     def _with_rate(
         self,
         phase: Phase,
-        lr: float | Literal["auto"],
+        lr: float | Literal["auto"] | None,
         options: TrainOptions,
         make_task: Callable[[], NestedTask],
         **search: Any,
@@ -187,7 +187,7 @@ class Phases:
 
         Args:
             phase: the training.
-            lr: the learning rate that the recipe gives.
+            lr: the learning rate of the recipe, whose default is known by now.
             options: the other options.
             make_task: returns the task to search with.
             search: further arguments of `search_rate`.

@@ -307,7 +307,7 @@ def _make_optimizer(
     nested: NestedModel, options: TrainOptions, epoch_steps: int, total: int
 ) -> tuple[torch.optim.Optimizer, Any]:
     """Create timm's optimizer and its learning-rate scheduler, which depends only on the step number."""
-    assert not isinstance(options.lr, str)  # the search comes before
+    assert isinstance(options.lr, float)  # the search and the default come before
     optimizer: torch.optim.Optimizer = create_optimizer_v2(
         nested,
         opt=options.opt,

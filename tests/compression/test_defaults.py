@@ -10,7 +10,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nestify.compression.compress import compress, plan
-from nestify.errors import NestifyError
+from nestify.compression.defaults import with_usual_rates
+from nestify.errors import NestifyError, RecipeError
+from nestify.file.reader import open_nested_file
+from nestify.recipe.recipe import load_recipe
 from nestify.training.observer import Observer
 from tests.data.builders import make_folder
 
@@ -165,3 +168,39 @@ def test_the_chosen_ramp_is_stored(tmp_path: Path, checkpoint: str) -> None:
     )
     assert recipe["schedule"]["ramp"] == 0  # type: ignore[index]
     assert chosen == given
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "rate"),
+    [("sgd", 0.01), ("momentum", 0.01), ("adamw", 0.0005), ("LION", 0.0005), ("lookahead_adam", 0.0005)],
+)
+def test_the_usual_rate_depends_on_the_optimizer(optimizer: str, rate: float) -> None:
+    """A rate for SGD would destroy the weights in AdamW's first steps."""
+    recipe = load_recipe("digits", {"train.opt": optimizer, "finetune.lr": 0.3})
+    assert (recipe.train.lr, recipe.finetune.lr) == (None, 0.3)
+    found = with_usual_rates(recipe)
+    assert (found.train.lr, found.finetune.lr) == (rate, 0.3)
+    assert with_usual_rates(found) == found
+
+
+def test_a_lowest_rate_above_the_usual_one_is_refused() -> None:
+    recipe = load_recipe("digits", {"train.opt": "adamw", "train.min_lr": 0.001})
+    with pytest.raises(RecipeError, match=r"0\.001 is above the default learning rate of adamw, 0\.0005"):
+        with_usual_rates(recipe)
+    assert with_usual_rates(load_recipe("digits", {"train.min_lr": 0.001})).train.lr == 0.01
+
+
+def test_a_file_holds_the_rate_that_was_used(tmp_path: Path) -> None:
+    output = tmp_path / "a.nested.safetensors"
+    few = {"train.opt": "adamw", "train.epochs": 0.1, "data.max_train": 64, "data.max_val": 10}
+    compress("digits", {**few, "train.eval_before": False, "output": str(output)}, observer=Observer())
+    assert open_nested_file(output).manifest.recipe["train"]["lr"] == 0.0005
+
+
+def test_a_plan_shows_the_rates_of_what_is_trained(checkpoint: str, tmp_path: Path) -> None:
+    shown = []
+    for options in ({"train.opt": "adamw"}, {"train.lr": "auto", "finetune.epochs": 1}, {"train.epochs": 0}):
+        planned = plan("digits", {"data.max_train": 64, "data.max_val": 10, **options}, observer=Observer())
+        shown.append(dict(planned.rates))
+        assert str(planned).count("learning rate: 0.0") == len(planned.rates)
+    assert shown == [{"train": 0.0005}, {"finetune": 0.01}, {}]

@@ -17,7 +17,10 @@ SECTIONS = {
 }
 
 
-LR = "learning rate after the warmup; auto tries several in short trainings first"
+LR = (
+    "learning rate after the warmup; by default 0.01, and 0.0005 for AdamW and its like; auto tries several "
+    "in short trainings first"
+)
 
 
 def problems(options: dict[str, object]) -> list[str]:

@@ -16,6 +16,7 @@ from nestify.recipe.levels import Level, parse_pattern
 from nestify.recipe.problems import section_of
 from nestify.recipe.recipe import Recipe, load_recipe, option_help
 
+FALLS = "the learning rate falls from lr to min_lr, and the default is at most 0.01"
 ORDER = "levels run from the core (sparsest) to the full level"
 DATA = {"data.path": "photos"}
 REMEDY = 'set it, or an N:M pattern such as "2:4", which implies it'
@@ -57,9 +58,7 @@ def test_every_option_has_a_help_text() -> None:
     keys = options_of(Recipe)
     assert len(keys) > 60
     assert all(option_help(key) for key in keys)
-    assert option_help("train.lr") == (
-        "learning rate after the warmup; auto tries several in short trainings first (default 0.01)"
-    )
+    assert option_help("train.batch_size") == "images per training step and device (default 64)"
     assert option_help("model.pretrained").endswith("(default true)")
     assert option_help("schedule.score").endswith("(default lamp)")
     assert option_help("train.clip_grad") == "maximum norm of the gradient; not clipped by default"
@@ -193,7 +192,7 @@ def test_a_wrong_level_is_told_once(levels: object, told: str) -> None:
         ),
         (
             {"train.min_lr": 0.1},
-            "train.min_lr = 0.1 is above train.lr = 0.01; the learning rate falls from lr to min_lr",
+            f"train.min_lr = 0.1 is above the default of train.lr; {FALLS}",
         ),
         (
             {"train.warmup_epochs": 2, "train.epochs": 1.5},
@@ -232,7 +231,7 @@ def test_a_wrong_option_hides_no_other_problem_and_causes_none() -> None:
         "0 disables fine-tuning; by default 5 or more for a new classifier, and else 0)",
         f"level[4].sparsity = 2.0 is not in [0, 1); {ORDER}",
         f"level[2].sparsity = 0.7 is not below level[1].sparsity = 0.5; {ORDER}",
-        "train.min_lr = 1 is above train.lr = 0.01; the learning rate falls from lr to min_lr",
+        f"train.min_lr = 1 is above the default of train.lr; {FALLS}",
     ]
 
 

@@ -11,6 +11,7 @@ from nestify.errors import RecipeError
 from nestify.recipe.level_options import LevelOptions, level_weights
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.recipe.sources import builtin_recipes, parse_setting
+from tests.recipe.test_problems import LR
 
 ROOT = Path(__file__).parents[2]
 ORDER = "levels run from the core (sparsest) to the full level"
@@ -79,8 +80,7 @@ def test_a_problem_of_an_option_is_not_blamed_on_the_file(tmp_path: Path) -> Non
         "weights sum to 1; a level with weight 0 is not trained; by default evenly spaced from 2 for the "
         "core level to 1 for the full level) (set by an option)",
         f"{path}: train.epochs = -1 is less than 0 ({EPOCHS}) (set by an option)",
-        f"{path}: train.lr = -1 is not above 0 (learning rate after the warmup; auto tries several in "
-        "short trainings first)",
+        f"{path}: train.lr = -1 is not above 0 ({LR})",
         f"{path}: unknown key train.epohcs; did you mean train.epochs? (set by an option)",
         f"{path}: level[1].sparsity = 1.5 is not in [0, 1); {ORDER} (set by an option)",
     ]

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from math import inf, nan, sqrt
+from math import inf, nan
 from pathlib import Path
 from typing import Any
 
@@ -228,8 +228,17 @@ def test_the_best_of_the_second_round_is_scaled_to_the_length_of_the_training(ma
     assert [trial.lr for trial in second] == sorted(trial.lr for trial in best_three)
     best = min(second, key=lambda trial: trial.loss)
     assert best.loss < found.start
-    assert found.lr == pytest.approx(best.lr * sqrt(4 / 260), rel=0.05)
+    assert found.lr**4 == pytest.approx(best.lr**4 * 4 / 260, rel=0.2)
     assert search(task) == found
+
+
+@pytest.mark.long
+def test_optimizers_that_scale_gradients_have_lower_rates(make_model: MakeModel) -> None:
+    task = make_task(make_model)
+    found = search_rate(
+        task, Batches(12, 16), options(opt="adamw"), AugmentOptions(), steps=260, levels=LEVELS
+    )  # type: ignore[arg-type]
+    assert [trial.lr for trial in found.trials[:7]] == [1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01]
 
 
 @pytest.mark.long

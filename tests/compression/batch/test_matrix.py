@@ -14,6 +14,7 @@ from nestify.compression.batch.matrix import MAX_VARIANTS, Variant, expand
 from nestify.errors import RecipeError
 from nestify.recipe.recipe import load_recipe
 from tests.compression.batch.builders import DATA, write_recipe
+from tests.recipe.test_problems import LR
 
 
 def variants(folder: Path, rest: str, name: str = "a.toml") -> list[Variant]:
@@ -168,8 +169,7 @@ def test_a_single_run_names_the_batch(tmp_path: Path) -> None:
         ("matrix.train.lrr = [0.1]", "unknown key train.lrr; did you mean train.lr? (set by [matrix])"),
         (
             "matrix.train.lr = [0.1, -1, 0.2, -2]\nmatrix.seed = [1, 2]",
-            "train.lr = -1 is not above 0 (learning rate after the warmup; auto tries several in "
-            "short trainings first) (set by [matrix])",
+            f"train.lr = -1 is not above 0 ({LR}) (set by [matrix])",
         ),
     ],
 )

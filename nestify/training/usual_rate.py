@@ -1,0 +1,23 @@
+"""The learning rate that a training has if its recipe gives none."""
+
+from timm.optim import get_optimizer_info
+
+from nestify.recipe.options import ADAPTIVE_LR, DEFAULT_LR
+
+
+def is_adaptive(optimizer: str) -> bool:
+    """Return whether the steps of an optimizer hardly depend on the size of the gradient, as with AdamW.
+
+    Args:
+        optimizer: timm's name of it.
+    """
+    return bool(get_optimizer_info(optimizer.lower().removeprefix("lookahead_")).has_betas)
+
+
+def usual_rate(optimizer: str) -> float:
+    """Return the learning rate of a training for which a recipe gives none.
+
+    Args:
+        optimizer: timm's name of the optimizer.
+    """
+    return ADAPTIVE_LR if is_adaptive(optimizer) else DEFAULT_LR
