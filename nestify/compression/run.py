@@ -156,7 +156,6 @@ class Run:
             steps = self._stage_steps + search_steps.get("train", 0) + plain_steps / nested.n_levels
             seconds = step_seconds * self.recipe.train.accumulate * steps
         narrower = any(level.width < 1 for level in levels)
-        shallower = any(level.depth < 1 for level in levels)
         return Plan(
             spec=self.spec,
             levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
@@ -171,7 +170,7 @@ class Run:
             ramp=self.recipe.schedule.ramp or 0.0,
             uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,
-            blocks=len(removable.ranking) if removable and shallower else 0,
+            blocks=len(removable.ranking) if removable and any(level.depth < 1 for level in levels) else 0,
             warnings=check_empty(nested),
             without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,

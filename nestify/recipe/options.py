@@ -314,8 +314,7 @@ class TrainOptions(Section):
     )
     overlap: bool = Field(
         default=False,
-        description="whether several processes exchange the gradients of weights that no lower level uses "
-        "while the lower levels run, which saves time where the exchange is slow",
+        description="whether processes exchange a part of the gradients while lower levels still run",
         exclude_if=lambda value: not value,
     )
     timeout_minutes: float = Field(

@@ -89,7 +89,7 @@ class Display(Observer):
     def stepped(self, phase: Phase, log: StepLog) -> None:
         """Move the bar; print a line at the end of an epoch, and in between where one is due."""
         seconds = time.perf_counter() - self._epoch_start
-        speed = f"{log.images / seconds:.0f} images/s" if seconds else ""
+        speed = f"{(log.images - log.images_before) / seconds:.0f} images/s" if seconds else ""
         score = f"{log.metric.title} {_join(log.scores, '.1f')}  " if log.scores else ""
         detail = f"loss {_join(log.losses, '.3f')}  {score}{speed}"
         if phase not in self._bars:

@@ -113,6 +113,7 @@ class GradientExchange:
             torch._foreach_div_([*gradients, *statistics], total)
         else:  # no process has images
             torch._foreach_zero_(gradients)
+        self._sent = []
         return HostCopy(requests)
 
     def _send(self, tensors: Sequence[Tensor]) -> PendingSum:

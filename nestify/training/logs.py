@@ -83,6 +83,7 @@ class MetricsLog(Observer):
         """Write a line when an epoch has ended."""
         if log.epoch_ended:
             values = {field.name: getattr(log, field.name) for field in fields(log)}
+            del values["images_before"]  # a run that was interrupted writes the same lines
             metric, scores = values.pop("metric"), values.pop("scores")
             self._write({"event": phase, **values, **({metric.key: scores} if scores else {})})
 

@@ -29,7 +29,8 @@ class StepLog:
             share of the images.
         sparsity: sparsity of each level at this step, core first.
         lr: learning rate.
-        images: number of training images since the epoch began or the run was resumed, over all processes.
+        images: number of training images in this epoch so far, over all processes.
+        images_before: number of those before the run was resumed.
         epoch_ended: whether the epoch has ended.
         metric: what the levels are judged by.
     """
@@ -44,6 +45,7 @@ class StepLog:
     images: int
     epoch_ended: bool
     metric: Metric = TOP1
+    images_before: int = 0
 
     @property
     def rows(self) -> dict[str, list[float]]:
@@ -62,7 +64,7 @@ class Progress:
         self._metric = metric
         self._sums = torch.zeros(nested.n_levels, 2, device=device)  # loss, correct
         self._counts = [0] * nested.n_levels  # images
-        self.images = 0
+        self.images = self._images_before = 0
         self.update_sparsity(nested)
 
     def update_sparsity(self, nested: NestedModel) -> None:
@@ -143,18 +145,20 @@ class Progress:
             images=images,
             epoch_ended=ended,
             metric=self._metric,
+            images_before=self._images_before,
         )
         if ended:
             self._sums.zero_()
             self._counts = [0] * len(self._counts)
-            self.images = 0
+            self.images = self._images_before = 0
         return log
 
     def state(self) -> dict[str, Any]:
         """Return the state, for `restore`."""
-        return {"sums": self._sums_and_counts()}
+        return {"sums": self._sums_and_counts(), "images": self.images}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Restore a state; call `update_sparsity` for the sparsities, which the state does not contain."""
         self._sums.copy_(state["sums"][:, :2])
         self._counts = [int(count) for count in state["sums"][:, 2].tolist()]
+        self.images = self._images_before = int(state["images"])

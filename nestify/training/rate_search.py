@@ -42,7 +42,7 @@ RATES = (1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1.0)
 """Learning rates of the short trainings, for SGD."""
 
 ADAPTIVE_RATES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01)
-"""Those for optimizers whose steps do not depend on the size of the gradient, such as AdamW."""
+"""Learning rates for optimizers whose steps do not depend on the size of the gradient, such as AdamW."""
 
 MOST_STEPS = 100
 """Maximum number of steps of all short trainings together."""

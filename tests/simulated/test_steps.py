@@ -123,9 +123,9 @@ def broken_backward(break_it: Callable[[NestedTask, Tensor, Tensor], None]) -> C
     """Return `NestedTask.backward` with a fault that runs before it."""
     original = NestedTask.backward
 
-    def backward(self: NestedTask, images: Tensor, target: Tensor, *rest: Any) -> Sequence[Any]:
+    def backward(self: NestedTask, images: Tensor, target: Tensor, *rest: Any, **more: Any) -> Sequence[Any]:
         break_it(self, images, target)
-        return original(self, images, target, *rest)
+        return original(self, images, target, *rest, **more)
 
     return backward
 

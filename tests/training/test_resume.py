@@ -162,7 +162,7 @@ class Recorder(Observer):
 
     def stepped(self, phase: str, log: StepLog) -> None:
         if phase == "train" and log.epoch_ended:
-            self.images.append(log.images)
+            self.images.append(log.images - log.images_before)
 
     def stage(self, text: str) -> None:
         self.stages.append(text)
