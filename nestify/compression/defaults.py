@@ -138,22 +138,16 @@ def with_usual_rates(recipe: Recipe) -> Recipe:
     """Set the learning rates that a recipe leaves open, by the optimizer.
 
     Raises:
-        RecipeError: if `train.min_lr` is above such a rate.
+        RecipeError: if `train.min_lr` is above such a rate, which a search without a result takes as well.
     """
     usual = usual_rate(recipe.train.opt)
-    if recipe.train.lr is None and recipe.train.min_lr > usual:
+    if not isinstance(recipe.train.lr, float) and recipe.train.min_lr > usual:
         raise RecipeError(
             f"train.min_lr = {recipe.train.min_lr:g} is above the default learning rate of "
             f"{recipe.train.opt}, {usual:g}; the learning rate falls from --lr (train.lr) to train.min_lr"
         )
     phases: tuple[Phase, ...] = ("finetune", "train")
     return with_rates(recipe, {phase: usual for phase in phases if getattr(recipe, phase).lr is None})
-
-
-def numeric_rates(recipe: Recipe, finetune_steps: int, train_steps: int) -> dict[str, float]:
-    """Return the learning rates of the trainings that take place and search for none, by section."""
-    trainings = (("finetune", recipe.finetune.lr, finetune_steps), ("train", recipe.train.lr, train_steps))
-    return {section: lr for section, lr, steps in trainings if steps and isinstance(lr, float)}
 
 
 def with_rates(recipe: Recipe, rates: Mapping[Phase, float]) -> Recipe:

@@ -12,13 +12,7 @@ from torch import nn
 from nestify.accelerator import pick_device
 from nestify.compression.base import BaseFile
 from nestify.compression.compressed import Compressed
-from nestify.compression.defaults import (
-    numeric_rates,
-    with_fast_computing,
-    with_ramp,
-    with_rates,
-    with_usual_rates,
-)
+from nestify.compression.defaults import with_fast_computing, with_ramp, with_rates, with_usual_rates
 from nestify.compression.inputs import augmentation, open_inputs, round_to_stored
 from nestify.compression.latency import LayerTimer
 from nestify.compression.models import OWN_TEACHERS, frozen_teacher
@@ -48,7 +42,7 @@ from nestify.training.loop import steps_per_epoch, total_steps
 from nestify.training.observer import Observer
 from nestify.training.phases import Phases
 from nestify.training.precision import Precision, describe_computing
-from nestify.training.rate_search import planned_searches
+from nestify.training.rate_search import planned_rates, planned_searches
 from nestify.training.resume import Checkpoints
 
 
@@ -156,6 +150,7 @@ class Run:
             steps = self._stage_steps + search_steps.get("train", 0) + plain_steps / nested.n_levels
             seconds = step_seconds * self.recipe.train.accumulate * steps
         narrower = any(level.width < 1 for level in levels)
+        shallower = any(level.depth < 1 for level in levels)
         return Plan(
             spec=self.spec,
             levels=[PlannedLevel(*row) for row in zip(levels, costs, sizes, *told, strict=True)],
@@ -166,11 +161,11 @@ class Run:
             finetune_steps=finetune_steps,
             steps=self._stage_steps * len(self.stages),
             search_steps=search_steps,
-            rates=numeric_rates(self.recipe, finetune_steps, self._stage_steps),
+            rates=planned_rates(self.recipe, finetune_steps, self._stage_steps),
             ramp=self.recipe.schedule.ramp or 0.0,
             uncounted={**(removable.layers.uncounted if removable else {}), **count.uncounted},
             channel_groups=len(removable.channels.groups) if removable and narrower else 0,
-            blocks=len(removable.ranking) if removable and any(level.depth < 1 for level in levels) else 0,
+            blocks=len(removable.ranking) if removable and shallower else 0,
             warnings=check_empty(nested),
             without_rule=sorted(removable.channels.unknown) if removable and narrower else (),
             seconds=seconds,

@@ -179,7 +179,6 @@ class _Loop:
         self._teacher = teacher
         self._task: NestedTask | None = None
         self._gradients: LevelGradients | None = None
-        self._exchange: GradientExchange | None = None
 
     def update(self, nested: NestedModel, step: int) -> None:
         if step >= self._ramp.steps > self._step or (step != self._step and self._ramp.is_due(step)):
@@ -211,17 +210,16 @@ class _Loop:
             self._task = self._make_task(nested, images.device, NestedTask)
             world.broadcast(nested)
             self._gradients = LevelGradients(nested, self._task.level_weights)
-            self._exchange = GradientExchange(world, nested, self._gradients.entry_levels)
         assert self._gradients is not None
-        assert self._exchange is not None
         self._task.criterion = _criterion(loss_fn, nested.n_levels)
         parameters = [parameter for parameter in nested.parameters() if parameter.requires_grad]
         earlier = [parameter.grad for parameter in parameters]
         for parameter in parameters:
             parameter.grad = None
-        self._exchange.start([level for level, _ in self._task.draw_levels()], len(images))
-        results = self._task.backward(images, target, run=run, level_done=self._exchange.level_done)
-        self._exchange.finish()
+        exchange = GradientExchange(world, nested, self._gradients.entry_levels)
+        exchange.start([level for level, _ in self._task.draw_levels()], len(images))
+        results = self._task.backward(images, target, run=run)
+        exchange.finish()
         self._gradients.apply()
         add_gradients(parameters, earlier)
         return results

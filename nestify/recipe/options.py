@@ -46,7 +46,7 @@ DEFAULT_LR = 0.01
 """Learning rate, unless the recipe says otherwise or asks for a search that finds none."""
 
 ADAPTIVE_LR = 0.0005
-"""The same for optimizers whose steps do not depend on the size of the gradient, such as AdamW."""
+"""Learning rate in place of that for optimizers whose steps hardly depend on the size of the gradient."""
 
 LEAST_FINETUNE_EPOCHS = 5
 """Passes over the training images that a new classifier is trained for, unless the recipe says otherwise."""

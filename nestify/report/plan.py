@@ -1,5 +1,6 @@
 """A plan as text and as JSON. No torch here."""
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 from nestify.report.sheet import Column, Sheet
@@ -48,6 +49,17 @@ def plan_table(plan: "Plan") -> Sheet:
     return Sheet(columns)
 
 
+def _rate_notes(plan: "Plan") -> Iterator[str]:
+    """Yield a note on the learning rate of each training."""
+    for section, lr in plan.rates.items():
+        searched = section in plan.search_steps
+        why = f", because there are too few steps for {section}.lr = auto" if searched else f" ({section}.lr)"
+        yield f"learning rate: {lr:g}{why}"
+    for section, steps in plan.search_steps.items():
+        if steps:
+            yield f"learning rate: searched in {steps} steps of short trainings ({section}.lr = auto)"
+
+
 def plan_screen(plan: "Plan") -> Screen:
     """Return what is shown of a plan: its levels, and notes on images, steps and what stays dense."""
     spec = plan.spec
@@ -56,14 +68,7 @@ def plan_screen(plan: "Plan") -> Screen:
         f"images: {plan.train_images} to train on, {plan.val_images} to validate on",
         f"steps: {plan.finetune_steps} of fine-tuning, {plan.steps} of nested training",
     ]
-    for section, lr in plan.rates.items():
-        notes.append(f"learning rate: {lr:g} ({section}.lr)")
-    for section, steps in plan.search_steps.items():
-        notes.append(
-            f"learning rate: searched in {steps} steps of short trainings ({section}.lr = auto)"
-            if steps
-            else f"learning rate: the default, because there are too few steps for {section}.lr = auto"
-        )
+    notes += _rate_notes(plan)
     if plan.maskable and plan.steps:
         notes.append(
             f"sparsity: increases during the first {plan.ramp:.0%} of the nested training"

@@ -197,7 +197,7 @@ class Plan(Shown):
         steps: training steps of the nested training.
         search_steps: steps of the short trainings before a training whose learning rate is "auto", by its
             section, `finetune` or `train`; 0 if the training has too few steps for a search.
-        rates: learning rates by section, `finetune` or `train`, of trainings for which none is searched.
+        rates: learning rates by section, `finetune` or `train`, where no search takes place.
         ramp: share of these steps during which sparsity increases.
         uncounted: operators that the MAC counts leave out -> how often they run.
         channel_groups: number of groups of coupled channels; 0 if no level is narrower.

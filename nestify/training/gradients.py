@@ -78,7 +78,7 @@ class FlatEntryCache:
         """Return the entry levels of weights in one tensor.
 
         Args:
-            level: the level, or another number that stands for the set of weights.
+            level: the level, or another number that identifies the set of weights.
             weights: the weights, or tensors of their shapes and memory layouts.
             entry: their entry levels, which may be views.
         """

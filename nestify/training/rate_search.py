@@ -89,11 +89,32 @@ def planned_searches(recipe: Recipe, finetune_steps: int, train_steps: int) -> d
         finetune_steps: steps of the fine-tuning; 0 if there is none.
         train_steps: steps of the training of the levels, of one stage; 0 if there is none.
     """
+    trainings = _trainings(recipe, finetune_steps, train_steps)
+    return {phase: search_steps(steps) for phase, lr, steps in trainings if lr == AUTO}
+
+
+def planned_rates(recipe: Recipe, finetune_steps: int, train_steps: int) -> dict[str, float]:
+    """Return the learning rates that are known before a run: all for which no search takes place.
+
+    Args:
+        recipe, finetune_steps, train_steps: as for `planned_searches`.
+    """
+    found: dict[str, float] = {}
+    for phase, lr, steps in _trainings(recipe, finetune_steps, train_steps):
+        if isinstance(lr, float):
+            found[phase] = lr
+        elif not search_steps(steps):
+            found[phase] = usual_rate(recipe.train.opt)
+    return found
+
+
+def _trainings(recipe: Recipe, finetune_steps: int, train_steps: int) -> list[tuple[Phase, object, int]]:
+    """Return the trainings that take place, with the learning rate of the recipe and their steps."""
     trainings: list[tuple[Phase, object, int]] = [
         ("finetune", recipe.finetune.lr, finetune_steps),
         ("train", recipe.train.lr, train_steps),
     ]
-    return {phase: search_steps(steps) for phase, lr, steps in trainings if lr == AUTO and steps}
+    return [training for training in trainings if training[2]]
 
 
 def search_rate(
@@ -156,7 +177,7 @@ def search_rate(
         ]
     finally:
         set_random_states(states, task.device)
-    best = min(trials[len(RATES) :], key=lambda trial: trial.loss, default=None)
+    best = min(trials[len(rates) :], key=lambda trial: trial.loss, default=None)
     if best is None or not isfinite(best.loss):
         return _default(usual, "the loss was not finite after any of the short trainings", start, trials)
     if best.loss >= start:

@@ -187,6 +187,9 @@ def test_a_lowest_rate_above_the_usual_one_is_refused() -> None:
     recipe = load_recipe("digits", {"train.opt": "adamw", "train.min_lr": 0.001})
     with pytest.raises(RecipeError, match=r"0\.001 is above the default learning rate of adamw, 0\.0005"):
         with_usual_rates(recipe)
+    searched = load_recipe("digits", {"train.opt": "adamw", "train.min_lr": 0.001, "train.lr": "auto"})
+    with pytest.raises(RecipeError, match="above the default learning rate"):  # a search may find none
+        with_usual_rates(searched)
     assert with_usual_rates(load_recipe("digits", {"train.min_lr": 0.001})).train.lr == 0.01
 
 
@@ -203,4 +206,4 @@ def test_a_plan_shows_the_rates_of_what_is_trained(checkpoint: str, tmp_path: Pa
         planned = plan("digits", {"data.max_train": 64, "data.max_val": 10, **options}, observer=Observer())
         shown.append(dict(planned.rates))
         assert str(planned).count("learning rate: 0.0") == len(planned.rates)
-    assert shown == [{"train": 0.0005}, {"finetune": 0.01}, {}]
+    assert shown == [{"train": 0.0005}, {"finetune": 0.01, "train": 0.01}, {}]
