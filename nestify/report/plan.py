@@ -53,8 +53,9 @@ def _rate_notes(plan: "Plan") -> Iterator[str]:
     """Yield a note on the learning rate of each training."""
     for section, lr in plan.rates.items():
         searched = section in plan.search_steps
-        why = f", because there are too few steps for {section}.lr = auto" if searched else f" ({section}.lr)"
-        yield f"learning rate: {lr:g}{why}"
+        what = "fine-tuning" if section == "finetune" else "the levels"
+        why = f", because there are too few steps for {section}.lr = auto" if searched else ""
+        yield f"learning rate: {lr:g} for {what}{why}"
     for section, steps in plan.search_steps.items():
         if steps:
             yield f"learning rate: searched in {steps} steps of short trainings ({section}.lr = auto)"
