@@ -18,13 +18,14 @@ from nestify.errors import NestifyWarning, RecipeError
 from nestify.files import lock_output
 from nestify.model.batch_norm import recalibrate_level
 from nestify.model.nested_model import NestedModel
+from nestify.recipe.level_options import level_weights
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.budgets import NestedDesign
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.distributed import SINGLE, World
 from nestify.training.exchange import GradientExchange
-from nestify.training.gradients import LevelGradients, add_gradients
+from nestify.training.gradients import LevelGradients, PacedSteps, add_gradients
 from nestify.training.joint_task import JointTask
 from nestify.training.make_task import Task, make_task
 from nestify.training.task import Criterion, LevelResult, NestedTask, TeacherKind
@@ -87,10 +88,11 @@ class TrainableNestedModel(NestedModel):
         """Run forward and backward of every level in turn, from the full level to the core level.
 
         Only one level's graph is in memory at a time. The gradients are added to those of earlier calls. Each
-        shared weight gets the weighted mean of the gradients of the m levels that use it, times sqrt(m), so
-        that the learning rate of a single network fits; a level's own tensors get the gradient of its own
-        loss. In a process group of `torch.distributed` the gradients are averaged over the images of all
-        processes here, so that neither DistributedDataParallel nor FSDP must wrap the model.
+        shared weight gets the weighted mean of the gradients of the m levels that use it, times sqrt(m), and
+        twice that if m is neither 1 nor all, so that the learning rate of a single network fits. (With an
+        optimizer such as AdamW, see `pace`.) A level's own tensors get the gradient of its own loss. In a
+        process group of `torch.distributed` the gradients are averaged over the images of all processes here,
+        so that neither DistributedDataParallel nor FSDP must wrap the model.
 
         Args:
             images: (B, C, H, W), preprocessed, on the model's device.
@@ -108,6 +110,17 @@ class TrainableNestedModel(NestedModel):
                 gradients are switched off.
         """
         return self._loop.backward(self, images, target, loss_fn, backward)
+
+    def pace(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let an adaptive optimizer take steps of a length that fits each shared weight.
+
+        An optimizer such as AdamW divides the gradient by its size, so that it ignores the factors of
+        `backward`. After this call its steps are multiplied by them. Other optimizers are left as they are.
+
+        Args:
+            optimizer: the optimizer itself, before a library wraps it; once, before its first step.
+        """
+        self._loop.pace(self, optimizer)
 
     def task(self, loss_fn: LossFunction | Sequence[LossFunction] = nn.functional.cross_entropy) -> JointTask:
         """Return a training task of timm, for loops that call it and run the backward pass themselves.
@@ -223,6 +236,9 @@ class _Loop:
         self._gradients.apply()
         add_gradients(parameters, earlier)
         return results
+
+    def pace(self, nested: NestedModel, optimizer: torch.optim.Optimizer) -> None:
+        PacedSteps(nested, level_weights(self.recipe.level), optimizer)
 
     def joint_task(self, nested: NestedModel, loss_fn: LossFunction | Sequence[LossFunction]) -> JointTask:
         if not isinstance(self._task, JointTask):

@@ -100,7 +100,7 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     Returns:
         State by position of the parameter, options by parameter group, and generators by attribute name.
     """
-    optimizer = _inner(optimizer)
+    optimizer = inner(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     return {
         "parameters": {
@@ -126,7 +126,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     Raises:
         ValueError: if the number of parameter groups differs.
     """
-    optimizer = _inner(optimizer)
+    optimizer = inner(optimizer)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if len(state["groups"]) != len(optimizer.param_groups):
         raise ValueError("the optimizer's state has a different number of parameter groups")
@@ -143,10 +143,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
         }
 
 
-def _inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
     """Return the optimizer that holds the state; timm's Lookahead wraps it."""
-    inner: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
-    return inner
+    found: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
+    return found
 
 
 FORMAT = "1"

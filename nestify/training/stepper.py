@@ -19,11 +19,11 @@ from nestify.recipe.metric import MAP
 from nestify.recipe.options import TrainOptions
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
-from nestify.training.checkpoint import optimizer_state, restore_optimizer
+from nestify.training.checkpoint import inner, optimizer_state, restore_optimizer
 from nestify.training.distributed import SINGLE, World
 from nestify.training.exchange import STATISTICS, GradientExchange, read_requests
 from nestify.training.frozen import FrozenLevels
-from nestify.training.gradients import LevelGradients
+from nestify.training.gradients import LevelGradients, PacedSteps
 from nestify.training.health import RampWatch
 from nestify.training.mixing import make_mixup
 from nestify.training.precision import Precision
@@ -105,6 +105,7 @@ class Stepper:
         world.broadcast(nested)
         self._frozen = FrozenLevels(nested, frozen)
         self._gradients = LevelGradients(nested, task.level_weights)
+        PacedSteps(nested, task.level_weights, inner(self._optimizer))
         self._exchange = GradientExchange(world, nested, self._gradients.entry_levels)
         nested.train()
         self._progress = Progress(nested, task.device, task.metric)

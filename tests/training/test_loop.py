@@ -1,9 +1,11 @@
 """The training loop: steps, gradual sparsity, averaging, and losses that are not finite."""
 
 from collections.abc import Callable, Generator
+from copy import deepcopy
 
 import pytest
 import torch
+from timm.optim import create_optimizer_v2
 from torch import Tensor, nn
 
 from nestify.errors import DivergedError
@@ -12,6 +14,7 @@ from nestify.model.spec import describe_model
 from nestify.recipe.augment_options import AugmentOptions
 from nestify.recipe.levels import Level
 from nestify.recipe.options import TrainOptions
+from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.loop import train
 from nestify.training.progress import StepLog
@@ -126,6 +129,42 @@ def test_cosine_ends_at_the_smallest_rate_and_warms_up(make_model: MakeModel) ->
     assert rates[0] < rates[1]
     assert max(rates) == pytest.approx(0.02, rel=0.1)
     assert rates[-1] == pytest.approx(0.001, rel=0.1)
+
+
+@pytest.mark.parametrize("opt", ["adamw", "lion"])
+def test_adaptive_optimizers_take_each_weights_step_at_its_pace(opt: str, make_model: MakeModel) -> None:
+    """The first step of these optimizers is the learning rate times the sign of the gradient."""
+    task = make_task(make_model)
+    nested = task.get_trainable_module()
+    choose_weights(nested, LEVELS, "lamp")
+    before = {name: nested.shared_tensor(name).detach().clone() for name in nested.entry}
+    run(task, options(epochs=1 / 6, opt=opt, lr=0.001, weight_decay=0.0))
+    steps = {name: (nested.shared_tensor(name).detach() - before[name]).abs() / 0.001 for name in before}
+    for level, length in enumerate((3**0.5, 8**0.5, 1), start=1):
+        found = torch.cat([steps[name][nested.entry[name] == level] for name in before])
+        found = found[found > 0]  # without a gradient, there is no step
+        assert len(found) > 1000
+        assert found.quantile(0.1).item() == pytest.approx(length, rel=0.01)
+        assert found.quantile(0.9).item() == pytest.approx(length, rel=0.01)
+
+
+def test_a_level_that_is_trained_alone_takes_the_steps_of_the_optimizer(make_model: MakeModel) -> None:
+    """The expected weights come from a plain loop over the network."""
+    task = make_task(make_model)
+    nested = task.get_trainable_module()
+    alone = NestedTask(
+        nested, nn.CrossEntropyLoss(), weights=[0, 0, 1], distill=[0, 0, 0], teacher=Teacher("none")
+    )
+    plain = deepcopy(nested.network).train()
+    chosen = options(epochs=1.0, opt="adamw", lr=0.001, weight_decay=0.1, sched="constant")
+    optimizer = create_optimizer_v2(plain, opt="adamw", lr=0.001, weight_decay=0.1)
+    for images, target in Squares().epoch(0):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(plain(images), target).backward()
+        optimizer.step()
+    run(alone, chosen)
+    for name, tensor in plain.state_dict().items():
+        torch.testing.assert_close(nested.network.state_dict()[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def test_the_running_average_is_returned(make_model: MakeModel) -> None:
