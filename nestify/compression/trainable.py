@@ -88,11 +88,11 @@ class TrainableNestedModel(NestedModel):
         """Run forward and backward of every level in turn, from the full level to the core level.
 
         Only one level's graph is in memory at a time. The gradients are added to those of earlier calls. Each
-        shared weight gets the weighted mean of the gradients of the m levels that use it, times sqrt(m), and
-        twice that if m is neither 1 nor all, so that the learning rate of a single network fits. (With an
-        optimizer such as AdamW, see `pace`.) A level's own tensors get the gradient of its own loss. In a
-        process group of `torch.distributed` the gradients are averaged over the images of all processes here,
-        so that neither DistributedDataParallel nor FSDP must wrap the model.
+        shared weight gets the weighted mean of the gradients of the levels that use it, times a number that
+        depends on how many they are, so that the learning rate of a single network fits. (With an optimizer
+        such as AdamW, see `pace`.) A level's own tensors get the gradient of its own loss. In a process group
+        of `torch.distributed` the gradients are averaged over the images of all processes here, so that
+        neither DistributedDataParallel nor FSDP must wrap the model.
 
         Args:
             images: (B, C, H, W), preprocessed, on the model's device.

@@ -96,5 +96,6 @@ def prune_channels(contest: Contest, network: nn.Module, level: int) -> BeforeSt
 RIVALS: Mapping[str, Mapping[str, Make]] = {
     "weight": {"once": prune_once, "gradual": prune_gradually},
     "channel": {"torch-pruning": prune_channels},
+    "layer": {},
 }
 """By kind of schedule: the rivals of smaller levels. The rival of the full level is `dense`."""

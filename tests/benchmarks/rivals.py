@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import numpy as np
 
 import nestify
+from nestify.recipe.level_options import DEFAULT_LEVELS, QUANTITY
 from nestify.recipe.sources import parse_setting
 from tests.benchmarks.paired import MethodRun, Runs, best_rows, comparison_rows, print_table
 from tests.benchmarks.rival_methods import Contest
@@ -95,8 +96,8 @@ def _options() -> argparse.Namespace:
     add("--lr", type=float, default=0.02, help="learning rate of all methods (default 0.02)")
     add("--opt", help="timm's name of the optimizer; default sgd")
     add("--batch-size", type=int, help="default 64")
-    add("--schedule", choices=("weight", "channel"), default="weight", help="default weight")
-    add("--levels", help="sparsities or widths, core first; default 0.95,0.8,0 or 0.25,0.5,1")
+    add("--schedule", choices=tuple(RIVALS), default="weight", help="default weight")
+    add("--levels", help="sparsities, widths or depths, core first; default as nestify compress")
     add(
         "--seeds",
         type=_numbers,
@@ -194,7 +195,7 @@ def _run_all(
 
 
 def _overrides(options: argparse.Namespace, settings: Mapping[str, object], seed: int) -> dict[str, object]:
-    levels = options.levels or {"weight": "0.95,0.8,0", "channel": "0.25,0.5,1"}[options.schedule]
+    levels = options.levels or ",".join(map(str, DEFAULT_LEVELS[options.schedule]))
     given = {
         "model.checkpoint": options.checkpoint,
         "model.input_size": options.input_size,
@@ -233,8 +234,8 @@ def _check_plain(contest: Contest) -> None:
 
 def _level_name(contest: Contest, k: int) -> str:
     level = contest.recipe.level[k - 1]
-    quantity, value = ("sparsity", level.sparsity) if level.width is None else ("width", level.width)
-    return f"{k}: {quantity} {value:g}"
+    quantity = QUANTITY[contest.recipe.schedule.kind]
+    return f"{k}: {quantity} {getattr(level, quantity):g}"
 
 
 def _jobs(
