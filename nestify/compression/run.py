@@ -145,7 +145,7 @@ class Run:
         if estimate:
             everything = Stage(self.frozen, nested.n_levels)  # a step of all stages costs about as much
             task = self._phases().make_task(nested.to(self.device), None, everything)
-            step_seconds, memory = estimate_step(task, self.inputs.batch_size)
+            step_seconds, memory = estimate_step(task, self.inputs.batch_size, self.recipe.train.opt)
             plain_steps = finetune_steps + search_steps.get("finetune", 0)
             steps = self._stage_steps + search_steps.get("train", 0) + plain_steps / nested.n_levels
             seconds = step_seconds * self.recipe.train.accumulate * steps

@@ -12,21 +12,24 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import synthetic_input
 from nestify.recipe.metric import MAP
 from nestify.training.task import NestedTask
+from nestify.training.usual_rate import is_adaptive
 
 SAMPLE = 8  # images of the trial step; the cost of larger batches is assumed to be proportional
 
 
-def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
+def estimate_step(task: NestedTask, batch_size: int, opt: str) -> tuple[float, int]:
     """Estimate the seconds and the peak bytes of one training step; the task is left unchanged.
 
     Args:
         task: the model and its loss.
         batch_size: images of the step.
+        opt: timm's name of the optimizer.
 
     Returns:
         Seconds of the forward and backward passes of all levels at `batch_size`, and bytes of weights,
         gradients, one masked copy, two optimizer slots, the teacher, the activations that autograd stores for
-        one level, and on other devices than the CPU a level's own gradients.
+        one level, with an adaptive optimizer the weights before its step, and on other devices than the CPU
+        a level's own gradients.
     """
     trial = deepcopy(task)
     nested = trial.get_trainable_module()
@@ -45,7 +48,7 @@ def estimate_step(task: NestedTask, batch_size: int) -> tuple[float, int]:
     seconds = (clock() - start) * batch_size / batch
     weights = sum(tensor.numel() * tensor.element_size() for tensor in nested.network.parameters())
     teacher = sum(tensor.numel() * tensor.element_size() for tensor in trial.teacher.parameters())
-    copies = 5 if task.device.type == "cpu" else 6
+    copies = 5 + is_adaptive(opt) + (task.device.type != "cpu")
     return seconds, round(activations * batch_size / batch) + copies * weights + teacher
 
 
