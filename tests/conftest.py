@@ -62,6 +62,8 @@ def make_model() -> Callable[..., nn.Module]:
                 assert isinstance(module.running_var, torch.Tensor)
                 module.running_mean.normal_(0, 0.1)
                 module.running_var.uniform_(0.5, 2)
+                if not module.weight.any():  # else the convolutions before it would have no gradient
+                    nn.init.ones_(module.weight)
         return model
 
     return make

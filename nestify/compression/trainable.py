@@ -8,6 +8,7 @@ from itertools import islice
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, distributed, nn
@@ -23,6 +24,7 @@ from nestify.recipe.recipe import Recipe
 from nestify.schedule.budgets import NestedDesign
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
+from nestify.training.checkpoint import inner
 from nestify.training.distributed import SINGLE, World
 from nestify.training.exchange import GradientExchange
 from nestify.training.gradients import LevelGradients, PacedSteps, add_gradients
@@ -118,7 +120,7 @@ class TrainableNestedModel(NestedModel):
         `backward`. After this call its steps are multiplied by them. Other optimizers are left as they are.
 
         Args:
-            optimizer: the optimizer itself, before a library wraps it; once, before its first step.
+            optimizer: the optimizer of this model, before its first step.
         """
         self._loop.pace(self, optimizer)
 
@@ -173,6 +175,10 @@ class TrainableNestedModel(NestedModel):
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
         self._loop.restore(state.tolist())
+
+
+_PACED: WeakSet[torch.optim.Optimizer] = WeakSet()
+"""Optimizers that `pace` was called with; not in the loop, a copy of which would copy them."""
 
 
 class _Loop:
@@ -238,7 +244,9 @@ class _Loop:
         return results
 
     def pace(self, nested: NestedModel, optimizer: torch.optim.Optimizer) -> None:
-        PacedSteps(nested, level_weights(self.recipe.level), optimizer)
+        if (found := inner(optimizer)) not in _PACED:
+            PacedSteps(nested, level_weights(self.recipe.level), found)
+            _PACED.add(found)
 
     def joint_task(self, nested: NestedModel, loss_fn: LossFunction | Sequence[LossFunction]) -> JointTask:
         if not isinstance(self._task, JointTask):

@@ -144,9 +144,13 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
 
 
 def inner(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return the optimizer that holds the state; timm's Lookahead wraps it."""
-    found: torch.optim.Optimizer = getattr(optimizer, "_base_optimizer", optimizer)
-    return found
+    """Return the optimizer that takes the steps and holds the state.
+
+    Lookahead of timm, Lightning Fabric and Accelerate wrap it.
+    """
+    for attribute in ("optimizer", "_base_optimizer"):
+        optimizer = getattr(optimizer, attribute, optimizer)
+    return optimizer
 
 
 FORMAT = "1"

@@ -116,7 +116,7 @@ class PacedSteps(EntryFactors):
     Args:
         nested: the nested model.
         level_weights: as for `paces`.
-        optimizer: calls this before and after its steps; other than adaptive ones are left as they are.
+        optimizer: calls this before and after its steps, if it is adaptive.
     """
 
     def __init__(
@@ -134,7 +134,7 @@ class PacedSteps(EntryFactors):
         """Copy the weights that the optimizer is about to change, which are those with a gradient."""
         weights = {name: self._nested.shared_tensor(name) for name in self.entry_levels()}
         weights = {name: weight for name, weight in weights.items() if weight.grad is not None}
-        if self._before.keys() != weights.keys():
+        if {n: w.device for n, w in weights.items()} != {n: w.device for n, w in self._before.items()}:
             self._before = {name: torch.empty_like(weight) for name, weight in weights.items()}
         if weights:
             torch._foreach_copy_(list(self._before.values()), list(weights.values()))

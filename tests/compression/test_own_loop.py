@@ -1,6 +1,6 @@
 """Nested models that are trained in a loop of the user's own."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from itertools import chain
 from pathlib import Path
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from timm.optim import create_optimizer_v2
+from timm.optim import Lookahead, create_optimizer_v2
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -123,7 +123,8 @@ def test_the_same_weights_as_compress(
 
 def loop(levels: Any = "0.9,0.5,0", schedule: Any = "weight", **options: Any) -> TrainableNestedModel:
     torch.manual_seed(0)
-    model = timm.create_model("test_resnet", num_classes=10)
+    # With a zero as the last scale of its block, most convolutions would have no gradient.
+    model = timm.create_model("test_resnet", num_classes=10, zero_init_last=False)
     return nestify.nest(model, levels, schedule, input_size=SHAPE, **options)
 
 
@@ -147,6 +148,7 @@ def test_gradients_by_the_definition() -> None:
     shared = nested.shared_tensor("layer2.0.conv1.weight")
     each = [torch.autograd.grad(loss, shared, retain_graph=True)[0] for loss in losses]
     entry = nested.entry["layer2.0.conv1.weight"]
+    assert all(bool(gradient.any()) for gradient in each)
     for level in (1, 2, 3):
         users = range(level, 4)
         mean = sum(weights[k - 1] * each[k - 1] for k in users) / sum(weights[k - 1] for k in users)
@@ -155,6 +157,44 @@ def test_gradients_by_the_definition() -> None:
         torch.testing.assert_close(
             found["network.layer2.0.conv1.weight"][where], expected[where], atol=1e-6, rtol=1e-4
         )
+
+
+class Wrapper:
+    """An optimizer as Lightning Fabric and Accelerate return it."""
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self.optimizer = optimizer
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+@pytest.mark.parametrize("wrap", [lambda optimizer: optimizer, Wrapper, Lookahead])
+def test_the_pace_of_an_adaptive_optimizer(calls: int, wrap: Callable[[Any], Any]) -> None:
+    """The first step of Adam is the learning rate times the sign of the gradient."""
+    nested = loop("0.5,1", "channel")
+    optimizer = torch.optim.Adam(nested.parameters(), lr=0.01)
+    for _ in range(calls):
+        nested.pace(wrap(optimizer))
+    shared = nested.shared_tensor("layer2.0.conv1.weight")
+    before = shared.detach().clone()
+    nested.backward(*batch())
+    optimizer.step()
+    out, inputs = (size // 2 for size in shared.shape[:2])
+    step = (shared.detach() - before).abs() / 0.01
+    core, rest = step[:out, :inputs], step[out:]
+    assert core[core > 0].median().item() == pytest.approx(2**0.5, rel=0.01)
+    assert rest[rest > 0].median().item() == pytest.approx(1, rel=0.01)
+
+
+def test_pace_leaves_other_optimizers_as_they_are() -> None:
+    nested, other = loop(), loop()
+    other.load_state_dict(nested.state_dict())
+    for each in (nested, other):
+        optimizer = torch.optim.SGD(each.parameters(), lr=0.01)
+        if each is nested:
+            each.pace(optimizer)
+        each.backward(*batch())
+        optimizer.step()
+    assert same_tensors(nested, other)
 
 
 def test_gradients_add_up() -> None:
