@@ -23,18 +23,27 @@ The weights that all levels use have to suit all of them. Faster ones let the le
 that. The number was chosen by the accuracy on images held out of the training images.
 """
 
+TOP_PACE = 2.0
+"""The same for weights that only one of several levels uses, by the gradient alone.
 
-def paces(level_weights: Sequence[float]) -> list[float]:
+So it has no effect on optimizers such as AdamW, with which the full level would lose by it.
+"""
+
+
+def paces(level_weights: Sequence[float], top: float = 1.0) -> list[float]:
     """Return how fast weights learn by their entry level, from 1 on, where 1 is as fast as in a level alone.
 
-    A weight that m of n trained levels use has sqrt(m), and `MIDDLE_PACE` times that if 1 < m < n.
+    A weight that m of n trained levels use has sqrt(m), times `MIDDLE_PACE` if 1 < m < n, and `top` if
+    1 = m < n.
 
     Args:
         level_weights: a_k by level, core first; a level with weight 0 is not trained and does not count.
+        top: as above.
     """
     trained = [weight > 0 for weight in level_weights]
     users = [sum(trained[level:]) for level in range(len(trained))]
-    return [sqrt(m) * (MIDDLE_PACE if 1 < m < sum(trained) else 1.0) if m else 1.0 for m in users]
+    factors = {0: 1.0, 1: top, sum(trained): 1.0}
+    return [sqrt(m or 1) * factors.get(m, MIDDLE_PACE) for m in users]
 
 
 class EntryFactors:
@@ -99,7 +108,7 @@ class LevelGradients(EntryFactors):
 
     def __init__(self, nested: NestedModel, level_weights: Sequence[float]) -> None:
         sums = [sum(level_weights[level:]) for level in range(nested.n_levels)]
-        pairs = zip(paces(level_weights), sums, strict=True)
+        pairs = zip(paces(level_weights, TOP_PACE), sums, strict=True)
         super().__init__(nested, [pace / total if total else 1.0 for pace, total in pairs])
 
     def apply(self) -> None:

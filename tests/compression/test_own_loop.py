@@ -152,7 +152,7 @@ def test_gradients_by_the_definition() -> None:
     for level in (1, 2, 3):
         users = range(level, 4)
         mean = sum(weights[k - 1] * each[k - 1] for k in users) / sum(weights[k - 1] for k in users)
-        expected = mean * {1: 3**0.5, 2: 8**0.5, 3: 1}[level]
+        expected = mean * {1: 3**0.5, 2: 8**0.5, 3: 2}[level]
         where = entry == level
         torch.testing.assert_close(
             found["network.layer2.0.conv1.weight"][where], expected[where], atol=1e-6, rtol=1e-4
