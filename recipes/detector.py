@@ -114,7 +114,6 @@ def main(steps: int = 2000, levels: str = "0.25,0.5,1") -> list[float]:
     heads = [Detector(nested.feature_channels(level)) for level in range(1, nested.n_levels + 1)]
     parameters = [*nested.parameters(), *nn.ModuleList(heads).parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3)
-    nested.pace(optimizer)
     for step in range(steps):
         images, boxes = zip(*(make_image(digits, rng) for _ in range(BATCH)), strict=True)
         target = (list(images), list(boxes))

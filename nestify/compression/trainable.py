@@ -8,7 +8,7 @@ from itertools import islice
 from math import isnan, nan
 from pathlib import Path
 from typing import Any, Literal
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, distributed, nn
@@ -177,8 +177,8 @@ class TrainableNestedModel(NestedModel):
         self._loop.restore(state.tolist())
 
 
-_PACED: WeakSet[torch.optim.Optimizer] = WeakSet()
-"""Optimizers that `pace` was called with; not in the loop, a copy of which would copy them."""
+_PACED: WeakKeyDictionary[torch.optim.Optimizer, WeakSet[nn.Module]] = WeakKeyDictionary()
+"""By optimizer: the models that `pace` was called for. Not in the loop, a copy of which would copy them."""
 
 
 class _Loop:
@@ -244,9 +244,11 @@ class _Loop:
         return results
 
     def pace(self, nested: NestedModel, optimizer: torch.optim.Optimizer) -> None:
-        if (found := inner(optimizer)) not in _PACED:
+        found = inner(optimizer)
+        models = _PACED.setdefault(found, WeakSet())
+        if nested not in models:
             PacedSteps(nested, level_weights(self.recipe.level), found)
-            _PACED.add(found)
+            models.add(nested)
 
     def joint_task(self, nested: NestedModel, loss_fn: LossFunction | Sequence[LossFunction]) -> JointTask:
         if not isinstance(self._task, JointTask):

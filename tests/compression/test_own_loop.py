@@ -171,8 +171,10 @@ class Wrapper:
 def test_the_pace_of_an_adaptive_optimizer(calls: int, wrap: Callable[[Any], Any]) -> None:
     """The first step of Adam is the learning rate times the sign of the gradient."""
     nested = loop("0.5,1", "channel")
-    optimizer = torch.optim.Adam(nested.parameters(), lr=0.01)
+    another = loop("0.5,1", "channel")  # the optimizer may have several models
+    optimizer = torch.optim.Adam([*another.parameters(), *nested.parameters()], lr=0.01)
     for _ in range(calls):
+        another.pace(wrap(optimizer))
         nested.pace(wrap(optimizer))
     shared = nested.shared_tensor("layer2.0.conv1.weight")
     before = shared.detach().clone()
