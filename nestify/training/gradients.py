@@ -24,9 +24,10 @@ that. The number was chosen by the accuracy on images held out of the training i
 """
 
 TOP_PACE = 2.0
-"""The same for weights that only one of several levels uses, by the gradient alone.
+"""How much faster weights learn that only one of several trained levels uses.
 
-So it has no effect on optimizers such as AdamW, with which the full level would lose by it.
+Only gradients have this factor, so that it has no effect on optimizers such as AdamW, with which the full
+level would lose by it.
 """
 
 

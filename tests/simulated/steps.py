@@ -40,11 +40,9 @@ def _maps(architecture: str) -> tuple[ChannelMap, BlockMap]:
 
 
 def _network(architecture: str) -> nn.Module:
-    size = {"img_size": SIDE} if architecture == "test_vit" else {}
-    network: nn.Module = timm.create_model(architecture, num_classes=10, drop_rate=0.0, **size)
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d) and not module.weight.any():
-            nn.init.ones_(module.weight)  # else the convolutions before it would have no gradient
+    # With a zero as the last scale of its block, most convolutions would have no gradient.
+    more = {"img_size": SIDE} if architecture == "test_vit" else {"zero_init_last": False}
+    network: nn.Module = timm.create_model(architecture, num_classes=10, drop_rate=0.0, **more)
     return network
 
 
