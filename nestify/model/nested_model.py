@@ -144,6 +144,12 @@ class NestedModel(Shown, nn.Module):
             for name, weight in weights.items()
         }
 
+    def lowest_levels(self) -> dict[str, Tensor]:
+        """Return, by name, the lowest level that uses each element of the tensors in which levels differ."""
+        shared = {name: t for name, t in self.shared_tensors().items() if name not in self.own_names}
+        by_size = {} if self.level_sizes is None else self.level_sizes.entry_levels(shared)
+        return by_size | dict(self.entry.items())  # entry is never below what the level sizes allow
+
     def sparsity(self, level: int) -> float:
         """Return the share of zeros among the maskable weights of a level's channels and blocks."""
         kept = sum(int(torch.count_nonzero(entry <= level)) for _, entry in self.entry.items())
@@ -321,14 +327,12 @@ class NestedModel(Shown, nn.Module):
         Args:
             units: as in `NestedState`; None if entry levels are not constant in blocks.
         """
-        tensors = state_tensors(self.network)
-        shared = {name: t.detach().cpu() for name, t in tensors.items() if name not in self.own_names}
+        tensors = self.shared_tensors().items()
+        shared = {name: t.detach().cpu() for name, t in tensors if name not in self.own_names}
         axes = {} if (sizes := self.level_sizes) is None else sizes.axis_levels(shared)
-        entry = {} if sizes is None else sizes.entry_levels(shared)
-        entry |= {name: t.cpu() for name, t in self.entry.items()}  # never below what the level sizes allow
         return NestedState(
             shared=shared,
-            entry=EntryLevels(self.n_levels, entry),
+            entry=EntryLevels(self.n_levels, {n: t.cpu() for n, t in self.lowest_levels().items()}),
             axes=axes,
             private=[
                 {name: t.detach().cpu() for name, t in self.own_tensors(level).items()}

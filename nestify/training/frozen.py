@@ -55,14 +55,11 @@ def frozen_masks(nested: NestedModel, count: int) -> dict[str, Tensor | None]:
         State-dict name -> bool mask in the tensor's shape, or None if the levels use the complete tensor, as
         they do with tensors that cannot be masked. Private tensors are left out.
     """
-    shared = {
-        name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.own_names
-    }
-    sizes = nested.level_sizes
-    entry = ({} if sizes is None else sizes.entry_levels(shared)) | dict(nested.entry.items())
+    entry = nested.lowest_levels()
     return {
         name: (entry[name] <= count).to(tensor.device) if name in entry else None
-        for name, tensor in shared.items()
+        for name, tensor in nested.shared_tensors().items()
+        if name not in nested.own_names
     }
 
 

@@ -60,17 +60,14 @@ class EntryFactors:
         device = next(nested.parameters()).device
         # Index 0 is unused, because entry levels count from 1; entry level n + 1 means that no level uses it.
         self._factors = torch.tensor([1.0, *factors, 1.0], device=device)
-        shared = {
-            name: tensor for name, tensor in nested.shared_tensors().items() if name not in nested.own_names
-        }
-        level_sizes = nested.level_sizes
-        fixed = {} if level_sizes is None else level_sizes.entry_levels(shared)
-        self._fixed = {name: entry.to(device) for name, entry in fixed.items()}
+        # The rest of the entry levels changes while sparsity increases.
+        constant = {name: e for name, e in nested.lowest_levels().items() if name not in nested.entry}
+        self._constant = {name: entry.to(device) for name, entry in constant.items()}
         self._flat = FlatEntryCache()
 
     def entry_levels(self) -> dict[str, Tensor]:
         """Return the entry levels of the shared tensors in which levels differ, by state-dict name."""
-        return self._fixed | dict(self._nested.entry.items())
+        return self._constant | dict(self._nested.entry.items())
 
     def multiply(self, tensors: Mapping[str, Tensor]) -> None:
         """Multiply tensors by the factors, in place.
@@ -88,7 +85,7 @@ class EntryFactors:
 
     def scaled(self, name: str, gradient: Tensor) -> Tensor:
         """Return the scaled gradient of a shared tensor; one that all levels share alike is not scaled."""
-        entry = self._nested.entry[name] if name in self._nested.entry else self._fixed.get(name)
+        entry = self._nested.entry[name] if name in self._nested.entry else self._constant.get(name)
         return gradient if entry is None else gradient * self._factors_of(entry, gradient)
 
     def _factors_of(self, entry: Tensor, gradient: Tensor) -> Tensor:
