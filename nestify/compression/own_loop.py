@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Literal
 
 import torch
@@ -37,7 +38,7 @@ def nest(
     model: nn.Module,
     levels: str | Sequence[object] | None = None,
     schedule: Kind = "weight",
-    score: Score = "lamp",
+    score: Score | None = None,
     *,
     options: Mapping[str, object] | None = None,
     ramp_steps: int = 0,
@@ -55,7 +56,8 @@ def nest(
         levels: the levels, core first, as in `--levels`: `"0.95,0.8,0"` or a list of such values, which are
             sparsities, widths or depths, or budgets such as `"macs=0.5"`. None: the schedule's default.
         schedule: what levels leave out: weight, channel, layer or combined.
-        score: how weights are ranked.
+        score: how weights are ranked; None: `fisher` if there are images, which it is measured on, and
+            `lamp` otherwise.
         options: further keys of a recipe and their values: those of `[schedule]` and `level[k]`, `dtype`, and
             bn, distill, recalibrate_batches, sandwich and temperature of `[train]`.
         ramp_steps: number of training steps during which sparsity increases; `update` must then be called
@@ -63,7 +65,8 @@ def nest(
         teacher: a frozen model whose predictions are a share `train.distill` of each level's loss, or `self`:
             the full level. None: each level learns from the loss function alone.
         images: batches of training images (B, C, H, W), preprocessed, or sequences that start with them.
-            Smaller levels get their batch-norm statistics from them, and `schedule.rank = "loss"` needs them.
+            Smaller levels get their batch-norm statistics from them, and `score = "fisher"` and
+            `schedule.rank = "loss"` need them.
         input_size: (channels, height, width) of the images in pixels; None: the model's default.
         seed: seed of the random choices of levels, with more than four levels or `train.sandwich`.
 
@@ -76,12 +79,21 @@ def nest(
         raise RecipeError(f"ramp_steps = {ramp_steps!r} is not a whole number of steps, 0 or more")
     if input_size is not None and not _is_image_size(input_size):
         raise RecipeError(f"input_size = {input_size!r} is not (channels, height, width) in pixels")
+    if score is None:
+        score = "lamp" if images is None else "fisher"
     recipe = _recipe(model, levels, schedule, score, options, seed)
     spec = describe_model(model, input_size)
     _check_teacher(teacher, model, spec)
     _check_backbone(spec, recipe, teacher)
-    if recipe.schedule.rank == "loss" and images is None:
-        raise RecipeError('schedule.rank = "loss" is measured on images; give images=')
+    if images is None:
+        for key, value, measured in (
+            ("schedule.rank", recipe.schedule.rank, "loss"),
+            ("score", recipe.schedule.score, "fisher"),
+        ):
+            if value == measured:
+                raise RecipeError(f'{key} = "{value}" is measured on images; give images=')
+    elif recipe.schedule.kind != "weight" and iter(images) is images:  # can be read once, and is read twice
+        images = list(islice(images, recipe.train.recalibrate_batches))
     timer = partial(LayerTimer(spec, recipe, SINGLE).measure, Observer())
     was_training = model.training
     pictures = pictures_of(images or (), next(model.parameters()).device)

@@ -68,7 +68,7 @@ class TrainableNestedModel(NestedModel):
             bn=made.bn,
             level_sizes=made.level_sizes,
         )
-        self.macs = made.macs
+        self.facts = made.facts
         self._loop = _Loop(self, design, recipe, ramp_steps, teacher)
 
     def update(self, step: int) -> None:

@@ -17,6 +17,7 @@ from nestify.model.level_sizes import LevelSizes
 from nestify.model.masking import MaskedWeight, NamedTensors, UnmaskedWeights, masked_weight, tensor_versions
 from nestify.model.projection import own_projection, shared_parts
 from nestify.model.spec import ModelSpec, owner, state_tensors, tied_across_modules, tied_names
+from nestify.model.weight_facts import WeightFacts
 from nestify.recipe.options import BatchNormMode
 from nestify.shown import Shown
 
@@ -60,7 +61,7 @@ class NestedModel(Shown, nn.Module):
         self.n_levels = len(self.level_names)
         self.bn = bn
         self.level_sizes = level_sizes
-        self.macs: Mapping[str, int] = {}  # MACs of each weight in `network`, to rank weights by them
+        self.facts = WeightFacts()
         self.heads = () if classes is None else tuple(head_names(network, spec))
         self.classes = (spec.num_classes,) * self.n_levels if classes is None else tuple(classes)
         self.own_names = (*own_names(network, bn), *self.heads)
@@ -164,9 +165,8 @@ class NestedModel(Shown, nn.Module):
         """Return the number of elements that a level has of a tensor, masked-out ones included."""
         if name in self.heads:
             return self.own_tensors(level)[name].numel()
-        if self.level_sizes is not None and not self.level_sizes.has_tensor(level, name):
-            return 0
-        return self.cut(level, name, self.shared_tensor(name)).numel()
+        part = self._cut_if_used(level, name, self.shared_tensor(name))
+        return 0 if part is None else part.numel()
 
     def cut(self, level: int, name: str, tensor: Tensor) -> Tensor:
         """Cut a level's channels out of a shared tensor."""

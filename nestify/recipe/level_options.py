@@ -22,7 +22,7 @@ from nestify.recipe.options import Section, Share, Text, in_schema
 from nestify.recipe.problems import Problem
 from nestify.recipe.stages import training_stages
 
-Score = Literal["lamp", "magnitude", "per_mac", "uniform", "erk"]
+Score = Literal["fisher", "lamp", "magnitude", "per_mac", "uniform", "erk"]
 Kind = Literal["weight", "channel", "layer", "combined"]
 Part = Literal["weight", "channel", "layer"]
 """What a level can leave out: weights, channels, blocks."""
@@ -85,9 +85,10 @@ class ScheduleOptions(Section):
         "whose removal increases the loss on training images most)",
     )
     score: Annotated[Score, Flag(Panel.levels, "--score --criterion")] = Field(
-        default="lamp",
-        description="how weights are ranked: lamp or magnitude across all layers, per_mac across all layers "
-        "by importance per multiply-accumulate, uniform or erk within each layer",
+        default="fisher",
+        description="how weights are ranked: fisher across all layers by their effect on the outputs, "
+        "measured on training images, lamp or magnitude across all layers, per_mac across all layers by "
+        "importance per multiply-accumulate, uniform or erk within each layer",
     )
     pattern: Annotated[
         PatternText,

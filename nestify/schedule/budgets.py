@@ -13,6 +13,7 @@ from nestify.errors import RecipeError
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, state_tensors
+from nestify.model.weight_facts import WeightFacts
 from nestify.recipe.amounts import TOLERANCE, Budget, share_meant
 from nestify.recipe.level_options import solved_axis
 from nestify.recipe.levels import Level, Pattern, check_levels
@@ -27,6 +28,7 @@ from nestify.schedule.nest import (
     check_distinct,
     check_removable,
     choose_weights,
+    measure_if_needed,
     nest,
     order_channels,
     size_level,
@@ -79,7 +81,7 @@ def design_levels(
         recipe: the levels and the schedule.
         labels: the classes that each level predicts.
         calibration: batches of images (B, C, H, W) on which the importance of blocks is measured, if the
-            recipe ranks them by loss.
+            recipe ranks them by loss, and the sensitivity of weights, if it ranks them by that.
         known: the result of `find_removable` for a network of the same architecture, to be used again;
             None: the network is searched.
         given: returns the sizes of the first levels, which exist already, for the levels of the recipe and
@@ -112,9 +114,10 @@ def design_levels(
     if any(level.budget is not None and level.budget.quantity == "latency" for level in recipe.levels):
         assert layer_times is not None
         times = layer_times([*_narrower_networks(network, recipe, removable), network])
-    solver = Solver(network, spec, recipe, removable, count, labels, sizes, times)
+    facts = WeightFacts(count.by_weight, measure_if_needed(network, spec, recipe, calibration))
+    solver = Solver(network, spec, recipe, removable, count, facts, labels, sizes, times)
     solved = solver.sizes()
-    nested = nest(network, spec, recipe, removable, solved, labels, count.by_weight)
+    nested = nest(network, spec, recipe, removable, solved, labels, facts)
     return NestedDesign(nested, tuple(size.level for size in solved), removable, solver)
 
 
@@ -152,6 +155,7 @@ class Solver:
         recipe: the levels and the schedule.
         removable: channels and blocks of the network that can be left out; None if the schedule is `weight`.
         count: MACs of the network.
+        facts: what is known about its weights.
         labels: the classes that each level predicts; the nested file stores them.
         given: sizes of the first levels, which exist already.
         times: times of the network's layers; None if no level has a budget of latency.
@@ -162,6 +166,7 @@ class Solver:
     recipe: Recipe
     removable: Removable | None
     count: MacCount
+    facts: WeightFacts
     labels: ClassLevels
     given: Sequence[LevelSize] = ()
     times: LayerTimes | None = None
@@ -311,9 +316,7 @@ class Solver:
             full = replace(level, sparsity=0.0, pattern=Pattern(), width=1.0, depth=1.0, budget=None)
             trial.append(size_level(full, self.recipe, self.removable))
         levels = [size.level for size in trial]
-        nested = nest(
-            self.network, self.spec, self.recipe, self.removable, trial, self.labels, self.count.by_weight
-        )
+        nested = nest(self.network, self.spec, self.recipe, self.removable, trial, self.labels, self.facts)
         choose_weights(nested, levels, self.recipe.schedule.score)
         return self._cost(nested, levels, k, budget)
 

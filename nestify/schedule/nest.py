@@ -1,12 +1,12 @@
 """Make an untrained nested model from a pretrained network and the sizes of its levels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from itertools import pairwise
 
-from torch import nn
+from torch import Tensor, nn
 
 from nestify.data.hierarchy import ClassLevels
 from nestify.errors import RecipeError, UnsupportedModelError
@@ -15,12 +15,15 @@ from nestify.model.heads import coarse_rows
 from nestify.model.level_sizes import LevelSizes
 from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec, state_tensors
+from nestify.model.weight_facts import WeightFacts
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level
+from nestify.recipe.metric import MAP, metric_of_run
 from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable, kept_blocks
 from nestify.schedule.channels import channel_counts, importance_orders
 from nestify.schedule.frozen import select_around_frozen
+from nestify.schedule.sensitivity import Meaning, measure_sensitivity, weigh
 from nestify.schedule.weights import divides_into_groups, select_entry_levels
 
 
@@ -107,6 +110,29 @@ def order_channels(network: nn.Module, removable: Removable) -> None:
     permute_channels(network, removable.channels, importance_orders(groups, state_tensors(network)))
 
 
+def measure_if_needed(
+    network: nn.Module, spec: ModelSpec, recipe: Recipe, images: Iterable[Tensor]
+) -> Mapping[str, Tensor]:
+    """Measure the sensitivity of the weights that the schedule masks, if it ranks them by that.
+
+    Args:
+        network: a timm model.
+        spec: its description.
+        recipe: the recipe.
+        images: batches of training images (B, C, H, W).
+
+    Returns:
+        As `measure_sensitivity`; empty if it is not needed.
+    """
+    masks = recipe.schedule.kind == "weight" or any(level.sparsity > 0 for level in recipe.levels)
+    if recipe.schedule.score != "fisher" or not masks:
+        return {}
+    meaning: Meaning = "class" if spec.output == "logits" else "features"
+    if metric_of_run(recipe.data) is MAP:
+        meaning = "labels"
+    return measure_sensitivity(network, masked_names(spec, recipe.schedule.skip), images, meaning)
+
+
 def nest(
     network: nn.Module,
     spec: ModelSpec,
@@ -114,7 +140,7 @@ def nest(
     removable: Removable | None,
     sizes: Sequence[LevelSize],
     labels: ClassLevels,
-    macs: Mapping[str, int],
+    facts: WeightFacts,
 ) -> NestedModel:
     """Make a nested model; the weights of its levels are not chosen yet, see `choose_weights`.
 
@@ -127,7 +153,7 @@ def nest(
         sizes: sizes of the levels, core first.
         labels: the classes that each level predicts. The initial classifier row of a coarse class is the
             mean of the rows of its classes.
-        macs: parameter name -> multiply-accumulates per image in the full network.
+        facts: what is known about the network's weights.
 
     Raises:
         RecipeError: if `schedule.skip` matches nothing or everything.
@@ -152,7 +178,7 @@ def nest(
         level_sizes=level_sizes,
         classes=labels.counts(spec.num_classes),
     )
-    nested.macs = macs
+    nested.facts = facts
     for level, parents in labels.parents.items():
         own = nested.own_tensors(level)
         for name in nested.heads:
@@ -237,12 +263,14 @@ def choose_weights(nested: NestedModel, levels: Sequence[Level], score: Score, f
     weights = {name: nested.shared_tensor(name) for name in nested.entry}
     if not weights:
         return
-    available = nested.available()
+    if score == "fisher":
+        weights = weigh(weights, nested.facts.sensitivity)
+    available, macs = nested.available(), nested.facts.macs
     if frozen:
         entry = dict(nested.entry.items())
-        chosen = select_around_frozen(weights, levels, score, available, entry, frozen, nested.macs)
+        chosen = select_around_frozen(weights, levels, score, available, entry, frozen, macs)
     else:
-        chosen = select_entry_levels(weights, levels, score, available, nested.macs)
+        chosen = select_entry_levels(weights, levels, score, available, macs)
     nested.set_entry_levels(chosen)
 
 

@@ -18,7 +18,7 @@ from nestify.recipe.levels import Level, Pattern
 from nestify.schedule.ranking import enter_best
 from nestify.schedule.units import Units
 
-GLOBAL_SCORES = ("lamp", "magnitude", "per_mac")
+GLOBAL_SCORES = ("fisher", "lamp", "magnitude", "per_mac")
 """The scores that rank all layers together."""
 
 Weights = Mapping[str, Tensor]
@@ -75,6 +75,8 @@ def _score_units(name: str, units: Units, score: Score, macs: Mapping[str, int])
     if score == "magnitude":
         return units.energy()
     importance = _lamp(units.energy())
+    if score == "fisher":
+        return (importance * units.energy()).sqrt()
     if score == "lamp":
         return importance
     # The Lagrangian of "most importance within a number of MACs" keeps a weight if its importance exceeds the

@@ -81,7 +81,7 @@ def test_skipped_layers_are_not_masked() -> None:
 @pytest.mark.long
 def test_scores_distribute_the_weights_differently() -> None:
     shares = {}
-    for score in ("lamp", "magnitude", "per_mac", "uniform", "erk"):
+    for score in ("fisher", "lamp", "magnitude", "per_mac", "uniform", "erk"):
         core = compressed("--score", score, "--levels", "0.95,0", *FEW)[0]
         shares[score] = tuple(layer["kept"] for layer in core["layers"])
         assert core["sparsity"] == pytest.approx(0.95, abs=1e-3)
@@ -96,7 +96,7 @@ def test_scores_distribute_the_weights_differently() -> None:
             )
             everything = torch.cat([pretrained[name].flatten() for name in _masked(core)])
             assert kept.abs().min() >= everything.abs().topk(len(kept)).values[-1]
-    assert len(set(shares.values())) == 5
+    assert len(set(shares.values())) == 6
 
 
 def _masked(level: dict[str, Any]) -> set[str]:

@@ -112,7 +112,7 @@ def test_no_flag_is_shown_twice(help_of: Any) -> None:
     ("command", "shown"),
     [
         ("compress", r"--schedule +\[weight\|channel\|layer\|combined\] "),
-        ("compress", r"--score,--criterion +\[lamp\|magnitude\|per_mac\|uniform\|erk\] "),
+        ("compress", r"--score,--criterion +\[fisher\|lamp\|magnitude\|per_mac\|uniform\|erk\] "),
         ("compress", r"--dtype +\[float32\|float16\|bfloat16\] .*\(default float32\)"),
         ("compress", r"--log +\[csv\|tensorboard\|wandb\|mlflow\] .*may be repeated"),
         ("compress", r"--lr +\[float\|auto\] +learning rate"),
@@ -143,7 +143,7 @@ def test_no_command_shows_a_value_for_a_switch(help_of: Any) -> None:
     [
         ("compress digits --schedule ", "weight channel layer combined"),
         ("compress digits --bn ", "private recalibrate"),
-        ("compress digits --score ", "lamp magnitude per_mac uniform erk"),
+        ("compress digits --score ", "fisher lamp magnitude per_mac uniform erk"),
         ("compress digits --criterion la", "lamp"),
         ("compress digits --dtype fl", "float32 float16"),
         ("compress digits --log ", "csv tensorboard wandb mlflow"),
@@ -174,7 +174,7 @@ def test_a_wrong_choice_is_reported_with_the_recipes_other_problems() -> None:
     done = nestify("compress", "digits", "--score", "random", "--epochs", "nan", "--log", "paper")
     assert done.code == 2
     for problem in (
-        "schedule.score = \"random\" is not 'lamp', 'magnitude', 'per_mac', 'uniform' or 'erk'",
+        "schedule.score = \"random\" is not 'fisher', 'lamp', 'magnitude', 'per_mac', 'uniform' or 'erk'",
         "train.epochs = nan is not",
         "train.log[1] = \"paper\" is not 'csv', 'tensorboard', 'wandb' or 'mlflow'",
     ):

@@ -102,7 +102,7 @@ def test_the_same_weights_as_compress(
         options={"train.distill": 0.5, "train.recalibrate_batches": 2},
         ramp_steps=round(STEPS * more.get("schedule.ramp", 0)),  # type: ignore[operator]
         teacher=teachers[str(more["train.teacher"])],
-        images=None if schedule == "weight" else digits_batches(recipe, shuffled=True),
+        images=digits_batches(recipe, shuffled=True),
         input_size=SHAPE,
     )
     opt, lr = ("adamw", 0.001) if "train.opt" in more else ("sgd", 0.02)

@@ -86,7 +86,11 @@ def problems(options: dict[str, object]) -> list[str]:
             "augmix-m5-w4-d2, original, originalr, v0, v0r or 3a",
         ),
         ("schedule.kind", "head", "\"head\" is not 'weight', 'channel', 'layer' or 'combined'"),
-        ("schedule.score", "l1", "\"l1\" is not 'lamp', 'magnitude', 'per_mac', 'uniform' or 'erk'"),
+        (
+            "schedule.score",
+            "l1",
+            "\"l1\" is not 'fisher', 'lamp', 'magnitude', 'per_mac', 'uniform' or 'erk'",
+        ),
         (
             "schedule.pattern",
             "2:4",

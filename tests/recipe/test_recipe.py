@@ -46,7 +46,7 @@ def test_a_model_name_is_a_recipe() -> None:
     recipe = load()
     assert recipe == Recipe.model_validate({"model": {"name": "resnet18"}, "data": {"path": "photos"}})
     assert recipe.levels == (Level("level1", 0.95), Level("level2", 0.8), Level("level3", 0.0))
-    assert (recipe.seed, recipe.train.epochs, recipe.schedule.score) == (42, 10, "lamp")
+    assert (recipe.seed, recipe.train.epochs, recipe.schedule.score) == (42, 10, "fisher")
 
 
 def test_a_recipe_cannot_be_changed() -> None:
@@ -60,7 +60,7 @@ def test_every_option_has_a_help_text() -> None:
     assert all(option_help(key) for key in keys)
     assert option_help("train.batch_size") == "images per training step and device (default 64)"
     assert option_help("model.pretrained").endswith("(default true)")
-    assert option_help("schedule.score").endswith("(default lamp)")
+    assert option_help("schedule.score").endswith("(default fisher)")
     assert option_help("train.clip_grad") == "maximum norm of the gradient; not clipped by default"
 
 

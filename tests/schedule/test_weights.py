@@ -11,7 +11,7 @@ from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern, parse_pattern
 from nestify.schedule.weights import layer_budgets, select_entry_levels
 
-SCORES: list[Score] = ["lamp", "magnitude", "per_mac", "uniform", "erk"]
+SCORES: list[Score] = ["fisher", "lamp", "magnitude", "per_mac", "uniform", "erk"]
 
 shapes = st.lists(
     st.one_of(

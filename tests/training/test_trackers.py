@@ -316,7 +316,7 @@ def test_mlflow_in_a_folder(tmp_path: Path) -> None:
     assert done.code == 0, done.err
     assert "mlflow" not in (done.err + done.out).lower()
     [made] = [path.parent for path in Path("runs").glob("*/*/meta.yaml")]
-    assert (made / "params" / "schedule.score").read_text() == "lamp"
+    assert (made / "params" / "schedule.score").read_text() == "fisher"
     assert (made / "artifacts" / "a.safetensors").read_bytes() == Path("a.safetensors").read_bytes()
     assert (made / "artifacts" / "a.html").exists()
     [line] = [

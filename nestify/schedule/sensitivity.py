@@ -1,0 +1,131 @@
+"""How sensitive a network's outputs are to each of its weights: the diagonal of the Fisher information.
+
+Setting a weight w to zero changes the distribution that the outputs stand for by a divergence of about
+w^2 F / 2, where F is the weight's Fisher information. So w^2 F compares weights of all layers with one
+another, which their magnitudes alone do not. (The saliency of LeCun, Denker and Solla, "Optimal Brain
+Damage", 1989, equation 5, with the Fisher information in place of the second derivative of the loss: no
+labels are needed, and it is never negative.)
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, islice
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from nestify.model.feature_maps import Outputs, as_list
+from nestify.model.spec import state_tensors
+
+IMAGES = 256
+"""Training images on which the Fisher information is measured, unless they have more than `MOST_PIXELS`."""
+
+MOST_PIXELS = 2**22
+"""Pixels of these images, which limits the time that large networks take."""
+
+IMAGES_AT_ONCE = 8
+"""Images of one backward pass.
+
+The square of a sum of independent gradients of mean zero is, on average, the sum of their squares. So several
+images can share a pass; with more of them there are fewer squares to average, and the result is less exact.
+"""
+
+Meaning = Literal["class", "labels", "features"]
+"""What outputs stand for: probabilities of classes, independent ones of labels, or an embedding or maps."""
+
+
+def measure_sensitivity(
+    network: nn.Module,
+    names: Sequence[str],
+    batches: Iterable[Tensor],
+    meaning: Meaning,
+    images: int | None = None,
+) -> dict[str, Tensor]:
+    """Return the diagonal of the Fisher information of some weights, averaged over images.
+
+    The outputs' distribution is that of the classes or labels, or a normal one around embeddings and feature
+    maps whose standard deviation is their root mean square. The result is the mean squared gradient of the
+    log-likelihood of outputs that are drawn from it, always the same ones for the same images.
+
+    Args:
+        network: a timm model, which is not changed.
+        names: state-dict names of the weights.
+        batches: images (B, C, H, W), as the network reads them.
+        meaning: what the outputs stand for.
+        images: number of images to use, fewer if there are fewer; None: `IMAGES`, within `MOST_PIXELS`.
+
+    Returns:
+        State-dict name -> float32 in the weight's shape, on its device.
+    """
+    tensors = state_tensors(network)
+    weights = [tensors[name] for name in names]
+    learns = [weight.requires_grad for weight in weights]
+    training = {module: module.training for module in network.modules()}
+    squares = [torch.zeros_like(weight, dtype=torch.float32) for weight in weights]
+    draws = torch.Generator().manual_seed(0)
+    count = 0
+    try:
+        network.eval()
+        for weight in weights:
+            weight.requires_grad_()
+        for batch in _parts(batches, images):
+            with torch.enable_grad():
+                likelihood = _likelihood(network(batch.to(weights[0].device)), meaning, draws)
+                gradients = torch.autograd.grad(likelihood, weights, allow_unused=True)
+            for square, gradient in zip(squares, gradients, strict=True):
+                if gradient is not None:
+                    square.addcmul_(gradient.float(), gradient.float())
+            count += len(batch)
+    finally:
+        for module, mode in training.items():
+            module.training = mode
+        for weight, learnt in zip(weights, learns, strict=True):
+            weight.requires_grad_(learnt)
+    return {name: square.div_(max(1, count)) for name, square in zip(names, squares, strict=True)}
+
+
+@torch.no_grad()
+def weigh(weights: Mapping[str, Tensor], sensitivity: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights times the square root of their sensitivity, whose squares are w^2 F.
+
+    Args:
+        weights: by name.
+        sensitivity: of these and possibly other weights, as `measure_sensitivity` returns it.
+    """
+    return {
+        name: weight.float() * sensitivity[name].to(weight.device).sqrt() for name, weight in weights.items()
+    }
+
+
+def _parts(batches: Iterable[Tensor], most: int | None) -> Iterator[Tensor]:
+    """Yield the images by `IMAGES_AT_ONCE`, whatever the size of the batches; see `measure_sensitivity`."""
+    images = (image for batch in batches for image in batch)
+    first = next(images, None)
+    if first is None:
+        return
+    if most is None:
+        most = min(IMAGES, max(IMAGES_AT_ONCE, MOST_PIXELS // first[0].numel()))
+    used = islice(chain([first], images), most)
+    while part := list(islice(used, IMAGES_AT_ONCE)):
+        yield torch.stack(part)
+
+
+def _likelihood(outputs: Outputs, meaning: Meaning, draws: torch.Generator) -> Tensor:
+    """Return the log-likelihood of outputs drawn from the distribution that the given ones stand for."""
+    if meaning == "features":
+        maps = [each.float() for each in as_list(outputs)]
+        lengths = [each.detach().square().mean().sqrt().clamp(min=1e-12) for each in maps]
+        noise = [torch.randn(each.shape, generator=draws).to(each.device) for each in maps]
+        # The gradient of a normal log-likelihood is (drawn - mean) / variance times that of the mean.
+        terms = zip(maps, lengths, noise, strict=True)
+        return torch.stack([(each * drawn).sum() / length for each, length, drawn in terms]).sum()
+    logits = outputs.float() if isinstance(outputs, Tensor) else torch.cat(outputs, -1).float()
+    known = logits.detach().cpu()
+    if meaning == "labels":
+        labels = (torch.rand(known.shape, generator=draws) < known.sigmoid()).float().to(logits.device)
+        return -functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
+    # The largest logit plus Gumbel noise is of class c with probability softmax(logits)_c.
+    noisy = known - torch.rand(known.shape, generator=draws).log().neg().log()
+    classes = noisy.argmax(-1).to(logits.device)
+    return -functional.cross_entropy(logits, classes, reduction="sum")

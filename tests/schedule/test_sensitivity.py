@@ -1,0 +1,228 @@
+"""Sensitivities equal closed forms of the Fisher information, and rank weights whatever their scale."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from nestify.model.nested_model import NestedModel
+from nestify.model.spec import ModelSpec
+from nestify.model.weight_facts import WeightFacts
+from nestify.recipe.level_options import Score
+from nestify.recipe.levels import Level
+from nestify.schedule.nest import choose_weights
+from nestify.schedule.sensitivity import MOST_PIXELS, Meaning, measure_sensitivity, weigh
+
+IMAGE = torch.tensor([0.5, -1.0, 2.0, 0.0])
+"""An image of 1 x 2 x 2 pixels; nothing that multiplies with its last pixel matters."""
+
+
+def linear(seed: int = 1) -> nn.Sequential:
+    """Return a network of one linear layer with three outputs."""
+    layer = nn.Linear(4, 3, bias=False)
+    layer.weight.data.copy_(torch.tensor(np.random.default_rng(seed).normal(size=(3, 4))))
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+def copies(count: int, size: int = 64) -> Iterator[Tensor]:
+    """Yield `count` copies of the image, in batches."""
+    for start in range(0, count, size):
+        yield IMAGE.view(1, 1, 2, 2).expand(min(size, count - start), 1, 2, 2)
+
+
+def expected(network: nn.Sequential, meaning: Meaning) -> np.ndarray:
+    """Return the Fisher information of the layer's weights in closed form."""
+    layer = network[1]
+    assert isinstance(layer, nn.Linear)
+    x = IMAGE.numpy()
+    outputs = layer.weight.detach().numpy() @ x
+    if meaning == "class":
+        shares = np.exp(outputs) / np.exp(outputs).sum()
+        variance = shares * (1 - shares)
+    elif meaning == "labels":
+        shares = 1 / (1 + np.exp(-outputs))
+        variance = shares * (1 - shares)
+    else:
+        variance = np.full(3, 1 / np.mean(outputs**2))
+    return np.outer(variance, x**2)
+
+
+@pytest.mark.parametrize("meaning", ["class", "labels", "features"])
+def test_a_linear_layer_has_the_information_of_the_closed_form(meaning: Meaning) -> None:
+    network = linear()
+    count = 16_000  # 2,000 passes: a standard error of about 3 %
+    found = measure_sensitivity(network, ["1.weight"], copies(count), meaning, count)["1.weight"]
+    assert found.dtype == torch.float32
+    np.testing.assert_allclose(found.numpy(), expected(network, meaning), rtol=0.15)
+    assert not found[:, 3].any()
+
+
+def test_several_feature_maps_add_up() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = linear()
+
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return [self.body(images), 10 * self.body(images)]
+
+    found = measure_sensitivity(Twice(), ["body.1.weight"], copies(8000), "features", 8000)["body.1.weight"]
+    # The second map is a multiple of the first, so that it tells as much; the draws are independent.
+    np.testing.assert_allclose(found.numpy(), 2 * expected(linear(), "features"), rtol=0.2)
+
+
+def test_nothing_changes_and_the_result_repeats() -> None:
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Dropout(0.5), nn.Flatten(), nn.Linear(8, 3)
+    )
+    network[4].weight.requires_grad_(False)
+    network[2].eval()
+    before, modes = deepcopy(network.state_dict()), [module.training for module in network.modules()]
+    torch.manual_seed(5)
+    following = torch.rand(3)
+    torch.manual_seed(5)
+    images = [torch.arange(12.0).view(3, 1, 2, 2), torch.ones(20, 1, 2, 2)]
+    runs = [measure_sensitivity(network, ["0.weight", "4.weight"], images, "class") for _ in range(2)]
+    assert torch.equal(torch.rand(3), following)
+    assert [module.training for module in network.modules()] == modes
+    assert [p.requires_grad for p in network.parameters()] == [True] * 4 + [False, True]
+    assert all(p.grad is None for p in network.parameters())
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name])
+    for name, sensitivity in runs[0].items():
+        assert torch.equal(sensitivity, runs[1][name])
+        assert bool((sensitivity > 0).any())
+
+
+@pytest.mark.parametrize(("images", "seen"), [(1, 1), (8, 8), (13, 13), (500, 30)])
+def test_as_many_images_are_used_as_there_should_be(images: int, seen: int) -> None:
+    counts = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = linear()
+
+        def forward(self, batch: Tensor) -> Tensor:
+            counts.append(len(batch))
+            result = self.body(batch)
+            assert isinstance(result, Tensor)
+            return result
+
+    measure_sensitivity(Counting(), ["body.1.weight"], copies(30, 20), "class", images)
+    assert sum(counts) == seen
+
+
+def test_the_size_of_the_batches_does_not_matter() -> None:
+    torch.manual_seed(0)
+    network, images = linear(), torch.randn(40, 1, 2, 2)
+    whole = measure_sensitivity(network, ["1.weight"], [images], "class")["1.weight"]
+    for size in (1, 3, 8, 13):
+        found = measure_sensitivity(network, ["1.weight"], images.split(size), "class")["1.weight"]
+        assert torch.equal(found, whole)
+
+
+def test_fewer_images_are_used_if_they_are_large() -> None:
+    seen = 0
+
+    class Large(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = nn.Conv2d(1, 2, 1, stride=512)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            nonlocal seen
+            seen += len(batch)
+            found = self.body(batch).flatten(1)
+            assert isinstance(found, Tensor)
+            return found
+
+    measure_sensitivity(Large(), ["body.weight"], [torch.ones(30, 1, 512, 512)], "class")
+    assert seen == MOST_PIXELS // 512**2 == 16
+
+
+def test_outputs_that_are_not_numbers_are_no_error() -> None:
+    network = linear()
+    network.get_parameter("1.weight").data.fill_(torch.nan)
+    for meaning in ("class", "labels", "features"):
+        found = measure_sensitivity(network, ["1.weight"], copies(8), meaning)
+        assert found["1.weight"].isnan().any()
+
+
+def test_a_weight_that_does_nothing_has_none() -> None:
+    network = linear()
+    network.register_parameter("unused", nn.Parameter(torch.ones(2, 2)))
+    found = measure_sensitivity(network, ["1.weight", "unused"], copies(64), "class")
+    assert not found["unused"].any()
+
+
+def nested_of(network: nn.Sequential, names: tuple[str, ...]) -> NestedModel:
+    spec = ModelSpec("two", {}, 3, {"input_size": (1, 2, 2)}, (), (), names, frozenset(), {})
+    return NestedModel(network, spec, ["a", "b", "c"])
+
+
+LEVELS = [Level("a", 0.75), Level("b", 0.4), Level("c", 0.0)]
+
+
+def chosen(network: nn.Sequential, names: tuple[str, ...], score: Score, images: Tensor) -> dict[str, Tensor]:
+    nested = nested_of(network, names)
+    nested.facts = WeightFacts(sensitivity=measure_sensitivity(network, names, [images], "class"))
+    choose_weights(nested, LEVELS, score)
+    return {name: entry.clone() for name, entry in nested.entry.items()}
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 999), st.integers(-3, 6))
+def test_the_scale_of_a_layer_does_not_matter(seed: int, power: int) -> None:
+    """With ReLU, one layer times c and the next over c is the same function, but has other magnitudes."""
+    torch.manual_seed(seed)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 10, bias=False), nn.ReLU(), nn.Linear(10, 3, bias=False)
+    )
+    names, images = ("1.weight", "3.weight"), torch.randn(16, 1, 2, 2)
+    scaled = deepcopy(network)
+    scale = 2.0**power  # exact in floating point
+    with torch.no_grad():
+        scaled.get_parameter("1.weight").mul_(scale)
+        scaled.get_parameter("3.weight").div_(scale)
+    here, there = (chosen(each, names, "fisher", images) for each in (network, scaled))
+    for name in names:
+        assert torch.equal(here[name], there[name])
+    if power == 6:
+        here, there = (chosen(each, names, "magnitude", images) for each in (network, scaled))
+        assert not all(torch.equal(here[name], there[name]) for name in names)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 999))
+def test_weights_are_ranked_as_by_numpy(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    network = nn.Sequential(
+        nn.Flatten(), nn.Linear(4, 10, bias=False), nn.ReLU(), nn.Linear(10, 3, bias=False)
+    )
+    names, values, scores = ("1.weight", "3.weight"), {}, []
+    for name, shape in zip(names, [(10, 4), (3, 10)], strict=True):
+        values[name] = rng.normal(size=shape), rng.gamma(0.5, size=shape)
+        network.get_parameter(name).data.copy_(torch.tensor(values[name][0]))
+        saliency = (values[name][0] ** 2 * values[name][1]).ravel()
+        not_smaller = np.array([saliency[saliency >= each].sum() for each in saliency])
+        scores.append(saliency / np.sqrt(not_smaller))
+    nested = nested_of(network, names)
+    sensitivity = {name: torch.tensor(each[1], dtype=torch.float32) for name, each in values.items()}
+    nested.facts = WeightFacts(sensitivity=sensitivity)
+    choose_weights(nested, LEVELS, "fisher")
+    rank = np.empty(70, dtype=int)
+    rank[np.argsort(-np.concatenate(scores))] = np.arange(70)
+    wanted = np.where(rank < round(70 * 0.25), 1, np.where(rank < round(70 * 0.6), 2, 3))
+    found = torch.cat([nested.entry[name].flatten() for name in names]).numpy()
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_weighed_weights_have_the_saliency_as_their_square() -> None:
+    weights, sensitivity = {"w": torch.tensor([[3.0, -2.0]])}, {"w": torch.tensor([[4.0, 0.25]])}
+    assert torch.equal(weigh(weights, sensitivity)["w"], torch.tensor([[6.0, -1.0]]))
