@@ -13,7 +13,6 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from nestify.model.feature_maps import Outputs, as_list
 from nestify.model.spec import state_tensors
@@ -24,7 +23,7 @@ IMAGES = 256
 MOST_PIXELS = 2**22
 """Pixels of these images, which limits the time that large networks take."""
 
-IMAGES_AT_ONCE = 8
+IMAGES_AT_ONCE = 4
 """Images of one backward pass.
 
 The square of a sum of independent gradients of mean zero is, on average, the sum of their squares. So several
@@ -42,11 +41,10 @@ def measure_sensitivity(
     meaning: Meaning,
     images: int | None = None,
 ) -> dict[str, Tensor]:
-    """Return the diagonal of the Fisher information of some weights, averaged over images.
+    """Return the diagonal of the Fisher information of some weights, averaged over images and smoothed.
 
     The outputs' distribution is that of the classes or labels, or a normal one around embeddings and feature
-    maps whose standard deviation is their root mean square. The result is the mean squared gradient of the
-    log-likelihood of outputs that are drawn from it, always the same ones for the same images.
+    maps whose standard deviation is their root mean square. The same images give the same result.
 
     Args:
         network: a timm model, which is not changed.
@@ -71,8 +69,8 @@ def measure_sensitivity(
             weight.requires_grad_()
         for batch in _parts(batches, images):
             with torch.enable_grad():
-                likelihood = _likelihood(network(batch.to(weights[0].device)), meaning, draws)
-                gradients = torch.autograd.grad(likelihood, weights, allow_unused=True)
+                projection = _projection(network(batch.to(weights[0].device)), meaning, draws)
+                gradients = torch.autograd.grad(projection, weights, allow_unused=True)
             for square, gradient in zip(squares, gradients, strict=True):
                 if gradient is not None:
                     square.addcmul_(gradient.float(), gradient.float())
@@ -82,7 +80,7 @@ def measure_sensitivity(
             module.training = mode
         for weight, learnt in zip(weights, learns, strict=True):
             weight.requires_grad_(learnt)
-    return {name: square.div_(max(1, count)) for name, square in zip(names, squares, strict=True)}
+    return {name: _smoothed(square / max(1, count)) for name, square in zip(names, squares, strict=True)}
 
 
 @torch.no_grad()
@@ -111,21 +109,39 @@ def _parts(batches: Iterable[Tensor], most: int | None) -> Iterator[Tensor]:
         yield torch.stack(part)
 
 
-def _likelihood(outputs: Outputs, meaning: Meaning, draws: torch.Generator) -> Tensor:
-    """Return the log-likelihood of outputs drawn from the distribution that the given ones stand for."""
-    if meaning == "features":
-        maps = [each.float() for each in as_list(outputs)]
-        lengths = [each.detach().square().mean().sqrt().clamp(min=1e-12) for each in maps]
-        noise = [torch.randn(each.shape, generator=draws).to(each.device) for each in maps]
-        # The gradient of a normal log-likelihood is (drawn - mean) / variance times that of the mean.
-        terms = zip(maps, lengths, noise, strict=True)
-        return torch.stack([(each * drawn).sum() / length for each, length, drawn in terms]).sum()
-    logits = outputs.float() if isinstance(outputs, Tensor) else torch.cat(outputs, -1).float()
-    known = logits.detach().cpu()
-    if meaning == "labels":
-        labels = (torch.rand(known.shape, generator=draws) < known.sigmoid()).float().to(logits.device)
-        return -functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-    # The largest logit plus Gumbel noise is of class c with probability softmax(logits)_c.
-    noisy = known - torch.rand(known.shape, generator=draws).log().neg().log()
-    classes = noisy.argmax(-1).to(logits.device)
-    return -functional.cross_entropy(logits, classes, reduction="sum")
+def _projection(outputs: Outputs, meaning: Meaning, draws: torch.Generator) -> Tensor:
+    """Return the sum of the outputs times random numbers with the covariance of their Fisher information.
+
+    Its gradient g has E[g g^T] = J^T C J, the Fisher information of the weights: J is the derivative of the
+    outputs, and C is diag(p) - p p^T for classes with probabilities p, diag(p (1 - p)) for labels, and
+    1 / mean square for each number of a feature map. (With drawn classes in place of normal numbers most
+    images would have tiny gradients, and a few have very large ones.)
+    """
+    terms = []
+    for output in as_list(outputs):
+        values = output.detach().float()
+        noise = torch.randn(values.shape, generator=draws).to(values.device)
+        if meaning == "features":
+            factors = noise / values.square().mean().sqrt().clamp(min=1e-12)
+        elif meaning == "labels":
+            factors = noise * (values.sigmoid() * values.neg().sigmoid()).sqrt()
+        else:
+            shares = values.softmax(-1)
+            factors = shares.sqrt() * noise
+            factors = factors - shares * factors.sum(-1, keepdim=True)
+        terms.append((output.float() * factors).sum())
+    return torch.stack(terms).sum()
+
+
+def _smoothed(information: Tensor) -> Tensor:
+    """Return the mean of a weight's Fisher information and its approximation of rank 1.
+
+    That of one weight is measured on few numbers, and is uncertain. Much of it comes from its output channel
+    and from its input, whose means are more certain: their product, over the mean of all, is the
+    approximation (as in layerwise Kronecker factors: Martens and Grosse, "Optimizing Neural Networks with
+    Kronecker-factored Approximate Curvature", 2015, section 3).
+    """
+    grid = information.flatten(1)
+    mean = grid.mean().clamp(min=torch.finfo(torch.float32).tiny)
+    product = grid.mean(1, keepdim=True) * (grid.mean(0, keepdim=True) / mean)
+    return ((grid + product) / 2).view_as(information)

@@ -38,9 +38,11 @@ def select_entry_levels(
         weights: name -> maskable weight of shape (out, in, *kernel), or of any other shape with two or more
             dimensions; all on one device.
         levels: core first, sparsities not increasing.
-        score: `lamp`, `magnitude` and `per_mac` rank all layers together; `uniform` and `erk` give each layer
-            a budget and rank by magnitude within the layer. Of all choices with as many effective MACs or
-            fewer, that of `per_mac` has the largest sum of LAMP scores.
+        score: `fisher`, `lamp`, `magnitude` and `per_mac` rank all layers together; `uniform` and `erk` give
+            each layer a budget and rank by magnitude within the layer. `fisher` expects weights whose squares
+            are their saliencies, and ranks by the geometric mean of the saliency and its LAMP score. Of all
+            choices with as many effective MACs or fewer, `per_mac` makes that with the largest sum of LAMP
+            scores.
         available: name -> uint8 in the weight's shape, the lowest level that can use each weight, the same
             for all weights of a block. None: level 1 can use all weights.
         macs: name -> dense multiply-accumulates per image of each weight tensor, for `per_mac`.
@@ -76,7 +78,9 @@ def _score_units(name: str, units: Units, score: Score, macs: Mapping[str, int])
         return units.energy()
     importance = _lamp(units.energy())
     if score == "fisher":
-        return (importance * units.energy()).sqrt()
+        # The best unit of each layer comes first, so that no layer becomes empty as long as that is possible.
+        mean = (importance * units.energy()).sqrt()
+        return mean.masked_fill_(importance == 1, torch.finfo(mean.dtype).max)
     if score == "lamp":
         return importance
     # The Lagrangian of "most importance within a number of MACs" keeps a weight if its importance exceeds the

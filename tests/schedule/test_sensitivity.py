@@ -14,9 +14,10 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import ModelSpec
 from nestify.model.weight_facts import WeightFacts
 from nestify.recipe.level_options import Score
-from nestify.recipe.levels import Level
+from nestify.recipe.levels import Level, Pattern, parse_pattern
 from nestify.schedule.nest import choose_weights
-from nestify.schedule.sensitivity import MOST_PIXELS, Meaning, measure_sensitivity, weigh
+from nestify.schedule.sensitivity import MOST_PIXELS, Meaning, _smoothed, measure_sensitivity, weigh
+from nestify.schedule.weights import select_entry_levels
 
 IMAGE = torch.tensor([0.5, -1.0, 2.0, 0.0])
 """An image of 1 x 2 x 2 pixels; nothing that multiplies with its last pixel matters."""
@@ -211,7 +212,9 @@ def test_weights_are_ranked_as_by_numpy(seed: int) -> None:
         network.get_parameter(name).data.copy_(torch.tensor(values[name][0]))
         saliency = (values[name][0] ** 2 * values[name][1]).ravel()
         not_smaller = np.array([saliency[saliency >= each].sum() for each in saliency])
-        scores.append(saliency / np.sqrt(not_smaller))
+        score = saliency / np.sqrt(not_smaller)
+        score[saliency.argmax()] = np.inf  # no layer becomes empty
+        scores.append(score)
     nested = nested_of(network, names)
     sensitivity = {name: torch.tensor(each[1], dtype=torch.float32) for name, each in values.items()}
     nested.facts = WeightFacts(sensitivity=sensitivity)
@@ -221,6 +224,29 @@ def test_weights_are_ranked_as_by_numpy(seed: int) -> None:
     wanted = np.where(rank < round(70 * 0.25), 1, np.where(rank < round(70 * 0.6), 2, 3))
     found = torch.cat([nested.entry[name].flatten() for name in names]).numpy()
     np.testing.assert_array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (4, 3, 3, 3), (6, 1, 3, 3), (1, 2)])
+def test_smoothing_averages_with_the_product_of_the_means(shape: tuple[int, ...]) -> None:
+    given = np.random.default_rng(1).gamma(0.5, size=shape)
+    rows = given.reshape(shape[0], -1)
+    product = np.outer(rows.mean(1), rows.mean(0)) / rows.mean()
+    found = _smoothed(torch.tensor(given, dtype=torch.float32))
+    np.testing.assert_allclose(found.numpy(), (given + product.reshape(shape)) / 2, rtol=1e-5)
+    assert found.mean() == pytest.approx(given.mean(), rel=1e-5)
+    assert not _smoothed(torch.zeros(shape)).any()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 999), st.sampled_from([Pattern(), parse_pattern("2x1")]))
+def test_no_layer_becomes_empty(seed: int, pattern: Pattern) -> None:
+    rng = np.random.default_rng(seed)
+    weights = {
+        f"layer{i}": torch.tensor(10.0**-i * rng.normal(size=(8, 6)), dtype=torch.float32) for i in range(4)
+    }
+    levels = [Level("a", 1 - 8 / 192, pattern), Level("b", 0.5, pattern), Level("c", 0.0)]
+    entry = select_entry_levels(weights, levels, "fisher")
+    assert all(bool((entry[name] == 1).any()) for name in weights)
 
 
 def test_weighed_weights_have_the_saliency_as_their_square() -> None:
