@@ -1,6 +1,6 @@
-"""How sensitive a network's outputs are to each of its weights: the diagonal of the Fisher information.
+"""The sensitivity of a network's outputs to each of its weights, as the diagonal of the Fisher information.
 
-Setting a weight w to zero changes the distribution that the outputs stand for by a divergence of about
+Setting a weight w to zero changes the distribution that the outputs describe by a divergence of about
 w^2 F / 2, where F is the weight's Fisher information. So w^2 F compares weights of all layers with one
 another, which their magnitudes alone do not. (The saliency of LeCun, Denker and Solla, "Optimal Brain
 Damage", 1989, equation 5, with the Fisher information in place of the second derivative of the loss: no
@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nestify.errors import RecipeError
 from nestify.model.feature_maps import Outputs, as_list
 from nestify.model.spec import state_tensors
 
@@ -31,7 +32,7 @@ images can share a pass; with more of them there are fewer squares to average, a
 """
 
 Meaning = Literal["class", "labels", "features"]
-"""What outputs stand for: probabilities of classes, independent ones of labels, or an embedding or maps."""
+"""What the outputs are: logits of one class, or of independent labels, or an embedding or feature maps."""
 
 
 def measure_sensitivity(
@@ -41,7 +42,7 @@ def measure_sensitivity(
     meaning: Meaning,
     images: int | None = None,
 ) -> dict[str, Tensor]:
-    """Return the diagonal of the Fisher information of some weights, averaged over images and smoothed.
+    """Return the Fisher information of each of the given weights, averaged over images and smoothed.
 
     The outputs' distribution is that of the classes or labels, or a normal one around embeddings and feature
     maps whose standard deviation is their root mean square. The same images give the same result.
@@ -50,11 +51,14 @@ def measure_sensitivity(
         network: a timm model, which is not changed.
         names: state-dict names of the weights.
         batches: images (B, C, H, W), as the network reads them.
-        meaning: what the outputs stand for.
+        meaning: what the outputs are.
         images: number of images to use, fewer if there are fewer; None: `IMAGES`, within `MOST_PIXELS`.
 
     Returns:
         State-dict name -> float32 in the weight's shape, on its device.
+
+    Raises:
+        RecipeError: if there are no images.
     """
     tensors = state_tensors(network)
     weights = [tensors[name] for name in names]
@@ -80,16 +84,21 @@ def measure_sensitivity(
             module.training = mode
         for weight, learnt in zip(weights, learns, strict=True):
             weight.requires_grad_(learnt)
-    return {name: _smoothed(square / max(1, count)) for name, square in zip(names, squares, strict=True)}
+    if not count:
+        raise RecipeError(
+            'schedule.score = "fisher" is measured on images, and there are none; give images, or the score '
+            '"lamp"'
+        )
+    return {name: _smoothed(square / count) for name, square in zip(names, squares, strict=True)}
 
 
 @torch.no_grad()
 def weigh(weights: Mapping[str, Tensor], sensitivity: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights times the square root of their sensitivity, whose squares are w^2 F.
+    """Return each weight times the square root of its sensitivity, so that its square is w^2 F.
 
     Args:
         weights: by name.
-        sensitivity: of these and possibly other weights, as `measure_sensitivity` returns it.
+        sensitivity: values for at least these weights, as `measure_sensitivity` returns them.
     """
     return {
         name: weight.float() * sensitivity[name].to(weight.device).sqrt() for name, weight in weights.items()

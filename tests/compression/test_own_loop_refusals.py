@@ -113,6 +113,27 @@ def test_arguments_of_other_types(options: dict[str, Any], words: str) -> None:
         nest(**options)
 
 
+@pytest.mark.parametrize("given", [{}, {"images": []}, {"images": iter(())}])
+def test_weights_are_ranked_by_their_effect_only_on_images(given: dict[str, Any]) -> None:
+    with pytest.raises(RecipeError, match=r"fisher.* is measured on images.*give images"):
+        nest(score="fisher", **given)
+
+
+def test_weights_are_ranked_by_their_effect_if_there_are_images() -> None:
+    images = [torch.randn(8, *SHAPE)]
+
+    def entry(**given: Any) -> list[torch.Tensor]:
+        torch.manual_seed(0)
+        return list(nest(**given).entry_levels.tensors.values())
+
+    def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
+        return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
+
+    assert same(entry(), entry(score="lamp"))
+    assert same(entry(images=images), entry(score="fisher", images=images))
+    assert not same(entry(images=images), entry())
+
+
 @pytest.mark.parametrize("levels", [np.array([0.5, 0.0]), torch.tensor([0.5, 0.0]), (x for x in (0.5, 0))])
 def test_levels_may_be_any_sequence_of_numbers(levels: Any) -> None:
     assert nest(levels=levels).sparsity(1) == pytest.approx(0.5, abs=1e-4)
