@@ -4,14 +4,13 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
-from itertools import islice
 from typing import Literal
 
 import torch
 from torch import nn
 
 from nestify.compression.latency import LayerTimer
-from nestify.compression.trainable import Batch, TrainableNestedModel, pictures_of
+from nestify.compression.trainable import Batch, TrainableNestedModel, pictures_of, readable_again
 from nestify.data.hierarchy import ClassLevels
 from nestify.errors import NestifyWarning, RecipeError
 from nestify.model.spec import ModelSpec, describe_model
@@ -85,15 +84,10 @@ def nest(
     spec = describe_model(model, input_size)
     _check_teacher(teacher, model, spec)
     _check_backbone(spec, recipe, teacher)
-    if images is None:
-        for key, value, measured in (
-            ("schedule.rank", recipe.schedule.rank, "loss"),
-            ("score", recipe.schedule.score, "fisher"),
-        ):
-            if value == measured:
-                raise RecipeError(f'{key} = "{value}" is measured on images; give images=')
-    elif recipe.schedule.kind != "weight" and iter(images) is images:  # can be read once, and is read twice
-        images = list(islice(images, recipe.train.recalibrate_batches))
+    if recipe.schedule.rank == "loss" and images is None:
+        raise RecipeError('schedule.rank = "loss" is measured on images; give images=')
+    if images is not None and recipe.schedule.kind != "weight":  # read for the design, and for batch norm
+        images = readable_again(images, recipe.train.recalibrate_batches)
     timer = partial(LayerTimer(spec, recipe, SINGLE).measure, Observer())
     was_training = model.training
     pictures = pictures_of(images or (), next(model.parameters()).device)

@@ -46,6 +46,11 @@ def pictures_of(batches: Iterable[Batch], device: torch.device) -> Iterator[Tens
         yield (batch if isinstance(batch, Tensor) else batch[0]).to(device)
 
 
+def readable_again(batches: Iterable[Batch], most: int) -> Iterable[Batch]:
+    """Return the batches, or if they are an iterator, which can be read once, a list of its first ones."""
+    return list(islice(batches, most)) if iter(batches) is batches else batches
+
+
 class TrainableNestedModel(NestedModel):
     """A nested model with the steps of a training loop: `update`, `backward`, `recalibrate` and `save`.
 
@@ -145,8 +150,7 @@ class TrainableNestedModel(NestedModel):
             levels: the levels, counted from 1; None: all.
         """
         device, most = next(self.parameters()).device, self._loop.recipe.train.recalibrate_batches
-        if iter(images) is images:  # an iterator, which can be read once, and each level reads it
-            images = list(islice(images, most))
+        images = readable_again(images, most)
         for level in range(1, self.n_levels + 1) if levels is None else levels:
             recalibrate_level(self, level, pictures_of(images, device), most)
 

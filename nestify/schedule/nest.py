@@ -124,13 +124,19 @@ def measure_if_needed(
     Returns:
         As `measure_sensitivity`; empty if it is not needed.
     """
-    masks = recipe.schedule.kind == "weight" or any(level.sparsity > 0 for level in recipe.levels)
-    if recipe.schedule.score != "fisher" or not masks:
+    masked = _masked_at(recipe.levels, spec, recipe)
+    if recipe.schedule.score != "fisher" or not masked:
         return {}
     meaning: Meaning = "class" if spec.output == "logits" else "features"
     if metric_of_run(recipe.data) is MAP:
         meaning = "labels"
-    return measure_sensitivity(network, masked_names(spec, recipe.schedule.skip), images, meaning)
+    return measure_sensitivity(network, masked, images, meaning)
+
+
+def _masked_at(levels: Sequence[Level], spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
+    """Return the names of the weights that are masked for these levels; none if no level is sparse."""
+    sparse = recipe.schedule.kind == "weight" or any(level.sparsity > 0 for level in levels)
+    return masked_names(spec, recipe.schedule.skip) if sparse else ()
 
 
 def nest(
@@ -161,8 +167,6 @@ def nest(
             predict different classes.
     """
     levels = [size.level for size in sizes]
-    sparse = any(level.sparsity > 0 for level in levels)
-    masked = masked_names(spec, recipe.schedule.skip) if sparse or removable is None else ()
     level_sizes = None
     if removable is not None:
         nesting = without_shrinking(sizes)
@@ -173,7 +177,7 @@ def nest(
         network,
         spec,
         names,
-        masked=masked,
+        masked=_masked_at(levels, spec, recipe),
         bn=recipe.train.bn,
         level_sizes=level_sizes,
         classes=labels.counts(spec.num_classes),

@@ -144,7 +144,7 @@ def test_a_full_level_that_loses_too_much_gets_more_protection(
     notes = noted(tmp_path / "a", **SPARSE)
     assert used == sorted(set(used))
     assert len(used) == 3
-    assert any("would lose" in text and "schedule.fit_images" in text for text in notes.warnings)
+    assert any("level 2" in text and "schedule.fit_images" in text for text in notes.warnings)
     original, nested = load_file(CHECKPOINT), nestify.load(tmp_path / "a")
     assert all(torch.equal(tensor, original[name]) for name, tensor in nested.shared_tensors().items())
 
