@@ -15,7 +15,7 @@ from torch.nn import functional
 
 import nestify
 from nestify.compression.inputs import augmentation, open_recipe_images
-from nestify.compression.trainable import TrainableNestedModel
+from nestify.compression.trainable import TrainableNestedModel, readable_again
 from nestify.data.loaders import eval_loader, train_loader
 from nestify.errors import BudgetError, NestifyError, RecipeError
 from tests.cli.driver import CHECKPOINT
@@ -322,14 +322,27 @@ def test_a_copy_is_a_loop_of_its_own() -> None:
     assert not gradients(nested)
 
 
+COMBINED = {"level": [{"width": 0.5, "sparsity": 0.5}, {"width": 0.5}, {"width": 1.0}]}
+
+
 @pytest.mark.long
-def test_images_of_an_iterator_serve_all_levels() -> None:
-    """A generator ends when the first level has read it."""
+@pytest.mark.parametrize(
+    ("levels", "schedule", "options"), [("0.25,0.5,1", "channel", {}), (None, "combined", COMBINED)]
+)
+def test_images_of_an_iterator_serve_all_levels(levels: str | None, schedule: str, options: Any) -> None:
+    """A generator ends when the ranking of weights, or the first level, has read it."""
     images = [batch(16)] * 3
-    lists = loop("0.25,0.5,1", "channel", images=images)
-    generators = loop("0.25,0.5,1", "channel", images=iter(images))
+    lists = loop(levels, schedule, images=images, options=options)
+    generators = loop(levels, schedule, images=iter(images), options=options)
     assert same_tensors(lists, generators)
-    assert not same_tensors(lists, loop("0.25,0.5,1", "channel"))
+    assert not same_tensors(lists, loop(levels, schedule, options=options))
+
+
+def test_batches_of_an_iterator_can_be_read_again() -> None:
+    images = [torch.full((1,), float(value)) for value in range(5)]
+    assert readable_again(images, 2) is images
+    found = readable_again(iter(images), 3)
+    assert list(found) == list(found) == images[:3]
 
 
 @pytest.mark.parametrize(
