@@ -170,7 +170,7 @@ def test_masks_that_stop_changing() -> None:
 
 def test_a_run_whose_masks_never_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stepper, "choose_weights", lambda *_: None)
-    [warning] = warnings_of({"train.epochs": 1, "levels": "0.8,0"})
+    [warning] = warnings_of({"train.epochs": 1, "levels": "0.8,0", "schedule.ramp": 0.5})
     assert re.match(r"the masks of level 1 \(level1\) .* since step 0:", warning)
 
 

@@ -29,6 +29,7 @@ SMALL: Mapping[str, object] = {  # 3 steps of fine-tuning, 8 of training: the la
     "train.recalibrate_batches": 1,
     "finetune.epochs": 1,
     "levels": "0.9,0",
+    "schedule.ramp": 0.5,
     "schedule.fit": False,
 }
 
