@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import nn
 
+from nestify.compression.batches import Batch, pictures_of, readable_again, same_everywhere
 from nestify.compression.latency import LayerTimer
-from nestify.compression.trainable import Batch, TrainableNestedModel, pictures_of, readable_again
+from nestify.compression.trainable import TrainableNestedModel
 from nestify.data.hierarchy import ClassLevels
 from nestify.errors import NestifyWarning, RecipeError
 from nestify.model.spec import ModelSpec, describe_model
@@ -18,7 +19,7 @@ from nestify.recipe.level_options import Kind, Score
 from nestify.recipe.options import OWN_LOOP
 from nestify.recipe.recipe import Recipe, checked_recipe
 from nestify.schedule.budgets import design_levels
-from nestify.training.distributed import SINGLE
+from nestify.training.distributed import current_world
 from nestify.training.observer import Observer
 
 OPTIONS = (
@@ -88,9 +89,11 @@ def nest(
         raise RecipeError('schedule.rank = "loss" is measured on images; give images=')
     if images is not None and recipe.schedule.kind != "weight":  # read for the design, and for batch norm
         images = readable_again(images, recipe.train.recalibrate_batches)
-    timer = partial(LayerTimer(spec, recipe, SINGLE).measure, Observer())
+    world, device = current_world(), next(model.parameters()).device
+    timer = partial(LayerTimer(spec, recipe, world).measure, Observer())
     was_training = model.training
-    pictures = pictures_of(images or (), next(model.parameters()).device)
+    pictures = pictures_of(() if images is None else images, spec.input_size[0], device)
+    pictures = same_everywhere(pictures, world, device)
     design = design_levels(model.eval(), spec, recipe, ClassLevels(), pictures, layer_times=timer, warn=_warn)
     nested = TrainableNestedModel(design, recipe, ramp_steps, teacher)
     if images is not None:

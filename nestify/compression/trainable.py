@@ -2,17 +2,17 @@
 
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
-from itertools import islice
-from math import isnan, nan
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakSet
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from nestify.compression.batches import Batch, pictures_of, readable_again
 from nestify.compression.preflight import check_output
 from nestify.compression.write import write_model
 from nestify.errors import NestifyWarning, RecipeError
@@ -25,30 +25,17 @@ from nestify.schedule.budgets import NestedDesign
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
 from nestify.training.checkpoint import inner
-from nestify.training.distributed import SINGLE, World
+from nestify.training.distributed import current_world
 from nestify.training.exchange import GradientExchange
 from nestify.training.gradients import LevelGradients, PacedSteps, add_gradients
+from nestify.training.health import check_empty
 from nestify.training.joint_task import JointTask
 from nestify.training.make_task import Task, make_task
 from nestify.training.task import Criterion, LevelResult, NestedTask, TeacherKind
 
-Batch = Tensor | Sequence[Any]
-"""Images (B, C, H, W), or a sequence that starts with them."""
-
 LossFunction = Callable[[Any, Any], "Tensor | Mapping[str, Any]"]
 """A function of what a level returns and the target, which returns the loss: a tensor of one element, or a
 mapping that has it as `loss`. A level returns logits (B, classes), an embedding (B, C) or feature maps."""
-
-
-def pictures_of(batches: Iterable[Batch], device: torch.device) -> Iterator[Tensor]:
-    """Yield the images of batches on a device."""
-    for batch in batches:
-        yield (batch if isinstance(batch, Tensor) else batch[0]).to(device)
-
-
-def readable_again(batches: Iterable[Batch], most: int) -> Iterable[Batch]:
-    """Return the batches, or if they are an iterator, which can be read once, a list of its first ones."""
-    return list(islice(batches, most)) if iter(batches) is batches else batches
 
 
 class TrainableNestedModel(NestedModel):
@@ -149,10 +136,11 @@ class TrainableNestedModel(NestedModel):
             images: batches of training images, preprocessed.
             levels: the levels, counted from 1; None: all.
         """
-        device, most = next(self.parameters()).device, self._loop.recipe.train.recalibrate_batches
+        device, channels = next(self.parameters()).device, self.spec.input_size[0]
+        most = self._loop.recipe.train.recalibrate_batches
         images = readable_again(images, most)
         for level in range(1, self.n_levels + 1) if levels is None else levels:
-            recalibrate_level(self, level, pictures_of(images, device), most)
+            recalibrate_level(self, level, pictures_of(images, channels, device), most)
 
     def save(self, path: str | os.PathLike[str], class_names: Sequence[str] = ()) -> Path:
         """Write the nested file, which `nestify.load` and all commands read; the model is not changed.
@@ -174,11 +162,11 @@ class TrainableNestedModel(NestedModel):
 
     def get_extra_state(self) -> Tensor:
         """Return the state of `update`, which becomes a part of `state_dict()`."""
-        return torch.tensor(self._loop.state(), dtype=torch.float64)
+        return self._loop.state(self)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
-        self._loop.restore(state.tolist())
+        self._loop.restore(self, state)
 
 
 _PACED: WeakKeyDictionary[torch.optim.Optimizer, WeakSet[nn.Module]] = WeakKeyDictionary()
@@ -206,7 +194,9 @@ class _Loop:
     def update(self, nested: NestedModel, step: int) -> None:
         if step >= self._ramp.steps > self._step or (step != self._step and self._ramp.is_due(step)):
             choose_weights(nested, self._ramp.levels_at(step), self.recipe.schedule.score)
-            _world().sync_entry_levels(nested)
+            current_world().sync_entry_levels(nested)
+            for problem in check_empty(nested) if step >= self._ramp.steps else ():
+                _warn(problem)
         self._step = step
         if self._task is not None:
             self._task.step = step
@@ -228,7 +218,7 @@ class _Loop:
                 "backward needs gradients, which torch.no_grad and torch.inference_mode switch off; call it "
                 "outside of them"
             )
-        world = _world()
+        world = current_world()
         if self._task is None:
             self._task = self._make_task(nested, images.device, NestedTask)
             world.broadcast(nested)
@@ -266,21 +256,36 @@ class _Loop:
         criterion = partial(_checked_loss, nn.functional.cross_entropy)
         return make_task(kind, nested, self.recipe, criterion, source, frozen, device)
 
-    def state(self) -> list[float]:
-        """Return the last step of `update`, and the final sparsities, which are NaN until they are known."""
-        unknown = [nan] * len(self._ramp.levels)
-        return [float(self._step), *(self._ramp.final_sparsities() or unknown)]
+    def state(self, nested: NestedModel) -> Tensor:
+        """Return what later calls of `update` depend on, in float64.
 
-    def restore(self, state: Sequence[float]) -> None:
-        step, *sparsities = state
-        if (found := len(sparsities)) != (count := len(self._ramp.levels)):
+        It is the last step of `update`, whether the sparsities are final, the sparsities, and the
+        sensitivities of the weights if they will be ranked again, since other images would give others.
+        """
+        ramp = self._ramp
+        head = [self._step, ramp.final_sparsities() is not None, *(level.sparsity for level in ramp.levels)]
+        values = nested.facts.sensitivity.values() if self._step < ramp.steps else ()
+        parts = [torch.tensor(head, dtype=torch.float64), *(each.flatten().double() for each in values)]
+        return torch.cat([part.cpu() for part in parts])
+
+    def restore(self, nested: NestedModel, state: Tensor) -> None:
+        count, measured = len(self._ramp.levels), nested.facts.sensitivity
+        (step, final, *sparsities), values = state[: 2 + count].tolist(), state[2 + count :]
+        sizes = [each.numel() for each in measured.values()] if step < self._ramp.steps else []
+        if len(sparsities) != count or len(values) != sum(sizes):
             raise RecipeError(
-                f"the state is that of {found} levels, and this model has {count}; call nest with the "
+                f"the state is not that of {count} levels whose weights are ranked by "
+                f"{self.recipe.schedule.score}, with ramp_steps={self._ramp.steps}; call nest with the "
                 "arguments that it was stored with"
             )
+        if sizes:
+            parts = zip(measured.items(), values.split(sizes), strict=True)
+            sensitivity = {name: part.to(old).view_as(old) for (name, old), part in parts}
+            nested.facts = replace(nested.facts, sensitivity=sensitivity)
+            self._design = replace(self._design, solver=replace(self._design.solver, facts=nested.facts))
+            self._ramp.settle = self._design.settle
         self._step = int(step)
-        if not any(map(isnan, sparsities)):
-            self._ramp.set_final_sparsities(sparsities)
+        self._ramp.set_sparsities(sparsities, final=bool(final))
 
     def save(self, nested: NestedModel, path: Path, class_names: Sequence[str]) -> Path:
         if self._step < self._ramp.steps:
@@ -294,13 +299,6 @@ class _Loop:
         with lock_output(path, _warn):
             write_model(nested, recipe, levels, solver, class_names, record=_record(recipe))
         return path
-
-
-def _world() -> World:
-    """Return the processes of the process group that the loop has started, if any."""
-    if distributed.is_available() and distributed.is_initialized():
-        return World(distributed.get_rank(), distributed.get_world_size())
-    return SINGLE
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:

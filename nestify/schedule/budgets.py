@@ -88,11 +88,13 @@ def design_levels(
             what can be left out; None if there are none.
         layer_times: returns the times of a model's layers on this machine, for networks of several widths,
             the narrowest first and the full one last. It is called if a level has a budget of latency.
-        warn: called with a sentence if the channels cannot be followed, so that they stay in their order.
+        warn: called with a sentence if the channels cannot be followed, so that they stay in their order, and
+            if weights have no effect on the outputs.
 
     Raises:
         RecipeError: if levels do not fit the network, or a budget cannot be met.
-        UnsupportedModelError: if a smaller level of the network cannot be made.
+        UnsupportedModelError: if the network has nothing, or too little, that smaller levels can leave out,
+            or a smaller level cannot be made.
     """
     removable = None
     if recipe.schedule.kind != "weight":
@@ -104,6 +106,7 @@ def design_levels(
             known,
             keep_outputs=recipe.schedule.keep_outputs,
         )
+        check_removable(spec, recipe.levels, removable)
         if any(level.width != 1 for level in recipe.levels):
             order_channels(network, removable)
     if given is None and (problem := group_channels(network, spec, recipe.levels, removable)):
@@ -114,7 +117,7 @@ def design_levels(
     if any(level.budget is not None and level.budget.quantity == "latency" for level in recipe.levels):
         assert layer_times is not None
         times = layer_times([*_narrower_networks(network, recipe, removable), network])
-    facts = WeightFacts(count.by_weight, measure_if_needed(network, spec, recipe, calibration))
+    facts = WeightFacts(count.by_weight, measure_if_needed(network, spec, recipe, calibration, warn))
     solver = Solver(network, spec, recipe, removable, count, facts, labels, sizes, times)
     solved = solver.sizes()
     nested = nest(network, spec, recipe, removable, solved, labels, facts)
@@ -181,11 +184,8 @@ class Solver:
         Raises:
             RecipeError: if no size is within 2 % of a budget, with the nearest ones; or if levels do not
                 nest.
-            UnsupportedModelError: if the network has nothing that can be left out.
         """
         recipe, removable = self.recipe, self.removable
-        if removable is not None:
-            check_removable(self.spec, recipe.levels, removable)
         sizes: list[LevelSize] = list(self.given)
         for k, level in list(enumerate(recipe.levels, start=1))[len(sizes) :]:
             size = self._solve(sizes, k, level) if level.budget else size_level(level, recipe, removable)

@@ -1,6 +1,6 @@
 """Make an untrained nested model from a pretrained network and the sizes of its levels."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -23,7 +23,7 @@ from nestify.recipe.recipe import Recipe
 from nestify.schedule.blocks import Removable, kept_blocks
 from nestify.schedule.channels import channel_counts, importance_orders
 from nestify.schedule.frozen import select_around_frozen
-from nestify.schedule.sensitivity import Meaning, measure_sensitivity, weigh
+from nestify.schedule.sensitivity import Meaning, checked_sensitivity, measure_sensitivity, weigh
 from nestify.schedule.weights import divides_into_groups, select_entry_levels
 
 
@@ -111,7 +111,11 @@ def order_channels(network: nn.Module, removable: Removable) -> None:
 
 
 def measure_if_needed(
-    network: nn.Module, spec: ModelSpec, recipe: Recipe, images: Iterable[Tensor]
+    network: nn.Module,
+    spec: ModelSpec,
+    recipe: Recipe,
+    images: Iterable[Tensor],
+    warn: Callable[[str], None],
 ) -> Mapping[str, Tensor]:
     """Measure the sensitivity of the weights that the schedule masks, if it ranks them by that.
 
@@ -120,17 +124,18 @@ def measure_if_needed(
         spec: its description.
         recipe: the recipe.
         images: batches of training images (B, C, H, W).
+        warn: called with a sentence if weights have no effect on the outputs.
 
     Returns:
-        As `measure_sensitivity`; empty if it is not needed.
+        As `checked_sensitivity`; empty if it is not needed.
     """
     masked = _masked_at(recipe.levels, spec, recipe)
     if recipe.schedule.score != "fisher" or not masked:
         return {}
     meaning: Meaning = "class" if spec.output == "logits" else "features"
-    if metric_of_run(recipe.data) is MAP:
+    if metric_of_run(recipe.data) is MAP or (meaning == "class" and spec.num_classes == 1):
         meaning = "labels"
-    return measure_sensitivity(network, masked, images, meaning)
+    return checked_sensitivity(measure_sensitivity(network, masked, images, meaning), warn)
 
 
 def _masked_at(levels: Sequence[Level], spec: ModelSpec, recipe: Recipe) -> tuple[str, ...]:
@@ -210,7 +215,7 @@ def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removab
 
     Raises:
         UnsupportedModelError: if levels are narrower but no channels can be left out, or shallower but no
-            blocks can be skipped.
+            blocks can be skipped, or fewer than there are levels that differ in nothing but depth.
     """
     if any(level.width != 1 for level in levels) and not removable.channels.groups:
         unknown = removable.channels.unknown
@@ -223,6 +228,13 @@ def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removab
         raise UnsupportedModelError(
             f"{spec.architecture} has no residual blocks that can be skipped; use --schedule channel or "
             "--schedule weight, which do not need them"
+        )
+    only_depth = all(level.width == 1 and level.sparsity == 0 for level in levels)
+    if only_depth and len(levels) > (most := len(removable.ranking) + 1) > 1:
+        blocks = f"{most - 1} block{'s' if most > 2 else ''} that can be skipped"
+        raise UnsupportedModelError(
+            f"{spec.architecture} has {blocks}, so that at most {most} levels differ in depth, and there are "
+            f"{len(levels)}; give fewer levels, or use --schedule channel or --schedule weight"
         )
 
 
@@ -248,7 +260,8 @@ def check_distinct(spec: ModelSpec, sizes: Sequence[LevelSize], divisor: int, bl
         level, above = sizes[k - 1].level, sizes[k].level
         axis, parts, remedy = "width", "channels", f", or a schedule.divisor below {divisor}"
         if level.width == above.width:
-            axis, parts, remedy = "depth", "blocks", f"; the model has {blocks} that can be skipped"
+            number = f"{blocks} block{'s' if blocks > 1 else ''}"
+            axis, parts, remedy = "depth", "blocks", f"; {number} of the model can be skipped"
         raise RecipeError(
             f"level[{k}].{axis} = {getattr(level, axis):g} gives {spec.architecture} the same {parts} as "
             f"level[{k + 1}]; choose {axis}s further apart{remedy}"

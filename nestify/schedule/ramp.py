@@ -52,14 +52,20 @@ class Ramp:
         """Return the final target sparsities, core first; None if they are yet to be solved."""
         return [level.sparsity for level in self.levels] if self.settle is None else None
 
-    def set_final_sparsities(self, sparsities: Sequence[float]) -> None:
-        """Set the final target sparsities, core first, as an earlier part of the training solved them.
+    def set_sparsities(self, sparsities: Sequence[float], *, final: bool) -> None:
+        """Set the target sparsities, core first, as an earlier part of the training solved them.
+
+        Args:
+            sparsities: the targets.
+            final: whether they are not to be solved again.
 
         Raises:
             ValueError: if there is not one sparsity for each level.
         """
         pairs = zip(self.levels, sparsities, strict=True)
-        self.levels, self.settle = [replace(level, sparsity=value) for level, value in pairs], None
+        self.levels = [replace(level, sparsity=value) for level, value in pairs]
+        if final:
+            self.settle = None
 
 
 def _with_sparsity(level: Level, sparsity: float) -> Level:

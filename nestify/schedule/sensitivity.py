@@ -7,14 +7,14 @@ Damage", 1989, equation 5, with the Fisher information in place of the second de
 labels are needed, and it is never negative.)
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import chain, islice
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby, islice
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from nestify.errors import RecipeError
+from nestify.errors import DivergedError, RecipeError
 from nestify.model.feature_maps import Outputs, as_list
 from nestify.model.spec import state_tensors
 
@@ -86,10 +86,43 @@ def measure_sensitivity(
             weight.requires_grad_(learnt)
     if not count:
         raise RecipeError(
-            'schedule.score = "fisher" is measured on images, and there are none; give images, or the score '
-            '"lamp"'
+            'schedule.score = "fisher" is measured on images, and there are none; give images=, or the '
+            'score "lamp"'
         )
     return {name: _smoothed(square / count) for name, square in zip(names, squares, strict=True)}
+
+
+def checked_sensitivity(measured: Mapping[str, Tensor], warn: Callable[[str], None]) -> dict[str, Tensor]:
+    """Return measured sensitivities by which all weights can be ranked.
+
+    A weight tensor without any effect, such as one in front of a norm whose weights are still zero, gets the
+    mean of the others, so that its weights are ranked by their size and no level lacks it.
+
+    Args:
+        measured: as `measure_sensitivity` returns it.
+        warn: called with a sentence if there are such tensors.
+
+    Raises:
+        DivergedError: if a sensitivity is not finite.
+    """
+    for name, each in measured.items():
+        if not bool(each.isfinite().all()):
+            raise DivergedError(
+                f"the effect of {name} on the model's outputs is not a number: weights or images have values "
+                "that are not finite, or too large; check the checkpoint and the images"
+            )
+    without = [name for name, each in measured.items() if not bool(each.any())]
+    if not without:
+        return dict(measured)
+    effective = [each for name, each in measured.items() if name not in without]
+    count = sum(each.numel() for each in effective)
+    mean = sum(float(each.double().sum()) for each in effective) / count if count else 1.0
+    more = f" and {len(without) - 1} more" if len(without) > 1 else ""
+    warn(
+        f"{without[0]}{more} of {len(measured)} weight tensors do not change the outputs, because a norm or "
+        "classifier behind them is zero, or the outputs are saturated; their weights are ranked by size alone"
+    )
+    return {name: torch.full_like(e, mean) if name in without else e for name, e in measured.items()}
 
 
 @torch.no_grad()
@@ -114,8 +147,9 @@ def _parts(batches: Iterable[Tensor], most: int | None) -> Iterator[Tensor]:
     if most is None:
         most = min(IMAGES, max(IMAGES_AT_ONCE, MOST_PIXELS // first[0].numel()))
     used = islice(chain([first], images), most)
-    while part := list(islice(used, IMAGES_AT_ONCE)):
-        yield torch.stack(part)
+    for _, same in groupby(used, key=lambda image: image.shape):
+        while part := list(islice(same, IMAGES_AT_ONCE)):
+            yield torch.stack(part)
 
 
 def _projection(outputs: Outputs, meaning: Meaning, draws: torch.Generator) -> Tensor:
@@ -129,7 +163,7 @@ def _projection(outputs: Outputs, meaning: Meaning, draws: torch.Generator) -> T
     terms = []
     for output in as_list(outputs):
         values = output.detach().float()
-        noise = torch.randn(values.shape, generator=draws).to(values.device)
+        noise = torch.randn(values.shape, generator=draws, dtype=torch.float32).to(values.device)
         if meaning == "features":
             factors = noise / values.square().mean().sqrt().clamp(min=1e-12)
         elif meaning == "labels":

@@ -80,7 +80,9 @@ def _score_units(name: str, units: Units, score: Score, macs: Mapping[str, int])
     if score == "fisher":
         # The best unit of each layer comes first, so that no layer becomes empty as long as that is possible.
         mean = (importance * units.energy()).sqrt()
-        return mean.masked_fill_(importance == 1, torch.finfo(mean.dtype).max)
+        if len(mean):
+            mean[units.energy().argmax()] = torch.finfo(mean.dtype).max
+        return mean
     if score == "lamp":
         return importance
     # The Lagrangian of "most importance within a number of MACs" keeps a weight if its importance exceeds the

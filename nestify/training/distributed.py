@@ -210,6 +210,13 @@ SINGLE = World()
 """The world of a run that has a single process."""
 
 
+def current_world() -> World:
+    """Return the processes of the process group that a training loop has started, or this one alone."""
+    if distributed.is_available() and distributed.is_initialized():
+        return World(distributed.get_rank(), distributed.get_world_size())
+    return SINGLE
+
+
 @contextmanager
 def collective() -> Iterator[None]:
     """Run a collective operation, which fails if another process has ended.

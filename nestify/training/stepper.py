@@ -296,7 +296,7 @@ class Stepper:
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
         if self._ramp is not None and state["settled"] is not None:
-            self._ramp.set_final_sparsities(state["settled"])
+            self._ramp.set_sparsities(state["settled"], final=True)
         self._watch.last_changes, self.problems = state["watch"], state["problems"]
         self._progress.update_sparsity(self.nested)
         if self._world.is_main:  # the sums over all processes

@@ -276,6 +276,20 @@ def test_sparsity_increases_and_is_saved_at_its_target(tmp_path: Path) -> None:
     assert nestify.load(tmp_path / "a.safetensors").sparsity(1) == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.parametrize("levels", ["0.9,0.5,0", "macs=0.4,1"])
+def test_a_loop_resumes_within_the_ramp_with_other_images(levels: str, tmp_path: Path) -> None:
+    """The weights are ranked by what was measured at the start, whatever the images are now."""
+    nested = loop(levels, ramp_steps=100, images=[batch(16)])
+    nested.update(40)
+    torch.save(nested.state_dict(), tmp_path / "state.pt")
+    nested.update(100)
+    other = loop(levels, ramp_steps=100, images=[(-batch(16)[0], None)])
+    other.load_state_dict(torch.load(tmp_path / "state.pt"))
+    other.update(100)
+    assert same_tensors(nested, other)
+    assert len(other.state_dict()["_extra_state"]) == 2 + other.n_levels  # needed no longer
+
+
 def test_an_update_that_comes_late_still_ends_the_ramp() -> None:
     nested = loop("0.9,0", ramp_steps=10)
     nested.update(17)

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+import warnings
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,19 @@ from torch import nn
 
 import nestify
 from nestify.compression.trainable import TrainableNestedModel
-from nestify.errors import DivergedError, RecipeError
+from nestify.errors import DivergedError, NestifyWarning, RecipeError
 
 SHAPE = (3, 32, 32)
 
 
 def small_model(classes: int = 3) -> nn.Module:
     model: nn.Module = timm.create_model("test_resnet", num_classes=classes)
+    return model
+
+
+def trained() -> nn.Module:
+    """Return a model all of whose weights change its outputs."""
+    model: nn.Module = timm.create_model("test_resnet", num_classes=3, zero_init_last=False)
     return model
 
 
@@ -94,7 +101,9 @@ def test_a_copy_solves_its_budgets_for_its_own_weights() -> None:
             parameter.mul_(1 + number)
     alone = nest(deepcopy(copy.network), "macs=0.5,0", score="magnitude", ramp_steps=2)
     for each in (nested, copy, alone):
-        each.update(2)
+        with warnings.catch_warnings():  # of layers that lose all weights
+            warnings.simplefilter("ignore", NestifyWarning)
+            each.update(2)
     assert copy.sparsity(1) == alone.sparsity(1) != nested.sparsity(1)
 
 
@@ -124,7 +133,7 @@ def test_weights_are_ranked_by_their_effect_if_there_are_images() -> None:
 
     def entry(**given: Any) -> list[torch.Tensor]:
         torch.manual_seed(0)
-        return list(nest(**given).entry_levels.tensors.values())
+        return list(nest(trained(), **given).entry_levels.tensors.values())
 
     def same(some: list[torch.Tensor], others: list[torch.Tensor]) -> bool:
         return all(torch.equal(one, other) for one, other in zip(some, others, strict=True))
@@ -140,8 +149,35 @@ def test_levels_may_be_any_sequence_of_numbers(levels: Any) -> None:
 
 
 def test_the_state_of_other_levels_is_refused() -> None:
-    with pytest.raises(RecipeError, match=r"that of 2 levels, and this model has 3; call nest"):
+    with pytest.raises(RecipeError, match=r"not that of 3 levels .* by lamp, with ramp_steps=0; call nest"):
         nest(levels="0.9,0.5,0").load_state_dict(nest().state_dict())
+
+
+def test_the_state_of_another_score_is_refused_within_the_ramp() -> None:
+    state = nest(images=[torch.randn(8, *SHAPE)], model=trained(), ramp_steps=9).state_dict()
+    for other in (nest(ramp_steps=9), nest(images=[torch.randn(8, *SHAPE)], model=trained())):
+        with pytest.raises(RecipeError, match=r"ranked by .*; call nest with the arguments"):
+            other.load_state_dict(state)
+
+
+def test_levels_that_lack_a_layer_are_a_warning() -> None:
+    with pytest.warns(NestifyWarning, match=r"level 1 \(level1\) has no weight left in .* and \d+ more"):
+        nest(levels=[0.9999, 0.0], score="magnitude")
+    nested = nest(levels=[0.9999, 0.0], score="magnitude", ramp_steps=2)
+    with pytest.warns(NestifyWarning, match=r"level 1 \(level1\) has no weight left in"):
+        nested.update(2)
+
+
+def test_weights_without_effect_are_a_warning() -> None:
+    with pytest.warns(NestifyWarning, match="weight tensors do not change the outputs, because a norm"):
+        nest(images=[torch.randn(8, *SHAPE)])  # the last norm of each block starts at zero
+
+
+def test_images_with_values_that_are_not_finite() -> None:
+    images = torch.randn(8, *SHAPE)
+    images[2, 1, 3, 5] = torch.nan
+    with pytest.raises(DivergedError, match=r"weights or images have values that are not finite"):
+        nest(images=[images])
 
 
 @pytest.mark.parametrize(

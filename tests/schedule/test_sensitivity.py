@@ -5,18 +5,28 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
+import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from nestify.errors import DivergedError
 from nestify.model.nested_model import NestedModel
-from nestify.model.spec import ModelSpec
+from nestify.model.spec import ModelSpec, describe_model
 from nestify.model.weight_facts import WeightFacts
 from nestify.recipe.level_options import Score
 from nestify.recipe.levels import Level, Pattern, parse_pattern
-from nestify.schedule.nest import choose_weights
-from nestify.schedule.sensitivity import MOST_PIXELS, Meaning, _smoothed, measure_sensitivity, weigh
+from nestify.recipe.recipe import checked_recipe
+from nestify.schedule.nest import choose_weights, measure_if_needed
+from nestify.schedule.sensitivity import (
+    MOST_PIXELS,
+    Meaning,
+    _smoothed,
+    checked_sensitivity,
+    measure_sensitivity,
+    weigh,
+)
 from nestify.schedule.weights import select_entry_levels
 
 IMAGE = torch.tensor([0.5, -1.0, 2.0, 0.0])
@@ -131,12 +141,75 @@ def test_fewer_images_are_used_if_they_are_large() -> None:
     assert sum(counts) == MOST_PIXELS // 512**2 == 16
 
 
-def test_outputs_that_are_not_numbers_are_no_error() -> None:
-    network = linear()
-    network.get_parameter("1.weight").data.fill_(torch.nan)
-    for meaning in ("class", "labels", "features"):
-        found = measure_sensitivity(network, ["1.weight"], copies(8), meaning)
-        assert found["1.weight"].isnan().any()
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("meaning", ["class", "labels", "features"])
+def test_values_that_are_not_finite_are_refused(value: float, meaning: Meaning) -> None:
+    network, images = linear(), IMAGE.repeat(8, 1).view(8, 1, 2, 2)
+    images[5, 0, 0, 0] = value
+    found = measure_sensitivity(network, ["1.weight"], [images], meaning)
+    with pytest.raises(
+        DivergedError, match=r"the effect of 1\.weight .* check the checkpoint and the images"
+    ):
+        checked_sensitivity(found, pytest.fail)
+
+
+def test_weights_without_any_effect_get_the_mean_of_the_others() -> None:
+    problems: list[str] = []
+    measured = {"a": torch.tensor([[1.0, 0.0]]), "b": torch.zeros(3, 2), "c": torch.tensor([2.0, 5.0])}
+    found = checked_sensitivity(measured, problems.append)
+    assert torch.equal(found["a"], measured["a"])
+    assert torch.equal(found["c"], measured["c"])
+    assert torch.equal(found["b"], torch.full((3, 2), 2.0))
+    assert len(problems) == 1
+    assert problems[0].startswith("b of 3 weight tensors do not change the outputs")
+    nothing = checked_sensitivity({name: torch.zeros(2, 2) for name in "abc"}, problems.append)
+    assert problems[1].startswith("a and 2 more of 3 ")
+    assert all(bool((each == 1).all()) for each in nothing.values())
+
+
+def test_images_of_several_sizes_are_measured() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    counts = seen_images(network)
+    batches = [torch.randn(2, 1, 4, 4), torch.randn(3, 1, 6, 6), torch.randn(6, 1, 4, 4)]
+    measure_sensitivity(network, ["0.weight"], batches, "class")
+    assert counts == [2, 3, 4, 2]
+
+
+def test_the_default_type_of_torch_does_not_matter() -> None:
+    network, images = linear(), [torch.randn(16, 1, 2, 2)]
+    usual = measure_sensitivity(network, ["1.weight"], images, "class")["1.weight"]
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(measure_sensitivity(network, ["1.weight"], images, "class")["1.weight"], usual)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("model", ["test_vit", "test_resnet", "test_efficientnet"])
+def test_the_only_output_is_measured_as_a_label(model: str) -> None:
+    network = timm.create_model(model, num_classes=1)
+    spec = describe_model(network)
+    recipe = checked_recipe({"model": {"name": model}, "data": {"path": "x"}}, "", {"levels": "0.9,0"})
+    images = [torch.randn(8, *spec.input_size)]
+    found = measure_if_needed(network.eval(), spec, recipe, images, lambda _: None)
+    expected = measure_sensitivity(network, list(found), images, "labels")
+    assert all(torch.equal(found[name], each) for name, each in expected.items() if bool(each.any()))
+    assert sum(bool(each.any()) for each in expected.values()) > len(expected) / 3
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.integers(0, 999))
+def test_no_layer_becomes_empty_if_its_weights_have_no_effect_or_are_zero(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    weights = {f"layer{i}": torch.tensor(rng.normal(size=(8, 6)), dtype=torch.float32) for i in range(4)}
+    weights["layer1"].zero_()
+    measured = {name: each.square() * torch.tensor(rng.gamma(0.5)) for name, each in weights.items()}
+    measured["layer2"].zero_()
+    levels = [Level("a", 0.9), Level("b", 0.5), Level("c", 0.0)]
+    entry = select_entry_levels(
+        weigh(weights, checked_sensitivity(measured, lambda _: None)), levels, "fisher"
+    )
+    assert all(bool((entry[name] == 1).any()) for name in weights)
 
 
 def test_a_weight_that_does_nothing_has_none() -> None:

@@ -268,7 +268,7 @@ def test_how_jobs_stand(fakes: Fakes) -> None:
         "a": "done",
         "b": "failed",
         "c": "changed",
-        "d": "cut off",
+        "d": "interrupted",
         "e": "new",
     }
     assert {file: file.read_bytes() for file in fakes.folder.rglob("*") if file.is_file()} == before
