@@ -154,7 +154,5 @@ def refuse_missed(path: str, results: Sequence[GateResult]) -> None:
         GateFailed: if a gate is missed.
     """
     if failed := missed(results):
-        were = "were" if len(failed) > 1 else "was"
-        raise GateFailed(
-            f"{path}: {missed_gates(results)} {were} missed; the table of gates shows by how much"
-        )
+        were = "gates were" if len(failed) > 1 else "a gate was"
+        raise GateFailed(f"{path}: {were} missed: {missed_gates(results)}")

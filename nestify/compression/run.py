@@ -221,7 +221,7 @@ class Run:
         after = self.passes.evaluate_levels(nested, numbers)
         observer.evaluated("after", int(recipe.train.epochs), after)
         check_finite(after, "train.lr" if recipe.train.epochs else None)
-        for problem in find_problems(nested, self.recipe, original, after):
+        for problem in find_problems(nested, self.recipe, original, before, after):
             observer.warned(problem)
 
         # Fit temperatures and consensus weights, and count the costs of the finished model.

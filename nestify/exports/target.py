@@ -288,4 +288,6 @@ def _beside(source: Path, facts: "ExportFacts", format: ExportFormat, mark: str)
     # A name from an untrusted file must not lead into another folder.
     plain = re.fullmatch(r"\w[\w.-]{0,63}", facts.level_name)
     level = facts.level_name if plain else f"level{facts.level}"
+    if format is ExportFormat.timm:
+        mark = "timm"  # without it, the name would be that of the level's slice
     return source.with_name(f"{name}.{level}{mark and f'.{mark}'}{format.suffix}")

@@ -248,26 +248,29 @@ _FORMATS: dict[str, Callable[[float], str]] = {
 
 def gates_table(results: Sequence[GateResult]) -> Sheet:
     """Return the limits and the levels' values, one row per limit; gates have their names in TOML."""
-
-    def show(result: GateResult, value: float | None) -> str:
-        return "not known" if value is None else _FORMATS.get(result.gate, "{:,.0f}".format)(value)
-
     return Sheet(
         [
             Column("level", [str(result.level) for result in results], rank=1),
             Column("name", [result.name for result in results], is_text=True),
             Column("gate", [result.gate for result in results], is_text=True),
-            Column("limit", [show(result, result.limit) for result in results]),
-            Column("value", [show(result, result.value) for result in results]),
+            Column("limit", [_show(result, result.limit) for result in results]),
+            Column("value", [_show(result, result.value) for result in results]),
             Column("result", [_STATES[result.state] for result in results], is_text=True),
         ]
     )
+
+
+def _show(result: GateResult, value: float | None) -> str:
+    return "not known" if value is None else _FORMATS.get(result.gate, "{:,.0f}".format)(value)
 
 
 _STATES: dict[State, str] = {"met": "ok", "missed": "MISSED", "not compared": "not compared"}
 
 
 def missed_gates(results: Sequence[GateResult]) -> str:
-    """Return the missed gates with their levels, as the subject of a sentence."""
-    names = [f"{result.gate} of level {result.level} ({result.name})" for result in missed(results)]
-    return ", ".join(names)
+    """Return the missed gates with their levels, values and limits, as a list in a sentence."""
+    return "; ".join(
+        f"{result.gate} of level {result.level} ({result.name}): {_show(result, result.value)}, limit "
+        f"{_show(result, result.limit)}"
+        for result in missed(results)
+    )

@@ -223,9 +223,10 @@ def exported_notes(done: "Exported") -> list[str]:
         )
     elif done.facts.sparsity > 0 and done.format != "coreml":  # which stores them sparse
         zeros = f"{done.facts.sparsity:.1%} of the maskable weights"
+        full = "the full level" if done.int8 is None else "the full level in int8"
         lines.append(
-            f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as the full level; "
-            "gzip compresses it."
+            f"It stores and multiplies the zeros ({zeros}), so it is as large and as slow as {full}; gzip "
+            "makes the file smaller."
         )
     if done.format == "pt2":
         from torch import __version__ as version

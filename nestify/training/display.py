@@ -124,7 +124,7 @@ class Display(Observer):
 
     def repeat_warnings(self) -> None:
         """Print the warnings again after the result, because they may have scrolled away."""
-        for text in self.warnings:
+        for text in dict.fromkeys(self.warnings):  # a plan and its run may warn of the same
             self._print_progress(f"warning: {text}")
 
     def _is_line_due(self) -> bool:

@@ -1,6 +1,7 @@
 """Detect failures of a run: levels that collapsed, levels without weights, masks that stop changing."""
 
 from collections.abc import Sequence
+from math import sqrt
 
 from nestify.errors import DivergedError
 from nestify.evaluation.measure import Score
@@ -12,6 +13,8 @@ CHANCE_FACTOR = 1.5
 """A level is at chance if its accuracy is at most this factor times the accuracy of guessing."""
 ORIGINAL_FACTOR = 3.0
 """A level at chance has collapsed only if the dense model reached this factor times that limit."""
+MIN_LOSS = 1.0
+"""A level that loses at most this many points of accuracy in training is not reported."""
 MIN_RISE = 0.02
 """A level is reported if its target sparsity rose by more than this while its masks stayed the same."""
 
@@ -64,13 +67,41 @@ def check_collapse(
     ]
 
 
-def find_problems(nested: NestedModel, recipe: Recipe, original: Score, after: Sequence[Score]) -> list[str]:
+def check_gain(before: Sequence[Score], after: Sequence[Score], names: Sequence[str]) -> list[str]:
+    """Return a sentence for each level that training made worse than it was without.
+
+    Losses of up to `MIN_LOSS` points, and up to twice the standard error of the difference, do not count.
+
+    Args:
+        before: accuracies of the levels without training; empty if they were not measured.
+        after: accuracies of the same levels after training.
+        names: name of every level, core first.
+    """
+    sentences = []
+    for untrained, trained in zip(before, after, strict=bool(before)):
+        if not trained.metric.counts_images:
+            continue
+        shares = [result.score / 100 for result in (untrained, trained)]
+        error = 100 * sqrt(sum(share * (1 - share) for share in shares) / trained.images)
+        if untrained.score - trained.score > max(MIN_LOSS, 2 * error):
+            sentences.append(
+                f"level {trained.level} ({names[trained.level - 1]}) has a {trained.metric.title} of "
+                f"{trained.score:.2f} % after training, and {untrained.score:.2f} % without; more --epochs "
+                "or another --lr (train.lr) may help, and --epochs 0 keeps the levels without training"
+            )
+    return sentences
+
+
+def find_problems(
+    nested: NestedModel, recipe: Recipe, original: Score, before: Sequence[Score], after: Sequence[Score]
+) -> list[str]:
     """Return a sentence for each level of a finished run that cannot be useful.
 
     Args:
         nested: the finished model.
         recipe: the recipe of the run.
         original: accuracy of the dense model.
+        before: accuracies of the levels without training; empty if they were not measured.
         after: accuracies of the levels.
 
     Raises:
@@ -80,6 +111,7 @@ def find_problems(nested: NestedModel, recipe: Recipe, original: Score, after: S
     if recipe.train.epochs:
         trained = [result for result in after if recipe.level[result.level - 1].weight != 0]
         problems += check_collapse(original, trained, nested.classes, nested.level_names)
+        problems += check_gain(before, after, nested.level_names)
     return problems
 
 

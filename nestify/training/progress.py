@@ -25,7 +25,7 @@ class StepLog:
         epoch: the current epoch, counted from 1.
         losses: mean loss of each level since the epoch began, core first; NaN if it was not sampled yet.
         scores: percentage of these training images that each level classified correctly, or without labels
-            as the teacher does, core first; 0 if the level was not sampled yet. Empty if the metric is no
+            as the teacher does, core first; NaN if the level was not sampled yet. Empty if the metric is no
             share of the images.
         sparsity: sparsity of each level at this step, core first.
         lr: learning rate.
@@ -133,7 +133,7 @@ class Progress:
         self._check_sums(sums, step, total)
         images = int(world.all_reduce(torch.tensor(self.images, device=sums.device)))
         rows = sums.tolist()
-        scores = [100 * correct / count if count else 0.0 for _, correct, count in rows]
+        scores = [100 * correct / count if count else float("nan") for _, correct, count in rows]
         log = StepLog(
             step=step,
             total_steps=total,

@@ -121,14 +121,18 @@ def test_json(digits_file: Path) -> None:
     assert onnx.load("digits.onnx").opset_import[0].version == 19
 
 
-def test_the_default_output_is_next_to_the_file(digits_file: Path, tmp_path: Path) -> None:
+def test_the_default_output_is_next_to_the_file_and_is_no_slice(digits_file: Path, tmp_path: Path) -> None:
     file = tmp_path / "models" / "digits.nested.safetensors"
     file.parent.mkdir()
     file.write_bytes(digits_file.read_bytes())
+    nestify("slice", file, "--level", "1", "-o", file.parent / "digits.level1.safetensors")
+    sliced = (file.parent / "digits.level1.safetensors").read_bytes()
     done = nestify("export", file, "--level", "1", "--format", "timm")
     assert done.code == 0
+    assert (file.parent / "digits.level1.safetensors").read_bytes() == sliced
     assert sorted(path.name for path in file.parent.iterdir()) == [
         "digits.level1.safetensors",
+        "digits.level1.timm.safetensors",
         "digits.nested.safetensors",
     ]
 

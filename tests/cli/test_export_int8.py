@@ -75,6 +75,13 @@ def test_what_it_says(quads_file: Path) -> None:
 
 
 @pytest.mark.long
+def test_zeros_are_compared_with_the_full_level_in_int8(quads_file: Path) -> None:
+    words = ["--data", "embedded/digits", "--max-images", "20", "--max-drop", "100", "-o", "phone.onnx"]
+    done = run("export", quads_file, "--level", "1", "--int8", *words, "--calibrate-images", "10")
+    assert done.code == 0
+    assert "as large and as slow as the full level in int8; gzip makes" in " ".join(done.out.split())
+
+
 def test_too_large_a_drop_is_not_kept(quads_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nestify.evaluation import quantiser
 

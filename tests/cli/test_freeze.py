@@ -58,6 +58,8 @@ def test_recipe_log_and_progress(recipe: str) -> None:
         [True, False, False],
         [True, False, False],
     ]
+    for event in trained:
+        assert [top1 is None for top1 in event["top1"]] == [loss is None for loss in event["losses"]]
     assert "12 of nested training" in done.err
 
 

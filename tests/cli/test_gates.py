@@ -29,8 +29,8 @@ def test_check(digits_file: Path, gates: Path) -> None:
     assert done.code == 1
     assert done.out.count("MISSED") == 2
     assert done.message == (
-        f"{digits_file}: max_bytes of level 2 (level2), max_bytes of level 3 (level3) were missed; the table "
-        "of gates shows by how much"
+        f"{digits_file}: gates were missed: max_bytes of level 2 (level2): {sizes[1]:,}, limit 200,000; "
+        f"max_bytes of level 3 (level3): {sizes[2]:,}, limit 200,000"
     )
 
 
@@ -59,7 +59,7 @@ def test_baseline(digits_file: Path, gates: Path, tmp_path: Path) -> None:
     baseline.write_text(json.dumps(better))
     done = nestify("report", digits_file, "--check", gates)
     assert done.code == 1
-    assert "max_regression of level 1 (level1) was missed" in done.message
+    assert "a gate was missed: max_regression of level 1 (level1): 0.50 points" in done.message
     gates.write_text("[gates]\nmax_regression = 0\n")
     assert nestify("report", digits_file, "--check", gates).code == 2
     assert nestify("report", digits_file, "--check", gates, "--compare", baseline).code == 1

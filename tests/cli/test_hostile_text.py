@@ -117,6 +117,15 @@ def test_names_of_images(images: Path) -> None:
         assert r"\x1b[31m\u202ebad.png" in done.err
 
 
+def test_the_same_warning_is_repeated_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with Display() as display:
+        for text in ("of the plan and the run", "another", "of the plan and the run"):
+            display.warned(text)
+        capsys.readouterr()
+        display.repeat_warnings()
+    assert capsys.readouterr().err.splitlines() == ["warning: of the plan and the run", "warning: another"]
+
+
 def test_progress_warnings_and_logs(capsys: pytest.CaptureFixture[str]) -> None:
     with Display() as display:
         display.stage(HOSTILE)

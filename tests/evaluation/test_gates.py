@@ -120,6 +120,8 @@ def test_the_table_names_limit_and_value() -> None:
         ("4,000,000", "4,000,000", "ok"),
     ]
     assert missed_gates(results) == (
-        "min_top1 of level 1 (level1), max_bytes of level 1 (level1), min_top1 of level 2 (level2)"
+        "min_top1 of level 1 (level1): 69.50 %, limit 70.00 %; "
+        "max_bytes of level 1 (level1): 4,000,001, limit 4,000,000; "
+        "min_top1 of level 2 (level2): not known, limit 70.00 %"
     )
     assert asdict(results[0])["state"] == "missed"

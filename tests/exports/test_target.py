@@ -23,7 +23,7 @@ def facts(level_name: str = "phone", class_names: list[str] | None = None) -> Ex
 @pytest.mark.parametrize(
     ("format", "output", "expected"),
     [
-        ("timm", None, Target(Path("models/digits.phone.safetensors"), ExportFormat.timm)),
+        ("timm", None, Target(Path("models/digits.phone.timm.safetensors"), ExportFormat.timm)),
         ("onnx", None, Target(Path("models/digits.phone.onnx"), ExportFormat.onnx)),
         (None, "a.onnx", Target(Path("a.onnx"), ExportFormat.onnx)),
         (None, "a.ONNX", Target(Path("a.ONNX"), ExportFormat.onnx)),

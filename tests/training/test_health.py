@@ -16,7 +16,7 @@ from nestify.model.nested_model import NestedModel
 from nestify.model.spec import describe_model
 from nestify.recipe.levels import Level
 from nestify.training import stepper
-from nestify.training.health import RampWatch, check_collapse, check_empty
+from nestify.training.health import RampWatch, check_collapse, check_empty, check_gain
 from nestify.training.observer import Observer
 
 FEW: Mapping[str, object] = {
@@ -76,6 +76,40 @@ def test_a_level_at_chance_has_collapsed(original: float, top1: float, classes: 
     if collapsed:
         assert problems[0].startswith(f"level 1 (small) collapsed: its top-1 after training is {top1:.2f} %")
         assert "a smaller --lr (train.lr), more --epochs, or a larger level" in problems[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "images", "worse"),
+    [
+        (77.2, 20.6, 359, True),
+        (50.0, 48.0, 20_000, True),
+        (50.0, 49.0, 1_000_000, False),  # 1 point or less
+        (50.0, 45.0, 200, False),  # two standard errors are 10 points
+        (99.44, 99.16, 359, False),
+        (20.0, 80.0, 359, False),
+    ],
+)
+def test_a_level_that_training_made_worse(before: float, after: float, images: int, worse: bool) -> None:
+    def score(level: int, top1: float) -> Accuracy:
+        return Accuracy(level, top1, top1, 1.0, images, 1.0)
+
+    untrained, trained = [score(1, before), score(2, 90.0)], [score(1, after), score(2, 90.0)]
+    problems = check_gain(untrained, trained, ["small", "full"])
+    assert len(problems) == worse
+    if worse:
+        words = f"level 1 (small) has a top-1 of {after:.2f} % after training, and {before:.2f} % without; "
+        assert problems[0].startswith(words)
+        assert "--epochs 0 keeps the levels without training" in problems[0]
+    assert check_gain([], trained, ["small", "full"]) == []
+
+
+@pytest.mark.long
+def test_a_run_that_makes_a_level_worse_says_so() -> None:
+    """One epoch of few images does not reach what refitted weights have without training."""
+    options = {"schedule.kind": "channel", "levels": "0.25,0.5,1", "train.epochs": 1, "data.max_val": None}
+    more = {"train.eval_before": True, "schedule.fit": True}
+    found = warnings_of({**options, **more})
+    assert any(re.match(r"level 1 \(level1\) has a top-1 of .* after training", each) for each in found)
 
 
 def test_a_run_whose_levels_all_collapsed_fails() -> None:

@@ -25,7 +25,7 @@ from nestify.shown import Shown
 LOG_LINES = 40
 """Number of lines of a job's log in JUnit XML."""
 
-Standing = Literal["new", "done", "missed", "cut off", "failed", "changed"]
+Standing = Literal["new", "done", "missed", "interrupted", "failed", "changed"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -154,7 +154,7 @@ def _standing(job: Job) -> Standing:
         return "done" if earlier.state == "done" else "missed"
     if earlier.fingerprint != job.identity or earlier.state == "done":  # or its file is gone
         return "changed"
-    return "failed" if earlier.state == "failed" else "cut off"
+    return "failed" if earlier.state == "failed" else "interrupted"
 
 
 def _make_folder(path: Path) -> Path:
