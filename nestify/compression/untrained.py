@@ -103,8 +103,13 @@ class Untrained:
         unfitted = self._accuracies(nested, original, measured)
         before = state_tensors(original)
         worst, lost = nested.n_levels, 0.0
-        for protect in PROTECTIONS:
-            self.observer.stage(f"refitting the weights of each level on {len(images)} images")
+        purpose = ", for levels without training; schedule.fit = false leaves it out"
+        for number, protect in enumerate(PROTECTIONS, start=1):
+            again = f" again, with more protection of higher levels ({number} of {len(PROTECTIONS)})"
+            self.observer.stage(
+                f"refitting the weights of each level on {len(images)} images{again if number > 1 else ''}"
+                + (purpose if self.recipe.train.epochs else "")
+            )
             done = refit(nested, images, protect, original)
             if done.left:
                 self.observer.stage(

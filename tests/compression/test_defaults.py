@@ -33,7 +33,8 @@ class Warnings(Observer):
 
 def save_network(path: Path, num_classes: int) -> str:
     """Save a small network with random weights; return its path."""
-    model = timm.create_model("test_resnet", num_classes=num_classes, channels=(8, 8, 16, 16))
+    channels = (8, 8, 16, 16)
+    model = timm.create_model("test_resnet", num_classes=num_classes, channels=channels, zero_init_last=False)
     save_file(model.state_dict(), path)
     return str(path)
 
