@@ -109,7 +109,7 @@ def json_text(document: object) -> str:
 
 
 def write_result(text: str, output: Path | None) -> None:
-    """Print a result, or write it to a file atomically.
+    """Print a result, or write it to a file atomically and say so on standard error.
 
     Args:
         text: the result, with its last newline.
@@ -122,6 +122,7 @@ def write_result(text: str, output: Path | None) -> None:
     if output is not None:
         with atomic_file(output) as file:
             file.write(text.encode())
+        print_unless_quiet(f"Written: {output}")
         return
     sys.stdout.write(encodable(text, sys.stdout))
     sys.stdout.flush()

@@ -71,7 +71,7 @@ def test_layers(digits_file: Path) -> None:
 def test_into_a_file(form: str, digits_file: Path) -> None:
     printed = nestify("report", digits_file, "--format", form)
     written = nestify("report", digits_file, "--format", form, "-o", "report.txt")
-    assert (written.code, written.out) == (0, "")
+    assert (written.code, written.out, written.err) == (0, "", "Written: report.txt\n")
     assert Path("report.txt").read_text() == printed.out
 
 
