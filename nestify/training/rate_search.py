@@ -59,6 +59,9 @@ FEWEST_STEPS = 2
 EXPONENT = 0.25
 """Power of k / T by which the best rate of k steps is multiplied for a training of T steps."""
 
+LEAST_FALL = 0.01
+"""Share by which the loss must fall for rates to be told apart on the images that measure it."""
+
 HELD_IMAGES = 256
 """Number of training images that the short trainings do not use, and that measure their loss."""
 
@@ -180,8 +183,9 @@ def search_rate(
     best = min(trials[len(rates) :], key=lambda trial: trial.loss, default=None)
     if best is None or not isfinite(best.loss):
         return _default(usual, "the loss was not finite after any of the short trainings", start, trials)
-    if best.loss >= start:
-        return _default(usual, "none of the short trainings lowered the loss", start, trials)
+    if best.loss > (1 - LEAST_FALL) * start:
+        problem = f"none of the short trainings lowered the loss by {LEAST_FALL:.0%} or more"
+        return _default(usual, problem, start, trials)
     lr = float(f"{best.lr * (second / steps) ** EXPONENT:.2g}")
     return RateSearch(max(lr, options.min_lr), start, trials, best)
 

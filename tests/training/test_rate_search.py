@@ -50,6 +50,7 @@ SEARCH = 26
 def _short_runs_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let runs of a few steps search, and work in a folder of the test's own."""
     monkeypatch.setattr(rate_search, "SHARE", 2.5)
+    monkeypatch.setattr(rate_search, "LEAST_FALL", 0.0)
     monkeypatch.chdir(tmp_path)
 
 
@@ -273,6 +274,30 @@ def test_a_search_without_a_result_gives_the_default(
     assert found.lr == 0.01
     assert found.best is None
     assert problem in found.problem
+
+
+class Raised(nn.Module):
+    """The usual loss plus a constant."""
+
+    def __init__(self, offset: float) -> None:
+        super().__init__()
+        self.offset = offset
+
+    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(logits, target) + self.offset
+
+
+@pytest.mark.parametrize(("offset", "found_one"), [(0.0, True), (1000.0, False)])
+def test_a_loss_that_hardly_falls_cannot_choose(
+    offset: float, found_one: bool, make_model: MakeModel
+) -> None:
+    task = make_task(make_model)
+    task.criterion = Raised(offset)
+    found = search(task)
+    assert (found.best is not None) == found_one
+    if not found_one:
+        assert found.lr == 0.01
+        assert "lowered the loss by 1% or more" in found.problem
 
 
 def test_one_batch_is_too_few_to_search_in(make_model: MakeModel) -> None:
