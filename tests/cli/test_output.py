@@ -252,6 +252,11 @@ def test_a_checkpoint_that_predicts_nothing(refused: Refused) -> None:
     weights["layer1.0.bn1.running_var"].fill_(-1)
     save_file(weights, "broken.safetensors")
     message = refused(4, *START, "digits.nested.safetensors", "--checkpoint", "broken.safetensors")
+    assert message.startswith("the effect of conv1.0.weight on the model's outputs is not a number")
+    assert message.endswith("check the checkpoint and the images")
+    message = refused(
+        4, *START, "digits.nested.safetensors", "--checkpoint", "broken.safetensors", "--score", "lamp"
+    )
     assert message.startswith("the loss of the dense model on the validation images is nan; give another ")
 
 
