@@ -66,13 +66,14 @@ def nest(
             the full level. None: each level learns from the loss function alone.
         images: batches of training images (B, C, H, W), preprocessed, or sequences that start with them.
             Smaller levels get their batch-norm statistics from them, and `score = "fisher"` and
-            `schedule.rank = "loss"` need them.
+            `schedule.rank = "loss"` need them; both read those of rank 0 if there are several processes.
         input_size: (channels, height, width) of the images in pixels; None: the model's default.
         seed: seed of the random choices of levels, with more than four levels or `train.sandwich`.
 
     Raises:
-        RecipeError: if the levels or options are not right, or a budget cannot be met.
+        RecipeError: if the levels, options or images are not right, or a budget cannot be met.
         UnsupportedModelError: if nestify cannot handle the model.
+        DivergedError: if weights or images are not finite.
     """
     _check_model(model)
     if type(ramp_steps) is not int or ramp_steps < 0:

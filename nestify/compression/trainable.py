@@ -3,8 +3,8 @@
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from math import isclose
 from pathlib import Path
 from typing import Any, Literal
 from weakref import WeakKeyDictionary, WeakSet
@@ -162,11 +162,11 @@ class TrainableNestedModel(NestedModel):
 
     def get_extra_state(self) -> Tensor:
         """Return the state of `update`, which becomes a part of `state_dict()`."""
-        return self._loop.state(self)
+        return torch.tensor(self._loop.state(self), dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
-        self._loop.restore(self, state)
+        self._loop.restore(self, state.tolist())
 
 
 _PACED: WeakKeyDictionary[torch.optim.Optimizer, WeakSet[nn.Module]] = WeakKeyDictionary()
@@ -256,34 +256,29 @@ class _Loop:
         criterion = partial(_checked_loss, nn.functional.cross_entropy)
         return make_task(kind, nested, self.recipe, criterion, source, frozen, device)
 
-    def state(self, nested: NestedModel) -> Tensor:
-        """Return what later calls of `update` depend on, in float64.
+    def state(self, nested: NestedModel) -> list[float]:
+        """Return the last step of `update`, and the sparsities: whether they are final, and they.
 
-        It is the last step of `update`, whether the sparsities are final, the sparsities, and the
-        sensitivities of the weights if they will be ranked again, since other images would give others.
+        Between these is what tells measurements apart by which weights are ranked. The length must not
+        change, because a running average (EMA) averages the state as it does the weights.
         """
         ramp = self._ramp
-        head = [self._step, ramp.final_sparsities() is not None, *(level.sparsity for level in ramp.levels)]
-        values = nested.facts.sensitivity.values() if self._step < ramp.steps else ()
-        parts = [torch.tensor(head, dtype=torch.float64), *(each.flatten().double() for each in values)]
-        return torch.cat([part.cpu() for part in parts])
+        final = ramp.final_sparsities() is not None
+        return [self._step, final, _information(nested), *(level.sparsity for level in ramp.levels)]
 
-    def restore(self, nested: NestedModel, state: Tensor) -> None:
-        count, measured = len(self._ramp.levels), nested.facts.sensitivity
-        (step, final, *sparsities), values = state[: 2 + count].tolist(), state[2 + count :]
-        sizes = [each.numel() for each in measured.values()] if step < self._ramp.steps else []
-        if len(sparsities) != count or len(values) != sum(sizes):
+    def restore(self, nested: NestedModel, state: Sequence[float]) -> None:
+        step, final, information, *sparsities = state
+        here, rises = _information(nested), step < self._ramp.steps
+        if len(sparsities) != len(self._ramp.levels) or (rises and (information > 0) != (here > 0)):
             raise RecipeError(
-                f"the state is not that of {count} levels whose weights are ranked by "
-                f"{self.recipe.schedule.score}, with ramp_steps={self._ramp.steps}; call nest with the "
-                "arguments that it was stored with"
+                f"the state is not that of {len(self._ramp.levels)} levels whose weights are ranked by "
+                f"{self.recipe.schedule.score}; call nest with the arguments that it was stored with"
             )
-        if sizes:
-            parts = zip(measured.items(), values.split(sizes), strict=True)
-            sensitivity = {name: part.to(old).view_as(old) for (name, old), part in parts}
-            nested.facts = replace(nested.facts, sensitivity=sensitivity)
-            self._design = replace(self._design, solver=replace(self._design.solver, facts=nested.facts))
-            self._ramp.settle = self._design.settle
+        if rises and not isclose(information, here, rel_tol=1e-5):
+            _warn(
+                "from here on, weights are ranked by their effect on other images, or on other weights, than "
+                "before; give nest the same model and images if the levels are to be the same"
+            )
         self._step = int(step)
         self._ramp.set_sparsities(sparsities, final=bool(final))
 
@@ -299,6 +294,11 @@ class _Loop:
         with lock_output(path, _warn):
             write_model(nested, recipe, levels, solver, class_names, record=_record(recipe))
         return path
+
+
+def _information(nested: NestedModel) -> float:
+    """Return the sum of what the weights are ranked by, which tells measurements apart; 0 without one."""
+    return sum(float(each.double().sum()) for each in nested.facts.sensitivity.values())
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from timm.optim import Lookahead, create_optimizer_v2
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -17,7 +18,7 @@ import nestify
 from nestify.compression.inputs import augmentation, open_recipe_images
 from nestify.compression.trainable import TrainableNestedModel, readable_again
 from nestify.data.loaders import eval_loader, train_loader
-from nestify.errors import BudgetError, NestifyError, RecipeError
+from nestify.errors import BudgetError, NestifyError, NestifyWarning, RecipeError
 from tests.cli.driver import CHECKPOINT
 
 
@@ -277,17 +278,28 @@ def test_sparsity_increases_and_is_saved_at_its_target(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("levels", ["0.9,0.5,0", "macs=0.4,1"])
-def test_a_loop_resumes_within_the_ramp_with_other_images(levels: str, tmp_path: Path) -> None:
-    """The weights are ranked by what was measured at the start, whatever the images are now."""
-    nested = loop(levels, ramp_steps=100, images=[batch(16)])
+def test_a_loop_resumes_within_the_ramp(levels: str, tmp_path: Path) -> None:
+    """With the same images, the levels are those of a loop that was not interrupted; with others it warns."""
+    images = batch(16)
+    nested = loop(levels, ramp_steps=100, images=[images])
     nested.update(40)
     torch.save(nested.state_dict(), tmp_path / "state.pt")
     nested.update(100)
-    other = loop(levels, ramp_steps=100, images=[(-batch(16)[0], None)])
+    other = loop(levels, ramp_steps=100, images=[images])
     other.load_state_dict(torch.load(tmp_path / "state.pt"))
     other.update(100)
     assert same_tensors(nested, other)
-    assert len(other.state_dict()["_extra_state"]) == 2 + other.n_levels  # needed no longer
+    third = loop(levels, ramp_steps=100, images=[(-images[0], None)])
+    with pytest.warns(NestifyWarning, match=r"ranked by their effect on other images.*give nest the same"):
+        third.load_state_dict(torch.load(tmp_path / "state.pt"))
+
+
+def test_a_running_average_goes_on_after_the_ramp() -> None:
+    nested = loop("0.9,0", ramp_steps=2, images=[batch(16)])
+    averaged = ModelEmaV3(nested, decay=0.5)
+    for step in range(4):
+        nested.update(step)
+        averaged.update(nested)
 
 
 def test_an_update_that_comes_late_still_ends_the_ramp() -> None:
