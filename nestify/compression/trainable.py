@@ -162,11 +162,11 @@ class TrainableNestedModel(NestedModel):
 
     def get_extra_state(self) -> Tensor:
         """Return the state of `update`, which becomes a part of `state_dict()`."""
-        return torch.tensor(self._loop.state(self), dtype=torch.float64)
+        return torch.tensor(self._loop.state(), dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Restore what `get_extra_state` returned."""
-        self._loop.restore(self, state.tolist())
+        self._loop.restore(state.tolist())
 
 
 _PACED: WeakKeyDictionary[torch.optim.Optimizer, WeakSet[nn.Module]] = WeakKeyDictionary()
@@ -187,6 +187,9 @@ class _Loop:
         self.recipe, self._design = recipe, design
         self._ramp = Ramp(design.levels, ramp_steps, recipe.schedule.reselect, design.settle)
         self._step = -1
+        # The sum of the sensitivities, by which measurements on different images differ; 0 without one.
+        measured = design.nested.facts.sensitivity
+        self._information = sum(float(each.double().sum()) for each in measured.values())
         self._teacher = teacher
         self._task: NestedTask | None = None
         self._gradients: LevelGradients | None = None
@@ -256,19 +259,18 @@ class _Loop:
         criterion = partial(_checked_loss, nn.functional.cross_entropy)
         return make_task(kind, nested, self.recipe, criterion, source, frozen, device)
 
-    def state(self, nested: NestedModel) -> list[float]:
-        """Return the last step of `update`, and the sparsities: whether they are final, and they.
+    def state(self) -> list[float]:
+        """Return the step of `update`, whether the sparsities are final, `_information`, and the sparsities.
 
-        Between these is what tells measurements apart by which weights are ranked. The length must not
-        change, because a running average (EMA) averages the state as it does the weights.
+        The length is always the same, because a running average (EMA) averages the state too.
         """
         ramp = self._ramp
         final = ramp.final_sparsities() is not None
-        return [self._step, final, _information(nested), *(level.sparsity for level in ramp.levels)]
+        return [self._step, final, self._information, *(level.sparsity for level in ramp.levels)]
 
-    def restore(self, nested: NestedModel, state: Sequence[float]) -> None:
+    def restore(self, state: Sequence[float]) -> None:
         step, final, information, *sparsities = state
-        here, rises = _information(nested), step < self._ramp.steps
+        here, rises = self._information, step < self._ramp.steps
         if len(sparsities) != len(self._ramp.levels) or (rises and (information > 0) != (here > 0)):
             raise RecipeError(
                 f"the state is not that of {len(self._ramp.levels)} levels whose weights are ranked by "
@@ -294,11 +296,6 @@ class _Loop:
         with lock_output(path, _warn):
             write_model(nested, recipe, levels, solver, class_names, record=_record(recipe))
         return path
-
-
-def _information(nested: NestedModel) -> float:
-    """Return the sum of what the weights are ranked by, which tells measurements apart; 0 without one."""
-    return sum(float(each.double().sum()) for each in nested.facts.sensitivity.values())
 
 
 def _record(recipe: Recipe) -> dict[str, Any]:

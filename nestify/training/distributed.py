@@ -110,8 +110,8 @@ class World:
 
     def broadcast(self, module: nn.Module) -> None:
         """Copy the parameters and buffers of rank 0 to all processes."""
-        tensors = {name: tensor for name, tensor in module.state_dict().items() if "_extra_state" not in name}
-        self.broadcast_tensors(list(tensors.values()))  # extra state is no tensor of the module's device
+        state = module.state_dict()  # whose extra state is no tensor of the module's device
+        self.broadcast_tensors([tensor for name, tensor in state.items() if "_extra_state" not in name])
 
     def broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
         """Copy tensors of rank 0 to those of the same shapes in all processes."""

@@ -60,7 +60,7 @@ EXPONENT = 0.25
 """Power of k / T by which the best rate of k steps is multiplied for a training of T steps."""
 
 LEAST_FALL = 0.01
-"""Share by which the loss must fall for rates to be told apart on the images that measure it."""
+"""Share by which the loss must fall; a smaller fall is within the error of the measurement."""
 
 HELD_IMAGES = 256
 """Number of training images that the short trainings do not use, and that measure their loss."""
