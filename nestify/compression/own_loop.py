@@ -1,7 +1,6 @@
 """A nested model for a training loop of the user's own: `nest`."""
 
 import re
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Literal
@@ -13,12 +12,13 @@ from nestify.compression.batches import Batch, pictures_of, readable_again, same
 from nestify.compression.latency import LayerTimer
 from nestify.compression.trainable import TrainableNestedModel
 from nestify.data.hierarchy import ClassLevels
-from nestify.errors import NestifyWarning, RecipeError
+from nestify.errors import RecipeError
 from nestify.model.spec import ModelSpec, describe_model
 from nestify.recipe.level_options import Kind, Score
 from nestify.recipe.options import OWN_LOOP
 from nestify.recipe.recipe import Recipe, checked_recipe
 from nestify.schedule.budgets import design_levels
+from nestify.terminal import find_caller
 from nestify.training.distributed import current_world
 from nestify.training.observer import Observer
 
@@ -95,7 +95,8 @@ def nest(
     was_training = model.training
     pictures = pictures_of(() if images is None else images, spec.input_size[0], device)
     pictures = same_everywhere(pictures, world, device)
-    design = design_levels(model.eval(), spec, recipe, ClassLevels(), pictures, layer_times=timer, warn=_warn)
+    warn = find_caller().warn
+    design = design_levels(model.eval(), spec, recipe, ClassLevels(), pictures, layer_times=timer, warn=warn)
     nested = TrainableNestedModel(design, recipe, ramp_steps, teacher)
     if images is not None:
         smaller = [level for level in range(1, nested.n_levels + 1) if nested.is_smaller(level)]
@@ -204,7 +205,3 @@ def _check_backbone(spec: ModelSpec, recipe: Recipe, teacher: object) -> None:
             f"teacher= compares predictions of classes, and {spec.architecture} returns {spec.returned}; "
             "leave it out, and compare with a teacher in the loss function"
         )
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, NestifyWarning, stacklevel=3)

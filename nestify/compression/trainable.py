@@ -1,7 +1,6 @@
 """The model that `nest` makes, with the steps of a training loop."""
 
 import os
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from math import isclose
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from nestify.compression.batches import Batch, pictures_of, readable_again
 from nestify.compression.preflight import check_output
 from nestify.compression.write import write_model
-from nestify.errors import NestifyWarning, RecipeError
+from nestify.errors import RecipeError
 from nestify.files import lock_output
 from nestify.model.batch_norm import recalibrate_level
 from nestify.model.nested_model import NestedModel
@@ -24,6 +23,7 @@ from nestify.recipe.recipe import Recipe
 from nestify.schedule.budgets import NestedDesign
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
+from nestify.terminal import find_caller
 from nestify.training.checkpoint import inner
 from nestify.training.distributed import current_world
 from nestify.training.exchange import GradientExchange
@@ -199,7 +199,7 @@ class _Loop:
             choose_weights(nested, self._ramp.levels_at(step), self.recipe.schedule.score)
             current_world().sync_entry_levels(nested)
             for problem in check_empty(nested) if step >= self._ramp.steps else ():
-                _warn(problem)
+                find_caller().warn(problem)
         self._step = step
         if self._task is not None:
             self._task.step = step
@@ -277,7 +277,7 @@ class _Loop:
                 f"{self.recipe.schedule.score}; call nest with the arguments that it was stored with"
             )
         if rises and not isclose(information, here, rel_tol=1e-5):
-            _warn(
+            find_caller().warn(
                 "from here on, weights are ranked by their effect on other images, or on other weights, than "
                 "before; give nest the same model and images if the levels are to be the same"
             )
@@ -293,7 +293,7 @@ class _Loop:
         recipe = self.recipe.model_copy(update={"output": os.fspath(path)})
         check_output(recipe, "path", path)
         levels, solver = list(self._ramp.levels), self._design.solver
-        with lock_output(path, _warn):
+        with lock_output(path, find_caller().warn):
             write_model(nested, recipe, levels, solver, class_names, record=_record(recipe))
         return path
 
@@ -338,7 +338,3 @@ def _checked_loss(loss_fn: LossFunction, logits: Any, target: Any) -> Tensor:
             f"loss_fn returns {found}; return a tensor of one element, or a mapping that has one as 'loss'"
         )
     return loss.squeeze()
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, NestifyWarning, stacklevel=3)
