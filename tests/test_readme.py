@@ -24,7 +24,8 @@ from nestify.recipe.sources import parse_setting
 ROOT = Path(__file__).parents[1]
 MAP = ROOT / "nestify" / "README.md"
 GUIDE = sorted((ROOT / "nestify" / "guide").glob("*.md"))
-TEXTS = [ROOT / "README.md", ROOT / "tests" / "benchmarks" / "README.md", MAP, *GUIDE]
+FIGURES = sorted((ROOT / "tests" / "benchmarks").glob("*.md"))
+TEXTS = [ROOT / "README.md", *FIGURES, MAP, *GUIDE]
 BLOCKS = [
     (kind, block)
     for path in TEXTS
