@@ -28,6 +28,7 @@ from nestify.model.pretrained import PretrainedModel, load_pretrained
 from nestify.recipe.recipe import Recipe, load_recipe
 from nestify.schedule.costs import MacCount, count_macs, level_costs
 from nestify.schedule.description import describe, prefix_bytes
+from nestify.schedule.sensitivity import measure_sensitivity
 from nestify.schedule.weights import kept_weights, select_entry_levels
 from nestify.training.task import NestedTask, Teacher
 
@@ -111,9 +112,10 @@ def walk(name: str, *, macs: bool = True, kwargs: Kwargs | None = None) -> WalkR
     network, spec = pretrained.model, pretrained.spec
     recipe = load_recipe(name, {"data.path": "none", "levels": ",".join(map(str, SPARSITIES))})
     nested = NestedModel(network, spec, [level.name for level in recipe.levels])
+    images, target = torch.randn(2, *spec.input_size), torch.arange(2)
+    _measure(nested, images)
     _choose_weights(nested, recipe)
     count = _check_plan(nested, recipe) if macs else _empty_count(network)
-    images, target = torch.randn(2, *spec.input_size), torch.arange(2)
     _train_once(nested, plain, images, target)
     logits = _check_logits(nested, plain, images, target)
     del plain
@@ -184,6 +186,17 @@ def _open_checkpoint(name: str, plain: nn.Module, kwargs: Kwargs, side: int | No
     for key, tensor in state.items():
         assert torch.equal(found[key], tensor), f"{key} is not as in the checkpoint"
     return pretrained
+
+
+def _measure(nested: NestedModel, images: Tensor) -> None:
+    """Measure the effect of the weights, after which the network must be as it was, and can be copied."""
+    with torch.no_grad():
+        before = nested.eval()(images, level=nested.n_levels)
+    measured = measure_sensitivity(nested.network, list(nested.entry), [images], "class")
+    assert all(bool(each.isfinite().all()) for each in measured.values())
+    copy = deepcopy(nested.network)  # fails if a module has kept what was computed with gradients
+    with torch.no_grad():
+        _assert_same(copy(images), before, "a copy of the network that was measured")
 
 
 def _choose_weights(nested: NestedModel, recipe: Recipe) -> None:

@@ -65,7 +65,7 @@ def evaluate(
             "--val-split",
             help="Split to evaluate on. After compress --holdout, only the held-out images of the training "
             "split are used.",
-            show_default="validation",
+            show_default="validation, or else the one that the file was validated on",
         ),
     ] = None,
     all_images: Annotated[

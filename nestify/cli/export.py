@@ -90,7 +90,10 @@ def export(
     split: Annotated[
         str | None,
         typer.Option(
-            "--split", "--val-split", help="Split to evaluate --int8 on.", show_default="validation"
+            "--split",
+            "--val-split",
+            help="Split to evaluate --int8 on.",
+            show_default="validation, or else the one that the file was validated on",
         ),
     ] = None,
     calibrate_images: Annotated[

@@ -1,6 +1,7 @@
 """Batches of images that a training loop of the user's own gives to nestify."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
@@ -55,24 +56,36 @@ def readable_again(batches: Iterable[Batch], most: int) -> Iterable[Batch]:
     return list(islice(batches, most)) if iter(batches) is batches else batches
 
 
-def same_everywhere(pictures: Iterator[Tensor], world: World, device: torch.device) -> Iterator[Tensor]:
-    """Yield the images of rank 0 in all processes, so that what is measured on them is the same.
+@dataclass(frozen=True)
+class SamePictures:
+    """The images of rank 0 in all processes, so that what is measured on them is the same.
 
-    Args:
-        pictures: the images of this process.
-        world: the processes, which all read the result in step.
-        device: where the images are.
+    All processes iterate over them in step, as often as they like.
+
+    Attributes:
+        batches: the batches of this process; see `pictures_of`.
+        channels: number of channels that the model reads.
+        world: the processes.
+        device: where the images go.
     """
-    if world.size == 1:
-        yield from pictures
-        return
-    read: list[Tensor] = []
 
-    def read_batch() -> tuple[int, ...] | None:
-        read[:] = islice(pictures, 1)
-        return tuple(read[0].shape) if read else None
+    batches: Iterable[Batch]
+    channels: int
+    world: World
+    device: torch.device
 
-    while (shape := world.on_main(read_batch)) is not None:
-        images = read[0].contiguous() if world.is_main else torch.empty(shape, device=device)
-        world.broadcast_tensors([images])
-        yield images
+    def __iter__(self) -> Iterator[Tensor]:
+        pictures = pictures_of(self.batches, self.channels, self.device)
+        if self.world.size == 1:
+            yield from pictures
+            return
+        read: list[Tensor] = []
+
+        def read_batch() -> tuple[int, ...] | None:
+            read[:] = islice(pictures, 1)
+            return tuple(read[0].shape) if read else None
+
+        while (shape := self.world.on_main(read_batch)) is not None:
+            images = read[0].contiguous() if self.world.is_main else torch.empty(shape, device=self.device)
+            self.world.broadcast_tensors([images])
+            yield images

@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from nestify.compression.batches import Batch, pictures_of, readable_again, same_everywhere
+from nestify.compression.batches import Batch, SamePictures, readable_again
 from nestify.compression.latency import LayerTimer
 from nestify.compression.trainable import TrainableNestedModel
 from nestify.data.hierarchy import ClassLevels
@@ -93,8 +93,7 @@ def nest(
     world, device = current_world(), next(model.parameters()).device
     timer = partial(LayerTimer(spec, recipe, world).measure, Observer())
     was_training = model.training
-    pictures = pictures_of(() if images is None else images, spec.input_size[0], device)
-    pictures = same_everywhere(pictures, world, device)
+    pictures = SamePictures(() if images is None else images, spec.input_size[0], world, device)
     warn = find_caller().warn
     design = design_levels(model.eval(), spec, recipe, ClassLevels(), pictures, layer_times=timer, warn=warn)
     nested = TrainableNestedModel(design, recipe, ramp_steps, teacher)

@@ -1,8 +1,7 @@
 """The model that `nest` makes, with the steps of a training loop."""
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 from math import isclose
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nestify.compression.batches import Batch, pictures_of, readable_again
+from nestify.compression.loss_function import LossFunction, checked_criterion
 from nestify.compression.preflight import check_output
 from nestify.compression.write import write_model
 from nestify.errors import RecipeError
@@ -23,6 +23,7 @@ from nestify.recipe.recipe import Recipe
 from nestify.schedule.budgets import NestedDesign
 from nestify.schedule.nest import choose_weights
 from nestify.schedule.ramp import Ramp
+from nestify.schedule.sensitivity import total_sensitivity
 from nestify.terminal import find_caller
 from nestify.training.checkpoint import inner
 from nestify.training.distributed import current_world
@@ -31,11 +32,7 @@ from nestify.training.gradients import LevelGradients, PacedSteps, add_gradients
 from nestify.training.health import check_empty
 from nestify.training.joint_task import JointTask
 from nestify.training.make_task import Task, make_task
-from nestify.training.task import Criterion, LevelResult, NestedTask, TeacherKind
-
-LossFunction = Callable[[Any, Any], "Tensor | Mapping[str, Any]"]
-"""A function of what a level returns and the target, which returns the loss: a tensor of one element, or a
-mapping that has it as `loss`. A level returns logits (B, classes), an embedding (B, C) or feature maps."""
+from nestify.training.task import LevelResult, NestedTask, TeacherKind
 
 
 class TrainableNestedModel(NestedModel):
@@ -187,9 +184,9 @@ class _Loop:
         self.recipe, self._design = recipe, design
         self._ramp = Ramp(design.levels, ramp_steps, recipe.schedule.reselect, design.settle)
         self._step = -1
+        self._is_told = False  # whether the loop says which step it is at
         # The sum of the sensitivities, by which measurements on different images differ; 0 without one.
-        measured = design.nested.facts.sensitivity
-        self._information = sum(float(each.double().sum()) for each in measured.values())
+        self._information = total_sensitivity(design.nested.facts.sensitivity.values())
         self._teacher = teacher
         self._task: NestedTask | None = None
         self._gradients: LevelGradients | None = None
@@ -200,9 +197,18 @@ class _Loop:
             current_world().sync_entry_levels(nested)
             for problem in check_empty(nested) if step >= self._ramp.steps else ():
                 find_caller().warn(problem)
+        self._is_told = self._step >= 0  # nest makes the first call
+        self._go_to(step)
+
+    def _go_to(self, step: int) -> None:
         self._step = step
         if self._task is not None:
             self._task.step = step
+
+    def _count(self) -> None:
+        """Go to the next step after a pass, if the loop need not say where it is, and does not."""
+        if not self._is_told and not self._ramp.steps:
+            self._go_to(self._step + 1)
 
     def backward(
         self,
@@ -227,7 +233,7 @@ class _Loop:
             world.broadcast(nested)
             self._gradients = LevelGradients(nested, self._task.level_weights)
         assert self._gradients is not None
-        self._task.criterion = _criterion(loss_fn, nested.n_levels)
+        self._task.criterion = checked_criterion(loss_fn, nested.n_levels)
         parameters = [parameter for parameter in nested.parameters() if parameter.requires_grad]
         earlier = [parameter.grad for parameter in parameters]
         for parameter in parameters:
@@ -238,6 +244,7 @@ class _Loop:
         exchange.finish()
         self._gradients.apply()
         add_gradients(parameters, earlier)
+        self._count()
         return results
 
     def pace(self, nested: NestedModel, optimizer: torch.optim.Optimizer) -> None:
@@ -250,14 +257,21 @@ class _Loop:
     def joint_task(self, nested: NestedModel, loss_fn: LossFunction | Sequence[LossFunction]) -> JointTask:
         if not isinstance(self._task, JointTask):
             self._task = self._make_task(nested, next(nested.parameters()).device, JointTask)
-        self._task.criterion = _criterion(loss_fn, nested.n_levels)
+            self._task.register_forward_hook(lambda *_: self._count())
+        self._task.criterion = checked_criterion(loss_fn, nested.n_levels)
         return self._task
 
     def _make_task(self, nested: NestedModel, device: torch.device, kind: type[Task]) -> Task:
         frozen = self._teacher if isinstance(self._teacher, nn.Module) else None
         source: TeacherKind = "none" if self._teacher is None else "self" if frozen is None else "other"
-        criterion = partial(_checked_loss, nn.functional.cross_entropy)
-        return make_task(kind, nested, self.recipe, criterion, source, frozen, device)
+        criterion = checked_criterion(nn.functional.cross_entropy, nested.n_levels)
+        task = make_task(kind, nested, self.recipe, criterion, source, frozen, device)
+        task.step = max(self._step, 0)
+        return task
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what hooks into tensors, because a copy of a tensor has no hooks."""
+        return self.__dict__ | {"_task": None, "_gradients": None}
 
     def state(self) -> list[float]:
         """Return the step of `update`, whether the sparsities are final, `_information`, and the sparsities.
@@ -304,37 +318,3 @@ def _record(recipe: Recipe) -> dict[str, Any]:
     kept = {key: everything[key] for key in ("dtype", "seed", "model", "schedule", "level")}
     train = {key: everything["train"][key] for key in ("bn", "distill", "temperature", "sandwich")}
     return {**kept, "data": {"path": recipe.data.path}, "train": train}
-
-
-def _criterion(loss_fn: LossFunction | Sequence[LossFunction], n_levels: int) -> Criterion | list[Criterion]:
-    """Return the checked loss function, or one for each level.
-
-    Raises:
-        RecipeError: if there are not as many functions as levels.
-    """
-    if callable(loss_fn):
-        return partial(_checked_loss, loss_fn)
-    if len(loss_fn) != n_levels:
-        raise RecipeError(
-            f"loss_fn has {len(loss_fn)} functions for {n_levels} levels; give one function, or one for each "
-            "level, core first"
-        )
-    return [partial(_checked_loss, each) for each in loss_fn]
-
-
-def _checked_loss(loss_fn: LossFunction, logits: Any, target: Any) -> Tensor:
-    """Compute a loss with a function of the user.
-
-    Raises:
-        RecipeError: if it does not return one number.
-    """
-    result = loss_fn(logits, target)
-    loss = result.get("loss") if isinstance(result, Mapping) else result
-    if not isinstance(loss, Tensor) or loss.numel() != 1:
-        found = (
-            f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-        )
-        raise RecipeError(
-            f"loss_fn returns {found}; return a tensor of one element, or a mapping that has one as 'loss'"
-        )
-    return loss.squeeze()

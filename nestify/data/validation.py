@@ -1,7 +1,7 @@
 """Which images validate: the record of those that `compress` held out, and how `eval` finds them again."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
@@ -95,6 +95,7 @@ def open_evaluation_images(
     data: str,
     split: str | None,
     held_out: HeldOut | None,
+    recorded: str | None = None,
     *,
     all_images: bool = False,
     labelled: bool = True,
@@ -113,8 +114,10 @@ def open_evaluation_images(
 
     Args:
         data: images, as for `open_images`.
-        split: name of the split; None for `validation`, or the training split if there is no other.
+        split: name of the split; None for `validation`, or else what the file was validated on: held-out
+            images of the training split, or the split `recorded`.
         held_out: the file's record of how its validation images were held out; None if it has none.
+        recorded: name of the split that the file was validated on; None if it is not known.
         all_images: whether to use the training images too.
         labels: CSV table of the labels of each image, in place of class folders.
         labelled: whether labels are read. If not, they are still read where the held-out images were chosen
@@ -122,8 +125,9 @@ def open_evaluation_images(
 
     The other arguments and errors are those of `open_images`.
     """
-    where = _locate(data, split, held_out, data_root)
-    drawn = _locate_or_none(data, held_out, data_root)
+    trained_on = None if held_out is None else held_out.split
+    where = _locate(data, split, trained_on or recorded, data_root)
+    drawn = _locate_or_none(data, trained_on, data_root)
     overlaps = held_out is not None and drawn is not None and where.overlaps(drawn)
     open_with = partial(
         open_images,
@@ -199,22 +203,29 @@ def open_calibration_images(
     return images.at_most(count, seed)
 
 
-def _locate(data: str, split: str | None, held_out: HeldOut | None, data_root: str | None) -> Split:
-    """Locate the split to evaluate on."""
+def _locate(data: str, split: str | None, otherwise: str | None, data_root: str | None) -> Split:
+    """Locate the split to evaluate on: the named one, or `validation`, or else another one."""
     try:
         return locate_split(data, split or "validation", data_root)
     except DataError:
-        training = None if split else _locate_or_none(data, held_out, data_root)
-        if training is None:
+        found = None if split else _locate_or_none(data, otherwise, data_root)
+        if found is None:
             raise
-        return training
+        return found
 
 
-def _locate_or_none(data: str, held_out: HeldOut | None, data_root: str | None) -> Split | None:
-    """Locate the split that validation images were held out of, if the data has it."""
-    if held_out is None:
+def _locate_or_none(data: str, split: str | None, data_root: str | None) -> Split | None:
+    """Locate a split, if it is known and the data has it."""
+    if split is None:
         return None
     try:
-        return locate_split(data, held_out.split, data_root)
+        return locate_split(data, split, data_root)
     except DataError:
         return None
+
+
+def recorded_split(recipe: Mapping[str, object]) -> str | None:
+    """Return the name of the split that a nested file was validated on, from the recipe in its manifest."""
+    data = recipe.get("data")
+    name = data.get("val_split") if isinstance(data, Mapping) else None
+    return name if isinstance(name, str) else None

@@ -11,7 +11,7 @@ from torch import Tensor
 from nestify.accelerator import pick_device
 from nestify.data.hierarchy import stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
-from nestify.data.validation import UsedImages, open_evaluation_images
+from nestify.data.validation import UsedImages, open_evaluation_images, recorded_split
 from nestify.engine.export import engine_device
 from nestify.errors import RecipeError
 from nestify.evaluation.agreement import Replay
@@ -111,8 +111,9 @@ def evaluate(
         cascade: also evaluate, for each image, the first level that is confident enough: a threshold such as
             0.8, `macs=0.5` (the highest threshold whose mean effective MACs are at most half of the full
             level's), or `sweep`. With `level`, consensus and cascade use the levels up to that one.
-        split: name of the split; None for `validation`. Of the split that the file's validation images were
-            held out of, only the held-out images are used; see `all_images`.
+        split: name of the split; None for `validation`, or else the split that the file was validated on. Of
+            the split that the file's validation images were held out of, only the held-out images are used;
+            see `all_images`.
         all_images: whether to use the images that the levels were trained on too.
         unlabelled: whether to use no labels: each level is compared with the file's full level, or with
             `original`. The images may lie in any folder.
@@ -183,6 +184,7 @@ def evaluate(
         data,
         split,
         file.manifest.held_out,
+        recorded_split(file.manifest.recipe),
         all_images=all_images,
         labelled=not unlabelled,
         labels=labels,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nestify.data.hierarchy import coarse_target, stored_class_levels
 from nestify.data.loaders import Loader, eval_loader
-from nestify.data.validation import open_evaluation_images
+from nestify.data.validation import open_evaluation_images, recorded_split
 from nestify.errors import DataError, GateFailed, RecipeError
 from nestify.evaluation.agreement import cosine_similarity
 from nestify.evaluation.comparison import choose_metric
@@ -73,7 +73,8 @@ def export_int8(
             labels.
         labels: CSV table of the labels of each image, of levels that predict several.
         train_split: name of the split to calibrate on; None for `train`.
-        split: name of the split to evaluate on; None for `validation`.
+        split: name of the split to evaluate on; None for `validation`, or else the one that the file was
+            validated on.
         data_root: folder of a named data set.
         max_images: maximum number of images to evaluate on, balanced over the classes.
         batch: number of images per call; by default any number.
@@ -186,6 +187,7 @@ class _Images:
             data,
             split,
             held_out,
+            recorded_split(file.manifest.recipe),
             max_images=max_images,
             labelled=labelled,
             labels=labels,

@@ -290,8 +290,8 @@ class TrainOptions(Section):
     )
     sandwich: Annotated[int, Field(ge=2)] | None = Field(
         default=None,
-        description="levels per training step, always including the core and the full level; by default "
-        "all, or 4 if there are more",
+        description="levels per training step, always including the lowest and the highest that learn; by "
+        "default all, or 4 if there are more",
     )
     eval_before: bool = Field(
         default=True, description="whether to validate the levels before training as well"

@@ -81,7 +81,8 @@ def design_levels(
         recipe: the levels and the schedule.
         labels: the classes that each level predicts.
         calibration: batches of images (B, C, H, W) on which the importance of blocks is measured, if the
-            recipe ranks them by loss, and the sensitivity of weights, if it ranks them by that.
+            recipe ranks them by loss, and the sensitivity of weights, if it ranks them by that. Each of the
+            two iterates over them from the start.
         known: the result of `find_removable` for a network of the same architecture, to be used again;
             None: the network is searched.
         given: returns the sizes of the first levels, which exist already, for the levels of the recipe and

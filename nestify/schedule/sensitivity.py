@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from nestify.accelerator import as_float64
 from nestify.errors import DivergedError, RecipeError
 from nestify.model.feature_maps import Outputs, as_list
 from nestify.model.spec import state_tensors
@@ -68,7 +69,10 @@ def measure_sensitivity(
     draws = torch.Generator().manual_seed(0)
     count = 0
     try:
-        network.eval()
+        network.train().eval()  # train() drops what models such as LeViT compute from weights in eval mode
+        for module in network.modules():
+            if isinstance(module, nn.RNNBase) and not module.dropout:
+                module.train()  # without which cuDNN has no backward pass; it computes the same
         for weight in weights:
             weight.requires_grad_()
         for batch in _parts(batches, images):
@@ -80,6 +84,7 @@ def measure_sensitivity(
                     square.addcmul_(gradient.float(), gradient.float())
             count += len(batch)
     finally:
+        network.train()
         for module, mode in training.items():
             module.training = mode
         for weight, learnt in zip(weights, learns, strict=True):
@@ -90,6 +95,11 @@ def measure_sensitivity(
             'score "lamp"'
         )
     return {name: _smoothed(square / count) for name, square in zip(names, squares, strict=True)}
+
+
+def total_sensitivity(measured: Iterable[Tensor]) -> float:
+    """Return the sum of measured sensitivities."""
+    return sum(float(as_float64(each).sum()) for each in measured)
 
 
 def checked_sensitivity(measured: Mapping[str, Tensor], warn: Callable[[str], None]) -> dict[str, Tensor]:
@@ -116,7 +126,7 @@ def checked_sensitivity(measured: Mapping[str, Tensor], warn: Callable[[str], No
         return dict(measured)
     effective = [each for name, each in measured.items() if name not in without]
     count = sum(each.numel() for each in effective)
-    mean = sum(float(each.double().sum()) for each in effective) / count if count else 1.0
+    mean = total_sensitivity(effective) / count if count else 1.0
     more = f" and {len(without) - 1} more" if len(without) > 1 else ""
     warn(
         f"{without[0]}{more} of {len(measured)} weight tensors do not change the outputs, because a norm or "

@@ -125,9 +125,10 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         distill: b_k by level, core first, in [0, 1]; set to 0 for the highest trained level if it is the
             only teacher, and learns from labels.
         teacher: provides the soft targets.
-        sandwich: number of levels that a step trains: the core and full levels, and levels between them,
-            drawn uniformly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019, section 3.2), whose
-            weights are raised so that the expected loss stays the same. None trains all levels.
+        sandwich: number of levels that a step trains: the lowest and the highest trained one, and levels
+            between them, drawn uniformly (Yu and Huang, "Universally Slimmable Networks", ICCV 2019,
+            section 3.2), whose weights are raised so that the expected loss stays the same. None trains all
+            levels.
         autocast: makes the context of a forward pass, for reduced precision.
         device: the device that trains; None is the CPU.
         parents: by level, int64 (classes,): the level's class for each class of the data; levels that predict
@@ -195,18 +196,16 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
 
     def draw_levels(self) -> list[tuple[int, float]]:
         """Draw the levels of the current step; return them with their weights, full level first."""
-        weights = self.level_weights
-        middle = list(range(2, self.n_levels))
+        weights = {level: weight for level, weight in enumerate(self.level_weights, start=1) if weight}
+        middle = list(weights)[1:-1]
         drawn = self.sandwich - 2
         if drawn < len(middle):
             draw = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
-            order = torch.randperm(len(middle), generator=draw)[:drawn].tolist()
+            order = torch.randperm(len(middle), generator=draw).tolist()
             raised = len(middle) / drawn if drawn else 0.0
-            chosen = {middle[i]: weights[middle[i] - 1] * raised for i in order}
-        else:
-            chosen = {level: weights[level - 1] for level in middle}
-        chosen |= {1: weights[0], self.n_levels: weights[-1]}
-        return sorted(((level, weight) for level, weight in chosen.items() if weight), reverse=True)
+            for place, i in enumerate(order):
+                weights[middle[i]] *= raised if place < drawn else 0.0
+        return sorted(((level, weight) for level, weight in weights.items() if weight), reverse=True)
 
     def for_each_level(
         self,

@@ -94,3 +94,12 @@ def test_a_damaged_validation_image(refused: Refused, images: Path) -> None:
     assert {level["images"] for level in done.document["levels"]} == {78}
     named = ", ".join(map(str, damaged))
     assert f"validation images: skipped 2 unreadable images: {named}" in done.err.splitlines()
+
+
+def test_a_file_is_evaluated_on_the_split_that_it_was_validated_on(images: Path, tmp_path: Path) -> None:
+    (images / "validation").rename(images / "test")
+    file, validated = tmp_path / "levels.nested.safetensors", ("--val-split", "test")
+    assert nestify(*START, images, *validated, "-o", file).code == 0
+    alike = [nestify("eval", file, "--data", images, *words, "--json") for words in ((), validated)]
+    assert [each.code for each in alike] == [0, 0]
+    assert alike[0].document["levels"] == alike[1].document["levels"]

@@ -1,17 +1,16 @@
 """Images for `nest` are those that the model reads; in several processes they are those of rank 0."""
 
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 import timm
 import torch
-from torch import Tensor, distributed
+from torch import distributed
 
 import nestify
-from nestify.compression.batches import pictures_of, same_everywhere
+from nestify.compression.batches import SamePictures, pictures_of
 from nestify.errors import RecipeError
 from nestify.training.distributed import current_world
 from tests.training.processes import Processes
@@ -46,8 +45,10 @@ def test_images_become_float32(dtype: torch.dtype, wrap: Any) -> None:
 
 
 def test_one_process_has_its_own_images() -> None:
-    batches = [torch.zeros(1), torch.ones(1)]
-    assert list(same_everywhere(iter(batches), current_world(), CPU)) == batches
+    batches = [torch.full((1, 3, 2, 2), float(value)) for value in range(2)]
+    pictures = SamePictures(batches, 3, current_world(), CPU)
+    for _ in range(2):
+        assert [float(images.mean()) for images in pictures] == [0, 1]
 
 
 def in_process_group(rank: int, work: Any) -> Any:
@@ -61,14 +62,16 @@ def in_process_group(rank: int, work: Any) -> Any:
 
 
 def read_shared(rank: int) -> list[list[float]]:
-    own: Iterator[Tensor] = (torch.full((size, 1), 10.0 * rank + size) for size in range(1, 4 - rank))
-    return [images.flatten().tolist() for images in same_everywhere(own, current_world(), CPU)]
+    own = [torch.full((size, 1, 1, 1), 10.0 * rank + size) for size in range(1, 4 - rank)]
+    pictures = SamePictures(own, 1, current_world(), CPU)
+    part = [next(iter(pictures)).flatten().tolist()]  # it is as well to stop early, and to read again
+    return part + [images.flatten().tolist() for images in pictures]
 
 
 def fail_on_rank_0(rank: int) -> str:
     batches = [torch.zeros(2, 1, 8, 8) if rank == 0 else torch.zeros(2, 3, 8, 8)]
     with pytest.raises(RecipeError) as caught:
-        list(same_everywhere(pictures_of(batches, 3, CPU), current_world(), CPU))
+        list(SamePictures(batches, 3, current_world(), CPU))
     return str(caught.value)
 
 
@@ -95,4 +98,4 @@ def test_all_processes_have_the_images_of_rank_0(work: Any) -> None:
     assert not isinstance(first, BaseException), first
     assert first == second
     if work is read_shared:
-        assert first == [[1.0], [2.0, 2.0], [3.0, 3.0, 3.0]]
+        assert first == [[1.0], [1.0], [2.0, 2.0], [3.0, 3.0, 3.0]]

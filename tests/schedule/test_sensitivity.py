@@ -117,6 +117,39 @@ def test_nothing_changes_and_the_result_repeats() -> None:
         assert bool((sensitivity > 0).any())
 
 
+def test_what_a_model_keeps_in_eval_mode_is_dropped() -> None:
+    """LeViT keeps a tensor that it computes from weights, which cannot be copied if it has gradients."""
+    network = timm.create_model("levit_128s", num_classes=2).eval()
+    images = torch.rand(1, 3, 224, 224)
+    for _ in range(2):
+        with torch.no_grad():
+            logits = network(images)
+        measure_sensitivity(network, ["head.linear.weight"], [images], "class")
+        copy = deepcopy(network)
+        assert not copy.training
+        torch.testing.assert_close(copy(images), logits)
+
+
+def test_a_recurrent_layer_is_measured_in_training_mode() -> None:
+    """cuDNN has no backward pass of an LSTM in eval mode."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.modes = nn.LSTM(4, 3, batch_first=True), list[bool]()
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.modes.append(self.layer.training)
+            return self.layer(images.flatten(2))[0][:, -1]
+
+    network = Last().eval()
+    measured = measure_sensitivity(network, ["layer.weight_ih_l0"], list(copies(8)), "class")
+    assert network.modes
+    assert all(network.modes)
+    assert not network.layer.training
+    assert bool(measured["layer.weight_ih_l0"].any())
+
+
 @pytest.mark.parametrize(("images", "seen"), [(1, 1), (8, 8), (13, 13), (500, 30)])
 def test_as_many_images_are_used_as_there_should_be(images: int, seen: int) -> None:
     network = linear()

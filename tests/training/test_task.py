@@ -4,6 +4,8 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional
 
@@ -224,6 +226,33 @@ def test_sandwich_always_trains_core_and_full_and_keeps_the_expected_weight(make
             totals[level] += weight / draws
     for level in totals:
         assert totals[level] == pytest.approx(1 / 6, rel=0.1)
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_a_step_draws_among_the_levels_that_are_trained(make_model: MakeModel, data: st.DataObject) -> None:
+    """Frozen levels, and those without weight in the loss, take no place: some are trained at every step."""
+    model = make_model("test_vit", img_size=32)
+    weights = data.draw(st.lists(st.sampled_from([0.0, 1.0, 2.0]), min_size=1, max_size=6).filter(any))
+    sandwich = data.draw(st.integers(2, 6))
+    nested = NestedModel(model, describe_model(model), [f"level{k}" for k in range(len(weights))])
+    task = NestedTask(
+        nested,
+        nn.CrossEntropyLoss(),
+        weights=weights,
+        distill=[0.0] * len(weights),
+        teacher=Teacher("none"),
+        sandwich=sandwich,
+    )
+    trained = [level for level, weight in enumerate(weights, start=1) if weight]
+    seen = set[int]()
+    for task.step in range(60):
+        levels = [level for level, _ in task.draw_levels()]
+        assert levels == sorted(set(levels), reverse=True)
+        assert len(levels) == min(sandwich, len(trained))
+        assert {trained[0], trained[-1]} <= set(levels) <= set(trained)
+        seen |= set(levels)
+    assert seen == (set(trained) if sandwich > 2 else {trained[0], trained[-1]})
 
 
 @pytest.mark.parametrize("trained", [1, 2, 3])

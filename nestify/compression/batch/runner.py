@@ -181,9 +181,9 @@ class Runner:
 
     def _begin_some(self) -> None:
         for job in list(self._waiting):
-            if len(self._running) >= self._max_parallel:
+            if len(self._running) >= self._max_parallel or not self._waiting:
                 return
-            if self._begin(job):
+            if self._begin(job) and self._waiting:  # a failure may have cleared them
                 self._waiting.remove(job)
 
     def _begin(self, job: Job) -> bool:

@@ -157,6 +157,18 @@ def test_fail_fast_begins_no_more(fakes: Fakes) -> None:
     assert fakes.begun() == ["a", "b"]
 
 
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_fail_fast_begins_no_more_after_a_limit_that_was_missed_earlier(fakes: Fakes, at_once: int) -> None:
+    """Its result is known without running it again."""
+    recipes = fakes.recipes(a="ok", b="missed", c="ok", d="ok")
+    states = [
+        [job.state for job in fakes.run(recipes, fail_fast=True, max_parallel=1).jobs],
+        [job.state for job in fakes.run(recipes, fail_fast=True, max_parallel=at_once).jobs],
+    ]
+    assert states == [["done", "failed", "pending", "pending"]] * 2
+    assert fakes.begun() == ["a", "b"]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_so_many_run_at_once(count: int, fakes: Fakes) -> None:
     recipes = fakes.recipes(a="slow 0.2", b="slow 0.2", c="slow 0.2", d="slow 0.2")
