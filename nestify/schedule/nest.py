@@ -230,10 +230,11 @@ def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removab
             "--schedule weight, which do not need them"
         )
     only_depth = all(level.width == 1 and level.sparsity == 0 for level in levels)
-    if only_depth and len(levels) > (most := len(removable.ranking) + 1) > 1:
-        blocks = f"{most - 1} block{'s' if most > 2 else ''} that can be skipped"
+    if only_depth and len(levels) > (most := len(removable.ranking)) > 0:
+        blocks = f"{most} block{'s' if most > 1 else ''} that can be skipped"
+        differ = f"at most {most} levels can differ in depth" if most > 1 else "no levels can differ in depth"
         raise UnsupportedModelError(
-            f"{spec.architecture} has {blocks}, so that at most {most} levels differ in depth, and there are "
+            f"{spec.architecture} has {blocks}, and every level keeps one, so {differ}, and there are "
             f"{len(levels)}; give fewer levels, or use --schedule channel or --schedule weight"
         )
 

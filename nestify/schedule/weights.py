@@ -78,17 +78,27 @@ def _score_units(name: str, units: Units, score: Score, macs: Mapping[str, int])
         return units.energy()
     importance = _lamp(units.energy())
     if score == "fisher":
-        # The best unit of each layer comes first, so that no layer becomes empty as long as that is possible.
         mean = (importance * units.energy()).sqrt()
-        if len(mean):
-            mean[units.energy().argmax()] = torch.finfo(mean.dtype).max
-        return mean
+        return _with_best(units, mean, torch.finfo(mean.dtype).max)
     if score == "lamp":
-        return importance
+        return _with_best(units, importance, 1.0)
     # The Lagrangian of "most importance within a number of MACs" keeps a weight if its importance exceeds the
     # multiplier times its MACs. So the ratio of the two ranks the weights for every number of MACs at once.
     # A weight without MACs counts as one that multiplies once, as all weights of a classifier do.
     return importance / max(1.0, macs[name] / prod(units.shape))
+
+
+def _with_best(units: Units, scores: Tensor, highest: float) -> Tensor:
+    """Give a layer's best unit the highest score, so that no layer becomes empty as long as that is possible.
+
+    The best one is chosen among those that the lowest level can use, and all levels with it.
+    """
+    if len(scores):
+        energy = units.energy()
+        if units.available is not None:
+            energy = energy.masked_fill(units.available > units.available.min(), -torch.inf)
+        scores[energy.argmax()] = highest
+    return scores
 
 
 def _lamp(energy: Tensor) -> Tensor:

@@ -233,7 +233,7 @@ class Stepper:
 
     def finish(self) -> NestedModel:
         """Return the trained model, or its running average if there is one, in eval mode."""
-        if self._ramp is not None and self.total <= self._ramp.steps:
+        if self._ramp is not None and self.position.step <= self._ramp.steps:  # fewer steps than planned, too
             self._choose_weights(self._ramp, self._ramp.steps)
             if self.ema_model is not None:  # it still has the masks of the last step
                 self.ema_model.set_entry_levels(self.nested.entry_levels)

@@ -63,19 +63,26 @@ class MethodRun:
             return cls(file["labels"], levels, json.loads(str(file["facts"])))
 
 
-def paired_difference(first: Sequence[Classes], second: Sequence[Classes], labels: Classes) -> Difference:
+def paired_difference(
+    first: Sequence[Classes], second: Sequence[Classes], labels: Sequence[Classes]
+) -> Difference:
     """Return the accuracy of one method less that of another on the same images.
 
     The standard error is the standard deviation of the per-image difference of correctness, divided by the
     square root of the number of images. Several runs (seeds) of a method are averaged by image first, so the
-    error is that of the images alone, not of the choice of seeds.
+    error is that of the images alone, not of the choice of seeds. If each run has images of its own, as many
+    as the others, that is the error of all of them together; runs of different lengths are put in a row.
 
     Args:
-        first, second: predicted classes of each run, (images,); run i of both has the same seed.
-        labels: class of each image, (images,).
+        first, second: predicted classes of each run, (images,); run i of both has the same seed and images.
+        labels: class of each image of each run, (images,).
     """
-    runs = [(one == labels).astype(float) - (two == labels) for one, two in zip(first, second, strict=True)]
-    by_image = np.mean(runs, axis=0)
+    runs = [
+        (one == true).astype(float) - (two == true)
+        for one, two, true in zip(first, second, labels, strict=True)
+    ]
+    alike = len({len(run) for run in runs}) == 1
+    by_image = np.mean(runs, axis=0) if alike else np.concatenate(runs)
     return Difference(
         float(by_image.mean() * 100), float(by_image.std(ddof=1) / np.sqrt(len(by_image)) * 100)
     )
@@ -144,7 +151,7 @@ def _levels_of(runs: Runs, method: str, seed: int) -> Mapping[int, Classes]:
 
 def _difference(runs: Runs, first: str, second: str, level: int, seeds: Sequence[int]) -> Difference:
     one, two = ([runs[name][seed].predictions[level] for seed in seeds] for name in (first, second))
-    return paired_difference(one, two, runs[first][seeds[0]].labels)
+    return paired_difference(one, two, [runs[first][seed].labels for seed in seeds])
 
 
 def print_table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

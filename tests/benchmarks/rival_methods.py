@@ -11,6 +11,7 @@ from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from math import ceil
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import patch
@@ -107,7 +108,10 @@ class Contest:
         self._overrides = {
             "train.eval_before": False,
             "train.eval_every": 1_000_000,
-            "train.amp": False,  # which a GPU may use by default, and the rivals do not have
+            # What a GPU may use by default, and the rivals do not have.
+            **dict.fromkeys(
+                ("train.amp", "train.tf32", "train.cudnn_benchmark", "train.channels_last"), False
+            ),
             "train.compile": False,
             "train.checkpoint_minutes": 0.0,  # a run that was killed starts again, so that it is recorded
             **overrides,
@@ -268,7 +272,7 @@ class Contest:
             optimizer,
             sched=options.sched,
             num_epochs=max(1, total),
-            warmup_epochs=round(options.warmup_epochs * per_epoch),
+            warmup_epochs=ceil(options.warmup_epochs * per_epoch),
             warmup_lr=options.lr / 100,
             min_lr=options.min_lr,
             step_on_epochs=False,

@@ -15,8 +15,9 @@ before training or in 20 rounds over its first half. torch-pruning: magnitude im
 every layer, and the MACs of the level (`pip install torch-pruning`).
 
 The output folder receives one npz file per run, which is not run again if it exists, the nested files, and
-predictions.npz: `labels`, and the predicted classes of each method as `seed1/nested/level2`, so that any pair
-can be compared. Exits with 1 if a method failed, and with 2 if an option is not right.
+predictions.npz: the classes of the test images of each seed as `seed1/labels`, and the predicted ones of each
+method as `seed1/nested/level2`, so that any pair can be compared. Exits with 1 if a method failed, and with 2
+if an option is not right.
 """
 
 import argparse
@@ -42,8 +43,11 @@ from tests.benchmarks.rival_pruning import RIVALS, leave_dense
 
 NESTIFY_METHODS = ("nested", "alone", "dense")
 METHODS = (*NESTIFY_METHODS, *(name for rivals in RIVALS.values() for name in rivals))
-UNSUPPORTED = ("mixup", "cutmix", "clip_grad", "ema_decay", "amp", "compile")
-"""Options that the rivals' loop does not have."""
+UNSUPPORTED = (
+    *("mixup", "cutmix", "clip_grad", "ema_decay", "amp", "compile"),
+    *("loss", "class_weights", "accumulate", "bn", "tf32", "cudnn_benchmark"),
+)
+"""Options that the rivals' loop does not have, so that they must have their defaults."""
 
 Job = Callable[[], MethodRun]
 
@@ -54,7 +58,7 @@ def main() -> int:
     try:
         settings = dict(parse_setting(text) for text in options.set)
         variants = {name: dict(map(parse_setting, changes)) for name, *changes in options.variant}
-        folder = _open_folder(options, settings)
+        folder = _open_folder(options, settings, variants)
         runs, names, failed = _run_all(options, settings, variants, folder)
     except nestify.NestifyError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -122,8 +126,12 @@ def _numbers(text: str) -> list[int]:
     return [int(number) for number in text.split(",")]
 
 
-def _open_folder(options: argparse.Namespace, settings: Mapping[str, object]) -> Path:
-    """Make the output folder, or check that it has results of the same comparison.
+def _open_folder(
+    options: argparse.Namespace,
+    settings: Mapping[str, object],
+    variants: Mapping[str, Mapping[str, object]],
+) -> Path:
+    """Make the output folder, or check that it has results of the same comparison and variants.
 
     Raises:
         NestifyError: if it has results of another one.
@@ -131,13 +139,19 @@ def _open_folder(options: argparse.Namespace, settings: Mapping[str, object]) ->
     free = ("methods", "seeds", "variant", "output", "set")
     asked = {key: value for key, value in vars(options).items() if key not in free}
     asked["set"] = dict(settings)
+    asked |= {f"variant {name}": dict(changes) for name, changes in variants.items()}
     asked = json.loads(json.dumps(asked, default=str))
     folder: Path = options.output
     folder.mkdir(parents=True, exist_ok=True)
     record = folder / "settings.json"
     if record.exists() and any(folder.glob("*.npz")):
         found = json.loads(record.read_text())
-        keys = [key for key in {**asked, **found} if asked.get(key) != found.get(key)]
+        asked = {key: value for key, value in found.items() if key.startswith("variant ")} | asked
+        keys = [
+            key
+            for key in {**asked, **found}
+            if asked.get(key) != found.get(key) and (key in found or not key.startswith("variant "))
+        ]
         if keys:
             texts = [f"--{key.replace('_', '-')} was {found.get(key)}, now {asked.get(key)}" for key in keys]
             raise nestify.NestifyError(
@@ -222,10 +236,8 @@ def _check_plain(contest: Contest) -> None:
         f"{section}.{name}"
         for section, values in sections.items()
         for name in UNSUPPORTED
-        if getattr(values, name, None)
+        if (value := getattr(values, name, None)) and value != type(values).model_fields[name].default
     ]
-    if recipe.train.accumulate > 1:
-        used.append("train.accumulate")
     if recipe.train.teacher in ("self", "both"):
         used.append("train.teacher")
     if used:
@@ -290,8 +302,8 @@ def _write_predictions(folder: Path, runs: Runs) -> None:
         for seed, run in by_seed.items()
         for level, classes in run.predictions.items()
     }
-    labels = next(iter(next(iter(runs.values())).values())).labels
-    np.savez_compressed(folder / "predictions.npz", labels=labels, **arrays)
+    labels = {f"seed{seed}/labels": run.labels for by_seed in runs.values() for seed, run in by_seed.items()}
+    np.savez_compressed(folder / "predictions.npz", **labels, **arrays)
 
 
 if __name__ == "__main__":

@@ -339,6 +339,28 @@ def test_no_layer_becomes_empty(seed: int, pattern: Pattern) -> None:
     assert all(bool((entry[name] == 1).any()) for name in weights)
 
 
+@settings(deadline=None, max_examples=25)
+@given(
+    st.integers(0, 999),
+    st.sampled_from([Pattern(), parse_pattern("2x1")]),
+    st.sampled_from(["fisher", "lamp"]),
+)
+def test_no_layer_becomes_empty_where_its_best_weights_belong_to_higher_levels(
+    seed: int, pattern: Pattern, score: Score
+) -> None:
+    """As where the core level is narrower, and sparse."""
+    rng = np.random.default_rng(seed)
+    weights, available = {}, {}
+    for i in range(4):
+        values = rng.normal(size=(8, 6)) * 10.0**-i
+        values[:, 3:] *= 1000
+        weights[f"layer{i}"] = torch.tensor(values, dtype=torch.float32)
+        available[f"layer{i}"] = torch.tensor([[1, 1, 1, 2, 2, 2]] * 8, dtype=torch.uint8)
+    levels = [Level("a", 1 - 8 / 96, pattern), Level("b", 0.9, pattern), Level("c", 0.0)]
+    entry = select_entry_levels(weights, levels, score, available)
+    assert all(bool((entry[name] == 1).any()) for name in weights)
+
+
 def test_weighed_weights_have_the_saliency_as_their_square() -> None:
     weights, sensitivity = {"w": torch.tensor([[3.0, -2.0]])}, {"w": torch.tensor([[4.0, 0.25]])}
     assert torch.equal(weigh(weights, sensitivity)["w"], torch.tensor([[6.0, -1.0]]))

@@ -99,6 +99,20 @@ def test_a_ramp_as_long_as_the_training_still_reaches_its_target(make_model: Mak
     assert trained.entry_levels.count_kept(1) == round(trained.entry_levels.total * 0.1)
 
 
+def test_a_ramp_reaches_its_target_though_batches_without_readable_images_make_no_steps(
+    make_model: MakeModel,
+) -> None:
+    class Damaged(Squares):
+        def epoch(self, number: int, first_batch: int = 0) -> Generator[tuple[Tensor, Tensor], None, None]:
+            for images, target in super().epoch(number, first_batch):
+                if self.place > 2:
+                    yield images, target
+
+    trained, logs = run(make_task(make_model), options(epochs=1.0), Ramp(LEVELS, 5, 2), Damaged())
+    assert logs[-1].step == 4
+    assert trained.entry_levels.count_kept(1) == round(trained.entry_levels.total * 0.1)
+
+
 def test_a_ramp_as_long_as_the_training_gives_the_running_average_its_last_masks(
     make_model: MakeModel,
 ) -> None:
