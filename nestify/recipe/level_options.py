@@ -82,7 +82,7 @@ class ScheduleOptions(Section):
     rank: Rank = Field(
         default="evenly",
         description="which blocks a shallower level keeps: evenly (spread over the stages) or loss (those "
-        "whose removal increases the loss on training images most)",
+        "whose removal changes the outputs on training images most)",
     )
     score: Annotated[Score, Flag(Panel.levels, "--score --criterion")] = Field(
         default="fisher",
