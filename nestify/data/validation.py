@@ -204,7 +204,7 @@ def open_calibration_images(
 
 
 def _locate(data: str, split: str | None, otherwise: str | None, data_root: str | None) -> Split:
-    """Locate the split to evaluate on: the named one, or `validation`, or else another one."""
+    """Locate the split to evaluate on: the named one, or `validation`, or else `otherwise`."""
     try:
         return locate_split(data, split or "validation", data_root)
     except DataError:
