@@ -230,7 +230,10 @@ def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removab
             "--schedule weight, which do not need them"
         )
     only_depth = all(level.width == 1 and level.sparsity == 0 for level in levels)
-    if only_depth and len(levels) > (most := len(removable.ranking)) > 0:
+    most = len(removable.ranking)
+    if (
+        only_depth and len(levels) > max(most, 2) and most
+    ):  # of two levels, the depth or the budget is refused
         blocks = f"{most} block{'s' if most > 1 else ''} that can be skipped"
         differ = f"at most {most} levels can differ in depth" if most > 1 else "no levels can differ in depth"
         raise UnsupportedModelError(

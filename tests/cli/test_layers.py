@@ -114,7 +114,14 @@ def test_a_model_without_blocks_is_refused(tmp_path: Path) -> None:
     assert "densenet121 has no residual blocks that can be skipped; use --schedule channel" in done.message
 
 
-@pytest.mark.parametrize("levels", ["0.5,1", "0.5,0.75,1", "macs=0.5,0.75,1", "latency=0.67,latency=0.85,1"])
+def test_depths_that_give_the_same_blocks() -> None:
+    done = nestify("compress", "digits", "--schedule", "layer", "--levels", "0.5,1", *QUICK)
+    assert done.code == 2
+    assert "level[1].depth = 0.5 gives test_resnet the same blocks as level[2]" in done.message
+    assert "1 block of the model can be skipped" in done.message
+
+
+@pytest.mark.parametrize("levels", ["0.5,0.75,1", "macs=0.5,0.75,1", "latency=0.67,latency=0.85,1"])
 def test_more_levels_than_there_are_depths(levels: str) -> None:
     done = nestify("compress", "digits", "--schedule", "layer", "--levels", levels, *QUICK)
     assert done.code == 3

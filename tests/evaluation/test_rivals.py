@@ -131,7 +131,10 @@ def test_attention_stays_in_float32(tmp_path: Path) -> None:
     net = Attention().eval()
     images = np.random.default_rng(1).standard_normal((4, 3, 20, 20)).astype(np.float32)
     path = save_onnx(net, images, tmp_path / "net.onnx")
-    quantise(path, tmp_path / "int8.onnx", images)
+    optimise(path, tmp_path / "optimised.onnx")
+    quantise_optimised(
+        tmp_path / "optimised.onnx", tmp_path / "int8.onnx", images, reduce_range=sums_saturate()
+    )
     with torch.no_grad():
         expected = net(torch.from_numpy(images)).numpy()
     [logits] = onnxruntime.InferenceSession(tmp_path / "int8.onnx").run(None, {"images": images})
