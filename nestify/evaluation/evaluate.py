@@ -116,7 +116,7 @@ def evaluate(
             see `all_images`.
         all_images: whether to use the images that the levels were trained on too.
         unlabelled: whether to use no labels: each level is compared with the file's full level, or with
-            `original`. The images may lie in any folder.
+            `original`. The images may be in any folder.
         labels: CSV table of the labels of each image, of which it may have several; the levels are then
             judged by their mean average precision.
         original: checkpoint of the original model, to compare the levels with it; needs `unlabelled`.

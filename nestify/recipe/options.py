@@ -124,7 +124,7 @@ class DataOptions(Section):
     )
     unlabelled: Annotated[bool, Flag(Panel.model)] = Field(
         default=False,
-        description="whether to read no labels: the images may lie in any folder, the levels learn from the "
+        description="whether to read no labels: the images may be in any folder, the levels learn from the "
         "predictions of the original model alone, and are evaluated by their agreement with it",
         exclude_if=lambda value: not value,
     )

@@ -231,14 +231,14 @@ def check_removable(spec: ModelSpec, levels: Sequence[Level], removable: Removab
         )
     only_depth = all(level.width == 1 and level.sparsity == 0 for level in levels)
     most = len(removable.ranking)
-    if (
-        only_depth and len(levels) > max(most, 2) and most
-    ):  # of two levels, the depth or the budget is refused
+    # If there are two levels for one block, the depth or the budget of the lower one is refused later.
+    if only_depth and most and len(levels) > max(most, 2):
         blocks = f"{most} block{'s' if most > 1 else ''} that can be skipped"
         differ = f"at most {most} levels can differ in depth" if most > 1 else "no levels can differ in depth"
+        fewer = "give fewer levels, or use" if most > 1 else "use"
         raise UnsupportedModelError(
             f"{spec.architecture} has {blocks}, and every level keeps one, so {differ}, and there are "
-            f"{len(levels)}; give fewer levels, or use --schedule channel or --schedule weight"
+            f"{len(levels)}; {fewer} --schedule channel or --schedule weight"
         )
 
 

@@ -202,10 +202,11 @@ class NestedTask(TrainingTask):  # type: ignore[misc]  # timm is not typed
         if drawn < len(middle):
             draw = torch.Generator().manual_seed((self.seed * 1_000_003 + self.step) % 2**63)
             order = torch.randperm(len(middle), generator=draw).tolist()
-            raised = len(middle) / drawn if drawn else 0.0
-            for place, i in enumerate(order):
-                weights[middle[i]] *= raised if place < drawn else 0.0
-        return sorted(((level, weight) for level, weight in weights.items() if weight), reverse=True)
+            for i in order[:drawn]:
+                weights[middle[i]] *= len(middle) / drawn
+            for i in order[drawn:]:
+                del weights[middle[i]]
+        return sorted(weights.items(), reverse=True)
 
     def for_each_level(
         self,

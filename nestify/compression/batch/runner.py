@@ -33,7 +33,7 @@ from nestify.machine import cores
 from nestify.signals import defer_signals
 
 PARENT_PIPE = "NESTIFY_PARENT_PIPE"
-"""Environment variable that tells a job that its standard input is a pipe from the batch."""
+"""Environment variable of a job whose standard input is a pipe from the batch."""
 
 PATIENCE = 120.0
 """Seconds that a job has for its checkpoint after the batch has ended."""
